@@ -1,0 +1,1 @@
+"""circuitdiff: what fine-tuning did to the circuit behind a behaviour."""

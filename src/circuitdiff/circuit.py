@@ -1,0 +1,102 @@
+"""A circuit: named groups of heads, each at one role."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuitdiff.errors import InputError
+from circuitdiff.heads import Head
+
+
+@dataclass(frozen=True)
+class Group:
+    """Heads that act together at one role, strongest first."""
+
+    at: str
+    heads: tuple[Head, ...]
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Groups by name. A head may serve two groups only at different roles."""
+
+    groups: Mapping[str, Group]
+
+    def __len__(self) -> int:
+        return sum(len(group.heads) for group in self.groups.values())
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles at which the circuit has heads, each once, in the groups' order."""
+        return tuple(dict.fromkeys(group.at for group in self.groups.values() if group.heads))
+
+    def heads_at(self, role: str) -> frozenset[Head]:
+        """All heads that the circuit keeps at `role`."""
+        return frozenset(h for group in self.groups.values() if group.at == role for h in group.heads)
+
+    def without(self, heads: Iterable[Head], role: str) -> Circuit:
+        """The circuit with `heads` taken out of every group at `role`."""
+        gone = frozenset(heads)
+        return Circuit(
+            {
+                name: Group(g.at, tuple(h for h in g.heads if h not in gone)) if g.at == role else g
+                for name, g in self.groups.items()
+            }
+        )
+
+    def check_fits(self, n_layers: int, n_heads: int, roles: Iterable[str]) -> None:
+        """Raises: InputError naming the first head or role that a model or task lacks."""
+        known = set(roles)
+        for name, group in self.groups.items():
+            if group.at not in known:
+                raise InputError(
+                    f"group {name!r} sits at role {group.at!r}, which the task lacks; "
+                    f"it has {', '.join(sorted(known))}"
+                )
+            for head in group.heads:
+                if head.layer >= n_layers or head.index >= n_heads:
+                    raise InputError(
+                        f"group {name!r} names head {head}, but the model has {n_layers} layers "
+                        f"of {n_heads} heads; was the circuit found in another model?"
+                    )
+
+    def to_dict(self) -> dict:
+        return {
+            "groups": {
+                name: {"at": g.at, "heads": [[h.layer, h.index] for h in g.heads]}
+                for name, g in self.groups.items()
+            }
+        }
+
+    @classmethod
+    def from_dict(cls, data: object, source: str = "circuit") -> Circuit:
+        """The circuit in its JSON form, `{"groups": {name: {"at": role, "heads": [[layer, head], ...]}}}`.
+
+        Raises: InputError if `data` has another form; `source` says where it came from.
+        """
+        try:
+            groups = {
+                str(name): Group(str(group["at"]), tuple(Head(int(layer), int(i)) for layer, i in group["heads"]))
+                for name, group in data["groups"].items()  # pyright: ignore[reportIndexIssue]
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f'{source} is not a circuit: expected {{"groups": {{name: {{"at": role, '
+                f'"heads": [[layer, head], ...]}}}}}} ({type(error).__name__}: {error})'
+            ) from error
+        return cls(groups)
+
+    def to_json(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Circuit:
+        """Raises: InputError if the file is missing, not JSON, or not a circuit."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise InputError(f"cannot read a circuit from {path}: {error}") from error
+        return cls.from_dict(data, source=str(path))
