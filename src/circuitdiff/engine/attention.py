@@ -1,0 +1,130 @@
+"""The one attention function: every q, k, v and z of every model passes through here.
+
+transformers sends the attention of every modern decoder through its `AttentionInterface`. We register one function
+there, and one mask function, so that what an executor wants done to q, k, v or z needs no code per architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from circuitdiff.errors import InputError
+
+IMPLEMENTATION = "circuitdiff"
+
+# Keywords that change nothing here: bookkeeping, and what the mask already holds (sliding_window, is_causal).
+_HARMLESS = frozenset(
+    [
+        "dropout",
+        "is_causal",
+        "position_ids",
+        "sliding_window",
+        "use_cache",
+        "output_attentions",
+        "cache_position",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What one layer's attention is about to do. q has the query heads, k and v the key/value heads."""
+
+    module: nn.Module
+    layer: int
+    q: Float[Tensor, "batch head query d_head"]
+    k: Float[Tensor, "batch kv_head key d_head"]
+    v: Float[Tensor, "batch kv_head key d_head"]
+    allowed: Bool[Tensor, "#batch 1 query key_all"]  # key_all > key when the queries are a window
+    scaling: float
+    softcap: float | None
+
+
+Handler = Callable[[AttentionCall], Float[Tensor, "batch query head d_head"]]
+
+
+def probabilities(
+    scores: Float[Tensor, "*any key"],
+    allowed: Bool[Tensor, "*#any key"],
+    softcap: float | None,
+) -> Float[Tensor, "*any key"]:
+    """Attention pattern from scaled scores. Half precision is summed in float32, float64 stays float64."""
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
+
+
+def expand_kv(kv: Float[Tensor, "*any kv_head pos d"], n_heads: int) -> Float[Tensor, "*any head pos d"]:
+    """Keys or values with one entry per query head."""
+    return kv.repeat_interleave(n_heads // kv.shape[-3], dim=-3)
+
+
+def attend(call: AttentionCall) -> Float[Tensor, "batch query head d_head"]:
+    """z, per head and before the output projection, of an attention that nobody edits."""
+    n_heads = call.q.shape[1]
+    scores = call.q @ expand_kv(call.k, n_heads).transpose(-1, -2) * call.scaling
+    pattern = probabilities(scores, call.allowed, call.softcap)
+    return (pattern @ expand_kv(call.v, n_heads)).transpose(1, 2)
+
+
+_handler: ContextVar[Handler] = ContextVar("circuitdiff_attention_handler", default=attend)
+
+
+@contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """While this lasts, `handler` computes z in every attention layer."""
+    token = _handler.set(handler)
+    try:
+        yield
+    finally:
+        _handler.reset(token)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **keywords: object,
+) -> tuple[Tensor, None]:
+    unknown = [name for name, value in keywords.items() if name not in _HARMLESS and value is not None]
+    if unknown:
+        raise InputError(
+            f"{type(module).__name__} calls its attention with {', '.join(sorted(unknown))}, which circuitdiff "
+            f"does not know and would silently leave out; this architecture is not supported"
+        )
+    if attention_mask is None or scaling is None:
+        raise InputError(
+            f"{type(module).__name__} gives its attention no mask or no scaling; this architecture does not "
+            f"follow transformers' attention interface and is not supported"
+        )
+    layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+    call = AttentionCall(module, layer, query, key, value, attention_mask, scaling, softcap)
+    return _handler.get()(call), None
+
+
+def _mask(*args: object, **keywords: object) -> Tensor:
+    """The model's own mask, always given and always boolean (True: may attend)."""
+    keywords |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask = sdpa_mask(*args, **keywords)  # pyright: ignore[reportArgumentType]
+    assert mask is not None
+    return mask
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionMaskInterface.register(IMPLEMENTATION, _mask)

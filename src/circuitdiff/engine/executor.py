@@ -1,0 +1,105 @@
+"""What an executor does: the interface that the full and the window executor share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitdiff.engine.clean import CleanRun, run_clean
+from circuitdiff.engine.edits import Edit, Site
+from circuitdiff.engine.model import Model
+
+# From logits and the prompt that each row belongs to, to the numbers wanted of each.
+Readout = Callable[[Float[Tensor, "row d_vocab"], Int[Tensor, " row"]], Float[Tensor, "row value"]]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Every head at every position is constant, but for the heads that a variant keeps at a few positions."""
+
+    positions: tuple[int, ...]  # ascending; the last one is the prompts' last
+    kept: Bool[Tensor, "variant layer at head"]  # `at` runs over `positions`
+    constants: Float[
+        Tensor,
+        (
+            layer  # prompt pos head d_head
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of one length on a model, with their clean run, which is made when first asked for."""
+
+    model: Model
+    tokens: Int[Tensor, "prompt pos"]
+    start: int = 0  # the first position that an edit will change
+
+    @cached_property
+    def clean(self) -> CleanRun:
+        return run_clean(self.model, self.tokens, self.start)
+
+    @property
+    def n_prompts(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[1]
+
+
+class Executor(Protocol):
+    """Carries edits out. Both executors give the same numbers; the window executor computes only what can differ."""
+
+    def run(
+        self, batch: Batch, edits: Sequence[Edit], n_variants: int, readout: Readout
+    ) -> Float[Tensor, "variant prompt value"]:
+        """Nothing frozen: what `readout` says of each variant's logits at the last position."""
+        ...
+
+    def frozen(
+        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout
+    ) -> Float[Tensor, "variant prompt value"]:
+        """The same with every head that is not edited frozen at its clean z, at positions >= `at`.
+
+        Edits are of z, at `at`.
+        """
+        ...
+
+    def received(
+        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, sites: Sequence[Site]
+    ) -> list[Edit]:
+        """In the same frozen run, what arrives at `sites` (q, k or v at `at`), as edits that put it there.
+
+        Variants whose edits come too late to change a site may be left out of that site's edit.
+        """
+        ...
+
+    def ablated(
+        self, batch: Batch, ablation: Ablation, readout: Readout
+    ) -> Float[Tensor, "variant prompt value"]:
+        """Each variant's circuit alone: see `Ablation`."""
+        ...
+
+
+_UNEMBED_ROWS = 512  # bounds the memory for logits: 512 x 150,000 words x 4 bytes = 300 MB
+
+
+def read_out(
+    model: Model, final: Float[Tensor, "variant prompt d_model"], readout: Readout
+) -> Float[Tensor, "variant prompt value"]:
+    """What `readout` says of final residual streams, a bounded number of rows at a time."""
+    n_variants, n_prompts, _ = final.shape
+    prompts = torch.arange(n_prompts, device=final.device).repeat(n_variants)
+    rows = final.flatten(0, 1)
+    parts = [
+        readout(model.unembed(part), prompts[i * _UNEMBED_ROWS : i * _UNEMBED_ROWS + len(part)])
+        for i, part in enumerate(rows.split(_UNEMBED_ROWS))
+    ]
+    return torch.cat(parts).unflatten(0, (n_variants, n_prompts))

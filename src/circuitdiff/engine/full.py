@@ -1,0 +1,142 @@
+"""The full executor: the whole model on the whole prompt, once per variant. Slow, obvious, the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace as with_fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdiff.engine.attention import AttentionCall, Handler, attend, expand_kv, handled_by
+from circuitdiff.engine.edits import Edit, Site
+from circuitdiff.engine.executor import Ablation, Batch, Readout
+
+Values = Float[Tensor, "variant prompt value"]
+
+
+def _put(
+    x: Float[Tensor, "prompt head pos d"], edit: Edit, variant: int
+) -> Float[Tensor, "prompt head pos d"]:
+    """`x` with one variant's part of the edit in it, out of place."""
+    row = int((edit.variants == variant).nonzero())
+    if len(edit.replacement) == 1:
+        new = edit.replacement[0]
+    else:
+        new = edit.replacement[row]
+    prompts = torch.arange(len(x), device=x.device)
+    index = (prompts[:, None], edit.heads[None, :], torch.tensor(edit.at, device=x.device))
+    if edit.keep is not None:
+        keep = edit.keep[row if len(edit.keep) > 1 else 0][None, :, None]
+        new = keep * x[index] + (1 - keep) * new
+    return x.index_put(index, new.expand_as(x[index]))
+
+
+def _edited_attention(call: AttentionCall, edits: Sequence[Edit], variant: int) -> Tensor:
+    """z of one layer, all positions, after the edits of q, k, v and then z."""
+    n_heads = call.q.shape[1]
+    q = call.q
+    for edit in edits:
+        if edit.what == "q":
+            q = _put(q, edit, variant)
+
+    def with_kv(read_at: int | None) -> Tensor:
+        kv = {"k": expand_kv(call.k, n_heads), "v": expand_kv(call.v, n_heads)}
+        for edit in edits:
+            if edit.what in kv and edit.read_at in (None, read_at):
+                kv[edit.what] = _put(kv[edit.what], edit, variant)
+        return attend(with_fields(call, q=q, **kv))
+
+    z = with_kv(None)
+    for position in {edit.read_at for edit in edits if edit.read_at is not None}:
+        z = z.select_scatter(with_kv(position)[:, position], dim=1, index=position)
+    for edit in edits:
+        if edit.what == "z":
+            z = _put(z.transpose(1, 2), edit, variant).transpose(1, 2)
+    return z
+
+
+class FullExecutor:
+    """See `Executor`."""
+
+    def run(self, batch: Batch, edits: Sequence[Edit], n_variants: int, readout: Readout) -> Values:
+        def handler_of(variant: int) -> Handler:
+            mine = _edits_of(edits, variant)
+            return lambda call: _edited_attention(call, mine.get(call.layer, []), variant)
+
+        return _every_variant(batch, n_variants, handler_of, readout)
+
+    def frozen(
+        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout
+    ) -> Values:
+        return _every_variant(batch, n_variants, lambda v: _freezing(batch, edits, v, at), readout)
+
+    def received(
+        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, sites: Sequence[Site]
+    ) -> list[Edit]:
+        seen: list[list[Tensor]] = [[] for _ in sites]
+
+        def handler_of(variant: int) -> Handler:
+            freeze = _freezing(batch, edits, variant, at)
+
+            def handler(call: AttentionCall) -> Tensor:
+                for site, values in zip(sites, seen, strict=True):
+                    if site.layer == call.layer:
+                        whole = getattr(call, site.what)
+                        values.append(expand_kv(whole, call.q.shape[1])[:, site.heads, site.at])
+                return freeze(call)
+
+            return handler
+
+        _every_variant(batch, n_variants, handler_of, lambda logits, _: logits[:, :0])
+        everyone = torch.arange(n_variants)
+        return [
+            Edit(site.layer, site.what, site.at, site.heads, everyone, torch.stack(values))
+            for site, values in zip(sites, seen, strict=True)
+        ]
+
+    def ablated(self, batch: Batch, ablation: Ablation, readout: Readout) -> Values:
+        def handler_of(variant: int) -> Handler:
+            def handler(call: AttentionCall) -> Tensor:
+                own, constant = attend(call), ablation.constants[call.layer]
+                kept = torch.zeros(batch.length, own.shape[2], dtype=torch.bool, device=own.device)
+                kept[list(ablation.positions)] = ablation.kept[variant, call.layer]
+                return torch.where(kept[:, :, None], own, constant)
+
+            return handler
+
+        return _every_variant(batch, len(ablation.kept), handler_of, readout)
+
+
+def _freezing(batch: Batch, edits: Sequence[Edit], variant: int, at: int) -> Handler:
+    mine = _edits_of(edits, variant)
+    clean = batch.clean
+
+    def handler(call: AttentionCall) -> Tensor:
+        own = attend(call)
+        z = torch.cat([own[:, :at], clean.z[call.layer][:, at - clean.start :]], dim=1).transpose(1, 2)
+        for edit in mine.get(call.layer, []):
+            z = _put(z, edit, variant)
+        return z.transpose(1, 2)
+
+    return handler
+
+
+def _edits_of(edits: Sequence[Edit], variant: int) -> dict[int, list[Edit]]:
+    by_layer: dict[int, list[Edit]] = {}
+    for edit in edits:
+        if variant in edit.variants:
+            by_layer.setdefault(edit.layer, []).append(edit)
+    return by_layer
+
+
+def _every_variant(
+    batch: Batch, n_variants: int, handler_of: Callable[[int], Handler], readout: Readout
+) -> Values:
+    prompts = torch.arange(batch.n_prompts)
+    values = []
+    for variant in range(n_variants):
+        with handled_by(handler_of(variant)):
+            values.append(readout(batch.model.forward(batch.tokens), prompts))
+    return torch.stack(values)

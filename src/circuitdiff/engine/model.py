@@ -1,0 +1,82 @@
+"""A loaded decoder as the engine sees it: its layers, their attention, and its own forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Model:
+    """A causal decoder whose attention runs through circuitdiff's function (see `models.load_model`)."""
+
+    name: str
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layers: Sequence[nn.Module]
+    attentions: Sequence[nn.Module]
+    projections: Sequence[nn.Module]  # each attention's output projection: its input is z, all heads in a row
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    provenance: dict[str, Any]
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.module.dtype
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch d_vocab"]:
+        """The logits after the last position, by the model's own forward pass."""
+        return self.module(input_ids=tokens.to(self.device), use_cache=False, logits_to_keep=1).logits[:, -1]
+
+    def unembed(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+        """Logits of final residual streams, by the model's own final norm, head, caps and scales.
+
+        Runs the model's forward pass on one-token prompts with its layers bypassed, the last one handing in `resid`.
+        """
+        tokens = torch.zeros(len(resid), 1, dtype=torch.long, device=self.device)
+        with bypassed(self.layers, final=resid[:, None].to(self.device)):
+            return self.module(input_ids=tokens, use_cache=False).logits[:, -1]
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """While this lasts, calling `module` calls `forward`."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+@contextmanager
+def bypassed(layers: Sequence[nn.Module], final: Tensor | None = None) -> Iterator[None]:
+    """While this lasts, layers hand on what they are given; the last one hands on `final` if there is one."""
+
+    def identity(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        return hidden_states
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(replaced_forward(layer, identity))
+        if final is not None:
+            stack.enter_context(replaced_forward(layers[-1], lambda *_, **__: final))
+        yield

@@ -1,0 +1,91 @@
+"""Recording how a model calls its layers, and calling them again on some positions only.
+
+A replayed layer is the model's own module with the recorded keywords, cut to the positions of the window. They are cut
+by keyword name, never by "the axis of size T": a batch of T prompts would be cut along the wrong axis.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from circuitdiff.engine.model import Model, bypassed
+from circuitdiff.errors import InputError
+
+Keywords = Mapping[str, Any]
+
+# The axis that counts positions, from the end. A mask's rows are its queries; its keys are not cut.
+_POSITION_AXIS = {"attention_mask": -2, "position_ids": -1, "position_embeddings": -2, "cache_position": -1}
+
+
+@contextmanager
+def recorded(layers: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
+    """Collects each layer's input and keyword arguments while the model runs once."""
+    calls: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = inspect.signature(type(layer).forward).bind(layer, *args, **kwargs).arguments
+        keywords = {k: v for k, v in list(given.items())[1:] if k not in ("kwargs", "hidden_states")}
+        calls.append((given["hidden_states"], keywords | given.get("kwargs", {})))
+
+    with ExitStack() as stack:
+        for layer in layers:
+            handle = layer.register_forward_pre_hook(record, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield calls
+
+
+def cut(keywords: Keywords, positions: Int[Tensor, " row"], *, one_each: bool = False) -> dict[str, Any]:
+    """The keywords for some positions of one prompt, shared by a batch of any size.
+
+    The prompts of a bucket have no padding and equal lengths, so the first prompt's masks and position tables are
+    everyone's. With `one_each`, batch row i is a prompt of one token, which sits at `positions[i]`.
+
+    Raises: InputError for a tensor under a keyword that nobody has told us how to cut.
+    """
+
+    def cut_tensor(name: str, value: Tensor) -> Tensor:
+        axis = _POSITION_AXIS[name]
+        if name != "cache_position" and not torch.equal(value, value[:1].expand_as(value)):
+            raise InputError(f"the model gives prompts of one length different {name}; it is not supported")
+        shared = value if name == "cache_position" else value[:1]
+        rows = shared.index_select(shared.dim() + axis, positions.to(value.device))
+        if not one_each or name == "cache_position":
+            return rows
+        return rows.transpose(0, axis)  # the batch axis had size one
+
+    result: dict[str, Any] = {}
+    for name, value in keywords.items():
+        if isinstance(value, Tensor | tuple) and name not in _POSITION_AXIS:
+            raise InputError(
+                f"a decoder layer takes {name!r}, which circuitdiff cannot cut to a few positions"
+            )
+        if isinstance(value, Tensor):
+            value = cut_tensor(name, value)
+        elif isinstance(value, tuple):
+            value = tuple(cut_tensor(name, part) for part in value)
+        result[name] = value
+    return result
+
+
+def run_layer(
+    layer: nn.Module, hidden: Float[Tensor, "batch row d_model"], keywords: Keywords
+) -> Float[Tensor, "batch row d_model"]:
+    """The layer's output; some architectures wrap it in a tuple."""
+    out = layer(hidden, **keywords)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def embed(
+    model: Model, tokens: Int[Tensor, "prompt pos"]
+) -> tuple[Float[Tensor, "prompt pos d_model"], list[Keywords]]:
+    """What enters the first layer, and the keywords of every layer, without running any layer."""
+    with recorded(model.layers) as calls, bypassed(model.layers):
+        model.forward(tokens)
+    return calls[0][0], [keywords for _, keywords in calls]

@@ -1,0 +1,103 @@
+"""The window executor: computes only what can differ from the clean run. The default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdiff.engine.attention import AttentionCall, handled_by
+from circuitdiff.engine.edits import Edit, Site, replace
+from circuitdiff.engine.executor import Ablation, Batch, Readout
+from circuitdiff.engine.frozen import FrozenRun
+from circuitdiff.engine.replay import cut, run_layer
+from circuitdiff.engine.variants import LiveVariants
+from circuitdiff.engine.window_ablation import ablated_in_window
+from circuitdiff.engine.window_attention import Prefix, Window, attend_edited_heads, attend_window
+
+Values = Float[Tensor, "variant prompt value"]
+
+
+class WindowExecutor:
+    """See `Executor`.
+
+    Nothing frozen: positions from the first edited one on, layers from the first edited one on; earlier positions
+    enter through the clean run's keys and values only.
+    """
+
+    def run(self, batch: Batch, edits: Sequence[Edit], n_variants: int, readout: Readout) -> Values:
+        live = LiveVariants(batch.clean, edits, n_variants, start=min(edit.first_changed for edit in edits))
+        for layer in range(live.first_layer, batch.model.n_layers):
+            live.join(layer)
+            self._run_layer(batch, live, layer, [edit for edit in edits if edit.layer == layer])
+        return live.read_out(batch, readout)
+
+    def frozen(
+        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout
+    ) -> Values:
+        run = FrozenRun(batch, edits, n_variants, at)
+        run.to_the_end()
+        return run.live.read_out(batch, readout)
+
+    def received(
+        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, sites: Sequence[Site]
+    ) -> list[Edit]:
+        return FrozenRun(batch, edits, n_variants, at).up_to(sites)
+
+    def ablated(self, batch: Batch, ablation: Ablation, readout: Readout) -> Values:
+        return ablated_in_window(batch, ablation, readout)
+
+    def _run_layer(self, batch: Batch, live: LiveVariants, layer: int, edits: Sequence[Edit]) -> None:
+        clean, start = batch.clean, live.start
+        positions = torch.arange(start, clean.length, device=live.hidden.device)
+        prefix = Prefix(clean.k[layer][:, :, :start], clean.v[layer][:, :, :start])
+        rows = [live.rows_of(edit) for edit in edits]
+
+        def handler(call: AttentionCall) -> Tensor:
+            per_variant = live.shape[:2]
+            window = Window(*(x.unflatten(0, per_variant) for x in (call.q, call.k, call.v)))
+            return attend_with_edits(
+                call, window, prefix, start, list(zip(edits, rows, strict=True))
+            ).flatten(0, 1)
+
+        with handled_by(handler):
+            keywords = cut(clean.keywords[layer], positions)
+            live.hidden = run_layer(batch.model.layers[layer], live.hidden.flatten(0, 1), keywords).unflatten(
+                0, live.shape[:2]
+            )
+
+
+def attend_with_edits(
+    call: AttentionCall,
+    window: Window,
+    prefix: Prefix,
+    start: int,
+    edits: Sequence[tuple[Edit, Int[Tensor, " some"]]],
+) -> Float[Tensor, "variant prompt query head d_head"]:
+    """z of the window after the edits of q, k, v and then z; `edits` come with the rows of their variants."""
+    allowed = call.allowed[0, 0]
+    for edit, rows in edits:
+        if edit.what == "q":
+            new = replace(window.q[:, :, :, edit.at - start], edit, rows)
+            window = Window(window.q.select_scatter(new, dim=3, index=edit.at - start), window.k, window.v)
+    z = attend_window(window, prefix, allowed, call.scaling, call.softcap)
+
+    kv_edits = [(edit, rows) for edit, rows in edits if edit.what in ("k", "v")]
+    for read_at in sorted({edit.read_at for edit, _ in kv_edits}, key=lambda at: -1 if at is None else at):
+        seen = [(edit, rows) for edit, rows in kv_edits if edit.read_at in (None, read_at)]
+        heads = torch.cat([edit.heads for edit, _ in seen]).unique()
+        changed = attend_edited_heads(
+            window, prefix, allowed, call.scaling, call.softcap, start=start, edits=seen, heads=heads
+        )
+        if read_at is None:
+            z = z.index_copy(3, heads, changed)
+        else:
+            row = read_at - start
+            z = z.select_scatter(z[:, :, row].index_copy(2, heads, changed[:, :, row]), dim=2, index=row)
+
+    for edit, rows in edits:
+        if edit.what == "z":
+            z = z.select_scatter(replace(z[:, :, edit.at - start], edit, rows), dim=2, index=edit.at - start)
+    return z

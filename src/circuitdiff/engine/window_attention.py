@@ -1,0 +1,101 @@
+"""Attention of a few positions of many variants over keys and values that the variants share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitdiff.engine.attention import probabilities
+from circuitdiff.engine.edits import Edit, replace
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values outside the window, one set per prompt for all variants."""
+
+    k: Float[Tensor, "prompt kv_head prefix d_head"]
+    v: Float[Tensor, "prompt kv_head prefix d_head"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """q, k and v inside the window, per variant."""
+
+    q: Float[Tensor, "variant prompt head query d_head"]
+    k: Float[Tensor, "variant prompt kv_head key d_head"]
+    v: Float[Tensor, "variant prompt kv_head key d_head"]
+
+
+def attend_window(
+    window: Window,
+    prefix: Prefix,
+    allowed: Bool[Tensor, "query prefix_and_key"],
+    scaling: float,
+    softcap: float | None,
+) -> Float[Tensor, "variant prompt query head d_head"]:
+    """z at the window's queries, over the prefix's keys followed by the window's own.
+
+    Scores against the prefix are one matrix product per prompt and key head, with all variants as its queries: the
+    prefix is never copied.
+    """
+    n_kv, n_prefix = prefix.k.shape[1:3]
+    q = window.q.unflatten(2, (n_kv, -1))  # variant prompt kv_head group query d_head
+    n_variants, _, _, n_group, n_query, _ = q.shape
+
+    def per_prompt(x: Tensor) -> Tensor:
+        return x.permute(1, 2, 0, 3, 4, 5).flatten(2, 4)
+
+    def per_variant(x: Tensor) -> Tensor:
+        return x.unflatten(2, (n_variants, n_group, n_query)).permute(2, 0, 1, 3, 4, 5)
+
+    to_prefix = per_variant(per_prompt(q) @ prefix.k.transpose(-1, -2))
+    to_window = (q.flatten(3, 4) @ window.k.transpose(-1, -2)).unflatten(3, (n_group, n_query))
+    pattern = probabilities(torch.cat([to_prefix, to_window], dim=-1) * scaling, allowed, softcap)
+    from_prefix = per_variant(per_prompt(pattern[..., :n_prefix]) @ prefix.v)
+    from_window = (pattern[..., n_prefix:].flatten(3, 4) @ window.v).unflatten(3, (n_group, n_query))
+    return (from_prefix + from_window).flatten(2, 3).transpose(2, 3)
+
+
+def attend_edited_heads(
+    window: Window,
+    prefix: Prefix,
+    allowed: Bool[Tensor, "query pos"],
+    scaling: float,
+    softcap: float | None,
+    *,
+    start: int,
+    edits: Sequence[tuple[Edit, Int[Tensor, " some"]]],
+    heads: Int[Tensor, " edited"],
+) -> Float[Tensor, "variant prompt query edited d_head"]:
+    """z of `heads` only, whose keys and values are edited (each with the rows of its variants).
+
+    A key or value edited inside the prefix becomes an extra column of every variant's own, and the prefix's column is
+    masked.
+    """
+    kv_head = heads // (window.q.shape[2] // window.k.shape[2])
+    n_window = window.k.shape[3]
+    columns = sorted({edit.at for edit, _ in edits if edit.at < start})
+
+    def with_extra(own: Tensor, shared: Tensor) -> Tensor:
+        extra = shared[:, kv_head][:, :, columns].expand(len(own), -1, -1, -1, -1)
+        return torch.cat([own[:, :, kv_head], extra], dim=3)
+
+    kv = {"k": with_extra(window.k, prefix.k), "v": with_extra(window.v, prefix.v)}
+    for edit, rows in edits:
+        column = edit.at - start if edit.at >= start else n_window + columns.index(edit.at)
+        local = Edit(**(vars(edit) | {"heads": torch.searchsorted(heads, edit.heads)}))
+        new = replace(kv[edit.what].select(3, column), local, rows)
+        kv[edit.what] = kv[edit.what].select_scatter(new, dim=3, index=column)
+    seen = torch.cat([allowed, allowed[:, columns]], dim=1)
+    seen = seen.index_fill(1, torch.tensor(columns, dtype=torch.long, device=seen.device), False)
+    return attend_window(
+        Window(window.q[:, :, heads], kv["k"], kv["v"]),
+        Prefix(prefix.k[:, kv_head], prefix.v[:, kv_head]),
+        seen,
+        scaling,
+        softcap,
+    )

@@ -1,0 +1,171 @@
+"""Finding a decoder's layers and attention by watching one forward pass, and refusing what the engine cannot edit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from circuitdiff.engine.attention import IMPLEMENTATION, AttentionCall, attend, handled_by
+from circuitdiff.engine.replay import recorded, run_layer
+from circuitdiff.errors import InputError
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The parts of a decoder that the engine touches, an entry per layer."""
+
+    layers: Sequence[nn.Module]
+    attentions: Sequence[nn.Module]
+    projections: Sequence[nn.Module]
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+
+
+@dataclass
+class _Seen:
+    """What one probing forward pass showed."""
+
+    calls: list[AttentionCall] = field(default_factory=list)
+    z: list[Tensor] = field(default_factory=list)
+    outputs: dict[nn.Module, Any] = field(default_factory=dict)
+    inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+
+def probe_tokens(module: PreTrainedModel, n_prompts: int = 3, length: int = 11) -> Int[Tensor, "prompt pos"]:
+    """Random tokens from the model's vocabulary, always the same."""
+    g = torch.Generator().manual_seed(0)
+    n_words = module.get_input_embeddings().num_embeddings  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.randint(0, int(n_words), (n_prompts, length), generator=g).to(module.device)
+
+
+@torch.no_grad()
+def find_structure(module: PreTrainedModel, name: str) -> Structure:
+    """Runs the model once through our attention function and reads off how it is built.
+
+    Raises: InputError if the architecture does not follow transformers' attention interface, gates or normalises z
+    before the output projection, shares keys and values between layers, or mixes positions outside attention.
+    """
+    module.eval()
+    try:
+        module.set_attn_implementation(IMPLEMENTATION)
+    except ValueError as error:
+        raise _refusal(
+            name, f"transformers will not let it use another attention function ({error})"
+        ) from error
+    seen = _watch(module)
+    attentions = _attentions(module, seen, name)
+    layers = [_layer_of(module, attention, name) for attention in attentions]
+    _refuse_shared_keys(seen, name)
+    projections = [_projection(seen, i, attention, name) for i, attention in enumerate(attentions)]
+    _refuse_other_mixing(module, layers, seen, name)
+    first = seen.calls[0]
+    if {(c.q.shape[1], c.k.shape[1], c.q.shape[3]) for c in seen.calls} != {
+        (first.q.shape[1], first.k.shape[1], first.q.shape[3])
+    }:
+        raise _refusal(name, "its layers differ in their number of heads or head size")
+    return Structure(layers, attentions, projections, first.q.shape[1], first.k.shape[1], first.q.shape[3])
+
+
+def _refusal(name: str, why: str) -> InputError:
+    return InputError(
+        f"{name} cannot be used: {why}; circuitdiff supports decoders with plain softmax attention"
+    )
+
+
+def _watch(module: PreTrainedModel) -> _Seen:
+    seen = _Seen()
+
+    def handler(call: AttentionCall) -> Tensor:
+        z = attend(call)
+        seen.calls.append(call)
+        seen.z.append(z)
+        return z
+
+    def keep(part: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        seen.outputs[part] = output
+        if args and isinstance(args[0], Tensor):
+            seen.inputs[part] = args[0]
+
+    with ExitStack() as stack:
+        for part in module.modules():
+            stack.callback(part.register_forward_hook(keep).remove)
+        stack.enter_context(handled_by(handler))
+        module(input_ids=probe_tokens(module), use_cache=False)
+    return seen
+
+
+def _attentions(module: PreTrainedModel, seen: _Seen, name: str) -> list[nn.Module]:
+    n_layers = module.config.get_text_config().num_hidden_layers
+    if not seen.calls:
+        raise _refusal(name, f"{type(module).__name__} does not follow transformers' attention interface")
+    if [call.layer for call in seen.calls] != list(range(n_layers)):
+        raise _refusal(
+            name,
+            f"its {n_layers} layers call attention {len(seen.calls)} times, not once each in order (a hybrid of "
+            f"attention and other mixers?)",
+        )
+    return [call.module for call in seen.calls]
+
+
+def _layer_of(module: PreTrainedModel, attention: nn.Module, name: str) -> nn.Module:
+    """The member of the model's list of layers that holds `attention`."""
+    for candidates in module.modules():
+        if isinstance(candidates, nn.ModuleList):
+            for layer in candidates:
+                if any(part is attention for part in layer.modules()):
+                    return layer
+    raise _refusal(name, "its attention is not inside a list of layers")
+
+
+def _refuse_shared_keys(seen: _Seen, name: str) -> None:
+    for i, call in enumerate(seen.calls):
+        for other in seen.calls[:i]:
+            if call.k.shape == other.k.shape and (
+                torch.equal(call.k, other.k) or torch.equal(call.v, other.v)
+            ):
+                raise _refusal(name, f"layer {call.layer} shares the keys or values of layer {other.layer}")
+
+
+def _projection(seen: _Seen, layer: int, attention: nn.Module, name: str) -> nn.Module:
+    """The module whose input is z, and whose output is the attention's."""
+    z = seen.z[layer].flatten(2)
+    output = seen.outputs[attention]
+    written = output[0] if isinstance(output, tuple) else output
+    for part in attention.modules():
+        given, out = seen.inputs.get(part), seen.outputs.get(part)
+        if part is attention or given is None or not isinstance(out, Tensor) or given.numel() != z.numel():
+            continue
+        if torch.equal(given.reshape(z.shape), z):
+            if torch.equal(out.reshape(written.shape), written):
+                return part
+    raise _refusal(
+        name,
+        f"in layer {layer} the output projection's input is not z, or the attention changes its output (gated or "
+        f"normalised attention)",
+    )
+
+
+def _refuse_other_mixing(
+    module: PreTrainedModel, layers: Sequence[nn.Module], seen: _Seen, name: str
+) -> None:
+    """With z frozen, a position's output must not depend on other positions' input."""
+    with recorded(layers) as calls, handled_by(attend):
+        module(input_ids=probe_tokens(module), use_cache=False)
+    for i, (layer, (hidden, keywords)) in enumerate(zip(layers, calls, strict=True)):
+        g = torch.Generator().manual_seed(i)
+        noise = torch.randn(hidden.shape, generator=g).to(hidden)
+        noise[:, -1] = 0
+        with handled_by(lambda call, z=seen.z[i]: z):
+            before, after = run_layer(layer, hidden, keywords), run_layer(layer, hidden + noise, keywords)
+        if not torch.allclose(before[:, -1], after[:, -1], rtol=1e-4, atol=1e-5):
+            raise _refusal(
+                name, f"layer {i} mixes positions outside its attention (a convolution or a recurrence?)"
+            )
