@@ -1,0 +1,219 @@
+"""Entity tracking: `The apple is in Box F, the book is in Box K. Box F contains the` -> ` apple`.
+
+Source: Prakash et al. 2024 (arXiv:2402.14811), after Kim and Schuster 2023 (arXiv:2305.02363).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from circuitdiff.errors import InputError
+from circuitdiff.prompts import Pairs
+from circuitdiff.tasks.describe import DescribedPair, describe_pair
+from circuitdiff.tasks.scenarios import (
+    COUNTERFACTUALS,
+    SPLITS,
+    Question,
+    draw_counterfactual,
+    draw_questions,
+    generator,
+)
+from circuitdiff.tasks.template import Piece, Prompt, tokenise
+from circuitdiff.tasks.vocabulary import Words, one_token_words
+from circuitdiff.tasks.words import LABELS, OBJECTS, TRAIN_OBJECTS
+
+_FEWEST_WORDS = 14  # two disjoint contexts of seven boxes
+_SEGMENT_SLOTS = ("article", "object", "after_object", "in", "box", "label", "after_label")
+_QUERY_SLOTS = ("query_box", "query_label", "after_query_label", "last")
+_QUERIED = {
+    "previous_query_label": "label",
+    "after_previous_query_label": "after_label",
+    "correct_object": "object",
+    "after_correct_object": "after_object",
+}
+_OTHER = {
+    "other_label": "label",
+    "after_other_label": "after_label",
+    "other_object": "object",
+    "after_other_object": "after_object",
+}
+
+
+@dataclass(frozen=True)
+class EntityTracking:
+    """Which object is in the box asked for?
+
+    Roles: one per slot (`segment_3.label`, `query_label`, `last`, ...), and those that follow the query: the segment
+    asked for (`previous_query_label`, `correct_object`, and the token after each), and one other segment, drawn
+    once per prompt, as a control (`other_label`, `other_object`, and the token after each).
+    """
+
+    n_boxes: int
+    objects: tuple[str, ...]
+    train_objects: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return "entity_tracking"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The names of all roles."""
+        segments = [f"segment_{i}.{slot}" for i in range(self.n_boxes) for slot in _SEGMENT_SLOTS]
+        return (*segments, *_QUERY_SLOTS, *_QUERIED, *_OTHER)
+
+    def every_segment(self, role: str) -> list[str]:
+        """The same kind of role in each segment, so that nothing depends on the query.
+
+        A role outside the segments, like `last`, comes back alone.
+        """
+        self._check_role(role)
+        slot = (_QUERIED | _OTHER).get(role) or role.partition(".")[2]
+        return [f"segment_{i}.{slot}" for i in range(self.n_boxes)] if slot else [role]
+
+    def wrong_segment(self, role: str) -> str:
+        """The same kind of role in a segment that was not asked for; a role that does not follow the query is itself."""
+        self._check_role(role)
+        wrong = dict(zip(_QUERIED, _OTHER, strict=True))
+        return wrong.get(role, role)
+
+    def usable_objects(self, tokenizer: PreTrainedTokenizerBase, split: str = "evaluation") -> Words:
+        """The objects that the tokenizer keeps whole, as answers and in the context, and those left out."""
+        words = self.train_objects if split == "train" else self.objects
+        return one_token_words(tokenizer, words, "Box A contains the", [" is"])
+
+    def usable_labels(self, tokenizer: PreTrainedTokenizerBase) -> Words:
+        """The labels that the tokenizer keeps whole, in the context and in the query, and those left out."""
+        return one_token_words(tokenizer, self.labels, "The book is in Box", [",", ".", " contains"])
+
+    def sample(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        n_prompts: int = 64,
+        seed: int = 0,
+        split: str = "evaluation",
+        queries_per_scenario: int = 1,
+        counterfactual: str = "unrelated",
+    ) -> Pairs:
+        """Prompts with counterfactuals: the same for the same arguments, the clean ones whatever `counterfactual` is.
+
+        Splits share no combination of objects and labels, and `train` has objects of its own. Queried segments are as
+        equal in number as can be. With `unrelated` counterfactuals (no valid query) these serve as a mean set.
+
+        Raises: InputError if an option is unknown or the tokenizer keeps too few objects or labels whole.
+        """
+        self._check_options(n_prompts, split, queries_per_scenario, counterfactual)
+        objects, labels = self.usable_objects(tokenizer, split), self.usable_labels(tokenizer)
+        objects.check_enough(max(_FEWEST_WORDS, 2 * self.n_boxes), "objects")
+        labels.check_enough(max(_FEWEST_WORDS, 2 * self.n_boxes + 1), "labels")
+        vocabulary = (tuple(objects.ids), tuple(labels.ids))
+        key = (self.name, self.n_boxes, split, seed)
+        drawn = draw_questions(key, split, vocabulary, self.n_boxes, queries_per_scenario)
+        numbered = ((scenario, question) for scenario, questions in enumerate(drawn) for question in questions)
+        scenarios, questions = zip(*islice(numbered, n_prompts), strict=True)
+        random = generator(*key, counterfactual)
+        changed = [draw_counterfactual(random, counterfactual, question, *vocabulary) for question in questions]
+        return _pairs(tokenizer, scenarios, questions, changed, objects.ids)
+
+    def describe(self, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPair:
+        """The tokens of one pair, as text, each with its roles."""
+        return describe_pair(pairs, prompt, tokenizer)
+
+    def _check_options(self, n_prompts: int, split: str, queries_per_scenario: int, counterfactual: str) -> None:
+        if split not in SPLITS:
+            raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+        if counterfactual not in COUNTERFACTUALS:
+            raise InputError(f"unknown counterfactual {counterfactual!r}: choose one of {', '.join(COUNTERFACTUALS)}")
+        if n_prompts < 1:
+            raise InputError(f"n_prompts must be at least 1; got {n_prompts}")
+        if not 1 <= queries_per_scenario <= self.n_boxes:
+            raise InputError(f"queries_per_scenario must be from 1 to {self.n_boxes}; got {queries_per_scenario}")
+
+    def _check_role(self, role: str) -> None:
+        if role not in self.roles:
+            raise InputError(f"entity_tracking has no role {role!r}; it has {', '.join(self.roles)}")
+
+
+def entity_tracking(
+    n_boxes: int = 7,
+    *,
+    objects: Sequence[str] = OBJECTS,
+    train_objects: Sequence[str] = TRAIN_OBJECTS,
+    labels: Sequence[str] = LABELS,
+) -> EntityTracking:
+    """The task with `n_boxes` boxes and, if given, words of your own.
+
+    Raises: InputError if there are fewer than two boxes, or an object serves both training and evaluation.
+    """
+    if n_boxes < 2:
+        raise InputError(f"entity tracking needs at least 2 boxes; got {n_boxes}")
+    if shared := sorted(set(objects) & set(train_objects)):
+        raise InputError(f"train_objects must not occur in objects; both have {', '.join(shared)}")
+    return EntityTracking(n_boxes, tuple(objects), tuple(train_objects), tuple(labels))
+
+
+def prompt_for(question: Question) -> Prompt:
+    """The question as text up to where the answer goes, with its slots and roles."""
+    context, n_boxes = question.context, len(question.context.labels)
+    pieces = []
+    for i, (thing, label) in enumerate(zip(context.objects, context.labels, strict=True)):
+        article, stop = "The" if i == 0 else " the", "." if i == n_boxes - 1 else ","
+        texts = (article, f" {thing}", " is", " in", " Box", f" {label}", stop)
+        pieces += [Piece(f"segment_{i}.{slot}", text) for slot, text in zip(_SEGMENT_SLOTS, texts, strict=True)]
+    asked = (" Box", f" {question.label}", " contains", " the")
+    pieces += [Piece(slot, text) for slot, text in zip(_QUERY_SLOTS, asked, strict=True)]
+    queried = {role: f"segment_{question.queried}.{slot}" for role, slot in _QUERIED.items()}
+    other = {role: f"segment_{question.other}.{slot}" for role, slot in _OTHER.items()}
+    return Prompt(tuple(pieces), queried | other)
+
+
+def _pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    scenarios: Sequence[int],
+    questions: Sequence[Question],
+    changed: Sequence[Question],
+    ids: Mapping[str, int],
+) -> Pairs:
+    """The questions and their counterfactuals as tokens, both with the same slot names."""
+    prompts = tokenise(tokenizer, [prompt_for(question) for question in [*questions, *changed]])
+    rows = torch.arange(len(prompts))
+    answers, new_answers = _answers(questions, ids), _answers(changed, ids)
+    pairs = Pairs(
+        clean_prompts=prompts.select(rows[: len(questions)]),
+        counterfactual_prompts=prompts.select(rows[len(questions) :]),
+        answers=answers,
+        alternatives=torch.tensor([[ids[o] for o in q.context.objects if o != q.answer] for q in questions]),
+        counterfactual_answers=None if (new_answers < 0).all() else new_answers,
+        scenarios=torch.tensor(scenarios),
+        queried=torch.tensor([question.queried for question in questions]),
+    )
+    _check_places(pairs)
+    return pairs
+
+
+def _answers(questions: Sequence[Question], ids: Mapping[str, int]) -> Int[Tensor, " prompt"]:
+    """Each question's answer token; -1 without an answer."""
+    return torch.tensor([-1 if question.answer is None else ids[question.answer] for question in questions])
+
+
+def _check_places(pairs: Pairs) -> None:
+    """A tokenizer whose offsets are wrong would put every role at a wrong token, silently.
+
+    Raises: InputError if the label asked for and the answer are not where the roles say.
+    """
+    row = torch.arange(len(pairs))
+    found = {role: pairs.clean[row, position] for role, position in pairs.positions.items()}
+    same_label = torch.equal(found["previous_query_label"], found["query_label"])
+    if not (same_label and torch.equal(found["correct_object"], pairs.answers)):
+        raise InputError(
+            "the tokenizer's character offsets do not lead to the tokens of the words they name: "
+            "load another version of this tokenizer (use_fast=True)"
+        )

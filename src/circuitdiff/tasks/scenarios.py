@@ -1,0 +1,151 @@
+"""Things in labelled boxes: contexts, questions about them, and the questions' counterfactuals. No tokenizer in sight."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from circuitdiff.errors import InputError
+
+SPLITS = ("train", "discovery", "replication", "mask", "evaluation")
+COUNTERFACTUALS = ("unrelated", "other_query", "objects_swapped", "labels_swapped")
+_MOST_DRAWS = 2000  # one in five hits its split; 0.8 ** 2000 is nothing, so failing means that none is left
+    2000  # one draw in five hits its split: 0.8 ** 2000 is nothing, so failing means that none is left
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Which object is in the box of which label, segment by segment."""
+
+    objects: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def split(self) -> str:
+        """The one split to which this combination of objects and labels belongs, in whatever order they stand."""
+        key = ",".join([*sorted(self.objects), *sorted(self.labels)])
+        return SPLITS[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(SPLITS)]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A context, and the label asked for."""
+
+    context: Context
+    label: str
+    queried: int  # the segment of that label; where the context lacks it, the segment that stands in
+    other: int  # a wrong segment, for controls
+
+    @property
+    def answer(self) -> str | None:
+        """The object in the box asked for, if there is such a box."""
+        there_is = self.context.labels[self.queried] == self.label
+        return self.context.objects[self.queried] if there_is else None
+
+
+def generator(*key: object) -> Random:
+    """A random generator of its own for `key`: the same in every process, unlike Python's `hash`."""
+    return Random("/".join(map(str, key)))
+
+
+def draw_context(
+    random: Random, split: str, objects: Sequence[str], labels: Sequence[str], n_boxes: int
+) -> Context:
+    """A context of `split`, all such contexts equally likely.
+
+    Raises: InputError if the objects and labels are too few to have one.
+    """
+    for _ in range(_MOST_DRAWS):
+        context = Context(tuple(random.sample(objects, n_boxes)), tuple(random.sample(labels, n_boxes)))
+        if context.split == split:
+            return context
+    raise InputError(
+        f"{len(objects)} objects and {len(labels)} labels leave no combination of {n_boxes} boxes "
+        f"to split {split!r}: use more objects or fewer boxes"
+    )
+
+
+def distinct_contexts(
+    random: Random, split: str, objects: Sequence[str], labels: Sequence[str], n_boxes: int
+) -> Iterator[Context]:
+    """Contexts of `split`, none of them twice."""
+    seen: set[Context] = set()
+    while True:
+        fresh = (draw_context(random, split, objects, labels, n_boxes) for _ in range(_MOST_DRAWS))
+        context = next((c for c in fresh if c not in seen), None)
+        if context is None:
+            raise InputError(
+                f"split {split!r} has hardly more than {len(seen)} scenarios: ask for fewer prompts"
+            )
+        seen.add(context)
+        yield context
+
+
+def queried_segments(random: Random, n_boxes: int, n_queries: int) -> Iterator[tuple[int, ...]]:
+    """For each scenario the segments to ask about, distinct; all segments equally often in every `n_boxes` in a row."""
+    waiting: list[int] = []
+    while True:
+        chosen = waiting[:n_queries]
+        if len(chosen) < n_queries:
+            refill = random.sample(range(n_boxes), n_boxes)
+            waiting = chosen + sorted(refill, key=lambda segment: segment in chosen)
+            chosen = waiting[:n_queries]
+        waiting = waiting[n_queries:]
+        yield tuple(chosen)
+
+
+def draw_questions(
+    key: Sequence[object],
+    split: str,
+    vocabulary: tuple[Sequence[str], Sequence[str]],
+    n_boxes: int,
+    n_queries: int,
+) -> Iterator[list[Question]]:
+    """The questions of one scenario after another, without end. `vocabulary`: objects and labels."""
+    contexts = distinct_contexts(generator(*key, "contexts"), split, *vocabulary, n_boxes)
+    segments = queried_segments(generator(*key, "queries"), n_boxes, n_queries)
+    others = generator(*key, "others")
+    for context, queried in zip(contexts, segments, strict=False):
+        yield [Question(context, context.labels[q], q, _another(others, q, n_boxes)) for q in queried]
+
+
+def draw_counterfactual(
+    random: Random, kind: str, question: Question, objects: Sequence[str], labels: Sequence[str]
+) -> Question:
+    """The question's counterfactual, in the same split; its roles never sit in the clean question's segments.
+
+    `unrelated`: other objects, other labels, and a label asked for that neither context has: no answer.
+    Its roles that follow the query sit in another segment than the clean one's, the same for all of them.
+    The others differ in one thing and have an answer of their own. `other_query`: another box is asked for.
+    `objects_swapped`: the object asked for changes places with another. `labels_swapped`: so does the label;
+    the roles follow it.
+
+    Differs from the published code, which let the label asked for occur in the counterfactual's context.
+    """
+    clean, here = question.context, question.queried
+    n_boxes = len(clean.labels)
+    there = _another(random, here, n_boxes)
+    moved = replace(question, queried=there, other=(there + question.other - here) % n_boxes)
+    if kind == "other_query":
+        return replace(moved, label=clean.labels[there])
+    if kind == "objects_swapped":
+        return replace(question, context=replace(clean, objects=_swapped(clean.objects, here, there)))
+    if kind == "labels_swapped":
+        return replace(moved, context=replace(clean, labels=_swapped(clean.labels, here, there)))
+    fresh_objects = [o for o in objects if o not in clean.objects]
+    fresh_labels = [x for x in labels if x not in clean.labels]
+    context = draw_context(random, clean.split, fresh_objects, fresh_labels, n_boxes)
+    label = random.choice([x for x in fresh_labels if x not in context.labels])
+    return replace(moved, context=context, label=label)
+
+
+def _another(random: Random, segment: int, n_boxes: int) -> int:
+    return (segment + random.randrange(1, n_boxes)) % n_boxes
+
+
+def _swapped(items: tuple[str, ...], i: int, j: int) -> tuple[str, ...]:
+    order = {i: j, j: i}
+    return tuple(items[order.get(k, k)] for k in range(len(items)))

@@ -1,0 +1,147 @@
+"""Prompts made of named slots, and where each slot's tokens are: by characters, never by a fixed offset."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from circuitdiff.errors import InputError
+from circuitdiff.prompts import PromptSet
+
+START = "start"  # the slot of what the tokenizer puts before the text, such as a BOS token
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a prompt and the slot that it fills. The space before a word belongs to the word."""
+
+    slot: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Pieces in reading order, and the roles that depend on more than the template.
+
+    Each slot is a role of its own name; `roles` adds names for some of them, like `correct_object`.
+    """
+
+    pieces: tuple[Piece, ...]
+    roles: Mapping[str, str]  # role -> the slot where it sits
+
+    def __post_init__(self) -> None:
+        slots = [piece.slot for piece in self.pieces]
+        if len(set(slots)) < len(slots):
+            raise InputError(f"a template names each slot once; got {', '.join(slots)}")
+        if unknown := set(self.roles.values()) - set(slots):
+            raise InputError(f"a role must sit at a slot of its prompt; the prompt has no {sorted(unknown)[0]!r}")
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class _Tokenised:
+    """One prompt's token ids, and for each its slot and its place within that slot."""
+
+    ids: tuple[int, ...]
+    slots: tuple[tuple[str, int], ...]
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> PromptSet:
+    """The prompts as the tokenizer itself writes them (its BOS included), with every slot and role.
+
+    A role that fills several tokens sits at the last of them. Tokens after the first of a slot have slot names
+    of their own, `segment_3.label#1`. Special tokens after the text (an EOS) are left out: the prompt goes on there.
+
+    Raises: InputError if a token holds characters of two slots, a slot gets no token, or the tokenizer has no offsets.
+    """
+    rows = _tokenise_each(tokenizer, prompts)
+    names = list(dict.fromkeys(_slot_name(*slot) for row in rows for slot in row.slots))
+    index = {name: i for i, name in enumerate(names)}
+    return PromptSet(
+        tokens=_padded([row.ids for row in rows], _padding_id(tokenizer)),
+        lengths=torch.tensor([len(row.ids) for row in rows]),
+        positions=_positions(prompts, rows),
+        slots=_padded([[index[_slot_name(*slot)] for slot in row.slots] for row in rows], -1),
+        slot_names=names,
+        slot_kinds=[re.sub(r"^segment_\d+\.", "segment.", name) for name in names],
+    )
+
+
+def _tokenise_each(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[_Tokenised]:
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"finding a prompt's roles needs a fast tokenizer, which knows each token's characters; "
+            f"{type(tokenizer).__name__} does not: load it with transformers.AutoTokenizer or convert it"
+        )
+    encoded = tokenizer(
+        [prompt.text for prompt in prompts],
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+    )
+    columns = (encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"])
+    return [_with_slots(prompt, *row) for prompt, *row in zip(prompts, *columns, strict=True)]
+
+
+def _with_slots(
+    prompt: Prompt, ids: Sequence[int], offsets: Sequence[tuple[int, int]], special: Sequence[int]
+) -> _Tokenised:
+    text = prompt.text
+    slot_at = [piece.slot for piece in prompt.pieces for _ in piece.text]
+    kept, slots, used = [], [], dict.fromkeys((piece.slot for piece in prompt.pieces), 0) | {START: 0}
+    for token, (start, end), is_special in zip(ids, offsets, special, strict=True):
+        if is_special and len(kept) > used[START]:  # the text has begun: this one comes after it
+            continue
+        slot = START if is_special else _slot_of_span(text, slot_at, start, end)
+        kept.append(token)
+        slots.append((slot, used[slot]))
+        used[slot] += 1
+    if empty := [slot for slot, n_tokens in used.items() if slot != START and not n_tokens]:
+        raise InputError(f"the tokenizer gives slot {empty[0]!r} of {text!r} no token; its roles have no position")
+    return _Tokenised(tuple(kept), tuple(slots))
+
+
+def _slot_of_span(text: str, slot_at: Sequence[str], start: int, end: int) -> str:
+    """The slot that holds the characters from `start` to `end`; spaces count only if there is nothing else."""
+    span = range(start, max(end, start + 1))  # byte tokens may have an empty span
+    written = [i for i in span if not text[i].isspace()] or list(span)
+    slots = list(dict.fromkeys(slot_at[i] for i in written))
+    if len(slots) > 1:
+        raise InputError(
+            f"the token {text[start:end]!r} of {text!r} holds characters of the slots {' and '.join(slots)}, so their "
+            f"roles have no position of their own: separate them by a space, or use words the tokenizer keeps apart"
+        )
+    return slots[0]
+
+
+def _slot_name(slot: str, place: int) -> str:
+    return f"{slot}#{place}" if place else slot
+
+
+def _positions(prompts: Sequence[Prompt], rows: Sequence[_Tokenised]) -> dict[str, torch.Tensor]:
+    """Each role's position in every prompt: its slot's last token; -1 where the prompt lacks the role."""
+    found = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        last_token = {slot: position for position, (slot, _) in enumerate(row.slots)}
+        last_token.pop(START, None)
+        found.append(last_token | {role: last_token[slot] for role, slot in prompt.roles.items()})
+    roles = dict.fromkeys(role for positions in found for role in positions)
+    return {role: torch.tensor([positions.get(role, -1) for positions in found]) for role in roles}
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+
+
+def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills a row up. Nothing ever computes on it, so any valid id will do."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in candidates if isinstance(token, int))
