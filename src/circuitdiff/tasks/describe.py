@@ -34,18 +34,23 @@ def describe_pair(pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase)
     return DescribedPair(
         clean=describe_prompt(pairs.clean_prompts, prompt, tokenizer),
         counterfactual=describe_prompt(pairs.counterfactual_prompts, prompt, tokenizer),
-        answer=tokenizer.decode([int(pairs.answers[prompt])]),
-        counterfactual_answer=None if own is None else tokenizer.decode([int(own[prompt])]),
+        answer=_text(tokenizer, int(pairs.answers[prompt])),
+        counterfactual_answer=None if own is None else _text(tokenizer, int(own[prompt])),
     )
 
 
 def describe_prompt(prompts: PromptSet, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPrompt:
     """Prompt number `prompt`, from zero, as text, without padding."""
     length = int(prompts.lengths[prompt])
-    ids, slots = prompts.tokens[prompt, :length].tolist(), prompts.slots[prompt, :length].tolist()
+    ids: list[int] = prompts.tokens[prompt, :length].tolist()
+    slots: list[int] = prompts.slots[prompt, :length].tolist()
     sits_at = {role: int(positions[prompt]) for role, positions in prompts.positions.items()}
     return DescribedPrompt(
-        tokens=tuple(tokenizer.decode([token]) for token in ids),
+        tokens=tuple(_text(tokenizer, token) for token in ids),
         slots=tuple(prompts.slot_names[slot] for slot in slots),
         roles=tuple(tuple(role for role, at in sits_at.items() if at == place) for place in range(length)),
     )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return str(tokenizer.decode([token]))

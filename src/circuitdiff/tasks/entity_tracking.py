@@ -50,9 +50,9 @@ _OTHER = {
 class EntityTracking:
     """Which object is in the box asked for?
 
-    Roles: one per slot (`segment_3.label`, `query_label`, `last`, ...), and those that follow the query: the segment
-    asked for (`previous_query_label`, `correct_object`, and the token after each), and one other segment, drawn
-    once per prompt, as a control (`other_label`, `other_object`, and the token after each).
+    Roles: one per slot (`segment_3.label`, `query_label`, `last`, ...), and those that follow the query: in the
+    segment asked for (`previous_query_label`, `correct_object`, and the token after each) and, as a control,
+    in one other segment, drawn once per prompt (`other_label`, `other_object`, and the token after each).
     """
 
     n_boxes: int
@@ -80,7 +80,10 @@ class EntityTracking:
         return [f"segment_{i}.{slot}" for i in range(self.n_boxes)] if slot else [role]
 
     def wrong_segment(self, role: str) -> str:
-        """The same kind of role in a segment that was not asked for; a role that does not follow the query is itself."""
+        """The same kind of role in a segment that was not asked for.
+
+        A role that does not follow the query comes back as it is.
+        """
         self._check_role(role)
         wrong = dict(zip(_QUERIED, _OTHER, strict=True))
         return wrong.get(role, role)
@@ -103,10 +106,11 @@ class EntityTracking:
         queries_per_scenario: int = 1,
         counterfactual: str = "unrelated",
     ) -> Pairs:
-        """Prompts with counterfactuals: the same for the same arguments, the clean ones whatever `counterfactual` is.
+        """Prompts with counterfactuals: the same for the same arguments.
 
-        Splits share no combination of objects and labels, and `train` has objects of its own. Queried segments are as
-        equal in number as can be. With `unrelated` counterfactuals (no valid query) these serve as a mean set.
+        Splits share no combination of objects and labels, and `train` has objects of its own. All segments
+        are queried equally often, up to a remainder. The clean prompts do not depend on `counterfactual`, nor
+        the first on how many follow. `unrelated` counterfactuals have no valid query and so serve as a mean set.
 
         Raises: InputError if an option is unknown or the tokenizer keeps too few objects or labels whole.
         """
@@ -127,15 +131,15 @@ class EntityTracking:
         """The tokens of one pair, as text, each with its roles."""
         return describe_pair(pairs, prompt, tokenizer)
 
-    def _check_options(self, n_prompts: int, split: str, queries_per_scenario: int, counterfactual: str) -> None:
+    def _check_options(self, n_prompts: int, split: str, n_queries: int, counterfactual: str) -> None:
         if split not in SPLITS:
             raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
         if counterfactual not in COUNTERFACTUALS:
             raise InputError(f"unknown counterfactual {counterfactual!r}: choose one of {', '.join(COUNTERFACTUALS)}")
         if n_prompts < 1:
             raise InputError(f"n_prompts must be at least 1; got {n_prompts}")
-        if not 1 <= queries_per_scenario <= self.n_boxes:
-            raise InputError(f"queries_per_scenario must be from 1 to {self.n_boxes}; got {queries_per_scenario}")
+        if not 1 <= n_queries <= self.n_boxes:
+            raise InputError(f"queries_per_scenario must be from 1 to {self.n_boxes}; got {n_queries}")
 
     def _check_role(self, role: str) -> None:
         if role not in self.roles:

@@ -1,4 +1,4 @@
-"""Things in labelled boxes: contexts, questions about them, and the questions' counterfactuals. No tokenizer in sight."""
+"""Things in labelled boxes: contexts, questions about them, and the questions' counterfactuals."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from circuitdiff.errors import InputError
 SPLITS = ("train", "discovery", "replication", "mask", "evaluation")
 COUNTERFACTUALS = ("unrelated", "other_query", "objects_swapped", "labels_swapped")
 _MOST_DRAWS = 2000  # one in five hits its split; 0.8 ** 2000 is nothing, so failing means that none is left
-    2000  # one draw in five hits its split: 0.8 ** 2000 is nothing, so failing means that none is left
-)
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Context:
 
     @property
     def split(self) -> str:
-        """The one split to which this combination of objects and labels belongs, in whatever order they stand."""
+        """The one split to which this combination of objects and labels belongs, in whatever order."""
         key = ",".join([*sorted(self.objects), *sorted(self.labels)])
         return SPLITS[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(SPLITS)]
 
@@ -51,9 +49,7 @@ def generator(*key: object) -> Random:
     return Random("/".join(map(str, key)))
 
 
-def draw_context(
-    random: Random, split: str, objects: Sequence[str], labels: Sequence[str], n_boxes: int
-) -> Context:
+def draw_context(random: Random, split: str, objects: Sequence[str], labels: Sequence[str], n_boxes: int) -> Context:
     """A context of `split`, all such contexts equally likely.
 
     Raises: InputError if the objects and labels are too few to have one.
@@ -77,15 +73,13 @@ def distinct_contexts(
         fresh = (draw_context(random, split, objects, labels, n_boxes) for _ in range(_MOST_DRAWS))
         context = next((c for c in fresh if c not in seen), None)
         if context is None:
-            raise InputError(
-                f"split {split!r} has hardly more than {len(seen)} scenarios: ask for fewer prompts"
-            )
+            raise InputError(f"split {split!r} has only some {len(seen)} scenarios: ask for fewer prompts")
         seen.add(context)
         yield context
 
 
 def queried_segments(random: Random, n_boxes: int, n_queries: int) -> Iterator[tuple[int, ...]]:
-    """For each scenario the segments to ask about, distinct; all segments equally often in every `n_boxes` in a row."""
+    """For each scenario the segments to ask about, distinct; each segment once in every run of `n_boxes` queries."""
     waiting: list[int] = []
     while True:
         chosen = waiting[:n_queries]
@@ -109,25 +103,27 @@ def draw_questions(
     segments = queried_segments(generator(*key, "queries"), n_boxes, n_queries)
     others = generator(*key, "others")
     for context, queried in zip(contexts, segments, strict=False):
-        yield [Question(context, context.labels[q], q, _another(others, q, n_boxes)) for q in queried]
+        yield [Question(context, context.labels[q], q, _other_segment(others, q, n_boxes)) for q in queried]
 
 
 def draw_counterfactual(
     random: Random, kind: str, question: Question, objects: Sequence[str], labels: Sequence[str]
 ) -> Question:
-    """The question's counterfactual, in the same split; its roles never sit in the clean question's segments.
+    """The question's counterfactual, in the same split.
 
-    `unrelated`: other objects, other labels, and a label asked for that neither context has: no answer.
-    Its roles that follow the query sit in another segment than the clean one's, the same for all of them.
-    The others differ in one thing and have an answer of their own. `other_query`: another box is asked for.
-    `objects_swapped`: the object asked for changes places with another. `labels_swapped`: so does the label;
-    the roles follow it.
+    `unrelated`: other objects, other labels, and a label asked for that neither context has, so no answer.
+    The roles that follow the query then sit as if another segment than the clean one were asked for, the
+    same for all of them. The others change one thing and have an answer of their own. `other_query`: another
+    box is asked for. `objects_swapped`: the object in the box asked for changes places with another one.
+    `labels_swapped`: the label asked for changes places with another one, and the roles go with it.
 
-    Differs from the published code, which let the label asked for occur in the counterfactual's context.
+    Differs from the published code, which let the label asked for occur in the counterfactual's context, and
+    drew the stand-in segment afresh for every sender.
     """
     clean, here = question.context, question.queried
     n_boxes = len(clean.labels)
-    there = _another(random, here, n_boxes)
+    free = [i for i in range(n_boxes) if i not in (here, question.other)]
+    there = random.choice(free or [question.other])  # of two boxes, the control's is the only other one
     moved = replace(question, queried=there, other=(there + question.other - here) % n_boxes)
     if kind == "other_query":
         return replace(moved, label=clean.labels[there])
@@ -142,7 +138,7 @@ def draw_counterfactual(
     return replace(moved, context=context, label=label)
 
 
-def _another(random: Random, segment: int, n_boxes: int) -> int:
+def _other_segment(random: Random, segment: int, n_boxes: int) -> int:
     return (segment + random.randrange(1, n_boxes)) % n_boxes
 
 

@@ -56,10 +56,11 @@ class _Tokenised:
 def tokenise(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> PromptSet:
     """The prompts as the tokenizer itself writes them (its BOS included), with every slot and role.
 
-    A role that fills several tokens sits at the last of them. Tokens after the first of a slot have slot names
-    of their own, `segment_3.label#1`. Special tokens after the text (an EOS) are left out: the prompt goes on there.
+    A role that fills several tokens sits at the last of them. Tokens after the first of a slot have slot
+    names of their own, `segment_3.label#1`. Special tokens after the text (an EOS) are left out: the answer
+    goes there.
 
-    Raises: InputError if a token holds characters of two slots, a slot gets no token, or the tokenizer has no offsets.
+    Raises: InputError if a token holds characters of two slots, a slot has no token, or the tokenizer is slow.
     """
     rows = _tokenise_each(tokenizer, prompts)
     names = list(dict.fromkeys(_slot_name(*slot) for row in rows for slot in row.slots))
@@ -104,19 +105,19 @@ def _with_slots(
         slots.append((slot, used[slot]))
         used[slot] += 1
     if empty := [slot for slot, n_tokens in used.items() if slot != START and not n_tokens]:
-        raise InputError(f"the tokenizer gives slot {empty[0]!r} of {text!r} no token; its roles have no position")
+        raise InputError(f"the tokenizer has no token for slot {empty[0]!r} of {text!r}: give it other words")
     return _Tokenised(tuple(kept), tuple(slots))
 
 
 def _slot_of_span(text: str, slot_at: Sequence[str], start: int, end: int) -> str:
-    """The slot that holds the characters from `start` to `end`; spaces count only if there is nothing else."""
+    """The slot of the characters from `start` to `end`; spaces count only if there is nothing else."""
     span = range(start, max(end, start + 1))  # byte tokens may have an empty span
     written = [i for i in span if not text[i].isspace()] or list(span)
     slots = list(dict.fromkeys(slot_at[i] for i in written))
     if len(slots) > 1:
         raise InputError(
-            f"the token {text[start:end]!r} of {text!r} holds characters of the slots {' and '.join(slots)}, so their "
-            f"roles have no position of their own: separate them by a space, or use words the tokenizer keeps apart"
+            f"the token {text[start:end]!r} of {text!r} holds characters of the slots {' and '.join(slots)}, "
+            f"so these have no position of their own: use words that the tokenizer keeps apart"
         )
     return slots[0]
 

@@ -29,7 +29,7 @@ class Words:
 def one_token_words(
     tokenizer: PreTrainedTokenizerBase, words: Sequence[str], before: str, after: Sequence[str]
 ) -> Words:
-    """The words that add exactly one token to `before`, stay that token whatever of `after` follows, and are known.
+    """The words that add exactly one known token to `before` and stay that token whatever of `after` follows.
 
     Of words with the same token (as with a tokenizer that ignores case) only the first stays.
     """
@@ -39,8 +39,9 @@ def one_token_words(
     ids: dict[str, int] = {}
     for i, word in enumerate(words):
         token = ended[i][-1]
+        alone = ended[i] == [*start, token]
         stays = all(longer[i][: len(ended[i])] == ended[i] for longer in followed)
-        if ended[i] == [*start, token] and stays and token != tokenizer.unk_token_id and token not in ids.values():
+        if alone and stays and token not in {tokenizer.unk_token_id, *ids.values()}:
             ids[word] = token
     return Words(ids, tuple(word for word in words if word not in ids))
 
