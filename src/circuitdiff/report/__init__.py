@@ -1,0 +1,6 @@
+"""The report on a run: figures and one self-contained page, made without the model."""
+
+from circuitdiff.report.figures import figures
+from circuitdiff.report.page import write_report
+
+__all__ = ["figures", "write_report"]

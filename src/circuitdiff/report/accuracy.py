@@ -1,0 +1,73 @@
+"""Two figures of accuracies: by queried item, and of a circuit among random ones."""
+
+from __future__ import annotations
+
+import altair as alt
+
+from circuitdiff.report.look import CATEGORIES, INK, MUTED, Figure, finish, inline
+from circuitdiff.report.numbers import finite, hits, interval, number
+
+BIN = 0.02  # width of a bar of accuracies
+
+
+def by_queried(models: dict) -> Figure | None:
+    """Each model's accuracy by the item asked for, with 95 % intervals; None if nobody measured it."""
+    rows = [
+        _queried_row(name, point) for name, model in models.items() for point in model.get("accuracy_by_queried") or []
+    ]
+    if not rows:
+        return None
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    base = alt.Chart(inline(rows)).encode(
+        x=alt.X("queried:O", title="index of the queried item, from zero", axis=alt.Axis(labelAngle=0)),
+        xOffset=alt.XOffset("model:N", sort=names),
+        color=alt.Color("model:N", sort=names, scale=alt.Scale(domain=names, range=CATEGORIES), title="model"),
+        tooltip=["model:N", "queried:O", "accuracy:N", "interval:N", "hits:N"],
+    )
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(y=_accuracy_axis("value:Q"))
+    bars = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q")
+    return finish([bars, points], {"width": 420, "height": 220}, "Accuracy by queried item", ["with 95 % intervals"])
+
+
+def _queried_row(model: str, point: dict) -> dict:
+    return {
+        "model": model,
+        "queried": point["queried"],
+        **{key: finite(point.get(key)) for key in ("value", "low", "high")},
+        "accuracy": number(point.get("value")),
+        "interval": interval(point),
+        "hits": hits(point),
+    }
+
+
+def _accuracy_axis(field: str) -> alt.Y:
+    return alt.Y(field, title="accuracy", scale=alt.Scale(domain=[0, 1]))
+
+
+def among_random(title: str, accuracies: list[float], references: dict[str, object]) -> Figure:
+    """How random circuits score, with `references` (the real one, the whole model, ...) as rules."""
+    bars = (
+        alt.Chart(inline([{"accuracy": accuracy} for accuracy in accuracies]))
+        .mark_bar(color="#b9b9b4")
+        .encode(
+            x=alt.X("accuracy:Q", bin=alt.Bin(step=BIN, extent=[0, 1]), title="accuracy"),
+            y=alt.Y("count():Q", title="random circuits", axis=alt.Axis(tickMinStep=1)),
+            tooltip=[alt.Tooltip("count():Q", title="random circuits")],
+        )
+    )
+    rows = [
+        {"what": f"{what}: {number(value)}", "accuracy": finite(value)}
+        for what, value in references.items()
+        if finite(value) is not None
+    ]
+    colour = alt.Color(
+        "what:N",
+        sort=None,
+        title=None,
+        scale=alt.Scale(domain=[row["what"] for row in rows], range=[CATEGORIES[5], CATEGORIES[0], MUTED, INK]),
+        legend=alt.Legend(orient="bottom", direction="vertical", symbolType="stroke"),
+    )
+    rules = alt.Chart(inline(rows)).mark_rule(strokeWidth=2.5)
+    rules = rules.encode(x=alt.X("accuracy:Q", title="accuracy"), color=colour, tooltip=["what:N"])
+    layers = [bars, rules] if rows else [bars]
+    return finish(layers, {"width": 420, "height": 150}, title, [f"accuracies of {len(accuracies)} random circuits"])

@@ -1,0 +1,47 @@
+"""The look that all figures share, and the keys they are known by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+
+Figure = alt.LayerChart
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
+INK, MUTED, FAINT = "#222222", "#666666", "#e4e4e0"
+HELPS, NEUTRAL, HURTS = "#1c5d99", "#f8f8f5", "#c8590b"  # distinct to every kind of colour vision
+# Okabe & Ito 2008, without yellow, which is too light for a dot on white.
+CATEGORIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+
+
+def circuit_key(circuit: str) -> str:
+    return f"circuit/{circuit}"
+
+
+def stage_key(circuit: str, number: int, stage: str) -> str:
+    return f"effects/{circuit}/{number} {stage}"
+
+
+def random_key(circuit: str, model: str) -> str:
+    return f"random/{circuit}/{model}"
+
+
+def inline(rows: Sequence[dict]) -> alt.Data:
+    return alt.Data(values=list(rows))  # pyright: ignore[reportArgumentType]
+
+
+def finish(layers: Sequence[alt.Chart], size: dict, title: str, subtitle: list[str]) -> Figure:
+    """The layers as one figure with a title and the common fonts; the page shows through it."""
+    heading = alt.TitleParams(
+        text=title, subtitle=subtitle, anchor="start", frame="group", offset=12, fontSize=13, subtitleFontSize=11
+    )
+    return (
+        alt.LayerChart(layer=list(layers))
+        .properties(title=heading, **size)
+        .configure(font=FONT, background="transparent")
+        .configure_title(color=INK, subtitleColor=MUTED)
+        .configure_view(stroke=None)
+        .configure_axis(labelColor=INK, titleColor=MUTED, titleFontWeight="normal", gridColor=FAINT)
+        .configure_legend(labelColor=INK, titleColor=MUTED, titleFontWeight="normal", labelLimit=320)
+    )

@@ -1,0 +1,106 @@
+"""The report: one HTML file that opens from disk and asks the network for nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import altair as alt
+import jinja2
+import vl_convert
+import yaml
+from markupsafe import Markup
+
+from circuitdiff.heads import Head
+from circuitdiff.report import look, numbers
+from circuitdiff.report.effects import HURTING, SELECTED, describe, effect_rows
+from circuitdiff.report.figures import ACCURACY_BY_QUERIED, figures
+from circuitdiff.report.layout import visible
+from circuitdiff.report.look import Figure
+from circuitdiff.report.summary import alarms, summary
+
+
+def write_report(results: dict, path: str | Path) -> Path:
+    """The report on `results` (the content of a run's results.json), written whole or not at all.
+
+    The same results give the same bytes.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(_render(results), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _render(results: dict) -> str:
+    drawn = figures(results)
+    return (
+        _environment()
+        .get_template("template.html.jinja")
+        .render(
+            results=results,
+            alarms=alarms(results),
+            summary=summary(results),
+            circuit_names=list(dict.fromkeys([*(results.get("circuits") or {}), *(results.get("discovery") or {})])),
+            figure_ids={key: f"figure-{number}" for number, key in enumerate(drawn, start=1)},
+            specs={key: _embedded_json(figure) for key, figure in drawn.items()},
+            javascript=_javascript(),
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("circuitdiff.report", "."),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,  # a section may lack any number: it prints as a dash
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=numbers.number,
+        significant=numbers.significant,
+        interval=numbers.interval,
+        hits=numbers.hits,
+        yaml=_yaml,
+        heads=_heads,
+        token=visible,
+        describe=describe,
+        chosen=_chosen,
+    )
+    environment.globals.update(
+        circuit_key=look.circuit_key,
+        stage_key=look.stage_key,
+        random_key=look.random_key,
+        ACCURACY_BY_QUERIED=ACCURACY_BY_QUERIED,
+    )
+    return environment
+
+
+def _yaml(settings: object) -> str:
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
+def _heads(places: list) -> str:
+    return ", ".join(str(Head(*place)) for place in places) or "none"
+
+
+def _chosen(stage: dict) -> list[dict]:
+    """The heads that the stage selected, helping ones first, each in order of strength."""
+    found = [row for row in effect_rows(stage) if row["status"] in (SELECTED, HURTING)]
+    return sorted(found, key=lambda row: (row["status"] == HURTING, -abs(row["effect"] or 0.0)))
+
+
+def _embedded_json(figure: Figure) -> Markup:
+    """The figure as JSON that no text in it can end early: `<` is written as an escape."""
+    text = json.dumps(figure.to_dict(), allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+@cache
+def _javascript() -> Markup:
+    """Vega, Vega-Lite and Vega-Embed, once for all figures, in the version that Altair writes for."""
+    major_minor = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+    return Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", vl_version=major_minor))

@@ -1,0 +1,138 @@
+"""What the numbers say, in sentences that are true whatever the numbers are, and what to beware of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from circuitdiff.report.numbers import finite, hits, interval, number, significant
+
+FEW = 50  # prompts below which an interval is wide enough to warn of
+TOO_FAITHFUL = 1.1
+BEATS = 0.95  # share of random circuits that a real one should beat
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something the reader must know before the numbers."""
+
+    level: str  # "failed" or "caution"
+    text: str
+
+
+def alarms(results: dict) -> list[Alarm]:
+    """Failed self-checks first, then everything that limits what the numbers mean."""
+    failed = [Alarm("failed", _failure(check)) for check in results.get("checks") or [] if check.get("passed") is False]
+    cautions = [
+        *_unfaithful(results),
+        *_no_better_than_random(results),
+        *_few(results),
+        *(results.get("warnings") or []),
+    ]
+    return [*failed, *(Alarm("caution", str(text)) for text in cautions)]
+
+
+def _failure(check: dict) -> str:
+    measured = f"{significant(check.get('value'))} against a tolerance of {significant(check.get('tolerance'))}"
+    detail = f" ({check['detail']})" if check.get("detail") else ""
+    return (
+        f"Self-check failed for {check.get('model')}: {check.get('name')}: {measured}{detail}. Do not trust this run."
+    )
+
+
+def _measured(results: dict) -> Iterator[tuple[str, str, dict]]:
+    for circuit, models in (results.get("faithfulness") or {}).items():
+        for model, found in models.items():
+            yield circuit, model, found
+
+
+def _unfaithful(results: dict) -> Iterator[str]:
+    for circuit, model, found in _measured(results):
+        value = finite(found.get("value"))
+        if value is not None and value > TOO_FAITHFUL:
+            yield (
+                f"Faithfulness of {circuit} in {model} is {number(value)}: above {TOO_FAITHFUL} the circuit does "
+                f"something that the whole model does not, which is unfaithful, too."
+            )
+
+
+def _no_better_than_random(results: dict) -> Iterator[str]:
+    for circuit, model, found in _measured(results):
+        compared = beaten(results, circuit, model, found)
+        if compared and compared[0] < BEATS * compared[1]:
+            yield (
+                f"{circuit} in {model} scores higher than only {compared[0]} of {compared[1]} random circuits "
+                f"of its size."
+            )
+
+
+def _few(results: dict) -> Iterator[str]:
+    counted = [(name, (model.get("accuracy") or {}).get("n")) for name, model in (results.get("models") or {}).items()]
+    counted += [
+        (f"{circuit} in {model}", (found.get("circuit_accuracy") or {}).get("n"))
+        for circuit, model, found in _measured(results)
+    ]
+    for what, n in counted:
+        known = finite(n)
+        if known is not None and known < FEW:
+            yield f"{what} was measured on {known:g} prompts; fewer than {FEW} tell little. See the intervals."
+
+
+def beaten(results: dict, circuit: str, model: str, found: dict) -> tuple[int, int] | None:
+    """How many random circuits score strictly less than the real one, and of how many."""
+    random = ((results.get("random") or {}).get(circuit) or {}).get(model) or {}
+    scores = [a for a in map(finite, random.get("accuracies") or []) if a is not None]
+    real = finite((found.get("circuit_accuracy") or {}).get("value"))
+    return None if real is None or not scores else (sum(score < real for score in scores), len(scores))
+
+
+def summary(results: dict) -> list[str]:
+    """One paragraph per model and per circuit."""
+    models = [_model_sentence(name, model) for name, model in (results.get("models") or {}).items()]
+    return [*models, *(_circuit_sentences(results, *found) for found in _measured(results))]
+
+
+def _model_sentence(name: str, model: dict) -> str:
+    accuracy = model.get("accuracy") or {}
+    return (
+        f"{name} answers a share of {number(accuracy.get('value'))} of the prompts correctly "
+        f"(95 % interval {interval(accuracy)}; {hits(accuracy)} prompts)."
+    )
+
+
+def _circuit_sentences(results: dict, circuit: str, model: str, found: dict) -> str:
+    parts = [_size(results, circuit, model), _kept(found), _against_random(results, circuit, model, found)]
+    return " ".join(part for part in parts if part)
+
+
+def _size(results: dict, circuit: str, model: str) -> str:
+    groups = ((results.get("circuits") or {}).get(circuit) or {}).get("groups") or {}
+    n_heads, shape = (
+        sum(len(group["heads"]) for group in groups.values()),
+        (results.get("models") or {}).get(model) or {},
+    )
+    places = {(head[0], head[1]) for group in groups.values() for head in group["heads"]}
+    if not shape.get("n_layers") or not shape.get("n_heads"):
+        return f"The circuit {circuit} has {n_heads} heads in {len(groups)} groups."
+    of = shape["n_layers"] * shape["n_heads"]
+    return (
+        f"The circuit {circuit} has {n_heads} heads in {len(groups)} groups "
+        f"({len(places)} different ones of the {of} of {model})."
+    )
+
+
+def _kept(found: dict) -> str:
+    alone = number((found.get("circuit_accuracy") or {}).get("value"))
+    by = f" ({found['mean_by']} means)" if found.get("mean_by") else ""
+    start = f"Alone, with every other head replaced by its mean{by}, it answers a share of {alone} correctly"
+    if finite(found.get("value")) is None:
+        return f"{start}; its faithfulness is undefined here{': ' + found['note'] if found.get('note') else ''}."
+    return (
+        f"{start}: {number(found['value'])} times the whole model's accuracy "
+        f"(faithfulness; 95 % interval {interval(found)})."
+    )
+
+
+def _against_random(results: dict, circuit: str, model: str, found: dict) -> str:
+    compared = beaten(results, circuit, model, found)
+    return f"It scores higher than {compared[0]} of {compared[1]} random circuits of its size." if compared else ""
