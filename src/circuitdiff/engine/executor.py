@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,12 +25,7 @@ class Ablation:
 
     positions: tuple[int, ...]  # ascending; the last one is the prompts' last
     kept: Bool[Tensor, "variant layer at head"]  # `at` runs over `positions`
-    constants: Float[
-        Tensor,
-        (
-            layer  # prompt pos head d_head
-        ),
-    ]
+    constants: Float[Tensor, " layer #prompt pos head d_head"]  # the leading space keeps ruff from unquoting it
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,7 @@ class Batch:
         return self.tokens.shape[1]
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Carries edits out. Both executors give the same numbers; the window executor computes only what can differ."""
 
