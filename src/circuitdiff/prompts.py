@@ -97,12 +97,19 @@ class Bucket:
     positions: Mapping[str, int]
 
 
-def buckets(prompts: PromptSet, roles: Sequence[str], largest: int | None = None) -> list[Bucket]:
-    """Every prompt once, grouped by length and by the positions of `roles`, at most `largest` together."""
-    key = torch.stack([prompts.lengths, *(prompts.positions[role] for role in roles)], dim=1)
-    kinds, member = torch.unique(key, dim=0, return_inverse=True)
+def buckets(
+    prompts: PromptSet, roles: Sequence[str], largest: int | None = None, *, same_slots: bool = False
+) -> list[Bucket]:
+    """Every prompt once, grouped by length and by the positions of `roles`, at most `largest` together.
+
+    With `same_slots`, prompts of a bucket also have the same slot at every position.
+    """
+    keys = [prompts.lengths, *(prompts.positions[role] for role in roles)]
+    if same_slots:
+        keys.append(torch.unique(prompts.slots, dim=0, return_inverse=True)[1])
+    kinds, member = torch.unique(torch.stack(keys, dim=1), dim=0, return_inverse=True)
     return [
-        Bucket(part, int(kind[0]), dict(zip(roles, kind[1:].tolist(), strict=True)))
+        Bucket(part, int(kind[0]), dict(zip(roles, kind[1 : 1 + len(roles)].tolist(), strict=True)))
         for i, kind in enumerate(kinds)
         for part in torch.split((member == i).nonzero()[:, 0], largest or len(prompts))
     ]

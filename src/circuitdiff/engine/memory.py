@@ -1,0 +1,20 @@
+"""How much an executor may compute at once."""
+
+from __future__ import annotations
+
+from circuitdiff.engine.model import Model
+
+DEFAULT_MEMORY_GB = 1.0
+_ENOUGH_ROWS = 8192  # beyond this a matrix product gains nothing
+
+
+def rows_at_once(model: Model, memory_gb: float = DEFAULT_MEMORY_GB) -> int:
+    """How many rows (variants x prompts x positions) one layer call may have.
+
+    A layer holds about six residual streams and three MLP activations per row.
+    """
+    config = model.module.config.get_text_config()
+    d_model = config.hidden_size
+    d_mlp = getattr(config, "intermediate_size", None) or 4 * d_model
+    bytes_per_row = model.dtype.itemsize * (6 * d_model + 3 * d_mlp)
+    return max(1, min(_ENOUGH_ROWS, int(memory_gb * 2**30 / bytes_per_row)))

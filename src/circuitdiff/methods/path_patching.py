@@ -1,0 +1,274 @@
+"""Path patching: how much of the behaviour each head carries straight into the logits, or into other heads.
+
+For every sender head:
+1. Run the clean prompt with the sender's z at role `at` taken from the counterfactual prompt, and every other head's z
+   at that position and later ones frozen at its clean value; MLPs are recomputed.
+2. Without receivers, the effect is read off this run's logits. With receivers, what reaches their q, k or v in this
+   run is put into a second run in which nothing is frozen, and the effect is read off that.
+
+Source: Wang et al. 2022 (arXiv:2211.00593), section 3.1; Prakash et al. 2024 (arXiv:2402.14811), section 3.1.
+We differ in the counterfactual of each prompt, which is drawn once for all senders, and in `receivers_at`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdiff.engine import Batch, Edit, Executor, Model, Site, executor_named
+from circuitdiff.engine.capture import z_at_role
+from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, rows_at_once
+from circuitdiff.errors import InputError
+from circuitdiff.heads import Head
+from circuitdiff.metrics import Metric, metric_named
+from circuitdiff.prompts import Bucket, Pairs, buckets
+from circuitdiff.statistics import Interval, mean_interval
+
+Via = Literal["q", "k", "v"]
+Progress = Callable[[int, int], None]  # done, of how many
+
+
+@dataclass(frozen=True)
+class PathEffects:
+    """Effects of every sender, per prompt. Negative = the head helps; nan where a head was not among the senders."""
+
+    per_prompt: Float[Tensor, "layer head prompt"]
+    on_counterfactual_answer: Float[Tensor, "layer head prompt"] | None  # where the counterfactual has an answer
+    noise_floor: float  # largest |effect| of an edit that changes nothing, on the same path
+    scenarios: Int[Tensor, " prompt"]
+    metric: str
+
+    @property
+    def effects(self) -> Float[Tensor, "layer head"]:
+        """Mean over prompts."""
+        return self.per_prompt.mean(dim=-1)
+
+    def intervals(self, level: float = 0.95) -> Interval:
+        """Each mean with a bootstrap interval over scenarios; arrays [layer, head]."""
+        return mean_interval(self.per_prompt.numpy(), self.scenarios.numpy(), level=level)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where the effect goes: straight into the logits (no receivers), or into q, k or v of receivers."""
+
+    at: str
+    receivers: tuple[Head, ...] = ()
+    via: Via | None = None
+    receivers_at: str | None = None
+
+    @property
+    def roles(self) -> list[str]:
+        return [self.at] if self.receivers_at is None else [self.at, self.receivers_at]
+
+    @property
+    def first_changed(self) -> str:
+        """The role where the second run's window starts."""
+        return self.receivers_at or self.at
+
+    @property
+    def last_layer(self) -> int | None:
+        """Senders in this layer or later have an effect of exactly zero."""
+        return max(head.layer for head in self.receivers) if self.receivers else None
+
+
+@torch.no_grad()
+def path_effects(
+    model: Model,
+    pairs: Pairs,
+    at: str,
+    receivers: Sequence[Head] | None = None,
+    via: Via | None = None,
+    receivers_at: str | None = None,
+    senders: Sequence[Head] | None = None,
+    metric: str = "logit_difference",
+    executor: str = "window",
+    *,
+    memory_gb: float = DEFAULT_MEMORY_GB,
+    progress: Progress | None = None,
+) -> PathEffects:
+    """The effect of each sender at role `at`, straight into the logits or via q, k or v of `receivers`.
+
+    Via "q" sender and receivers sit at `at`; via "k" and "v" the receivers read `at`: only at role `receivers_at`, or
+    from every later position (None, the published meaning). Senders default to all heads.
+
+    The unit is the metric's; negative = the head helps.
+
+    Raises: InputError if a role, head or metric does not exist, or if the path can have no effect.
+    """
+    path = Path(at, tuple(receivers or ()), via, receivers_at)
+    check_path(model, pairs, path, empty_receivers=receivers is not None and not receivers)
+    everyone = [Head(layer, i) for layer in range(model.n_layers) for i in range(model.n_heads)]
+    chosen = everyone if senders is None else sorted(set(senders))
+    check_heads(model, chosen)
+    sweep = _Sweep(model, pairs, path, metric_named(metric), executor_named(executor), memory_gb)
+    return sweep.run(chosen, progress or (lambda done, total: None))
+
+
+def check_heads(model: Model, heads: Sequence[Head]) -> None:
+    """Raises: InputError naming the first head that the model lacks."""
+    for head in heads:
+        if head.layer >= model.n_layers or head.index >= model.n_heads:
+            raise InputError(
+                f"head {head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads"
+            )
+
+
+def check_path(model: Model, pairs: Pairs, path: Path, *, empty_receivers: bool = False) -> None:
+    """Raises: InputError if a role or head does not exist, or if the path can have no effect on the logits."""
+    for role in path.roles:
+        if role not in pairs.positions:
+            raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
+        if (pairs.positions[role] < 0).any() or (role == path.at and (pairs.counterfactual_positions[role] < 0).any()):
+            raise InputError(f"role {role!r} has no place in some prompts; choose a role that every prompt has")
+    check_heads(model, path.receivers)
+    if empty_receivers:
+        raise InputError("the list of receivers is empty; leave receivers out to patch straight into the logits")
+    if bool(path.receivers) != (path.via is not None):
+        raise InputError("receivers and via go together: name both (via q, k or v), or neither for the logits")
+    if path.via not in (None, "q", "k", "v"):
+        raise InputError(f"via must be 'q', 'k' or 'v'; got {path.via!r}")
+    if not path.receivers and (pairs.positions[path.at] != pairs.lengths - 1).any():
+        raise InputError(
+            f"straight into the logits only the last position has an effect, and {path.at!r} is not the last; "
+            f"name receivers that read it"
+        )
+    if path.receivers_at is None:
+        return
+    if path.via not in ("k", "v"):
+        raise InputError("receivers_at goes with via 'k' or 'v'; via 'q' the receivers sit at the sender's role")
+    if (pairs.positions[path.receivers_at] < pairs.positions[path.at]).any():
+        raise InputError(f"receivers at {path.receivers_at!r} cannot read {path.at!r}, which comes later")
+
+
+class _Sweep:
+    """All senders of one path over all prompts, in batches that fit the memory."""
+
+    def __init__(
+        self, model: Model, pairs: Pairs, path: Path, metric: Metric, executor: Executor, memory_gb: float
+    ) -> None:
+        self._model, self._pairs, self._path = model, pairs, path
+        self._metric, self._executor = metric, executor
+        self._rows = rows_at_once(model, memory_gb)
+        self._source = z_at_role(model, pairs.counterfactual_prompts, path.at)
+
+    def run(self, senders: Sequence[Head], progress: Progress) -> PathEffects:
+        model, n_prompts = self._model, len(self._pairs)
+        last = self._path.last_layer
+        live = [head for head in senders if last is None or head.layer < last]
+        n_answers = 1 if self._pairs.counterfactual_answers is None else 2
+        per_prompt = torch.full((n_answers, model.n_layers, model.n_heads, n_prompts), torch.nan)
+        layers, indices = ([head.layer for head in senders], [head.index for head in senders])
+        per_prompt[:, layers, indices] = 0.0  # exactly, for senders that no receiver can see
+        floor, done = 0.0, 0
+        width = int((self._pairs.lengths - self._pairs.positions[self._path.first_changed]).max())
+        prompts_at_once = max(1, self._rows // max(1, len(live) * width))
+        for bucket in buckets(self._pairs.clean_prompts, self._path.roles, prompts_at_once):
+            for part in _parts(live, max(1, self._rows // (len(bucket.prompts) * width))):
+                effects = self._effects(bucket, part, self._source[:, bucket.prompts])
+                rows, columns = [head.layer for head in part], [head.index for head in part]
+                for answer in range(n_answers):
+                    per_prompt[answer, torch.tensor(rows)[:, None], torch.tensor(columns)[:, None], bucket.prompts] = (
+                        effects[:, :, answer]
+                    )
+                done += len(part) * len(bucket.prompts)
+                progress(done, len(live) * n_prompts)
+            if floor == 0.0 and live:
+                floor = self._noise_floor(bucket, live)
+        other = per_prompt[1] if n_answers == 2 else None
+        return PathEffects(per_prompt[0], other, floor, self._pairs.scenarios, self._metric.name)
+
+    def _effects(
+        self, bucket: Bucket, senders: Sequence[Head], source: Float[Tensor, "layer prompt head d_head"]
+    ) -> Float[Tensor, "sender prompt answer"]:
+        batch = open_batch(self._model, self._pairs, bucket, self._path)
+        readout = self._readout(bucket)
+        patched = sweep_senders(self._executor, batch, bucket, self._path, senders, source, readout)
+        clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=batch.clean.logits.device))
+        return self._metric.effect(patched, clean[None]).cpu()
+
+    def _noise_floor(self, bucket: Bucket, live: Sequence[Head]) -> float:
+        """One sender per layer, replaced by its own clean z."""
+        batch = open_batch(self._model, self._pairs, bucket, self._path)
+        own = torch.stack([batch.clean.z_at(i, bucket.positions[self._path.at]) for i in range(self._model.n_layers)])
+        first_of_layer = list({head.layer: head for head in reversed(live)}.values())
+        return float(self._effects(bucket, sorted(first_of_layer), own).abs().max())
+
+    def _readout(self, bucket: Bucket) -> Readout:
+        """The metric's quantity for the answer, then for the counterfactual's answer if it has one."""
+        device = self._model.device
+        part = self._pairs.select(bucket.prompts)
+        answers, alternatives = part.answers.to(device), part.alternatives.to(device)
+        swapped = part.counterfactual_answers
+
+        def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
+            answer, others = answers[prompt], alternatives[prompt]
+            values = [self._metric.quantity(logits, answer, others)]
+            if swapped is not None:
+                target = swapped.to(device)[prompt]
+                rest = torch.where(others == target[:, None], answer[:, None], others)
+                values.append(self._metric.quantity(logits, target, rest))
+            return torch.stack(values, dim=-1)
+
+        return readout
+
+
+def open_batch(model: Model, pairs: Pairs, bucket: Bucket, path: Path) -> Batch:
+    """The clean prompts of a bucket, their clean run kept from the path's first position on."""
+    tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
+    return Batch(model, tokens, start=min(bucket.positions[role] for role in path.roles))
+
+
+def sweep_senders(
+    executor: Executor,
+    batch: Batch,
+    bucket: Bucket,
+    path: Path,
+    senders: Sequence[Head],
+    source: Float[Tensor, "layer prompt head d_head"],
+    readout: Readout,
+) -> Float[Tensor, "sender prompt value"]:
+    """Both runs of the module's docstring, for every sender; `source` is what replaces a sender's z."""
+    at = bucket.positions[path.at]
+    edits = _sender_edits(batch, at, senders, source)
+    if not path.receivers:
+        return executor.frozen(batch, edits, len(senders), at, readout)
+    received = executor.received(batch, edits, len(senders), at, _sites(path, at))
+    if path.receivers_at is not None:
+        read_at = bucket.positions[path.receivers_at]
+        received = [Edit(e.layer, e.what, e.at, e.heads, e.variants, e.replacement, None, read_at) for e in received]
+    return executor.run(batch, received, len(senders), readout)
+
+
+def _sender_edits(
+    batch: Batch, at: int, senders: Sequence[Head], source: Float[Tensor, "layer prompt head d_head"]
+) -> list[Edit]:
+    """One edit per layer: all its heads clean, but for each variant's own sender."""
+    heads = torch.arange(batch.model.n_heads, device=source.device)
+    edits = []
+    for layer in sorted({head.layer for head in senders}):
+        variants = [i for i, head in enumerate(senders) if head.layer == layer]
+        own = torch.tensor([senders[i].index for i in variants], device=source.device)
+        is_sender = (heads == own[:, None])[:, None, :, None]
+        z = torch.where(is_sender, source[layer], batch.clean.z_at(layer, at))
+        edits.append(Edit(layer, "z", at, heads, torch.tensor(variants), z))
+    return edits
+
+
+def _sites(path: Path, at: int) -> list[Site]:
+    assert path.via is not None
+    layers = sorted({head.layer for head in path.receivers})
+    return [
+        Site(layer, path.via, at, torch.tensor(sorted({h.index for h in path.receivers if h.layer == layer})))
+        for layer in layers
+    ]
+
+
+def _parts(senders: Sequence[Head], size: int) -> list[Sequence[Head]]:
+    return [senders[i : i + size] for i in range(0, len(senders), size)]
