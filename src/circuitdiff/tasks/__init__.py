@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 
+from pydantic import ValidationError, validate_call
+
 from circuitdiff.errors import InputError
 from circuitdiff.tasks.entity_tracking import EntityTracking, entity_tracking
 
@@ -13,14 +15,17 @@ _TASKS = {"entity_tracking": entity_tracking}
 def get_task(name: str, **options: object) -> EntityTracking:
     """The built-in task of that name.
 
-    Raises: InputError if the name or an option is unknown.
+    Raises: InputError if the name is unknown, or an option is unknown or of the wrong type.
     """
     if name not in _TASKS:
         raise InputError(f"unknown task {name!r}: choose one of {', '.join(_TASKS)}")
-    known = inspect.signature(_TASKS[name]).parameters
-    if unknown := sorted(set(options) - set(known)):
-        raise InputError(f"task {name!r} has no option {unknown[0]!r}; it has {', '.join(known)}")
-    return _TASKS[name](**options)  # pyright: ignore[reportArgumentType]
+    try:
+        return validate_call(_TASKS[name])(**options)  # pyright: ignore[reportArgumentType]  checked by this call
+    except ValidationError as error:
+        wrong, known = error.errors()[0], ", ".join(inspect.signature(_TASKS[name]).parameters)
+        raise InputError(
+            f"task {name!r}, option {wrong['loc'][0]!r}: {wrong['msg']}, got {wrong['input']!r}; it has {known}"
+        ) from error
 
 
 __all__ = ["entity_tracking", "get_task"]

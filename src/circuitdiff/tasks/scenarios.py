@@ -79,7 +79,7 @@ def distinct_contexts(
 
 
 def queried_segments(random: Random, n_boxes: int, n_queries: int) -> Iterator[tuple[int, ...]]:
-    """For each scenario the segments to ask about, distinct; each segment once in every run of `n_boxes` queries."""
+    """For each scenario the segments to ask about, distinct; each segment once in every block of `n_boxes`."""
     waiting: list[int] = []
     while True:
         chosen = waiting[:n_queries]

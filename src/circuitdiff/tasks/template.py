@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,8 +17,7 @@ from circuitdiff.prompts import PromptSet
 START = "start"  # the slot of what the tokenizer puts before the text, such as a BOS token
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of a prompt and the slot that it fills. The space before a word belongs to the word."""
 
     slot: str
@@ -47,10 +48,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class _Tokenised:
-    """One prompt's token ids, and for each its slot and its place within that slot."""
+    """One prompt's token ids with the slot name of each, and the last position of each slot of its template."""
 
-    ids: tuple[int, ...]
-    slots: tuple[tuple[str, int], ...]
+    ids: list[int]
+    slots: list[str]
+    last_token: dict[str, int]
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> PromptSet:
@@ -63,13 +65,13 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> P
     Raises: InputError if a token holds characters of two slots, a slot has no token, or the tokenizer is slow.
     """
     rows = _tokenise_each(tokenizer, prompts)
-    names = list(dict.fromkeys(_slot_name(*slot) for row in rows for slot in row.slots))
+    names = list(dict.fromkeys(name for row in rows for name in row.slots))
     index = {name: i for i, name in enumerate(names)}
     return PromptSet(
         tokens=_padded([row.ids for row in rows], _padding_id(tokenizer)),
         lengths=torch.tensor([len(row.ids) for row in rows]),
         positions=_positions(prompts, rows),
-        slots=_padded([[index[_slot_name(*slot)] for slot in row.slots] for row in rows], -1),
+        slots=_padded([[index[name] for name in row.slots] for row in rows], -1),
         slot_names=names,
         slot_kinds=[re.sub(r"^segment_\d+\.", "segment.", name) for name in names],
     )
@@ -96,17 +98,19 @@ def _with_slots(
 ) -> _Tokenised:
     text = prompt.text
     slot_at = [piece.slot for piece in prompt.pieces for _ in piece.text]
-    kept, slots, used = [], [], dict.fromkeys((piece.slot for piece in prompt.pieces), 0) | {START: 0}
+    row, n_tokens = _Tokenised([], [], {}), Counter()
     for token, (start, end), is_special in zip(ids, offsets, special, strict=True):
-        if is_special and len(kept) > used[START]:  # the text has begun: this one comes after it
+        if is_special and row.last_token:  # the text has begun: this one comes after it
             continue
         slot = START if is_special else _slot_of_span(text, slot_at, start, end)
-        kept.append(token)
-        slots.append((slot, used[slot]))
-        used[slot] += 1
-    if empty := [slot for slot, n_tokens in used.items() if slot != START and not n_tokens]:
+        if slot != START:
+            row.last_token[slot] = len(row.ids)
+        row.ids.append(token)
+        row.slots.append(f"{slot}#{n_tokens[slot]}" if n_tokens[slot] else slot)
+        n_tokens[slot] += 1
+    if empty := [piece.slot for piece in prompt.pieces if piece.slot not in row.last_token]:
         raise InputError(f"the tokenizer has no token for slot {empty[0]!r} of {text!r}: give it other words")
-    return _Tokenised(tuple(kept), tuple(slots))
+    return row
 
 
 def _slot_of_span(text: str, slot_at: Sequence[str], start: int, end: int) -> str:
@@ -122,17 +126,12 @@ def _slot_of_span(text: str, slot_at: Sequence[str], start: int, end: int) -> st
     return slots[0]
 
 
-def _slot_name(slot: str, place: int) -> str:
-    return f"{slot}#{place}" if place else slot
-
-
 def _positions(prompts: Sequence[Prompt], rows: Sequence[_Tokenised]) -> dict[str, torch.Tensor]:
     """Each role's position in every prompt: its slot's last token; -1 where the prompt lacks the role."""
-    found = []
-    for prompt, row in zip(prompts, rows, strict=True):
-        last_token = {slot: position for position, (slot, _) in enumerate(row.slots)}
-        last_token.pop(START, None)
-        found.append(last_token | {role: last_token[slot] for role, slot in prompt.roles.items()})
+    found = [
+        row.last_token | {role: row.last_token[slot] for role, slot in prompt.roles.items()}
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
     roles = dict.fromkeys(role for positions in found for role in positions)
     return {role: torch.tensor([positions.get(role, -1) for positions in found]) for role in roles}
 

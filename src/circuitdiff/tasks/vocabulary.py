@@ -21,7 +21,7 @@ class Words:
         """Raises: InputError if fewer than `n_needed` words are left."""
         if len(self.ids) < n_needed:
             raise InputError(
-                f"this task needs {n_needed} {what} that are one token each, but the tokenizer keeps {len(self.ids)} "
+                f"this task needs {n_needed} {what} of one token each, but the tokenizer keeps {len(self.ids)} "
                 f"of {len(self.ids) + len(self.left_out)} whole: give the task other {what}, or fewer boxes"
             )
 
@@ -41,7 +41,7 @@ def one_token_words(
         token = ended[i][-1]
         alone = ended[i] == [*start, token]
         stays = all(longer[i][: len(ended[i])] == ended[i] for longer in followed)
-        if alone and stays and token not in {tokenizer.unk_token_id, *ids.values()}:
+        if alone and stays and token != tokenizer.unk_token_id and token not in ids.values():
             ids[word] = token
     return Words(ids, tuple(word for word in words if word not in ids))
 
