@@ -7,6 +7,7 @@ import altair as alt
 from circuitdiff.report.look import CATEGORIES, INK, MUTED, Figure, finish, inline
 from circuitdiff.report.numbers import finite, hits, interval, number
 
+TENTHS = alt.Axis(values=[i / 10 for i in range(11)], format=".1f", labelAngle=0)
 BIN = 0.02  # width of a bar of accuracies
 
 
@@ -50,7 +51,7 @@ def among_random(title: str, accuracies: list[float], references: dict[str, obje
         alt.Chart(inline([{"accuracy": accuracy} for accuracy in accuracies]))
         .mark_bar(color="#b9b9b4")
         .encode(
-            x=alt.X("accuracy:Q", bin=alt.Bin(step=BIN, extent=[0, 1]), title="accuracy"),
+            x=alt.X("accuracy:Q", bin=alt.Bin(step=BIN, extent=[0, 1]), title="accuracy", axis=TENTHS),
             y=alt.Y("count():Q", title="random circuits", axis=alt.Axis(tickMinStep=1)),
             tooltip=[alt.Tooltip("count():Q", title="random circuits")],
         )

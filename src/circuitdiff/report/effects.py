@@ -81,28 +81,30 @@ def effect_map(stage: dict) -> Figure:
         ],
     )
     size = {"width": alt.Step(step), "height": alt.Step(15)}
-    layers = [_cells(base, rows), *_hatching(base), *_outlines(base, step)]
+    layers = [*_cells(base, rows), *_hatching(base), *_outlines(base, step)]
     legend = ["outlined: selected, helps · dashed with a dot: selected, hurts", "hatched: not measured"]
     return finish(layers, size, str(stage["name"]), [describe(stage), *legend])
 
 
-def _cells(base: alt.Chart, rows: list[dict]) -> alt.Chart:
-    largest = max((abs(row["effect"]) for row in rows if row["effect"] is not None), default=0.0) or 1.0
-    scale = alt.Scale(domain=[-largest, 0, largest], range=[HELPS, NEUTRAL, HURTS], interpolate="lab")
+def _cells(base: alt.Chart, rows: list[dict]) -> list[alt.Chart]:
+    sizes = [abs(row["effect"]) for row in rows if row["effect"] is not None]
+    if not sizes:
+        return []
+    largest = max(sizes) or 1.0
+    scale = alt.Scale(domain=[-largest, 0, largest], range=[HELPS, NEUTRAL, HURTS], interpolate="rgb")
     legend = alt.Legend(
         title=["effect", "negative = the head helps"], gradientLength=140, format=".3~g", values=[-largest, 0, largest]
     )
     measured = base.transform_filter(alt.datum.effect != None)  # noqa: E711 (a Vega expression)
-    return measured.mark_rect(stroke="white", strokeWidth=1).encode(
-        color=alt.Color("effect:Q", scale=scale, legend=legend)
-    )
+    cells = measured.mark_rect(stroke="white", strokeWidth=1)
+    return [cells.encode(color=alt.Color("effect:Q", scale=scale, legend=legend))]
 
 
 def _hatching(base: alt.Chart) -> list[alt.Chart]:
     missing = base.transform_filter(alt.datum.effect == None)  # noqa: E711 (a Vega expression)
     return [
         missing.mark_rect(fill="#d5d5d5", stroke="white", strokeWidth=1),
-        missing.mark_point(shape="M-1,1L1,-1", size=90, stroke="#8a8a8a", strokeWidth=1, fill=None),
+        missing.mark_point(shape="M-1,1L1,-1", size=90, stroke="#777777", strokeWidth=1, fill=None),
     ]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from circuitdiff.report.accuracy import among_random, by_queried
-from circuitdiff.report.drawing import circuit_drawing, scene
+from circuitdiff.report.drawing import circuit_drawing
 from circuitdiff.report.effects import effect_map
 from circuitdiff.report.look import Figure, circuit_key, random_key, stage_key
 from circuitdiff.report.numbers import finite
+from circuitdiff.report.scene import scene
 
 ACCURACY_BY_QUERIED = "accuracy_by_queried"
 

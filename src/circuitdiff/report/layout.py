@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -58,9 +57,12 @@ def visible(token: str) -> str:
 
 def fan(heads: Sequence[tuple[int, int]]) -> list[float]:
     """Sideways offsets that keep heads of one layer apart, centred, in the order of their index."""
-    total = Counter(layer for layer, _ in heads)
-    rank = {head: sorted(i for layer, i in heads if layer == head[0]).index(head[1]) for head in heads}
-    return [(rank[head] - (total[head[0]] - 1) / 2) * DOT for head in heads]
+    offsets = [0.0] * len(heads)
+    for layer in {layer for layer, _ in heads}:
+        row = sorted((index, place) for place, (at, index) in enumerate(heads) if at == layer)
+        for rank, (_, place) in enumerate(row):
+            offsets[place] = (rank - (len(row) - 1) / 2) * DOT
+    return offsets
 
 
 def curve(start: Point, end: Point, bend: float, n_points: int = 24) -> list[Point]:

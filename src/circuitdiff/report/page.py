@@ -44,11 +44,20 @@ def _render(results: dict) -> str:
             alarms=alarms(results),
             summary=summary(results),
             circuit_names=list(dict.fromkeys([*(results.get("circuits") or {}), *(results.get("discovery") or {})])),
+            used_roles=_used_roles(results),
             figure_ids={key: f"figure-{number}" for number, key in enumerate(drawn, start=1)},
             specs={key: _embedded_json(figure) for key, figure in drawn.items()},
             javascript=_javascript(),
         )
     )
+
+
+def _used_roles(results: dict) -> set[str]:
+    """The roles at which some circuit or stage sends or receives; a task has many more."""
+    groups = [g for circuit in (results.get("circuits") or {}).values() for g in circuit["groups"].values()]
+    stages = [s for found in (results.get("discovery") or {}).values() for s in found.get("stages") or []]
+    named = [*(group["at"] for group in groups), *(s.get(key) for s in stages for key in ("at", "receivers_at"))]
+    return {role for role in named if role}
 
 
 def _environment() -> jinja2.Environment:
@@ -75,6 +84,7 @@ def _environment() -> jinja2.Environment:
         stage_key=look.stage_key,
         random_key=look.random_key,
         ACCURACY_BY_QUERIED=ACCURACY_BY_QUERIED,
+        HURTING=HURTING,
     )
     return environment
 

@@ -95,9 +95,17 @@ def summary(results: dict) -> list[str]:
 def _model_sentence(name: str, model: dict) -> str:
     accuracy = model.get("accuracy") or {}
     return (
-        f"{name} answers a share of {number(accuracy.get('value'))} of the prompts correctly "
-        f"(95 % interval {interval(accuracy)}; {hits(accuracy)} prompts)."
+        f"{name} answers {_of_prompts(accuracy)}: an accuracy of {number(accuracy.get('value'))} "
+        f"(95 % interval {interval(accuracy)})."
     )
+
+
+def _of_prompts(accuracy: dict) -> str:
+    return f"{hits(accuracy).replace('/', 'of')} prompts correctly"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _circuit_sentences(results: dict, circuit: str, model: str, found: dict) -> str:
@@ -111,24 +119,24 @@ def _size(results: dict, circuit: str, model: str) -> str:
         sum(len(group["heads"]) for group in groups.values()),
         (results.get("models") or {}).get(model) or {},
     )
+    size = f"{_count(n_heads, 'head')} in {_count(len(groups), 'group')}"
     places = {(head[0], head[1]) for group in groups.values() for head in group["heads"]}
     if not shape.get("n_layers") or not shape.get("n_heads"):
-        return f"The circuit {circuit} has {n_heads} heads in {len(groups)} groups."
+        return f"The circuit {circuit} has {size}."
     of = shape["n_layers"] * shape["n_heads"]
-    return (
-        f"The circuit {circuit} has {n_heads} heads in {len(groups)} groups "
-        f"({len(places)} different ones of the {of} of {model})."
-    )
+    return f"The circuit {circuit} has {size} ({len(places)} of the {of} heads of {model})."
 
 
 def _kept(found: dict) -> str:
-    alone = number((found.get("circuit_accuracy") or {}).get("value"))
-    by = f" ({found['mean_by']} means)" if found.get("mean_by") else ""
-    start = f"Alone, with every other head replaced by its mean{by}, it answers a share of {alone} correctly"
+    alone, by = found.get("circuit_accuracy") or {}, f" ({found['mean_by']} means)" if found.get("mean_by") else ""
+    start = (
+        f"Alone, with every other head replaced by its mean{by}, it answers {_of_prompts(alone)}, "
+        f"an accuracy of {number(alone.get('value'))}"
+    )
     if finite(found.get("value")) is None:
         return f"{start}; its faithfulness is undefined here{': ' + found['note'] if found.get('note') else ''}."
     return (
-        f"{start}: {number(found['value'])} times the whole model's accuracy "
+        f"{start}, which is {number(found['value'])} times the whole model's "
         f"(faithfulness; 95 % interval {interval(found)})."
     )
 
