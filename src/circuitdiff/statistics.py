@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -11,15 +11,13 @@ from scipy import stats
 
 from circuitdiff.errors import InputError
 
-Number = TypeVar("Number")
 
+class Interval(NamedTuple):
+    """An estimate with the bounds of its confidence interval: floats, or arrays [*row] for many rows at once."""
 
-class Interval(NamedTuple, Generic[Number]):
-    """An estimate with the bounds of its confidence interval: floats, or arrays for many rows at once."""
-
-    value: Number
-    low: Number
-    high: Number
+    value: float | ndarray
+    low: float | ndarray
+    high: float | ndarray
 
 
 class RatioInterval(NamedTuple):
@@ -59,7 +57,7 @@ def mean_interval(
     level: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
-) -> Interval[Float[ndarray, "*row"]]:
+) -> Interval:
     """The mean over prompts of each row, with a percentile bootstrap interval over scenarios.
 
     All rows see the same resamples. A row with a nan stays nan; with one scenario the bounds are nan. With few
@@ -82,7 +80,7 @@ def difference_interval(
     level: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
-) -> Interval[float]:
+) -> Interval:
     """Mean of first - second on the same prompts: paired, so what both share cancels."""
     difference = first.astype(np.float64) - second.astype(np.float64)
     return _lone(mean_interval(difference, scenarios, level=level, n_resamples=n_resamples, seed=seed))
@@ -95,7 +93,7 @@ def accuracy_interval(
     level: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
-) -> Interval[float]:
+) -> Interval:
     """The share of hits (0 or 1 per prompt), with its interval.
 
     The bootstrap over scenarios, except at exactly 0 and 1, where every resample is alike: there Wilson's interval with
@@ -211,7 +209,7 @@ def _bounds(resampled: ndarray, level: float, scenarios: ndarray) -> tuple[ndarr
     return (low, high) if len(np.unique(scenarios)) > 1 else (nan, nan)
 
 
-def _lone(interval: Interval[ndarray]) -> Interval[float]:
+def _lone(interval: Interval) -> Interval:
     return Interval(*(float(bound) for bound in interval))
 
 
