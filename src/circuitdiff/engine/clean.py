@@ -54,7 +54,7 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"], start: int = 0) -
         z.append(own[:, start:].clone())
         return own
 
-    def keep_output(_: nn.Module, __: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def keep_output(_: nn.Module, __: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         outputs.append(output[0][:, start:].clone())
 
     with ExitStack() as stack:
