@@ -66,9 +66,9 @@ def mean_interval(
     Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; clusters: Davison & Hinkley 1997,
     section 3.8.
     """
+    weights = _weights(scenarios, n_resamples, seed)
     values = values.astype(np.float64)
-    rows = values.reshape(-1, values.shape[-1])
-    low, high = _bounds(_resampled_means(rows, _weights(scenarios, n_resamples, seed)), level, scenarios)
+    low, high = _bounds(_resampled_means(values.reshape(-1, len(scenarios)), weights), level, scenarios)
     return Interval(values.mean(-1), low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1]))
 
 
@@ -101,7 +101,7 @@ def accuracy_interval(
 
     Source: Wilson 1927 (doi:10.1080/01621459.1927.10502953).
     """
-    accuracy, n_scenarios = float(hits.mean()), len(np.unique(scenarios))
+    accuracy, n_scenarios = float(hits.mean()) if len(hits) else np.nan, len(np.unique(scenarios))
     if accuracy not in (0, 1):
         return _lone(mean_interval(hits, scenarios, level=level, n_resamples=n_resamples, seed=seed))
     wilson = stats.binomtest(round(accuracy * n_scenarios), n_scenarios).proportion_ci(level, method="wilson")
@@ -124,9 +124,10 @@ def ratio_interval(
 
     Source: Fieller 1954 (doi:10.1111/j.2517-6161.1954.tb00159.x), for why.
     """
+    weights = _weights(scenarios, n_resamples, seed)
     rows = np.stack([numerator, denominator]).astype(np.float64)
     above, below = rows.mean(-1).tolist()
-    resampled = _resampled_means(rows, _weights(scenarios, n_resamples, seed))
+    resampled = _resampled_means(rows, weights)
     if not (resampled[:, 1] * below > 0).all():
         spread = f"{resampled[:, 1].min():.4g} to {resampled[:, 1].max():.4g}"
         reason = f"the denominator is {below:.4g} and its resamples run from {spread}, so it may be zero"
