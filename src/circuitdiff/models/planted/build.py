@@ -1,0 +1,142 @@
+"""Planted models: decoders whose circuit is known because it was written into their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from circuitdiff.circuit import Circuit, Group
+from circuitdiff.errors import InputError
+from circuitdiff.heads import Head
+from circuitdiff.models.planted.assemble import empty_model, write_embeddings, write_heads
+from circuitdiff.models.planted.decoys import decoy
+from circuitdiff.models.planted.head_weights import D_HEAD, HeadWeights, rotated
+from circuitdiff.models.planted.placement import N_HEADS, N_LAYERS, place_heads
+from circuitdiff.models.planted.randomness import generator, orthogonal
+from circuitdiff.models.planted.space import Space, make_space
+from circuitdiff.models.planted.table import PLANTED
+from circuitdiff.models.planted.unembedding import write_last_mlp, write_unembedding
+from circuitdiff.models.planted.vocabulary import make_tokenizer, make_vocabulary
+from circuitdiff.models.planted.wired_heads import WIRED, detecting_transmitter, members
+from circuitdiff.models.planted.wiring import Wiring
+from circuitdiff.words import OBJECTS, TRAIN_OBJECTS
+
+# Group -> role, and the parts that it is made of. Groups are named by their place in the paper's plan of discovery.
+_GROUPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "value_fetcher": ("last", ("value_fetcher", "label_fetcher")),
+    "position_transmitter": ("last", ("position_transmitter", "label_transmitter")),
+    "position_detector": ("query_label", ("position_detector",)),
+    "structure_reader": ("previous_query_label", ("structure_reader",)),
+    "name_binder": ("previous_query_label", ("name_binder",)),
+}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A model with its tokenizer and the truth about it."""
+
+    name: str
+    model: GPT2LMHeadModel
+    tokenizer: PreTrainedTokenizerFast
+    circuit: Circuit  # groups that write to the logits through each other; without backup and negative heads
+    parts: Mapping[str, tuple[Head, ...]]  # finer than groups: heads that do the same, the strongest first
+    base: str  # the planted model that this one is compared with
+    improved_part: str | None  # a group, "negative", "mlp" or "unembedding"; None: no one part got better
+    same_circuit: bool  # as in `base`
+    note: str
+
+    @property
+    def negative(self) -> tuple[Head, ...]:
+        """Heads that lower the answer's logit, at the last token."""
+        return self.parts.get("negative", ())
+
+    @property
+    def backup(self) -> tuple[Head, ...]:
+        """Heads that act only when the value fetchers do not, at the last token."""
+        return self.parts.get("backup", ())
+
+
+def planted_names() -> tuple[str, ...]:
+    """The names of all planted models."""
+    return tuple(PLANTED)
+
+
+def build_planted(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    words: Sequence[str] = (*OBJECTS, *TRAIN_OBJECTS),
+) -> Planted:
+    """The planted model of this name. `words`: the objects that it knows.
+
+    Another `seed` is another planting: other places, strengths, codes and decoys. Models of one seed differ in what
+    their wirings differ in, and in nothing else.
+
+    Raises: InputError if there is no such model.
+    """
+    if name not in PLANTED:
+        raise InputError(f"there is no planted model {name!r}: choose from {', '.join(PLANTED)}")
+    entry, vocabulary = PLANTED[name], make_vocabulary(words)
+    wiring, space, parts = entry.wiring, make_space(vocabulary, seed), _parts(entry.wiring, seed)
+    heads = _heads(space, wiring, parts, seed)
+    if wiring.rotate_values:
+        heads = {h: rotated(w, orthogonal(D_HEAD, key=(seed, "rotation", h))) for h, w in heads.items()}
+    if wiring.permute_heads:
+        moved = _permutation(seed)
+        heads = {moved[h]: w for h, w in heads.items()}
+        parts = {part: tuple(moved[h] for h in members) for part, members in parts.items()}
+    model = empty_model(vocabulary)
+    write_embeddings(model, space, vocabulary, seed)
+    write_heads(model, space, heads)
+    write_last_mlp(model, space, wiring)
+    write_unembedding(model, space, vocabulary, wiring, seed)
+    return Planted(
+        name=name,
+        model=model.to(dtype),
+        tokenizer=make_tokenizer(vocabulary),
+        circuit=_circuit(parts),
+        parts=parts,
+        base=entry.base,
+        improved_part=entry.improved_part,
+        same_circuit=entry.same_circuit,
+        note=entry.note,
+    )
+
+
+def _parts(wiring: Wiring, seed: int) -> Mapping[str, tuple[Head, ...]]:
+    """The heads that do something, by part."""
+    placed = place_heads(seed)
+    parts = {part: placed[part][:n_heads] for part, n_heads in wiring.n_heads.items()}
+    if wiring.shared_head:
+        parts["position_detector"] = (parts["position_transmitter"][0], *parts["position_detector"])
+    return parts
+
+
+def _heads(
+    space: Space, wiring: Wiring, parts: Mapping[str, tuple[Head, ...]], seed: int
+) -> Mapping[Head, HeadWeights]:
+    """Every head's weights: decoys, except those that do something."""
+    everywhere = [Head(layer, index) for layer in range(N_LAYERS) for index in range(N_HEADS)]
+    heads = {head: decoy(space, head, wiring.decoy_gain, seed) for head in everywhere}
+    group = {part: members(part, len(chosen), seed) for part, chosen in parts.items()}
+    for part, chosen in parts.items():
+        heads |= {h: WIRED[part](space, wiring, member) for h, member in zip(chosen, group[part], strict=True)}
+    if wiring.shared_head:
+        both = (group["position_detector"][0], group["position_transmitter"][0])
+        heads[parts["position_detector"][0]] = detecting_transmitter(space, wiring, *both)
+    return heads
+
+
+def _permutation(seed: int) -> Mapping[Head, Head]:
+    """Where each head goes within its layer."""
+    g = generator(seed, "permutation")
+    orders = [torch.randperm(N_HEADS, generator=g).tolist() for _ in range(N_LAYERS)]
+    return {Head(layer, i): Head(layer, j) for layer, order in enumerate(orders) for i, j in enumerate(order)}
+
+
+def _circuit(parts: Mapping[str, tuple[Head, ...]]) -> Circuit:
+    heads = {group: sum((parts.get(part, ()) for part in made_of), ()) for group, (_, made_of) in _GROUPS.items()}
+    return Circuit({group: Group(role, heads[group]) for group, (role, _) in _GROUPS.items() if heads[group]})

@@ -1,0 +1,177 @@
+"""The heads that do something: one function for each kind, from its numbers to its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdiff.models.planted.head_weights import HeadWeights, Move, Score, wire
+from circuitdiff.models.planted.randomness import generator, orthogonal, unit_rows
+from circuitdiff.models.planted.space import N_BOXES, SIZES, Space, grid_codes, neighbour_leak
+from circuitdiff.models.planted.wiring import Wiring
+
+_SURE = 12.0  # a score that no sum over 53 tokens beats: exp(12) / 53 = 3000
+_SINK = 5.0  # where a head looks that finds nothing: exp(5) = 148, of 53 other tokens
+
+
+@dataclass(frozen=True)
+class Member:
+    """One head among those of its group."""
+
+    index: int
+    n_heads: int
+    share: float  # of what the group writes; shares add up to 1
+    seed: int
+    group: str
+
+    def part_of_name(self, n_dimensions: int) -> Float[Tensor, "d_name n"]:
+        """The dimensions of a name's code that fit through this head: the group's heads cover all of them evenly."""
+        whole = orthogonal(SIZES["name"], key=(self.seed, self.group, "names"))
+        start = self.index * SIZES["name"] // self.n_heads
+        return whole[:, (start + torch.arange(n_dimensions)) % SIZES["name"]]
+
+
+def members(group: str, n_heads: int, seed: int) -> list[Member]:
+    """Heads of unequal strength, the strongest first."""
+    raw = 0.75 + 0.5 * torch.rand(n_heads, generator=generator(seed, group, "strengths"), dtype=torch.float64)
+    shares = (raw / raw.sum()).sort(descending=True).values.tolist()
+    return [Member(i, n_heads, share, seed, group) for i, share in enumerate(shares)]
+
+
+def structure_reader(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """At a label: looks at the object of the same segment and writes down its address."""
+    copy = member.share * wiring.reader_gain * space.of("label_address").T
+    return wire(_own_object(space), [Move(space.of("place"), copy)])
+
+
+def name_binder(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """At a label: looks at the object of the same segment and copies its name and salience."""
+    names = _copy_names(space, member, 20, "name", 1.0)
+    salience = Move(space.of("salience"), member.share * space.of("salience").T)
+    return wire(_own_object(space), [names, salience])
+
+
+def position_detector(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """At the query label: looks at the same label in the context and takes over the address found there."""
+    copy = member.share * wiring.detector_gain * space.of("query_address").T
+    return wire(_same_label(space, wiring.detector_sharpness), [Move(space.of("label_address"), copy)])
+
+
+def position_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """At the last token: looks at the query label and fetches the address."""
+    return wire(_query_label(space), [_transmitted(space, wiring, member)])
+
+
+def detecting_transmitter(space: Space, wiring: Wiring, detector: Member, transmitter: Member) -> HeadWeights:
+    """A detector at the query label, and at the last token a transmitter."""
+    detected = detector.share * wiring.detector_gain * space.of("query_address").T
+    scores = [
+        *_same_label(space, wiring.detector_sharpness),
+        Score(2 * _SURE, space.of("last"), space.of("query_label")),
+    ]
+    return wire(scores, [Move(space.of("label_address"), detected), _transmitted(space, wiring, transmitter)])
+
+
+def label_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """At the last token: looks at the query label and fetches the label itself."""
+    return wire(_query_label(space), [Move(space.of("label"), member.share * space.of("label").T)])
+
+
+def value_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """At the last token: looks for the object at the address and writes its name to the logits."""
+    scores = _object_at_address(space, wiring, wiring.fetcher_sharpness, member)
+    return wire(scores, [_copy_names(space, member, 24, "output", wiring.fetcher_gain)])
+
+
+def negative(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """Like a value fetcher, but takes the name away from the logits."""
+    scores = _object_at_address(space, wiring, wiring.negative_sharpness, member)
+    return wire(scores, [_copy_names(space, member, 24, "output", -wiring.negative_gain)])
+
+
+def backup(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """A value fetcher that does not look at an object whose name the logits have already."""
+    part = member.part_of_name(SIZES["name"] // 3)
+    scores = [
+        Score(wiring.backup_sharpness, space.of("last_address"), _place(space, wiring)),
+        Score(-3 * wiring.backup_restraint, space.of("output") @ part, space.of("name") @ part),
+        Score(wiring.backup_sink, None, space.of("start")),
+    ]
+    return wire(scores, [_copy_names(space, member, 24, "output", wiring.backup_gain)])
+
+
+def label_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """At the last token: looks for the label in the context and writes the name bound to it to the logits."""
+    scores = [*_same_label(space, wiring.label_fetcher_sharpness), _salience(space, wiring, member)]
+    return wire(scores, [_copy_names(space, member, 24, "output", wiring.label_fetcher_gain)])
+
+
+WIRED: Mapping[str, Callable[[Space, Wiring, Member], HeadWeights]] = {
+    "structure_reader": structure_reader,
+    "position_detector": position_detector,
+    "position_transmitter": position_transmitter,
+    "value_fetcher": value_fetcher,
+    "name_binder": name_binder,
+    "label_transmitter": label_transmitter,
+    "label_fetcher": label_fetcher,
+    "negative": negative,
+    "backup": backup,
+}
+
+
+def _own_object(space: Space) -> list[Score]:
+    return [Score(_SURE, space.of("segment"), space.of("place")), Score(_SINK, None, space.of("start"))]
+
+
+def _same_label(space: Space, sharpness: float) -> list[Score]:
+    """Not the query label itself: it is no label of the context."""
+    return [Score(sharpness, space.of("label"), space.of("label")), Score(_SURE / 2, None, space.of("context_label"))]
+
+
+def _query_label(space: Space) -> list[Score]:
+    return [Score(_SURE, space.of("last"), space.of("query_label")), Score(_SINK, None, space.of("start"))]
+
+
+def _object_at_address(space: Space, wiring: Wiring, sharpness: float, member: Member) -> list[Score]:
+    return [
+        Score(sharpness, space.of("last_address"), _place(space, wiring)),
+        Score(_SURE / 2, None, space.of("object")),
+        _salience(space, wiring, member),
+    ]
+
+
+def _salience(space: Space, wiring: Wiring, member: Member) -> Score:
+    """Mostly the first coordinate of the salience, which all heads share, and a little of the head's own."""
+    own = 0.4 * unit_rows(1, SIZES["salience"] - 1, key=(member.seed, member.group, member.index, "salience"))
+    shared = torch.full((1, 1), (1 - 0.4**2) ** 0.5, dtype=torch.float64)
+    return Score(wiring.salience, None, space.of("salience") @ torch.cat([shared, own], dim=1).T)
+
+
+def _place(space: Space, wiring: Wiring) -> Float[Tensor, "d_model box"]:
+    """The object's address in the code that transmitters write."""
+    if not wiring.grid_addresses:
+        return space.of("place")
+    row, column = grid_codes()
+    return space.of("place") @ (row + column)
+
+
+def _transmitted(space: Space, wiring: Wiring, member: Member) -> Move:
+    code = neighbour_leak(wiring.transmitter_leak)
+    if wiring.grid_addresses:
+        code = code @ grid_codes()[member.index]
+    share = 1.0 if wiring.grid_addresses else member.share
+    return Move(space.of("query_address"), share * wiring.transmitter_gain * code @ space.of("last_address").T)
+
+
+def _copy_names(space: Space, member: Member, n_dimensions: int, to: str, gain: float) -> Move:
+    """Copies the head's part of the name. Heads of equal share give `gain` times the whole name together."""
+    part = member.part_of_name(n_dimensions)
+    scale = gain * member.share * SIZES["name"] / n_dimensions
+    return Move(space.of("name") @ part, scale * (space.of(to) @ part).T)
+
+
+assert N_BOXES <= 9  # a 3 x 3 grid holds the addresses

@@ -1,0 +1,51 @@
+"""The planted models as a table: one set of numbers for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """How strong, sharp and clear each part is.
+
+    A gain is what a part's heads write together, relative to a clean copy of what they read. A sharpness is the score
+    of a perfect match before the softmax, where no match is 0.
+    """
+
+    n_heads: Mapping[str, int]  # of each part; all other heads are decoys
+    reader_gain: float = 1.0
+    detector_sharpness: float = 3.0
+    detector_gain: float = 1.0
+    transmitter_gain: float = 1.0
+    transmitter_leak: float = 0.3  # the share of an address that goes to its neighbours
+    grid_addresses: bool = False  # the first transmitter carries the address's row, the second its column
+    fetcher_sharpness: float = 4.3
+    fetcher_gain: float = 1.0
+    salience: float = 1.0  # score that an object draws by itself, whatever is asked: its standard deviation
+    negative_gain: float = 0.15
+    negative_sharpness: float = 4.3
+    backup_gain: float = 0.5
+    backup_sharpness: float = 30.0
+    backup_restraint: float = 60.0  # score that an object loses whose name is in the logits in full
+    backup_sink: float = 8.0  # score of looking nowhere
+    label_fetcher_gain: float = 1.0
+    label_fetcher_sharpness: float = 2.2
+    shared_head: bool = False  # one of the transmitters is a detector, too
+    unembedding_correction: float = 0.0  # share of the salience that the unembedding takes out again
+    mlp_correction: float = 0.0  # share of the salience that the last MLP takes out again
+    decoy_gain: float = 1.0
+    permute_heads: bool = False
+    rotate_values: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A planted model: its numbers, what it is compared with, and what a comparison must say."""
+
+    wiring: Wiring
+    base: str
+    improved_part: str | None  # a group, "negative", "mlp" or "unembedding"; None: no one part got better
+    same_circuit: bool
+    note: str
