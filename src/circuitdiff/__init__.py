@@ -1,1 +1,32 @@
 """circuitdiff: what fine-tuning did to the circuit behind a behaviour."""
+
+from circuitdiff import tasks
+from circuitdiff.circuit import Circuit, Group
+from circuitdiff.discovery import Plan, Stage, circuit_of, discover, measure_with
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import evaluate_circuit, evaluate_circuits, evaluate_model, mean_activations
+from circuitdiff.heads import Head
+from circuitdiff.methods.path_patching import path_effects
+from circuitdiff.models import load_model
+from circuitdiff.selection import Discoveries, TopK
+
+__all__ = [
+    "Circuit",
+    "Discoveries",
+    "Group",
+    "Head",
+    "InputError",
+    "Plan",
+    "Stage",
+    "TopK",
+    "circuit_of",
+    "discover",
+    "evaluate_circuit",
+    "evaluate_circuits",
+    "evaluate_model",
+    "load_model",
+    "mean_activations",
+    "measure_with",
+    "path_effects",
+    "tasks",
+]

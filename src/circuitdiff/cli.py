@@ -1,0 +1,207 @@
+"""The command line: arguments in, exit code out. The only file that prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from circuitdiff.discovery import Plan
+from circuitdiff.errors import InputError
+from circuitdiff.models import load_model
+from circuitdiff.models.sources import read_source
+from circuitdiff.planning import Estimate, estimate
+from circuitdiff.report import write_report
+from circuitdiff.settings import StudySettings, read_settings
+from circuitdiff.store import read_results
+from circuitdiff.study import Monitor, plans_of, run_study, sample_splits
+from circuitdiff.tasks import get_task
+from circuitdiff.tasks.describe import DescribedPrompt
+
+app = typer.Typer(
+    help="What did fine-tuning do to the circuit behind a behaviour?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False)
+
+Adapters = Annotated[list[str], typer.Option("--adapter", help="PEFT adapter, merged in; repeat in order.")]
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Argument(help="The study, a YAML file.")],
+    folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/NAME.")] = None,
+) -> None:
+    """Run a study; finished stages are not run again."""
+    _run(read_settings(study), folder)
+
+
+@app.command()
+def demo(folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo")) -> None:
+    """Find and evaluate the entity-tracking circuit of a small real model."""
+    with as_file(files("circuitdiff") / "demo.yaml") as study:
+        _run(read_settings(study), folder)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
+    """Write a run's report again, without loading a model."""
+    out.print(f"report: {write_report(read_results(folder), folder / 'report.html')}", soft_wrap=True)
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or family name.")],
+    adapter: Adapters = [],  # noqa: B006 (typer wants a list)
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> None:
+    """Load a model and show its self-checks."""
+    loaded = load_model(model, adapter, dtype, device)
+    table = Table("check", "value", "allowed", "result", box=None)
+    for row in loaded.provenance["checks"]:
+        allowed = "> 0" if row["tolerance"] == 0 else f"<= {row['tolerance']:.1g}"
+        table.add_row(row["name"], f"{row['value']:.2g}", allowed, "ok" if row["passed"] else "FAILED")
+    size = f"{loaded.n_layers} layers x {loaded.n_heads} heads ({loaded.n_kv_heads} key/value heads)"
+    out.print(f"{loaded.name}: {type(loaded.module).__name__}, {size}, {dtype}", soft_wrap=True)
+    out.print(table)
+
+
+@app.command()
+def prompts(
+    task: Annotated[str, typer.Argument(help="A built-in task, like entity-tracking.")],
+    model: Annotated[str, typer.Option(help="Whose tokenizer to use.")] = "smollm2",
+    n: Annotated[int, typer.Option("-n", help="How many pairs to show.")] = 3,
+    seed: int = 0,
+    split: str = "evaluation",
+    counterfactual: str = "unrelated",
+) -> None:
+    """Show prompts with their roles marked, and each one's counterfactual under it."""
+    built = get_task(task.replace("-", "_"))
+    tokenizer = read_source(model).tokenizer
+    pairs = built.sample(tokenizer, n, seed, split, counterfactual=counterfactual)
+    for i in range(n):
+        pair = built.describe(pairs, i, tokenizer)
+        out.rule(f"pair {i}, scenario {int(pairs.scenarios[i])}")
+        _show_prompt("clean", pair.clean, pair.answer)
+        _show_prompt("counterfactual", pair.counterfactual, pair.counterfactual_answer)
+
+
+@app.command()
+def finetune(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    folder: Annotated[Path | None, typer.Option("--out", help="Where the adapter goes; default runs/NAME.")] = None,
+) -> None:
+    """Fine-tune a model by a recipe; a killed run goes on where it was."""
+    from circuitdiff.recipes import run_recipe
+
+    with _progress() as monitor:
+        summary = run_recipe(recipe, folder, monitor)
+    out.print(summary, soft_wrap=True)
+
+
+def _run(settings: StudySettings, folder: Path | None) -> None:
+    with _progress() as monitor:
+        monitor("load the base", 0, 1)
+        base = load_model(settings.base.source, settings.base.adapters, settings.dtype, settings.device)
+        monitor("load the base", 1, 1)
+    plans = plans_of(settings)
+    few = sample_splits(settings, base).evaluation
+    _show_plan(settings, plans, estimate(settings, plans, base, few.select(torch.arange(min(len(few), 64)))))
+    del base
+    with _progress() as monitor:
+        path = run_study(settings, folder or Path("runs") / settings.name, monitor)
+    _show_results(path.parent)
+    out.print(f"report: {path}", soft_wrap=True)
+
+
+def _show_plan(settings: StudySettings, plans: dict[str, Plan], expected: Estimate) -> None:
+    table = Table("part", "plain forwards", "TFLOP", "minutes", title=f"plan of study {settings.name}", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in expected.parts:
+        table.add_row(part.what, f"{part.forwards:,}", f"{part.flop / 1e12:.1f}", f"{part.minutes:.1f}")
+    minutes = sum(part.minutes for part in expected.parts)
+    out.print(table)
+    out.print(f"at most about {minutes:.0f} minutes and {expected.memory_gb:.1f} GB on this machine\n")
+
+
+def _show_results(folder: Path) -> None:
+    results = read_results(folder)
+    table = Table("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "percentile", box=None)
+    for circuit, models in results["faithfulness"].items():
+        n_heads = sum(len(group["heads"]) for group in results["circuits"][circuit]["groups"].values())
+        for model, entry in models.items():
+            drawn = results["random"].get(circuit, {}).get(model)
+            table.add_row(
+                circuit,
+                model,
+                str(n_heads),
+                f"{entry['circuit_accuracy']['value']:.3f}",
+                f"{entry['model_accuracy']['value']:.3f}",
+                _interval(entry),
+                "-" if drawn is None else f"{drawn['percentile']:.0f} of {len(drawn['accuracies'])} random",
+            )
+    out.print(table)
+    for warning in results["warnings"]:
+        out.print(f"warning: {warning}", soft_wrap=True)
+
+
+def _interval(entry: dict) -> str:
+    if entry["value"] is None:
+        return "undefined"
+    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def _show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> None:
+    text = Text(f"{title}: ", style="bold")
+    for token, roles in zip(prompt.tokens, prompt.roles, strict=True):
+        named = [role for role in roles if "." not in role]
+        text.append(token, style="reverse" if named else "")
+    text.append(f" -> {answer!r}" if answer else "   (no valid answer)", style="bold")
+    out.print(text, soft_wrap=True)
+    for place, roles in enumerate(prompt.roles):
+        named = [role for role in roles if "." not in role]
+        if named:
+            out.print(f"  {place:3d} {prompt.tokens[place]!r:12} {', '.join(named)}", soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Monitor]:
+    """A bar per part of the work, with the time left; in a pipe, a line per finished part."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        known: dict[str, int] = {}
+
+        def monitor(title: str, done: int, total: int) -> None:
+            if title not in known:
+                known[title] = int(bars.add_task(title, total=total))
+            task = bars.tasks[known[title]]
+            whole = max(total, int(task.total or 0))
+            bars.update(task.id, completed=whole if done >= total else done, total=whole)
+
+        yield monitor
+
+
+def main() -> None:
+    """Runs the command; bad input ends in one line and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"circuitdiff: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("circuitdiff: interrupted; run again to go on, finished stages are kept", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,159 @@
+"""The settings of a study, read from YAML. An unknown key is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from circuitdiff.discovery import Plan, Stage
+from circuitdiff.errors import InputError
+from circuitdiff.selection import Discoveries, TopK
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Settings):
+    """Where a model comes from; adapters are merged in order."""
+
+    source: str
+    adapters: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_lone_name_is_a_source(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class TaskSettings(Settings):
+    name: str = "entity_tracking"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class PromptSettings(Settings):
+    """How many prompts each purpose gets; all splits are disjoint."""
+
+    discovery: int = Field(100, ge=2)
+    replication: int = Field(100, ge=2)
+    evaluation: int = Field(300, ge=2)
+    means: int = Field(300, ge=2)
+    queries_per_scenario: int = Field(1, ge=1)
+    counterfactual: str = "unrelated"
+
+
+class TopSettings(Settings):
+    """The k strongest heads."""
+
+    top: int = Field(ge=1)
+
+    def rule(self) -> TopK:
+        return TopK(self.top)
+
+
+class DiscoverySettings(Settings):
+    """Heads that survive false-discovery control and replicate; see `selection.Discoveries`."""
+
+    error_rate: float = Field(0.05, gt=0, lt=1)
+    minimum: float = Field(0.0, ge=0)
+    method: Literal["bh", "max_t"] = "bh"
+    replicated: bool = True
+    replication_level: float = Field(0.05, gt=0, lt=1)
+
+    def rule(self) -> Discoveries:
+        return Discoveries(self.error_rate, self.minimum, self.method, self.replicated, self.replication_level)
+
+
+class StageSettings(Settings):
+    name: str
+    at: str
+    via: Literal["q", "k", "v"] | None = None
+    receivers_from: str | None = None
+    receivers_at: str | None = None
+    n_receivers: int | None = Field(None, ge=1)
+    select: TopSettings | DiscoverySettings = Field(default_factory=DiscoverySettings)
+
+    def stage(self) -> Stage:
+        return Stage(
+            self.name,
+            self.at,
+            self.select.rule(),
+            self.via,
+            self.receivers_from,
+            self.receivers_at,
+            self.n_receivers,
+        )
+
+
+class PlanSettings(Settings):
+    stages: tuple[StageSettings, ...] = Field(min_length=1)
+    metric: Literal["logit_difference", "log_prob", "relative_probability"] = "logit_difference"
+    shared_heads: Literal["later", "earlier", "both"] = "later"
+
+    def plan(self) -> Plan:
+        return Plan(tuple(stage.stage() for stage in self.stages), self.metric, self.shared_heads)
+
+
+class EvaluationSettings(Settings):
+    random_circuits: int = Field(100, ge=0)
+    random_prompts: int = Field(100, ge=2)  # random circuits see this many of the evaluation prompts
+
+
+class StudySettings(Settings):
+    """Everything a study depends on."""
+
+    name: str
+    base: ModelSettings
+    variants: dict[str, ModelSettings] = Field(default_factory=dict)
+    task: TaskSettings = Field(default_factory=TaskSettings)
+    prompts: PromptSettings = Field(default_factory=PromptSettings)
+    plans: dict[str, PlanSettings] = Field(default_factory=dict)  # empty: the task's own plan
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    seed: int = 0
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    executor: Literal["window", "full"] = "window"
+    memory_gb: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> StudySettings:
+        if self.base.source in self.variants:
+            raise ValueError(f"a variant is called {self.base.source!r}, like the base")
+        return self
+
+    @property
+    def models(self) -> dict[str, ModelSettings]:
+        """The base under its source's name, then the variants."""
+        return {Path(self.base.source).name: self.base, **self.variants}
+
+
+def read_settings(path: str | Path) -> StudySettings:
+    """The study in a YAML file.
+
+    Raises: InputError naming the key that is unknown, missing or out of range.
+    """
+    return parse_settings(read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Raises: InputError if the file is missing or not YAML."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def parse_settings(data: Any, origin: str) -> StudySettings:
+    """Raises: InputError naming the key that is unknown, missing or out of range."""
+    try:
+        return StudySettings.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise InputError(f"{origin}: {where}: {first['msg']}; got {str(first['input'])[:80]!r}{more}") from error
