@@ -110,13 +110,14 @@ def evaluate_circuits(
         circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
     roles = list(dict.fromkeys(role for circuit in circuits for role in circuit.roles))
     _check_places(pairs, roles)
-    values = torch.empty(len(circuits), len(pairs), len(_COLUMNS))
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    values = torch.empty(len(circuits), len(pairs), len(_COLUMNS), dtype=dtype)
     done = 0
     for bucket in buckets(pairs.clean_prompts, roles, _PROMPTS_AT_ONCE, same_slots=True):
         ablation = _ablation(model, circuits, pairs, bucket, means)
         batch = Batch(model, pairs.clean[bucket.prompts, : bucket.length].to(model.device))
         readout = _readout(pairs.select(bucket.prompts), model.device)
-        values[:, bucket.prompts] = executor_named(executor).ablated(batch, ablation, readout).float().cpu()
+        values[:, bucket.prompts] = executor_named(executor).ablated(batch, ablation, readout).cpu()
         done += len(bucket.prompts)
         if progress:
             progress(done, len(pairs))
@@ -156,7 +157,8 @@ def _readout(pairs: Pairs, device: torch.device) -> Readout:
             logit_difference(logits, answer, alternatives[prompt]),
             log_prob(logits, answer),
         ]
-        return torch.stack([column.float() for column in columns], dim=-1)  # token ids below 2^24 are exact
+        wide = torch.promote_types(logits.dtype, torch.float32)  # token ids below 2^24 are exact
+        return torch.stack([column.to(wide) for column in columns], dim=-1)
 
     return readout
 

@@ -163,7 +163,8 @@ class _Sweep:
         last = self._path.last_layer
         live = [head for head in senders if last is None or head.layer < last]
         n_answers = 1 if self._pairs.counterfactual_answers is None else 2
-        per_prompt = torch.full((n_answers, model.n_layers, model.n_heads, n_prompts), torch.nan)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        per_prompt = torch.full((n_answers, model.n_layers, model.n_heads, n_prompts), torch.nan, dtype=dtype)
         layers, indices = ([head.layer for head in senders], [head.index for head in senders])
         per_prompt[:, layers, indices] = 0.0  # exactly, for senders that no receiver can see
         floor, done = 0.0, 0
