@@ -1,0 +1,233 @@
+"""Fine-tuning on prompts whose answer is one token: the whole model, or low-rank adapters (LoRA).
+
+The loop is our own and not transformers' Trainer: the loss sits at one position per prompt, a killed run must continue
+bit for bit, and accuracy is measured on the weights as they will be stored. That is less code than the Trainer's
+settings for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from circuitdiff.errors import InputError
+from circuitdiff.models.training_state import CurvePoint, load_state, save_state
+
+_EVALUATION_BATCH = 16
+_LARGEST_GRADIENT = 1.0  # gradients longer than this are shortened to it, as transformers' Trainer does
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Prompts, right-padded, each with the one token that should follow."""
+
+    tokens: Int[Tensor, "prompt pos"]
+    lengths: Int[Tensor, " prompt"]
+    answers: Int[Tensor, " prompt"]
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def select(self, prompts: Int[Tensor, " chosen"]) -> Examples:
+        """The chosen examples in the order given, without columns that only hold padding."""
+        lengths = self.lengths[prompts]
+        return Examples(self.tokens[prompts, : int(lengths.max())], lengths, self.answers[prompts])
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Which linear layers get a low-rank delta: module names such as `o_proj`, in all decoder layers or in `layers`."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of one run. The learning rate rises linearly over `warmup` steps, then falls linearly to zero."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int
+    seed: int
+    weight_decay: float = 0.0
+    evaluate_every: int | None = None  # None: only at the end
+    target_accuracy: float | None = None  # stop once the held-out accuracy reaches it; None: never early
+    checkpoint_every: int | None = None
+    stored_as: Literal["float16", "bfloat16"] = "float16"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step did; `accuracy` on the held-out prompts where it was measured."""
+
+    step: int
+    n_steps: int
+    loss: float
+    learning_rate: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run went. `accuracy` is that of the weights after rounding to the dtype they are stored in."""
+
+    steps_done: int
+    curve: tuple[CurvePoint, ...]
+    losses: tuple[float, ...]
+    accuracy: float
+
+
+def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+    """`model` with low-rank deltas that are zero so far; only they take gradients.
+
+    Raises: InputError if the model lacks a target or a layer, or the rank is not positive.
+    """
+    _check_targets(model, lora)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        target_modules=list(lora.targets),
+        layers_to_transform=None if lora.layers is None else list(lora.layers),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+        torch.manual_seed(seed)
+        return get_peft_model(model, config).eval()  # pyright: ignore[reportReturnType]
+
+
+def _check_targets(model: PreTrainedModel, lora: Lora) -> None:
+    if lora.rank < 1:
+        raise InputError(f"the rank of a LoRA must be at least 1; got {lora.rank}")
+    known = {name.rpartition(".")[2] for name, part in model.named_modules() if _takes_lora(part)}
+    if missing := [target for target in lora.targets if target not in known]:
+        raise InputError(f"the model has no linear layer {missing[0]!r}; targets can be {', '.join(sorted(known))}")
+    n_layers = model.config.get_text_config().num_hidden_layers
+    if beyond := [layer for layer in lora.layers or () if not 0 <= layer < n_layers]:
+        raise InputError(f"the model has no layer {beyond[0]}; its layers are 0 to {n_layers - 1}")
+
+
+def _takes_lora(part: nn.Module) -> bool:
+    return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"  # GPT-2's linear layer
+
+
+def answer_logits(model: nn.Module, examples: Examples) -> Float[Tensor, "prompt d_vocab"]:
+    """The logits at each prompt's last token. Padding on the right is never seen by a causal decoder."""
+    last = (examples.lengths - 1).to(model.device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    kept, place = last.unique(return_inverse=True)
+    logits = model(input_ids=examples.tokens.to(last.device), use_cache=False, logits_to_keep=kept).logits
+    return logits[torch.arange(len(last), device=last.device), place]
+
+
+@torch.no_grad()
+def hits(model: nn.Module, examples: Examples) -> Int[Tensor, " prompt"]:
+    """1 where the answer is the most probable of all tokens, else 0."""
+    batches = torch.arange(len(examples)).split(_EVALUATION_BATCH)
+    found = [answer_logits(model, part).argmax(-1).cpu() == part.answers for part in map(examples.select, batches)]
+    return torch.cat(found).long()
+
+
+def accuracy(model: nn.Module, examples: Examples) -> float:
+    """Share of prompts whose answer is the most probable of all tokens."""
+    return float(hits(model, examples).double().mean())
+
+
+def finetune(
+    model: nn.Module,
+    examples: Examples,
+    held_out: Examples,
+    training: Training,
+    *,
+    state: Path | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Outcome:
+    """Trains the parameters of `model` that take gradients, with AdamW, on the loss at the answer only.
+
+    There is no dropout (the model stays in eval mode), and the order of examples depends on seed and step alone: the
+    same settings give the same weights, whether or not the run was killed and continued from the file `state`. At the
+    end the trained parameters are rounded to the dtype they will be stored in.
+
+    Raises: InputError if `state` belongs to other settings or the disk is full.
+    """
+    _check_training(examples, held_out, training)
+    model.eval()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    losses, curve = load_state(state, trained, optimizer, repr(training))
+    for step in range(len(losses) + 1, training.steps + 1):
+        if curve and _reached(curve[-1], training):
+            break
+        rate = learning_rate_at(step, training)
+        losses.append(_step(model, optimizer, examples.select(batch_at(step, len(examples), training)), rate))
+        measured = None
+        if step == training.steps or (training.evaluate_every and step % training.evaluate_every == 0):
+            measured = accuracy(model, held_out)
+            curve.append(CurvePoint(step, measured))
+        if state is not None and training.checkpoint_every and step % training.checkpoint_every == 0:
+            save_state(state, trained, optimizer, repr(training), losses, curve)
+        progress(Progress(step, training.steps, losses[-1], rate, measured))
+    round_parameters(trained.values(), training.stored_as)
+    return Outcome(len(losses), tuple(curve), tuple(losses), accuracy(model, held_out))
+
+
+def _reached(point: CurvePoint, training: Training) -> bool:
+    return training.target_accuracy is not None and point.accuracy >= training.target_accuracy
+
+
+def _check_training(examples: Examples, held_out: Examples, training: Training) -> None:
+    if not (len(examples) and len(held_out)):
+        raise InputError(f"expected training and held-out examples; got {len(examples)} and {len(held_out)}")
+    if not 0 <= training.warmup < training.steps:
+        raise InputError(f"warmup must be from 0 to steps - 1; got {training.warmup} of {training.steps} steps")
+    if training.batch < 1 or training.batch > len(examples):
+        raise InputError(f"batch must be from 1 to the {len(examples)} examples; got {training.batch}")
+
+
+def learning_rate_at(step: int, training: Training) -> float:
+    """The learning rate of step number `step`, from one: at its peak in step `warmup + 1`, 0 after the last step."""
+    rising = step / (training.warmup + 1)
+    falling = (training.steps + 1 - step) / (training.steps - training.warmup)
+    return training.learning_rate * min(rising, falling)
+
+
+def batch_at(step: int, n_examples: int, training: Training) -> Int[Tensor, " batch"]:
+    """Which examples step number `step`, from one, sees: each example once per epoch, reshuffled every epoch.
+
+    What is left at the end of an epoch and does not fill a batch is not used in that epoch.
+    """
+    per_epoch = n_examples // training.batch
+    epoch, place = divmod(step - 1, per_epoch)
+    g = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
+    return torch.randperm(n_examples, generator=g).split(training.batch)[place]
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Examples, rate: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    logits = answer_logits(model, batch)
+    loss = nn.functional.cross_entropy(logits.float(), batch.answers.to(logits.device))
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], _LARGEST_GRADIENT)
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def round_parameters(parameters: Iterable[nn.Parameter], stored_as: str) -> None:
+    """Gives each parameter the value it will have after being stored in 16 bits, in place."""
+    dtype = getattr(torch, stored_as)
+    for parameter in parameters:
+        parameter.copy_(parameter.to(dtype))

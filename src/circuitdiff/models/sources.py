@@ -1,0 +1,291 @@
+"""Reading a decoder and its tokenizer from wherever they are: hub, folder, GGUF file or family name.
+
+Whatever transformers would only log (weights that are missing, left over or of another shape) is refused here: such a
+model runs, and its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from circuitdiff.errors import InputError
+from circuitdiff.models.adapters import adapter_folder, merge_adapter
+from circuitdiff.models.checks import Check
+from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter, sha256_of
+from circuitdiff.models.structure import probe_tokens
+
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
+_UNREADABLE = (OSError, SafetensorError, ValueError, RuntimeError, KeyError, IndexError, EOFError, struct.error)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A decoder in eval mode whose parameters take no gradients, its tokenizer, and where both came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    provenance: dict[str, Any]
+    checks: tuple[Check, ...]  # what was measured while adapters were merged
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What transformers is given to read from."""
+
+    kind: str  # "hub", "folder" or "gguf"
+    path: str
+    gguf_file: str | None = None
+
+    @property
+    def options(self) -> dict[str, str]:
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+    def __str__(self) -> str:
+        return str(Path(self.path) / self.gguf_file) if self.gguf_file else self.path
+
+
+def read_source(
+    source: str | Path, adapters: Sequence[str | Path] = (), dtype: str = "float32", device: str = "cpu"
+) -> Source:
+    """The decoder at `source` with `adapters` (PEFT folders or embedded adapters' names) merged in, in order.
+
+    `source` is a family name, a folder, a `.gguf` file or a hub id, looked for in this order. `device` is one of
+    torch's, or "auto" to spread the layers over all devices.
+
+    Raises: InputError if there is no such source, it is not a causal decoder, is damaged, incomplete, or lacks its
+    tokenizer, or an adapter does not fit; CheckError if an adapter changes nothing or does not merge exactly.
+    """
+    torch_dtype, placed = _dtype(dtype), _device(device)
+    member = MEMBERS.get(str(source))
+    with _quiet():
+        if member is None:
+            model, tokenizer, origin = _read(_place(str(source)), torch_dtype, placed)
+        elif isinstance(member.origin, PackagedFile):
+            packaged: PackagedFile = member.origin
+            model, tokenizer, origin = _read(_gguf(packaged.path()), torch_dtype, placed)
+        else:
+            model, tokenizer = member.origin(torch_dtype)
+            model, origin = model.to(device=torch.device("cpu" if device == "auto" else device)), {"kind": "built"}
+        own = [] if member is None else [_embedded(name) for name in member.adapters]
+        model, checks, merged = _with_adapters(model, [*own, *map(adapter_folder, adapters)])
+    model.eval().requires_grad_(False)
+    name = "+".join([str(source) if member else Path(source).name, *(Path(adapter).name for adapter in adapters)])
+    provenance = {"source": str(source), "dtype": dtype, "device": device, "adapters": merged, **origin}
+    return Source(model, tokenizer, name, provenance, checks)
+
+
+def _with_adapters(
+    model: PreTrainedModel, folders: Sequence[Path]
+) -> tuple[PreTrainedModel, tuple[Check, ...], list[dict[str, Any]]]:
+    """The model with the adapters merged in, in order; what was measured; and which files they were."""
+    checks, merged = [], []
+    for folder in folders:
+        model, measured = merge_adapter(model, folder)
+        checks += measured
+        files = {file.name: sha256_of(file) for file in sorted(folder.glob("adapter_model.*"))}
+        merged.append({"name": folder.name, "path": str(folder), "sha256": files})
+    return model, tuple(checks), merged
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise InputError(f"unknown dtype {name!r}: choose one of {', '.join(_DTYPES)}")
+    return getattr(torch, name)
+
+
+def _device(name: str) -> str | dict[str, str] | None:
+    """What transformers is told about where the weights go."""
+    if name == "auto":
+        return "auto"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"cannot use device {name!r} ({_first_line(error)}): choose cpu, auto, or a device that this torch has, "
+            f"like cuda or cuda:1"
+        ) from error
+    return None if name == "cpu" else {"": name}
+
+
+def _embedded(name: str) -> Path:
+    folder = embedded_adapter(name)
+    if folder is None:
+        raise InputError(f"the embedded adapter {name!r} is not in this installation; install circuitdiff again")
+    return folder
+
+
+def _place(source: str) -> _Place:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            hint = "; it is an adapter: give it in `adapters`" if (path / "adapter_config.json").is_file() else ""
+            raise InputError(f"the folder {path} holds no model: it has no config.json{hint}")
+        return _Place("folder", str(path))
+    if path.suffix == ".gguf" or path.is_file():
+        return _gguf(path)
+    return _Place("hub", source)
+
+
+def _gguf(path: Path) -> _Place:
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    if path.suffix != ".gguf":
+        raise InputError(f"a file must be a .gguf file; got {path}: give the folder that holds config.json instead")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InputError(f"{path} is not a GGUF file (it is empty or begins otherwise); copy it again")
+    return _Place("gguf", str(path.parent), path.name)
+
+
+def _read(
+    place: _Place, dtype: torch.dtype, device_map: str | dict[str, str] | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    config = _read_config(place)
+    _check_decoder(place, config)
+    tokenizer = _read_tokenizer(place)
+    model = _read_weights(place, config, dtype, device_map)
+    if place.kind == "gguf":
+        delattr(model.config, "quantization_config")  # the weights are plain numbers by now
+    _check_vocabulary(place, model, tokenizer)
+    _check_causal(place, model)
+    return model, tokenizer, {"kind": place.kind, "path": str(place), "commit": getattr(config, "_commit_hash", None)}
+
+
+def _read_config(place: _Place) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(place.path, **place.options)
+    except _UNREADABLE as error:
+        raise _hub_error(place, error) if place.kind == "hub" else _damaged(place, error) from error
+
+
+def _hub_error(place: _Place, error: BaseException) -> InputError:
+    if isinstance(error.__cause__, GatedRepoError) or "gated repo" in str(error):
+        return InputError(
+            f"the hub keeps {place} behind a licence (401 or 403): accept it on the model's page, then log in with "
+            f"`hf auth login`"
+        )
+    return InputError(
+        f"no model {place.path!r}: it is not a folder, not a .gguf file, not a family member "
+        f"({', '.join(MEMBERS)}), and neither the hub's cache nor the hub gave it ({_first_line(error)})"
+    )
+
+
+def _damaged(place: _Place, error: BaseException) -> InputError:
+    return InputError(f"cannot read {place}: damaged, incomplete or unknown to transformers ({_first_line(error)})")
+
+
+def _check_decoder(place: _Place, config: PreTrainedConfig) -> None:
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    built = config.architectures or []
+    decoders = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if not known or getattr(config, "is_encoder_decoder", False) or (built and not decoders & set(built)):
+        kind = ", ".join(built) or config.model_type
+        raise InputError(f"{place} is not a causal decoder but {kind}; circuitdiff needs one (a ...ForCausalLM)")
+
+
+def _read_tokenizer(place: _Place) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
+    except (*_UNREADABLE, ImportError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"cannot read a tokenizer from {place} ({_first_line(error)}): put its tokenizer.json beside config.json"
+        ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"the tokenizer at {place} knows no words: put its tokenizer.json beside config.json")
+    return tokenizer
+
+
+def _read_weights(
+    place: _Place, config: PreTrainedConfig, dtype: torch.dtype, device_map: str | dict[str, str] | None
+) -> PreTrainedModel:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            place.path,
+            config=config,  # read once: a GGUF file's header takes seconds
+            **place.options,
+            dtype=dtype,
+            device_map=device_map,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"{place} does not fit into memory: use a 16-bit dtype or device='auto'") from error
+    except (*_UNREADABLE, ImportError) as error:
+        raise _damaged(place, error) from error
+    mismatched = [f"{key} ({list(file)}, not {list(own)})" for key, file, own in info["mismatched_keys"]]
+    _refuse_keys(place, "lacks weights that the model needs", info["missing_keys"])
+    _refuse_keys(place, "has weights of another shape than config.json says", mismatched)
+    _refuse_keys(place, "has weights that the model would ignore", info["unexpected_keys"])
+    return model
+
+
+def _refuse_keys(place: _Place, what: str, keys: Sequence[str] | set[str]) -> None:
+    if found := sorted(keys):
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise InputError(f"{place} {what}: {', '.join(found[:3])}{more}; copy or convert the checkpoint again")
+
+
+def _check_vocabulary(place: _Place, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    n_rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= n_rows:
+        raise InputError(
+            f"the tokenizer of {place} is not this model's: it has token {largest}, the model embeds {n_rows}"
+        )
+
+
+@torch.no_grad()
+def _check_causal(place: _Place, model: PreTrainedModel) -> None:
+    """The logits at a position must not depend on later tokens."""
+    tokens = probe_tokens(model.eval(), n_prompts=1)
+    other = tokens.clone()
+    other[:, -1] = (tokens[:, -1] == 0).long()
+    logits, changed = (model(input_ids=t, use_cache=False).logits[:, :-1].float() for t in (tokens, other))
+    if not logits.isfinite().all():
+        raise InputError(
+            f"{place} gives logits that are not finite: the weights are damaged, or {model.dtype} too small"
+        )
+    if not torch.allclose(logits, changed, rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
+        raise InputError(f"{place} is not a causal decoder: a later token changes the logits before it")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines, bars or warnings of the libraries: what matters in them is an error here."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():  # the GGUF reader's bar cannot be switched off
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
