@@ -1,0 +1,109 @@
+"""Plans: what feeds what, and which stage keeps a head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fake_pairs import fake_pairs
+from tiny_models import N_HEADS, N_LAYERS, subject
+
+from circuitdiff.discovery import Plan, Stage, circuit_of, discover, measure_with
+from circuitdiff.errors import InputError
+from circuitdiff.heads import Head
+from circuitdiff.methods.path_patching import PathEffects, path_effects
+from circuitdiff.selection import Discoveries, TopK
+
+FIRST = Stage("first", "last", TopK(3), n_receivers=2)
+SECOND = Stage("second", "last", TopK(2), via="q", receivers_from="first")
+THIRD = Stage("third", "query_label", TopK(2), via="v", receivers_from="second", receivers_at="last")
+ROLES = ("last", "query_label")
+
+
+def effects(table: dict[str, float], noise_floor: float = 1e-6) -> PathEffects:
+    """Six prompts on which each named head has about its mean effect; the others have none."""
+    per_prompt = torch.zeros(N_LAYERS, N_HEADS, 6, dtype=torch.float64)
+    for name, value in table.items():
+        head = Head.parse(name)
+        per_prompt[head.layer, head.index] = value + 0.01 * abs(value) * torch.tensor([-1, 1, -1, 1, -1, 1])
+    return PathEffects(per_prompt, None, noise_floor, torch.arange(6), "logit_difference")
+
+
+def scripted(tables: dict[str, dict[str, float]], asked: list | None = None):
+    def measure(stage, receivers, split):
+        if asked is not None:
+            asked.append((stage.name, [str(h) for h in receivers or ()], split))
+        return effects(tables[stage.name])
+
+    return measure
+
+
+TABLES = {
+    "first": {"3.1": -4.0, "2.0": -3.0, "1.5": -2.0, "0.0": -1.0, "3.3": 2.5},
+    "second": {"2.0": -1.0, "0.2": -0.5, "0.3": -0.4},
+    "third": {"0.2": -0.3, "0.4": -0.2},
+}
+
+
+def test_each_stage_patches_into_the_strongest_heads_of_the_stage_it_names():
+    asked: list = []
+    results = discover(Plan((FIRST, SECOND, THIRD)), scripted(TABLES, asked))
+    assert asked == [
+        ("first", [], "discovery"),
+        ("second", ["3.1", "2.0"], "discovery"),  # two receivers, though three heads were chosen
+        ("third", ["2.0", "0.2"], "discovery"),
+    ]
+    assert [str(head) for head in results[0].selection.helping] == ["3.1", "2.0", "1.5"]
+    assert [str(head) for head in results[0].selection.hurting] == ["3.3"]
+
+
+@pytest.mark.parametrize(
+    ("shared", "first", "second"),
+    [
+        ("later", ["3.1", "1.5"], ["2.0", "0.2"]),
+        ("earlier", ["3.1", "2.0", "1.5"], ["0.2"]),
+        ("both", ["3.1", "2.0", "1.5"], ["2.0", "0.2"]),
+    ],
+)
+def test_a_head_that_two_stages_choose_at_one_role_goes_where_the_plan_says(shared, first, second):
+    results = discover(Plan((FIRST, SECOND, THIRD)), scripted(TABLES))
+    groups = circuit_of(results, shared).groups
+    assert [str(head) for head in groups["first"].heads] == first
+    assert [str(head) for head in groups["second"].heads] == second
+    assert [str(head) for head in groups["third"].heads] == ["0.2", "0.4"]  # another role: shared with no one
+    assert groups["third"].at == "query_label"
+
+
+def test_a_replicated_rule_asks_for_the_second_split():
+    asked: list = []
+    stage = Stage("first", "last", Discoveries())
+    discover(Plan((stage,)), scripted(TABLES, asked))
+    assert [split for _, _, split in asked] == ["discovery", "replication"]
+
+
+def test_a_stage_with_nothing_to_patch_into_says_so():
+    with pytest.raises(InputError, match="'second' has nothing to patch into: 'first' chose no heads"):
+        discover(Plan((FIRST, SECOND)), scripted({"first": {}, "second": {}}))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ((FIRST, FIRST), "two stages are called 'first'"),
+        ((Stage("a", "nowhere", TopK(1)),), "names role 'nowhere'; the task has last"),
+        ((SECOND, FIRST), "takes its receivers from 'first', which is not an earlier stage; earlier ones are none"),
+        ((FIRST, Stage("b", "last", TopK(1), via="q")), "receivers and via go together"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused_before_any_work(stages, message):
+    with pytest.raises(InputError, match=message):
+        Plan(stages).check(ROLES)
+
+
+def test_measuring_with_a_model_is_path_patching_on_the_split():
+    model, pairs = subject("llama").model, fake_pairs()
+    measure = measure_with(model, {"discovery": pairs}, metric="log_prob")
+    receivers = [Head(3, 0), Head(2, 2)]
+    found = measure(Stage("s", "query_label", TopK(1), "v", "r", "last"), receivers, "discovery")
+    expected = path_effects(model, pairs, "query_label", receivers, "v", "last", metric="log_prob")
+    assert torch.equal(found.per_prompt, expected.per_prompt)
+    assert found.metric == "log_prob"

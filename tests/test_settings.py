@@ -1,0 +1,62 @@
+"""A study's YAML: what is not known is refused, by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from circuitdiff.discovery import Stage
+from circuitdiff.errors import InputError
+from circuitdiff.selection import Discoveries, TopK
+from circuitdiff.settings import parse_settings, read_settings
+
+STUDY = """
+name: small
+base: {source: base-model, adapters: [one, two]}
+variants: {chat: chat-model}
+prompts: {discovery: 40}
+plans:
+  main:
+    metric: log_prob
+    stages:
+      - {name: first, at: last, n_receivers: 3, select: {top: 7}}
+      - {name: second, at: last, via: q, receivers_from: first, select: {error_rate: 0.1, replicated: false}}
+      - {name: third, at: query_label, via: v, receivers_from: second, receivers_at: last}
+"""
+
+
+def test_a_study_reads_as_written(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(STUDY)
+    settings = read_settings(path)
+    assert settings.base.adapters == ("one", "two")
+    assert list(settings.models) == ["base-model", "chat"]
+    plan = settings.plans["main"].plan()
+    assert plan.metric == "log_prob"
+    assert plan.stages[0] == Stage("first", "last", TopK(7), n_receivers=3)
+    assert plan.stages[1].rule == Discoveries(error_rate=0.1, replicated=False)
+    assert plan.stages[2] == Stage("third", "query_label", Discoveries(), "v", "second", "last")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"name": "x", "base": "m", "sede": 1}, "s.yaml: sede: Extra inputs"),
+        ({"name": "x"}, "base: Field required"),
+        ({"name": "x", "base": "m", "prompts": {"discovery": 1}}, "prompts.discovery: .*greater than or equal to 2"),
+        ({"name": "x", "base": "m", "variants": {"m": "n"}}, "a variant is called 'm', like the base"),
+        ({"name": "x", "base": "m", "plans": {"p": {"stages": []}}}, "plans.p.stages"),
+        ([1], "s.yaml: the file: "),
+    ],
+)
+def test_what_cannot_be_a_study_is_refused_by_name(data, message):
+    with pytest.raises(InputError, match=message):
+        parse_settings(data, "s.yaml")
+
+
+def test_a_file_that_is_missing_or_not_yaml_is_refused_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        read_settings(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: }")
+    with pytest.raises(InputError, match="is not YAML") as caught:
+        read_settings(tmp_path / "bad.yaml")
+    assert "\n" not in str(caught.value)
