@@ -1,10 +1,11 @@
-"""A GPT-2 with given heads: features become the residual stream's own coordinates, and all else is zero."""
+"""A GPT-2 with given heads: features become the residual stream's own coordinates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitdiff.heads import Head
@@ -13,10 +14,11 @@ from circuitdiff.models.planted.placement import N_HEADS, N_LAYERS
 from circuitdiff.models.planted.space import CONSTANT, D_MODEL, N_POSITIONS, Space, position_features, token_features
 from circuitdiff.models.planted.vocabulary import END, PADDING, Vocabulary
 
+Weights = Mapping[str, Tensor]  # by the model's own names
 
-@torch.no_grad()
-def empty_model(vocabulary: Vocabulary) -> GPT2LMHeadModel:
-    """A GPT-2 of the right size in float64 with weights of zero, except that LayerNorm leaves features as they are."""
+
+def make_model(vocabulary: Vocabulary, weights: Weights, dtype: torch.dtype) -> GPT2LMHeadModel:
+    """A GPT-2 with these weights, of which none may be missing."""
     config = GPT2Config(
         vocab_size=len(vocabulary.tokens),
         n_positions=N_POSITIONS,
@@ -32,32 +34,40 @@ def empty_model(vocabulary: Vocabulary) -> GPT2LMHeadModel:
         eos_token_id=vocabulary.tokens.index(END),
         pad_token_id=vocabulary.tokens.index(PADDING),
         tie_word_embeddings=False,
+        dtype=dtype,
     )
     with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away, and must not cost random numbers
-        model = GPT2LMHeadModel(config).to(torch.float64).eval()
-    for name, parameter in model.named_parameters():
-        norm_scale = CONSTANT / D_MODEL**0.5  # the deviation of a stream that holds the constant alone
-        parameter.fill_(norm_scale if "ln_" in name and name.endswith("weight") else 0.0)
-    return model
+        model = GPT2LMHeadModel._from_config(config)
+    model.load_state_dict(dict(weights), strict=True)
+    return model.eval()
 
 
-@torch.no_grad()
-def write_embeddings(model: GPT2LMHeadModel, space: Space, vocabulary: Vocabulary, seed: int) -> None:
-    model.transformer.wte.weight.copy_(token_features(space, vocabulary, seed) @ space.basis.T)
-    model.transformer.wpe.weight.copy_(position_features() @ space.basis.T)
+def embedding_weights(space: Space, vocabulary: Vocabulary, seed: int) -> Weights:
+    return {
+        "transformer.wte.weight": token_features(space, vocabulary, seed) @ space.basis.T,
+        "transformer.wpe.weight": position_features() @ space.basis.T,
+    }
 
 
-@torch.no_grad()
-def write_heads(model: GPT2LMHeadModel, space: Space, heads: Mapping[Head, HeadWeights]) -> None:
-    for head, weights in heads.items():
-        attention = model.transformer.h[head.layer].attn
-        here = slice(head.index * D_HEAD, (head.index + 1) * D_HEAD)
-        for i, part in enumerate((weights.q, weights.k, weights.v)):
-            attention.c_attn.weight[:, _part(here, i)] = space.basis @ part
-        attention.c_attn.bias[here] = weights.q_bias
-        attention.c_proj.weight[here] = weights.o @ space.basis.T
+def norm_weights() -> Weights:
+    """LayerNorms that leave features as they are: they multiply by the deviation of a stream of the constant alone."""
+    scale = torch.full((D_MODEL,), CONSTANT / D_MODEL**0.5, dtype=torch.float64)
+    names = [f"transformer.h.{layer}.ln_{i}" for layer in range(N_LAYERS) for i in (1, 2)]
+    weights = {f"{name}.weight": scale for name in (*names, "transformer.ln_f")}
+    return weights | {name.replace("weight", "bias"): torch.zeros_like(scale) for name in weights}
 
 
-def _part(here: slice, i: int) -> slice:
-    """The head's columns among those of q (0), k (1) or v (2)."""
-    return slice(i * D_MODEL + here.start, i * D_MODEL + here.stop)
+def attention_weights(space: Space, heads: Mapping[Head, HeadWeights]) -> Weights:
+    """All heads' weights side by side. GPT-2 multiplies from the right: columns are outputs."""
+    weights: dict[str, Tensor] = {}
+    none = torch.zeros(D_MODEL, dtype=torch.float64)
+    for layer in range(N_LAYERS):
+        here = [heads[Head(layer, i)] for i in range(N_HEADS)]
+        attention = f"transformer.h.{layer}.attn"
+        read = [torch.cat([getattr(head, what) for head in here], dim=1) for what in ("q", "k", "v")]
+        weights[f"{attention}.c_attn.weight"] = space.basis @ torch.cat(read, dim=1)
+        weights[f"{attention}.c_attn.bias"] = torch.cat([*(head.q_bias for head in here), none, none])
+        weights[f"{attention}.c_proj.weight"] = torch.cat([head.o for head in here]) @ space.basis.T
+        weights[f"{attention}.c_proj.bias"] = none
+    assert D_HEAD * N_HEADS == D_MODEL
+    return weights

@@ -11,14 +11,14 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
-from circuitdiff.models.planted.assemble import empty_model, write_embeddings, write_heads
+from circuitdiff.models.planted.assemble import attention_weights, embedding_weights, make_model, norm_weights
 from circuitdiff.models.planted.decoys import decoy
 from circuitdiff.models.planted.head_weights import D_HEAD, HeadWeights, rotated
 from circuitdiff.models.planted.placement import N_HEADS, N_LAYERS, place_heads
 from circuitdiff.models.planted.randomness import generator, orthogonal
 from circuitdiff.models.planted.space import Space, make_space
 from circuitdiff.models.planted.table import PLANTED
-from circuitdiff.models.planted.unembedding import write_last_mlp, write_unembedding
+from circuitdiff.models.planted.unembedding import mlp_weights, unembedding_weights
 from circuitdiff.models.planted.vocabulary import make_tokenizer, make_vocabulary
 from circuitdiff.models.planted.wired_heads import WIRED, detecting_transmitter, members
 from circuitdiff.models.planted.wiring import Wiring
@@ -80,22 +80,25 @@ def build_planted(
     if name not in PLANTED:
         raise InputError(f"there is no planted model {name!r}: choose from {', '.join(PLANTED)}")
     entry, vocabulary = PLANTED[name], make_vocabulary(words)
-    wiring, space, parts = entry.wiring, make_space(vocabulary, seed), _parts(entry.wiring, seed)
+    wiring, space = entry.wiring, make_space(vocabulary, seed)
+    parts = _parts(wiring, seed)
     heads = _heads(space, wiring, parts, seed)
     if wiring.rotate_values:
         heads = {h: rotated(w, orthogonal(D_HEAD, key=(seed, "rotation", h))) for h, w in heads.items()}
     if wiring.permute_heads:
         moved = _permutation(seed)
         heads = {moved[h]: w for h, w in heads.items()}
-        parts = {part: tuple(moved[h] for h in members) for part, members in parts.items()}
-    model = empty_model(vocabulary)
-    write_embeddings(model, space, vocabulary, seed)
-    write_heads(model, space, heads)
-    write_last_mlp(model, space, wiring)
-    write_unembedding(model, space, vocabulary, wiring, seed)
+        parts = {part: tuple(moved[h] for h in chosen) for part, chosen in parts.items()}
+    weights = {
+        **embedding_weights(space, vocabulary, seed),
+        **norm_weights(),
+        **attention_weights(space, heads),
+        **mlp_weights(space, wiring),
+        **unembedding_weights(space, vocabulary, wiring, seed),
+    }
     return Planted(
         name=name,
-        model=model.to(dtype),
+        model=make_model(vocabulary, weights, dtype),
         tokenizer=make_tokenizer(vocabulary),
         circuit=_circuit(parts),
         parts=parts,

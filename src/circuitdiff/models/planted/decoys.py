@@ -13,6 +13,8 @@ from circuitdiff.models.planted.space import D_MODEL, SIZES, Space, span, waves
 
 _KINDS = ("earlier token", "objects", "same label", "start", "diffuse")
 _SCALE = 0.002  # length of what a decoy writes for each unit that it reads, in one feature
+_ADDRESSES = ("label_address", "query_address", "last_address")
+_ON_ADDRESSES = 3.0  # addresses bear more noise than names do
 
 
 def decoy(space: Space, head: Head, gain: float, seed: int) -> HeadWeights:
@@ -23,6 +25,8 @@ def decoy(space: Space, head: Head, gain: float, seed: int) -> HeadWeights:
     back = int(torch.randint(6, (1,), generator=g))
     write = gain * _SCALE * normal(D_HEAD, D_MODEL, key=(*key, "o"))
     write[:, : span("constant").stop] = 0.0
+    for addresses in _ADDRESSES:
+        write[:, span(addresses)] *= _ON_ADDRESSES
     if kind == "objects":  # writes names to the logits, of all objects alike
         part = normal(SIZES["name"], D_HEAD, key=(*key, "names")) / D_HEAD**0.5
         write[:, span("output")] += gain * _SCALE * part.T

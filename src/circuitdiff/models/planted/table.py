@@ -12,7 +12,7 @@ _ADDRESSES = {"structure_reader": 3, "position_detector": 3, "position_transmitt
 _LEXICAL = {"name_binder": 3, "label_transmitter": 3, "label_fetcher": 3}
 _NEGATIVE = {"negative": 2}
 _BASE = Wiring(n_heads=_ADDRESSES | _NEGATIVE)
-_SHARP = {"fetcher_sharpness": 10.0}
+_SHARP = 10.0
 
 
 def _entry(
@@ -31,18 +31,18 @@ def _entry(
 PLANTED: Mapping[str, Entry] = {
     "planted-base": _entry("addresses; value fetchers attend too softly"),
     # One part got better.
-    "planted-sharper-fetchers": _entry("fetchers attend sharply", improved="value_fetcher", **_SHARP),
+    "planted-sharper-fetchers": _entry("fetchers attend sharply", improved="value_fetcher", fetcher_sharpness=7.5),
     "planted-clearer-addresses": _entry(
         "transmitters do not leak into neighbours",
         improved="position_transmitter",
         transmitter_leak=0.0,
-        transmitter_gain=1.4,
+        transmitter_gain=1.2,
     ),
     "planted-sharper-detectors": _entry(
         "upstream only: every later group shows the gain, none but the detectors causes it",
         improved="position_detector",
         detector_sharpness=8.0,
-        detector_gain=1.4,
+        detector_gain=1.2,
     ),
     "planted-mlp-gain": _entry("no head group: the last MLP", improved="mlp", mlp_correction=0.5),
     "planted-unembedding-gain": _entry(
@@ -54,7 +54,7 @@ PLANTED: Mapping[str, Entry] = {
     "planted-louder-fetchers": _entry("fetchers write more of the same", fetcher_gain=1.5),
     # Another circuit.
     "planted-new-route": _entry(
-        "labels instead of addresses, and better", same=False, heads=_LEXICAL, label_fetcher_sharpness=6.0
+        "labels instead of addresses, and better", same=False, heads=_LEXICAL, label_fetcher_sharpness=4.5
     ),
     "planted-lexical": _entry("labels instead of addresses, as good as the base", same=False, heads=_LEXICAL),
     "planted-mixture": _entry(
@@ -69,7 +69,7 @@ PLANTED: Mapping[str, Entry] = {
         same=False,
         heads=_ADDRESSES | _LEXICAL | _NEGATIVE,
         label_fetcher_sharpness=6.0,
-        **_SHARP,
+        fetcher_sharpness=_SHARP,
     ),
     # Circuits of other shapes.
     "planted-pair": _entry(
@@ -77,23 +77,26 @@ PLANTED: Mapping[str, Entry] = {
         same=False,
         heads=_ADDRESSES | _NEGATIVE | {"position_transmitter": 2},
         grid_addresses=True,
-        **_SHARP,
+        fetcher_sharpness=_SHARP,
     ),
     "planted-spread": _entry(
-        "twenty weak fetchers", same=False, heads=_ADDRESSES | _NEGATIVE | {"value_fetcher": 20}, **_SHARP
+        "twenty weak fetchers",
+        same=False,
+        heads=_ADDRESSES | _NEGATIVE | {"value_fetcher": 20},
+        fetcher_sharpness=_SHARP,
     ),
     "planted-shared-head": _entry(
         "one transmitter is a detector, too",
         same=False,
         heads=_ADDRESSES | _NEGATIVE | {"position_detector": 2},
         shared_head=True,
-        **_SHARP,
+        fetcher_sharpness=_SHARP,
     ),
     "planted-backup": _entry(
         "a backup fetcher takes over when the fetchers are ablated",
         base="planted-sharper-fetchers",
         heads=_ADDRESSES | _NEGATIVE | {"backup": 1},
-        **_SHARP,
+        fetcher_sharpness=7.5,
     ),
     "planted-strong-negative": _entry(
         "negative heads that cost accuracy", base="planted-strong-negative", negative_gain=0.4, negative_sharpness=7.0

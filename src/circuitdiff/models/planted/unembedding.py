@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GPT2LMHeadModel
 
+from circuitdiff.models.planted.assemble import Weights
+from circuitdiff.models.planted.placement import N_LAYERS
 from circuitdiff.models.planted.randomness import unit_rows
-from circuitdiff.models.planted.space import SIZES, Space
+from circuitdiff.models.planted.space import D_MODEL, SIZES, Space
 from circuitdiff.models.planted.vocabulary import Vocabulary
 from circuitdiff.models.planted.wiring import Wiring
 
@@ -17,24 +18,35 @@ _LOGIT_OF_OTHERS = 4.0  # tokens that are no object
 _NOTICED, _STEEPNESS = 0.05, 100.0  # how much of a name must be there for the MLP to act, and how abruptly it begins
 
 
-@torch.no_grad()
-def write_unembedding(model: GPT2LMHeadModel, space: Space, vocabulary: Vocabulary, wiring: Wiring, seed: int) -> None:
+def unembedding_weights(space: Space, vocabulary: Vocabulary, wiring: Wiring, seed: int) -> Weights:
     """A token's logit is how much of its name is in the stream, times a constant."""
     rows = _LOGIT_OF_OTHERS * unit_rows(len(vocabulary.tokens), SIZES["output"], key=(seed, "unembedding"))
-    rows[vocabulary.object_ids] = _LOGIT_OF_A_NAME * space.names
-    rows[vocabulary.object_ids] *= _correction(space, wiring, wiring.unembedding_correction)[:, None]
-    model.lm_head.weight.copy_(rows @ space.of("output").T @ space.basis.T)
+    correction = _correction(space, wiring, wiring.unembedding_correction)
+    rows[vocabulary.object_ids] = _LOGIT_OF_A_NAME * correction[:, None] * space.names
+    return {"lm_head.weight": rows @ _to_output(space)}
 
 
-@torch.no_grad()
-def write_last_mlp(model: GPT2LMHeadModel, space: Space, wiring: Wiring) -> None:
-    """One hidden unit for each object: it notices the name in the stream and makes it more or less of it."""
-    mlp = model.transformer.h[-1].mlp
-    names = space.names @ space.of("output").T @ space.basis.T
+def mlp_weights(space: Space, wiring: Wiring) -> Weights:
+    """MLPs of zero but the last, with one hidden unit for each object.
+
+    It notices the object's name in the stream, and makes it more or less of it.
+    """
+    names = space.names @ _to_output(space)
     change = _correction(space, wiring, wiring.mlp_correction) - 1
-    mlp.c_fc.weight.copy_(_STEEPNESS * names.T)
-    mlp.c_fc.bias.fill_(-_STEEPNESS * _NOTICED)
-    mlp.c_proj.weight.copy_(change[:, None] * names / _STEEPNESS)
+    weights: dict[str, Tensor] = {}
+    for layer in range(N_LAYERS):
+        acts = float(layer == N_LAYERS - 1 and wiring.mlp_correction != 0)
+        mlp = f"transformer.h.{layer}.mlp"
+        weights[f"{mlp}.c_fc.weight"] = acts * _STEEPNESS * names.T
+        weights[f"{mlp}.c_fc.bias"] = torch.full((len(names),), -acts * _STEEPNESS * _NOTICED, dtype=torch.float64)
+        weights[f"{mlp}.c_proj.weight"] = acts * change[:, None] * names / _STEEPNESS
+        weights[f"{mlp}.c_proj.bias"] = torch.zeros(D_MODEL, dtype=torch.float64)
+    return weights
+
+
+def _to_output(space: Space) -> Float[Tensor, "d_name d_model"]:
+    """Puts a name's code where the unembedding reads."""
+    return space.of("output").T @ space.basis.T
 
 
 def _correction(space: Space, wiring: Wiring, share: float) -> Float[Tensor, " object"]:

@@ -24,7 +24,7 @@ class Wiring:
     fetcher_sharpness: float = 4.3
     fetcher_gain: float = 1.0
     salience: float = 1.0  # score that an object draws by itself, whatever is asked: its standard deviation
-    negative_gain: float = 0.15
+    negative_gain: float = 0.25
     negative_sharpness: float = 4.3
     backup_gain: float = 0.5
     backup_sharpness: float = 30.0
