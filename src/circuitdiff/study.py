@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from circuitdiff.evaluation import (
     all_heads,
     evaluate_circuits,
     evaluate_model,
-    mean_activations,
     moved,
     random_circuit,
+    slot_sums,
 )
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects
@@ -93,7 +92,7 @@ def run_study(settings: StudySettings, folder: str | Path, monitor: Monitor) -> 
     study.keep_checks(base, check_batching(base, splits.evaluation))
     study.measure_model(base, splits)
     found = {_circuit_name(base_name, plans, plan): study.discover(base, plan, plans[plan], splits) for plan in plans}
-    circuits = {name: circuit_of(results, plans[plan].shared) for (name, results), plan in zip(found.items(), plans)}
+    circuits = {name: circuit_of(results, plans[plan].shared) for (name, results), plan in zip(found.items(), plans, strict=True)}
     study.keep_discovery(base_name, dict(zip(found, plans, strict=True)), plans, found, circuits)
     study.evaluate(base, circuits, splits)
     for name in variant_names:
@@ -212,8 +211,8 @@ class _Study:
 
     def _means(self, model: Model, splits: Splits) -> dict[str, Means]:
         def compute() -> Record:
-            by = {by: mean_activations(model, splits.means, by) for by in ("slot", "kind")}
-            return Record({name: means.values.cpu() for name, means in by.items()}, None)
+            sums = slot_sums(model, splits.means)
+            return Record({by: sums.means(by, model.dtype).values.cpu() for by in ("slot", "kind")}, None)
 
         self.monitor(f"means of {model.name}", 0, 1)
         record = self.store.stage(f"means-{model.name}", self._key(model, "means"), compute)

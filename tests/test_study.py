@@ -1,0 +1,168 @@
+"""A whole study on a tiny model: what it writes, and what it does not do twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
+
+import circuitdiff.study
+from circuitdiff.circuit import Circuit
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activations
+from circuitdiff.models import load_model
+from circuitdiff.models.checks import Check, CheckError
+from circuitdiff.settings import StudySettings, read_settings
+from circuitdiff.study import run_study, sample_splits
+
+
+def silent(*_: object) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def settings_of(folder: Path, model: Path, **changes: object) -> StudySettings:
+    path = folder / "tiny.yaml"
+    path.write_text(study_yaml(model, **changes))
+    return read_settings(path)
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    run_study(settings_of(folder, model), folder / "run", silent)
+    return folder / "run"
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_the_results_are_those_of_the_library(finished, model, tmp_path):
+    results, name = results_of(finished), model.name
+    settings = settings_of(tmp_path, model)
+    loaded = load_model(model)
+    splits = sample_splits(settings, loaded)
+    circuit = Circuit.from_dict(results["circuits"][name])
+    assert circuit == Circuit.from_json(finished / "circuit-main.json")
+    own = evaluate_circuit(loaded, circuit, splits.evaluation, mean_activations(loaded, splits.means))
+    whole = evaluate_model(loaded, splits.evaluation)
+    entry = results["faithfulness"][name][name]
+    assert entry["circuit_accuracy"]["hits"] == int(own.hits.sum())
+    assert entry["agreement"]["hits"] == int((own.predictions == whole.predictions).sum())
+    assert results["models"][name]["accuracy"]["hits"] == int(whole.hits.sum())
+    assert sum(row["n"] for row in results["models"][name]["accuracy_by_queried"]) == len(splits.evaluation)
+
+
+def test_the_results_have_every_section(finished, model):
+    results, name = results_of(finished), model.name
+    assert set(results["circuits"]) == {name, f"{name} (other)"}
+    stage = results["discovery"][name]["stages"][1]
+    assert (stage["at"], stage["via"], stage["receivers_from"]) == ("last", "q", "fetcher")
+    assert [len(stage["effects"]), len(stage["effects"][0])] == [N_LAYERS, N_HEADS]
+    drawn = results["random"][name][name]
+    assert len(drawn["accuracies"]) == 5
+    assert 0 <= drawn["percentile"] <= 100
+    titles = [row["row"] for row in results["faithfulness_rows"][name][name]]
+    assert "heads at a wrong segment, slot means" in titles
+    assert "all heads at the circuit's roles, kind means" in titles
+    assert all(check["passed"] for check in results["checks"])
+    names = {check["name"] for check in results["checks"]}
+    assert {"window executor vs full executor", "our buckets vs the model's padded batch"} <= names
+    assert any("9 scenarios only" in warning for warning in results["warnings"])
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_a_second_run_computes_nothing_and_writes_the_same_bytes(finished, model, tmp_path, monkeypatch):
+    before = {path.name: path.read_bytes() for path in finished.iterdir() if path.suffix in (".json", ".html")}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    for name in ("measure_with", "evaluate_circuits", "evaluate_model", "slot_sums", "check_stage", "check_ablation"):
+        monkeypatch.setattr(circuitdiff.study, name, lambda *_, **__: refuse)
+    run_study(settings_of(tmp_path, model), finished, silent)
+    assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(finished, model, tmp_path, monkeypatch):
+    whole = circuitdiff.study.evaluate_circuits
+    calls: list[int] = []
+
+    def dies_at_the_third(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(circuitdiff.study, "evaluate_circuits", dies_at_the_third)
+    settings = settings_of(tmp_path, model)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(settings, tmp_path / "run", silent)
+    monkeypatch.setattr(circuitdiff.study, "evaluate_circuits", whole)
+    run_study(settings, tmp_path / "run", silent)
+    for name in ("results.json", "report.html"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_another_rule_keeps_the_sweeps_and_another_seed_does_not(finished, model, tmp_path):
+    def sweeps() -> set[str]:
+        return {path.name for path in (finished / "stages").iterdir() if path.name.startswith("path-")}
+
+    before = sweeps()
+    one = "\n  main: {stages: [{name: fetcher, at: last, select: {top: 1}}]}"
+    run_study(settings_of(tmp_path, model, plans=one), finished, silent)
+    assert sweeps() == before
+    run_study(settings_of(tmp_path, model, plans=one, seed=1), finished, silent)
+    assert len(sweeps()) == len(before) + 1
+
+
+def test_a_variant_is_measured_and_the_bases_circuit_evaluated_in_it(model, tmp_path):
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}")
+    run_study(settings, tmp_path / "run", silent)
+    results = results_of(tmp_path / "run")
+    assert set(results["models"]) == {model.name, "second"}
+    entries = results["faithfulness"][model.name]
+    assert set(entries) == {model.name, "second"}
+    assert entries["second"]["model_accuracy"] == results["models"]["second"]["accuracy"]
+    shape = [check for check in results["checks"] if check["name"] == "base and variant have the same shape"]
+    assert [check["model"] for check in shape] == ["second"]
+
+
+def test_a_failed_check_stops_the_study_and_keeps_its_stages(model, tmp_path, monkeypatch):
+    def fails(model, *_: object) -> Check:
+        return Check("window executor vs full executor", model.name, 0.5, 1e-3, False, "made to fail")
+
+    monkeypatch.setattr(circuitdiff.study, "check_stage", fails)
+    with pytest.raises(CheckError, match="window executor vs full executor.*no result would be right"):
+        run_study(settings_of(tmp_path, model), tmp_path / "run", silent)
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert list((tmp_path / "run" / "stages").iterdir())
+
+
+def test_a_plan_with_an_unknown_role_stops_before_any_work(model, tmp_path):
+    plans = "\n  main: {stages: [{name: fetcher, at: lst, select: {top: 1}}]}"
+    with pytest.raises(InputError, match="names role 'lst'; the task has"):
+        run_study(settings_of(tmp_path, model, plans=plans), tmp_path / "run", silent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_splits_share_no_prompt(model, tmp_path):
+    splits = sample_splits(settings_of(tmp_path, model), load_model(model))
+    rows = [tuple(row) for name in vars(splits) for row in getattr(splits, name).clean.tolist()]
+    assert len(rows) == len(set(rows)) == 6 + 6 + 9 + 12
+
+
+def test_results_do_not_depend_on_what_ran_before_in_the_process(finished, model, tmp_path):
+    torch.manual_seed(1234)
+    torch.randn(7)
+    run_study(settings_of(tmp_path, model), tmp_path / "run", silent)
+    assert (tmp_path / "run" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
