@@ -27,7 +27,7 @@ def by_queried(models: dict) -> Figure | None:
     )
     points = base.mark_point(filled=True, size=60, opacity=1).encode(y=_accuracy_axis("value:Q"))
     bars = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q")
-    return finish([bars, points], {"width": 420, "height": 220}, "Accuracy by queried item", ["with 95 % intervals"])
+    return finish([bars, points], "Accuracy by queried item", ["with 95 % intervals"], width=420, height=220)
 
 
 def _queried_row(model: str, point: dict) -> dict:
@@ -71,4 +71,4 @@ def among_random(title: str, accuracies: list[float], references: dict[str, obje
     rules = alt.Chart(inline(rows)).mark_rule(strokeWidth=2.5)
     rules = rules.encode(x=alt.X("accuracy:Q", title="accuracy"), color=colour, tooltip=["what:N"])
     layers = [bars, rules] if rows else [bars]
-    return finish(layers, {"width": 420, "height": 150}, title, [f"accuracies of {len(accuracies)} random circuits"])
+    return finish(layers, title, [f"accuracies of {len(accuracies)} random circuits"], width=420, height=150)

@@ -20,11 +20,10 @@ def circuit_drawing(name: str, scene: Scene) -> Figure:
     y = alt.Y("y:Q", title="layer", scale=y_scale, axis=alt.Axis(values=ticks, domain=False, ticks=False))
     height = scene.layer_px * (scene.n_layers + 1)
     layers = [*_prompt(scene, placed, x, height), _dots(scene, placed, x, y), *links(scene, placed, x, y)]
-    size = {"width": total * COLUMN_PX, "height": height}
     missing = [n for n in scene.circuit.groups if n not in scene.placed_groups]
     subtitle = "dots are heads at their role's token; arrows lead from senders to receivers"
     note = [f"not drawn, having no head or no place in this prompt: {', '.join(missing)}"] if missing else []
-    return finish(layers, size, f"Circuit: {name}", [subtitle, *note])
+    return finish(layers, f"Circuit: {name}", [subtitle, *note], width=total * COLUMN_PX, height=height)
 
 
 def _prompt(scene: Scene, placed: list[Column], x: alt.X, height: float) -> list[alt.Chart]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.heads import Head
-from circuitdiff.report.look import HELPS, HURTS, INK, NEUTRAL, Figure, finish, inline
+from circuitdiff.report.look import HELPS, HURTS, INK, NEUTRAL, Figure, finish
 from circuitdiff.report.numbers import finite, interval, number
 
 NOT_MEASURED = "not measured"
@@ -70,7 +70,7 @@ def effect_map(stage: dict) -> Figure:
     """
     rows = effect_rows(stage)
     step = 26 if max(row["index"] for row in rows) < 16 else 15
-    base = alt.Chart(inline(rows)).encode(
+    base = alt.Chart().encode(
         x=alt.X("index:O", title="head", axis=alt.Axis(orient="bottom", labelAngle=0, labelOverlap=True)),
         y=alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(labelOverlap=True)),
         tooltip=[
@@ -80,10 +80,10 @@ def effect_map(stage: dict) -> Figure:
             alt.Tooltip("status:N"),
         ],
     )
-    size = {"width": alt.Step(step), "height": alt.Step(15)}
     layers = [*_cells(base, rows), *_hatching(base), *_outlines(base, step)]
     legend = ["outlined: selected, helps · dashed with a dot: selected, hurts", "hatched: not measured"]
-    return finish(layers, size, str(stage["name"]), [describe(stage), *legend])
+    subtitle = [describe(stage), *legend]
+    return finish(layers, str(stage["name"]), subtitle, width=alt.Step(step), height=alt.Step(15), rows=rows)
 
 
 def _cells(base: alt.Chart, rows: list[dict]) -> list[alt.Chart]:

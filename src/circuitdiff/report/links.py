@@ -11,7 +11,7 @@ from circuitdiff.report.look import INK, inline
 from circuitdiff.report.scene import COLUMN_PX, Scene, group_colour
 
 OUTPUT = "output"
-NARROW = 6.0  # columns: a link shorter than this is bent aside, or its label would lie on the dots
+LONG = 6.0  # columns: a longer link has room for its words halfway, a shorter one has them beside its senders
 Align = Literal["left", "right", "center"]
 ALIGNS: tuple[Align, ...] = ("left", "right", "center")
 
@@ -26,16 +26,16 @@ def links(scene: Scene, placed: list[Column], x: alt.X, y: alt.Y) -> list[alt.Ch
 
 def _link(scene: Scene, middle: float, number: int, stage: dict, start: Point, end: Point) -> dict:
     side = -1 if start[0] > middle else 1
-    bent = abs(start[0] - end[0]) < NARROW
-    path = curve(start, end, BOW * side if bent else 0.0)
-    align = "center" if not bent else "left" if side > 0 else "right"
+    upright, long = start[0] == end[0], abs(start[0] - end[0]) > LONG
+    path = curve(start, end, BOW * side if upright else 0.0)
     shared = {"group": stage["name"], "link": number, "what": _what(stage)}
-    half = path[len(path) // 2]
+    halfway, beside = path[len(path) // 2], (start[0] + side * 1.2, start[1])
+    words = (halfway[0] + 0.4 * side, halfway[1]) if upright else halfway if long else beside
     return {
-        "align": align,
+        "align": "center" if long else "left" if side > 0 else "right",
         "path": [{**shared, "x": px, "y": py, "order": order} for order, (px, py) in enumerate(path)],
         "arrow": {**shared, **_at(path[-2]), "angle": heading(path[-4], path[-1], COLUMN_PX, scene.layer_px)},
-        "label": {**shared, **_at((half[0] + (0.4 * side if bent else 0.0), half[1]))},
+        "label": {**shared, **_at(words)},
     }
 
 
@@ -49,7 +49,7 @@ def _ends(scene: Scene, placed: list[Column], stage: dict) -> tuple[Point, Point
         return None
     start = _middle(scene, placed, stage["name"])
     if stage.get("receivers_from") is None:
-        return None if stage.get("receivers") else (start, (start[0], scene.n_layers))
+        return None if stage.get("receivers") else (start, (start[0], float(scene.n_layers)))
     if stage["receivers_from"] not in scene.placed_groups:
         return None
     return start, _middle(scene, placed, stage["receivers_from"])
@@ -86,6 +86,6 @@ def _labels(rows: list[dict], align: Align, x: alt.X, y: alt.Y) -> list[alt.Char
     """The words on a white halo, so that they can be read across lines."""
     chosen = [row["label"] for row in rows if row["align"] == align]
     base = alt.Chart(inline(chosen)).encode(x=x, y=y, text="what:N")
-    text = {"align": align, "dy": -9 if align == "center" else 0, "fontSize": 11, "baseline": "middle"}
+    text = {"align": align, "dy": -9, "fontSize": 11, "baseline": "middle"}
     halo = base.mark_text(**text, stroke="white", strokeWidth=4, strokeJoin="round", color="white")
     return [halo, base.mark_text(**text, color=INK)] if chosen else []

@@ -27,18 +27,27 @@ def random_key(circuit: str, model: str) -> str:
     return f"random/{circuit}/{model}"
 
 
-def inline(rows: Sequence[dict]) -> alt.Data:
-    return alt.Data(values=list(rows))  # pyright: ignore[reportArgumentType]
+def inline(rows: Sequence[dict]) -> dict:
+    """The rows as data of a figure; as a dict, for Altair checks and copies its own data classes row by row."""
+    return {"values": list(rows)}
 
 
-def finish(layers: Sequence[alt.Chart], size: dict, title: str, subtitle: list[str]) -> Figure:
-    """The layers as one figure with a title and the common fonts; the page shows through it."""
+def finish(
+    layers: Sequence[alt.Chart],
+    title: str,
+    subtitle: list[str],
+    *,
+    width: float | alt.Step,
+    height: float | alt.Step,
+    rows: Sequence[dict] = (),
+) -> Figure:
+    """The layers as one figure with a title and the common fonts; `rows` are for layers without data of their own."""
     heading = alt.TitleParams(
         text=title, subtitle=subtitle, anchor="start", frame="group", offset=12, fontSize=13, subtitleFontSize=11
     )
+    data = inline(rows) if rows else alt.Undefined
     return (
-        alt.LayerChart(layer=list(layers))
-        .properties(title=heading, **size)
+        alt.LayerChart(data=data, layer=list(layers), title=heading, width=width, height=height)
         .configure(font=FONT, background="transparent")
         .configure_title(color=INK, subtitleColor=MUTED)
         .configure_view(stroke=None)

@@ -105,7 +105,7 @@ def _chosen(stage: dict) -> list[dict]:
 
 def _embedded_json(figure: Figure) -> Markup:
     """The figure as JSON that no text in it can end early: `<` is written as an escape."""
-    text = json.dumps(figure.to_dict(), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(figure.to_dict(validate=False), allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))
 
 

@@ -13,7 +13,7 @@ from circuitdiff.heads import Head
 from circuitdiff.report.layout import Column, columns
 from circuitdiff.report.look import CATEGORIES
 
-COLUMN_PX = 14
+COLUMN_PX = 14.0
 
 
 @dataclass(frozen=True)

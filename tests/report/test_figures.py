@@ -1,0 +1,159 @@
+"""Figures hold the numbers that they were given."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from invented_results import MODEL, OURS, PAPER
+
+from circuitdiff.report import figures
+from circuitdiff.report.look import circuit_key, random_key, stage_key
+
+
+def rows_with(figure, *columns: str) -> list[dict]:
+    """The one data set of `figure` that has `columns`."""
+    found = [rows for rows in figure.to_dict()["datasets"].values() if rows and set(columns) <= set(rows[0])]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_there_is_a_figure_for_every_section_that_has_numbers(drawn):
+    assert list(drawn) == [
+        "accuracy_by_queried",
+        circuit_key(OURS),
+        circuit_key(PAPER),
+        stage_key(OURS, 1, "value_fetcher"),
+        stage_key(OURS, 2, "position_transmitter"),
+        stage_key(OURS, 3, "position_detector"),
+        stage_key(OURS, 4, "structure_reader"),
+        stage_key(PAPER, 1, "value_fetcher"),
+        random_key(OURS, MODEL),
+    ]
+
+
+def test_no_results_have_no_figures():
+    assert figures({}) == {}
+
+
+def test_a_heat_map_has_every_effect_unrounded_at_its_own_head(drawn):
+    rows = {row["head"]: row for row in rows_with(drawn[stage_key(OURS, 1, "value_fetcher")], "effect")}
+    assert len(rows) == 15
+    assert rows["4.0"]["effect"] == 1 / 48
+    assert rows["3.0"]["effect"] == -1.25
+    assert (rows["1.1"]["low"], rows["1.1"]["high"]) == (-0.3125, -0.1875)
+    assert (rows["1.2"]["layer"], rows["1.2"]["index"]) == (1, 2)
+
+
+def test_a_heat_map_tells_selected_hurting_unmeasured_and_noise_apart(drawn):
+    rows = rows_with(drawn[stage_key(OURS, 1, "value_fetcher")], "effect")
+    status = {row["head"]: row["status"] for row in rows}
+    assert status["3.0"] == status["4.1"] == "selected: the head helps"
+    assert status["4.2"] == "selected: the head hurts"
+    assert status["1.0"] == status["2.1"] == "not measured"  # None and NaN
+    assert status["3.2"] == "below the noise floor"
+    assert status["2.2"] == "not selected"
+
+
+def test_effect_colours_are_symmetric_about_zero_and_blue_where_the_head_helps(drawn):
+    spec = drawn[stage_key(OURS, 1, "value_fetcher")].to_dict()
+    scales = [layer["encoding"]["color"]["scale"] for layer in spec["layer"] if "color" in layer["encoding"]]
+    assert len(scales) == 1
+    assert scales[0]["domain"] == [-1.25, 0, 1.25]
+    blue, _, orange = (tuple(bytes.fromhex(colour[1:])) for colour in scales[0]["range"])
+    assert blue[2] > blue[0]
+    assert orange[0] > orange[2]
+
+
+def test_a_stage_without_any_number_has_no_colour_scale(drawn):
+    spec = drawn[stage_key(PAPER, 1, "value_fetcher")].to_dict()
+    assert not any("color" in layer["encoding"] for layer in spec["layer"])
+
+
+def test_two_stages_of_one_name_are_two_figures(results):
+    stages = results["discovery"][OURS]["stages"][:1] * 2
+    assert len(figures({"discovery": {OURS: {"stages": stages}}})) == 2
+
+
+def test_heads_stand_over_their_role_and_at_their_layer(drawn):
+    figure = drawn[circuit_key(OURS)]
+    columns = rows_with(figure, "token", "left", "right")
+    dots = rows_with(figure, "head", "group")
+    assert {dot["head"] for dot in dots} == {"3.0", "4.1", "2.2", "1.1", "1.0", "0.2"}  # 4.0 has no place
+    for dot in dots:
+        column = next(column for column in columns if column["left"] < dot["x"] < column["right"])
+        assert column["role"] == dot["role"]
+        assert dot["y"] == int(dot["head"].partition(".")[0])
+    assert len({(dot["x"], dot["y"]) for dot in dots}) == len(dots)
+
+
+def test_columns_carry_the_prompts_tokens_in_order(drawn):
+    columns = rows_with(drawn[circuit_key(OURS)], "token", "left", "right")
+    assert [column["token"] for column in columns[:3]] == ["The", "apple", "is"]
+    assert [column["token"] for column in columns[6:8]] == [",", "↵"]
+    edges = [(column["left"], column["right"]) for column in columns]
+    assert all(left[1] == pytest.approx(right[0]) for left, right in pairwise(edges))
+
+
+def test_roles_that_no_group_uses_are_not_labelled(drawn):
+    columns = rows_with(drawn[circuit_key(OURS)], "token", "left", "right")
+    assert {column["role"] for column in columns} == {"", "last", "query_label", "previous_query_label"}
+
+
+def test_a_link_leads_from_senders_to_receivers(drawn):
+    figure = drawn[circuit_key(OURS)]
+    dots, path = rows_with(figure, "head", "group"), rows_with(figure, "order")
+    detector = [row for row in path if row["group"] == "position_detector"]
+    assert (detector[0]["y"], detector[-1]["y"]) == (1, 2)
+    transmitter = next(dot for dot in dots if dot["group"] == "position_transmitter")
+    assert detector[-1]["x"] == transmitter["x"]
+    output = [row for row in path if row["group"] == "value_fetcher"]
+    assert (output[0]["y"], output[-1]["y"]) == (3.5, 5)  # from the mean of layers 3 and 4 to above layer 4
+    assert {row["what"] for row in path} == {"to the output", "via q", "via v"}
+
+
+def test_two_roles_at_one_token_keep_their_heads_apart(results):
+    results["example"]["roles"]["also_last"] = 11
+    results["circuits"][OURS]["groups"]["backup"] = {"at": "also_last", "heads": [[3, 2]]}
+    dots = rows_with(figures(results)[circuit_key(OURS)], "head", "group")
+    assert len({(dot["x"], dot["y"]) for dot in dots}) == len(dots) == 7
+
+
+def test_a_long_prompt_is_cut_to_the_tokens_near_its_roles(results):
+    results["example"]["tokens"] = [f"t{i}" for i in range(500)]
+    results["example"]["roles"] = {"last": 499, "query_label": 250, "previous_query_label": 100}
+    columns = rows_with(figures(results)[circuit_key(OURS)], "token", "left", "right")
+    texts = [column["token"] for column in columns]
+    assert texts[:6] == ["t0", "t1", "t2", "t3", "…", "t97"]
+    assert texts[-5:] == ["…", "t496", "t497", "t498", "t499"]
+    assert next(column["role"] for column in columns if column["token"] == "t250") == "query_label"
+
+
+def test_random_circuits_stand_beside_the_real_one(drawn):
+    figure = drawn[random_key(OURS, MODEL)]
+    bars, rules = figure.to_dict()["datasets"].values()
+    assert [row["accuracy"] for row in bars] == [i / 128 for i in range(100)]
+    assert rules[0] == {"what": "this circuit: 0.656", "accuracy": 0.65625}
+    assert [row["accuracy"] for row in rules] == [0.65625, 0.71875, 0.125, 0.6875]
+
+
+def test_accuracy_by_queried_item_keeps_a_gap_a_gap(drawn):
+    rows = rows_with(drawn["accuracy_by_queried"], "queried")
+    assert [(row["queried"], row["value"], row["low"], row["high"]) for row in rows] == [
+        (0, 0.875, 0.7, 0.97),
+        (1, 0.6, 0.4, 0.8),
+        (2, None, None, None),
+    ]
+
+
+def test_specs_are_strict_json_although_the_results_have_nan(drawn):
+    for figure in drawn.values():
+        json.dumps(figure.to_dict(), allow_nan=False)
+
+
+def test_a_model_of_eighty_layers_of_sixty_four_heads_is_drawn(results):
+    results["discovery"][OURS]["stages"][0] |= {"effects": [[0.5] * 64] * 80, "low": None, "high": None}
+    stages = results["discovery"][OURS]["stages"][:1]
+    figure = figures({"discovery": {OURS: {"stages": stages}}})[stage_key(OURS, 1, "value_fetcher")]
+    assert len(rows_with(figure, "effect")) == 80 * 64

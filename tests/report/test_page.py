@@ -1,0 +1,136 @@
+"""The page holds the facts, escaped, and needs nothing but itself."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from invented_results import OURS
+
+from circuitdiff.report import write_report
+
+
+class Page(HTMLParser):
+    """The page's visible text, and every tag with its attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.tags, self._hidden = "", [], False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._hidden = tag in ("script", "style")
+        self.text += " "
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        self.text += "" if self._hidden else data
+
+
+@pytest.fixture
+def html(page) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def text(html) -> str:
+    return re.sub(r"\s+", " ", Page(html).text)
+
+
+def test_the_page_shows_what_the_results_say(text):
+    for fact in [
+        "boxes & <labels>",
+        "tiny <b>&co</b> 0.719 0.600 to 0.810 46 / 64 5 × 3 models/tiny",
+        "faithfulness 0.913 0.810 to 0.990",
+        "normalised faithfulness 0.895 0.790 to 0.980",
+        "agreement with the model 0.844",
+        "accuracy, circuit alone 0.656 0.530 to 0.760 42 / 64",
+        "accuracy, every head ablated 0.125 0.060 to 0.220 8 / 64",
+        "accuracy, all heads at the circuit's roles 0.688",
+        "accuracy, mean of the random circuits 0.221",
+        "circuit, slot means 0.656 0.530 to 0.760 42 / 64 – –",
+        "circuit, kind means 0.219 0.130 to 0.330 14 / 64 0.304 0.170 to 0.460 address taken out",
+        "position_detector query_label 2 1.1, 1.0",
+        "37 prompts · noise floor 2.5e−06 rule: max-T at 0.05, |effect| > 0.1",
+        "3.0 −1.250 −1.312 to −1.188",
+        "4.2 0.600 0.537 to 0.662 hurts",
+        "same logits tiny <b>&co</b> 3.1e−07 1e−05 passed",
+        "window = full tiny <b>&co</b> 0.25 1e−05 FAILED v at <query_label>",
+        "circuitdiff run STUDY.yaml n_boxes: 7",
+        "torch 2.13.0",
+    ]:
+        assert fact in text
+
+
+def test_a_failed_check_stands_above_the_summary_in_the_failed_style(html):
+    assert html.index('class="alarm failed"') < html.index('id="summary"')
+    assert html.count('<tr class="failed">') == 1
+
+
+def test_nothing_from_the_results_becomes_markup(html):
+    tags = Page(html).tags
+    assert not any(tag in ("b", "labels", "the", "kiwi", "few", "query_label") for tag, _ in tags)
+    assert "<b>&co" not in html
+
+
+def test_text_in_a_figure_cannot_end_its_script(results, tmp_path):
+    results["example"]["tokens"][1] = "</script><script>alert(1)</script>"
+    html = write_report(results, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "alert(1)" in html
+    assert "<script>alert" not in html
+
+
+def test_every_figure_has_one_place_and_one_spec(html, drawn):
+    tags = Page(html).tags
+    places = [attributes["id"] for _, attributes in tags if attributes.get("class") == "drawing"]
+    specs = [attributes["data-figure"] for _, attributes in tags if "data-figure" in attributes]
+    assert places == specs
+    assert sorted(places) == sorted(f"figure-{i + 1}" for i in range(len(drawn)))
+
+
+def test_the_page_points_at_nothing_outside_itself(html):
+    attributes = {name for _, found in Page(html).tags for name in found}
+    assert not attributes & {"src", "href", "srcset", "action", "data", "poster"}
+    css = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in css
+    assert "@import" not in css
+
+
+def test_the_charting_code_is_embedded_once(html):
+    assert html.count("window.vegaEmbed") == 1
+
+
+@pytest.mark.parametrize("section", ["example", "models", "discovery", "circuits", "faithfulness", "random", "checks"])
+def test_a_missing_section_is_left_out(results, tmp_path, section):
+    del results[section]
+    page = Page(write_report(results, tmp_path / "report.html").read_text(encoding="utf-8"))
+    heading = {"example": "An example prompt", "models": "How well the models", "checks": "Self-checks"}
+    assert heading.get(section, "None") not in page.text
+
+
+def test_empty_results_make_a_page(tmp_path):
+    page = Page(write_report({}, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "How to repeat this" in page.text
+
+
+def test_only_roles_in_use_are_marked_in_the_prompt(html):
+    assert "<sub>query_label</sub>" in html
+    assert "<sub>unused</sub>" not in html
+
+
+def test_the_same_results_give_the_same_bytes(results, page, tmp_path):
+    assert write_report(results, tmp_path / "again.html").read_bytes() == page.read_bytes()
+
+
+def test_a_report_that_fails_leaves_the_old_one_whole(results, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    results["circuits"][OURS]["groups"]["value_fetcher"] = {"at": "last"}
+    with pytest.raises(ValueError, match=rf"circuit \"{OURS}\" in the results is not a circuit"):
+        write_report(results, path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,76 @@
+"""The report's sentences say what the numbers say."""
+
+from __future__ import annotations
+
+import pytest
+from invented_results import MODEL, OURS, PAPER
+
+from circuitdiff.report.numbers import hits, interval, number, significant
+from circuitdiff.report.summary import alarms, summary
+
+
+def test_the_summary_states_accuracy_size_faithfulness_and_chance(results):
+    model, ours, paper = summary(results)
+    assert model == (
+        f"{MODEL} answers 46 of 64 prompts correctly: an accuracy of 0.719 (95 % interval 0.600 to 0.810)."
+    )
+    assert ours == (
+        f"The circuit {OURS} has 7 heads in 5 groups (7 of the 15 heads of {MODEL}). "
+        "Alone, with every other head replaced by its mean (slot means), it answers 42 of 64 prompts correctly, an "
+        "accuracy of 0.656, which is 0.913 times the whole model's (faithfulness; 95 % interval 0.810 to 0.990). "
+        "It scores higher than 84 of 100 random circuits of its size."
+    )
+    assert "has 1 head in 1 group (1 of the 15 heads" in paper
+
+
+def test_a_random_circuit_that_scores_the_same_is_not_beaten(results):
+    results["random"][OURS][MODEL]["accuracies"] = [0.65625, 0.65625, 0.6]
+    assert "scores higher than 1 of 3 random circuits" in summary(results)[1]
+
+
+def test_undefined_faithfulness_is_said_with_its_reason(results):
+    results["faithfulness"][OURS][MODEL] |= {"value": float("nan"), "note": "the model scores 0"}
+    assert "its faithfulness is undefined here: the model scores 0." in summary(results)[1]
+
+
+def test_failed_checks_come_first_then_cautions(results):
+    found = alarms(results)
+    assert [alarm.level for alarm in found] == ["failed", *["caution"] * 4]
+    texts = [alarm.text for alarm in found]
+    assert "window = full: 0.25 against a tolerance of 1e−05 (v at <query_label>)" in texts[0]
+    assert f"Faithfulness of {PAPER} in {MODEL} is 1.261" in texts[1]
+    assert f"{OURS} in {MODEL} scores higher than only 84 of 100" in texts[2]
+    assert f"{PAPER} in {MODEL} was measured on 32 prompts" in texts[3]
+    assert texts[4] == "objects left out: <kiwi>"
+
+
+def test_a_sound_run_raises_no_alarm(results):
+    results["checks"][1]["passed"] = True
+    results["warnings"] = []
+    del results["faithfulness"][PAPER]
+    results["random"][OURS][MODEL]["accuracies"] = [0.1] * 100
+    assert alarms(results) == []
+
+
+@pytest.mark.parametrize(("n", "expected"), [(49, 1), (50, 0)])
+def test_fewer_than_fifty_prompts_are_a_caution(n, expected):
+    assert len(alarms({"models": {"m": {"accuracy": {"n": n}}}})) == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1.1, 0), (1.1001, 1), (None, 0)])
+def test_faithfulness_above_one_point_one_is_a_caution(value, expected):
+    assert len(alarms({"faithfulness": {"c": {"m": {"value": value}}}})) == expected
+
+
+def test_numbers_are_rounded_to_three_decimals_and_gaps_are_dashes():
+    assert (number(-0.12345), number(2), number(None), number(float("nan")), number(True)) == (
+        "−0.123",
+        "2.000",
+        "–",
+        "–",
+        "–",
+    )
+    assert (significant(2.5e-6), significant(None)) == ("2.5e−06", "–")
+    assert interval({"low": 0.1, "high": 0.25}) == "0.100 to 0.250"
+    assert interval({"low": None, "high": 0.25}) == interval(None) == "–"
+    assert hits({"hits": 181, "n": 200}) == "181 / 200"
