@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
 
-Builder = Callable[[torch.dtype], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 _EMBEDDED = Path(__file__).parent / "families"
 
 
@@ -41,10 +40,17 @@ class PackagedFile:
 
 
 @dataclass(frozen=True)
-class Member:
-    """One model of a family: a file or a builder, then embedded adapters, merged in this order."""
+class Built:
+    """A model that a function makes."""
 
-    origin: PackagedFile | Builder
+    build: Callable[[torch.dtype], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a family: a packaged file or a built model, then embedded adapters, merged in this order."""
+
+    origin: PackagedFile | Built
     adapters: tuple[str, ...] = ()
 
 

@@ -150,22 +150,25 @@ def finetune(
     held_out: Examples,
     training: Training,
     *,
+    identity: str = "",
     state: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
     """Trains the parameters of `model` that take gradients, with AdamW, on the loss at the answer only.
 
     There is no dropout (the model stays in eval mode), and the order of examples depends on seed and step alone: the
-    same settings give the same weights, whether or not the run was killed and continued from the file `state`. At the
-    end the trained parameters are rounded to the dtype they will be stored in.
+    same settings give the same weights, whether or not the run was killed and continued from the file `state`, which
+    must be of the same settings and `identity` (what else the run depends on). At the end the trained parameters are
+    rounded to the dtype they will be stored in.
 
-    Raises: InputError if `state` belongs to other settings or the disk is full.
+    Raises: InputError if `state` is of another run, the loss is not finite, or the disk is full.
     """
     _check_training(examples, held_out, training)
     model.eval()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=training.learning_rate, weight_decay=training.weight_decay)
-    losses, curve = load_state(state, trained, optimizer, repr(training))
+    settings = f"{training} {identity}"
+    losses, curve = load_state(state, trained, optimizer, settings)
     for step in range(len(losses) + 1, training.steps + 1):
         if curve and _reached(curve[-1], training):
             break
@@ -176,7 +179,7 @@ def finetune(
             measured = accuracy(model, held_out)
             curve.append(CurvePoint(step, measured))
         if state is not None and training.checkpoint_every and step % training.checkpoint_every == 0:
-            save_state(state, trained, optimizer, repr(training), losses, curve)
+            save_state(state, trained, optimizer, settings, losses, curve)
         progress(Progress(step, training.steps, losses[-1], rate, measured))
     round_parameters(trained.values(), training.stored_as)
     return Outcome(len(losses), tuple(curve), tuple(losses), accuracy(model, held_out))
@@ -218,6 +221,8 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Examples, r
         group["lr"] = rate
     logits = answer_logits(model, batch)
     loss = nn.functional.cross_entropy(logits.float(), batch.answers.to(logits.device))
+    if not loss.isfinite():
+        raise InputError(f"the loss is {loss.item()}: choose a smaller learning rate, or float32 weights")
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], _LARGEST_GRADIENT)

@@ -83,10 +83,9 @@ def read_source(
         if member is None:
             model, tokenizer, origin = _read(_place(str(source)), torch_dtype, placed)
         elif isinstance(member.origin, PackagedFile):
-            packaged: PackagedFile = member.origin
-            model, tokenizer, origin = _read(_gguf(packaged.path()), torch_dtype, placed)
+            model, tokenizer, origin = _read(_gguf(member.origin.path()), torch_dtype, placed)
         else:
-            model, tokenizer = member.origin(torch_dtype)
+            model, tokenizer = member.origin.build(torch_dtype)
             model, origin = model.to(device=torch.device("cpu" if device == "auto" else device)), {"kind": "built"}
         own = [] if member is None else [_embedded(name) for name in member.adapters]
         model, checks, merged = _with_adapters(model, [*own, *map(adapter_folder, adapters)])

@@ -1,0 +1,202 @@
+"""Fine-tuning by recipe: a YAML file in; an adapter or a model, and what was measured, out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from scipy.stats import binomtest
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from circuitdiff.errors import InputError
+from circuitdiff.models.family_registry import sha256_of
+from circuitdiff.models.finetune import Examples, Lora, Outcome, Progress, Training, add_lora, finetune, hits
+from circuitdiff.models.one_token_answers import read_examples
+from circuitdiff.models.saving import save_adapter, save_model, writing
+from circuitdiff.models.sources import Source, read_source
+from circuitdiff.settings import ModelSettings, Settings, read_yaml
+from circuitdiff.tasks import get_task
+
+
+class LoraSettings(Settings):
+    """Which linear layers get a low-rank delta; in all decoder layers unless `layers` names some."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16, gt=0)
+    targets: tuple[str, ...] = Field(min_length=1)
+    layers: tuple[int, ...] | None = None
+
+
+class TrainingSettings(Settings):
+    """See `models.finetune.Training`."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    evaluate_every: int | None = Field(None, ge=1)
+    target_accuracy: float | None = Field(None, gt=0, le=1)
+    checkpoint_every: int | None = Field(10, ge=1)
+    stored_as: Literal["float16", "bfloat16"] = "float16"
+
+
+class DataSettings(Settings):
+    """Prompts of a built-in task, or of a JSONL file of `{"prompt": ..., "answer": ...}` (relative to the recipe)."""
+
+    task: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    split: str = "train"
+    seed: int = Field(0, ge=0)
+    n_prompts: int | None = Field(None, ge=1)  # of a JSONL file: its first so many lines, or all
+    jsonl: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> DataSettings:
+        if (self.task is None) == (self.jsonl is None):
+            raise ValueError("give either task or jsonl")
+        if self.task is not None and self.n_prompts is None:
+            raise ValueError("a task needs n_prompts")
+        return self
+
+
+class Recipe(Settings):
+    """Everything a fine-tuned model depends on."""
+
+    name: str
+    base: ModelSettings
+    method: Literal["lora", "full"] = "lora"
+    lora: LoraSettings | None = None
+    training: TrainingSettings
+    data: DataSettings
+    held_out: DataSettings | Annotated[int, Field(gt=0)]  # a number: so many of the data's last, kept out of training
+    test: DataSettings | None = None  # only measured, once, at the end
+    device: str = "cpu"
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Recipe:
+        if (self.method == "lora") != (self.lora is not None):
+            raise ValueError("method lora needs a `lora` section, and method full takes none")
+        return self
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in a YAML file.
+
+    Raises: InputError naming the key that is unknown, missing or out of range.
+    """
+    try:
+        return Recipe.model_validate(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the recipe"
+        raise InputError(f"{path}: {where}: {first['msg']}; got {str(first['input'])[:80]!r}") from error
+
+
+def run_recipe(
+    path: str | Path, out: str | Path, progress: Callable[[Progress], None] = lambda _: None
+) -> dict[str, Any]:
+    """Trains by the recipe at `path`, writes `adapter/` or `model/` and `summary.json` into `out`, returns the summary.
+
+    A run that was killed continues from its last checkpoint in `out`. All accuracies are those of the weights as
+    stored, in 16 bits, over the whole vocabulary.
+
+    Raises: InputError if the recipe, its data or its base cannot be used, or the disk is full; nothing is lost then.
+    """
+    path, out, start = Path(path), Path(out), time.monotonic()
+    recipe = read_recipe(path)
+    base = read_source(recipe.base.source, recipe.base.adapters, device=recipe.device)
+    data, held_out, test = _all_examples(recipe, base.tokenizer, path.parent)
+    model = _trainable(recipe, base)
+    outcome = finetune(
+        model,
+        data,
+        held_out,
+        Training(**recipe.training.model_dump()),
+        identity=recipe.model_dump_json(exclude={"training", "test"}),
+        state=out / "checkpoint.safetensors",
+        progress=progress,
+    )
+    summary = _summary(recipe, base, model, outcome, None if test is None else hits(model, test))
+    summary["files"] = _save(recipe, base, model, out)
+    summary["seconds"] = time.monotonic() - start  # of this process: less than the whole if the run was continued
+    with writing(out / "summary.json") as partial:
+        partial.write_text(json.dumps(summary, indent=1) + "\n")
+    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    return summary
+
+
+def _trainable(recipe: Recipe, base: Source) -> nn.Module:
+    if recipe.lora is None:
+        return base.model.requires_grad_(True)
+    lora = recipe.lora
+    return add_lora(base.model, Lora(lora.rank, lora.alpha, lora.targets, lora.layers), recipe.training.seed)
+
+
+def _all_examples(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> tuple[Examples, Examples, Examples | None]:
+    """For training, held out, and for the test."""
+    data = _examples(recipe.data, tokenizer, folder)
+    test = None if recipe.test is None else _examples(recipe.test, tokenizer, folder)
+    if isinstance(recipe.held_out, DataSettings):
+        return data, _examples(recipe.held_out, tokenizer, folder), test
+    kept = len(data) - recipe.held_out
+    if kept < 1:
+        raise InputError(
+            f"held_out is {recipe.held_out}, but there are only {len(data)} examples: keep some to train on"
+        )
+    everything = torch.arange(len(data))
+    return data.select(everything[:kept]), data.select(everything[kept:]), test
+
+
+def _examples(data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Examples:
+    if data.jsonl is not None:
+        return read_examples(folder / data.jsonl, tokenizer, data.n_prompts)
+    task = get_task(str(data.task), **data.options)
+    pairs = task.sample(tokenizer, n_prompts=data.n_prompts or 1, seed=data.seed, split=data.split)
+    return Examples(pairs.clean, pairs.lengths, pairs.answers)
+
+
+def _summary(
+    recipe: Recipe, base: Source, model: nn.Module, outcome: Outcome, test_hits: torch.Tensor | None
+) -> dict[str, Any]:
+    libraries = ("circuitdiff", "torch", "transformers", "peft")
+    summary = {
+        "recipe": recipe.model_dump(mode="json"),
+        "base": base.provenance,
+        "n_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "steps_done": outcome.steps_done,
+        "losses": outcome.losses,
+        "curve": [point._asdict() for point in outcome.curve],
+        "held_out_accuracy": outcome.accuracy,
+        "versions": {library: version(library) for library in libraries},
+    }
+    if test_hits is not None:
+        n_hits, n = int(test_hits.sum()), len(test_hits)
+        interval = binomtest(n_hits, n).proportion_ci(method="wilson")
+        summary["test"] = {
+            "n_prompts": n,
+            "n_hits": n_hits,
+            "accuracy": n_hits / n,
+            "wilson_95": [float(interval.low), float(interval.high)],
+        }
+    return summary
+
+
+def _save(recipe: Recipe, base: Source, model: Any, out: Path) -> dict[str, str]:
+    """Writes the result; the SHA-256 of each weights file."""
+    folder = out / ("model" if recipe.lora is None else "adapter")
+    if recipe.lora is None:
+        save_model(model, base.tokenizer, folder, recipe.training.stored_as)
+    else:
+        save_adapter(model, folder, recipe.base.source, recipe.training.stored_as)
+    return {str(file.relative_to(out)): sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
