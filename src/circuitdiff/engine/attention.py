@@ -31,6 +31,7 @@ _HARMLESS = frozenset(
         "use_cache",
         "output_attentions",
         "cache_position",
+        "output_router_logits",
     ]
 )
 
@@ -112,6 +113,11 @@ def _attention(
         raise InputError(
             f"{type(module).__name__} gives its attention no mask or no scaling; this architecture does not "
             f"follow transformers' attention interface and is not supported"
+        )
+    if attention_mask.dtype != torch.bool:
+        raise InputError(
+            f"{type(module).__name__} turns the attention mask into numbers that it adds to the scores, which "
+            f"circuitdiff does not do; this architecture is not supported"
         )
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     call = AttentionCall(module, layer, query, key, value, attention_mask, scaling, softcap)

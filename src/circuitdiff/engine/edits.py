@@ -33,6 +33,9 @@ class Edit:
     keep: Float[Tensor, "#some edited"] | None = None
     read_at: int | None = None
 
+    def __post_init__(self) -> None:
+        assert self.read_at is None or self.what in ("k", "v"), "only a key or value is read by other positions"
+
     @property
     def first_changed(self) -> int:
         """The first position whose residual stream the edit can change."""

@@ -77,9 +77,7 @@ class Executor(Protocol):
         """
         ...
 
-    def ablated(
-        self, batch: Batch, ablation: Ablation, readout: Readout
-    ) -> Float[Tensor, "variant prompt value"]:
+    def ablated(self, batch: Batch, ablation: Ablation, readout: Readout) -> Float[Tensor, "variant prompt value"]:
         """Each variant's circuit alone: see `Ablation`."""
         ...
 

@@ -24,6 +24,7 @@ class FrozenRun:
     """Edits of z at position `at`, all other heads frozen."""
 
     def __init__(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int):
+        assert all(edit.what == "z" and edit.at == at for edit in edits), "a frozen run has edits of z at one position"
         self._batch, self._edits, self._at = batch, edits, at
         self.live = LiveVariants(batch.clean, edits, n_variants, start=at, n_rows=1)
 
@@ -35,6 +36,7 @@ class FrozenRun:
 
     def up_to(self, sites: Sequence[Site]) -> list[Edit]:
         """Runs as far as the last site; what arrives at each, as an edit of the variants that had begun before."""
+        assert all(site.what != "z" and site.at == self._at for site in sites), "one position is run, up to q, k and v"
         found: list[Edit] = []
         last = max(site.layer for site in sites)
         for layer in range(self.live.first_layer, last + 1):
@@ -55,17 +57,20 @@ class FrozenRun:
         live.hidden = hidden.unflatten(0, live.shape[:2])
 
     def _attention_output(self, layer: int) -> Float[Tensor, "live prompt 1 d_model"]:
+        """What the clean run's attention wrote, but for the variants that edit this layer."""
         clean, live = self._batch.clean, self.live
         row = self._at - clean.start
         output = clean.attention_output[layer][:, row : row + 1].expand(live.shape)
-        for edit in self._edits:
-            if edit.layer == layer:
-                own = clean.z_at(layer, self._at)
-                own = own.expand(len(edit.variants), *own.shape)
-                z = replace(own, edit, torch.arange(len(edit.variants), device=own.device))
-                written = self._batch.model.projections[layer](z.flatten(2))
-                output = output.index_copy(0, live.rows_of(edit), written[:, :, None])
-        return output
+        here = [edit for edit in self._edits if edit.layer == layer]
+        if not here:
+            return output
+        edited = torch.cat([live.rows_of(edit) for edit in here]).unique()
+        frozen = clean.z_at(layer, self._at)
+        z = frozen.expand(len(edited), *frozen.shape)
+        for edit in here:
+            z = replace(z, edit, torch.searchsorted(edited, live.rows_of(edit)))
+        written = self._batch.model.projections[layer](z.flatten(2))
+        return output.index_copy(0, edited, written[:, :, None])
 
     def _read(self, layer: int, sites: Sequence[Site]) -> list[Edit]:
         """What arrives at the sites of one layer, before its attention."""
@@ -79,10 +84,7 @@ class FrozenRun:
 
         with handled_by(handler):
             run_layer(model.layers[layer], live.hidden.flatten(0, 1), self._keywords(layer))
-        return [
-            Edit(layer, site.what, site.at, site.heads, live.ids, self._values(seen[0], site))
-            for site in sites
-        ]
+        return [Edit(layer, site.what, site.at, site.heads, live.ids, self._values(seen[0], site)) for site in sites]
 
     def _values(self, call: AttentionCall, site: Site) -> Float[Tensor, "live prompt wanted d_head"]:
         whole = expand_kv(getattr(call, site.what), call.q.shape[1])

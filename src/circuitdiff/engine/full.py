@@ -16,9 +16,7 @@ from circuitdiff.engine.executor import Ablation, Batch, Readout
 Values = Float[Tensor, "variant prompt value"]
 
 
-def _put(
-    x: Float[Tensor, "prompt head pos d"], edit: Edit, variant: int
-) -> Float[Tensor, "prompt head pos d"]:
+def _put(x: Float[Tensor, "prompt head pos d"], edit: Edit, variant: int) -> Float[Tensor, "prompt head pos d"]:
     """`x` with one variant's part of the edit in it, out of place."""
     row = int((edit.variants == variant).nonzero())
     if len(edit.replacement) == 1:
@@ -67,9 +65,7 @@ class FullExecutor:
 
         return _every_variant(batch, n_variants, handler_of, readout)
 
-    def frozen(
-        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout
-    ) -> Values:
+    def frozen(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout) -> Values:
         return _every_variant(batch, n_variants, lambda v: _freezing(batch, edits, v, at), readout)
 
     def received(
@@ -131,9 +127,7 @@ def _edits_of(edits: Sequence[Edit], variant: int) -> dict[int, list[Edit]]:
     return by_layer
 
 
-def _every_variant(
-    batch: Batch, n_variants: int, handler_of: Callable[[int], Handler], readout: Readout
-) -> Values:
+def _every_variant(batch: Batch, n_variants: int, handler_of: Callable[[int], Handler], readout: Readout) -> Values:
     prompts = torch.arange(batch.n_prompts)
     values = []
     for variant in range(n_variants):

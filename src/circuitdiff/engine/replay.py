@@ -63,9 +63,7 @@ def cut(keywords: Keywords, positions: Int[Tensor, " row"], *, one_each: bool = 
     result: dict[str, Any] = {}
     for name, value in keywords.items():
         if isinstance(value, Tensor | tuple) and name not in _POSITION_AXIS:
-            raise InputError(
-                f"a decoder layer takes {name!r}, which circuitdiff cannot cut to a few positions"
-            )
+            raise InputError(f"a decoder layer takes {name!r}, which circuitdiff cannot cut to a few positions")
         if isinstance(value, Tensor):
             value = cut_tensor(name, value)
         elif isinstance(value, tuple):

@@ -18,9 +18,8 @@ class LiveVariants:
 
     hidden: Float[Tensor, "live prompt row d_model"]
 
-    def __init__(
-        self, clean: CleanRun, edits: Sequence[Edit], n_variants: int, start: int, n_rows: int | None = None
-    ):
+    def __init__(self, clean: CleanRun, edits: Sequence[Edit], n_variants: int, start: int, n_rows: int | None = None):
+        assert start >= clean.start, "the clean run is kept from a later position on"
         self._clean = clean
         self._n_layers = len(clean.resid_pre)
         self.start = start

@@ -28,15 +28,15 @@ class WindowExecutor:
     """
 
     def run(self, batch: Batch, edits: Sequence[Edit], n_variants: int, readout: Readout) -> Values:
-        live = LiveVariants(batch.clean, edits, n_variants, start=min(edit.first_changed for edit in edits))
+        start = min((edit.first_changed for edit in edits), default=batch.length - 1)
+        live = LiveVariants(batch.clean, edits, n_variants, start)
         for layer in range(live.first_layer, batch.model.n_layers):
             live.join(layer)
             self._run_layer(batch, live, layer, [edit for edit in edits if edit.layer == layer])
         return live.read_out(batch, readout)
 
-    def frozen(
-        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout
-    ) -> Values:
+    def frozen(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout) -> Values:
+        assert at == batch.length - 1, "with every later head frozen, no other position reaches the logits"
         run = FrozenRun(batch, edits, n_variants, at)
         run.to_the_end()
         return run.live.read_out(batch, readout)
@@ -58,9 +58,7 @@ class WindowExecutor:
         def handler(call: AttentionCall) -> Tensor:
             per_variant = live.shape[:2]
             window = Window(*(x.unflatten(0, per_variant) for x in (call.q, call.k, call.v)))
-            return attend_with_edits(
-                call, window, prefix, start, list(zip(edits, rows, strict=True))
-            ).flatten(0, 1)
+            return attend_with_edits(call, window, prefix, start, list(zip(edits, rows, strict=True))).flatten(0, 1)
 
         with handled_by(handler):
             keywords = cut(clean.keywords[layer], positions)
@@ -74,7 +72,7 @@ def attend_with_edits(
     window: Window,
     prefix: Prefix,
     start: int,
-    edits: Sequence[tuple[Edit, Int[Tensor, " some"]]],
+    edits: Sequence[tuple[Edit, Int[Tensor, " _some"]]],
 ) -> Float[Tensor, "variant prompt query head d_head"]:
     """z of the window after the edits of q, k, v and then z; `edits` come with the rows of their variants."""
     allowed = call.allowed[0, 0]

@@ -35,9 +35,7 @@ class _Constant:
         return Prefix(k, v)
 
 
-def ablated_in_window(
-    batch: Batch, ablation: Ablation, readout: Readout
-) -> Float[Tensor, "variant prompt value"]:
+def ablated_in_window(batch: Batch, ablation: Ablation, readout: Readout) -> Float[Tensor, "variant prompt value"]:
     """Each variant's circuit alone; see `Executor.ablated`."""
     assert ablation.positions[-1] == batch.length - 1, "the last position is where the logits are read"
     model = batch.model
@@ -60,15 +58,11 @@ def _run_constant(batch: Batch, ablation: Ablation, resid: Tensor, keywords: lis
     )
     shared = ablation.constants.shape[1] == 1
     tokens = batch.tokens.to(resid.device)[:, columns]
-    owner = (
-        tokens if shared else torch.arange(batch.n_prompts, device=resid.device)[:, None].expand_as(tokens)
-    )
+    owner = tokens if shared else torch.arange(batch.n_prompts, device=resid.device)[:, None].expand_as(tokens)
     pair = torch.stack([owner, columns.expand_as(tokens)], dim=-1).flatten(0, 1)
     distinct, member = torch.unique(pair, dim=0, return_inverse=True)
     example = torch.empty(len(distinct), dtype=torch.long, device=resid.device)
-    example[member] = torch.arange(
-        len(pair), device=resid.device
-    )  # some prompt and column that has this pair
+    example[member] = torch.arange(len(pair), device=resid.device)  # some prompt and column that has this pair
     prompt, position = example // max(len(columns), 1), distinct[:, 1]
     constants = ablation.constants[:, torch.zeros_like(prompt) if shared else prompt, position]
     k, v = _run_rows(batch.model, resid[prompt, position], position, constants, keywords)
@@ -83,6 +77,9 @@ def _run_rows(
     keywords: list[Keywords],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Keys and values of every layer for lone tokens whose heads are all constant."""
+    if len(resid) == 0:  # no layer can run on nothing
+        nothing = [resid.new_empty(0, model.n_kv_heads, model.d_head)] * model.n_layers
+        return nothing, nothing
     k, v = [], []
     hidden = resid[:, None]
 
@@ -119,9 +116,7 @@ def _run_kept(
         keep_here = kept[: len(hidden), layer, :, :, None][:, None].to(resid.device)
         constants = ablation.constants[layer][:, positions]
 
-        def handler(
-            call: AttentionCall, shape=hidden.shape[:2], keep=keep_here, constants=constants
-        ) -> Tensor:
+        def handler(call: AttentionCall, shape=hidden.shape[:2], keep=keep_here, constants=constants) -> Tensor:
             window = Window(*(x.unflatten(0, shape) for x in (call.q, call.k, call.v)))
             allowed = call.allowed[0, 0][:, order]
             z = attend_window(window, constant.prefix(call.layer), allowed, call.scaling, call.softcap)

@@ -68,7 +68,7 @@ def attend_edited_heads(
     softcap: float | None,
     *,
     start: int,
-    edits: Sequence[tuple[Edit, Int[Tensor, " some"]]],
+    edits: Sequence[tuple[Edit, Int[Tensor, " _some"]]],
     heads: Int[Tensor, " edited"],
 ) -> Float[Tensor, "variant prompt query edited d_head"]:
     """z of `heads` only, whose keys and values are edited (each with the rows of its variants).
