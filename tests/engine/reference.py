@@ -1,0 +1,225 @@
+"""The definitions of every kind of run, written as plain hooks and loops over prompts and heads.
+
+The oracle of the engine's tests. It shares no code with `circuitdiff.engine` but the data that say what to edit: its
+own attention (registered under its own name), its own causal mask, and hooks on each architecture's output projection,
+found by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from circuitdiff.engine.edits import Edit, Site
+
+NAME = "reference"
+
+# z of one prompt, position and head -> what is written there instead
+ZRule = Callable[[int, int, int, int, Tensor], Tensor]
+
+
+@dataclass
+class Act:
+    """What is done to one forward pass (of one variant), and what was seen in it."""
+
+    edits: Sequence[Edit] = ()
+    variant: int = 0
+    z_rule: ZRule | None = None  # before the edits of z
+    seen: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # (layer, what) -> prompt pos head d_head
+
+    def of(self, layer: int, what: str) -> list[Edit]:
+        return [e for e in self.edits if e.layer == layer and e.what == what and self.variant in e.variants.tolist()]
+
+
+_act = Act()
+
+
+def after(edit: Edit, variant: int, prompt: int, head: int, own: Tensor) -> Tensor:
+    """What `own` of one prompt and head becomes."""
+    if head not in edit.heads.tolist():
+        return own
+    which, row = edit.heads.tolist().index(head), edit.variants.tolist().index(variant)
+    of_variant = edit.replacement[row if edit.replacement.shape[0] > 1 else 0]
+    new = of_variant[prompt if of_variant.shape[0] > 1 else 0][which]
+    if edit.keep is None:
+        return new
+    keep = edit.keep[row if edit.keep.shape[0] > 1 else 0][which]
+    return keep * own + (1 - keep) * new
+
+
+def _rows_after(x: Tensor, edits: Sequence[Edit], prompt: int, head: int) -> Tensor:
+    if not edits:
+        return x
+    rows = list(x)
+    for edit in edits:
+        rows[edit.at] = after(edit, _act.variant, prompt, head, rows[edit.at])
+    return torch.stack(rows)
+
+
+def _one_head(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    scores = (q @ k.T) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    weights = torch.exp(scores) * allowed
+    return (weights / weights.sum(1, keepdim=True)) @ v
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    assert attention_mask is None, "the mask is made here"
+    n_prompts, n_heads, length, _d = query.shape
+    group, layer = n_heads // key.shape[1], int(module.layer_idx)  # pyright: ignore[reportArgumentType]
+    row, column = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    allowed = column <= row
+    if sliding_window is not None:
+        allowed = allowed & (column > row - sliding_window)
+    for what, x in (("q", query), ("k", key), ("v", value)):
+        per_head = x if what == "q" else torch.stack([x[:, head // group] for head in range(n_heads)], 1)
+        _act.seen[layer, what] = per_head.transpose(1, 2)
+    edits = {what: _act.of(layer, what) for what in ("q", "k", "v")}
+    readers = {e.read_at for e in (*edits["k"], *edits["v"])} - {None}
+    out = []
+    for prompt in range(n_prompts):
+        for head in range(n_heads):
+            q = _rows_after(query[prompt, head], edits["q"], prompt, head)
+
+            def seen_by(reader: int | None, q: Tensor = q, prompt: int = prompt, head: int = head) -> Tensor:
+                k, v = (
+                    _rows_after(
+                        x[prompt, head // group],
+                        [e for e in edits[what] if e.read_at is None or e.read_at == reader],
+                        prompt,
+                        head,
+                    )
+                    for what, x in (("k", key), ("v", value))
+                )
+                return _one_head(q, k, v, allowed, scaling, softcap)
+
+            z = list(seen_by(None))
+            for reader in readers:
+                z[reader] = seen_by(reader)[reader]
+            out.append(torch.stack(z))
+    z = torch.stack(out).unflatten(0, (n_prompts, n_heads))
+    return z.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+
+
+def _edit_z(layer: int, d_head: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        z = args[0].unflatten(-1, (-1, d_head)).clone()
+        _act.seen[layer, "z"] = z.detach().clone()
+        n_prompts, length, n_heads, _d = z.shape
+        edits = _act.of(layer, "z")
+        if _act.z_rule is None and not edits:
+            return args
+        for prompt in range(n_prompts):
+            for head in range(n_heads):
+                if _act.z_rule is not None:
+                    for at in range(length):
+                        z[prompt, at, head] = _act.z_rule(layer, prompt, at, head, z[prompt, at, head].clone())
+                for edit in edits:
+                    own = z[prompt, edit.at, head].clone()
+                    z[prompt, edit.at, head] = after(edit, _act.variant, prompt, head, own)
+        return (z.flatten(2), *args[1:])
+
+    return hook
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model with its output projections, found by name."""
+
+    module: PreTrainedModel
+    projections: Sequence[nn.Module]
+    d_head: int
+
+    def logits(self, tokens: Tensor, act: Act | None = None) -> Tensor:
+        """What the model says after the last token."""
+        global _act
+        _act = act or Act()
+        with ExitStack() as stack:
+            for layer, projection in enumerate(self.projections):
+                hook = projection.register_forward_pre_hook(_edit_z(layer, self.d_head))
+                stack.callback(hook.remove)
+            return self.module(input_ids=tokens, use_cache=False).logits[:, -1]
+
+    def clean(self, tokens: Tensor) -> Act:
+        act = Act()
+        self.logits(tokens, act)
+        return act
+
+    def run(self, tokens: Tensor, edits: Sequence[Edit], n_variants: int) -> Tensor:
+        return torch.stack([self.logits(tokens, Act(edits, variant)) for variant in range(n_variants)])
+
+    def frozen(self, tokens: Tensor, edits: Sequence[Edit], n_variants: int, at: int) -> Tensor:
+        rule = _frozen_from(at, self.clean(tokens))
+        return torch.stack([self.logits(tokens, Act(edits, variant, rule)) for variant in range(n_variants)])
+
+    def path_patched(
+        self,
+        tokens: Tensor,
+        edits: Sequence[Edit],
+        n_variants: int,
+        at: int,
+        sites: Sequence[Site],
+        read_at: int | None,
+    ) -> Tensor:
+        """Second runs of path patching, in which the receivers get what they received in the first."""
+        rule = _frozen_from(at, self.clean(tokens))
+        out = []
+        for variant in range(n_variants):
+            first = Act(edits, variant, rule)
+            self.logits(tokens, first)
+            second = [
+                Edit(
+                    s.layer,
+                    s.what,
+                    s.at,
+                    s.heads,
+                    torch.tensor([variant]),
+                    torch.stack([first.seen[s.layer, s.what][:, s.at, head] for head in s.heads.tolist()], 1)[None],
+                    read_at=read_at,
+                )
+                for s in sites
+            ]
+            out.append(self.logits(tokens, Act(second, variant)))
+        return torch.stack(out)
+
+    def ablated(self, tokens: Tensor, positions: Sequence[int], kept: Tensor, constants: Tensor) -> Tensor:
+        """`kept`: variant layer at head; `constants`: layer prompt-or-1 pos head d_head."""
+
+        def rule_of(variant: int) -> ZRule:
+            def rule(layer: int, prompt: int, at: int, head: int, own: Tensor) -> Tensor:
+                if at in positions and bool(kept[variant, layer, list(positions).index(at), head]):
+                    return own
+                return constants[layer, prompt if constants.shape[1] > 1 else 0, at, head]
+
+            return rule
+
+        return torch.stack([self.logits(tokens, Act(z_rule=rule_of(variant))) for variant in range(len(kept))])
+
+
+def _frozen_from(start: int, clean: Act) -> ZRule:
+    def rule(layer: int, prompt: int, at: int, head: int, own: Tensor) -> Tensor:
+        return clean.seen[layer, "z"][prompt, at, head] if at >= start else own
+
+    return rule

@@ -1,0 +1,123 @@
+"""A circuit alone, everything else constant: both executors against the looped definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import (
+    ARCHITECTURES,
+    D_HEAD,
+    D_VOCAB,
+    LENGTH,
+    N_HEADS,
+    N_LAYERS,
+    N_PROMPTS,
+    N_VARIANTS,
+    Draw,
+    assert_same,
+    batch_of,
+    everything,
+    random_tokens,
+    subject,
+)
+from torch import Tensor
+
+from circuitdiff.engine import Ablation, FullExecutor, WindowExecutor
+
+POSITIONS = (6, 9, 12)
+
+
+def constants(n_prompts: int, length: int = LENGTH) -> Tensor:
+    return Draw(5).normal(N_LAYERS, n_prompts, length, N_HEADS, D_HEAD)
+
+
+def circuits(n_positions: int = len(POSITIONS), n_variants: int = N_VARIANTS) -> Tensor:
+    g = torch.Generator().manual_seed(6)
+    return torch.rand(n_variants, N_LAYERS, n_positions, N_HEADS, generator=g) < 0.5
+
+
+def assert_agrees(chosen, tokens, ablation: Ablation) -> Tensor:
+    expected = chosen.reference.ablated(tokens, ablation.positions, ablation.kept, ablation.constants)
+    for executor in (FullExecutor(), WindowExecutor()):
+        assert_same(executor.ablated(batch_of(chosen, tokens), ablation, everything), expected)
+    return expected
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared_constants", "constants_per_prompt"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_both_executors_agree_with_the_looped_definition(architecture, shared):
+    kept = circuits()[:3]
+    ablation = Ablation(POSITIONS, kept, constants(1 if shared else N_PROMPTS))
+    values = assert_agrees(subject(architecture), random_tokens(), ablation)
+    assert (values[0] - values[1:]).abs().amax(dim=(1, 2)).min() > 1e-4, "circuits must differ"
+
+
+@torch.no_grad()
+def test_circuits_that_differ_only_late_agree_with_the_looped_definition():
+    kept = circuits()
+    kept[:, :2] = kept[0, :2]
+    assert_agrees(subject("mistral"), random_tokens(), Ablation(POSITIONS, kept, constants(1)))
+
+
+@torch.no_grad()
+def test_the_same_circuit_many_times_and_once_are_the_same():
+    kept = circuits(n_variants=1)
+    chosen, tokens = subject("qwen2"), random_tokens()
+    once = assert_agrees(chosen, tokens, Ablation(POSITIONS, kept, constants(1)))
+    many = WindowExecutor().ablated(
+        batch_of(chosen, tokens), Ablation(POSITIONS, kept.expand(4, -1, -1, -1), constants(1)), everything
+    )
+    assert_same(many, once.expand(4, -1, -1))
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["nothing", "everything"])
+@torch.no_grad()
+def test_keeping_nothing_or_everything_agrees_with_the_looped_definition(kept):
+    chosen, tokens = subject("gemma2"), random_tokens()
+    whole = torch.full((2, N_LAYERS, len(POSITIONS), N_HEADS), kept)
+    assert_agrees(chosen, tokens, Ablation(POSITIONS, whole, constants(N_PROMPTS)))
+
+
+@torch.no_grad()
+def test_keeping_every_head_at_every_position_is_the_clean_run():
+    chosen, tokens = subject("llama"), random_tokens()
+    whole = torch.ones(1, N_LAYERS, LENGTH, N_HEADS, dtype=torch.bool)
+    values = assert_agrees(chosen, tokens, Ablation(tuple(range(LENGTH)), whole, constants(1)))
+    assert_same(values[0], chosen.reference.logits(tokens))
+
+
+@torch.no_grad()
+def test_the_last_position_alone_agrees_with_the_looped_definition():
+    assert_agrees(subject("gemma3"), random_tokens(), Ablation((12,), circuits(1), constants(1)))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@torch.no_grad()
+def test_as_many_prompts_as_positions_are_not_cut_along_the_wrong_axis(shared):
+    tokens = random_tokens(n_prompts=7, length=7)
+    ablation = Ablation((2, 6), circuits(2, 2), constants(1 if shared else 7, length=7))
+    assert_agrees(subject("smollm3"), tokens, ablation)
+
+
+@torch.no_grad()
+def test_prompts_that_share_tokens_share_what_is_constant():
+    chosen, tokens = subject("llama"), random_tokens()
+    tokens[:, :6] = tokens[0, :6]  # six columns in common; four, 7 8 10 11, in which the three prompts differ
+    tokens[:, 6:] = (tokens[0, 6:] + torch.tensor([0, 1, 2])[:, None]) % D_VOCAB
+    rows = []
+    hook = chosen.model.layers[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    ablation = Ablation(POSITIONS, circuits(), constants(1))
+    values = WindowExecutor().ablated(batch_of(chosen, tokens), ablation, everything)
+    hook.remove()
+    assert 6 + 4 * 3 in rows
+    assert_same(values, chosen.reference.ablated(tokens, POSITIONS, ablation.kept, ablation.constants))
+
+
+@torch.no_grad()
+def test_circuits_run_in_parts_give_what_they_give_together(monkeypatch):
+    chosen, tokens = subject("llama"), random_tokens()
+    ablation = Ablation(POSITIONS, circuits(), constants(N_PROMPTS))
+    whole = WindowExecutor().ablated(batch_of(chosen, tokens), ablation, everything)
+    monkeypatch.setattr("circuitdiff.engine.window_ablation._MAX_ROWS", 2 * N_PROMPTS * len(POSITIONS))
+    assert_same(WindowExecutor().ablated(batch_of(chosen, tokens), ablation, everything), whole)

@@ -1,0 +1,76 @@
+"""The self-checks at load pass on a sound model, and each fails when what it guards is broken."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, as_model, subject
+
+from circuitdiff.engine import attention
+from circuitdiff.engine.full import _put
+from circuitdiff.models import checks
+from circuitdiff.models.checks import CheckError, checks_at_load, refuse_failures
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_sound_model_passes_every_check(architecture):
+    found = checks_at_load(subject(architecture).model)
+    refuse_failures(found)
+    assert len({check.name for check in found}) == len(found) == 7
+
+
+def failing(model) -> set[str]:
+    found = checks_at_load(model)
+    with pytest.raises(CheckError, match=f"self-check failed for {model.name}") as refusal:
+        refuse_failures(found)
+    assert "\n" not in str(refusal.value)
+    failed = {check.name for check in found if not check.passed}
+    assert all(name in str(refusal.value) for name in failed)
+    return failed
+
+
+def test_an_attention_a_thousandth_too_large_is_noticed(monkeypatch):
+    own = attention.attend
+    token = attention._handler.set(lambda call: own(call) * 1.001)
+    try:
+        assert "same logits as own attention" in failing(subject("llama").model)
+    finally:
+        attention._handler.reset(token)
+
+
+def test_an_edit_of_the_wrong_head_is_noticed(monkeypatch):
+    def put(x, edit, variant):
+        return _put(x.roll(1, dims=1), edit, variant).roll(-1, dims=1)
+
+    monkeypatch.setattr("circuitdiff.engine.full._put", put)
+    assert "an edit that changes nothing" in failing(subject("llama").model)
+
+
+@pytest.mark.parametrize("what", ["z", "q", "k", "v"])
+def test_an_edit_that_is_not_carried_out_is_noticed(monkeypatch, what):
+    monkeypatch.setattr("circuitdiff.engine.full._put", lambda x, edit, v: x if edit.what == what else _put(x, edit, v))
+    assert failing(subject("gemma2").model) == {f"an edit of {what} changes the logits"}
+
+
+def test_an_output_projection_in_which_heads_do_not_add_up_is_noticed():
+    module = copy.deepcopy(subject("qwen2").model.module)
+    model = as_model("qwen2", module)
+    hooks = [p.register_forward_hook(lambda _, __, out: out + 0.01 * out**2) for p in model.projections]
+    assert "heads add up at the output projection" in failing(model)
+    for hook in hooks:
+        hook.remove()
+
+
+def test_the_model_gets_our_attention_back_after_it_was_compared_with_its_own():
+    model = subject("llama").model
+    checks_at_load(model)
+    assert model.module.config._attn_implementation == attention.IMPLEMENTATION
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 3e-2)]
+)
+def test_the_tolerance_follows_the_precision(dtype, tolerance):
+    assert checks.tolerance_of(dtype) == tolerance
