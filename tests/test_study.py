@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
 
-import circuitdiff.study
+import circuitdiff.stages
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activations
@@ -17,6 +17,7 @@ from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, CheckError
 from circuitdiff.settings import StudySettings, read_settings
 from circuitdiff.study import run_study, sample_splits
+from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
 
 
 def silent(*_: object) -> None:
@@ -87,13 +88,13 @@ def test_a_second_run_computes_nothing_and_writes_the_same_bytes(finished, model
         raise AssertionError("computed again")
 
     for name in ("measure_with", "evaluate_circuits", "evaluate_model", "slot_sums", "check_stage", "check_ablation"):
-        monkeypatch.setattr(circuitdiff.study, name, lambda *_, **__: refuse)
+        monkeypatch.setattr(circuitdiff.stages, name, lambda *_, **__: refuse)
     run_study(settings_of(tmp_path, model), finished, silent)
     assert {name: (finished / name).read_bytes() for name in before} == before
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(finished, model, tmp_path, monkeypatch):
-    whole = circuitdiff.study.evaluate_circuits
+    whole = circuitdiff.stages.evaluate_circuits
     calls: list[int] = []
 
     def dies_at_the_third(*args: object, **kwargs: object) -> object:
@@ -102,25 +103,27 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(finished, model, tmp_pa
             raise KeyboardInterrupt
         return whole(*args, **kwargs)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(circuitdiff.study, "evaluate_circuits", dies_at_the_third)
+    monkeypatch.setattr(circuitdiff.stages, "evaluate_circuits", dies_at_the_third)
     settings = settings_of(tmp_path, model)
     with pytest.raises(KeyboardInterrupt):
         run_study(settings, tmp_path / "run", silent)
-    monkeypatch.setattr(circuitdiff.study, "evaluate_circuits", whole)
+    monkeypatch.setattr(circuitdiff.stages, "evaluate_circuits", whole)
     run_study(settings, tmp_path / "run", silent)
     for name in ("results.json", "report.html"):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_another_rule_keeps_the_sweeps_and_another_seed_does_not(finished, model, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+
     def sweeps() -> set[str]:
-        return {path.name for path in (finished / "stages").iterdir() if path.name.startswith("path-")}
+        return {path.name for path in (folder / "stages").iterdir() if path.name.startswith("path-")}
 
     before = sweeps()
     one = "\n  main: {stages: [{name: fetcher, at: last, select: {top: 1}}]}"
-    run_study(settings_of(tmp_path, model, plans=one), finished, silent)
+    run_study(settings_of(tmp_path, model, plans=one), folder, silent)
     assert sweeps() == before
-    run_study(settings_of(tmp_path, model, plans=one, seed=1), finished, silent)
+    run_study(settings_of(tmp_path, model, plans=one, seed=1), folder, silent)
     assert len(sweeps()) == len(before) + 1
 
 
@@ -141,8 +144,8 @@ def test_a_failed_check_stops_the_study_and_keeps_its_stages(model, tmp_path, mo
     def fails(model, *_: object) -> Check:
         return Check("window executor vs full executor", model.name, 0.5, 1e-3, False, "made to fail")
 
-    monkeypatch.setattr(circuitdiff.study, "check_stage", fails)
-    with pytest.raises(CheckError, match="window executor vs full executor.*no result would be right"):
+    monkeypatch.setattr(circuitdiff.stages, "check_stage", fails)
+    with pytest.raises(CheckError, match=r"window executor vs full executor.*no result would be right"):
         run_study(settings_of(tmp_path, model), tmp_path / "run", silent)
     assert not (tmp_path / "run" / "results.json").exists()
     assert list((tmp_path / "run" / "stages").iterdir())

@@ -23,8 +23,9 @@ from circuitdiff.models.sources import read_source
 from circuitdiff.planning import Estimate, estimate
 from circuitdiff.report import write_report
 from circuitdiff.settings import StudySettings, read_settings
+from circuitdiff.stages import Monitor
 from circuitdiff.store import read_results
-from circuitdiff.study import Monitor, plans_of, run_study, sample_splits
+from circuitdiff.study import plans_of, run_study, sample_splits
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.describe import DescribedPrompt
 

@@ -52,9 +52,12 @@ class Store:
             return kept
         begin = time.perf_counter()
         record = compute()
-        self._write(path, save(dict(record.tensors), metadata={"data": to_json(record.data)}))
+        own = {
+            name: tensor.contiguous().clone() for name, tensor in record.tensors.items()
+        }  # safetensors wants no views
+        self._write(path, save(own, metadata={"data": to_json(record.data)}))
         self._log(name, time.perf_counter() - begin)
-        return record
+        return _read(path) or record  # as a later run will see it
 
     def write_json(self, name: str, data: Any) -> Path:
         """Writes the whole file or nothing."""

@@ -1,0 +1,129 @@
+"""The costly parts of a study, each kept in the run folder under a key of all that it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from circuitdiff import results as form
+from circuitdiff.circuit import Circuit
+from circuitdiff.discovery import Measure, Stage, StageResult, measure_with
+from circuitdiff.engine import Model
+from circuitdiff.evaluation import Evaluation, Means, evaluate_circuits, evaluate_model, slot_sums
+from circuitdiff.heads import Head
+from circuitdiff.methods.path_patching import PathEffects
+from circuitdiff.models.checks import Check
+from circuitdiff.prompts import Pairs
+from circuitdiff.settings import StudySettings
+from circuitdiff.store import Record, Store
+from circuitdiff.study_checks import check_ablation, check_stage
+
+Monitor = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What a study computes on one model; what the run folder has already is not computed again."""
+
+    settings: StudySettings
+    store: Store
+    monitor: Monitor
+    model: Model
+
+    def sweeps(self, splits: Mapping[str, Pairs], metric: str) -> Measure:
+        """Path patching, for a discovery plan."""
+
+        def measure(stage: Stage, receivers: Sequence[Head] | None, split: str) -> PathEffects:
+            title = f"{stage.name} ({split})"
+            run = measure_with(
+                self.model,
+                splits,
+                metric=metric,
+                executor=self.settings.executor,
+                memory_gb=self.settings.memory_gb,
+                progress=lambda done, total: self.monitor(title, done, total),
+            )
+            key = self._key(split) | form.path_key(stage, receivers, metric)
+            name = f"path-{self.model.name}-{stage.at}-{stage.via or 'direct'}"
+            record = self.store.stage(name, key, lambda: form.effects_record(run(stage, receivers, split)))
+            self.monitor(title, 1, 1)
+            return form.effects_from(record)
+
+        return measure
+
+    def check_sweep(self, result: StageResult, pairs: Pairs, metric: str) -> Check:
+        """Check 3 on a finished sweep."""
+        key = self._key("discovery") | form.path_key(result.stage, result.receivers, metric)
+        strongest = [str(head) for head in result.selection.helping[:1]]
+        return self._check(
+            f"check of {result.stage.name}",
+            key | {"strongest": strongest},
+            lambda: check_stage(self.model, result, pairs, metric),
+        )
+
+    def check_circuit(self, name: str, circuits: Sequence[Circuit], pairs: Pairs, means: Means) -> Check:
+        """Check 3 on circuits alone."""
+        key = self._key("evaluation") | {"circuits": [circuit.to_dict() for circuit in circuits]}
+        return self._check(f"check of circuit {name}", key, lambda: check_ablation(self.model, circuits, pairs, means))
+
+    def answers(self, pairs: Pairs) -> Evaluation:
+        """What the model answers to the evaluation prompts."""
+        title = f"accuracy of {self.model.name}"
+        return self._evaluations(title, pairs, {}, lambda: [evaluate_model(self.model, pairs)])[0]
+
+    def circuits(self, title: str, circuits: Sequence[Circuit], pairs: Pairs, means: Means) -> list[Evaluation]:
+        """What circuits alone answer to the evaluation prompts."""
+        key = {"circuits": [circuit.to_dict() for circuit in circuits], "means": means.by}
+
+        def compute() -> list[Evaluation]:
+            return evaluate_circuits(
+                self.model,
+                circuits,
+                pairs,
+                means,
+                self.settings.executor,
+                progress=lambda done, total: self.monitor(title, done, total),
+            )
+
+        return self._evaluations(title, pairs, key, compute)
+
+    def means(self, pairs: Pairs) -> dict[str, Means]:
+        """Means by slot and by kind, on the model's device."""
+
+        def compute() -> Record:
+            sums = slot_sums(self.model, pairs)
+            return Record({by: sums.means(by, self.model.dtype).values.cpu() for by in ("slot", "kind")}, None)
+
+        record = self._kept(f"means of {self.model.name}", self._key("means"), compute)
+        return {by: Means(record.tensors[by].to(self.model.device), by) for by in ("slot", "kind")}
+
+    def _evaluations(
+        self, title: str, pairs: Pairs, what: Mapping[str, Any], compute: Callable[[], list[Evaluation]]
+    ) -> list[Evaluation]:
+        key = self._key("evaluation") | {"n": len(pairs), "what": dict(what)}
+        return form.evaluations_from(self._kept(title, key, lambda: form.evaluations_record(compute())))
+
+    def _check(self, title: str, key: Mapping[str, Any], compute: Callable[[], Check]) -> Check:
+        return Check(**self._kept(title, key, lambda: Record({}, compute().to_dict())).data)
+
+    def _kept(self, title: str, key: Mapping[str, Any], compute: Callable[[], Record]) -> Record:
+        self.monitor(title, 0, 1)
+        record = self.store.stage(title, key, compute)
+        self.monitor(title, 1, 1)
+        return record
+
+    def _key(self, split: str) -> dict[str, Any]:
+        """What everything on this model and split depends on."""
+        settings, wanted = self.settings, self.settings.prompts
+        return {
+            "version": form.versions(),
+            "model": self.model.provenance["fingerprint"],
+            "dtype": settings.dtype,
+            "device": settings.device,
+            "executor": settings.executor,
+            "memory_gb": settings.memory_gb,
+            "task": settings.task.model_dump(),
+            "prompts": [split, getattr(wanted, split), wanted.queries_per_scenario, wanted.counterfactual],
+            "seed": settings.seed,
+        }
