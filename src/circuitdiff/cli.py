@@ -9,23 +9,22 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from typer.exceptions import TyperException
 
-from circuitdiff.discovery import Plan
 from circuitdiff.errors import InputError
 from circuitdiff.models import load_model
 from circuitdiff.models.sources import read_source
-from circuitdiff.planning import Estimate, estimate
+from circuitdiff.planning import Estimate
 from circuitdiff.report import write_report
 from circuitdiff.settings import StudySettings, read_settings
 from circuitdiff.stages import Monitor
 from circuitdiff.store import read_results
-from circuitdiff.study import plans_of, run_study, sample_splits
+from circuitdiff.study import run_study
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.describe import DescribedPrompt
 
@@ -36,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out = Console(highlight=False)
+_INTERRUPTED = 130  # what typer returns after Ctrl-C
 
 Adapters = Annotated[list[str], typer.Option("--adapter", help="PEFT adapter, merged in; repeat in order.")]
 
@@ -115,21 +115,13 @@ def finetune(
 
 def _run(settings: StudySettings, folder: Path | None) -> None:
     with _progress() as monitor:
-        monitor("load the base", 0, 1)
-        base = load_model(settings.base.source, settings.base.adapters, settings.dtype, settings.device)
-        monitor("load the base", 1, 1)
-    plans = plans_of(settings)
-    few = sample_splits(settings, base).evaluation
-    _show_plan(settings, plans, estimate(settings, plans, base, few.select(torch.arange(min(len(few), 64)))))
-    del base
-    with _progress() as monitor:
-        path = run_study(settings, folder or Path("runs") / settings.name, monitor)
+        path = run_study(settings, folder or Path("runs") / settings.name, monitor, _show_plan)
     _show_results(path.parent)
     out.print(f"report: {path}", soft_wrap=True)
 
 
-def _show_plan(settings: StudySettings, plans: dict[str, Plan], expected: Estimate) -> None:
-    table = Table("part", "plain forwards", "TFLOP", "minutes", title=f"plan of study {settings.name}", box=None)
+def _show_plan(expected: Estimate) -> None:
+    table = Table("part", "plain forwards", "TFLOP", "minutes", title="plan", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for part in expected.parts:
@@ -183,7 +175,7 @@ def _show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> Non
 def _progress() -> Iterator[Monitor]:
     """A bar per part of the work, with the time left; in a pipe, a line per finished part."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+    with Progress(*columns, TimeRemainingColumn(), console=out) as bars:
         known: dict[str, int] = {}
 
         def monitor(title: str, done: int, total: int) -> None:
@@ -199,10 +191,13 @@ def _progress() -> Iterator[Monitor]:
 def main() -> None:
     """Runs the command; bad input ends in one line and exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except InputError as error:
         print(f"circuitdiff: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
+        code = 2
+    except TyperException as error:
+        print(f"circuitdiff: {error.message}; see circuitdiff --help", file=sys.stderr)  # pyright: ignore
+        code = 2
+    if code == _INTERRUPTED:
         print("circuitdiff: interrupted; run again to go on, finished stages are kept", file=sys.stderr)
-        raise SystemExit(130) from None
+    raise SystemExit(code)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from circuitdiff.engine import Model
 from circuitdiff.evaluation import Evaluation, Means, all_heads, moved, random_circuit
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, refuse_failures
+from circuitdiff.planning import Estimate, estimate
 from circuitdiff.plans import default_plans
 from circuitdiff.prompts import Pairs
 from circuitdiff.report import write_report
 from circuitdiff.settings import StudySettings
 from circuitdiff.stages import Monitor, Stages
-from circuitdiff.store import Store
+from circuitdiff.store import Store, read_results
 from circuitdiff.study_checks import check_batching, check_noise, check_same_shape
 from circuitdiff.tasks import get_task
 
@@ -70,8 +71,12 @@ def plans_of(settings: StudySettings) -> dict[str, Plan]:
     return plans
 
 
-def run_study(settings: StudySettings, folder: str | Path, monitor: Monitor) -> Path:
+def run_study(
+    settings: StudySettings, folder: str | Path, monitor: Monitor, announce: Callable[[Estimate], None] | None = None
+) -> Path:
     """Runs what the run folder does not have yet, and writes results.json and report.html. The report's path.
+
+    `announce` is told what the study will cost before the work starts.
 
     Raises: InputError for settings that cannot work; CheckError if a self-check fails, with nothing lost.
     """
@@ -80,17 +85,23 @@ def run_study(settings: StudySettings, folder: str | Path, monitor: Monitor) -> 
     store.write_json("settings.json", settings.model_dump(mode="json"))
     study = _Study(settings, store, monitor)
     base_name, *variant_names = settings.models
-    base = study.open(base_name)
+    base = study.load(base_name)
+    if announce:
+        announce(estimate(settings, plans, base.model, base.splits.evaluation))
+    study.measure(base)
     circuits = {}
     for plan_name, plan in plans.items():
         name = base_name if plan is next(iter(plans.values())) else f"{base_name} ({plan_name})"
         circuits[name] = study.discover(base, name, plan_name, plan)
     study.evaluate(base, circuits)
     for variant_name in variant_names:
-        study.evaluate(study.open(variant_name, like=base), circuits)
+        variant = study.load(variant_name)
+        study.compare_shapes(base, variant)
+        study.measure(variant)
+        study.evaluate(variant, circuits)
     study.results["example"] = form.example(base.splits.evaluation, 0, base.model.tokenizer)
     store.write_json("results.json", study.results)
-    return write_report(study.results, store.folder / "report.html")
+    return write_report(read_results(store.folder), store.folder / "report.html")
 
 
 @dataclass(frozen=True)
@@ -110,23 +121,29 @@ class _Study:
         self._task = get_task(settings.task.name, **settings.task.options)
         self.results: dict[str, Any] = form.header(settings)
 
-    def open(self, name: str, like: _Subject | None = None) -> _Subject:
-        """Loads a model, checks it (a variant: against the base), and measures its accuracy."""
+    def load(self, name: str) -> _Subject:
+        """Loads a model, which runs the checks at load, and samples its prompts."""
         wanted = self._settings.models[name]
         self._monitor(f"load {name}", 0, 1)
         model = load_model(wanted.source, wanted.adapters, self._settings.dtype, self._settings.device, name=name)
         self._monitor(f"load {name}", 1, 1)
-        splits = sample_splits(self._settings, model)
-        subject = _Subject(model, splits, Stages(self._settings, self._store, self._monitor, model))
         self.results["checks"] += model.provenance["checks"]
         self.results["models"][name] = form.model_entry(model, wanted.source)
-        if like is not None:
-            self._keep([check_same_shape(like.model, model, like.splits.evaluation, splits.evaluation)])
-        self._keep(check_batching(model, splits.evaluation))
-        answers = subject.stages.answers(splits.evaluation)
-        self.results["models"][name] |= form.accuracy_entry(answers, splits.evaluation)
+        stages = Stages(self._settings, self._store, self._monitor, model)
+        return _Subject(model, sample_splits(self._settings, model), stages)
+
+    def compare_shapes(self, base: _Subject, variant: _Subject) -> None:
+        """Check 6."""
+        ours, theirs = base.splits.evaluation, variant.splits.evaluation
+        self._keep([check_same_shape(base.model, variant.model, ours, theirs)])
+
+    def measure(self, subject: _Subject) -> None:
+        """Check 4, then the model's own accuracy."""
+        name, pairs = subject.model.name, subject.splits.evaluation
+        self._keep(check_batching(subject.model, pairs))
+        answers = subject.stages.answers(pairs)
+        self.results["models"][name] |= form.accuracy_entry(answers, pairs)
         self.results["warnings"] += form.warnings_about(name, answers)
-        return subject
 
     def discover(self, subject: _Subject, name: str, plan_name: str, plan: Plan) -> Circuit:
         """Runs a plan's sweeps; the circuit goes by `name`."""

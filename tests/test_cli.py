@@ -1,0 +1,103 @@
+"""The command line as a user meets it: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_folder import save_tiny_model, study_yaml
+
+from circuitdiff import cli
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def run(monkeypatch, *arguments: object) -> int:
+    """The exit code of `circuitdiff ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["circuitdiff", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def refused(monkeypatch, capsys, *arguments: object) -> str:
+    """The one line on standard error of a command that must exit with 2."""
+    assert run(monkeypatch, *arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("circuitdiff: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_run_shows_the_plan_then_the_results_and_names_the_report(monkeypatch, capsys, model, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(study_yaml(model))
+    assert run(monkeypatch, "run", tmp_path / "tiny.yaml", "--out", tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert out.index("plain forwards") < out.index("faithfulness")
+    assert "GB on this machine" in out
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in out
+    assert "warning: " in out
+
+
+def test_report_is_made_again_from_the_run_folder_alone(monkeypatch, capsys, model, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(study_yaml(model))
+    run(monkeypatch, "run", tmp_path / "tiny.yaml", "--out", tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_bytes()
+    (tmp_path / "run" / "report.html").unlink()
+    assert run(monkeypatch, "report", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "report.html").read_bytes() == page
+
+
+def test_check_lists_every_self_check(monkeypatch, capsys, model):
+    assert run(monkeypatch, "check", model) == 0
+    out = capsys.readouterr().out
+    assert "LlamaForCausalLM, 3 layers x 4 heads (2 key/value heads), float32" in out
+    for check in ("same logits as own attention", "heads add up", "an edit of k changes the logits"):
+        assert check in out
+    assert "FAILED" not in out
+
+
+def test_prompts_marks_roles_and_shows_the_counterfactual_under_each(monkeypatch, capsys, model):
+    assert run(monkeypatch, "prompts", "entity-tracking", "--model", model, "-n", 2) == 0
+    out = capsys.readouterr().out
+    assert out.count("clean: ") == out.count("counterfactual: ") == 2
+    assert out.index("clean: ") < out.index("counterfactual: ")
+    for role in ("last", "query_label", "previous_query_label", "correct_object"):
+        assert role in out
+    assert "(no valid answer)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "none.yaml"), "cannot read none.yaml: No such file or directory; give the path of a YAML file"),
+        (("report", "nowhere"), "nowhere is not a finished run"),
+        (("check", "no/such/model"), "no/such/model"),
+        (("prompts", "chess"), "unknown task 'chess'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(monkeypatch, capsys, arguments, message):
+    assert message in refused(monkeypatch, capsys, *arguments)
+
+
+def test_an_unknown_option_exits_with_two(monkeypatch):
+    assert run(monkeypatch, "run", "--sede", "1") == 2
+
+
+def test_an_unknown_setting_is_named_before_any_model_is_loaded(monkeypatch, capsys, tmp_path):
+    (tmp_path / "s.yaml").write_text(json.dumps({"name": "x", "base": "no/such/model", "sede": 1}))
+    assert "sede: Extra inputs are not permitted" in refused(monkeypatch, capsys, "run", tmp_path / "s.yaml")
+
+
+def test_an_interrupted_run_says_that_nothing_is_lost(monkeypatch, capsys, model, tmp_path):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_study", interrupted)
+    (tmp_path / "tiny.yaml").write_text(study_yaml(model))
+    assert run(monkeypatch, "run", tmp_path / "tiny.yaml", "--out", tmp_path / "run") == 130
+    assert "run again to go on" in capsys.readouterr().err
