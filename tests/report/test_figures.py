@@ -23,13 +23,13 @@ def test_there_is_a_figure_for_every_section_that_has_numbers(drawn):
     assert list(drawn) == [
         "accuracy_by_queried",
         circuit_key(OURS),
-        circuit_key(PAPER),
         stage_key(OURS, 1, "value_fetcher"),
         stage_key(OURS, 2, "position_transmitter"),
         stage_key(OURS, 3, "position_detector"),
         stage_key(OURS, 4, "structure_reader"),
-        stage_key(PAPER, 1, "value_fetcher"),
         random_key(OURS, MODEL),
+        circuit_key(PAPER),
+        stage_key(PAPER, 1, "value_fetcher"),
     ]
 
 

@@ -12,42 +12,45 @@ from circuitdiff.report.scene import scene
 ACCURACY_BY_QUERIED = "accuracy_by_queried"
 
 
+def circuit_names(results: dict) -> list[str]:
+    """Every circuit that the results have a section on, each once."""
+    sections = (results.get(section) or {} for section in ("circuits", "discovery", "random"))
+    return list(dict.fromkeys(name for section in sections for name in section))
+
+
 def figures(results: dict) -> dict[str, Figure]:
-    """The figures that `results` has numbers for, in the page's order, without drawing any.
+    """The figures that `results` has numbers for, in the page's order.
 
     A section that is missing has no figure.
     """
     accuracy = by_queried(results.get("models") or {})
-    return {
-        **({ACCURACY_BY_QUERIED: accuracy} if accuracy else {}),
-        **_circuits(results),
-        **_effects(results),
-        **_random(results),
-    }
+    drawn = {ACCURACY_BY_QUERIED: accuracy} if accuracy else {}
+    for circuit in circuit_names(results):
+        drawn |= _drawing(results, circuit) | _effects(results, circuit) | _random(results, circuit)
+    return drawn
 
 
-def _circuits(results: dict) -> dict[str, Figure]:
-    scenes = {name: scene(results, name) for name in results.get("circuits") or {}}
-    return {circuit_key(name): circuit_drawing(name, found) for name, found in scenes.items() if found}
+def _drawing(results: dict, circuit: str) -> dict[str, Figure]:
+    found = scene(results, circuit) if circuit in (results.get("circuits") or {}) else None
+    return {circuit_key(circuit): circuit_drawing(circuit, found)} if found else {}
 
 
-def _effects(results: dict) -> dict[str, Figure]:
+def _effects(results: dict, circuit: str) -> dict[str, Figure]:
+    stages = ((results.get("discovery") or {}).get(circuit) or {}).get("stages") or []
     return {
         stage_key(circuit, number, stage["name"]): effect_map(stage)
-        for circuit, found in (results.get("discovery") or {}).items()
-        for number, stage in enumerate(found.get("stages") or [], start=1)
+        for number, stage in enumerate(stages, start=1)
         if any(stage.get("effects") or [])
     }
 
 
-def _random(results: dict) -> dict[str, Figure]:
+def _random(results: dict, circuit: str) -> dict[str, Figure]:
     drawn = {}
-    for circuit, models in (results.get("random") or {}).items():
-        for model, random in models.items():
-            accuracies = [a for a in map(finite, random.get("accuracies") or []) if a is not None]
-            if accuracies:
-                title, references = f"{circuit} among random circuits, {model}", _references(results, circuit, model)
-                drawn[random_key(circuit, model)] = among_random(title, accuracies, references)
+    for model, random in ((results.get("random") or {}).get(circuit) or {}).items():
+        accuracies = [a for a in map(finite, random.get("accuracies") or []) if a is not None]
+        if accuracies:
+            title, references = f"{circuit} among random circuits, {model}", _references(results, circuit, model)
+            drawn[random_key(circuit, model)] = among_random(title, accuracies, references)
     return drawn
 
 

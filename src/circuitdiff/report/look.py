@@ -37,8 +37,8 @@ def finish(
     title: str,
     subtitle: list[str],
     *,
-    width: float | alt.Step,
-    height: float | alt.Step,
+    width: int | float | alt.Step,
+    height: int | float | alt.Step,
     rows: Sequence[dict] = (),
 ) -> Figure:
     """The layers as one figure with a title and the common fonts; `rows` are for layers without data of their own."""

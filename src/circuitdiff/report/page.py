@@ -16,7 +16,7 @@ from markupsafe import Markup
 from circuitdiff.heads import Head
 from circuitdiff.report import look, numbers
 from circuitdiff.report.effects import HURTING, SELECTED, describe, effect_rows
-from circuitdiff.report.figures import ACCURACY_BY_QUERIED, figures
+from circuitdiff.report.figures import ACCURACY_BY_QUERIED, circuit_names, figures
 from circuitdiff.report.layout import visible
 from circuitdiff.report.look import Figure
 from circuitdiff.report.summary import alarms, summary
@@ -43,7 +43,7 @@ def _render(results: dict) -> str:
             results=results,
             alarms=alarms(results),
             summary=summary(results),
-            circuit_names=list(dict.fromkeys([*(results.get("circuits") or {}), *(results.get("discovery") or {})])),
+            circuit_names=circuit_names(results),
             used_roles=_used_roles(results),
             figure_ids={key: f"figure-{number}" for number, key in enumerate(drawn, start=1)},
             specs={key: _embedded_json(figure) for key, figure in drawn.items()},
