@@ -18,7 +18,7 @@ from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import Keywords, cut, embed, run_layer
 from circuitdiff.engine.window_attention import Prefix, Window, attend_window
 
-_MAX_ROWS = 8192  # variants x prompts x positions in one layer call: bounds the memory, and fills the cores
+_MAX_ROWS = 2048  # variants x prompts x positions in one layer call: bounds the memory, and fills the cores
 
 
 @dataclass(frozen=True)
