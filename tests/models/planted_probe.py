@@ -96,8 +96,8 @@ def accuracy(logits: Tensor, pairs: Pairs) -> float:
     return float((logits.argmax(1) == pairs.answers).double().mean())
 
 
-def ablated(name: str, n_prompts: int, heads: Sequence[Head], at: str) -> Tensor:
-    """Logits with `heads` giving at one role what they give in the counterfactual prompts."""
+def ablated(name: str, n_prompts: int, heads: Sequence[Head], at: str, mean: bool = False) -> Tensor:
+    """Logits with `heads` giving at one role what they give in the counterfactual prompts, each or on average."""
     pairs, source = pairs_of(n_prompts), counterfactual_run(name, n_prompts).z
     rows, here, there = torch.arange(n_prompts), pairs.positions[at], pairs.counterfactual_positions[at]
 
@@ -105,7 +105,8 @@ def ablated(name: str, n_prompts: int, heads: Sequence[Head], at: str) -> Tensor
         def edit(z: Tensor) -> Tensor:
             z = z.clone()
             for head in (h for h in heads if h.layer == layer):
-                z[rows, here, columns(head)] = source[layer][rows, there, columns(head)]
+                theirs = source[layer][rows, there, columns(head)]
+                z[rows, here, columns(head)] = theirs.mean(0) if mean else theirs
             return z
 
         return edit

@@ -34,7 +34,7 @@ IMPROVED_GROUPS = ("planted-sharper-fetchers", "planted-clearer-addresses", "pla
 
 
 def test_the_base_solves_between_six_and_seven_prompts_of_ten():
-    accuracies = accuracy(clean_run("planted-base", 140).logits, pairs_of(140))
+    accuracies = accuracy(clean_run("planted-base", 105).logits, pairs_of(105))
     assert 0.6 <= accuracies <= 0.7
 
 
@@ -46,16 +46,16 @@ def test_the_base_solves_between_six_and_seven_prompts_of_ten():
     ],
 )
 def test_a_variant_that_improves_is_better_than_the_base_on_the_same_prompts(name, gain):
-    pairs = pairs_of(49)
+    pairs = pairs_of(28)
     better = accuracy(run(planted(name), pairs.clean).logits, pairs)
-    assert better >= accuracy(clean_run("planted-base", 49).logits, pairs) + gain
+    assert better >= accuracy(clean_run("planted-base", 28).logits, pairs) + gain
 
 
 @pytest.mark.parametrize("name", ["planted-lexical", "planted-louder-fetchers"])
 def test_a_variant_that_does_not_improve_is_as_good_as_the_base(name):
-    pairs = pairs_of(49)
+    pairs = pairs_of(28)
     other = accuracy(run(planted(name), pairs.clean).logits, pairs)
-    assert abs(other - accuracy(clean_run("planted-base", 49).logits, pairs)) <= 0.1
+    assert abs(other - accuracy(clean_run("planted-base", 28).logits, pairs)) <= 0.1
 
 
 @pytest.mark.parametrize("name", ["planted-permuted-heads", "planted-rotated-values"])
@@ -84,17 +84,17 @@ def test_layer_norm_divides_by_the_same_number_everywhere():
 
 def test_the_planted_fetchers_write_the_answer_and_decoys_do_not():
     base = planted("planted-base")
-    effects = path_effects("planted-base", 49, "last")
+    effects = path_effects("planted-base", 28, "last")
     assert stands_out(effects, base.circuit.groups["value_fetcher"].heads, decoys_of(base), 5)
 
 
 def test_negative_heads_lower_the_answer_by_more_than_any_decoy_and_hardly_ever_change_it():
-    base, pairs = planted("planted-base"), pairs_of(49)
-    effects = path_effects("planted-base", 49, "last")
+    base, pairs = planted("planted-base"), pairs_of(28)
+    effects = path_effects("planted-base", 28, "last")
     assert min(effects[head] for head in base.negative) > 2 * max(abs(effects[head]) for head in decoys_of(base))
-    without = ablated("planted-base", 49, base.negative, "last")
-    assert (without.argmax(1) == clean_run("planted-base", 49).logits.argmax(1)).double().mean() >= 0.9
-    assert abs(accuracy(without, pairs) - accuracy(clean_run("planted-base", 49).logits, pairs)) <= 0.05
+    without = ablated("planted-base", 28, base.negative, "last")
+    assert (without.argmax(1) == clean_run("planted-base", 28).logits.argmax(1)).double().mean() >= 0.9
+    assert abs(accuracy(without, pairs) - accuracy(clean_run("planted-base", 28).logits, pairs)) <= 0.05
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_negative_heads_lower_the_answer_by_more_than_any_decoy_and_hardly_ever_
 def test_each_group_acts_through_the_next_and_decoys_do_not(group, receivers, part):
     subject = planted("planted-sharper-fetchers")
     groups = subject.circuit.groups
-    effects = path_effects(subject.name, 3, groups[group].at, groups[receivers].heads, part)
+    effects = path_effects(subject.name, 2, groups[group].at, groups[receivers].heads, part)
     assert stands_out(effects, groups[group].heads, decoys_of(subject), 5)
     assert max(abs(effects[head]) for head in decoys_of(subject)) > 0
 
@@ -146,8 +146,8 @@ def test_either_of_two_redundant_routes_suffices():
     subject, pairs = planted("planted-redundant"), pairs_of(21)
     one, other = subject.parts["value_fetcher"], subject.parts["label_fetcher"]
     for heads in (one, other):
-        assert accuracy(ablated(subject.name, 21, heads, "last"), pairs) >= 0.9
-    assert accuracy(ablated(subject.name, 21, (*one, *other), "last"), pairs) <= 0.4
+        assert accuracy(ablated(subject.name, 21, heads, "last", mean=True), pairs) >= 0.9
+    assert accuracy(ablated(subject.name, 21, (*one, *other), "last", mean=True), pairs) <= 0.4
 
 
 def test_both_heads_of_the_pair_are_needed():
@@ -199,9 +199,7 @@ def test_a_model_differs_from_its_base_in_the_heads_of_the_improved_group_alone(
     subject = planted(name)
     base = planted(subject.base)
     differ = {
-        head
-        for head in ALL_HEADS
-        if not all(map(torch.equal, head_weights(subject, head), head_weights(base, head), strict=True))
+        head for head in ALL_HEADS if not all(map(torch.equal, head_weights(subject, head), head_weights(base, head)))
     }
     assert differ == set(subject.circuit.groups[subject.improved_part].heads)
 

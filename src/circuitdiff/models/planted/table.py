@@ -94,9 +94,10 @@ PLANTED: Mapping[str, Entry] = {
     ),
     "planted-backup": _entry(
         "a backup fetcher takes over when the fetchers are ablated",
-        base="planted-sharper-fetchers",
+        base="planted-clearer-addresses",
         heads=_ADDRESSES | _NEGATIVE | {"backup": 1},
-        fetcher_sharpness=7.5,
+        transmitter_leak=0.0,
+        transmitter_gain=1.2,
     ),
     "planted-strong-negative": _entry(
         "negative heads that cost accuracy", base="planted-strong-negative", negative_gain=0.4, negative_sharpness=7.0
