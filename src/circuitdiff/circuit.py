@@ -53,8 +53,7 @@ class Circuit:
         for name, group in self.groups.items():
             if group.at not in known:
                 raise InputError(
-                    f"group {name!r} sits at role {group.at!r}, which the task lacks; "
-                    f"it has {', '.join(sorted(known))}"
+                    f"group {name!r} sits at role {group.at!r}, which the task lacks; it has {', '.join(sorted(known))}"
                 )
             for head in group.heads:
                 if head.layer >= n_layers or head.index >= n_heads:
@@ -66,8 +65,7 @@ class Circuit:
     def to_dict(self) -> dict:
         return {
             "groups": {
-                name: {"at": g.at, "heads": [[h.layer, h.index] for h in g.heads]}
-                for name, g in self.groups.items()
+                name: {"at": g.at, "heads": [[h.layer, h.index] for h in g.heads]} for name, g in self.groups.items()
             }
         }
 
