@@ -8,7 +8,7 @@ from circuitdiff.evaluation import evaluate_circuit, evaluate_circuits, evaluate
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.models import load_model
-from circuitdiff.selection import Discoveries, TopK
+from circuitdiff.selection import Discoveries, TopK, lowest
 
 __all__ = [
     "Circuit",
@@ -25,6 +25,7 @@ __all__ = [
     "evaluate_circuits",
     "evaluate_model",
     "load_model",
+    "lowest",
     "mean_activations",
     "measure_with",
     "path_effects",
