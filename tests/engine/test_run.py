@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
+import peft
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, N_VARIANTS, Draw, assert_same, batch_of, everything, random_tokens, subject
+from tiny_models import (
+    ARCHITECTURES,
+    N_VARIANTS,
+    Draw,
+    as_subject,
+    assert_same,
+    batch_of,
+    everything,
+    random_tokens,
+    subject,
+)
 
 from circuitdiff.engine import Edit, FullExecutor, WindowExecutor
 
@@ -87,8 +100,13 @@ SCENARIOS = [
 ]
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+BASIC = [at_the_last_position, keys_and_values_read_at_one_later_position, partly_kept]
+# every scenario where something differs: plain, sliding windows, both and a soft-cap, parallel blocks, post-norms
+THOROUGH = ("llama", "mistral", "gemma2", "gpt_neox", "olmo2")
+CASES = [(a, s) for a in ARCHITECTURES for s in (SCENARIOS if a in THOROUGH else BASIC)]
+
+
+@pytest.mark.parametrize(("architecture", "scenario"), CASES, ids=[f"{a}-{s.__name__}" for a, s in CASES])
 @torch.no_grad()
 def test_both_executors_agree_with_the_looped_definition(architecture, scenario):
     chosen, tokens, edits = subject(architecture), random_tokens(), scenario(Draw())
@@ -207,3 +225,21 @@ def test_the_readout_sees_each_row_with_the_prompt_it_belongs_to(executor, monke
     expected = chosen.reference.run(tokens, edits, N_VARIANTS)[:, torch.arange(3), answers]
     assert_same(actual[..., 0], expected)
     assert torch.equal(actual[..., 1], torch.arange(3.0).double().expand(N_VARIANTS, 3))
+
+
+@torch.no_grad()
+def test_an_adapter_beside_the_output_projection_is_not_left_out():
+    module = copy.deepcopy(subject("llama").model.module)
+    adapter = peft.LoraConfig(r=3, target_modules=["o_proj", "k_proj"], init_lora_weights=False)
+    peft.inject_adapter_in_model(adapter, module)
+    adapted, tokens, edits = as_subject("llama", module.double()), random_tokens(), at_the_last_position(Draw())
+    batch = batch_of(adapted, tokens)
+    plain = subject("llama").model.forward(tokens)
+    assert (batch.clean.logits - plain).abs().min(dim=1).values.max() > 1e-4, "the adapter must show"
+    for executor in (FullExecutor(), WindowExecutor()):
+        assert_same(
+            executor.run(batch, edits, N_VARIANTS, everything), adapted.reference.run(tokens, edits, N_VARIANTS)
+        )
+        z_edits = [edit for edit in edits if edit.what == "z"]
+        expected = adapted.reference.frozen(tokens, z_edits, N_VARIANTS, 12)
+        assert_same(executor.frozen(batch, z_edits, N_VARIANTS, 12, everything), expected)

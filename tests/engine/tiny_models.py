@@ -123,6 +123,10 @@ def subject(architecture: str) -> Subject:
     config = _config(architecture)
     module = tf.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval().requires_grad_(False)
     randomise(module)
+    return as_subject(architecture, module)
+
+
+def as_subject(architecture: str, module: PreTrainedModel) -> Subject:
     twin = copy.deepcopy(module)
     twin.set_attn_implementation(NAME)
     layers = twin.get_submodule(_LAYERS.get(architecture, "model.layers"))

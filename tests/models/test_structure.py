@@ -88,7 +88,7 @@ REFUSED = {
         ),
         "mixes positions outside its attention",
     ),
-    "differential attention (diffllama)": (lambda: tf.DiffLlamaConfig(**SIZES), "calls attention 8 times"),
+    "differential attention (diffllama)": (lambda: tf.DiffLlamaConfig(**SIZES), "call attention 8 times"),
     "a norm on z (bitnet)": (lambda: tf.BitNetConfig(**SIZES), "output projection's input is not z"),
     "a mask of numbers (doge)": (lambda: tf.DogeConfig(**SIZES), "adds to the scores"),
     "shared keys and values (gemma3n)": (
