@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.exceptions import TyperException
 
+from circuitdiff.conformance import conformance as check_conformance
 from circuitdiff.errors import InputError
 from circuitdiff.models import load_model
 from circuitdiff.models.sources import read_source
@@ -111,6 +112,18 @@ def finetune(
     with _progress() as monitor:
         summary = run_recipe(recipe, folder, monitor)
     out.print(summary, soft_wrap=True)
+
+
+@app.command()
+def conformance(table: Annotated[Path, typer.Argument(help="A published table, a JSON file.")]) -> None:
+    """Do our selection rules come to a published circuit? Exit code 0 only if all six claims hold."""
+    found = check_conformance(table)
+    out.print(f"published tables of {found.model}")
+    for claim in found.claims:
+        word = {True: "holds", False: "DOES NOT HOLD", None: "not checkable"}[claim.holds]
+        out.print(f"{claim.claim}: {word}; {claim.detail}", soft_wrap=True, markup=False)
+    if not all(claim.holds for claim in found.claims):
+        raise typer.Exit(1)
 
 
 def _run(settings: StudySettings, folder: Path | None) -> None:
