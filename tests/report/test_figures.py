@@ -138,6 +138,16 @@ def test_random_circuits_stand_beside_the_real_one(drawn):
     assert [row["accuracy"] for row in rules] == [0.65625, 0.71875, 0.125, 0.6875]
 
 
+def test_the_real_circuit_stands_among_random_ones_as_measured_on_their_prompts(results):
+    results["random"][OURS][MODEL] |= {"circuit": 0.25, "n_prompts": 16}
+    figure = figures({name: results[name] for name in ("random", "faithfulness")})[random_key(OURS, MODEL)]
+    assert [row["what"] for row in rows_with(figure, "what")] == [
+        "this circuit: 0.250",
+        "whole model, all 64 prompts: 0.719",
+        "every head ablated, all 64 prompts: 0.125",
+    ]
+
+
 def test_accuracy_by_queried_item_keeps_a_gap_a_gap(drawn):
     rows = rows_with(drawn["accuracy_by_queried"], "queried")
     assert [(row["queried"], row["value"], row["low"], row["high"]) for row in rows] == [

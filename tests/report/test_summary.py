@@ -28,6 +28,11 @@ def test_a_random_circuit_that_scores_the_same_is_not_beaten(results):
     assert "scores higher than 1 of 3 random circuits" in summary(results)[1]
 
 
+def test_random_circuits_are_compared_with_the_circuit_on_their_own_prompts(results):
+    results["random"][OURS][MODEL] |= {"circuit": 0.25, "n_prompts": 16, "accuracies": [0.1, 0.2, 0.3, 0.4]}
+    assert "scores higher than 2 of 4 random circuits" in summary(results)[1]
+
+
 def test_undefined_faithfulness_is_said_with_its_reason(results):
     results["faithfulness"][OURS][MODEL] |= {"value": float("nan"), "note": "the model scores 0"}
     assert "its faithfulness is undefined here: the model scores 0." in summary(results)[1]
@@ -40,7 +45,7 @@ def test_failed_checks_come_first_then_cautions(results):
     assert "window = full: 0.25 against a tolerance of 1e−05 (v at <query_label>)" in texts[0]
     assert f"Faithfulness of {PAPER} in {MODEL} is 1.261" in texts[1]
     assert f"{OURS} in {MODEL} scores higher than only 84 of 100" in texts[2]
-    assert f"{PAPER} in {MODEL} was measured on 32 prompts" in texts[3]
+    assert texts[3] == f"Fewer than 50 prompts tell little; see the intervals of {PAPER} in {MODEL} (32)."
     assert texts[4] == "objects left out: <kiwi>"
 
 

@@ -45,7 +45,7 @@ def _accuracy_axis(field: str) -> alt.Y:
     return alt.Y(field, title="accuracy", scale=alt.Scale(domain=[0, 1]))
 
 
-def among_random(title: str, accuracies: list[float], references: dict[str, object]) -> Figure:
+def among_random(title: str, accuracies: list[float], references: dict[str, object], n_prompts: int | None) -> Figure:
     """How random circuits score, with `references` (the real one, the whole model, ...) as rules."""
     bars = (
         alt.Chart(inline([{"accuracy": accuracy} for accuracy in accuracies]))
@@ -71,4 +71,5 @@ def among_random(title: str, accuracies: list[float], references: dict[str, obje
     rules = alt.Chart(inline(rows)).mark_rule(strokeWidth=2.5)
     rules = rules.encode(x=alt.X("accuracy:Q", title="accuracy"), color=colour, tooltip=["what:N"])
     layers = [bars, rules] if rows else [bars]
-    return finish(layers, title, [f"accuracies of {len(accuracies)} random circuits"], width=420, height=150)
+    prompts = "" if n_prompts is None else f" on {n_prompts} prompts"
+    return finish(layers, title, [f"{len(accuracies)} random circuits{prompts}"], width=420, height=150)

@@ -49,18 +49,23 @@ def _random(results: dict, circuit: str) -> dict[str, Figure]:
     for model, random in ((results.get("random") or {}).get(circuit) or {}).items():
         accuracies = [a for a in map(finite, random.get("accuracies") or []) if a is not None]
         if accuracies:
-            title, references = f"{circuit} among random circuits, {model}", _references(results, circuit, model)
-            drawn[random_key(circuit, model)] = among_random(title, accuracies, references)
+            title, references = (
+                f"{circuit} among random circuits, {model}",
+                _references(results, circuit, model, random),
+            )
+            drawn[random_key(circuit, model)] = among_random(title, accuracies, references, random.get("n_prompts"))
     return drawn
 
 
-def _references(results: dict, circuit: str, model: str) -> dict[str, object]:
-    """What random circuits are compared with, by its name in the legend."""
+def _references(results: dict, circuit: str, model: str, random: dict) -> dict[str, object]:
+    """What random circuits are compared with, by its name in the legend; the circuit itself on their prompts."""
     measured = ((results.get("faithfulness") or {}).get(circuit) or {}).get(model) or {}
     everything = ((results.get("all_heads_at_roles") or {}).get(circuit) or {}).get(model) or {}
+    whole = measured.get("model_accuracy") or {}
+    where = "" if random.get("n_prompts") in (None, whole.get("n")) else f", all {whole.get('n')} prompts"
     return {
-        "this circuit": (measured.get("circuit_accuracy") or {}).get("value"),
-        "whole model": (measured.get("model_accuracy") or {}).get("value"),
-        "every head ablated": (measured.get("ablated_accuracy") or {}).get("value"),
-        "all heads at its roles": everything.get("value"),
+        "this circuit": random.get("circuit", (measured.get("circuit_accuracy") or {}).get("value")),
+        f"whole model{where}": whole.get("value"),
+        f"every head ablated{where}": (measured.get("ablated_accuracy") or {}).get("value"),
+        f"all heads at its roles{where}": everything.get("value"),
     }

@@ -72,17 +72,16 @@ def _few(results: dict) -> Iterator[str]:
         (f"{circuit} in {model}", (found.get("circuit_accuracy") or {}).get("n"))
         for circuit, model, found in _measured(results)
     ]
-    for what, n in counted:
-        known = finite(n)
-        if known is not None and known < FEW:
-            yield f"{what} was measured on {known:g} prompts; fewer than {FEW} tell little. See the intervals."
+    few = [f"{what} ({n:g})" for what, count in counted if (n := finite(count)) is not None and n < FEW]
+    if few:
+        yield f"Fewer than {FEW} prompts tell little; see the intervals of {', '.join(few)}."
 
 
 def beaten(results: dict, circuit: str, model: str, found: dict) -> tuple[int, int] | None:
-    """How many random circuits score strictly less than the real one, and of how many."""
+    """How many random circuits score strictly less than the real one on the same prompts, and of how many."""
     random = ((results.get("random") or {}).get(circuit) or {}).get(model) or {}
     scores = [a for a in map(finite, random.get("accuracies") or []) if a is not None]
-    real = finite((found.get("circuit_accuracy") or {}).get("value"))
+    real = finite(random.get("circuit", (found.get("circuit_accuracy") or {}).get("value")))
     return None if real is None or not scores else (sum(score < real for score in scores), len(scores))
 
 
