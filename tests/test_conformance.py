@@ -7,6 +7,7 @@ import pytest
 
 from circuitdiff.conformance import check_table, conformance
 from circuitdiff.errors import InputError
+from circuitdiff.published import llama_circuit
 
 TABLES = Path(__file__).resolve().parents[2] / "shared" / "conformance"
 pytestmark = pytest.mark.skipif(not TABLES.is_dir(), reason=f"the published tables are not at {TABLES}")
@@ -100,6 +101,15 @@ def test_scores_that_contradict_each_other_are_noticed_with_their_places(llama):
     assert "before 8.21" in detail
 
 
+def test_a_pair_that_scores_otherwise_in_the_other_order_is_noticed(llama):
+    pair = llama["minimality"]["pos_transmitter"]["pair_table"][9]["with"][2]
+    assert pair == [[12, 23], 0.55]
+    pair[1] = 0.551
+    assert failing(check_table(llama)) == {
+        "4": "pos_transmitter: without 12.23 16.16: pair 12.23, 16.16 0.55, pair 16.16, 12.23 0.551"
+    }
+
+
 def test_pairs_with_the_same_index_are_left_out_of_the_comparison(llama):
     for row in llama["minimality"]["pos_detector"]["pair_table"]:
         for entry in row["with"]:
@@ -115,6 +125,11 @@ def test_a_mask_that_rounds_otherwise_is_noticed(llama):
         "5": "positional/pos_transmitter: 5 heads expected, 4 came; at place 3 expected 12.23, came 19.12; "
         "no_comma/pos_transmitter: 8 weights for 7 heads"
     }
+
+
+def test_the_quoted_heads_of_the_base_model_are_those_of_its_table(llama):
+    quoted = {name: group["heads"] for name, group in llama_circuit().to_dict()["groups"].items()}
+    assert quoted == llama["circuit"]
 
 
 def test_the_overlap_with_the_base_model_needs_no_second_file(float_tables):
@@ -167,6 +182,15 @@ def test_tables_that_refer_to_what_is_not_there_are_refused(llama):
     del llama["path_patching"]["pos_detector"]
     with pytest.raises(InputError, match="lacks pos_detector beside value_fetcher, pos_transmitter, struct_reader"):
         check_table(llama)
+
+
+def test_tables_that_lack_receivers_or_mask_an_unknown_group_are_refused(llama, float_tables):
+    del llama["parameters"]["receivers"]["pos_detector"]
+    with pytest.raises(InputError, match="lacks pos_detector beside value_fetcher, pos_transmitter"):
+        check_table(llama)
+    float_tables["dcm"]["positional"]["movers"] = float_tables["dcm"]["positional"].pop("pos_detector")
+    with pytest.raises(InputError, match="lacks movers beside"):
+        check_table(float_tables)
 
 
 def test_tables_with_rows_of_different_lengths_or_stray_heads_are_refused(llama, float_tables):

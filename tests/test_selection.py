@@ -106,8 +106,9 @@ def test_the_ranking_puts_stand_ins_first_and_the_head_itself_at_0():
 
 
 def test_equal_drops_keep_the_tables_order():
-    table = PairTable((D, C, B, A), torch.full((4, 4), 50.0, dtype=torch.float64))
-    assert [entry.head for entry in ranking(table, B)] == [D, C, B, A]
+    heads = tuple(Head(layer, 7) for layer in range(39, -1, -1))  # 40: torch sorts few values stably by chance
+    table = PairTable(heads, torch.full((40, 40), 50.0, dtype=torch.float64))
+    assert tuple(entry.head for entry in ranking(table, Head(3, 7))) == heads
 
 
 def test_unmeasured_pairs_are_not_ranked():
@@ -125,8 +126,9 @@ def test_the_removal_set_is_a_share_of_the_group_rounded_up_and_ends_where_nothi
 
 
 def test_a_pair_of_heads_with_the_same_index_is_removed_together():
-    far = Head(8, 300), Head(9, 300)  # 300: beyond the small integers that Python keeps one object of
+    far = Head(8, int("300")), Head(9, int("300"))  # equal numbers that are two objects
     assert pair_removal(*far) == {*far}
+    assert pair_removal(*far, joint_removal_of_same_index=False) == {far[0]}
     assert pair_removal(A, D) == {A, D}
     assert pair_removal(A, D, joint_removal_of_same_index=False) == {A}
     assert pair_removal(A, B, joint_removal_of_same_index=False) == {A, B}
