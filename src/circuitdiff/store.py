@@ -99,13 +99,13 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 
 
 def to_json(data: Any, indent: int | None = None) -> str:
-    """JSON with sorted keys; nan becomes null."""
-    return json.dumps(_without_nan(data), indent=indent, sort_keys=True, allow_nan=False)
+    """JSON in the order of `data`; nan becomes null."""
+    return json.dumps(_without_nan(data), indent=indent, allow_nan=False)
 
 
 def hashed(data: Any) -> str:
-    """The same for equal data, in every process."""
-    return hashlib.sha256(to_json(data).encode()).hexdigest()
+    """The same for equal data in any order of its keys, in every process."""
+    return hashlib.sha256(json.dumps(_without_nan(data), sort_keys=True).encode()).hexdigest()
 
 
 def _without_nan(data: Any) -> Any:

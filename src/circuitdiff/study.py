@@ -128,7 +128,7 @@ class _Study:
         model = load_model(wanted.source, wanted.adapters, self._settings.dtype, self._settings.device, name=name)
         self._monitor(f"load {name}", 1, 1)
         self.results["checks"] += model.provenance["checks"]
-        self.results["models"][name] = form.model_entry(model, wanted.source)
+        self.results["models"][name] = form.model_entry(model, wanted)
         stages = Stages(self._settings, self._store, self._monitor, model)
         return _Subject(model, sample_splits(self._settings, model), stages)
 
