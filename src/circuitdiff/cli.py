@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.models import load_model
 from circuitdiff.models.sources import read_source
 from circuitdiff.planning import Estimate
+from circuitdiff.recipes import run_recipe
 from circuitdiff.report import write_report
 from circuitdiff.settings import StudySettings, read_settings
 from circuitdiff.stages import Monitor
@@ -107,11 +109,9 @@ def finetune(
     folder: Annotated[Path | None, typer.Option("--out", help="Where the adapter goes; default runs/NAME.")] = None,
 ) -> None:
     """Fine-tune a model by a recipe; a killed run goes on where it was."""
-    from circuitdiff.recipes import run_recipe
-
     with _progress() as monitor:
         summary = run_recipe(recipe, folder, monitor)
-    out.print(summary, soft_wrap=True)
+    out.print(json.dumps(summary, indent=1), soft_wrap=True, markup=False)
 
 
 @app.command()
