@@ -55,7 +55,7 @@ def test_a_variant_that_improves_is_better_than_the_base_on_the_same_prompts(nam
 def test_a_variant_that_does_not_improve_is_as_good_as_the_base(name):
     pairs = pairs_of(28)
     other = accuracy(run(planted(name), pairs.clean).logits, pairs)
-    assert abs(other - accuracy(clean_run("planted-base", 28).logits, pairs)) <= 0.1
+    assert abs(other - accuracy(clean_run("planted-base", 28).logits, pairs)) <= 0.15  # 4 prompts of 28
 
 
 @pytest.mark.parametrize("name", ["planted-permuted-heads", "planted-rotated-values"])
@@ -64,6 +64,14 @@ def test_a_null_variant_has_the_logits_of_the_base_and_other_weights(name):
     torch.testing.assert_close(run(null, tokens).logits, run(base, tokens).logits, rtol=0, atol=1e-10)
     own, other = (subject.model.transformer.h[0].attn.c_proj.weight for subject in (base, null))
     assert not torch.equal(own, other)
+
+
+def test_the_circuit_of_the_permuted_model_names_the_same_heads_at_their_new_places():
+    base, null = planted("planted-base"), planted("planted-permuted-heads")
+    assert base.circuit != null.circuit
+    for part, heads in base.parts.items():
+        for head, moved in zip(heads, null.parts[part], strict=True):
+            assert all(map(torch.equal, head_weights(base, head), head_weights(null, moved)))
 
 
 def test_single_and_double_precision_agree():

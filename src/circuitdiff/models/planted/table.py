@@ -36,7 +36,6 @@ PLANTED: Mapping[str, Entry] = {
         "transmitters do not leak into neighbours",
         improved="position_transmitter",
         transmitter_leak=0.0,
-        transmitter_gain=1.2,
     ),
     "planted-sharper-detectors": _entry(
         "upstream only: every later group shows the gain, none but the detectors causes it",
@@ -97,7 +96,6 @@ PLANTED: Mapping[str, Entry] = {
         base="planted-clearer-addresses",
         heads=_ADDRESSES | _NEGATIVE | {"backup": 1},
         transmitter_leak=0.0,
-        transmitter_gain=1.2,
     ),
     "planted-strong-negative": _entry(
         "negative heads that cost accuracy", base="planted-strong-negative", negative_gain=0.4, negative_sharpness=7.0

@@ -31,7 +31,7 @@ class Wiring:
     backup_restraint: float = 30.0  # score that an object loses whose name is in the logits in full
     backup_sink: float = 13.0  # score of looking nowhere
     label_fetcher_gain: float = 1.0
-    label_fetcher_sharpness: float = 2.2
+    label_fetcher_sharpness: float = 2.1
     shared_head: bool = False  # one of the transmitters is a detector, too
     unembedding_correction: float = 0.0  # share of the salience that the unembedding takes out again
     mlp_correction: float = 0.0  # share of the salience that the last MLP takes out again
