@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,7 +110,12 @@ def finetune(
     """Fine-tune a model by a recipe; a killed run goes on where it was."""
     with _progress() as monitor:
         summary = run_recipe(recipe, folder, monitor)
-    out.print(json.dumps(summary, indent=1), soft_wrap=True, markup=False)
+    out.print(f"{summary['steps_done']} steps, held-out accuracy {summary['held_out_accuracy']:.3f}")
+    if "test" in summary:
+        test = summary["test"]
+        low, high = test["wilson_95"]
+        out.print(f"test accuracy {test['accuracy']:.3f} [{low:.3f}, {high:.3f}], {test['n_hits']} of {test['n_prompts']}")
+    out.print(f"{', '.join(summary['files'])}", soft_wrap=True)
 
 
 @app.command()
