@@ -61,6 +61,15 @@ def test_circuits_that_differ_only_late_agree_with_the_looped_definition():
 
 
 @torch.no_grad()
+def test_circuits_that_differ_in_one_layer_agree_with_the_looped_definition():
+    kept = circuits(n_variants=1).repeat(3, 1, 1, 1)
+    kept[1, 1, 0, 2] ^= True
+    kept[2, 1, 2, 5] ^= True
+    values = assert_agrees(subject("llama"), random_tokens(), Ablation(POSITIONS, kept, constants(1)))
+    assert (values[0] - values[1:]).abs().amax(dim=(1, 2)).min() > 1e-4, "circuits must differ"
+
+
+@torch.no_grad()
 def test_the_same_circuit_many_times_and_once_are_the_same():
     kept = circuits(n_variants=1)
     chosen, tokens = subject("qwen2"), random_tokens()

@@ -47,7 +47,7 @@ def cut(keywords: Keywords, positions: Int[Tensor, " row"], *, one_each: bool = 
     The prompts of a bucket have no padding and equal lengths, so the first prompt's masks and position tables are
     everyone's. With `one_each`, batch row i is a prompt of one token, which sits at `positions[i]`.
 
-    Raises: InputError for a tensor under a keyword that nobody has told us how to cut.
+    Raises: InputError for anything but a plain value under a keyword that nobody has told us how to cut.
     """
 
     def cut_tensor(name: str, value: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def cut(keywords: Keywords, positions: Int[Tensor, " row"], *, one_each: bool = 
 
     result: dict[str, Any] = {}
     for name, value in keywords.items():
-        if isinstance(value, Tensor | tuple) and name not in _POSITION_AXIS:
+        if not isinstance(value, bool | int | float | str | None) and name not in _POSITION_AXIS:
             raise InputError(f"a decoder layer takes {name!r}, which circuitdiff cannot cut to a few positions")
         if isinstance(value, Tensor):
             value = cut_tensor(name, value)
