@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
 from circuitdiff.models.family_registry import sha256_of
-from circuitdiff.models.finetune import Examples, Lora, Outcome, Progress, Training, add_lora, finetune, hits
+from circuitdiff.models.finetune import Examples, Lora, Outcome, Training, add_lora, finetune, hits
 from circuitdiff.models.one_token_answers import read_examples
 from circuitdiff.models.saving import save_adapter, save_model, writing
 from circuitdiff.models.sources import Source, read_source
@@ -102,17 +102,20 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def run_recipe(
-    path: str | Path, out: str | Path, progress: Callable[[Progress], None] = lambda _: None
+    path: str | Path, out: str | Path | None = None, monitor: Callable[[str, int, int], None] = lambda *_: None
 ) -> dict[str, Any]:
     """Trains by the recipe at `path`, writes `adapter/` or `model/` and `summary.json` into `out`, returns the summary.
 
-    A run that was killed continues from its last checkpoint in `out`. All accuracies are those of the weights as
-    stored, in 16 bits, over the whole vocabulary.
+    `out` is `runs/` and the recipe's name unless given; `monitor` is told what is done, and how much of it. A run that
+    was killed continues from its last checkpoint in `out`. All accuracies are those of the weights as stored, in 16
+    bits, over the whole vocabulary.
 
     Raises: InputError if the recipe, its data or its base cannot be used, or the disk is full; nothing is lost then.
     """
-    path, out, start = Path(path), Path(out), time.monotonic()
+    path, start = Path(path), time.monotonic()
     recipe = read_recipe(path)
+    out, title = Path(out or Path("runs") / recipe.name), f"fine-tune {recipe.name}"
+    monitor(title, 0, recipe.training.steps)
     base = read_source(recipe.base.source, recipe.base.adapters, device=recipe.device)
     data, held_out, test = _all_examples(recipe, base.tokenizer, path.parent)
     model = _trainable(recipe, base)
@@ -123,8 +126,9 @@ def run_recipe(
         Training(**recipe.training.model_dump()),
         identity=recipe.model_dump_json(exclude={"training", "test"}),
         state=out / "checkpoint.safetensors",
-        progress=progress,
+        progress=lambda p: monitor(title, p.step, p.n_steps),
     )
+    monitor(title, recipe.training.steps, recipe.training.steps)  # also when it stopped early
     summary = _summary(recipe, base, model, outcome, None if test is None else hits(model, test))
     summary["files"] = _save(recipe, base, model, out)
     summary["seconds"] = time.monotonic() - start  # of this process: less than the whole if the run was continued

