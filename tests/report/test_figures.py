@@ -88,6 +88,11 @@ def test_heads_stand_over_their_role_and_at_their_layer(drawn):
     assert len({(dot["x"], dot["y"]) for dot in dots}) == len(dots)
 
 
+def test_a_group_without_a_place_in_the_prompt_is_named_as_not_drawn(drawn):
+    subtitle = drawn[circuit_key(OURS)].to_dict()["title"]["subtitle"]
+    assert subtitle[-1] == "not drawn, having no head or no place in this prompt: backup"
+
+
 def test_columns_carry_the_prompts_tokens_in_order(drawn):
     columns = rows_with(drawn[circuit_key(OURS)], "token", "left", "right")
     assert [column["token"] for column in columns[:3]] == ["The", "apple", "is"]

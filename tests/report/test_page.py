@@ -53,11 +53,12 @@ def test_the_page_shows_what_the_results_say(text):
         "accuracy, all heads at the circuit's roles 0.688",
         "accuracy, mean of the random circuits 0.221",
         "circuit, slot means 0.656 0.530 to 0.760 42 / 64 – – –",
-        "circuit, kind means 0.219 0.130 to 0.330 14 / 64 0.304 0.170 to 0.460 −1.500 address taken out",
+        "circuit, kind means address taken out 0.219 0.130 to 0.330 14 / 64 0.304 0.170 to 0.460 −1.500",
         "position_detector query_label 2 1.1, 1.0",
         "37 prompts · noise floor 2.5e−06 rule: max-T at 0.05, |effect| > 0.1",
         "3.0 −1.250 −1.312 to −1.188",
         "4.2 0.600 0.537 to 0.662 hurts",
+        "0.2 −0.013 −0.075 to 0.050 may be 0",
         "same logits tiny <b>&co</b> 3.1e−07 1e−05 passed",
         "window = full tiny <b>&co</b> 0.25 1e−05 FAILED v at <query_label>",
         "circuitdiff run STUDY.yaml n_boxes: 7",
@@ -130,7 +131,9 @@ def test_only_roles_in_use_are_marked_in_the_prompt(html):
 
 
 def test_the_same_results_give_the_same_bytes(results, page, tmp_path):
-    assert write_report(results, tmp_path / "again.html").read_bytes() == page.read_bytes()
+    again = write_report(results, tmp_path / "again.html")
+    assert again.read_bytes() == page.read_bytes()
+    assert list(tmp_path.iterdir()) == [again]
 
 
 def test_a_report_that_fails_leaves_the_old_one_whole(results, tmp_path):

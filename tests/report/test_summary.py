@@ -62,6 +62,11 @@ def test_fewer_than_fifty_prompts_are_a_caution(n, expected):
     assert len(alarms({"models": {"m": {"accuracy": {"n": n}}}})) == expected
 
 
+def test_random_circuits_on_few_prompts_are_a_caution():
+    (alarm,) = alarms({"random": {"c": {"m": {"n_prompts": 35}}}})
+    assert "random circuits like c in m (35)" in alarm.text
+
+
 @pytest.mark.parametrize(("value", "expected"), [(1.1, 0), (1.1001, 1), (None, 0)])
 def test_faithfulness_above_one_point_one_is_a_caution(value, expected):
     assert len(alarms({"faithfulness": {"c": {"m": {"value": value}}}})) == expected

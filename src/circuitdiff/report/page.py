@@ -79,6 +79,7 @@ def _environment() -> jinja2.Environment:
         describe=describe,
         chosen=_chosen,
     )
+    environment.tests.update(unsure=_holds_zero)
     environment.globals.update(
         circuit_key=look.circuit_key,
         stage_key=look.stage_key,
@@ -101,6 +102,11 @@ def _chosen(stage: dict) -> list[dict]:
     """The heads that the stage selected, helping ones first, each in order of strength."""
     found = [row for row in effect_rows(stage) if row["status"] in (SELECTED, HURTING)]
     return sorted(found, key=lambda row: (row["status"] == HURTING, -abs(row["effect"] or 0.0)))
+
+
+def _holds_zero(row: dict) -> bool:
+    """Whether the interval of a head's effect holds 0, so that the head may do nothing."""
+    return row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
 
 
 def _embedded_json(figure: Figure) -> Markup:

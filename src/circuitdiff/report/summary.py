@@ -72,6 +72,11 @@ def _few(results: dict) -> Iterator[str]:
         (f"{circuit} in {model}", (found.get("circuit_accuracy") or {}).get("n"))
         for circuit, model, found in _measured(results)
     ]
+    counted += [
+        (f"random circuits like {circuit} in {model}", random.get("n_prompts"))
+        for circuit, models in (results.get("random") or {}).items()
+        for model, random in models.items()
+    ]
     few = [f"{what} ({n:g})" for what, count in counted if (n := finite(count)) is not None and n < FEW]
     if few:
         yield f"Fewer than {FEW} prompts tell little; see the intervals of {', '.join(few)}."
