@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_folder import save_tiny_model, study_yaml
 
 from circuitdiff import cli
+from tiny_folder import save_tiny_model, study_yaml
 
 
 @pytest.fixture(scope="module")

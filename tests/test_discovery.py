@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_pairs import fake_pairs
-from tiny_models import N_HEADS, N_LAYERS, subject
 
 from circuitdiff.discovery import Plan, Stage, circuit_of, discover, measure_with
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.selection import Discoveries, TopK
+from fake_pairs import fake_pairs
+from tiny_models import N_HEADS, N_LAYERS, subject
 
 FIRST = Stage("first", "last", TopK(3), n_receivers=2)
 SECOND = Stage("second", "last", TopK(2), via="q", receivers_from="first")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_pairs import KINDS, SLOTS, fake_pairs
-from tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject
 from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group
@@ -21,6 +19,8 @@ from circuitdiff.evaluation import (
 )
 from circuitdiff.heads import Head
 from circuitdiff.prompts import PromptSet
+from fake_pairs import KINDS, SLOTS, fake_pairs
+from tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject
 
 CIRCUIT = Circuit(
     {

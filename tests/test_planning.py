@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
 
 from circuitdiff import planning
 from circuitdiff.models import load_model
 from circuitdiff.settings import read_settings
 from circuitdiff.study import plans_of, sample_splits
+from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def test_results_of_no_run_or_a_damaged_one_are_refused(tmp_path):
     with pytest.raises(InputError, match="not a finished run"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text('{"a":')
-    with pytest.raises(InputError, match="damaged.*run the study again"):
+    with pytest.raises(InputError, match=r"damaged.*run the study again"):
         read_results(tmp_path)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tiny_models import randomise
-from tiny_tokenizers import FRAME, word_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from circuitdiff.tasks import entity_tracking
+from tiny_models import randomise
+from tiny_tokenizers import FRAME, word_level
 
 N_LAYERS, N_HEADS = 3, 4
 

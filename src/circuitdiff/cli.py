@@ -114,7 +114,9 @@ def finetune(
     if "test" in summary:
         test = summary["test"]
         low, high = test["wilson_95"]
-        out.print(f"test accuracy {test['accuracy']:.3f} [{low:.3f}, {high:.3f}], {test['n_hits']} of {test['n_prompts']}")
+        out.print(
+            f"test accuracy {test['accuracy']:.3f} [{low:.3f}, {high:.3f}], {test['n_hits']} of {test['n_prompts']}"
+        )
     out.print(f"{', '.join(summary['files'])}", soft_wrap=True)
 
 

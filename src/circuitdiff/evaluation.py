@@ -204,7 +204,7 @@ def moved(circuit: Circuit, roles_of: Callable[[str], Sequence[str]]) -> Circuit
 
 
 def random_circuit(circuit: Circuit, n_heads: int, generator: torch.Generator) -> Circuit:
-    """As many heads at each role, drawn without replacement from the layers between the circuit's first and last there."""
+    """As many heads at each role, without repeats, from the layers between the circuit's first and last there."""
     groups: dict[str, Group] = {}
     for role in circuit.roles:
         heads = circuit.heads_at(role)

@@ -58,7 +58,8 @@ class _Work:
         self._settings, self._sample, self._model = settings, sample, model
         self._length = int(sample.lengths.max())
         self._layer = 2.0 * sum(p.numel() for p in model.layers[0].parameters())  # per token
-        self._head = 2.0 * model.module.get_output_embeddings().weight.numel()  # per token
+        config = model.module.config.get_text_config()
+        self._head = 2.0 * config.vocab_size * config.hidden_size  # per token
 
     def sweep(self, plan: Plan, index: int) -> tuple[str, int, float]:
         """A stage's effects. A sender in layer l costs one token in the layers above, then the second run's window."""

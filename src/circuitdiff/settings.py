@@ -37,11 +37,11 @@ class TaskSettings(Settings):
 class PromptSettings(Settings):
     """How many prompts each purpose gets; all splits are disjoint."""
 
-    discovery: int = Field(100, ge=2)
-    replication: int = Field(100, ge=2)
-    evaluation: int = Field(300, ge=2)
-    means: int = Field(300, ge=2)
-    queries_per_scenario: int = Field(1, ge=1)
+    discovery: int = Field(default=100, ge=2)
+    replication: int = Field(default=100, ge=2)
+    evaluation: int = Field(default=300, ge=2)
+    means: int = Field(default=300, ge=2)
+    queries_per_scenario: int = Field(default=1, ge=1)
     counterfactual: str = "unrelated"
 
 
@@ -57,11 +57,11 @@ class TopSettings(Settings):
 class DiscoverySettings(Settings):
     """Heads that survive false-discovery control and replicate; see `selection.Discoveries`."""
 
-    error_rate: float = Field(0.05, gt=0, lt=1)
-    minimum: float = Field(0.0, ge=0)
+    error_rate: float = Field(default=0.05, gt=0, lt=1)
+    minimum: float = Field(default=0.0, ge=0)
     method: Literal["bh", "max_t"] = "bh"
     replicated: bool = True
-    replication_level: float = Field(0.05, gt=0, lt=1)
+    replication_level: float = Field(default=0.05, gt=0, lt=1)
 
     def rule(self) -> Discoveries:
         return Discoveries(self.error_rate, self.minimum, self.method, self.replicated, self.replication_level)
@@ -73,7 +73,7 @@ class StageSettings(Settings):
     via: Literal["q", "k", "v"] | None = None
     receivers_from: str | None = None
     receivers_at: str | None = None
-    n_receivers: int | None = Field(None, ge=1)
+    n_receivers: int | None = Field(default=None, ge=1)
     select: TopSettings | DiscoverySettings = Field(default_factory=DiscoverySettings)
 
     def stage(self) -> Stage:
@@ -98,8 +98,8 @@ class PlanSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    random_circuits: int = Field(100, ge=0)
-    random_prompts: int = Field(100, ge=2)  # random circuits see this many of the evaluation prompts
+    random_circuits: int = Field(default=100, ge=0)
+    random_prompts: int = Field(default=100, ge=2)  # random circuits see this many of the evaluation prompts
 
 
 class StudySettings(Settings):
@@ -116,7 +116,7 @@ class StudySettings(Settings):
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
     executor: Literal["window", "full"] = "window"
-    memory_gb: float = Field(1.0, gt=0)
+    memory_gb: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _names_differ(self) -> StudySettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,7 +42,7 @@ def check_stage(model: Model, result: StageResult, pairs: Pairs, metric: str) ->
     return at_most("window executor vs full executor", model, value, max(1e-3, tolerance_of(model.dtype)), detail)
 
 
-def check_ablation(model: Model, circuits: list[Circuit], pairs: Pairs, means: Means) -> Check:
+def check_ablation(model: Model, circuits: Sequence[Circuit], pairs: Pairs, means: Means) -> Check:
     """Check 3 for circuits alone: log probability of the answer by both executors."""
     few = _first(pairs, _FEW)
     window, full = (evaluate_circuits(model, circuits, few, means, executor=name) for name in ("window", "full"))

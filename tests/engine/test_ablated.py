@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
+from circuitdiff.engine import Ablation, FullExecutor, WindowExecutor
 from tiny_models import (
     ARCHITECTURES,
     D_HEAD,
@@ -20,9 +23,6 @@ from tiny_models import (
     random_tokens,
     subject,
 )
-from torch import Tensor
-
-from circuitdiff.engine import Ablation, FullExecutor, WindowExecutor
 
 POSITIONS = (6, 9, 12)
 

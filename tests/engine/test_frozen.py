@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, LAST, N_VARIANTS, Draw, assert_same, batch_of, everything, random_tokens, subject
 
 from circuitdiff.engine import Edit, Executor, FullExecutor, Site, WindowExecutor
+from tiny_models import ARCHITECTURES, LAST, N_VARIANTS, Draw, assert_same, batch_of, everything, random_tokens, subject
 
 EXECUTORS = [pytest.param(FullExecutor(), id="full"), pytest.param(WindowExecutor(), id="window")]
 

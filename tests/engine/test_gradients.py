@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import D_VOCAB, N_PROMPTS, Draw, batch_of, everything, random_tokens, subject
 
 from circuitdiff.engine import Edit, FullExecutor, WindowExecutor
+from tiny_models import D_VOCAB, N_PROMPTS, Draw, batch_of, everything, random_tokens, subject
 
 
 def masked(draw: Draw) -> list[Edit]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, LENGTH, assert_same, random_tokens, subject
 
 from circuitdiff.engine.clean import run_clean
 from circuitdiff.engine.replay import cut, embed, run_layer
 from circuitdiff.errors import InputError
+from tiny_models import ARCHITECTURES, LENGTH, assert_same, random_tokens, subject
 
 
 @pytest.mark.parametrize("start", [0, 8])

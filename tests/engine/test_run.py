@@ -7,6 +7,8 @@ import copy
 import peft
 import pytest
 import torch
+
+from circuitdiff.engine import Edit, FullExecutor, WindowExecutor
 from tiny_models import (
     ARCHITECTURES,
     N_VARIANTS,
@@ -18,8 +20,6 @@ from tiny_models import (
     random_tokens,
     subject,
 )
-
-from circuitdiff.engine import Edit, FullExecutor, WindowExecutor
 
 EXECUTORS = [pytest.param(FullExecutor(), id="full"), pytest.param(WindowExecutor(), id="window")]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_pairs import fake_pairs
-from tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, subject
 from torch import Tensor
 
 from circuitdiff.engine import Edit, Site
@@ -13,6 +11,8 @@ from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.prompts import Pairs
+from fake_pairs import fake_pairs
+from tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, subject
 
 RECEIVERS = [Head(2, 1), Head(2, 4), Head(3, 5)]
 EVERYONE = torch.arange(N_HEADS)

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, as_model, subject
 
 from circuitdiff.engine import attention
 from circuitdiff.engine.full import _put
 from circuitdiff.models import checks
 from circuitdiff.models.checks import CheckError, checks_at_load, refuse_failures
+from tiny_models import ARCHITECTURES, as_model, subject
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_decoders import WORDS, save_decoder, tiny_decoder, tiny_tokenizer
 from torch import nn
 
 from circuitdiff.errors import InputError
@@ -29,6 +28,7 @@ from circuitdiff.models.one_token_answers import read_examples
 from circuitdiff.models.saving import save_adapter, writing
 from circuitdiff.models.sources import read_source
 from circuitdiff.recipes import read_recipe, run_recipe
+from tiny_decoders import WORDS, save_decoder, tiny_decoder, tiny_tokenizer
 
 LORA = Lora(rank=4, alpha=8, targets=("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 TRAINING = Training(steps=12, batch=5, learning_rate=0.02, warmup=2, seed=3, checkpoint_every=4)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from circuitdiff.errors import InputError
+from circuitdiff.models.planted import build_planted, planted_names
+from circuitdiff.models.planted.placement import N_HEADS, N_LAYERS
+from circuitdiff.models.planted.space import CONSTANT, D_MODEL
+from circuitdiff.tasks import entity_tracking
 from planted_probe import (
     ALL_HEADS,
     ablated,
@@ -20,12 +26,6 @@ from planted_probe import (
     run,
     stands_out,
 )
-
-from circuitdiff.errors import InputError
-from circuitdiff.models.planted import build_planted, planted_names
-from circuitdiff.models.planted.placement import N_HEADS, N_LAYERS
-from circuitdiff.models.planted.space import CONSTANT, D_MODEL
-from circuitdiff.tasks import entity_tracking
 
 IMPROVED_GROUPS = ("planted-sharper-fetchers", "planted-clearer-addresses", "planted-sharper-detectors")
 

@@ -9,13 +9,13 @@ import torch
 import transformers as tf
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
-from tiny_decoders import SHAPE, save_decoder, save_random_adapter, tiny_decoder, tiny_tokenizer
 
 from circuitdiff.errors import InputError
 from circuitdiff.models import family_registry
 from circuitdiff.models.checks import CheckError
 from circuitdiff.models.family_registry import Built, Member, PackagedFile
 from circuitdiff.models.sources import read_source
+from tiny_decoders import SHAPE, save_decoder, save_random_adapter, tiny_decoder, tiny_tokenizer
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 

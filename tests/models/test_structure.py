@@ -7,6 +7,11 @@ import logging
 import pytest
 import torch
 import transformers as tf
+
+from circuitdiff.engine import Batch, FullExecutor
+from circuitdiff.engine.window import WindowExecutor
+from circuitdiff.errors import InputError
+from circuitdiff.models.structure import find_structure
 from tiny_models import (
     ARCHITECTURES,
     D_HEAD,
@@ -21,11 +26,6 @@ from tiny_models import (
     randomise,
     subject,
 )
-
-from circuitdiff.engine import Batch, FullExecutor
-from circuitdiff.engine.window import WindowExecutor
-from circuitdiff.errors import InputError
-from circuitdiff.models.structure import find_structure
 
 WITHOUT_GROUPS = {"gpt2", "gpt_neox", "opt"}
 SIZES = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from invented_results import invented_results
 
 from circuitdiff.report import figures, write_report
 from circuitdiff.report.look import Figure
+from invented_results import invented_results
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from invented_results import OURS
 
 from circuitdiff.report.look import circuit_key, stage_key
+from invented_results import OURS
 
 BROWSER = shutil.which("chromium")
 FLAGS = [

@@ -6,10 +6,10 @@ import json
 from itertools import pairwise
 
 import pytest
-from invented_results import MODEL, OURS, PAPER
 
 from circuitdiff.report import figures
 from circuitdiff.report.look import circuit_key, random_key, stage_key
+from invented_results import MODEL, OURS, PAPER
 
 
 def rows_with(figure, *columns: str) -> list[dict]:

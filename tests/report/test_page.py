@@ -6,9 +6,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from invented_results import OURS
 
 from circuitdiff.report import write_report
+from invented_results import OURS
 
 
 class Page(HTMLParser):

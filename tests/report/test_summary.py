@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from invented_results import MODEL, OURS, PAPER
 
 from circuitdiff.report.numbers import hits, interval, number, significant
 from circuitdiff.report.summary import alarms, summary
+from invented_results import MODEL, OURS, PAPER
 
 
 def test_the_summary_states_accuracy_size_faithfulness_and_chance(results):

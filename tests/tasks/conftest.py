@@ -1,9 +1,9 @@
 """The tiny tokenizers as fixtures."""
 
 import pytest
-from tiny_tokenizers import FRAME, byte_pairs, word_level
 
 from circuitdiff.tasks.words import LABELS, OBJECTS, TRAIN_OBJECTS
+from tiny_tokenizers import FRAME, byte_pairs, word_level
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import FRAME, word_level
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +15,7 @@ from circuitdiff.tasks import entity_tracking, get_task
 from circuitdiff.tasks.scenarios import COUNTERFACTUALS, SPLITS
 from circuitdiff.tasks.vocabulary import one_token_words
 from circuitdiff.tasks.words import LABELS, OBJECTS, TRAIN_OBJECTS
+from tiny_tokenizers import FRAME, word_level
 
 SEGMENT = re.compile(r"(\w+) is in Box (\w)")
 MINIMAL = [kind for kind in COUNTERFACTUALS if kind != "unrelated"]

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny_tokenizers import word_level
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from circuitdiff.errors import InputError
 from circuitdiff.tasks.template import Piece, Prompt, tokenise
+from tiny_tokenizers import word_level
 
 
 def bare(vocabulary, pre_tokenizer):

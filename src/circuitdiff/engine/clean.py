@@ -64,5 +64,5 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"], start: int = 0) -
         stack.enter_context(handled_by(handler))
         logits = model.forward(tokens)
     resid_pre = [hidden[:, start:].clone() for hidden, _ in calls]
-    keywords = [keyword for _, keyword in calls]
+    keywords: list[Keywords] = [keyword for _, keyword in calls]
     return CleanRun(tokens, start, resid_pre, q, k, v, z, outputs, keywords, logits)

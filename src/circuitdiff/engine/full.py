@@ -19,10 +19,7 @@ Values = Float[Tensor, "variant prompt value"]
 def _put(x: Float[Tensor, "prompt head pos d"], edit: Edit, variant: int) -> Float[Tensor, "prompt head pos d"]:
     """`x` with one variant's part of the edit in it, out of place."""
     row = int((edit.variants == variant).nonzero())
-    if len(edit.replacement) == 1:
-        new = edit.replacement[0]
-    else:
-        new = edit.replacement[row]
+    new = edit.replacement[0 if len(edit.replacement) == 1 else row]
     prompts = torch.arange(len(x), device=x.device)
     index = (prompts[:, None], edit.heads[None, :], torch.tensor(edit.at, device=x.device))
     if edit.keep is not None:

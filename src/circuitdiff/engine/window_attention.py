@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -87,7 +88,7 @@ def attend_edited_heads(
     kv = {"k": with_extra(window.k, prefix.k), "v": with_extra(window.v, prefix.v)}
     for edit, rows in edits:
         column = edit.at - start if edit.at >= start else n_window + columns.index(edit.at)
-        local = Edit(**(vars(edit) | {"heads": torch.searchsorted(heads, edit.heads)}))
+        local = with_fields(edit, heads=torch.searchsorted(heads, edit.heads))
         new = replace(kv[edit.what].select(3, column), local, rows)
         kv[edit.what] = kv[edit.what].select_scatter(new, dim=3, index=column)
     seen = torch.cat([allowed, allowed[:, columns]], dim=1)

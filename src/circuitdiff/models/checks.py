@@ -47,13 +47,9 @@ def tolerance_of(dtype: torch.dtype) -> float:
 
 def refuse_failures(checks: list[Check]) -> None:
     """Raises: CheckError naming every check that failed."""
-    failed = [
-        f"{c.name} ({c.detail}): {c.value:.3g}, allowed {c.tolerance:.3g}" for c in checks if not c.passed
-    ]
+    failed = [f"{c.name} ({c.detail}): {c.value:.3g}, allowed {c.tolerance:.3g}" for c in checks if not c.passed]
     if failed:
-        raise CheckError(
-            f"self-check failed for {checks[0].model}: {'; '.join(failed)}; no result would be right"
-        )
+        raise CheckError(f"self-check failed for {checks[0].model}: {'; '.join(failed)}; no result would be right")
 
 
 def difference(a: Float[Tensor, "*any"], b: Float[Tensor, "*any"]) -> float:
@@ -104,9 +100,7 @@ def _heads_add_up(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Check:
         one_head = torch.eye(model.n_heads, dtype=own.dtype, device=own.device)[:, None, None, :, None]
         parts = projection((own * one_head).flatten(3)) - nothing
         worst = max(worst, difference(parts.sum(0) + nothing, projection(own.flatten(2))))
-    return at_most(
-        "heads add up at the output projection", model, worst, tolerance_of(model.dtype), "every layer"
-    )
+    return at_most("heads add up at the output projection", model, worst, tolerance_of(model.dtype), "every layer")
 
 
 def _edit(model: Model, tokens: Int[Tensor, "prompt pos"], what: What, scale: float) -> Tensor:
@@ -133,6 +127,4 @@ def _do_nothing(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Check:
 
 def _does_something(model: Model, tokens: Int[Tensor, "prompt pos"], what: What) -> Check:
     value = difference(_edit(model, tokens, what, -1.0), model.forward(tokens))
-    return Check(
-        f"an edit of {what} changes the logits", model.name, value, 0.0, value > 0, "must be above 0"
-    )
+    return Check(f"an edit of {what} changes the logits", model.name, value, 0.0, value > 0, "must be above 0")

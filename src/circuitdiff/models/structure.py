@@ -42,8 +42,8 @@ class _Seen:
 def probe_tokens(module: PreTrainedModel, n_prompts: int = 3, length: int = 11) -> Int[Tensor, "prompt pos"]:
     """Random tokens from the model's vocabulary, always the same."""
     g = torch.Generator().manual_seed(0)
-    n_words = module.get_input_embeddings().num_embeddings  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.randint(0, int(n_words), (n_prompts, length), generator=g).to(module.device)
+    embeddings: nn.Embedding = module.get_input_embeddings()  # pyright: ignore[reportAssignmentType]
+    return torch.randint(0, embeddings.weight.shape[0], (n_prompts, length), generator=g).to(module.device)  # pyright: ignore
 
 
 @torch.no_grad()
@@ -57,9 +57,7 @@ def find_structure(module: PreTrainedModel, name: str) -> Structure:
     try:
         module.set_attn_implementation(IMPLEMENTATION)
     except ValueError as error:
-        raise _refusal(
-            name, f"transformers will not let it use another attention function ({error})"
-        ) from error
+        raise _refusal(name, f"transformers will not let it use another attention function ({error})") from error
     seen = _watch(module)
     attentions = _attentions(module, seen, name)
     layers = [_layer_of(module, attention, name) for attention in attentions]
@@ -75,9 +73,7 @@ def find_structure(module: PreTrainedModel, name: str) -> Structure:
 
 
 def _refusal(name: str, why: str) -> InputError:
-    return InputError(
-        f"{name} cannot be used: {why}; circuitdiff supports decoders with plain softmax attention"
-    )
+    return InputError(f"{name} cannot be used: {why}; circuitdiff supports decoders with plain softmax attention")
 
 
 def _watch(module: PreTrainedModel) -> _Seen:
@@ -128,9 +124,7 @@ def _layer_of(module: PreTrainedModel, attention: nn.Module, name: str) -> nn.Mo
 def _refuse_shared_keys(seen: _Seen, name: str) -> None:
     for i, call in enumerate(seen.calls):
         for other in seen.calls[:i]:
-            if call.k.shape == other.k.shape and (
-                torch.equal(call.k, other.k) or torch.equal(call.v, other.v)
-            ):
+            if call.k.shape == other.k.shape and (torch.equal(call.k, other.k) or torch.equal(call.v, other.v)):
                 raise _refusal(name, f"layer {call.layer} shares the keys or values of layer {other.layer}")
 
 
@@ -143,9 +137,8 @@ def _projection(seen: _Seen, layer: int, attention: nn.Module, name: str) -> nn.
         given, out = seen.inputs.get(part), seen.outputs.get(part)
         if part is attention or given is None or not isinstance(out, Tensor) or given.numel() != z.numel():
             continue
-        if torch.equal(given.reshape(z.shape), z):
-            if torch.equal(out.reshape(written.shape), written):
-                return part
+        if torch.equal(given.reshape(z.shape), z) and torch.equal(out.reshape(written.shape), written):
+            return part
     raise _refusal(
         name,
         f"in layer {layer} the output projection's input is not z, or the attention changes its output (gated or "
@@ -153,9 +146,7 @@ def _projection(seen: _Seen, layer: int, attention: nn.Module, name: str) -> nn.
     )
 
 
-def _refuse_other_mixing(
-    module: PreTrainedModel, layers: Sequence[nn.Module], seen: _Seen, name: str
-) -> None:
+def _refuse_other_mixing(module: PreTrainedModel, layers: Sequence[nn.Module], seen: _Seen, name: str) -> None:
     """With z frozen, a position's output must not depend on other positions' input."""
     with recorded(layers) as calls, handled_by(attend):
         module(input_ids=probe_tokens(module), use_cache=False)
@@ -166,6 +157,4 @@ def _refuse_other_mixing(
         with handled_by(lambda call, z=seen.z[i]: z):
             before, after = run_layer(layer, hidden, keywords), run_layer(layer, hidden + noise, keywords)
         if not torch.allclose(before[:, -1], after[:, -1], rtol=1e-4, atol=1e-5):
-            raise _refusal(
-                name, f"layer {i} mixes positions outside its attention (a convolution or a recurrence?)"
-            )
+            raise _refusal(name, f"layer {i} mixes positions outside its attention (a convolution or a recurrence?)")
