@@ -27,7 +27,7 @@ from circuitdiff.tasks.scenarios import (
 )
 from circuitdiff.tasks.template import Piece, Prompt, tokenise
 from circuitdiff.tasks.vocabulary import Words, one_token_words
-from circuitdiff.tasks.words import LABELS, OBJECTS, TRAIN_OBJECTS
+from circuitdiff.words import LABELS, OBJECTS, TRAIN_OBJECTS
 
 _FEWEST_WORDS = 14  # two disjoint contexts of seven boxes
 _SEGMENT_SLOTS = ("article", "object", "after_object", "in", "box", "label", "after_label")
