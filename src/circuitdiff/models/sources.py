@@ -7,15 +7,18 @@ model runs, and its numbers mean nothing.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import GatedRepoError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -86,7 +89,7 @@ def read_source(
         if member is None:
             model, tokenizer, origin = _read(_place(str(source)), torch_dtype, placed)
         elif isinstance(member.origin, PackagedFile):
-            model, tokenizer, origin = _read(_gguf(member.origin.path()), torch_dtype, placed)
+            model, tokenizer, origin = _read_packaged(member.origin, torch_dtype, placed)
         else:
             model, tokenizer = member.origin.build(torch_dtype)
             model.to("cpu" if device == "auto" else device)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -162,6 +165,48 @@ def _gguf(path: Path) -> _Place:
     return _Place("gguf", str(path.parent), path.name)
 
 
+def _read_packaged(
+    packaged: PackagedFile, dtype: torch.dtype, device_map: str | dict[str, str] | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """The model in a packaged GGUF file, by way of a copy in the user's cache.
+
+    A GGUF file takes transformers some twenty seconds, which a converted copy saves every later load.
+    """
+    path = packaged.path()
+    copy = cache_folder() / f"{packaged.package}-{packaged.sha256[:16]}-transformers-{transformers.__version__}"
+    if not copy.is_dir():
+        _convert(path, copy)
+    model, tokenizer, origin = _read(_Place("folder", str(copy)), dtype, device_map)
+    return model, tokenizer, origin | {"kind": "gguf", "path": str(path)}
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuitdiff"
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Writes the model of a GGUF file to `folder`, whole or not at all; another process may be doing the same.
+
+    Raises: InputError if there is no room.
+    """
+    model, tokenizer, _ = _read(_gguf(gguf), torch.float32, None)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            try:
+                Path(partial).rename(folder)
+            except OSError:
+                if not folder.is_dir():  # or another process was faster
+                    raise
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot write {folder} ({error}): free 600 MB there, or set XDG_CACHE_HOME to another folder"
+        ) from error
+
+
 def _read(
     place: _Place, dtype: torch.dtype, device_map: str | dict[str, str] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
@@ -170,7 +215,8 @@ def _read(
     tokenizer = _read_tokenizer(place)
     model = _read_weights(place, config, dtype, device_map)
     if place.kind == "gguf":
-        delattr(model.config, "quantization_config")  # the weights are plain numbers by now
+        delattr(model.config, "quantization_config")  # the weights are plain numbers by now, and can be saved as such
+        delattr(model, "hf_quantizer")
     _check_vocabulary(place, model, tokenizer)
     _check_causal(place, model)
     return model, tokenizer, {"kind": place.kind, "path": str(place), "commit": getattr(config, "_commit_hash", None)}
