@@ -213,7 +213,7 @@ _ROWS = (
     ("circuit, kind means", "circuit_by_kind", "the segment's address is taken out of the means"),
     ("heads at every segment, slot means", "every_segment", "nothing depends on which segment is asked for"),
     ("heads at every segment, kind means", "every_segment_by_kind", None),
-    ("heads at a wrong segment, slot means", "wrong_segment", "control: the heads of the segment asked for, at another segment"),
+    ("heads at a wrong segment, slot means", "wrong_segment", "control: another segment than the one asked for"),
     ("all heads at the circuit's roles, slot means", "all_heads", "a reference, not a bound"),
     ("all heads at the circuit's roles, kind means", "all_heads_by_kind", None),
     ("every head ablated, slot means", "ablated", None),

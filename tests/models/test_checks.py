@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from circuitdiff.engine import attention
+from circuitdiff.engine.frozen import FrozenRun
 from circuitdiff.engine.full import _put
 from circuitdiff.models import checks
 from circuitdiff.models.checks import CheckError, checks_at_load, refuse_failures
@@ -18,7 +19,7 @@ from tiny_models import ARCHITECTURES, as_model, subject
 def test_a_sound_model_passes_every_check(architecture):
     found = checks_at_load(subject(architecture).model)
     refuse_failures(found)
-    assert len({check.name for check in found}) == len(found) == 7
+    assert len({check.name for check in found}) == len(found) == 8
 
 
 def failing(model) -> set[str]:
@@ -51,7 +52,14 @@ def test_an_edit_of_the_wrong_head_is_noticed(monkeypatch):
 @pytest.mark.parametrize("what", ["z", "q", "k", "v"])
 def test_an_edit_that_is_not_carried_out_is_noticed(monkeypatch, what):
     monkeypatch.setattr("circuitdiff.engine.full._put", lambda x, edit, v: x if edit.what == what else _put(x, edit, v))
-    assert failing(subject("gemma2").model) == {f"an edit of {what} changes the logits"}
+    expected = {f"an edit of {what} changes the logits", "window executor vs full executor"}
+    assert failing(subject("gemma2").model) == expected
+
+
+def test_a_window_executor_that_leaves_a_layer_out_is_noticed_without_any_study(monkeypatch):
+    advance = FrozenRun._advance
+    monkeypatch.setattr(FrozenRun, "_advance", lambda run, layer: None if layer == 3 else advance(run, layer))
+    assert failing(subject("llama").model) == {"window executor vs full executor"}
 
 
 def test_an_output_projection_in_which_heads_do_not_add_up_is_noticed():

@@ -125,7 +125,7 @@ def _edits_of(edits: Sequence[Edit], variant: int) -> dict[int, list[Edit]]:
 
 
 def _every_variant(batch: Batch, n_variants: int, handler_of: Callable[[int], Handler], readout: Readout) -> Values:
-    prompts = torch.arange(batch.n_prompts)
+    prompts = torch.arange(batch.n_prompts, device=batch.model.device)
     values = []
     for variant in range(n_variants):
         with handled_by(handler_of(variant)):

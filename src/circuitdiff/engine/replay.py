@@ -32,6 +32,8 @@ def recorded(layers: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, dict[st
     def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = inspect.signature(type(layer).forward).bind(layer, *args, **kwargs).arguments
         keywords = {k: v for k, v in list(given.items())[1:] if k not in ("kwargs", "hidden_states")}
+        if "hidden_states" not in given:
+            raise InputError(f"{type(layer).__name__} does not call its input hidden_states; it is not supported")
         calls.append((given["hidden_states"], keywords | given.get("kwargs", {})))
 
     with ExitStack() as stack:

@@ -240,7 +240,7 @@ def sweep_senders(
     edits = _sender_edits(batch, at, senders, source)
     if not path.receivers:
         return executor.frozen(batch, edits, len(senders), at, readout)
-    received = executor.received(batch, edits, len(senders), at, _sites(path, at))
+    received = executor.received(batch, edits, len(senders), at, _sites(path, at, source.device))
     if path.receivers_at is not None:
         read_at = bucket.positions[path.receivers_at]
         received = [Edit(e.layer, e.what, e.at, e.heads, e.variants, e.replacement, None, read_at) for e in received]
@@ -262,12 +262,13 @@ def _sender_edits(
     return edits
 
 
-def _sites(path: Path, at: int) -> list[Site]:
+def _sites(path: Path, at: int, device: torch.device) -> list[Site]:
     assert path.via is not None
     layers = sorted({head.layer for head in path.receivers})
+    heads = [sorted({head.index for head in path.receivers if head.layer == layer}) for layer in layers]
     return [
-        Site(layer, path.via, at, torch.tensor(sorted({h.index for h in path.receivers if h.layer == layer})))
-        for layer in layers
+        Site(layer, path.via, at, torch.tensor(chosen, device=device))
+        for layer, chosen in zip(layers, heads, strict=True)
     ]
 
 

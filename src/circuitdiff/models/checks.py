@@ -9,12 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdiff.engine import IMPLEMENTATION, Batch, Edit, Model
-from circuitdiff.engine.attention import AttentionCall, attend, handled_by
+from circuitdiff.engine import IMPLEMENTATION, Ablation, Batch, Edit, Executor, Model
+from circuitdiff.engine.attention import AttentionCall, attend, expand_kv, handled_by
 from circuitdiff.engine.edits import What
 from circuitdiff.engine.full import FullExecutor
+from circuitdiff.engine.window import WindowExecutor
 from circuitdiff.errors import InputError
 from circuitdiff.models.structure import probe_tokens
+
+WHATS: tuple[What, ...] = ("z", "q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,15 @@ def difference(a: Float[Tensor, "*any"], b: Float[Tensor, "*any"]) -> float:
 
 @torch.no_grad()
 def checks_at_load(model: Model) -> list[Check]:
-    """Checks 1 and 2: our attention is the model's own, and edits do what they say."""
+    """Checks 1 and 2, and 3 in small: our attention is the model's own, and edits do what they say."""
     tokens = probe_tokens(model.module)
+    batch = Batch(model, tokens)
     return [
         _same_as_own_attention(model, tokens),
         _heads_add_up(model, tokens),
-        _do_nothing(model, tokens),
-        *(_does_something(model, tokens, what) for what in ("z", "q", "k", "v")),
+        _do_nothing(batch),
+        *(_does_something(batch, what) for what in WHATS),
+        _executors_agree(batch),
     ]
 
 
@@ -103,28 +108,49 @@ def _heads_add_up(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Check:
     return at_most("heads add up at the output projection", model, worst, tolerance_of(model.dtype), "every layer")
 
 
-def _edit(model: Model, tokens: Int[Tensor, "prompt pos"], what: What, scale: float) -> Tensor:
-    """Logits with head 0 of the middle layer scaled at the last position (which every window reaches)."""
-    batch = Batch(model, tokens)
-    layer, at = model.n_layers // 2, tokens.shape[1] - 1
-    clean = batch.clean
+def _scaled(batch: Batch, what: What, scale: float) -> Edit:
+    """Every head of the middle layer scaled at the last position, which every window reaches."""
+    clean, n_heads = batch.clean, batch.model.n_heads
+    layer, at = batch.model.n_layers // 2, batch.length - 1
     own = {
-        "z": clean.z[layer][:, at, :1],
-        "q": clean.q[layer][:, :1, at],
-        "k": clean.k[layer][:, :1, at],
-        "v": clean.v[layer][:, :1, at],
+        "z": clean.z[layer][:, at],
+        "q": clean.q[layer][:, :, at],
+        "k": expand_kv(clean.k[layer], n_heads)[:, :, at],
+        "v": expand_kv(clean.v[layer], n_heads)[:, :, at],
     }[what]
-    none = torch.zeros(1, dtype=torch.long, device=tokens.device)
-    edit = Edit(layer, what, at, none, none.cpu(), scale * own[None])
-    return FullExecutor().run(batch, [edit], 1, lambda logits, _: logits)[0]
+    heads = torch.arange(n_heads, device=own.device)
+    return Edit(layer, what, at, heads, torch.zeros(1, dtype=torch.long), scale * own[None])
 
 
-def _do_nothing(model: Model, tokens: Int[Tensor, "prompt pos"]) -> Check:
-    clean = model.forward(tokens)
-    worst = max(difference(_edit(model, tokens, what, 1.0), clean) for what in ("z", "q", "k", "v"))
-    return at_most("an edit that changes nothing", model, worst, tolerance_of(model.dtype), "z, q, k, v")
+def _edited(batch: Batch, what: What, scale: float, executor: Executor) -> Float[Tensor, "prompt d_vocab"]:
+    return executor.run(batch, [_scaled(batch, what, scale)], 1, _all_logits)[0]
 
 
-def _does_something(model: Model, tokens: Int[Tensor, "prompt pos"], what: What) -> Check:
-    value = difference(_edit(model, tokens, what, -1.0), model.forward(tokens))
-    return Check(f"an edit of {what} changes the logits", model.name, value, 0.0, value > 0, "must be above 0")
+def _all_logits(logits: Float[Tensor, "row d_vocab"], _: Int[Tensor, " row"]) -> Float[Tensor, "row d_vocab"]:
+    return logits
+
+
+def _do_nothing(batch: Batch) -> Check:
+    worst = max(difference(_edited(batch, what, 1.0, FullExecutor()), batch.clean.logits) for what in WHATS)
+    return at_most("an edit that changes nothing", batch.model, worst, tolerance_of(batch.model.dtype), "z, q, k, v")
+
+
+def _does_something(batch: Batch, what: What) -> Check:
+    value = difference(_edited(batch, what, -1.0, FullExecutor()), batch.clean.logits)
+    return Check(f"an edit of {what} changes the logits", batch.model.name, value, 0.0, value > 0, "must be above 0")
+
+
+def _executors_agree(batch: Batch) -> Check:
+    """Check 3 in small, so that it holds without a study, too: every kind of run, on random tokens."""
+    window, full, model = WindowExecutor(), FullExecutor(), batch.model
+    at, edit = batch.length - 1, _scaled(batch, "z", -1.0)
+    kept = torch.zeros(1, model.n_layers, 1, model.n_heads, dtype=torch.bool, device=batch.clean.logits.device)
+    kept[:, ::2] = True
+    constants = torch.stack(batch.clean.z).mean(dim=(1, 2), keepdim=True).expand(-1, 1, batch.length, -1, -1)
+    ablation = Ablation((at,), kept, constants)
+    pairs = [(_edited(batch, what, -1.0, window), _edited(batch, what, -1.0, full)) for what in WHATS]
+    pairs += [tuple(e.frozen(batch, [edit], 1, at, _all_logits)[0] for e in (window, full))]
+    pairs += [tuple(e.ablated(batch, ablation, _all_logits)[0] for e in (window, full))]
+    worst = max(difference(a, b) for a, b in pairs)
+    detail = "z, q, k, v edited, frozen, ablated; random tokens"
+    return at_most("window executor vs full executor", model, worst, tolerance_of(model.dtype), detail)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitdiff.engine import Model
-from circuitdiff.models.checks import checks_at_load, refuse_failures
+from circuitdiff.models.checks import Check, checks_at_load, refuse_failures
 from circuitdiff.models.sources import read_source
 from circuitdiff.models.structure import find_structure
 
@@ -31,24 +33,37 @@ def load_model(
     fails.
     """
     read = read_source(source, adapters, dtype, device)
-    title = name or read.name
-    parts = find_structure(read.model, title)
-    provenance = read.provenance | {"fingerprint": fingerprint(read.model)}
+    return as_model(read.model, read.tokenizer, name or read.name, read.provenance, read.checks)
+
+
+def as_model(
+    module: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    provenance: Mapping[str, Any],
+    checks: Sequence[Check] = (),
+) -> Model:
+    """A decoder that is in memory already, proven to be edited exactly; `checks` are those that it has passed so far.
+
+    Raises: InputError if its architecture cannot be edited; CheckError if a self-check fails.
+    """
+    parts = find_structure(module, name)
+    known = {**provenance, "fingerprint": fingerprint(module)}
     model = Model(
-        name=title,
-        module=read.model,
-        tokenizer=read.tokenizer,
+        name=name,
+        module=module,
+        tokenizer=tokenizer,
         layers=parts.layers,
         attentions=parts.attentions,
         projections=parts.projections,
         n_heads=parts.n_heads,
         n_kv_heads=parts.n_kv_heads,
         d_head=parts.d_head,
-        provenance=provenance,
+        provenance=known,
     )
-    checks = [*read.checks, *checks_at_load(model)]
-    refuse_failures(checks)
-    provenance["checks"] = [check.to_dict() | {"model": title} for check in checks]
+    measured = [*checks, *checks_at_load(model)]
+    refuse_failures(measured)
+    known["checks"] = [check.to_dict() | {"model": name} for check in measured]
     return model
 
 

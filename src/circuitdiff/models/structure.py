@@ -124,15 +124,21 @@ def _layer_of(module: PreTrainedModel, attention: nn.Module, name: str) -> nn.Mo
 def _refuse_shared_keys(seen: _Seen, name: str) -> None:
     for i, call in enumerate(seen.calls):
         for other in seen.calls[:i]:
-            if call.k.shape == other.k.shape and (torch.equal(call.k, other.k) or torch.equal(call.v, other.v)):
+            if _same_values(call.k, other.k) or _same_values(call.v, other.v):
                 raise _refusal(name, f"layer {call.layer} shares the keys or values of layer {other.layer}")
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(a.any()) and torch.equal(a, b)
 
 
 def _projection(seen: _Seen, layer: int, attention: nn.Module, name: str) -> nn.Module:
     """The module whose input is z, and whose output is the attention's."""
     z = seen.z[layer].flatten(2)
     output = seen.outputs[attention]
-    written = output[0] if isinstance(output, tuple) else output
+    if not isinstance(output, tuple):
+        raise _refusal(name, f"the attention of layer {layer} does not return its output in a tuple")
+    written = output[0]
     for part in attention.modules():
         given, out = seen.inputs.get(part), seen.outputs.get(part)
         if part is attention or given is None or not isinstance(out, Tensor) or given.numel() != z.numel():
