@@ -145,6 +145,14 @@ def test_a_lora_that_the_model_cannot_take_is_refused(change, message):
         add_lora(tiny_decoder(), replace(LORA, **change), seed=0)
 
 
+def test_a_lora_begins_from_its_seed_alone():
+    first = trained_values(lora_model())
+    torch.rand(5)
+    assert_same_values(trained_values(lora_model()), first)
+    other = trained_values(lora_model(seed=4))
+    assert any(not torch.equal(other[name], first[name]) for name in first)
+
+
 def test_adding_a_lora_leaves_the_global_generator_alone():
     torch.manual_seed(11)
     expected = torch.rand(3)
@@ -271,6 +279,8 @@ def test_the_same_adapter_is_stored_as_the_same_bytes(tmp_path):
         save_adapter(lora_model(), tmp_path / name, "tiny", "float16")
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(LORA.targets)  # a set in peft: its order changes from run to run
 
 
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
