@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 from circuitdiff.conformance import conformance as check_conformance
 from circuitdiff.errors import InputError
+from circuitdiff.ground_truth import check_ground_truth, render_page
 from circuitdiff.models import load_model
 from circuitdiff.models.sources import read_source
 from circuitdiff.planning import Estimate
@@ -25,7 +26,7 @@ from circuitdiff.recipes import run_recipe
 from circuitdiff.report import write_report
 from circuitdiff.settings import StudySettings, read_settings
 from circuitdiff.stages import Monitor
-from circuitdiff.store import read_results
+from circuitdiff.store import read_results, to_json
 from circuitdiff.study import run_study
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.describe import DescribedPrompt
@@ -129,6 +130,30 @@ def conformance(table: Annotated[Path, typer.Argument(help="A published table, a
         word = {True: "holds", False: "DOES NOT HOLD", None: "not checkable"}[claim.holds]
         out.print(f"{claim.claim}: {word}; {claim.detail}", soft_wrap=True, markup=False)
     if not all(claim.holds for claim in found.claims):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ground_truth(
+    page: Annotated[Path, typer.Option("--out", help="Where the page goes.")] = Path("docs/ground-truth.md"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the rows go, for machines.")] = None,
+    plantings: Annotated[int, typer.Option(help="How many other plantings of the base.")] = 20,
+) -> None:
+    """Hold discovery and evaluation against planted circuits. Exit code 0 only if every claim holds."""
+    for path in (page, json_file):
+        if path and not path.parent.is_dir():
+            raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or name another file")
+    with _progress() as monitor:
+        truth = check_ground_truth(plantings, monitor=monitor)
+    page.write_text(render_page(truth), encoding="utf-8")
+    if json_file:
+        json_file.write_text(to_json(truth.to_dict(), indent=1) + "\n", encoding="utf-8")
+    for row in truth.rows:
+        if not row.passed:
+            claim = f"{row.model}, {row.claim}: {row.value:.3g}, expected {row.expectation}"
+            out.print(f"DOES NOT HOLD: {claim}; {row.detail}", soft_wrap=True, markup=False)
+    out.print(f"{sum(row.passed for row in truth.rows)} of {len(truth.rows)} claims hold; page: {page}", soft_wrap=True)
+    if not truth.passed:
         raise typer.Exit(1)
 
 

@@ -1,79 +1,8 @@
 """Discovery and evaluation held against planted circuits, whose truth is known."""
 
-from __future__ import annotations
+from circuitdiff.ground_truth.check import check_ground_truth
+from circuitdiff.ground_truth.page import render_page
+from circuitdiff.ground_truth.result import GroundTruth
+from circuitdiff.ground_truth.subjects import Sizes
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from circuitdiff.discovery import StageResult
-from circuitdiff.errors import InputError
-from circuitdiff.ground_truth.attribution_rows import Comparison, compare_with_attribution
-from circuitdiff.ground_truth.circuit_rows import circuit_rows
-from circuitdiff.ground_truth.discovery_rows import discovery_rows
-from circuitdiff.ground_truth.null_rows import NULLS, null_rows
-from circuitdiff.ground_truth.plantings import Planting, planting_rows, try_planting
-from circuitdiff.ground_truth.rows import Row
-from circuitdiff.ground_truth.subjects import MINIMUM, Sizes, Subject, another_planting, named_subject, run_plan
-from circuitdiff.models.planted import planted_names
-
-BASE = "planted-base"
-Monitor = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
-
-
-@dataclass(frozen=True)
-class GroundTruth:
-    """All that was checked."""
-
-    sizes: Sizes
-    rows: tuple[Row, ...]
-    plantings: tuple[Planting, ...]
-    comparisons: tuple[Comparison, ...]
-
-    @property
-    def passed(self) -> bool:
-        return all(row.passed for row in self.rows)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "minimum": MINIMUM,
-            "sizes": self.sizes.__dict__,
-            "passed": self.passed,
-            "rows": [row.to_dict() for row in self.rows],
-            "plantings": [planting.to_dict() for planting in self.plantings],
-            "attribution": [comparison.to_dict() for comparison in self.comparisons],
-        }
-
-
-def check_ground_truth(
-    n_plantings: int = 20,
-    sizes: Sizes | None = None,
-    names: Sequence[str] | None = None,
-    monitor: Monitor = lambda title, done, total: None,
-) -> GroundTruth:
-    """Every claim about every planted model of `names` (all, if not given), then about `n_plantings` of the base.
-
-    Raises: InputError if a name is unknown or a number negative.
-    """
-    if n_plantings < 0:
-        raise InputError(f"the number of plantings must be 0 or more; got {n_plantings}")
-    chosen, sizes = planted_names() if names is None else names, sizes or Sizes()
-    rows, comparisons = [], []
-    base: tuple[Subject, Sequence[StageResult]] | None = None
-    for done, name in enumerate(chosen):
-        monitor("planted models", done, len(chosen))
-        subject = named_subject(name, sizes)
-        found = run_plan(subject)
-        base = (subject, found) if name == BASE else base
-        rows += [*discovery_rows(subject, found), *circuit_rows(subject, sizes)]
-        comparisons += compare_with_attribution(subject, found)
-        if base is not None and name in NULLS:
-            rows += null_rows(*base, subject, found)
-    monitor("planted models", len(chosen), len(chosen))
-    plantings = []
-    for seed in range(1, n_plantings + 1):
-        monitor("other plantings", seed - 1, n_plantings)
-        plantings.append(try_planting(another_planting(BASE, seed, sizes), seed, sizes))
-    monitor("other plantings", n_plantings, n_plantings)
-    rows += planting_rows(plantings) if plantings else []
-    return GroundTruth(sizes, tuple(rows), tuple(plantings), tuple(comparisons))
+__all__ = ["GroundTruth", "Sizes", "check_ground_truth", "render_page"]

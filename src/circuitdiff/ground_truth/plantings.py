@@ -54,7 +54,8 @@ class Planting:
     coverage: Mapping[str, Coverage]  # by stage and kind of head
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"groups": {name: each._asdict() for name, each in self.groups.items()}}
+        groups = {name: each._asdict() for name, each in self.groups.items()}
+        return asdict(self) | {"groups": groups, "negative": self.negative._asdict()}
 
 
 def try_planting(subject: Subject, seed: int, sizes: Sizes) -> Planting:

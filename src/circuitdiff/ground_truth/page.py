@@ -1,0 +1,196 @@
+"""The page of the documentation: what was planted, what was claimed, and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from circuitdiff.ground_truth.attribution_rows import Comparison
+from circuitdiff.ground_truth.plantings import Planting
+from circuitdiff.ground_truth.result import GroundTruth
+from circuitdiff.ground_truth.rows import Row
+from circuitdiff.ground_truth.subjects import MINIMUM, PLAN, RULE, Sizes
+from circuitdiff.models.planted import build_planted
+
+_FAILED = "✗"
+_GROUPS = (*(stage.name for stage in PLAN.stages), "name_binder", "negative")
+# Column -> the claims whose values it shows.
+_DISCOVERY: Mapping[str, tuple[str, ...]] = {
+    group: tuple(f"{group}: {what}" for what in ("precision", "recall", "heads found")) for group in _GROUPS
+}
+_CIRCUIT: Mapping[str, tuple[str, ...]] = {
+    "slot means": ("faithfulness, slot means", "normalised, slot means"),
+    "kind means": ("faithfulness, kind means", "normalised, kind means"),
+    "random": ("random circuits: answer preferred",),
+    "wrong segment": ("wrong segment: accuracy lost, kind means",),
+    "readers, slot": ("readers ablated, slot means: largest change",),
+    "readers, kind": ("readers ablated, kind means: accuracy lost",),
+}
+
+
+def render_page(truth: GroundTruth) -> str:
+    """The whole page, in Markdown."""
+    shown = {claim for columns in (_DISCOVERY, _CIRCUIT) for claims in columns.values() for claim in claims}
+    models = [row for row in truth.rows if "plantings" not in row.model]
+    parts = [
+        _introduction(truth),
+        _planted(models),
+        _discovery_text(truth.sizes),
+        _pivot(models, _DISCOVERY),
+        _circuit_text(truth.sizes),
+        _pivot(models, _CIRCUIT),
+        "## Backup heads and variants that compute the same\n",
+        _listed(row for row in models if row.claim not in shown),
+        _plantings(truth.plantings, truth.rows, truth.sizes),
+        _attribution(truth.comparisons),
+        _failures(truth.rows),
+        _MISSING,
+    ]
+    return "\n".join(parts)
+
+
+def _introduction(truth: GroundTruth) -> str:
+    passed = sum(row.passed for row in truth.rows)
+    return (
+        "# Ground truth\n\n"
+        "Made by `circuitdiff ground-truth`; do not edit. The models' circuits are known, because they were written "
+        "into the weights ([planted.md](planted.md)). So every number here can be right or wrong.\n\n"
+        f"**{passed} of {len(truth.rows)} claims hold.** Expectations follow from the wiring, never from what came; "
+        f"thresholds, seeds and numbers of prompts are the same for all models and were not tuned. {_FAILED} marks a "
+        "claim that does not hold; all of them are [listed with their numbers](#what-does-not-hold).\n"
+    )
+
+
+def _planted(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(row.model for row in rows))
+    lines = []
+    for planted in map(build_planted, names):
+        groups = ", ".join(f"{len(group.heads)} {name}" for name, group in planted.circuit.groups.items())
+        others = [f"{len(heads)} {part}" for part in ("negative", "backup") if (heads := planted.parts.get(part))]
+        lines.append((f"`{planted.name}`", planted.note, groups, ", ".join(others)))
+    return "## What was planted\n\n" + _table(("model", "what it is", "circuit", "outside it"), lines)
+
+
+def _discovery_text(sizes: Sizes) -> str:
+    return (
+        "## Discovery\n\n"
+        "The paper's plan: value fetchers straight into the logits; position transmitters via their q; position "
+        "detectors via the transmitters' v; structure readers via the detectors' v, read at the query label. "
+        "Discovery is not told how many heads there are: it takes those with an adjusted p of at most "
+        f"{RULE.error_rate:g} over all heads, an effect of at least {MINIMUM:g} logits, and a replication "
+        f"({sizes.discovery} + {sizes.discovery} prompts).\n\n"
+        "Precision / recall, 1.00 / 1.00 expected; where no head of a group is planted, the number found, 0 expected. "
+        "Label fetchers and label transmitters go by their place in the plan. Name binders are not in the paper's "
+        "plan: one more stage, via the fetchers' v at the last token, looks for them. Negative heads belong in the "
+        "list of heads that hurt, straight into the logits.\n"
+    )
+
+
+def _circuit_text(sizes: Sizes) -> str:
+    return (
+        "## The planted circuit on its own\n\n"
+        f"On {sizes.evaluation} evaluation prompts; all else at its mean over as many others.\n\n"
+        "- *slot means*, *kind means*: accuracy of the circuit over the model's, then normalised by the ablated "
+        "model's accuracy; at least 1.00 expected. By kind, addresses survive in the segment asked for alone, so that "
+        "the answer stands out: the value by slot is the paper's.\n"
+        f"- *random*: share of prompts on which {sizes.random_circuits} random circuits of the same shape prefer the "
+        f"answer to the other six; 1/7 expected, within the spread of {sizes.random_prompts} prompts.\n"
+        "- *wrong segment*: accuracy lost (kind means) when heads in segments are kept at one not asked for; above 0 "
+        "expected.\n"
+        "- *readers, slot*: largest change of any prompt's logit difference when the structure readers are ablated. "
+        "They depend on position alone, so a mean by slot is what they write anyway: 0 expected, but for LayerNorm's "
+        "0.1 %. *readers, kind*: accuracy lost; a mean by kind shows them, above 0 expected.\n"
+    )
+
+
+def _pivot(rows: Sequence[Row], columns: Mapping[str, tuple[str, ...]]) -> str:
+    """A line per model; a cell holds the values of its column's claims."""
+    cells = {(row.model, row.claim): row for row in rows}
+    names = dict.fromkeys(row.model for row in rows)
+    lines = [
+        (f"`{name}`", *(_cell([cells[name, c] for c in claims if (name, c) in cells]) for claims in columns.values()))
+        for name in names
+    ]
+    return _table(("model", *columns), lines)
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "–"
+    values = " / ".join(_number(row) for row in rows)
+    return values if all(row.passed for row in rows) else f"**{values}** {_FAILED}"
+
+
+def _number(row: Row) -> str:
+    if not np.isfinite(row.value):
+        return "undefined"
+    if float(row.value).is_integer() and "found" in row.claim:
+        return f"{row.value:.0f}"
+    return f"{row.value:.3f}" if abs(row.value) < 0.1 and row.value else f"{row.value:.2f}"
+
+
+def _listed(rows: Iterable[Row]) -> str:
+    lines = [(f"`{r.model}`", r.claim, _cell([r]), r.expectation, r.detail) for r in rows]
+    return _table(("model", "claim", "value", "expected", "detail"), lines) if lines else "None.\n"
+
+
+def _plantings(plantings: Sequence[Planting], rows: Sequence[Row], sizes: Sizes) -> str:
+    title = f"## {len(plantings)} other plantings of `planted-base`\n\n"
+    if not plantings:
+        return title + "None were asked for.\n"
+    text = (
+        "Other places, strengths, codes and decoys, and other prompts. Expected: precision and recall of at least "
+        f"{1 - RULE.error_rate:g}, false alarms at most {RULE.error_rate:g}, as the rule promises; 95 % intervals of "
+        f"{sizes.discovery} prompts hold the true effect (the mean of {sizes.truth} other prompts, whose own error "
+        "costs about one point) 95 % of the time. A decoy that was chosen may have an effect of its own: decoys write "
+        "a little everywhere.\n\n"
+    )
+    own = [row for row in rows if "plantings" in row.model]
+    claims = _listed(own)
+    alarms = [
+        (str(planting.seed), alarm.stage, alarm.head, f"{alarm.effect:+.3f}", f"{alarm.true_effect:+.3f}")
+        for planting in plantings
+        for alarm in planting.alarms
+    ]
+    chosen = _table(("planting", "stage", "decoy chosen", "effect", "true effect"), alarms) if alarms else ""
+    return f"{title}{text}{claims}\n{chosen}"
+
+
+def _attribution(comparisons: Sequence[Comparison]) -> str:
+    text = (
+        "## A plain top-k on attribution scores\n\n"
+        "Attribution patching (gradient times change of z, Nanda 2023; Syed et al. 2023, arXiv:2310.10348): the k "
+        "lowest scores at a role, on the prompts of discovery's first split. It *is told k*, the number of heads "
+        "planted there by the plan's groups; discovery is not. Scores count all ways to the logits, so one number "
+        "stands for all groups at a role and does not say which head feeds which. It has no test: asked for k heads "
+        "it returns k, planted or not.\n\n"
+    )
+    lines = [
+        (f"`{c.model}`", c.role, str(c.planted), _share(c.attribution), _share(c.discovery), _share(c.discovery_recall))
+        for c in comparisons
+    ]
+    head = ("model", "role", "k", "top-k precision", "discovery: precision", "discovery: recall")
+    return text + _table(head, lines)
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else "–"
+
+
+def _failures(rows: Sequence[Row]) -> str:
+    failed = [row for row in rows if not row.passed]
+    return "## What does not hold\n\n" + _listed(failed)
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
+
+
+_MISSING = """## Not covered yet
+
+- Component masks, minimality, cross-model patching, grafts and the verdict (same circuit, improved part) get their rows
+  here when they land.
+- A Llama-type host (rotary positions, RMSNorm, grouped-query heads) is not wired.
+"""
