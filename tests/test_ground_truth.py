@@ -32,8 +32,8 @@ from fake_pairs import fake_pairs
 from tiny_models import N_HEADS, N_LAYERS, subject
 from tiny_models import Subject as TinySubject
 
-FEW = Sizes(discovery=7, evaluation=28, random_circuits=4, random_prompts=28, truth=7, decoys=2)
-DIRECT = Plan(PLAN.stages[:1])
+FEW = Sizes(discovery=7, evaluation=21, random_circuits=2, random_prompts=21, truth=7, decoys=2)
+DIRECT, NONE = PLAN.stages[0], torch.zeros(10, 8)
 
 
 @functools.cache
@@ -99,11 +99,13 @@ def test_top_k_is_told_the_number_of_heads_planted_at_each_role():
 # Discovery
 
 
-def invented(stage: Stage, helping: tuple[Head, ...], hurting: tuple[Head, ...] = ()) -> StageResult:
+def invented(
+    stage: Stage, helping: tuple[Head, ...], hurting: tuple[Head, ...] = (), effects: torch.Tensor = NONE
+) -> StageResult:
     table = torch.zeros(10, 8, dtype=torch.float64)
     chosen = Selection(helping, hurting, table, table + 1, table + 1, None, table == 1)
-    effects = PathEffects(torch.zeros(10, 8, 3), None, 0.0, torch.arange(3), "logit_difference")
-    return StageResult(stage, (), effects, None, chosen)
+    found = PathEffects(effects[..., None], None, 0.0, torch.arange(1), "logit_difference")
+    return StageResult(stage, (), found, None, chosen)
 
 
 def ideal(of: Subject) -> list[StageResult]:
@@ -188,11 +190,11 @@ def test_the_planted_circuit_suffices_and_its_readers_show_by_kind_only():
     rows = by_claim(circuit_rows(planted("planted-base"), FEW))
     readers = rows["readers ablated, slot means: largest change"]
     assert readers.passed
-    assert readers.detail.endswith("28 of 28 prompts")
+    assert readers.detail.endswith("21 of 21 prompts")
     assert rows["readers ablated, kind means: accuracy lost"].passed
     assert rows["wrong segment: accuracy lost, kind means"].value > 0.3
     assert rows["faithfulness, slot means"].value > 0.9
-    assert abs(rows["random circuits: answer preferred"].value - 1 / 7) < 0.1
+    assert abs(rows["random circuits: answer preferred"].value - 1 / 7) < 0.15
 
 
 def test_a_circuit_without_its_fetchers_is_not_faithful():
@@ -204,19 +206,20 @@ def test_a_circuit_without_its_fetchers_is_not_faithful():
 
 
 @pytest.mark.parametrize("name", ["planted-permuted-heads", "planted-rotated-values"])
-def test_a_null_passes_and_another_model_in_its_place_does_not(name):
+def test_a_null_passes_only_with_the_answers_heads_and_effects_of_the_base(name):
     base, null, other = planted("planted-base"), planted(name), planted("planted-sharper-fetchers")
-    found, again, wrong = (run_plan(each, DIRECT) for each in (base, null, other))
-    found = [invented(PLAN.stages[0], base.truth.circuit.groups["value_fetcher"].heads), *found]
-    moved = null.truth.circuit.groups["value_fetcher"].heads
-    again = [invented(PLAN.stages[0], moved), *again]
-    assert all(row.passed for row in null_rows(base, found, null, again))
-    again[0] = invented(PLAN.stages[0], moved[::-1])
-    assert [row.claim for row in null_rows(base, found, null, again) if not row.passed] == [
-        "null: stages with other heads than the base's"
+    heads, moved = (each.truth.circuit.groups["value_fetcher"].heads for each in (base, null))
+    effects = torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
+    found = [invented(DIRECT, heads, effects=effects)]
+    again = [invented(DIRECT, moved, effects=effects.flip(1))]  # in other places of the same layers
+    assert [row.passed for row in null_rows(base, found, null, again)] == [True, True, True]
+    assert [row.passed for row in null_rows(base, found, other, found)] == [False, True, True]
+    assert [row.passed for row in null_rows(base, found, null, [invented(DIRECT, moved[::-1], effects=effects)])] == [
+        *(True, False, True)
     ]
-    failed = {row.claim for row in null_rows(base, found[1:], other, wrong) if not row.passed}
-    assert {"null: answers that differ from the base's", "null: largest change of an effect"} <= failed
+    assert [row.passed for row in null_rows(base, found, null, [invented(DIRECT, moved, effects=effects.flip(0))])] == [
+        *(True, True, False)
+    ]
 
 
 # Plantings

@@ -28,7 +28,7 @@ def check_stage(model: Model, result: StageResult, pairs: Pairs, metric: str) ->
     """Check 3: the window executor against the full one, on heads spread over the stage's depth."""
     stage, receivers = result.stage, list(result.receivers) or None
     last = max((head.layer for head in result.receivers), default=model.n_layers)
-    layers = sorted({int(last * share) for share in (0.0, 0.5)} | {last - 1})
+    layers = sorted({last // 2, last - 1})
     senders = [Head(layer, layer % model.n_heads) for layer in layers if layer >= 0]
     senders += list(result.selection.helping[:1])
     few = _first(pairs, _FEW)
