@@ -212,14 +212,15 @@ def test_a_null_passes_only_with_the_answers_heads_and_effects_of_the_base(name)
     effects = torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
     found = [invented(DIRECT, heads, effects=effects)]
     again = [invented(DIRECT, moved, effects=effects.flip(1))]  # in other places of the same layers
-    assert [row.passed for row in null_rows(base, found, null, again)] == [True, True, True]
-    assert [row.passed for row in null_rows(base, found, other, found)] == [False, True, True]
-    assert [row.passed for row in null_rows(base, found, null, [invented(DIRECT, moved[::-1], effects=effects)])] == [
-        *(True, False, True)
-    ]
-    assert [row.passed for row in null_rows(base, found, null, [invented(DIRECT, moved, effects=effects.flip(0))])] == [
-        *(True, True, False)
-    ]
+    other_order, other_effects = invented(DIRECT, moved[::-1], effects=effects), invented(DIRECT, moved)
+
+    def passed(subject: Subject, results: list[StageResult]) -> list[bool]:
+        return [row.passed for row in null_rows(base, found, subject, results)]
+
+    assert passed(null, again) == [True, True, True]
+    assert passed(other, found) == [False, True, True]
+    assert passed(null, [other_order]) == [True, False, True]
+    assert passed(null, [other_effects]) == [True, True, False]
 
 
 # Plantings
