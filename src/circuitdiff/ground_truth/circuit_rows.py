@@ -30,7 +30,8 @@ class _Circuits(NamedTuple):
     planted: Evaluation
     ablated: Evaluation
     wrong_segment: Evaluation
-    without_readers: Evaluation
+    addresses: Evaluation  # the planted circuit without the lexical route, if it has one
+    without_readers: Evaluation  # nor readers
 
 
 def circuit_rows(subject: Subject, sizes: Sizes) -> list[Row]:
@@ -48,13 +49,16 @@ def circuit_rows(subject: Subject, sizes: Sizes) -> list[Row]:
 
 
 def _run(subject: Subject, means: Means) -> _Circuits:
-    circuit = subject.truth.circuit
+    circuit, parts = subject.truth.circuit, subject.truth.parts
+    lexical = [head for part in ("label_fetcher", "label_transmitter") for head in parts.get(part, ())]
+    addresses = circuit.without(lexical, "last").without(parts.get("name_binder", ()), "previous_query_label")
     readers = circuit.groups[_READERS].heads if _READERS in circuit.groups else ()
     chosen = [
         circuit,
         Circuit({}),
         moved(circuit, lambda role: [task().wrong_segment(role)]),
-        circuit.without(readers, "previous_query_label"),
+        addresses,
+        addresses.without(readers, "previous_query_label"),
     ]
     return _Circuits(*evaluate_circuits(subject.model, chosen, subject.prompts["evaluation"], means))
 
@@ -85,13 +89,13 @@ def _reader_rows(subject: Subject, by_slot: _Circuits, by_kind: _Circuits) -> li
     """Readers depend on position alone: a mean by slot is what they write anyway."""
     if _READERS not in subject.truth.circuit.groups:
         return []
-    change = (by_slot.planted.logit_differences - by_slot.without_readers.logit_differences).abs().max()
-    same = int((by_slot.planted.predictions == by_slot.without_readers.predictions).sum())
+    change = (by_slot.addresses.logit_differences - by_slot.without_readers.logit_differences).abs().max()
+    same = int((by_slot.addresses.predictions == by_slot.without_readers.predictions).sum())
     claim = "readers ablated, slot means: largest change"
-    detail = f"logits; the same answer on {same} of {len(by_slot.planted.hits)} prompts"
+    detail = f"logits; the same answer on {same} of {len(by_slot.addresses.hits)} prompts"
     return [
         at_most(subject.model.name, claim, float(change), _SAME, detail),
-        _loss(subject, "readers ablated, kind means: accuracy lost", by_kind.planted, by_kind.without_readers),
+        _loss(subject, "readers ablated, kind means: accuracy lost", by_kind.addresses, by_kind.without_readers),
     ]
 
 

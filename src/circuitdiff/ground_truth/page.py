@@ -100,7 +100,8 @@ def _circuit_text(sizes: Sizes) -> str:
         "expected.\n"
         "- *readers, slot*: largest change of any prompt's logit difference when the structure readers are ablated. "
         "They depend on position alone, so a mean by slot is what they write anyway: 0 expected, but for LayerNorm's "
-        "0.1 %. *readers, kind*: accuracy lost; a mean by kind shows them, above 0 expected.\n"
+        "0.1 %. *readers, kind*: accuracy lost; a mean by kind shows them, above 0 expected. Both in the circuit "
+        "without the lexical route, where there is one.\n"
     )
 
 
@@ -180,13 +181,27 @@ def _share(value: float) -> str:
 
 def _failures(rows: Sequence[Row]) -> str:
     failed = [row for row in rows if not row.passed]
-    return "## What does not hold\n\n" + _listed(failed)
+    reasons = [f"- `{name}`: {why}\n" for name, why in _REASONS.items() if any(row.model == name for row in failed)]
+    return "## What does not hold\n\n" + _listed(failed) + "\n" + "".join(reasons)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
 
+
+# As far as we can see; printed where a claim about the model does not hold.
+_REASONS = {
+    "planted-base": "of two negative heads the weaker one has a large effect (0.32 logits over 1,000 prompts) that differs "
+    "much from prompt to prompt. 70 prompts do not tell it from chance over 80 heads.",
+    "planted-backup": "when a transmitter or fetcher is patched, the backup writes the name that is now missing. So "
+    "effects differ so much between prompts that 70 of them do not show the transmitters, and the plan ends there. That "
+    "is a limit of path patching under self-repair. Nor is the backup idle in the whole model: for most prompts it "
+    "does nothing, for some it writes another name.",
+    "planted-pair": "addresses on a grid make detectors read decoys' traces in the address as well. Each of these decoys "
+    "has an effect above the minimum. The faithfulness is below 1 by two prompts of 200.",
+    "planted-spread": "the model makes no error on these prompts, the circuit three of 200; no error was left to win back.",
+}
 
 _MISSING = """## Not covered yet
 
