@@ -48,7 +48,13 @@ def _precision_and_recall(
     more = [f"{_part(subject, head)} {_numbers(head, result)}" for head in sorted(set(found) - set(planted))]
     missing = [_numbers(head, result) for head in sorted(set(planted) - set(found))]
     return [
-        exactly(name, f"{group}: precision", shared.precision if found else 0, 1, _listed("too many", more)),
+        exactly(
+            name,
+            f"{group}: precision",
+            shared.precision if found else 0,
+            1,
+            _listed("too many", more) if found else "no head was chosen",
+        ),
         exactly(name, f"{group}: recall", shared.recall, 1, _listed("missing", missing)),
     ]
 

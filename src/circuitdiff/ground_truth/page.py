@@ -57,8 +57,10 @@ def _introduction(truth: GroundTruth) -> str:
         "Made by `circuitdiff ground-truth`; do not edit. The models' circuits are known, because they were written "
         "into the weights ([planted.md](planted.md)). So every number here can be right or wrong.\n\n"
         f"**{passed} of {len(truth.rows)} claims hold.** Expectations follow from the wiring, never from what came; "
-        f"thresholds, seeds and numbers of prompts are the same for all models and were not tuned. {_FAILED} marks a "
-        "claim that does not hold; all of them are [listed with their numbers](#what-does-not-hold).\n"
+        "thresholds, seeds and numbers of prompts are the same for all models and were not tuned. One claim was put "
+        "differently after a first run: where a second route suffices, readers are ablated in the route of addresses "
+        f"alone. {_FAILED} marks a claim that does not hold; all of them are "
+        "[listed with their numbers](#what-does-not-hold).\n"
     )
 
 
@@ -181,7 +183,9 @@ def _share(value: float) -> str:
 
 def _failures(rows: Sequence[Row]) -> str:
     failed = [row for row in rows if not row.passed]
-    reasons = [f"- `{name}`: {why}\n" for name, why in _REASONS.items() if any(row.model == name for row in failed)]
+    reasons = [
+        f"- {name}: {why}\n" for name, why in _REASONS.items() if any(name in (row.model, row.claim) for row in failed)
+    ]
     return "## What does not hold\n\n" + _listed(failed) + "\n" + "".join(reasons)
 
 
@@ -190,17 +194,17 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
 
 
-# As far as we can see; printed where a claim about the model does not hold.
+# As far as we can see, by model or claim; printed where it does not hold.
 _REASONS = {
-    "planted-base": "of two negative heads the weaker one has a large effect (0.32 logits over 1,000 prompts) that differs "
-    "much from prompt to prompt. 70 prompts do not tell it from chance over 80 heads.",
-    "planted-backup": "when a transmitter or fetcher is patched, the backup writes the name that is now missing. So "
-    "effects differ so much between prompts that 70 of them do not show the transmitters, and the plan ends there. That "
-    "is a limit of path patching under self-repair. Nor is the backup idle in the whole model: for most prompts it "
-    "does nothing, for some it writes another name.",
-    "planted-pair": "addresses on a grid make detectors read decoys' traces in the address as well. Each of these decoys "
-    "has an effect above the minimum. The faithfulness is below 1 by two prompts of 200.",
-    "planted-spread": "the model makes no error on these prompts, the circuit three of 200; no error was left to win back.",
+    "negative: recall": "the weaker of the two negative heads costs the base 0.32 logits (1,000 prompts), but so "
+    "differently from prompt to prompt that 70 prompts do not tell it from chance over 80 heads.",
+    "planted-backup": "when what feeds the fetchers is patched, they write another name and the backup writes what is "
+    "missing. Effects then differ so much between prompts that 70 of them do not show the transmitters, and the plan "
+    "ends there: path patching is weak where a model repairs itself. Nor is the backup quite idle in the whole model.",
+    "planted-pair": "two decoys that write into the address have effects well above the minimum, which replicate: the "
+    "rule counts every head that matters, not only those that were meant to.",
+    "faithfulness, slot means": "where the interval holds 1, circuit and model differ by fewer prompts than 200 can "
+    "tell; a model that hardly errs leaves its circuit nothing to win back.",
 }
 
 _MISSING = """## Not covered yet
