@@ -16,13 +16,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
+from circuitdiff.models.examples import Examples, encode_examples, read_examples
 from circuitdiff.models.family_registry import sha256_of
-from circuitdiff.models.finetune import Examples, Lora, Outcome, Training, add_lora, finetune, hits
-from circuitdiff.models.one_token_answers import read_examples
+from circuitdiff.models.finetune import Lora, Outcome, Training, add_lora, finetune, hits
 from circuitdiff.models.saving import save_adapter, save_model, writing
 from circuitdiff.models.sources import Source, read_source
 from circuitdiff.settings import ModelSettings, Settings, read_yaml
 from circuitdiff.tasks import get_task
+from circuitdiff.training_data import generate
 
 
 class LoraSettings(Settings):
@@ -50,21 +51,26 @@ class TrainingSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Prompts of a built-in task, or of a JSONL file of `{"prompt": ..., "answer": ...}` (relative to the recipe)."""
+    """Prompts of a built-in task, built-in training data, or a JSONL file of `{"prompt": ..., "answer": ...}`.
+
+    The file's path is relative to the recipe.
+    """
 
     task: str | None = None
+    generator: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     split: str = "train"
     seed: int = Field(0, ge=0)
     n_prompts: int | None = Field(None, ge=1)  # of a JSONL file: its first so many lines, or all
     jsonl: Path | None = None
+    answers: Literal["one_token", "text"] = "one_token"  # of a JSONL file
 
     @model_validator(mode="after")
     def _one_kind(self) -> DataSettings:
-        if (self.task is None) == (self.jsonl is None):
-            raise ValueError("give either task or jsonl")
-        if self.task is not None and self.n_prompts is None:
-            raise ValueError("a task needs n_prompts")
+        if sum(kind is not None for kind in (self.task, self.generator, self.jsonl)) != 1:
+            raise ValueError("give one of task, generator and jsonl")
+        if self.jsonl is None and self.n_prompts is None:
+            raise ValueError("a task or generator needs n_prompts")
         return self
 
 
@@ -164,10 +170,14 @@ def _all_examples(
 
 def _examples(data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Examples:
     if data.jsonl is not None:
-        return read_examples(folder / data.jsonl, tokenizer, data.n_prompts)
+        return read_examples(folder / data.jsonl, tokenizer, data.n_prompts, whole_answers=data.answers == "text")
+    if data.generator is not None:
+        return encode_examples(
+            generate(data.generator, tokenizer, data.n_prompts or 1, data.seed, **data.options), tokenizer
+        )
     task = get_task(str(data.task), **data.options)
     pairs = task.sample(tokenizer, n_prompts=data.n_prompts or 1, seed=data.seed, split=data.split)
-    return Examples(pairs.clean, pairs.lengths, pairs.answers)
+    return Examples(pairs.clean, pairs.lengths, pairs.answers[:, None])
 
 
 def _summary(

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from circuitdiff.errors import InputError
+from circuitdiff.models.examples import Examples, read_examples
 from circuitdiff.models.finetune import (
-    Examples,
     Lora,
     Training,
     accuracy,
@@ -24,7 +24,6 @@ from circuitdiff.models.finetune import (
     hits,
     learning_rate_at,
 )
-from circuitdiff.models.one_token_answers import read_examples
 from circuitdiff.models.saving import save_adapter, writing
 from circuitdiff.models.sources import read_source
 from circuitdiff.recipes import read_recipe, run_recipe
@@ -41,7 +40,7 @@ def examples(n=20, seed=0):
     tokens = torch.randint(1, 12, (n, 6), generator=g)
     answers = tokens[:, 0] + 1
     tokens[torch.arange(6) >= lengths[:, None]] = 0
-    return Examples(tokens, lengths, answers)
+    return Examples(tokens, lengths, answers[:, None])
 
 
 def lora_model(seed=3):
@@ -74,7 +73,7 @@ def test_answer_logits_are_those_of_each_prompt_alone_at_its_last_token():
 def test_hits_are_counted_over_the_whole_vocabulary():
     model, data = tiny_decoder(), examples()
     best = answer_logits(model, data).argmax(-1)
-    right = replace(data, answers=torch.where(torch.arange(len(data)) < 7, best, (best + 1) % 41))
+    right = replace(data, answers=torch.where(torch.arange(len(data)) < 7, best, (best + 1) % 41)[:, None])
     assert hits(model, right).tolist() == [1] * 7 + [0] * 13
     assert accuracy(model, right) == 7 / 20
 
@@ -311,7 +310,7 @@ def test_examples_are_read_from_jsonl(tmp_path):
     data = read_examples(path, tiny_tokenizer(), 2)
     assert data.lengths.tolist() == [2, 3]
     assert data.tokens.tolist() == [[1, 2, 0], [4, 5, 6]]
-    assert data.answers.tolist() == [3, 7]
+    assert data.answers.tolist() == [[3], [7]]
 
 
 @pytest.mark.parametrize(
@@ -319,9 +318,9 @@ def test_examples_are_read_from_jsonl(tmp_path):
     [
         (
             '{"prompt": "w0", "answer": " w1 w2"}',
-            r"line 2: .*does not keep the answer ' w1 w2' as one token.*'w1', 'w2'",
+            r"line 2: .*splits the answer ' w1 w2' into.*'w1', 'w2'",
         ),
-        ('{"prompt": "w0", "answer": "5"}', r"line 2: .*does not keep the answer '5' as one token"),
+        ('{"prompt": "w0", "answer": "5"}', r"line 2: .*does not keep the answer '5' apart from its prompt"),
         ('{"prompt": "w0"}', r'line 2: expected \{"prompt"'),
         ('{"prompt": "w0", "answer": 5}', r"line 2: expected"),
         ("w0 w1", r"line 2: expected"),
@@ -418,8 +417,11 @@ def test_a_killed_recipe_goes_on_where_it_was(recipe, tmp_path):
         ({"training": RECIPE["training"] | {"lr": 1}}, r"training\.lr: Extra inputs"),
         ({"training": RECIPE["training"] | {"batch": 0}}, r"training\.batch: .*got '0'"),
         ({"method": "full"}, r"method lora needs a `lora` section, and method full takes none"),
-        ({"data": {"jsonl": "data.jsonl", "task": "entity_tracking", "n_prompts": 4}}, r"give either task or jsonl"),
-        ({"data": {"task": "entity_tracking"}}, r"a task needs n_prompts"),
+        (
+            {"data": {"jsonl": "data.jsonl", "task": "entity_tracking", "n_prompts": 4}},
+            r"give one of task, generator and jsonl",
+        ),
+        ({"data": {"task": "entity_tracking"}}, r"a task or generator needs n_prompts"),
         ({"data": {"task": "no_such_task", "n_prompts": 4}}, r"unknown task 'no_such_task'"),
         ({"held_out": 25}, r"held_out is 25, but there are only 25 examples"),
         ({"lora": RECIPE["lora"] | {"targets": ["c_attn"]}}, r"no linear layer 'c_attn'"),

@@ -1,6 +1,6 @@
-"""Fine-tuning on prompts whose answer is one token: the whole model, or low-rank adapters (LoRA).
+"""Fine-tuning on prompts and answers: the whole model, or low-rank adapters (LoRA).
 
-The loop is our own and not transformers' Trainer: the loss sits at one position per prompt, a killed run must continue
+The loop is our own and not transformers' Trainer: the loss sits at the answer only, a killed run must continue
 bit for bit, and accuracy is measured on the weights as they will be stored. That is less code than the Trainer's
 settings for it.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,27 +21,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from circuitdiff.errors import InputError
+from circuitdiff.models.examples import Examples
 from circuitdiff.models.training_state import CurvePoint, load_state, save_state
 
 _EVALUATION_BATCH = 16
 _LARGEST_GRADIENT = 1.0  # gradients longer than this are shortened to it, as transformers' Trainer does
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Prompts, right-padded, each with the one token that should follow."""
-
-    tokens: Int[Tensor, "prompt pos"]
-    lengths: Int[Tensor, " prompt"]
-    answers: Int[Tensor, " prompt"]
-
-    def __len__(self) -> int:
-        return len(self.answers)
-
-    def select(self, prompts: Int[Tensor, " chosen"]) -> Examples:
-        """The chosen examples in the order given, without columns that only hold padding."""
-        lengths = self.lengths[prompts]
-        return Examples(self.tokens[prompts, : int(lengths.max())], lengths, self.answers[prompts])
 
 
 @dataclass(frozen=True)
@@ -126,24 +110,32 @@ def _takes_lora(part: nn.Module) -> bool:
     return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"  # GPT-2's linear layer
 
 
-def answer_logits(model: nn.Module, examples: Examples) -> Float[Tensor, "prompt d_vocab"]:
-    """The logits at each prompt's last token. Padding on the right is never seen by a causal decoder."""
-    last = (examples.lengths - 1).to(model.device)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    kept, place = last.unique(return_inverse=True)
-    logits = model(input_ids=examples.tokens.to(last.device), use_cache=False, logits_to_keep=kept).logits
-    return logits[torch.arange(len(last), device=last.device), place]
+def answer_logits(model: nn.Module, examples: Examples) -> Float[Tensor, "token d_vocab"]:
+    """The logits before each answer token, prompt by prompt. Padding on the right is never seen by a causal decoder."""
+    row, position = (index.to(model.device) for index in examples.answer_places)  # pyright: ignore[reportArgumentType]
+    kept, place = position.unique(return_inverse=True)
+    logits = model(input_ids=examples.tokens.to(row.device), use_cache=False, logits_to_keep=kept).logits
+    return logits[row, place]
 
 
 @torch.no_grad()
 def hits(model: nn.Module, examples: Examples) -> Int[Tensor, " prompt"]:
-    """1 where the answer is the most probable of all tokens, else 0."""
-    batches = torch.arange(len(examples)).split(_EVALUATION_BATCH)
-    found = [answer_logits(model, part).argmax(-1).cpu() == part.answers for part in map(examples.select, batches)]
-    return torch.cat(found).long()
+    """1 where each token of the answer is the most probable of all tokens after the right ones before it, else 0."""
+    return torch.cat([_hits(model, examples.select(part)) for part in _batches(examples)])
+
+
+def _hits(model: nn.Module, examples: Examples) -> Int[Tensor, " prompt"]:
+    wrong = answer_logits(model, examples).argmax(-1).cpu() != examples.answer_tokens
+    n_wrong = torch.zeros(len(examples), dtype=torch.long)
+    return (n_wrong.index_add_(0, examples.answer_places[0], wrong.long()) == 0).long()
+
+
+def _batches(examples: Examples) -> Sequence[Int[Tensor, " part"]]:
+    return torch.arange(len(examples)).split(_EVALUATION_BATCH)
 
 
 def accuracy(model: nn.Module, examples: Examples) -> float:
-    """Share of prompts whose answer is the most probable of all tokens."""
+    """Share of prompts that `hits` counts."""
     return float(hits(model, examples).double().mean())
 
 
@@ -235,7 +227,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Examples, r
     for group in optimizer.param_groups:
         group["lr"] = rate
     logits = answer_logits(model, batch)
-    loss = nn.functional.cross_entropy(logits.float(), batch.answers.to(logits.device))
+    loss = nn.functional.cross_entropy(logits.float(), batch.answer_tokens.to(logits.device))
     if not loss.isfinite():
         raise InputError(f"the loss is {loss.item()}: choose a smaller learning rate, or float32 weights")
     optimizer.zero_grad()
