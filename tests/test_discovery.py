@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circuitdiff.discovery import Plan, Stage, circuit_of, discover, measure_with
+from circuitdiff.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects, path_effects
@@ -80,9 +80,31 @@ def test_a_replicated_rule_asks_for_the_second_split():
     assert [split for _, _, split in asked] == ["discovery", "replication"]
 
 
-def test_a_stage_with_nothing_to_patch_into_says_so():
-    with pytest.raises(InputError, match="'second' has nothing to patch into: 'first' chose no heads"):
-        discover(Plan((FIRST, SECOND)), scripted({"first": {}, "second": {}}))
+def test_stages_that_hang_on_a_stage_without_heads_are_left_out_and_the_others_run():
+    asked: list = []
+    plan = Plan((FIRST, SECOND, THIRD, Stage("apart", "last", TopK(1))))
+    tables = {"first": {"3.3": 2.5}, "apart": {"1.1": -1.0}}  # a head that hurts is nothing to patch into
+    results = discover(plan, scripted(tables, asked))
+    assert [name for name, _, _ in asked] == [result.stage.name for result in results] == ["first", "apart"]
+    assert gaps(plan, results) == [
+        "no heads at stage first; use more prompts or a rule that is less strict",
+        "stage second was not run: first has no heads to patch into",
+        "stage third was not run: second has no heads to patch into",
+    ]
+    groups = circuit_of(results, "later").groups
+    assert {name: group.heads for name, group in groups.items()} == {"first": (), "apart": (Head(1, 1),)}
+
+
+def test_a_plan_whose_stages_all_choose_heads_has_no_gaps():
+    plan = Plan((FIRST, SECOND, THIRD))
+    assert gaps(plan, discover(plan, scripted(TABLES))) == []
+
+
+def test_a_later_stage_without_heads_is_a_gap_that_stops_no_other():
+    plan = Plan((FIRST, SECOND, Stage("beside", "last", TopK(1), via="q", receivers_from="first")))
+    results = discover(plan, scripted(TABLES | {"second": {}, "beside": {"0.1": -1.0}}))
+    assert [result.stage.name for result in results] == ["first", "second", "beside"]
+    assert gaps(plan, results) == ["no heads at stage second; use more prompts or a rule that is less strict"]
 
 
 @pytest.mark.parametrize(

@@ -87,13 +87,14 @@ def discover(plan: Plan, measure: Measure) -> list[StageResult]:
     """Runs a plan's stages in order, each into heads that an earlier one chose.
 
     `measure` runs the model (see `measure_with`); a rule that wants its discoveries replicated asks it for the split
-    "replication", too.
-
-    Raises: InputError if a stage's receivers are no heads at all.
+    "replication", too. A stage is left out of the results if the stage that it patches into chose no heads, or was
+    left out itself: `gaps` says so in words.
     """
     results: dict[str, StageResult] = {}
     for stage in plan.stages:
         receivers = _receivers(stage, results)
+        if receivers is not None and not receivers:
+            continue
         found = measure(stage, receivers, "discovery")
         wants_second = isinstance(stage.rule, Discoveries) and stage.rule.replicated
         again = measure(stage, receivers, "replication") if wants_second else None
@@ -129,16 +130,23 @@ def measure_with(
     return measure
 
 
+def gaps(plan: Plan, results: Sequence[StageResult]) -> list[str]:
+    """One line for each stage of the plan that chose no helping heads, and for each that `discover` left out."""
+    found = {result.stage.name: result for result in results}
+    lines = []
+    for stage in plan.stages:
+        if stage.name not in found:
+            lines.append(f"stage {stage.name} was not run: {stage.receivers_from} has no heads to patch into")
+        elif not found[stage.name].selection.helping:
+            lines.append(f"no heads at stage {stage.name}; use more prompts or a rule that is less strict")
+    return lines
+
+
 def _receivers(stage: Stage, results: Mapping[str, StageResult]) -> tuple[Head, ...] | None:
+    """The heads that the stage patches into; None: the logits."""
     if stage.receivers_from is None:
         return None
-    receivers = results[stage.receivers_from].as_receivers
-    if not receivers:
-        raise InputError(
-            f"stage {stage.name!r} has nothing to patch into: {stage.receivers_from!r} chose no heads; use more "
-            f"prompts or a rule that is less strict"
-        )
-    return receivers
+    return results[stage.receivers_from].as_receivers if stage.receivers_from in results else ()
 
 
 def choose(stage: Stage, found: PathEffects, again: PathEffects | None) -> Selection:
