@@ -7,7 +7,8 @@ import pytest
 from circuitdiff import planning
 from circuitdiff.models import load_model
 from circuitdiff.settings import read_settings
-from circuitdiff.study import plans_of, sample_splits
+from circuitdiff.study import plans_of
+from circuitdiff.workbench import sample_splits
 from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
 
 

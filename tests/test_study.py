@@ -16,7 +16,8 @@ from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activa
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, CheckError
 from circuitdiff.settings import StudySettings, read_settings
-from circuitdiff.study import run_study, sample_splits
+from circuitdiff.study import run_study
+from circuitdiff.workbench import sample_splits
 from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
 
 
@@ -136,6 +137,11 @@ def test_a_variant_is_measured_and_the_bases_circuit_evaluated_in_it(model, tmp_
     entries = results["faithfulness"][model.name]
     assert set(entries) == {model.name, "second"}
     assert entries["second"]["model_accuracy"] == results["models"]["second"]["accuracy"]
+    assert set(results["circuits"]) == {model.name, f"{model.name} (other)", "second"}
+    assert results["circuits"]["second"]["model"] == "second"
+    assert set(results["faithfulness"]["second"]) == {model.name, "second"}  # its own circuit, also in the base
+    assert set(results["random"]["second"]) == {model.name, "second"}
+    assert set(results["random"][model.name]) == {model.name}  # random circuits: in the base and where it was found
     shape = [check for check in results["checks"] if check["name"] == "base and variant have the same shape"]
     assert [check["model"] for check in shape] == ["second"]
 

@@ -111,6 +111,7 @@ class StudySettings(Settings):
     task: TaskSettings = Field(default_factory=TaskSettings)
     prompts: PromptSettings = Field(default_factory=PromptSettings)
     plans: dict[str, PlanSettings] = Field(default_factory=dict)  # empty: the task's own plan
+    discover_in_variants: bool = True  # also find each variant's own circuit, by the main plan
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     seed: int = 0
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"

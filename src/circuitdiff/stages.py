@@ -44,7 +44,7 @@ class Stages:
                 memory_gb=self.settings.memory_gb,
                 progress=lambda done, total: self.monitor(title, done, total),
             )
-            key = self._key(split) | form.path_key(stage, receivers, metric)
+            key = self.key(split) | form.path_key(stage, receivers, metric)
             name = f"path-{self.model.name}-{stage.at}-{stage.via or 'direct'}"
             record = self.store.stage(name, key, lambda: form.effects_record(run(stage, receivers, split)))
             self.monitor(title, 1, 1)
@@ -54,7 +54,7 @@ class Stages:
 
     def check_sweep(self, result: StageResult, pairs: Pairs, metric: str) -> Check:
         """Check 3 on a finished sweep."""
-        key = self._key("discovery") | form.path_key(result.stage, result.receivers, metric)
+        key = self.key("discovery") | form.path_key(result.stage, result.receivers, metric)
         strongest = [str(head) for head in result.selection.helping[:1]]
         return self._check(
             f"check of {result.stage.name}",
@@ -64,7 +64,7 @@ class Stages:
 
     def check_circuit(self, name: str, circuits: Sequence[Circuit], pairs: Pairs, means: Means) -> Check:
         """Check 3 on circuits alone."""
-        key = self._key("evaluation") | {"circuits": [circuit.to_dict() for circuit in circuits]}
+        key = self.key("evaluation") | {"circuits": [circuit.to_dict() for circuit in circuits]}
         return self._check(f"check of circuit {name}", key, lambda: check_ablation(self.model, circuits, pairs, means))
 
     def answers(self, pairs: Pairs) -> Evaluation:
@@ -95,25 +95,26 @@ class Stages:
             sums = slot_sums(self.model, pairs)
             return Record({by: sums.means(by, self.model.dtype).values.cpu() for by in ("slot", "kind")}, None)
 
-        record = self._kept(f"means of {self.model.name}", self._key("means"), compute)
+        record = self.kept(f"means of {self.model.name}", self.key("means"), compute)
         return {by: Means(record.tensors[by].to(self.model.device), by) for by in ("slot", "kind")}
 
     def _evaluations(
         self, title: str, pairs: Pairs, what: Mapping[str, Any], compute: Callable[[], list[Evaluation]]
     ) -> list[Evaluation]:
-        key = self._key("evaluation") | {"n": len(pairs), "what": dict(what)}
-        return form.evaluations_from(self._kept(title, key, lambda: form.evaluations_record(compute())))
+        key = self.key("evaluation") | {"n": len(pairs), "what": dict(what)}
+        return form.evaluations_from(self.kept(title, key, lambda: form.evaluations_record(compute())))
 
     def _check(self, title: str, key: Mapping[str, Any], compute: Callable[[], Check]) -> Check:
-        return Check(**self._kept(title, key, lambda: Record({}, compute().to_dict())).data)
+        return Check(**self.kept(title, key, lambda: Record({}, compute().to_dict())).data)
 
-    def _kept(self, title: str, key: Mapping[str, Any], compute: Callable[[], Record]) -> Record:
+    def kept(self, title: str, key: Mapping[str, Any], compute: Callable[[], Record]) -> Record:
+        """The stage's record, from the run folder or computed now; `key` is all that it depends on."""
         self.monitor(title, 0, 1)
         record = self.store.stage(title, key, compute)
         self.monitor(title, 1, 1)
         return record
 
-    def _key(self, split: str) -> dict[str, Any]:
+    def key(self, split: str) -> dict[str, Any]:
         """What everything on this model and split depends on."""
         settings, wanted = self.settings, self.settings.prompts
         return {

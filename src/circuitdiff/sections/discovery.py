@@ -1,0 +1,30 @@
+"""Which circuit a plan finds in a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from circuitdiff import results as form
+from circuitdiff.circuit import Circuit
+from circuitdiff.discovery import Plan, circuit_of, discover
+from circuitdiff.study_checks import check_noise
+from circuitdiff.workbench import Workbench
+
+
+def discovery_section(
+    bench: Workbench, model: str, name: str, plan_name: str, plan: Plan
+) -> tuple[Circuit, dict[str, Any]]:
+    """Runs the plan's sweeps on a model, each with checks 3 and 7; the circuit goes by `name`."""
+    subject = bench.subject(model)
+    splits = {"discovery": subject.splits.discovery, "replication": subject.splits.replication}
+    found = discover(plan, subject.stages.sweeps(splits, plan.metric))
+    for result in found:
+        bench.keep([subject.stages.check_sweep(result, subject.splits.discovery, plan.metric)])
+        bench.keep([check_noise(subject.model, result)])
+    circuit = circuit_of(found, plan.shared)
+    file = f"circuit-{plan_name}.json" if model == bench.base else f"circuit-{plan_name}-{model}.json"
+    circuit.to_json(bench.store.folder / file)
+    return circuit, {
+        "circuits": {name: {"model": model, **circuit.to_dict()}},
+        "discovery": {name: form.discovery_entry(model, plan_name, plan.metric, found)},
+    }
