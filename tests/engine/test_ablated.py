@@ -128,5 +128,5 @@ def test_circuits_run_in_parts_give_what_they_give_together(monkeypatch):
     chosen, tokens = subject("llama"), random_tokens()
     ablation = Ablation(POSITIONS, circuits(), constants(N_PROMPTS))
     whole = WindowExecutor().ablated(batch_of(chosen, tokens), ablation, everything)
-    monkeypatch.setattr("circuitdiff.engine.window_ablation._MAX_ROWS", 2 * N_PROMPTS * len(POSITIONS))
+    monkeypatch.setattr("circuitdiff.engine.window_ablation.rows_at_once", lambda *_: 2 * N_PROMPTS * len(POSITIONS))
     assert_same(WindowExecutor().ablated(batch_of(chosen, tokens), ablation, everything), whole)

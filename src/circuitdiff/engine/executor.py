@@ -12,7 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.clean import CleanRun, run_clean
+from circuitdiff.engine.constant_tokens import ConstantTokens
 from circuitdiff.engine.edits import Edit, Site
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.engine.model import Model
 
 # From logits and the prompt that each row belongs to, to the numbers wanted of each.
@@ -26,6 +28,12 @@ class Ablation:
     positions: tuple[int, ...]  # ascending; the last one is the prompts' last
     kept: Bool[Tensor, "variant layer at head"]  # `at` runs over `positions`
     constants: Float[Tensor, " layer #prompt pos head d_head"]  # the leading space keeps ruff from unquoting it
+    remembered: ConstantTokens | None = None  # of the same constants, shared by all prompts; kept from call to call
+    memory_gb: float = DEFAULT_MEMORY_GB
+
+    def __post_init__(self) -> None:
+        known = self.remembered
+        assert known is None or (known.shared and known.constants is self.constants), "remembered for other constants"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
-"""The window executor for circuits alone: a circuit costs one token per position at which it has heads.
+"""The window executor for circuits alone: a circuit costs one token per position at which it can differ.
 
-Where no head is kept, all heads are constants, so a residual stream depends on token and position only: its keys and
-values are computed once per distinct pair, not per prompt, and shared by all circuits.
+1. Positions without a kept head hold constants only: their keys and values are computed once per distinct token
+   (`constant_tokens`).
+2. The *trunk* keeps the heads that most circuits keep. It runs once, at all positions that have kept heads.
+3. A circuit is a *branch*: it begins at the first layer and position where it differs from the trunk, and takes
+   everything before from there. Circuits that differ at the last position only cost one token each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,116 +17,133 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, handled_by
+from circuitdiff.engine.constant_tokens import ConstantColumns, ConstantTokens
 from circuitdiff.engine.executor import Ablation, Batch, Readout, read_out
-from circuitdiff.engine.model import Model
+from circuitdiff.engine.memory import rows_at_once
 from circuitdiff.engine.replay import Keywords, cut, embed, run_layer
 from circuitdiff.engine.window_attention import Prefix, Window, attend_window
 
-_MAX_ROWS = 2048  # variants x prompts x positions in one layer call: bounds the memory, and fills the cores
+
+@dataclass(frozen=True)
+class _Scene:
+    """One batch of prompts with what its circuits share."""
+
+    batch: Batch
+    ablation: Ablation
+    resid: Float[Tensor, "prompt at d_model"]  # what enters the first layer at the ablation's positions
+    keywords: list[Keywords]
+    constant: ConstantColumns
 
 
 @dataclass(frozen=True)
-class _Constant:
-    """Keys and values at the positions where every head is constant, per distinct (token, position)."""
+class _Trunk:
+    """The circuit from which the others branch off; lists have an entry per layer."""
 
-    columns: Int[Tensor, " column"]  # the positions
-    member: Int[Tensor, "prompt column"]  # which distinct pair each prompt has there
-    k: list[Float[Tensor, "distinct kv_head d_head"]]
-    v: list[Float[Tensor, "distinct kv_head d_head"]]
+    kept: Bool[Tensor, "layer at head"]
+    resid_pre: list[Float[Tensor, "prompt at d_model"]]
+    k: list[Float[Tensor, "prompt kv_head at d_head"]]
+    v: list[Float[Tensor, "prompt kv_head at d_head"]]
+    final: Float[Tensor, "prompt d_model"]
 
-    def prefix(self, layer: int) -> Prefix:
-        k, v = (kv[layer][self.member].transpose(1, 2) for kv in (self.k, self.v))
-        return Prefix(k, v)
+
+@dataclass(frozen=True)
+class _Branches:
+    """Circuits that begin at one position, those of lower layers first."""
+
+    variants: Int[Tensor, " branch"]
+    begin: Int[Tensor, " branch"]  # the first layer that differs
+    first: int  # the first place of `Ablation.positions` that differs
 
 
 def ablated_in_window(batch: Batch, ablation: Ablation, readout: Readout) -> Float[Tensor, "variant prompt value"]:
     """Each variant's circuit alone; see `Executor.ablated`."""
     assert ablation.positions[-1] == batch.length - 1, "the last position is where the logits are read"
-    model = batch.model
-    resid, keywords = embed(model, batch.tokens)
-    positions = torch.tensor(ablation.positions, device=resid.device)
-    constant = _run_constant(batch, ablation, resid, keywords)
-    at_once = max(1, _MAX_ROWS // (batch.n_prompts * len(positions)))
-    parts = []
-    for kept in ablation.kept.split(at_once):
-        final = _run_kept(batch, ablation, kept, resid[:, positions], keywords, constant)
-        parts.append(read_out(model, final, readout))
-    return torch.cat(parts)
+    scene = _open(batch, ablation)
+    trunk = _run_trunk(scene)
+    shared = read_out(batch.model, trunk.final[None], readout)
+    values = shared.expand(len(ablation.kept), *shared.shape[1:])
+    for branches in _branches(scene, trunk):
+        final = _run_branches(scene, trunk, branches)
+        values = values.index_copy(0, branches.variants.to(values.device), read_out(batch.model, final, readout))
+    return values
 
 
-def _run_constant(batch: Batch, ablation: Ablation, resid: Tensor, keywords: list[Keywords]) -> _Constant:
-    columns = torch.tensor(
-        [p for p in range(batch.length) if p not in ablation.positions],
-        dtype=torch.long,
-        device=resid.device,
-    )
-    shared = ablation.constants.shape[1] == 1
-    tokens = batch.tokens.to(resid.device)[:, columns]
-    owner = tokens if shared else torch.arange(batch.n_prompts, device=resid.device)[:, None].expand_as(tokens)
-    pair = torch.stack([owner, columns.expand_as(tokens)], dim=-1).flatten(0, 1)
-    distinct, member = torch.unique(pair, dim=0, return_inverse=True)
-    example = torch.empty(len(distinct), dtype=torch.long, device=resid.device)
-    example[member] = torch.arange(len(pair), device=resid.device)  # some prompt and column that has this pair
-    prompt, position = example // max(len(columns), 1), distinct[:, 1]
-    constants = ablation.constants[:, torch.zeros_like(prompt) if shared else prompt, position]
-    k, v = _run_rows(batch.model, resid[prompt, position], position, constants, keywords)
-    return _Constant(columns, member.unflatten(0, tokens.shape), k, v)
+def _open(batch: Batch, ablation: Ablation) -> _Scene:
+    resid, keywords = embed(batch.model, batch.tokens)
+    free = [p for p in range(batch.length) if p not in ablation.positions]
+    columns = torch.tensor(free, dtype=torch.long, device=resid.device)
+    tokens = ablation.remembered or ConstantTokens(batch.model, ablation.constants, ablation.memory_gb)
+    assert tokens.model is batch.model, "what is remembered is another model's"
+    constant = tokens.columns(columns, batch.tokens, resid, keywords)
+    return _Scene(batch, ablation, resid[:, list(ablation.positions)], keywords, constant)
 
 
-def _run_rows(
-    model: Model,
-    resid: Float[Tensor, "row d_model"],
-    position: Int[Tensor, " row"],
-    constants: Float[Tensor, "layer row head d_head"],
-    keywords: list[Keywords],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys and values of every layer for lone tokens whose heads are all constant."""
-    if len(resid) == 0:  # no layer can run on nothing
-        nothing = [resid.new_empty(0, model.n_kv_heads, model.d_head)] * model.n_layers
-        return nothing, nothing
-    k, v = [], []
-    hidden = resid[:, None]
+def _run_trunk(scene: _Scene) -> _Trunk:
+    """Step 2."""
+    kept = scene.ablation.kept.double().mean(0) > 0.5
+    hidden, resid_pre, k, v = scene.resid, [], [], []
+    for layer in range(scene.batch.model.n_layers):
+        resid_pre.append(hidden)
+        calls: list[AttentionCall] = []
+        hidden = _run_layer(scene, layer, hidden[None], kept[None, layer], scene.constant.prefix(layer), calls)[0]
+        k.append(calls[0].k)
+        v.append(calls[0].v)
+    return _Trunk(kept, resid_pre, k, v, hidden[:, -1])
+
+
+def _branches(scene: _Scene, trunk: _Trunk) -> Iterator[_Branches]:
+    """The circuits that differ from the trunk, each once, as many together as the memory takes."""
+    differs = (scene.ablation.kept != trunk.kept).any(-1).long()
+    begin, first = differs.amax(2).argmax(1), differs.amax(1).argmax(1)
+    most = rows_at_once(scene.batch.model, scene.ablation.memory_gb) // scene.batch.n_prompts
+    for place in first.unique().tolist():
+        mine = ((first == place) & differs.any(-1).any(-1)).nonzero()[:, 0]
+        mine = mine[begin[mine].argsort(stable=True)]
+        for variants in mine.split(max(1, most // (len(scene.ablation.positions) - place))):
+            if len(variants):
+                yield _Branches(variants, begin[variants], place)
+
+
+def _run_branches(scene: _Scene, trunk: _Trunk, branches: _Branches) -> Float[Tensor, "branch prompt d_model"]:
+    """Step 3: the final residual stream at the last position."""
+    first, n_layers = branches.first, scene.batch.model.n_layers
+    hidden = trunk.resid_pre[0][None, :, first:][:0]
+    for layer in range(int(branches.begin[0]), n_layers):
+        n_new = int((branches.begin <= layer).sum()) - len(hidden)
+        joining = trunk.resid_pre[layer][:, first:]
+        hidden = torch.cat([hidden, joining.expand(n_new, *joining.shape)])
+        constant = scene.constant.prefix(layer)
+        prefix = Prefix(
+            torch.cat([constant.k, trunk.k[layer][:, :, :first]], dim=2),
+            torch.cat([constant.v, trunk.v[layer][:, :, :first]], dim=2),
+        )
+        kept = scene.ablation.kept[branches.variants[: len(hidden)], layer, first:]
+        hidden = _run_layer(scene, layer, hidden, kept, prefix)
+    return hidden[:, :, -1]
+
+
+def _run_layer(
+    scene: _Scene,
+    layer: int,
+    hidden: Float[Tensor, "variant prompt row d_model"],
+    kept: Bool[Tensor, "variant row head"],
+    prefix: Prefix,
+    calls: list[AttentionCall] | None = None,
+) -> Float[Tensor, "variant prompt row d_model"]:
+    """One layer at the last of the ablation's positions, over a prefix of all others; its call is added to `calls`."""
+    everywhere = torch.tensor(scene.ablation.positions, device=hidden.device)
+    rows = everywhere[-hidden.shape[2] :]
+    order = torch.cat([scene.constant.columns, everywhere])
+    constants = scene.ablation.constants[layer][:, rows]
+    keep = kept[:, None, :, :, None].to(hidden.device)
 
     def handler(call: AttentionCall) -> Tensor:
-        k.append(call.k[:, :, 0])
-        v.append(call.v[:, :, 0])
-        return constants[call.layer][:, None]
+        window = Window(*(x.unflatten(0, hidden.shape[:2]) for x in (call.q, call.k, call.v)))
+        z = attend_window(window, prefix, call.allowed[0, 0][:, order], call.scaling, call.softcap)
+        if calls is not None:
+            calls.append(call)
+        return torch.where(keep, z, constants).flatten(0, 1)
 
     with handled_by(handler):
-        for layer, module in enumerate(model.layers):
-            hidden = run_layer(module, hidden, cut(keywords[layer], position, one_each=True))
-    return k, v
-
-
-def _run_kept(
-    batch: Batch,
-    ablation: Ablation,
-    kept: Bool[Tensor, "variant layer at head"],
-    resid: Float[Tensor, "prompt at d_model"],
-    keywords: list[Keywords],
-    constant: _Constant,
-) -> Float[Tensor, "variant prompt d_model"]:
-    """The final residual stream at the last of the positions.
-
-    Below the first layer in which circuits differ, all variants are one.
-    """
-    positions = torch.tensor(ablation.positions, device=resid.device)
-    order = torch.cat([constant.columns, positions])
-    differ = (kept != kept[:1]).flatten(2).any(dim=(0, 2))
-    hidden = resid[None]
-    for layer, module in enumerate(batch.model.layers):
-        if differ[layer] and len(hidden) == 1:
-            hidden = hidden.expand(len(kept), *resid.shape)
-        keep_here = kept[: len(hidden), layer, :, :, None][:, None].to(resid.device)
-        constants = ablation.constants[layer][:, positions]
-
-        def handler(call: AttentionCall, shape=hidden.shape[:2], keep=keep_here, constants=constants) -> Tensor:
-            window = Window(*(x.unflatten(0, shape) for x in (call.q, call.k, call.v)))
-            allowed = call.allowed[0, 0][:, order]
-            z = attend_window(window, constant.prefix(call.layer), allowed, call.scaling, call.softcap)
-            return torch.where(keep, z, constants).flatten(0, 1)
-
-        with handled_by(handler):
-            out = run_layer(module, hidden.flatten(0, 1), cut(keywords[layer], positions))
-        hidden = out.unflatten(0, hidden.shape[:2])
-    return hidden.expand(len(kept), *resid.shape)[:, :, -1]
+        out = run_layer(scene.batch.model.layers[layer], hidden.flatten(0, 1), cut(scene.keywords[layer], rows))
+    return out.unflatten(0, hidden.shape[:2])
