@@ -1,0 +1,185 @@
+"""Triples of a desideratum: the base prompts are the same for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
+from random import Random
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from circuitdiff.errors import InputError
+from circuitdiff.prompts import PromptSet
+from circuitdiff.tasks.desiderata.pairing import Pairing
+from circuitdiff.tasks.desiderata.table import POINTERS, Desideratum, Target, desideratum_named
+from circuitdiff.tasks.desiderata.wording import Source, Wording
+from circuitdiff.tasks.entity_tracking import EntityTracking, prompt_for
+from circuitdiff.tasks.scenarios import SPLITS, Question, draw_questions, generator
+from circuitdiff.tasks.template import Prompt, tokenise
+from circuitdiff.triples import Triples
+
+N_TRIPLES = 750  # 300 to train on, 150 to choose the mask, 300 to test
+_N_SPARE = 3
+
+
+def sample_triples(
+    task: EntityTracking,
+    tokenizer: PreTrainedTokenizerBase,
+    desideratum: str | Desideratum,
+    n_triples: int = N_TRIPLES,
+    seed: int = 0,
+    split: str = "mask",
+    redraw: int = 0,
+) -> Triples:
+    """Triples of one desideratum, each base prompt a scenario of its own: the same for the same arguments.
+
+    Base prompts depend on neither desideratum nor `redraw`, which draws other source prompts for them; nor do the
+    first triples on how many follow.
+
+    Raises: InputError if an option is unknown, the words are too few, or the tokenizer does not know an inserted word.
+    """
+    return sample_desiderata(task, tokenizer, [desideratum], n_triples, seed, split, redraw)[0]
+
+
+def sample_desiderata(
+    task: EntityTracking,
+    tokenizer: PreTrainedTokenizerBase,
+    desiderata: Sequence[str | Desideratum],
+    n_triples: int = N_TRIPLES,
+    seed: int = 0,
+    split: str = "mask",
+    redraw: int = 0,
+) -> list[Triples]:
+    """`sample_triples` for several desiderata, which share the base prompts, and source prompts where they are alike."""
+    if n_triples < 1 or split not in SPLITS:
+        raise InputError(f"expected at least 1 triple of a split in {', '.join(SPLITS)}; got {n_triples} of {split!r}")
+    chosen = [desideratum_named(each) if isinstance(each, str) else each for each in desiderata]
+    drawing = _Drawing(task, tokenizer, n_triples, seed, split, redraw)
+    sources = {pairing: drawing.sources(pairing) for pairing in dict.fromkeys(each.pairing for each in chosen)}
+    texts = dict.fromkeys((each.pairing, each.wording) for each in chosen)
+    prompts = {(pairing, wording): drawing.prompts(wording, sources[pairing]) for pairing, wording in texts}
+    return [drawing.triples(each, prompts[each.pairing, each.wording], sources[each.pairing]) for each in chosen]
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """Questions of one task, split and seed."""
+
+    task: EntityTracking
+    tokenizer: PreTrainedTokenizerBase
+    n_triples: int
+    seed: int
+    split: str
+    redraw: int
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (self.task.name, "desiderata", self.task.n_boxes, self.split, self.seed)
+
+    @cached_property
+    def objects(self) -> Mapping[str, int]:
+        words = self.task.usable_objects(self.tokenizer, self.split)
+        words.check_enough(2 * self.task.n_boxes, "objects")
+        return words.ids
+
+    @cached_property
+    def labels(self) -> Mapping[str, int]:
+        words = self.task.usable_labels(self.tokenizer)
+        words.check_enough(2 * self.task.n_boxes - 1, "labels")
+        return words.ids
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        drawn = draw_questions(self.key, self.split, (tuple(self.objects), tuple(self.labels)), self.task.n_boxes, 1)
+        return list(islice(chain.from_iterable(drawn), self.n_triples))
+
+    @cached_property
+    def base(self) -> PromptSet:
+        return self._tokenised([prompt_for(question) for question in self.questions], self.questions)
+
+    def sources(self, pairing: Pairing) -> list[Source]:
+        random = generator(*self.key, "sources", pairing.__name__, self.redraw)
+        objects, labels = tuple(self.objects), tuple(self.labels)
+        return [
+            _with_spares(random, base, pairing(random, base, objects, labels), objects, labels)
+            for base in self.questions
+        ]
+
+    def prompts(self, wording: Wording, sources: Sequence[Source]) -> PromptSet:
+        return self._tokenised([wording(source) for source in sources], [source.question for source in sources])
+
+    def triples(self, wanted: Desideratum, source: PromptSet, drawn: Sequence[Source]) -> Triples:
+        asked = list(zip(self.questions, (each.question for each in drawn), strict=True))
+        targets = self._tokens(wanted.target, asked)
+        if (targets < 0).any():
+            raise InputError(
+                f"desideratum {wanted.name!r} has no target for triple {int((targets < 0).nonzero()[0]) + 1}: its "
+                f"pairing and its target do not go together"
+            )
+        triples = Triples(
+            name=wanted.name,
+            base=self.base,
+            source=source,
+            answers=torch.tensor([self.objects[base.context.objects[base.queried]] for base, _ in asked]),
+            targets=targets,
+            pointers={kind: self._tokens(pointer, asked) for kind, pointer in POINTERS.items()},
+            scenarios=torch.arange(len(asked)),
+            queried=torch.tensor([base.queried for base, _ in asked]),
+            source_queried=torch.tensor([source.queried for _, source in asked]),
+        )
+        triples.check()
+        return triples
+
+    def _tokens(self, target: Target, asked: Sequence[tuple[Question, Question]]) -> Int[Tensor, " triple"]:
+        """What each source points to, as a token; -1 for nothing."""
+        words = [target(*pair) for pair in asked]
+        if strange := next((word for word in words if word is not None and word not in self.objects), None):
+            raise InputError(f"the target {strange!r} is not one token after the prompt: choose one of the task's objects")
+        return torch.tensor([-1 if word is None else self.objects[word] for word in words])
+
+    def _tokenised(self, prompts: Sequence[Prompt], questions: Sequence[Question]) -> PromptSet:
+        """Raises: InputError if the tokenizer does not know a word, or its offsets lead to wrong tokens."""
+        tokens = tokenise(self.tokenizer, prompts)
+        unknown = self.tokenizer.unk_token_id
+        strange = [] if unknown is None else (tokens.tokens == unknown).any(1).nonzero()[:, 0].tolist()
+        if strange:
+            raise InputError(
+                f"the tokenizer does not know every word of {prompts[strange[0]].text!r}: use a desideratum without "
+                f"inserted text, or another model"
+            )
+        answers = torch.tensor([self.objects[q.context.objects[q.queried]] for q in questions])
+        labels = torch.tensor([self.labels[q.label] for q in questions])
+        for role, wanted in (("correct_object", answers), ("previous_query_label", labels), ("query_label", labels)):
+            check_place(tokens, role, wanted)
+        return tokens
+
+
+def check_place(prompts: PromptSet, role: str, tokens: Int[Tensor, " prompt"]) -> None:
+    """Raises: InputError if another token sits at `role`, where a prompt has it: the offsets would be wrong."""
+    places = prompts.positions.get(role, torch.full_like(tokens, -1))
+    found = prompts.tokens.gather(1, places.clamp(min=0)[:, None])[:, 0]
+    if ((found != tokens) & (places >= 0)).any():
+        raise InputError(
+            f"the tokenizer's character offsets do not lead to the token at {role!r}: load another version of this "
+            f"tokenizer (use_fast=True)"
+        )
+
+
+def _with_spares(
+    random: Random, base: Question, source: Question, objects: Sequence[str], labels: Sequence[str]
+) -> Source:
+    """The source with a few words, in random order, that neither prompt has."""
+    spare = (
+        [word for word in words if word not in used]
+        for words, used in (
+            (objects, {*base.context.objects, *source.context.objects}),
+            (labels, {*base.context.labels, *source.context.labels, source.label}),
+        )
+    )
+    chosen = [tuple(random.sample(words, min(len(words), _N_SPARE))) for words in spare]
+    return Source(source, chosen[0], chosen[1])

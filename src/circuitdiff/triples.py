@@ -1,0 +1,84 @@
+"""Base prompts, each with a source prompt and the answer wanted once the source's activations are patched in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from circuitdiff.errors import InputError
+from circuitdiff.prompts import PromptSet
+
+
+@dataclass(frozen=True)
+class Triples:
+    """What one desideratum wants of each base prompt: its target, were some heads to act as on the source prompt."""
+
+    name: str
+    base: PromptSet
+    source: PromptSet
+    answers: Int[Tensor, " triple"]  # right for the base prompt as it is
+    targets: Int[Tensor, " triple"]  # wanted with the source patched in; never the answer
+    pointers: Mapping[str, Int[Tensor, " triple"]]  # what else the source could point to, by kind; -1 for nothing
+    scenarios: Int[Tensor, " triple"]  # of the base prompt
+    queried: Int[Tensor, " triple"]  # index of the item asked for in the base prompt; -1 unknown
+    source_queried: Int[Tensor, " triple"]  # the same in the source prompt
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def select(self, triples: Int[Tensor, " chosen"]) -> Triples:
+        """The chosen triples, in the order given."""
+        return Triples(
+            self.name,
+            self.base.select(triples),
+            self.source.select(triples),
+            self.answers[triples],
+            self.targets[triples],
+            {kind: tokens[triples] for kind, tokens in self.pointers.items()},
+            self.scenarios[triples],
+            self.queried[triples],
+            self.source_queried[triples],
+        )
+
+    def check(self) -> None:
+        """Raises: InputError if a target is the answer anyway: patching nothing would then look like a success."""
+        trivial = (self.targets == self.answers).nonzero()[:, 0].tolist()
+        if trivial:
+            raise InputError(
+                f"desideratum {self.name!r} must want another answer than the unpatched one; triple {trivial[0] + 1} "
+                f"(and {len(trivial) - 1} more) wants the same: choose another source or target"
+            )
+
+    def check_role(self, role: str) -> None:
+        """Raises: InputError if a base or source prompt has no place for `role`."""
+        for which, prompts in (("base", self.base), ("source", self.source)):
+            places = prompts.positions.get(role)
+            lacking = range(len(prompts)) if places is None else (places < 0).nonzero()[:, 0].tolist()
+            if len(lacking):
+                raise InputError(
+                    f"desideratum {self.name!r} cannot be tested at role {role!r}: {len(lacking)} of {len(prompts)} "
+                    f"{which} prompts lack it; choose a group at another role or another desideratum"
+                )
+
+
+def split_by_scenario(scenarios: Int[Tensor, " triple"], sizes: Sequence[int]) -> list[Int[Tensor, " part"]]:
+    """Consecutive parts of at least `sizes` triples, none of which shares a scenario with another.
+
+    Raises: InputError if there are too few triples.
+    """
+    parts, order = [], list(dict.fromkeys(scenarios.tolist()))
+    for size in sizes:
+        part: list[int] = []
+        while len(part) < size and order:
+            part += (scenarios == order.pop(0)).nonzero()[:, 0].tolist()
+        if len(part) < size:
+            raise InputError(
+                f"the parts need {' + '.join(map(str, sizes))} triples of scenarios of their own, and "
+                f"{len(scenarios)} triples of {len(scenarios.unique())} scenarios are too few: give more triples"
+            )
+        parts.append(torch.tensor(part))
+    return parts
