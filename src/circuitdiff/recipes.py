@@ -15,10 +15,14 @@ from scipy.stats import binomtest
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
+from circuitdiff.heads import Head
 from circuitdiff.models.examples import Examples, encode_examples, read_examples
 from circuitdiff.models.family_registry import sha256_of
-from circuitdiff.models.finetune import Lora, Outcome, Training, add_lora, finetune, hits
+from circuitdiff.models.finetune import Outcome, Training, finetune, hits
+from circuitdiff.models.head_slices import silence
+from circuitdiff.models.lora import Lora, add_lora
 from circuitdiff.models.saving import save_adapter, save_model, writing
 from circuitdiff.models.sources import Source, read_source
 from circuitdiff.settings import ModelSettings, Settings, read_yaml
@@ -26,13 +30,24 @@ from circuitdiff.tasks import get_task
 from circuitdiff.training_data import generate
 
 
+class CircuitHeads(Settings):
+    """The heads of a circuit file (relative to the recipe): of all groups, or of one."""
+
+    circuit: Path
+    group: str | None = None
+
+
+Heads = tuple[tuple[int, int], ...] | CircuitHeads
+
+
 class LoraSettings(Settings):
-    """Which linear layers get a low-rank delta; in all decoder layers unless `layers` names some."""
+    """See `models.lora.Lora`; heads are [layer, index], or those of a circuit file."""
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16, gt=0)
     targets: tuple[str, ...] = Field(min_length=1)
     layers: tuple[int, ...] | None = None
+    heads: Heads | None = None
 
 
 class TrainingSettings(Settings):
@@ -81,6 +96,7 @@ class Recipe(Settings):
     base: ModelSettings
     method: Literal["lora", "full"] = "lora"
     lora: LoraSettings | None = None
+    ablated: Heads | None = None  # heads taken out of the base, for good: the result is then a whole model
     training: TrainingSettings
     data: DataSettings
     held_out: DataSettings | Annotated[int, Field(gt=0)]  # a number: so many of the data's last, kept out of training
@@ -89,6 +105,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _method_fits(self) -> Recipe:
+        if self.ablated is not None and self.lora is None:
+            raise ValueError("ablated heads stay out only under method lora")
         if (self.method == "lora") != (self.lora is not None):
             raise ValueError("method lora needs a `lora` section, and method full takes none")
         return self
@@ -124,7 +142,7 @@ def run_recipe(
     monitor(title, 0, recipe.training.steps)
     base = read_source(recipe.base.source, recipe.base.adapters, device=recipe.device)
     data, held_out, test = _all_examples(recipe, base.tokenizer, path.parent)
-    model = _trainable(recipe, base)
+    model = _trainable(recipe, base, path.parent)
     outcome = finetune(
         model,
         data,
@@ -144,11 +162,26 @@ def run_recipe(
     return summary
 
 
-def _trainable(recipe: Recipe, base: Source) -> nn.Module:
+def _trainable(recipe: Recipe, base: Source, folder: Path) -> nn.Module:
+    ablated = _heads(recipe.ablated, folder)
+    silence(base.model, ablated)
     if recipe.lora is None:
         return base.model.requires_grad_(True)
-    lora = recipe.lora
-    return add_lora(base.model, Lora(lora.rank, lora.alpha, lora.targets, lora.layers), recipe.training.seed)
+    wanted = recipe.lora
+    heads = None if wanted.heads is None else _heads(wanted.heads, folder)
+    lora = Lora(wanted.rank, wanted.alpha, wanted.targets, wanted.layers, heads)
+    return add_lora(base.model, lora, recipe.training.seed, ablated)
+
+
+def _heads(wanted: Heads | None, folder: Path) -> tuple[Head, ...]:
+    """Raises: InputError if the circuit file cannot be read or has no such group."""
+    if not isinstance(wanted, CircuitHeads):
+        return tuple(Head(layer, index) for layer, index in wanted or ())
+    groups = Circuit.from_json(folder / wanted.circuit).groups
+    if wanted.group is not None and wanted.group not in groups:
+        raise InputError(f"{wanted.circuit} has no group {wanted.group!r}; it has {', '.join(groups)}")
+    chosen = groups.values() if wanted.group is None else [groups[wanted.group]]
+    return tuple(dict.fromkeys(head for group in chosen for head in group.heads))
 
 
 def _all_examples(
@@ -208,9 +241,11 @@ def _summary(
 
 def _save(recipe: Recipe, base: Source, model: Any, out: Path) -> dict[str, str]:
     """Writes the result; the SHA-256 of each weights file."""
-    folder = out / ("model" if recipe.lora is None else "adapter")
-    if recipe.lora is None:
-        save_model(model, base.tokenizer, folder, recipe.training.stored_as)
-    else:
+    whole = recipe.lora is None or recipe.ablated is not None
+    folder = out / ("model" if whole else "adapter")
+    if not whole:
         save_adapter(model, folder, recipe.base.source, recipe.training.stored_as)
+    else:
+        merged = model if recipe.lora is None else model.merge_and_unload()
+        save_model(merged, base.tokenizer, folder, recipe.training.stored_as)
     return {str(file.relative_to(out)): sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}

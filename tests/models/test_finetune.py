@@ -14,16 +14,15 @@ from torch import nn
 from circuitdiff.errors import InputError
 from circuitdiff.models.examples import Examples, read_examples
 from circuitdiff.models.finetune import (
-    Lora,
     Training,
     accuracy,
-    add_lora,
     answer_logits,
     batch_at,
     finetune,
     hits,
     learning_rate_at,
 )
+from circuitdiff.models.lora import Lora, add_lora
 from circuitdiff.models.saving import save_adapter, writing
 from circuitdiff.models.sources import read_source
 from circuitdiff.recipes import read_recipe, run_recipe

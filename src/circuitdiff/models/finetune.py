@@ -8,7 +8,6 @@ settings for it.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from circuitdiff.errors import InputError
 from circuitdiff.models.examples import Examples
@@ -26,16 +23,6 @@ from circuitdiff.models.training_state import CurvePoint, load_state, save_state
 
 _EVALUATION_BATCH = 16
 _LARGEST_GRADIENT = 1.0  # gradients longer than this are shortened to it, as transformers' Trainer does
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Which linear layers get a low-rank delta: module names such as `o_proj`, in all decoder layers or in `layers`."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
-    layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,41 +60,6 @@ class Outcome:
     curve: tuple[CurvePoint, ...]
     losses: tuple[float, ...]
     accuracy: float
-
-
-def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
-    """`model` with low-rank deltas that are zero so far; only they take gradients.
-
-    Raises: InputError if the model lacks a target or a layer, or the rank is not positive.
-    """
-    _check_targets(model, lora)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
-        target_modules=list(lora.targets),
-        layers_to_transform=None if lora.layers is None else list(lora.layers),
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws from the global generator
-        warnings.simplefilter("ignore", FutureWarning)  # of peft and transformers about each other
-        torch.manual_seed(seed)
-        return get_peft_model(model, config).eval()  # pyright: ignore[reportReturnType]
-
-
-def _check_targets(model: PreTrainedModel, lora: Lora) -> None:
-    if lora.rank < 1:
-        raise InputError(f"the rank of a LoRA must be at least 1; got {lora.rank}")
-    known = {name.rpartition(".")[2] for name, part in model.named_modules() if _takes_lora(part)}
-    if missing := [target for target in lora.targets if target not in known]:
-        raise InputError(f"the model has no linear layer {missing[0]!r}; targets can be {', '.join(sorted(known))}")
-    n_layers = model.config.get_text_config().num_hidden_layers
-    if beyond := [layer for layer in lora.layers or () if not 0 <= layer < n_layers]:
-        raise InputError(f"the model has no layer {beyond[0]}; its layers are 0 to {n_layers - 1}")
-
-
-def _takes_lora(part: nn.Module) -> bool:
-    return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"  # GPT-2's linear layer
 
 
 def answer_logits(model: nn.Module, examples: Examples) -> Float[Tensor, "token d_vocab"]:
