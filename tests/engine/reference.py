@@ -7,7 +7,7 @@ found by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from circuitdiff.engine.edits import Edit, Site
+from circuitdiff.engine.edits import Edit, Knockout, Site
 
 NAME = "reference"
 
@@ -28,12 +28,12 @@ ZRule = Callable[[int, int, int, int, Tensor], Tensor]
 class Act:
     """What is done to one forward pass (of one variant), and what was seen in it."""
 
-    edits: Sequence[Edit] = ()
+    edits: Sequence[Edit | Knockout] = ()
     variant: int = 0
     z_rule: ZRule | None = None  # before the edits of z
     seen: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # (layer, what) -> prompt pos head d_head
 
-    def of(self, layer: int, what: str) -> list[Edit]:
+    def of(self, layer: int, what: str) -> list:
         return [e for e in self.edits if e.layer == layer and e.what == what and self.variant in e.variants.tolist()]
 
 
@@ -62,12 +62,36 @@ def _rows_after(x: Tensor, edits: Sequence[Edit], prompt: int, head: int) -> Ten
     return torch.stack(rows)
 
 
-def _one_head(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scaling: float, softcap: float | None) -> Tensor:
+def _one_head(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor,
+    scaling: float,
+    softcap: float | None,
+    patterns: Mapping[int, Callable[[Tensor], Tensor]],
+) -> Tensor:
+    """`patterns`: by the query's position, what its weights become."""
     scores = (q @ k.T) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     weights = torch.exp(scores) * allowed
-    return (weights / weights.sum(1, keepdim=True)) @ v
+    pattern = list(weights / weights.sum(1, keepdim=True))
+    for at, change in patterns.items():
+        pattern[at] = change(pattern[at])
+    return torch.stack(pattern) @ v
+
+
+def _seen_by(allowed: Tensor, knockouts: Sequence[Knockout], prompt: int, head: int) -> Tensor:
+    """Which keys each query of one prompt and head sees after the knockouts."""
+    seen = allowed.clone()
+    for knockout in knockouts:
+        if head in knockout.heads.tolist():
+            row = knockout.variants.tolist().index(_act.variant)
+            of_variant = knockout.blocked[row if len(knockout.blocked) > 1 else 0]
+            for key in of_variant[prompt if len(of_variant) > 1 else 0].nonzero()[:, 0].tolist():
+                seen[knockout.at, key] = False
+    return seen
 
 
 def _attention(
@@ -92,14 +116,21 @@ def _attention(
     for what, x in (("q", query), ("k", key), ("v", value)):
         per_head = x if what == "q" else torch.stack([x[:, head // group] for head in range(n_heads)], 1)
         _act.seen[layer, what] = per_head.transpose(1, 2)
-    edits = {what: _act.of(layer, what) for what in ("q", "k", "v")}
+    edits = {what: _act.of(layer, what) for what in ("q", "k", "v", "pattern", "knockout")}
     readers = {e.read_at for e in (*edits["k"], *edits["v"])} - {None}
     out = []
     for prompt in range(n_prompts):
         for head in range(n_heads):
             q = _rows_after(query[prompt, head], edits["q"], prompt, head)
+            seen = _seen_by(allowed, edits["knockout"], prompt, head)
+            patterns = {
+                e.at: (lambda own, e=e, prompt=prompt, head=head: after(e, _act.variant, prompt, head, own))
+                for e in edits["pattern"]
+            }
 
-            def seen_by(reader: int | None, q: Tensor = q, prompt: int = prompt, head: int = head) -> Tensor:
+            def seen_by(
+                reader: int | None, q=q, prompt: int = prompt, head: int = head, seen=seen, patterns=patterns
+            ) -> Tensor:
                 k, v = (
                     _rows_after(
                         x[prompt, head // group],
@@ -109,7 +140,7 @@ def _attention(
                     )
                     for what, x in (("k", key), ("v", value))
                 )
-                return _one_head(q, k, v, allowed, scaling, softcap)
+                return _one_head(q, k, v, seen, scaling, softcap, patterns)
 
             z = list(seen_by(None))
             for reader in readers:
@@ -144,6 +175,17 @@ def _edit_z(layer: int, d_head: int) -> Callable[[nn.Module, tuple[Tensor, ...]]
     return hook
 
 
+def _edit_output(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        output = output.clone()
+        for edit in _act.of(layer, "output"):
+            for prompt in range(len(output)):
+                output[prompt, edit.at] = after(edit, _act.variant, prompt, 0, output[prompt, edit.at].clone())
+        return output
+
+    return hook
+
+
 @dataclass(frozen=True)
 class Reference:
     """A model with its output projections, found by name."""
@@ -160,6 +202,7 @@ class Reference:
             for layer, projection in enumerate(self.projections):
                 hook = projection.register_forward_pre_hook(_edit_z(layer, self.d_head))
                 stack.callback(hook.remove)
+                stack.callback(projection.register_forward_hook(_edit_output(layer)).remove)
             return self.module(input_ids=tokens, use_cache=False).logits[:, -1]
 
     def clean(self, tokens: Tensor) -> Act:
@@ -167,7 +210,7 @@ class Reference:
         self.logits(tokens, act)
         return act
 
-    def run(self, tokens: Tensor, edits: Sequence[Edit], n_variants: int) -> Tensor:
+    def run(self, tokens: Tensor, edits: Sequence[Edit | Knockout], n_variants: int) -> Tensor:
         return torch.stack([self.logits(tokens, Act(edits, variant)) for variant in range(n_variants)])
 
     def frozen(self, tokens: Tensor, edits: Sequence[Edit], n_variants: int, at: int) -> Tensor:

@@ -45,7 +45,7 @@ class AttentionCall:
     q: Float[Tensor, "batch head query d_head"]
     k: Float[Tensor, "batch kv_head key d_head"]
     v: Float[Tensor, "batch kv_head key d_head"]
-    allowed: Bool[Tensor, "#batch 1 query key_all"]  # key_all > key when the queries are a window
+    allowed: Bool[Tensor, "#batch #head query key_all"]  # key_all > key when the queries are a window
     scaling: float
     softcap: float | None
 
@@ -71,12 +71,15 @@ def expand_kv(kv: Float[Tensor, "*any kv_head pos d"], n_heads: int) -> Float[Te
     return kv.repeat_interleave(n_heads // kv.shape[-3], dim=-3)
 
 
+def pattern_of(call: AttentionCall) -> Float[Tensor, "batch head query key"]:
+    """How much each head's query gives to each key; sums to 1 over the keys."""
+    scores = call.q @ expand_kv(call.k, call.q.shape[1]).transpose(-1, -2) * call.scaling
+    return probabilities(scores, call.allowed, call.softcap)
+
+
 def attend(call: AttentionCall) -> Float[Tensor, "batch query head d_head"]:
     """z, per head and before the output projection, of an attention that nobody edits."""
-    n_heads = call.q.shape[1]
-    scores = call.q @ expand_kv(call.k, n_heads).transpose(-1, -2) * call.scaling
-    pattern = probabilities(scores, call.allowed, call.softcap)
-    return (pattern @ expand_kv(call.v, n_heads)).transpose(1, 2)
+    return (pattern_of(call) @ expand_kv(call.v, call.q.shape[1])).transpose(1, 2)
 
 
 _handler: ContextVar[Handler] = ContextVar("circuitdiff_attention_handler", default=attend)

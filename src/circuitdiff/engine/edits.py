@@ -6,13 +6,13 @@ Every method of circuitdiff builds edits and hands them to an executor; no metho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-What = Literal["z", "q", "k", "v"]
+What = Literal["z", "q", "k", "v", "pattern", "output"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Edit:
     The value becomes keep * (its own value in this run) + (1 - keep) * replacement; without `keep`, the replacement.
     Heads are query heads throughout: where query heads share a key or value, only the named ones see the edit.
     `read_at`, for k and v: only queries at that position see the edit; None: all later ones.
+
+    A "pattern" is what a head's query at `at` gives to each position of the prompt; the values are the run's own. An
+    "output" is what a layer's whole attention writes, as one head of width d_model, whose index is 0.
     """
 
     layer: int
@@ -29,7 +32,7 @@ class Edit:
     at: int
     heads: Int[Tensor, " edited"]
     variants: Int[Tensor, " some"]
-    replacement: Float[Tensor, "#some #prompt edited d_head"]
+    replacement: Float[Tensor, "#some #prompt edited width"]  # d_head; the prompt's length; or d_model
     keep: Float[Tensor, "#some edited"] | None = None
     read_at: int | None = None
 
@@ -43,6 +46,24 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Knockout:
+    """Queries of some heads at one position do not see some keys: their scores are -inf before the softmax."""
+
+    what: ClassVar = "knockout"
+
+    layer: int
+    at: int  # the queries' position
+    heads: Int[Tensor, " edited"]
+    variants: Int[Tensor, " some"]
+    blocked: Bool[Tensor, "#some #prompt pos"]
+
+    @property
+    def first_changed(self) -> int:
+        """The first position whose residual stream the knockout can change."""
+        return self.at
+
+
+@dataclass(frozen=True)
 class Site:
     """What some heads of one layer carry at one position, to be read off."""
 
@@ -53,8 +74,8 @@ class Site:
 
 
 def replace(
-    own: Float[Tensor, "variant prompt head d_head"], edit: Edit, rows: Int[Tensor, " some"]
-) -> Float[Tensor, "variant prompt head d_head"]:
+    own: Float[Tensor, "variant prompt head width"], edit: Edit, rows: Int[Tensor, " some"]
+) -> Float[Tensor, "variant prompt head width"]:
     """`own` after the edit, out of place; `rows` says where in `own` the edit's variants are."""
     n_prompts = own.shape[1]
     index = (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuitdiff.engine.clean import CleanRun, run_clean
 from circuitdiff.engine.constant_tokens import ConstantTokens
-from circuitdiff.engine.edits import Edit, Site
+from circuitdiff.engine.edits import Edit, Knockout, Site
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.engine.model import Model
 
@@ -62,9 +62,14 @@ class Executor(Protocol):
     """Carries edits out. Both executors give the same numbers; the window executor computes only what can differ."""
 
     def run(
-        self, batch: Batch, edits: Sequence[Edit], n_variants: int, readout: Readout
+        self, batch: Batch, edits: Sequence[Edit | Knockout], n_variants: int, readout: Readout
     ) -> Float[Tensor, "variant prompt value"]:
-        """Nothing frozen: what `readout` says of each variant's logits at the last position."""
+        """Nothing frozen: what `readout` says of each variant's logits at the last position.
+
+        Within a layer: knockouts and edits of q, k and v, then of patterns, of z, and of the output.
+
+        Raises: InputError if a knockout leaves a query without keys.
+        """
         ...
 
     def frozen(

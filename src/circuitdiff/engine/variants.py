@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.clean import CleanRun
-from circuitdiff.engine.edits import Edit
+from circuitdiff.engine.edits import Edit, Knockout
 from circuitdiff.engine.executor import Batch, Readout, read_out
 
 
@@ -18,7 +18,14 @@ class LiveVariants:
 
     hidden: Float[Tensor, "live prompt row d_model"]
 
-    def __init__(self, clean: CleanRun, edits: Sequence[Edit], n_variants: int, start: int, n_rows: int | None = None):
+    def __init__(
+        self,
+        clean: CleanRun,
+        edits: Sequence[Edit | Knockout],
+        n_variants: int,
+        start: int,
+        n_rows: int | None = None,
+    ):
         assert start >= clean.start, "the clean run is kept from a later position on"
         self._clean = clean
         self._n_layers = len(clean.resid_pre)
@@ -50,7 +57,7 @@ class LiveVariants:
         clean = self._clean.resid_pre[layer][:, self._rows]
         self.hidden = torch.cat([self.hidden, clean.expand(len(new), *clean.shape)])
 
-    def rows_of(self, edit: Edit) -> Int[Tensor, " some"]:
+    def rows_of(self, edit: Edit | Knockout) -> Int[Tensor, " some"]:
         """Where in `hidden` the variants of an edit are."""
         return self._row_of[edit.variants].to(self.hidden.device)
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from circuitdiff.engine.attention import probabilities
 from circuitdiff.engine.edits import Edit, replace
 
+# Which keys a query may attend to: [query, key], or [variant, prompt, head, query, key] where they differ.
+Allowed = Bool[Tensor, "*any query prefix_and_key"]
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -34,7 +37,7 @@ class Window:
 def attend_window(
     window: Window,
     prefix: Prefix,
-    allowed: Bool[Tensor, "query prefix_and_key"],
+    allowed: Allowed,
     scaling: float,
     softcap: float | None,
 ) -> Float[Tensor, "variant prompt query head d_head"]:
@@ -55,7 +58,8 @@ def attend_window(
 
     to_prefix = per_variant(per_prompt(q) @ prefix.k.transpose(-1, -2))
     to_window = (q.flatten(3, 4) @ window.k.transpose(-1, -2)).unflatten(3, (n_group, n_query))
-    pattern = probabilities(torch.cat([to_prefix, to_window], dim=-1) * scaling, allowed, softcap)
+    grouped = allowed.unflatten(2, (n_kv, n_group)) if allowed.dim() == 5 else allowed
+    pattern = probabilities(torch.cat([to_prefix, to_window], dim=-1) * scaling, grouped, softcap)
     from_prefix = per_variant(per_prompt(pattern[..., :n_prefix]) @ prefix.v)
     from_window = (pattern[..., n_prefix:].flatten(3, 4) @ window.v).unflatten(3, (n_group, n_query))
     return (from_prefix + from_window).flatten(2, 3).transpose(2, 3)
@@ -64,7 +68,7 @@ def attend_window(
 def attend_edited_heads(
     window: Window,
     prefix: Prefix,
-    allowed: Bool[Tensor, "query pos"],
+    allowed: Allowed,
     scaling: float,
     softcap: float | None,
     *,
@@ -91,8 +95,9 @@ def attend_edited_heads(
         local = with_fields(edit, heads=torch.searchsorted(heads, edit.heads))
         new = replace(kv[edit.what].select(3, column), local, rows)
         kv[edit.what] = kv[edit.what].select_scatter(new, dim=3, index=column)
-    seen = torch.cat([allowed, allowed[:, columns]], dim=1)
-    seen = seen.index_fill(1, torch.tensor(columns, dtype=torch.long, device=seen.device), False)
+    own = allowed[:, :, heads] if allowed.dim() == 5 else allowed
+    seen = torch.cat([own, own[..., columns]], dim=-1)
+    seen = seen.index_fill(-1, torch.tensor(columns, dtype=torch.long, device=seen.device), False)
     return attend_window(
         Window(window.q[:, :, heads], kv["k"], kv["v"]),
         Prefix(prefix.k[:, kv_head], prefix.v[:, kv_head]),
@@ -100,3 +105,15 @@ def attend_edited_heads(
         scaling,
         softcap,
     )
+
+
+def values_seen(
+    window: Window,
+    prefix: Prefix,
+    heads: Int[Tensor, " edited"],
+    rows: Int[Tensor, " some"],
+) -> Float[Tensor, "some prompt edited pos d_head"]:
+    """The values of some heads at all positions of the prompt, in the variants at `rows`."""
+    kv_head = heads // (window.q.shape[2] // window.v.shape[2])
+    own, shared = window.v[rows][:, :, kv_head], prefix.v[:, kv_head]
+    return torch.cat([shared.expand(len(rows), *shared.shape), own], dim=3)
