@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, attend, handled_by
@@ -14,16 +14,26 @@ from circuitdiff.prompts import Bucket, PromptSet, buckets
 _PROMPTS_AT_ONCE = 32
 
 
-@torch.no_grad()
 def z_at_role(model: Model, prompts: PromptSet, role: str) -> Float[Tensor, "layer prompt head d_head"]:
     """Every head's z at one role of each prompt."""
-    shape = (model.n_layers, len(prompts), model.n_heads, model.d_head)
-    result = torch.empty(shape, dtype=model.dtype, device=model.device)
-    for bucket in buckets(prompts, [role], _PROMPTS_AT_ONCE):
+    return z_at_positions(model, prompts, prompts.positions[role][:, None])[:, :, 0]
 
-        def handler(call: AttentionCall, bucket: Bucket = bucket) -> Tensor:
+
+@torch.no_grad()
+def z_at_positions(
+    model: Model, prompts: PromptSet, positions: Int[Tensor, "prompt wanted"]
+) -> Float[Tensor, "layer prompt wanted head d_head"]:
+    """Every head's z at some positions of each prompt."""
+    shape = (model.n_layers, *positions.shape, model.n_heads, model.d_head)
+    result = torch.empty(shape, dtype=model.dtype, device=model.device)
+    for bucket in buckets(prompts, [], _PROMPTS_AT_ONCE):
+        rows, wanted = torch.arange(len(bucket.prompts))[:, None], positions[bucket.prompts]
+
+        def handler(
+            call: AttentionCall, bucket: Bucket = bucket, rows: Tensor = rows, wanted: Tensor = wanted
+        ) -> Tensor:
             z = attend(call)
-            result[call.layer, bucket.prompts] = z[:, bucket.positions[role]]
+            result[call.layer, bucket.prompts] = z[rows, wanted]
             return z
 
         with handled_by(handler):

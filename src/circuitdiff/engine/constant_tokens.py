@@ -48,14 +48,19 @@ class ConstantTokens:
         self.model = model
         self.constants = constants
         self._rows_at_once = rows_at_once(model, memory_gb)
-        bytes_per_token = 2 * model.n_layers * model.n_kv_heads * model.d_head * model.dtype.itemsize
-        self._most = int(_SHARE * memory_gb * 2**30 / bytes_per_token)
+        self._gb_per_token = 2 * model.n_layers * model.n_kv_heads * model.d_head * model.dtype.itemsize / 2**30
+        self._most = int(_SHARE * memory_gb / self._gb_per_token)
         self._forget()
 
     @property
     def shared(self) -> bool:
         """Whether all prompts have the same constants, so that what is remembered serves other prompts, too."""
         return self.constants.shape[1] == 1
+
+    @property
+    def size_gb(self) -> float:
+        """The memory that the remembered keys and values take."""
+        return len(self._keys) * self._gb_per_token
 
     def columns(
         self,

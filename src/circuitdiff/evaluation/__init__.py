@@ -1,0 +1,28 @@
+"""A circuit on its own, and a model without it: everything that is ablated held at what an ablation puts there."""
+
+from circuitdiff.evaluation.answers import Evaluation, evaluate_model
+from circuitdiff.evaluation.circuits import check_circuit, evaluate_circuit, evaluate_circuits
+from circuitdiff.evaluation.constants import Replacement, Shared
+from circuitdiff.evaluation.means import By, Means, SlotSums, mean_activations, slot_sums
+from circuitdiff.evaluation.removal import evaluate_without
+from circuitdiff.evaluation.shapes import all_heads, minus, moved, random_circuit
+
+__all__ = [
+    "By",
+    "Evaluation",
+    "Means",
+    "Replacement",
+    "Shared",
+    "SlotSums",
+    "all_heads",
+    "check_circuit",
+    "evaluate_circuit",
+    "evaluate_circuits",
+    "evaluate_model",
+    "evaluate_without",
+    "mean_activations",
+    "minus",
+    "moved",
+    "random_circuit",
+    "slot_sums",
+]

@@ -1,0 +1,67 @@
+"""What a model answers, prompt by prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitdiff.engine import Model
+from circuitdiff.engine.capture import read_model
+from circuitdiff.engine.executor import Readout
+from circuitdiff.metrics import hit, log_prob, logit_difference
+from circuitdiff.prompts import Pairs
+from circuitdiff.statistics import Interval, accuracy_interval
+
+N_VALUES = 4  # that `answers_readout` gives: hit, prediction, logit difference, log probability
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model or a circuit answers, prompt by prompt."""
+
+    hits: Bool[Tensor, " prompt"]  # the most likely token of the whole vocabulary is the answer
+    predictions: Int[Tensor, " prompt"]
+    logit_differences: Float[Tensor, " prompt"]
+    log_probs: Float[Tensor, " prompt"]
+    scenarios: Int[Tensor, " prompt"]
+
+    @property
+    def accuracy(self) -> Interval:
+        """Share of hits, with a bootstrap interval over scenarios."""
+        return accuracy_interval(self.hits.numpy(), self.scenarios.numpy())
+
+    @property
+    def probabilities(self) -> Float[Tensor, " prompt"]:
+        """The answer's probability over the whole vocabulary, 0 to 1."""
+        return self.log_probs.double().exp()
+
+
+def evaluate_model(model: Model, pairs: Pairs) -> Evaluation:
+    """What the model answers to the clean prompts."""
+    return evaluation_of(read_model(model, pairs.clean_prompts, answers_readout(pairs, model.device)), pairs)
+
+
+def answers_readout(pairs: Pairs, device: torch.device) -> Readout:
+    """All that an `Evaluation` needs of each prompt's logits, in the order of its fields."""
+    answers, alternatives = pairs.answers.to(device), pairs.alternatives.to(device)
+
+    def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
+        answer = answers[prompt]
+        columns = [
+            hit(logits, answer),
+            logits.argmax(dim=-1),
+            logit_difference(logits, answer, alternatives[prompt]),
+            log_prob(logits, answer),
+        ]
+        wide = torch.promote_types(logits.dtype, torch.float32)  # token ids below 2^24 are exact
+        return torch.stack([column.to(wide) for column in columns], dim=-1)
+
+    return readout
+
+
+def evaluation_of(values: Float[Tensor, "prompt value"], pairs: Pairs) -> Evaluation:
+    """What `answers_readout` gave, by name."""
+    return Evaluation(values[:, 0].bool(), values[:, 1].long(), values[:, 2], values[:, 3], pairs.scenarios)

@@ -1,0 +1,102 @@
+"""Circuits on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from circuitdiff.circuit import Circuit
+from circuitdiff.engine import Batch, Model, executor_named
+from circuitdiff.engine.executor import Ablation
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
+from circuitdiff.evaluation.constants import Replacement, Shared, check_replacement, prompts_at_once
+from circuitdiff.prompts import Bucket, Pairs, buckets
+
+Progress = Callable[[int, int], None]  # done, of how many
+
+
+def evaluate_circuit(
+    model: Model, circuit: Circuit, pairs: Pairs, means: Replacement, executor: str = "window"
+) -> Evaluation:
+    """What the circuit alone answers: every head outside it, at every position, is held at its mean.
+
+    Instead of means: "resample", each head's z in the counterfactual prompt, at the same slot; or "zero".
+
+    Raises: InputError if the circuit names a head that the model lacks or a role that the task lacks.
+    """
+    return evaluate_circuits(model, [circuit], pairs, means, executor)[0]
+
+
+@torch.no_grad()
+def evaluate_circuits(
+    model: Model,
+    circuits: Sequence[Circuit],
+    pairs: Pairs,
+    means: Replacement,
+    executor: str = "window",
+    progress: Progress | None = None,
+    *,
+    shared: Shared | None = None,
+    memory_gb: float = DEFAULT_MEMORY_GB,
+) -> list[Evaluation]:
+    """`evaluate_circuit` for many circuits on the same prompts, which costs far less than one by one.
+
+    What they have in common is computed once, and what several calls have in common, too, if they are given the same
+    `shared`.
+    """
+    for circuit in circuits:
+        circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
+    roles = list(dict.fromkeys(role for circuit in circuits for role in circuit.roles))
+    check_places(pairs, roles)
+    check_replacement(pairs, means)
+    known = shared or Shared()
+    at_once = prompts_at_once(model, pairs, means, memory_gb)
+    values = torch.empty(len(circuits), len(pairs), N_VALUES, dtype=torch.promote_types(model.dtype, torch.float32))
+    done = 0
+    for bucket in buckets(pairs.clean_prompts, roles, at_once, same_slots=True):
+        tokens = known.constant_tokens(model, pairs, bucket, means, memory_gb)
+        positions, kept = _kept(model, circuits, bucket)
+        ablation = Ablation(positions, kept, tokens.constants, tokens if tokens.shared else None, memory_gb)
+        batch = Batch(model, pairs.clean[bucket.prompts, : bucket.length].to(model.device))
+        readout = answers_readout(pairs.select(bucket.prompts), model.device)
+        values[:, bucket.prompts] = executor_named(executor).ablated(batch, ablation, readout).cpu()
+        done += len(bucket.prompts)
+        if progress:
+            progress(done, len(pairs))
+    return [evaluation_of(value, pairs) for value in values]
+
+
+def check_circuit(model: Model, circuit: Circuit, pairs: Pairs) -> None:
+    """Raises: InputError if a group is empty or holds a head twice, or the model or task lacks a head or role."""
+    circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
+    if not circuit.groups:
+        raise InputError("the circuit has no groups, so there is nothing to test; give one with heads")
+    for name, group in circuit.groups.items():
+        if not group.heads:
+            raise InputError(f"group {name!r} has no heads, so there is nothing to test; leave the group out")
+        if len(set(group.heads)) < len(group.heads):
+            twice = next(head for head in group.heads if group.heads.count(head) > 1)
+            raise InputError(f"group {name!r} names head {twice} twice; name it once")
+    check_places(pairs, circuit.roles)
+
+
+def check_places(pairs: Pairs, roles: Sequence[str]) -> None:
+    """Raises: InputError if a prompt has no place for a role."""
+    for role in roles:
+        if (pairs.positions[role] < 0).any():
+            raise InputError(f"the circuit has heads at {role!r}, which has no place in some prompts")
+
+
+def _kept(model: Model, circuits: Sequence[Circuit], bucket: Bucket) -> tuple[tuple[int, ...], torch.Tensor]:
+    """The positions at which circuits keep heads, the last always among them; and the heads, as in `Ablation`."""
+    positions = sorted({*bucket.positions.values(), bucket.length - 1})
+    kept = torch.zeros(len(circuits), model.n_layers, len(positions), model.n_heads, dtype=torch.bool)
+    for i, circuit in enumerate(circuits):
+        for group in circuit.groups.values():
+            if group.heads:
+                layers, heads = zip(*((head.layer, head.index) for head in group.heads), strict=True)
+                kept[i, layers, positions.index(bucket.positions[group.at]), heads] = True
+    return tuple(positions), kept.to(model.device)

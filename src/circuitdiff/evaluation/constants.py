@@ -1,0 +1,119 @@
+"""What an ablation puts in the place of a head: its mean, what another prompt has there, or nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdiff.engine import Model
+from circuitdiff.engine.capture import z_at_positions
+from circuitdiff.engine.constant_tokens import ConstantTokens
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation.means import Means
+from circuitdiff.prompts import Bucket, Pairs, PromptSet
+
+# Means: the head's mean at the slot. "resample": its own z at the same slot of each prompt's counterfactual. "zero": 0.
+Replacement = Means | Literal["resample", "zero"]
+
+_MOST_PROMPTS = 64
+_SHARE = 0.25  # of the memory may hold the constants of one batch
+
+
+class Shared:
+    """What evaluations of one model share from call to call, while its weights stay as they are.
+
+    Give one to all calls on the same prompts: where every head is at its mean, keys and values are computed once.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[tuple[int, int, tuple[int, ...]], tuple[Replacement, ConstantTokens]] = {}
+
+    def constant_tokens(
+        self, model: Model, pairs: Pairs, bucket: Bucket, replacement: Replacement, memory_gb: float
+    ) -> ConstantTokens:
+        """The constants of a bucket, with what is remembered of prompts with the same slots."""
+        if replacement == "resample":
+            return ConstantTokens(model, _resampled(model, pairs, bucket), memory_gb)
+        slots = tuple(pairs.clean_prompts.slots[bucket.prompts[0], : bucket.length].tolist())
+        key = (id(model), id(replacement), slots)
+        if key not in self._tokens:
+            if sum(tokens.size_gb for _, tokens in self._tokens.values()) > _SHARE * memory_gb:
+                self._tokens.clear()
+            constants = _shared_constants(model, torch.tensor(slots), replacement)
+            self._tokens[key] = replacement, ConstantTokens(model, constants, memory_gb)
+        return self._tokens[key][1]
+
+
+def prompts_at_once(model: Model, pairs: Pairs, replacement: Replacement, memory_gb: float = DEFAULT_MEMORY_GB) -> int:
+    """How many prompts' constants fit the memory."""
+    if replacement != "resample":
+        return _MOST_PROMPTS
+    per_prompt = model.n_layers * int(pairs.lengths.max()) * model.n_heads * model.d_head * model.dtype.itemsize
+    return max(1, min(_MOST_PROMPTS, int(_SHARE * memory_gb * 2**30 / per_prompt)))
+
+
+def check_replacement(pairs: Pairs, replacement: Replacement) -> None:
+    """Raises: InputError if it is none, or if a counterfactual lacks a slot of its prompt."""
+    if not isinstance(replacement, Means) and replacement not in ("resample", "zero"):
+        raise InputError(f"heads are replaced by means, 'resample' or 'zero'; got {replacement!r}")
+    if replacement == "resample":
+        counterparts(pairs)
+
+
+def replacement_at(
+    model: Model, pairs: Pairs, bucket: Bucket, position: int, replacement: Replacement
+) -> Float[Tensor, " layer #prompt head d_head"]:
+    """What replaces every head at one position of a bucket's prompts."""
+    slots = pairs.clean_prompts.slots[bucket.prompts[0], [position]]
+    if replacement != "resample":
+        return _shared_constants(model, slots, replacement)[:, :, 0]
+    chosen = pairs.select(bucket.prompts)
+    return z_at_positions(model, chosen.counterfactual_prompts, counterparts(chosen)[:, [position]])[:, :, 0]
+
+
+def _shared_constants(
+    model: Model, slots: Int[Tensor, " pos"], replacement: Replacement
+) -> Float[Tensor, " layer 1 pos head d_head"]:
+    if isinstance(replacement, Means):
+        values = replacement.values
+        return values[slots.to(values.device)].transpose(0, 1)[:, None]
+    shape = (model.n_layers, 1, len(slots), model.n_heads, model.d_head)
+    return torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+
+def _resampled(model: Model, pairs: Pairs, bucket: Bucket) -> Float[Tensor, " layer prompt pos head d_head"]:
+    chosen = pairs.select(bucket.prompts)
+    return z_at_positions(model, chosen.counterfactual_prompts, counterparts(chosen)[:, : bucket.length])
+
+
+def counterparts(pairs: Pairs) -> Int[Tensor, "prompt pos"]:
+    """The position of the counterfactual that has the slot of each position; 0 on padding.
+
+    The first token of a slot goes with the first one there, the second with the second; where the counterfactual has
+    fewer of them, with the last.
+
+    Raises: InputError if a counterfactual lacks a slot of its clean prompt.
+    """
+    clean, other = pairs.clean_prompts, pairs.counterfactual_prompts
+    same = clean.slots[:, :, None] == other.slots[:, None, :]
+    in_reach = same & (_place_in_slot(other)[:, None, :] <= _place_in_slot(clean)[:, :, None])
+    lacking = ((clean.slots >= 0) & ~same.any(-1)).nonzero()
+    if len(lacking):
+        slot = clean.slot_names[int(clean.slots[*lacking[0]])]
+        raise InputError(
+            f"the counterfactual of prompt {int(lacking[0, 0])} lacks slot {slot!r}, so nothing can be resampled "
+            f"there; choose mean or zero ablation, or counterfactuals of the same form"
+        )
+    places = torch.arange(other.slots.shape[1])
+    last = torch.where(in_reach, places, -1).amax(-1)
+    return torch.where(clean.slots >= 0, last, 0)
+
+
+def _place_in_slot(prompts: PromptSet) -> Int[Tensor, "prompt pos"]:
+    """How many earlier tokens of the prompt have the same slot."""
+    same = prompts.slots[:, :, None] == prompts.slots[:, None, :]
+    return same.tril(-1).sum(-1)
