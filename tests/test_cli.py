@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from circuitdiff import cli
+from circuitdiff.evaluation import evaluate_model
+from circuitdiff.models import load_model
+from circuitdiff.tasks import entity_tracking
 from tiny_folder import save_tiny_model, study_yaml
 
 
@@ -101,3 +104,24 @@ def test_an_interrupted_run_says_that_nothing_is_lost(monkeypatch, capsys, model
     (tmp_path / "tiny.yaml").write_text(study_yaml(model))
     assert run(monkeypatch, "run", tmp_path / "tiny.yaml", "--out", tmp_path / "run") == 130
     assert "run again to go on" in capsys.readouterr().err
+
+
+def test_accuracy_is_that_of_the_library_with_intervals_and_by_queried_index(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "table.json"
+    assert run(monkeypatch, "accuracy", "entity-tracking", "planted-base", "-n", 21, "--seed", 5, "--json", file) == 0
+    (row,) = json.loads(file.read_text())
+    model = load_model("planted-base")
+    evaluation = evaluate_model(model, entity_tracking().sample(model.tokenizer, 21, 5, "evaluation"))
+    assert row["accuracy"]["hits"] == int(evaluation.hits.sum())
+    assert [entry["n"] for entry in row["accuracy_by_queried"]] == [3] * 7
+    assert row["accuracy"]["low"] < row["accuracy"]["value"] < row["accuracy"]["high"]
+    assert f"{row['accuracy']['hits']}/21" in capsys.readouterr().out
+
+
+def test_accuracy_shows_what_it_has_when_a_later_model_cannot_be_loaded(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "table.json"
+    assert run(monkeypatch, "accuracy", "entity-tracking", "planted-base", "nothing", "-n", 7, "--json", file) == 2
+    told = capsys.readouterr()
+    assert "no model 'nothing'" in told.err
+    assert "/7" in told.out
+    assert len(json.loads(file.read_text())) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.exceptions import TyperException
 
+from circuitdiff.accuracy import accuracies
 from circuitdiff.conformance import conformance as check_conformance
 from circuitdiff.errors import InputError
 from circuitdiff.ground_truth import check_ground_truth, render_page
@@ -104,6 +105,32 @@ def prompts(
 
 
 @app.command()
+def accuracy(
+    task: Annotated[str, typer.Argument(help="A built-in task, like entity-tracking.")],
+    models: Annotated[list[str], typer.Argument(help="Models; SOURCE+ADAPTER merges an adapter.")],
+    n: Annotated[int, typer.Option("-n", help="How many prompts, each a scenario of its own.")] = 500,
+    split: str = "evaluation",
+    seed: int = 100,
+    dtype: str = "float32",
+    device: str = "cpu",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the table here.")] = None,
+) -> None:
+    """How often models are right, with intervals and by queried index."""
+    _check_folder(json_file)
+    rows: list[dict] = []
+    try:
+        with _progress() as monitor:
+            chosen = {"n_prompts": n, "split": split, "seed": seed, "dtype": dtype, "device": device}
+            for row in accuracies(task.replace("-", "_"), models, **chosen, monitor=monitor):
+                rows.append(row)  # shown even if a later model cannot be loaded
+    finally:
+        if rows:
+            _show_accuracies(f"{task}, split {split}, seed {seed}: {n} prompts", rows)
+        if rows and json_file:
+            json_file.write_text(to_json(rows, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command()
 def finetune(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     folder: Annotated[Path | None, typer.Option("--out", help="Where the adapter goes; default runs/NAME.")] = None,
@@ -140,9 +167,7 @@ def ground_truth(
     plantings: Annotated[int, typer.Option(help="How many other plantings of the base.")] = 20,
 ) -> None:
     """Hold discovery and evaluation against planted circuits. Exit code 0 only if every claim holds."""
-    for path in (page, json_file):
-        if path and not path.parent.is_dir():
-            raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or name another file")
+    _check_folder(page, json_file)
     with _progress() as monitor:
         truth = check_ground_truth(plantings, monitor=monitor)
     page.write_text(render_page(truth), encoding="utf-8")
@@ -196,10 +221,27 @@ def _show_results(folder: Path) -> None:
         out.print(f"warning: {warning}", soft_wrap=True)
 
 
-def _interval(entry: dict) -> str:
+def _interval(entry: dict, digits: int = 2) -> str:
     if entry["value"] is None:
         return "undefined"
-    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+    value, low, high = (f"{entry[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _check_folder(*files: Path | None) -> None:
+    """Before the work: is there a place for its results?"""
+    for path in files:
+        if path and not path.parent.is_dir():
+            raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or name another file")
+
+
+def _show_accuracies(title: str, rows: Sequence[dict]) -> None:
+    table = Table("model", "hits", "accuracy", "logit difference", "by queried index", title=title, box=None)
+    for row in rows:
+        shares = " ".join(f"{entry['value']:.2f}" for entry in row["accuracy_by_queried"])
+        hits = f"{row['accuracy']['hits']}/{row['accuracy']['n']}"
+        table.add_row(row["model"], hits, _interval(row["accuracy"], 3), f"{row['logit_difference']:.2f}", shares)
+    out.print(table)
 
 
 def _show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> None:

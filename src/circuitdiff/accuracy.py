@@ -1,0 +1,41 @@
+"""How well models do a task: a table, one model after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from circuitdiff import results as form
+from circuitdiff.evaluation import evaluate_model
+from circuitdiff.models import load_model
+from circuitdiff.tasks import get_task
+
+
+def accuracies(
+    task: str,
+    models: Sequence[str],
+    *,
+    n_prompts: int = 500,
+    split: str = "evaluation",
+    seed: int = 100,
+    dtype: str = "float32",
+    device: str = "cpu",
+    monitor: Callable[[str, int, int], None] = lambda *_: None,
+) -> Iterator[dict[str, Any]]:
+    """Each model's accuracy on the same prompts, one query per scenario, in all and by queried index.
+
+    A model is a source that `load_model` takes, followed by `+` and an adapter for each one to merge. Intervals are
+    95 %, from a bootstrap over scenarios; Wilson's where all or none are right.
+
+    Raises: InputError for an unknown task, split or model.
+    """
+    built = get_task(task)
+    for name in models:
+        monitor(name, 0, 1)
+        source, *adapters = name.split("+")
+        model = load_model(source, adapters, dtype, device, name=name)
+        pairs = built.sample(model.tokenizer, n_prompts, seed, split)
+        evaluation = evaluate_model(model, pairs)
+        monitor(name, 1, 1)
+        margins = {"logit_difference": float(evaluation.logit_differences.mean())}
+        yield {"model": name} | form.accuracy_entry(evaluation, pairs) | margins
