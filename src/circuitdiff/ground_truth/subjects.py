@@ -14,7 +14,7 @@ from circuitdiff.models.loading import as_model
 from circuitdiff.models.planted import Planted, build_planted
 from circuitdiff.prompts import Pairs
 from circuitdiff.selection import Discoveries
-from circuitdiff.tasks import get_task
+from circuitdiff.tasks import entity_tracking
 from circuitdiff.tasks.entity_tracking import EntityTracking
 
 MINIMUM = 0.05  # logits; a smaller effect is no discovery
@@ -64,7 +64,7 @@ NAME_BINDERS = Stage("name_binder", "previous_query_label", RULE, "v", "value_fe
 
 
 def task() -> EntityTracking:
-    return get_task("entity_tracking")
+    return entity_tracking()
 
 
 def named_subject(name: str, sizes: Sizes) -> Subject:

@@ -7,12 +7,14 @@ import inspect
 from pydantic import ValidationError, validate_call
 
 from circuitdiff.errors import InputError
-from circuitdiff.tasks.entity_tracking import EntityTracking, entity_tracking
+from circuitdiff.tasks.entity_tracking import entity_tracking
+from circuitdiff.tasks.ioi import ioi
+from circuitdiff.tasks.task import Task
 
-_TASKS = {"entity_tracking": entity_tracking}
+_TASKS = {"entity_tracking": entity_tracking, "ioi": ioi}
 
 
-def get_task(name: str, **options: object) -> EntityTracking:
+def get_task(name: str, **options: object) -> Task:
     """The built-in task of that name.
 
     Raises: InputError if the name is unknown, or an option is unknown or of the wrong type.
@@ -28,4 +30,4 @@ def get_task(name: str, **options: object) -> EntityTracking:
         ) from error
 
 
-__all__ = ["entity_tracking", "get_task"]
+__all__ = ["Task", "entity_tracking", "get_task", "ioi"]

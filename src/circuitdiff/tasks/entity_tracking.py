@@ -19,13 +19,13 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.tasks.describe import DescribedPair, describe_pair
 from circuitdiff.tasks.scenarios import (
     COUNTERFACTUALS,
-    SPLITS,
     Question,
+    check_options,
     draw_counterfactual,
     draw_questions,
     generator,
 )
-from circuitdiff.tasks.template import Piece, Prompt, tokenise
+from circuitdiff.tasks.template import Piece, Prompt, check_places, tokenise
 from circuitdiff.tasks.vocabulary import Words, one_token_words
 from circuitdiff.words import LABELS, OBJECTS, TRAIN_OBJECTS
 
@@ -114,10 +114,10 @@ class EntityTracking:
 
         Raises: InputError if an option is unknown or the tokenizer keeps too few objects or labels whole.
         """
-        self._check_options(n_prompts, split, queries_per_scenario, counterfactual)
+        check_options(n_prompts, split, queries_per_scenario, self.n_boxes, counterfactual, COUNTERFACTUALS)
         objects, labels = self.usable_objects(tokenizer, split), self.usable_labels(tokenizer)
-        objects.check_enough(max(_FEWEST_WORDS, 2 * self.n_boxes), "objects")
-        labels.check_enough(max(_FEWEST_WORDS, 2 * self.n_boxes + 1), "labels")
+        objects.check_enough(max(_FEWEST_WORDS, 2 * self.n_boxes), "objects", ", or fewer boxes")
+        labels.check_enough(max(_FEWEST_WORDS, 2 * self.n_boxes + 1), "labels", ", or fewer boxes")
         vocabulary = (tuple(objects.ids), tuple(labels.ids))
         key = (self.name, self.n_boxes, split, seed)
         drawn = draw_questions(key, split, vocabulary, self.n_boxes, queries_per_scenario)
@@ -130,16 +130,6 @@ class EntityTracking:
     def describe(self, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPair:
         """The tokens of one pair, as text, each with its roles."""
         return describe_pair(pairs, prompt, tokenizer)
-
-    def _check_options(self, n_prompts: int, split: str, n_queries: int, counterfactual: str) -> None:
-        if split not in SPLITS:
-            raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-        if counterfactual not in COUNTERFACTUALS:
-            raise InputError(f"unknown counterfactual {counterfactual!r}: choose one of {', '.join(COUNTERFACTUALS)}")
-        if n_prompts < 1:
-            raise InputError(f"n_prompts must be at least 1; got {n_prompts}")
-        if not 1 <= n_queries <= self.n_boxes:
-            raise InputError(f"queries_per_scenario must be from 1 to {self.n_boxes}; got {n_queries}")
 
     def _check_role(self, role: str) -> None:
         if role not in self.roles:
@@ -199,25 +189,11 @@ def _pairs(
         scenarios=torch.tensor(scenarios),
         queried=torch.tensor([question.queried for question in questions]),
     )
-    _check_places(pairs)
+    query_labels = pairs.clean[torch.arange(len(pairs)), pairs.positions["query_label"]]
+    check_places(pairs.clean_prompts, {"previous_query_label": query_labels, "correct_object": answers})
     return pairs
 
 
 def _answers(questions: Sequence[Question], ids: Mapping[str, int]) -> Int[Tensor, " prompt"]:
     """Each question's answer token; -1 without an answer."""
     return torch.tensor([-1 if question.answer is None else ids[question.answer] for question in questions])
-
-
-def _check_places(pairs: Pairs) -> None:
-    """A tokenizer whose offsets are wrong would put every role at a wrong token, silently.
-
-    Raises: InputError if the label asked for and the answer are not where the roles say.
-    """
-    row = torch.arange(len(pairs))
-    found = {role: pairs.clean[row, position] for role, position in pairs.positions.items()}
-    same_label = torch.equal(found["previous_query_label"], found["query_label"])
-    if not (same_label and torch.equal(found["correct_object"], pairs.answers)):
-        raise InputError(
-            "the tokenizer's character offsets do not lead to the tokens of the words they name: "
-            "load another version of this tokenizer (use_fast=True)"
-        )

@@ -11,7 +11,7 @@ from circuitdiff.errors import InputError
 
 SPLITS = ("train", "discovery", "replication", "mask", "evaluation")
 COUNTERFACTUALS = ("unrelated", "other_query", "objects_swapped", "labels_swapped")
-_MOST_DRAWS = 2000  # one in five hits its split; 0.8 ** 2000 is nothing, so failing means that none is left
+MOST_DRAWS = 2000  # one in five hits its split; 0.8 ** 2000 is nothing, so failing means that none is left
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Context:
     @property
     def split(self) -> str:
         """The one split to which this combination of objects and labels belongs, in whatever order."""
-        key = ",".join([*sorted(self.objects), *sorted(self.labels)])
-        return SPLITS[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(SPLITS)]
+        return split_of([*sorted(self.objects), *sorted(self.labels)])
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,26 @@ class Question:
         return self.context.objects[self.queried] if there_is else None
 
 
+def split_of(words: Sequence[str]) -> str:
+    """The one split to which these words in this order belong; each gets about a fifth of all combinations."""
+    digest = hashlib.sha256(",".join(words).encode()).digest()
+    return SPLITS[int.from_bytes(digest[:8], "big") % len(SPLITS)]
+
+
+def check_options(
+    n_prompts: int, split: str, n_queries: int, most_queries: int, counterfactual: str, kinds: Sequence[str]
+) -> None:
+    """Raises: InputError if what a task's `sample` is asked for does not exist."""
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if counterfactual not in kinds:
+        raise InputError(f"unknown counterfactual {counterfactual!r}: choose one of {', '.join(kinds)}")
+    if n_prompts < 1:
+        raise InputError(f"n_prompts must be at least 1; got {n_prompts}")
+    if not 1 <= n_queries <= most_queries:
+        raise InputError(f"queries_per_scenario must be from 1 to {most_queries}; got {n_queries}")
+
+
 def generator(*key: object) -> Random:
     """A random generator of its own for `key`: the same in every process, unlike Python's `hash`."""
     return Random("/".join(map(str, key)))
@@ -54,7 +73,7 @@ def draw_context(random: Random, split: str, objects: Sequence[str], labels: Seq
 
     Raises: InputError if the objects and labels are too few to have one.
     """
-    for _ in range(_MOST_DRAWS):
+    for _ in range(MOST_DRAWS):
         context = Context(tuple(random.sample(objects, n_boxes)), tuple(random.sample(labels, n_boxes)))
         if context.split == split:
             return context
@@ -70,7 +89,7 @@ def distinct_contexts(
     """Contexts of `split`, none of them twice."""
     seen: set[Context] = set()
     while True:
-        fresh = (draw_context(random, split, objects, labels, n_boxes) for _ in range(_MOST_DRAWS))
+        fresh = (draw_context(random, split, objects, labels, n_boxes) for _ in range(MOST_DRAWS))
         context = next((c for c in fresh if c not in seen), None)
         if context is None:
             raise InputError(f"split {split!r} has only some {len(seen)} scenarios: ask for fewer prompts")

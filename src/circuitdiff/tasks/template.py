@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
@@ -73,8 +75,21 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> P
         positions=_positions(prompts, rows),
         slots=_padded([[index[name] for name in row.slots] for row in rows], -1),
         slot_names=names,
-        slot_kinds=[re.sub(r"^segment_\d+\.", "segment.", name) for name in names],
+        slot_kinds=[re.sub(r"\bsegment_\d+\.", "segment.", name) for name in names],
     )
+
+
+def check_places(prompts: PromptSet, expected: Mapping[str, Int[Tensor, " prompt"]]) -> None:
+    """A tokenizer whose offsets are wrong would put every role at a wrong token, silently.
+
+    Raises: InputError if a prompt's token at a role is not the one `expected` there.
+    """
+    rows = torch.arange(len(prompts))
+    if not all(torch.equal(prompts.tokens[rows, prompts.positions[role]], ids) for role, ids in expected.items()):
+        raise InputError(
+            "the tokenizer's character offsets do not lead to the tokens of the words they name: "
+            "load another version of this tokenizer (use_fast=True)"
+        )
 
 
 def _tokenise_each(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[_Tokenised]:

@@ -17,12 +17,12 @@ class Words:
     ids: Mapping[str, int]
     left_out: tuple[str, ...]
 
-    def check_enough(self, n_needed: int, what: str) -> None:
-        """Raises: InputError if fewer than `n_needed` words are left."""
+    def check_enough(self, n_needed: int, what: str, otherwise: str = "") -> None:
+        """Raises: InputError if fewer than `n_needed` words are left; `otherwise` ends its advice."""
         if len(self.ids) < n_needed:
             raise InputError(
                 f"this task needs {n_needed} {what} of one token each, but the tokenizer keeps {len(self.ids)} "
-                f"of {len(self.ids) + len(self.left_out)} whole: give the task other {what}, or fewer boxes"
+                f"of {len(self.ids) + len(self.left_out)} whole: give the task other {what}{otherwise}"
             )
 
 
