@@ -55,11 +55,11 @@ def sample_desiderata(
     split: str = "mask",
     redraw: int = 0,
 ) -> list[Triples]:
-    """`sample_triples` for several desiderata, which share the base prompts, and source prompts where they are alike."""
+    """`sample_triples` for several desiderata, which share base prompts, and source prompts where they are alike."""
     if n_triples < 1 or split not in SPLITS:
         raise InputError(f"expected at least 1 triple of a split in {', '.join(SPLITS)}; got {n_triples} of {split!r}")
     chosen = [desideratum_named(each) if isinstance(each, str) else each for each in desiderata]
-    drawing = _Drawing(task, tokenizer, n_triples, seed, split, redraw)
+    drawing = Drawing(task, tokenizer, n_triples, seed, split, redraw)
     sources = {pairing: drawing.sources(pairing) for pairing in dict.fromkeys(each.pairing for each in chosen)}
     texts = dict.fromkeys((each.pairing, each.wording) for each in chosen)
     prompts = {(pairing, wording): drawing.prompts(wording, sources[pairing]) for pairing, wording in texts}
@@ -67,7 +67,7 @@ def sample_desiderata(
 
 
 @dataclass(frozen=True)
-class _Drawing:
+class Drawing:
     """Questions of one task, split and seed."""
 
     task: EntityTracking
@@ -139,7 +139,9 @@ class _Drawing:
         """What each source points to, as a token; -1 for nothing."""
         words = [target(*pair) for pair in asked]
         if strange := next((word for word in words if word is not None and word not in self.objects), None):
-            raise InputError(f"the target {strange!r} is not one token after the prompt: choose one of the task's objects")
+            raise InputError(
+                f"the target {strange!r} is not one token after the prompt: choose one of the task's objects"
+            )
         return torch.tensor([-1 if word is None else self.objects[word] for word in words])
 
     def _tokenised(self, prompts: Sequence[Prompt], questions: Sequence[Question]) -> PromptSet:

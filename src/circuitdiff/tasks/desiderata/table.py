@@ -53,9 +53,7 @@ def at_next_position(base: Question, source: Question) -> str:
     return base.context.objects[(source.queried + 1) % len(base.context.objects)]
 
 
-POINTERS: Mapping[str, Target] = MappingProxyType(
-    {"object": source_object, "position": at_position, "label": at_label}
-)
+POINTERS: Mapping[str, Target] = MappingProxyType({"object": source_object, "position": at_position, "label": at_label})
 
 MAIN = (
     Desideratum("object", "which object", source_object),

@@ -68,7 +68,10 @@ def tokens_between(source: Source) -> Prompt:
     """`is contained in the Box F` for `is in Box F` in the segment asked for."""
     segment = f"segment_{source.question.queried}"
     changes = {
-        f"{segment}.after_object": (Piece(f"{segment}.after_object", " is"), Piece(f"{segment}.contained", " contained")),
+        f"{segment}.after_object": (
+            Piece(f"{segment}.after_object", " is"),
+            Piece(f"{segment}.contained", " contained"),
+        ),
         f"{segment}.in": (Piece(f"{segment}.in", " in"), Piece(f"{segment}.in_the", " the")),
     }
     return _edited(prompt_for(source.question), changes)
@@ -138,9 +141,7 @@ def _with_last_clause(source: Source, clause: Piece) -> Prompt:
     return _edited(prompt_for(source.question), {stop: (Piece(stop, ","), clause, Piece("last_stop", "."))})
 
 
-def _edited(
-    prompt: Prompt, changes: Mapping[str, tuple[Piece, ...]], moved: Mapping[str, str] | None = None
-) -> Prompt:
+def _edited(prompt: Prompt, changes: Mapping[str, tuple[Piece, ...]], moved: Mapping[str, str] | None = None) -> Prompt:
     """The prompt with some slots written anew. `moved`: slots that are gone, each with the one that stands in."""
     moved = moved or {}
     pieces = tuple(new for piece in prompt.pieces for new in changes.get(piece.slot, (piece,)))
