@@ -43,10 +43,11 @@ class Batch:
     model: Model
     tokens: Int[Tensor, "prompt pos"]
     start: int = 0  # the first position that an edit will change
+    known: CleanRun | None = None  # the clean run, where it was made before
 
     @cached_property
     def clean(self) -> CleanRun:
-        return run_clean(self.model, self.tokens, self.start)
+        return self.known or run_clean(self.model, self.tokens, self.start)
 
     @property
     def n_prompts(self) -> int:
