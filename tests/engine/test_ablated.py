@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from circuitdiff.engine import Ablation, FullExecutor, WindowExecutor
+from circuitdiff.engine.constant_tokens import ConstantTokens
 from tiny_models import (
     ARCHITECTURES,
     D_HEAD,
@@ -130,3 +131,61 @@ def test_circuits_run_in_parts_give_what_they_give_together(monkeypatch):
     whole = WindowExecutor().ablated(batch_of(chosen, tokens), ablation, everything)
     monkeypatch.setattr("circuitdiff.engine.window_ablation.rows_at_once", lambda *_: 2 * N_PROMPTS * len(POSITIONS))
     assert_same(WindowExecutor().ablated(batch_of(chosen, tokens), ablation, everything), whole)
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "qwen3", "opt"])
+@torch.no_grad()
+def test_circuits_that_begin_at_different_positions_and_layers_agree_with_the_looped_definition(architecture):
+    kept = circuits(n_variants=1).repeat(6, 1, 1, 1)
+    for variant, place in enumerate([(3, 2, 5), (1, 2, 0), (2, 1, 4), (0, 1, 1), (2, 0, 3)]):  # layer, position, head
+        kept[(variant, *place)] ^= True
+    kept[1, 3, 2, 1] ^= True
+    kept[3, 2, 2, 2] ^= True  # begins at the middle position, and differs at the last one, too
+    values = assert_agrees(subject(architecture), random_tokens(), Ablation(POSITIONS, kept, constants(N_PROMPTS)))
+    assert (values[5] - values[:5]).abs().amax(dim=(1, 2)).min() > 1e-6, "every branch must differ from the trunk"
+
+
+@torch.no_grad()
+def test_a_branch_at_the_last_position_runs_one_token_from_its_first_layer_on():
+    chosen, tokens, rows = subject("llama"), random_tokens(), []
+    kept = circuits(n_variants=1).repeat(3, 1, 1, 1)
+    kept[0, 2, 2, 1] ^= True
+    layers = chosen.model.layers
+    hooks = [
+        layers[i].register_forward_pre_hook(lambda _, args, i=i: rows.append((i, args[0].shape[1]))) for i in (1, 2)
+    ]
+    WindowExecutor().ablated(batch_of(chosen, tokens), Ablation(POSITIONS, kept, constants(1)), everything)
+    for hook in hooks:
+        hook.remove()
+    assert (2, 1) in rows[-4:]
+    widths = [[width for layer, width in rows if layer == i] for i in (1, 2)]
+    assert len(widths[1]) == len(widths[0]) + 1, "the branch joins at layer 2"
+
+
+@torch.no_grad()
+def test_what_is_remembered_serves_other_prompts_and_other_positions():
+    chosen, shared = subject("mistral"), constants(1)
+    remembered = ConstantTokens(chosen.model, shared)
+    for seed, positions in [(1, POSITIONS), (1, (3, 12)), (2, POSITIONS), (1, (3, 12))]:
+        tokens, kept = random_tokens(seed=seed), circuits(len(positions))
+        values = WindowExecutor().ablated(
+            batch_of(chosen, tokens), Ablation(positions, kept, shared, remembered), everything
+        )
+        assert_same(values, chosen.reference.ablated(tokens, positions, kept, shared))
+
+
+@torch.no_grad()
+def test_a_memory_too_small_to_remember_anything_changes_no_number():
+    chosen, shared = subject("llama"), constants(1)
+    remembered = ConstantTokens(chosen.model, shared, memory_gb=1e-9)
+    for seed in (1, 2):
+        tokens, kept = random_tokens(seed=seed), circuits()
+        ablation = Ablation(POSITIONS, kept, shared, remembered, memory_gb=1e-9)
+        values = WindowExecutor().ablated(batch_of(chosen, tokens), ablation, everything)
+        assert_same(values, chosen.reference.ablated(tokens, POSITIONS, kept, shared))
+
+
+def test_what_was_remembered_for_other_constants_is_refused():
+    chosen = subject("llama")
+    with pytest.raises(AssertionError, match="remembered for other constants"):
+        Ablation(POSITIONS, circuits(), constants(1), ConstantTokens(chosen.model, constants(1)))
