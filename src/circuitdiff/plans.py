@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from circuitdiff.discovery import Plan, Stage
-from circuitdiff.selection import TopK
+from circuitdiff.selection import Discoveries, TopK
 
 # Prakash et al. 2024 (arXiv:2402.14811), section 3.2, with the k of its code's command line. Their structure readers
 # are read from anywhere (`receivers_at=None`); the path one means ends at the query label.
@@ -23,7 +23,19 @@ _ENTITY_TRACKING = Plan(
     ),
 )
 
-_PLANS = {"entity_tracking": {"paper": _ENTITY_TRACKING}}
+# Wang et al. 2022 (arXiv:2211.00593), section 3. We differ in the rule, which is theirs only in spirit (they looked), and
+# in where receivers read. Duplicate-token heads are found with the induction heads: both write at the second subject.
+_STRONG = Discoveries(minimum=0.05)  # logits; the models' own logit difference is about 5
+_INDIRECT_OBJECTS = Plan(
+    stages=(
+        Stage("name_mover", "last", _STRONG),
+        Stage("s_inhibition", "last", _STRONG, via="q", receivers_from="name_mover"),
+        Stage("induction", "s2", _STRONG, via="v", receivers_from="s_inhibition", receivers_at="last"),
+        Stage("previous_token", "after_s1", _STRONG, via="k", receivers_from="induction", receivers_at="s2"),
+    ),
+)
+
+_PLANS = {"entity_tracking": {"paper": _ENTITY_TRACKING}, "ioi": {"main": _INDIRECT_OBJECTS}}
 
 
 def default_plans(task: str) -> dict[str, Plan]:
