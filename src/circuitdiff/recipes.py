@@ -105,6 +105,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _method_fits(self) -> Recipe:
+        if self.base.recipe is not None:
+            raise ValueError("a recipe starts from a source: run the other recipe first, and name what it made")
         if self.ablated is not None and self.lora is None:
             raise ValueError("ablated heads stay out only under method lora")
         if (self.method == "lora") != (self.lora is not None):
@@ -160,6 +162,32 @@ def run_recipe(
         partial.write_text(json.dumps(summary, indent=1) + "\n")
     (out / "checkpoint.safetensors").unlink(missing_ok=True)
     return summary
+
+
+def made_by(
+    path: str | Path, monitor: Callable[[str, int, int], None] = lambda *_: None
+) -> tuple[str, tuple[str, ...]]:
+    """Source and adapters of what the recipe at `path` makes, made first unless `runs/` holds it from the same recipe.
+
+    Raises: InputError as `run_recipe`.
+    """
+    recipe = read_recipe(path)
+    out = Path("runs") / recipe.name
+    if not _made(recipe, out):
+        run_recipe(path, out, monitor)
+    if (out / "model").is_dir():
+        return str(out / "model"), ()
+    return recipe.base.source, (*recipe.base.adapters, str(out / "adapter"))
+
+
+def _made(recipe: Recipe, out: Path) -> bool:
+    """Whether `out` holds what this very recipe makes, whole."""
+    try:
+        summary = json.loads((out / "summary.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    there = all((out / file).is_file() and sha256_of(out / file) == sha for file, sha in summary["files"].items())
+    return there and summary["recipe"] == recipe.model_dump(mode="json")
 
 
 def _trainable(recipe: Recipe, base: Source, folder: Path) -> nn.Module:

@@ -18,7 +18,7 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.prompts import Pairs
-from circuitdiff.settings import ModelSettings, StudySettings
+from circuitdiff.settings import StudySettings
 from circuitdiff.statistics import (
     Interval,
     RatioInterval,
@@ -50,10 +50,10 @@ def header(settings: StudySettings) -> dict[str, Any]:
     }
 
 
-def model_entry(model: Model, wanted: ModelSettings) -> dict[str, Any]:
+def model_entry(model: Model, source: str, adapters: Sequence[str]) -> dict[str, Any]:
     return {
-        "source": wanted.source,
-        "adapters": list(wanted.adapters),
+        "source": source,
+        "adapters": list(adapters),
         "fingerprint": model.provenance["fingerprint"],
         "n_layers": model.n_layers,
         "n_heads": model.n_heads,

@@ -18,10 +18,22 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """Where a model comes from; adapters are merged in order."""
+    """Where a model comes from: a source and adapters, merged in order; or a recipe, which makes it when needed."""
 
-    source: str
+    source: str = ""
     adapters: tuple[str, ...] = ()
+    recipe: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSettings:
+        if bool(self.source) == (self.recipe is not None) or (self.recipe and self.adapters):
+            raise ValueError("give a model either a source (with adapters) or a recipe")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What it is called unless the study says so."""
+        return Path(self.source).name if self.recipe is None else self.recipe.stem
 
     @model_validator(mode="before")
     @classmethod
@@ -121,14 +133,14 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _names_differ(self) -> StudySettings:
-        if self.base.source in self.variants:
-            raise ValueError(f"a variant is called {self.base.source!r}, like the base")
+        if self.base.name in self.variants:
+            raise ValueError(f"a variant is called {self.base.name!r}, like the base")
         return self
 
     @property
     def models(self) -> dict[str, ModelSettings]:
-        """The base under its source's name, then the variants."""
-        return {Path(self.base.source).name: self.base, **self.variants}
+        """The base under its own name, then the variants."""
+        return {self.base.name: self.base, **self.variants}
 
 
 def read_settings(path: str | Path) -> StudySettings:
@@ -136,7 +148,14 @@ def read_settings(path: str | Path) -> StudySettings:
 
     Raises: InputError naming the key that is unknown, missing or out of range.
     """
-    return parse_settings(read_yaml(path), str(path))
+    study = parse_settings(read_yaml(path), str(path))
+    folder = Path(path).parent  # a recipe's path is relative to the study that names it
+    variants = {name: _found_from(folder, model) for name, model in study.variants.items()}
+    return study.model_copy(update={"base": _found_from(folder, study.base), "variants": variants})
+
+
+def _found_from(folder: Path, model: ModelSettings) -> ModelSettings:
+    return model if model.recipe is None else model.model_copy(update={"recipe": folder / model.recipe})
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -12,6 +12,7 @@ from circuitdiff.engine import Model
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, refuse_failures
 from circuitdiff.prompts import Pairs
+from circuitdiff.recipes import made_by
 from circuitdiff.settings import StudySettings
 from circuitdiff.stages import Monitor, Stages
 from circuitdiff.store import Store
@@ -91,12 +92,15 @@ class Workbench:
 
     def _load(self, name: str) -> Subject:
         wanted = self.settings.models[name]
+        source, adapters = wanted.source, wanted.adapters
+        if wanted.recipe is not None:
+            source, adapters = made_by(wanted.recipe, self.monitor)
         self.monitor(f"load {name}", 0, 1)
-        model = load_model(wanted.source, wanted.adapters, self.settings.dtype, self.settings.device, name=name)
+        model = load_model(source, adapters, self.settings.dtype, self.settings.device, name=name)
         self.monitor(f"load {name}", 1, 1)
         if name not in self.results["models"]:
             self.results["checks"] += model.provenance["checks"]
-            self.results["models"][name] = form.model_entry(model, wanted)
+            self.results["models"][name] = form.model_entry(model, source, adapters)
         stages = Stages(self.settings, self.store, self.monitor, model)
         return Subject(model, sample_splits(self.settings, model), stages)
 

@@ -25,7 +25,7 @@ from circuitdiff.models.finetune import (
 from circuitdiff.models.lora import Lora, add_lora
 from circuitdiff.models.saving import save_adapter, writing
 from circuitdiff.models.sources import read_source
-from circuitdiff.recipes import read_recipe, run_recipe
+from circuitdiff.recipes import made_by, read_recipe, run_recipe
 from tiny_decoders import WORDS, save_decoder, tiny_decoder, tiny_tokenizer
 
 LORA = Lora(rank=4, alpha=8, targets=("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
@@ -433,8 +433,39 @@ def test_a_recipe_that_cannot_be_used_is_one_line(recipe, tmp_path, change, mess
     assert not (tmp_path / "out").exists()
 
 
-def test_the_shipped_recipe_is_read():
-    shipped = Path(__file__).parents[2] / "studies" / "recipes" / "tracker-base.yaml"
-    recipe = read_recipe(shipped)
-    assert recipe.base.source == "smollm2"
-    assert recipe.lora.rank == 8
+def test_what_a_recipe_made_is_made_once_and_again_when_the_recipe_changes(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, told = recipe(), []
+    source, adapters = made_by(path, lambda *_: told.append(1))
+    assert (source, adapters) == (str(tmp_path / "base"), (str(Path("runs/tiny/adapter")),))
+    read_source(source, adapters)
+    before = len(told)
+    assert made_by(path, lambda *_: told.append(1)) == (source, adapters)
+    assert len(told) == before > 0
+    first = (tmp_path / "runs/tiny/adapter/adapter_model.safetensors").read_bytes()
+    made_by(recipe(training=RECIPE["training"] | {"seed": 7}))
+    assert (tmp_path / "runs/tiny/adapter/adapter_model.safetensors").read_bytes() != first
+
+
+def test_ablated_heads_are_out_of_the_model_that_the_recipe_makes(recipe, tmp_path):
+    run_recipe(recipe(ablated=[[1, 2]], lora=RECIPE["lora"] | {"targets": ["o_proj", "up_proj"]}), tmp_path / "out")
+    weights = load_file(tmp_path / "out/model/model.safetensors")
+    columns = weights["model.layers.1.self_attn.o_proj.weight"].unflatten(1, (3, 10))
+    assert (columns[:, 2] == 0).all()
+    assert (columns[:, 1] != 0).any()
+
+
+def test_a_circuit_file_names_the_heads_that_may_change(recipe, tmp_path):
+    (tmp_path / "circuit.json").write_text(json.dumps({"groups": {"readers": {"at": "last", "heads": [[2, 0]]}}}))
+    lora = RECIPE["lora"] | {"targets": ["q_proj"], "heads": {"circuit": "circuit.json", "group": "readers"}}
+    run_recipe(recipe(lora=lora), tmp_path / "out")
+    stored = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    (rows,) = (tensor for name, tensor in stored.items() if "lora_B" in name)
+    assert (rows.unflatten(0, (3, 10)) != 0).any(dim=(1, 2)).tolist() == [True, False, False]
+    with pytest.raises(InputError, match=r"circuit\.json has no group 'fetchers'; it has readers"):
+        run_recipe(recipe(lora=lora | {"heads": {"circuit": "circuit.json", "group": "fetchers"}}), tmp_path / "other")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "studies" / "recipes").glob("*.yaml")), ids=str)
+def test_the_shipped_recipes_are_read(path):
+    assert read_recipe(path).name == path.stem
