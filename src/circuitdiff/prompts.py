@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuitdiff.errors import InputError
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -113,3 +115,18 @@ def buckets(
         for i, kind in enumerate(kinds)
         for part in torch.split((member == i).nonzero()[:, 0], largest or len(prompts))
     ]
+
+
+def halves(pairs: Pairs) -> tuple[Pairs, Pairs]:
+    """The pairs in two parts that share no scenario; every other scenario, and so of each queried item.
+
+    Raises: InputError if there are fewer than four scenarios.
+    """
+    queried: dict[int, int] = {}  # of each scenario's first prompt
+    for scenario, item in zip(pairs.scenarios.tolist(), pairs.queried.tolist(), strict=True):
+        queried.setdefault(scenario, item)
+    if len(queried) < 4:
+        raise InputError(f"two halves need at least 4 scenarios; got {len(queried)}; sample more prompts")
+    ordered = sorted(queried, key=lambda scenario: (queried[scenario], scenario))
+    in_first = torch.isin(pairs.scenarios, torch.tensor(ordered[::2]))
+    return pairs.select(in_first.nonzero()[:, 0]), pairs.select((~in_first).nonzero()[:, 0])
