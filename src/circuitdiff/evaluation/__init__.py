@@ -1,7 +1,7 @@
 """A circuit on its own, and a model without it: everything that is ablated held at what an ablation puts there."""
 
-from circuitdiff.evaluation.answers import Evaluation, evaluate_model
-from circuitdiff.evaluation.circuits import check_circuit, evaluate_circuit, evaluate_circuits
+from circuitdiff.evaluation.answers import Evaluation, Quantity, evaluate_model
+from circuitdiff.evaluation.circuits import Progress, check_circuit, evaluate_circuit, evaluate_circuits
 from circuitdiff.evaluation.constants import Replacement, Shared
 from circuitdiff.evaluation.means import By, Means, SlotSums, mean_activations, slot_sums
 from circuitdiff.evaluation.removal import evaluate_without
@@ -11,6 +11,8 @@ __all__ = [
     "By",
     "Evaluation",
     "Means",
+    "Progress",
+    "Quantity",
     "Replacement",
     "Shared",
     "SlotSums",

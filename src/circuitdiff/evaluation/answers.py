@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,8 @@ from circuitdiff.engine.executor import Readout
 from circuitdiff.metrics import hit, log_prob, logit_difference
 from circuitdiff.prompts import Pairs
 from circuitdiff.statistics import Interval, accuracy_interval
+
+Quantity = Literal["hits", "probability", "logit_difference"]
 
 N_VALUES = 4  # that `answers_readout` gives: hit, prediction, logit difference, log probability
 
@@ -37,6 +40,15 @@ class Evaluation:
     def probabilities(self) -> Float[Tensor, " prompt"]:
         """The answer's probability over the whole vocabulary, 0 to 1."""
         return self.log_probs.double().exp()
+
+    def per_prompt(self, quantity: Quantity) -> Float[Tensor, " prompt"]:
+        """Hits (0 or 1), the answer's probability, or its logit minus that of the best other listed one; float64."""
+        values = {
+            "hits": self.hits,
+            "probability": self.probabilities,
+            "logit_difference": self.logit_differences,
+        }
+        return values[quantity].double()
 
 
 def evaluate_model(model: Model, pairs: Pairs) -> Evaluation:

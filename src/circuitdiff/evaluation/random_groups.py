@@ -1,0 +1,28 @@
+"""Random heads to hold a group against."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from circuitdiff.circuit import Group
+from circuitdiff.heads import Head
+
+
+def random_group(
+    group: Group, n_layers: int, n_heads: int, generator: torch.Generator, *, same_layers: bool = True
+) -> Group:
+    """As many heads at the group's role, without repeats, and none of the group's own while there are enough others.
+
+    With `same_layers`, as many in each layer as the group has there; else from all layers.
+    """
+    wanted = Counter(head.layer for head in group.heads) if same_layers else Counter({None: len(group.heads)})
+    drawn: list[Head] = []
+    for layer, n in sorted(wanted.items(), key=lambda item: -1 if item[0] is None else item[0]):
+        layers = range(n_layers) if layer is None else [layer]
+        pool = [Head(each, i) for each in layers for i in range(n_heads)]
+        others = [head for head in pool if head not in group.heads]
+        chosen = others if len(others) >= n else pool
+        drawn += [chosen[i] for i in torch.randperm(len(chosen), generator=generator)[:n].tolist()]
+    return Group(group.at, tuple(drawn))
