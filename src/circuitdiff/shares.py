@@ -149,7 +149,7 @@ class _Accounts:
         yield ALONE, {frozenset([part]): 1.0, frozenset(): -1.0}
         yield LEFT_OUT, {whole: 1.0, whole - {part}: -1.0}
         yield IN_ORDER, {before | {part}: 1.0, before: -1.0}
-        if set(all_subsets(self.order)) <= set(self.means.runs):
+        if len(self.means.runs) == 2 ** len(self.order):
             yield SYMMETRIC, shapley_weights(self.order, part)
 
     @property

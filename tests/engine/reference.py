@@ -159,8 +159,8 @@ def _edit_z(layer: int, d_head: int) -> Callable[[nn.Module, tuple[Tensor, ...]]
         z = args[0].unflatten(-1, (-1, d_head)).clone()
         _act.seen[layer, "z"] = z.detach().clone()
         n_prompts, length, n_heads, _d = z.shape
-        edits = _act.of(layer, "z")
-        if _act.z_rule is None and not edits:
+        edits, taken = _act.of(layer, "z"), _act.of(layer, "contribution")
+        if _act.z_rule is None and not edits and not taken:
             return args
         for prompt in range(n_prompts):
             for head in range(n_heads):
@@ -170,17 +170,24 @@ def _edit_z(layer: int, d_head: int) -> Callable[[nn.Module, tuple[Tensor, ...]]
                 for edit in edits:
                     own = z[prompt, edit.at, head].clone()
                     z[prompt, edit.at, head] = after(edit, _act.variant, prompt, head, own)
+                for edit in taken:
+                    if head in edit.heads.tolist():
+                        z[prompt, edit.at, head] = 0
         return (z.flatten(2), *args[1:])
 
     return hook
 
 
-def _edit_output(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+def _add_contributions(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """What comes in the place of what the heads wrote; their own z is 0 by now."""
+
     def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.clone()
-        for edit in _act.of(layer, "output"):
+        for edit in _act.of(layer, "contribution"):
             for prompt in range(len(output)):
-                output[prompt, edit.at] = after(edit, _act.variant, prompt, 0, output[prompt, edit.at].clone())
+                for head in edit.heads.tolist():
+                    nothing = torch.zeros_like(output[prompt, edit.at])
+                    output[prompt, edit.at] += after(edit, _act.variant, prompt, head, nothing)
         return output
 
     return hook
@@ -202,7 +209,7 @@ class Reference:
             for layer, projection in enumerate(self.projections):
                 hook = projection.register_forward_pre_hook(_edit_z(layer, self.d_head))
                 stack.callback(hook.remove)
-                stack.callback(projection.register_forward_hook(_edit_output(layer)).remove)
+                stack.callback(projection.register_forward_hook(_add_contributions(layer)).remove)
             return self.module(input_ids=tokens, use_cache=False).logits[:, -1]
 
     def clean(self, tokens: Tensor) -> Act:

@@ -1,4 +1,4 @@
-"""Edits of what happens inside an attention layer: keys that a query does not see, patterns, whole outputs."""
+"""Edits of what happens inside an attention layer: keys that a query does not see, patterns, contributions."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def pattern_as_z(edit: Edit, values: Float[Tensor, "#some prompt edited pos d_he
     """
     z = (edit.replacement[..., None, :] @ values)[..., 0, :]
     return with_fields(edit, what="z", replacement=z)
+
+
+def without_contribution(edit: Edit, z: Float[Tensor, "*any d_head"]) -> Edit:
+    """The edit of z that takes away what the heads write; an edit of their contribution then adds what comes instead."""
+    return with_fields(edit, what="z", replacement=z.new_zeros(1, 1, len(edit.heads), z.shape[-1]))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-What = Literal["z", "q", "k", "v", "pattern", "output"]
+What = Literal["z", "q", "k", "v", "pattern", "contribution"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Edit:
     Heads are query heads throughout: where query heads share a key or value, only the named ones see the edit.
     `read_at`, for k and v: only queries at that position see the edit; None: all later ones.
 
-    A "pattern" is what a head's query at `at` gives to each position of the prompt; the values are the run's own. An
-    "output" is what a layer's whole attention writes, as one head of width d_model, whose index is 0.
+    A "pattern" is what a head's query at `at` gives to each position of the prompt; the values are the run's own. A
+    "contribution" is what a head writes into the residual stream: its z after the output projection, less the bias.
     """
 
     layer: int
@@ -38,6 +38,7 @@ class Edit:
 
     def __post_init__(self) -> None:
         assert self.read_at is None or self.what in ("k", "v"), "only a key or value is read by other positions"
+        assert self.keep is None or self.what != "contribution", "a contribution is replaced as a whole"
 
     @property
     def first_changed(self) -> int:

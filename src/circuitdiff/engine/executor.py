@@ -67,7 +67,7 @@ class Executor(Protocol):
     ) -> Float[Tensor, "variant prompt value"]:
         """Nothing frozen: what `readout` says of each variant's logits at the last position.
 
-        Within a layer: knockouts and edits of q, k and v, then of patterns, of z, and of the output.
+        Within a layer: knockouts and edits of q, k and v, then of patterns, then of z and contributions.
 
         Raises: InputError if a knockout leaves a query without keys.
         """

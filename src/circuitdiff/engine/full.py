@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace as with_fields
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, Handler, attend, expand_kv, handled_by
-from circuitdiff.engine.attention_edits import block, edited_output, pattern_as_z
-from circuitdiff.engine.edits import Edit, Knockout, Site
+from circuitdiff.engine.attention_edits import block, edited_output, pattern_as_z, without_contribution
+from circuitdiff.engine.edits import Edit, Knockout, Site, What
 from circuitdiff.engine.executor import Ablation, Batch, Readout
 
 Values = Float[Tensor, "variant prompt value"]
@@ -32,11 +33,9 @@ def _put(x: Float[Tensor, "prompt head pos d"], edit: Edit, variant: int) -> Flo
 
 
 def _edited_attention(call: AttentionCall, edits: Sequence[AnyEdit], variant: int) -> Tensor:
-    """z of one layer, all positions, after knockouts and the edits of q, k, v, then of patterns, then of z."""
+    """z of one layer, all positions, after knockouts and the edits of q, k, v, then of patterns, then of z and contributions."""
     call = _without_blocked(call, [e for e in edits if isinstance(e, Knockout)], variant)
-    of = {
-        what: [e for e in edits if isinstance(e, Edit) and e.what == what] for what in ("q", "k", "v", "pattern", "z")
-    }
+    of = {what: [e for e in edits if isinstance(e, Edit) and e.what == what] for what in get_args(What)}
     n_heads, q = call.q.shape[1], call.q
     for edit in of["q"]:
         q = _put(q, edit, variant)
@@ -54,7 +53,7 @@ def _edited_attention(call: AttentionCall, edits: Sequence[AnyEdit], variant: in
     for edit in of["pattern"]:
         as_z = pattern_as_z(edit, seen_at(edit.at).v[None, :, edit.heads])
         z = _put(z.transpose(1, 2), as_z, variant).transpose(1, 2)
-    for edit in of["z"]:
+    for edit in [*of["z"], *(without_contribution(edit, z) for edit in of["contribution"])]:
         z = _put(z.transpose(1, 2), edit, variant).transpose(1, 2)
     return z
 
@@ -75,10 +74,11 @@ def _without_blocked(call: AttentionCall, knockouts: Sequence[Knockout], variant
 def _outputs_edited(batch: Batch, edits: Sequence[AnyEdit], variant: int) -> Iterator[None]:
     with ExitStack() as stack:
         for edit in edits:
-            if isinstance(edit, Edit) and edit.what == "output" and variant in edit.variants:
+            if isinstance(edit, Edit) and edit.what == "contribution" and variant in edit.variants:
+                row = 0 if len(edit.replacement) == 1 else int((edit.variants == variant).nonzero())
 
-                def edited(written: Tensor, edit: Edit = edit) -> Tensor:
-                    return _put(written[:, None], edit, variant)[:, 0]
+                def edited(written: Tensor, at: int = edit.at, added: Tensor = edit.replacement[row].sum(1)) -> Tensor:
+                    return written.select_scatter(written[:, at] + added, dim=1, index=at)
 
                 stack.enter_context(edited_output(batch.model.attentions[edit.layer], edited))
         yield

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, handled_by
-from circuitdiff.engine.attention_edits import block, edited_output, pattern_as_z
-from circuitdiff.engine.edits import Edit, Knockout, Site, replace
+from circuitdiff.engine.attention_edits import block, edited_output, pattern_as_z, without_contribution
+from circuitdiff.engine.edits import Edit, Knockout, Site, What, replace
 from circuitdiff.engine.executor import Ablation, Batch, Readout
 from circuitdiff.engine.frozen import FrozenRun
 from circuitdiff.engine.replay import cut, run_layer
@@ -76,12 +77,13 @@ def _outputs_edited(
 ) -> Iterator[None]:
     with ExitStack() as stack:
         for edit, rows in edits:
-            if isinstance(edit, Edit) and edit.what == "output":
+            if isinstance(edit, Edit) and edit.what == "contribution":
 
                 def edited(written: Tensor, edit: Edit = edit, rows: Tensor = rows) -> Tensor:
                     own, row = written.unflatten(0, live.shape[:2]), edit.at - live.start
-                    new = replace(own[:, :, row, None], edit, rows)
-                    return own.select_scatter(new[:, :, 0], dim=2, index=row).flatten(0, 1)
+                    added = edit.replacement.sum(2).expand(len(rows), own.shape[1], -1)
+                    new = own[:, :, row].index_add(0, rows, added)
+                    return own.select_scatter(new, dim=2, index=row).flatten(0, 1)
 
                 stack.enter_context(edited_output(batch.model.attentions[edit.layer], edited))
         yield
@@ -94,13 +96,13 @@ def attend_with_edits(
     start: int,
     edits: Sequence[tuple[AnyEdit, Int[Tensor, " _some"]]],
 ) -> Float[Tensor, "variant prompt query head d_head"]:
-    """z of the window after knockouts and the edits of q, k, v, then of patterns, then of z.
+    """z of the window after knockouts and the edits of q, k, v, then of patterns, then of z and contributions.
 
     `edits` come with the rows of their variants.
     """
     allowed = _allowed(call, window, start, [(e, rows) for e, rows in edits if isinstance(e, Knockout)])
     replaced = [(edit, rows) for edit, rows in edits if isinstance(edit, Edit)]
-    of = {what: [(e, rows) for e, rows in replaced if e.what == what] for what in ("q", "k", "v", "pattern", "z")}
+    of = {what: [(e, rows) for e, rows in replaced if e.what == what] for what in get_args(What)}
     for edit, rows in of["q"]:
         new = replace(window.q[:, :, :, edit.at - start], edit, rows)
         window = Window(window.q.select_scatter(new, dim=3, index=edit.at - start), window.k, window.v)
@@ -121,7 +123,8 @@ def attend_with_edits(
 
     assert not (of["pattern"] and of["v"]), "a pattern is weighed with the run's own values"
     patterns = [(pattern_as_z(e, values_seen(window, prefix, e.heads, rows)), rows) for e, rows in of["pattern"]]
-    for edit, rows in [*patterns, *of["z"]]:
+    taken = [(without_contribution(edit, z), rows) for edit, rows in of["contribution"]]
+    for edit, rows in [*patterns, *of["z"], *taken]:
         z = z.select_scatter(replace(z[:, :, edit.at - start], edit, rows), dim=2, index=edit.at - start)
     return z
 

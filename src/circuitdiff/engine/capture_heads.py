@@ -1,0 +1,74 @@
+"""Reading what chosen heads carry at chosen roles off plain runs: only that is kept, no cache of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdiff.engine.attention import AttentionCall, attend, expand_kv, handled_by, pattern_of
+from circuitdiff.engine.edits import What
+from circuitdiff.engine.model import Model
+from circuitdiff.prompts import Bucket, PromptSet, buckets
+
+_PROMPTS_AT_ONCE = 32
+
+# By layer, the heads; and what each of them carries.
+Wanted = Mapping[int, Int[Tensor, " wanted"]]
+Carried = Mapping[int, Float[Tensor, "prompt wanted width"]]
+
+
+@torch.no_grad()
+def read_heads(model: Model, prompts: PromptSet, what: What, wanted: Mapping[str, Wanted]) -> dict[str, Carried]:
+    """By role and layer, what the wanted heads carry there: an edit with it changes nothing in this model.
+
+    The width is d_head; of patterns that of the padded prompts (0 beyond a prompt's end), of contributions d_model.
+    """
+    found: dict[str, dict[int, Tensor]] = {role: {} for role in wanted}
+    for bucket in buckets(prompts, list(wanted), _PROMPTS_AT_ONCE):
+
+        def handler(call: AttentionCall, bucket: Bucket = bucket) -> Tensor:
+            z = attend(call)
+            for role, layers in wanted.items():
+                if call.layer in layers:
+                    carried = _carried(model, call, what, z, layers[call.layer], bucket.positions[role])
+                    width = prompts.tokens.shape[1] if what == "pattern" else carried.shape[-1]
+                    nothing = carried.new_zeros(len(prompts), carried.shape[1], width)
+                    whole = found[role].setdefault(call.layer, nothing)
+                    whole[bucket.prompts.to(whole.device), :, : carried.shape[-1]] = carried
+            return z
+
+        with handled_by(handler):
+            model.forward(prompts.tokens[bucket.prompts, : bucket.length])
+    return {role: dict(layers) for role, layers in found.items()}
+
+
+def _carried(
+    model: Model,
+    call: AttentionCall,
+    what: What,
+    z: Float[Tensor, "prompt pos head d_head"],
+    heads: Int[Tensor, " wanted"],
+    at: int,
+) -> Float[Tensor, "prompt wanted width"]:
+    n_heads = call.q.shape[1]
+    if what == "pattern":
+        return pattern_of(call)[:, heads, at]
+    if what == "contribution":
+        return contributions(model, call.layer, z[:, at], heads)
+    if what == "z":
+        return z[:, at, heads]
+    return (call.q if what == "q" else expand_kv(call.k if what == "k" else call.v, n_heads))[:, heads, at]
+
+
+def contributions(
+    model: Model, layer: int, z: Float[Tensor, "prompt head d_head"], heads: Int[Tensor, " wanted"]
+) -> Float[Tensor, "prompt wanted d_model"]:
+    """What each head writes into the residual stream, by the model's own projection; the bias is nobody's."""
+    only = torch.zeros(len(z), len(heads), *z.shape[1:], dtype=z.dtype, device=z.device)
+    places = torch.arange(len(heads), device=z.device)
+    only[:, places, heads] = z[:, heads]
+    projection = model.projections[layer]
+    return projection(only.flatten(2)) - projection(torch.zeros_like(only[:1, :1]).flatten(2))

@@ -1,0 +1,19 @@
+"""Which part got better? Another model's activations at a group's heads."""
+
+from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_activations
+from circuitdiff.methods.cross_model.controls import Controls, control_groups, run_controls
+from circuitdiff.methods.cross_model.patching import CrossPatch, Limits, Score, patch_across, scored
+
+__all__ = [
+    "Activations",
+    "Carrier",
+    "Controls",
+    "CrossPatch",
+    "Limits",
+    "Score",
+    "control_groups",
+    "patch_across",
+    "read_activations",
+    "run_controls",
+    "scored",
+]

@@ -1,0 +1,121 @@
+"""What a donor's heads carry, read once and kept without the donor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdiff.circuit import Group
+from circuitdiff.engine import Model
+from circuitdiff.engine.capture import read_model
+from circuitdiff.engine.capture_heads import Carried, read_heads
+from circuitdiff.engine.executor import Readout
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
+from circuitdiff.heads import Head
+from circuitdiff.models.comparable import Shape
+from circuitdiff.prompts import Pairs
+
+Carrier = Literal["z", "q", "k", "v", "pattern", "contribution"]
+
+_SAMPLED_TOKENS = 1024  # a random projection of the final stream that keeps distances to a few percent
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What chosen heads of a model carry at chosen roles of each prompt, and where its runs end."""
+
+    shape: Shape
+    what: Carrier
+    heads: Mapping[str, Mapping[int, tuple[int, ...]]]  # by role and layer
+    values: Mapping[str, Carried]  # of these heads, in their order
+    answers: Evaluation
+    logits: Float[Tensor, "prompt sampled"]  # of a fixed sample of tokens, centred
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """What some heads of one layer are given at one role of each prompt."""
+
+    role: str
+    layer: int
+    heads: tuple[int, ...]
+    values: Float[Tensor, "prompt head width"]
+
+
+def read_activations(model: Model, pairs: Pairs, groups: Iterable[Group], what: Carrier = "z") -> Activations:
+    """What the heads of the groups carry on the clean prompts, each at its group's role; nothing else is kept.
+
+    Raises: InputError if a role or head does not exist, or `what` is unknown.
+    """
+    wanted = heads_by_role(groups)
+    _check(model, pairs, wanted, what)
+    indices = {
+        role: {layer: torch.tensor(heads, device=model.device) for layer, heads in by.items()}
+        for role, by in wanted.items()
+    }
+    values = read_heads(model, pairs.clean_prompts, what, indices)
+    ends = read_model(model, pairs.clean_prompts, _answers_and_ends(pairs, model))
+    answers = evaluation_of(ends[:, :N_VALUES], pairs)
+    return Activations(Shape.of(model), what, wanted, values, answers, ends[:, N_VALUES:])
+
+
+def heads_by_role(groups: Iterable[Group]) -> dict[str, dict[int, tuple[int, ...]]]:
+    """All heads of the groups, by role and layer."""
+    found: dict[str, set[Head]] = {}
+    for group in groups:
+        found.setdefault(group.at, set()).update(group.heads)
+    return {role: _by_layer(heads) for role, heads in found.items()}
+
+
+def patches(source: Activations, group: Group) -> tuple[Patch, ...]:
+    """What gives the heads of a group what they carry in `source`."""
+    found = []
+    for layer, heads in _by_layer(group.heads).items():
+        known = source.heads[group.at][layer]
+        places = [known.index(head) for head in heads]
+        found.append(Patch(group.at, layer, heads, source.values[group.at][layer][:, places]))
+    return tuple(found)
+
+
+def sampled(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row sampled"]:
+    """Logits of a fixed random sample of the vocabulary, centred: a random projection of the final stream."""
+    tokens = torch.randperm(logits.shape[1], generator=torch.Generator().manual_seed(0))[:_SAMPLED_TOKENS]
+    chosen = logits[:, tokens.to(logits.device)]
+    return chosen - chosen.mean(1, keepdim=True)
+
+
+def _answers_and_ends(pairs: Pairs, model: Model) -> Readout:
+    answers = answers_readout(pairs, model.device)
+
+    def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
+        columns = answers(logits, prompt)
+        return torch.cat([columns, sampled(logits).to(columns.dtype)], dim=1)
+
+    return readout
+
+
+def _by_layer(heads: Collection[Head]) -> dict[int, tuple[int, ...]]:
+    layers = sorted({head.layer for head in heads})
+    return {layer: tuple(sorted({head.index for head in heads if head.layer == layer})) for layer in layers}
+
+
+def _check(model: Model, pairs: Pairs, wanted: Mapping[str, Mapping[int, tuple[int, ...]]], what: str) -> None:
+    if what not in get_args(Carrier):
+        raise InputError(f"what is patched must be one of {', '.join(get_args(Carrier))}; got {what!r}")
+    for role, layers in wanted.items():
+        if role not in pairs.positions:
+            raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
+        if (pairs.positions[role] < 0).any():
+            raise InputError(f"role {role!r} has no place in some prompts; choose a role that every prompt has")
+        for layer, heads in layers.items():
+            if layer >= model.n_layers or max(heads) >= model.n_heads:
+                raise InputError(
+                    f"head {layer}.{max(heads)} does not exist: {model.name} has {model.n_layers} layers of "
+                    f"{model.n_heads} heads"
+                )

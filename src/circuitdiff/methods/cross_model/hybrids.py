@@ -1,0 +1,107 @@
+"""Runs of the recipient in which some heads are given what was read elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdiff.engine import Edit, Model
+from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
+from circuitdiff.evaluation.circuits import Progress
+from circuitdiff.evaluation.edited import Editing, run_edited
+from circuitdiff.methods.cross_model.activations import Activations, Carrier, Patch, sampled
+from circuitdiff.methods.cross_model.compatibility import distance_from_clean, spread
+from circuitdiff.prompts import Bucket, Pairs
+
+Hybrid = tuple[Patch, ...]
+
+
+class Ran(NamedTuple):
+    """What a hybrid answers, and how far from clean runs it ends (1 = as far as another prompt's run)."""
+
+    answers: Evaluation
+    distance: Float[Tensor, " prompt"]
+
+
+class Clean(NamedTuple):
+    """Where the donor's and the recipient's clean runs end."""
+
+    donor: Activations
+    recipient: Activations
+
+
+def run_hybrids(
+    recipient: Model,
+    pairs: Pairs,
+    hybrids: Sequence[Hybrid],
+    clean: Clean,
+    *,
+    executor: str = "window",
+    memory_gb: float = DEFAULT_MEMORY_GB,
+    progress: Progress | None = None,
+) -> list[Ran]:
+    """All hybrids on the same prompts, as variants of one run."""
+    what, device = clean.donor.what, recipient.device
+    roles = list(dict.fromkeys(patch.role for hybrid in hybrids for patch in hybrid))
+
+    def begins(hybrid: Hybrid, bucket: Bucket) -> int:
+        return min((bucket.positions[patch.role] for patch in hybrid), default=bucket.length - 1)
+
+    def edits(part: Sequence[Hybrid], bucket: Bucket) -> list[Edit]:
+        return _edits(part, bucket, what, device)
+
+    values = run_edited(
+        recipient,
+        pairs,
+        hybrids,
+        Editing(roles, begins, edits),
+        readout_of=lambda bucket: _readout(pairs.select(bucket.prompts), bucket, clean, device),
+        executor=executor,
+        memory_gb=memory_gb,
+        progress=progress,
+    )
+    return [Ran(evaluation_of(value[:, :N_VALUES], pairs), value[:, N_VALUES]) for value in values]
+
+
+def _edits(hybrids: Sequence[Hybrid], bucket: Bucket, what: Carrier, device: torch.device) -> list[Edit]:
+    """One edit for each patch, of all the hybrids that have it."""
+    owners: dict[Patch, list[int]] = {}
+    for i, hybrid in enumerate(hybrids):
+        for patch in hybrid:
+            owners.setdefault(patch, []).append(i)
+    return [
+        Edit(
+            patch.layer,
+            what,
+            bucket.positions[patch.role],
+            torch.tensor(patch.heads, device=device),
+            torch.tensor(some),
+            _for_bucket(patch, bucket, what).to(device),
+        )
+        for patch, some in owners.items()
+    ]
+
+
+def _for_bucket(patch: Patch, bucket: Bucket, what: Carrier) -> Float[Tensor, "1 prompt head width"]:
+    values = patch.values[bucket.prompts.to(patch.values.device)][None]
+    return values[..., : bucket.length] if what == "pattern" else values
+
+
+def _readout(pairs: Pairs, bucket: Bucket, clean: Clean, device: torch.device) -> Readout:
+    answers = answers_readout(pairs, device)
+    donor, own = (source.logits[bucket.prompts].to(device) for source in (clean.donor, clean.recipient))
+    scale = spread(clean.recipient.logits)
+
+    def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
+        columns = answers(logits, prompt)
+        ends = sampled(logits).to(columns.dtype)
+        far = distance_from_clean(ends, donor[prompt], own[prompt], scale)
+        return torch.cat([columns, far[:, None]], dim=1)
+
+    return readout

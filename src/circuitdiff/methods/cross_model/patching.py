@@ -1,0 +1,194 @@
+"""Cross-model activation patching (CMAP): on the same prompts, the donor's activations in the recipient.
+
+1. Run the donor and keep what the groups' heads carry at their roles.
+2. Run the recipient with these in place of its own: for each group alone, all but each, and every subset of them.
+3. Whose is the gain? Shares of donor - recipient (`shares.attribute`).
+
+What a late group carries also holds what the donor's earlier parts did: the shares say where a gain is visible. What
+caused it is asked by grafting weights.
+
+Source: Prakash et al. 2024 (arXiv:2402.14811), section 6. We differ in patching every subset, in controls, and in
+leaving runs without a share that end far from any clean run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdiff.circuit import Circuit, Group
+from circuitdiff.engine import Model
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation.answers import Evaluation
+from circuitdiff.evaluation.circuits import Progress
+from circuitdiff.methods.cross_model.activations import Activations, Carrier, patches, read_activations
+from circuitdiff.methods.cross_model.compatibility import Basis, basis_of
+from circuitdiff.methods.cross_model.hybrids import Clean, Hybrid, Ran, run_hybrids
+from circuitdiff.models.comparable import Shape, check_comparable
+from circuitdiff.prompts import Pairs
+from circuitdiff.shares import Attribution, Subset, all_subsets, attribute, needed_subsets
+
+Score = Literal["accuracy", "probability", "log_prob"]
+Parts = Group | Circuit | Mapping[str, Group]
+
+_MOST_GROUPS = 6  # 2^6 runs of every prompt
+
+
+class Limits(NamedTuple):
+    """Beyond these a hybrid run is incompatible: it has no share."""
+
+    distance: float = 0.5  # mean over prompts; 1 = as far as another prompt's run
+    turned: float = 0.25  # how much more alike values are in another basis than as they are
+
+
+@dataclass(frozen=True)
+class CrossPatch:
+    """The recipient with each subset of the parts patched, and the donor, on the same prompts."""
+
+    what: Carrier
+    order: tuple[str, ...]  # causes first
+    donor: Evaluation
+    runs: Mapping[Subset, Ran]
+    bases: Mapping[str, Basis]  # of z, q, k and v
+    noise_floor: float  # largest change of a log probability when the recipient is given its own activations
+
+    @property
+    def recipient(self) -> Evaluation:
+        return self.runs[frozenset()].answers
+
+    def incompatible(self, limits: Limits = Limits()) -> dict[Subset, str]:
+        """The runs that the recipient could not have made itself, and why."""
+        turned = {part for part, basis in self.bases.items() if basis.turned - basis.as_it_is > limits.turned}
+        reasons = {}
+        for subset, ran in self.runs.items():
+            far = float(ran.distance.mean())
+            if subset & turned:
+                reasons[subset] = f"the donor's {', '.join(sorted(subset & turned))} write in another basis"
+            elif far > limits.distance:
+                reasons[subset] = f"it ends at a distance of {far:.2f} from clean runs (1 = another prompt's)"
+        return reasons
+
+    def attribution(self, score: Score = "accuracy", limits: Limits = Limits(), seed: int = 0) -> Attribution:
+        """Shares of the gain in this score, with intervals over scenarios."""
+        scores = {subset: scored(ran.answers, score).numpy() for subset, ran in self.runs.items()}
+        return attribute(
+            scores,
+            scored(self.donor, score).numpy(),
+            self.donor.scenarios.numpy(),
+            self.order,
+            incompatible=self.incompatible(limits),
+            seed=seed,
+        )
+
+
+def scored(answers: Evaluation, score: Score) -> Float[Tensor, " prompt"]:
+    """Hits, the answer's probability, or its logarithm in nats, of each prompt."""
+    if score == "accuracy":
+        return answers.hits.double()
+    return answers.probabilities if score == "probability" else answers.log_probs.double()
+
+
+def patch_across(
+    donor: Model | Activations,
+    recipient: Model,
+    group: Parts,
+    pairs: Pairs,
+    *,
+    what: Carrier = "z",
+    order: Sequence[str] | None = None,
+    per_head: bool = False,
+    executor: str = "window",
+    memory_gb: float = DEFAULT_MEMORY_GB,
+    progress: Progress | None = None,
+) -> CrossPatch:
+    """What the recipient answers with a group's heads carrying, at the group's role, what they carry in the donor.
+
+    `what`: z, which the recipient's own output projection then reads (the paper's); q, k, v; the attention pattern,
+    with the recipient's values; or the contribution, what a head writes after the donor's output projection. Of several
+    groups every subset is run; `order` says which come first as causes (default: the circuit's groups, last
+    found first). With `per_head` a lone group's heads are the parts: each alone, left out, and in order of layers.
+    The donor may be given as what `read_activations` kept, so that two models need not be in memory together.
+
+    Raises: InputError if the models do not fit together, a role or head does not exist, or there are too many groups.
+    """
+    parts = _parts(group, per_head=per_head)
+    ordered = _ordered(parts, order, per_head=per_head)
+    subsets = needed_subsets(ordered) if per_head else all_subsets(ordered)
+    theirs = donor if isinstance(donor, Activations) else _read_donor(donor, recipient, parts, pairs, what)
+    check_donor(theirs, recipient, parts, pairs, what)
+    own = read_activations(recipient, pairs, parts.values(), what)
+    from_donor, from_itself = ({name: patches(s, part) for name, part in parts.items()} for s in (theirs, own))
+    hybrids = [*(_hybrid(from_donor, subset) for subset in subsets), _hybrid(from_itself, frozenset(parts))]
+    clean = Clean(theirs, own)
+    *ran, itself = run_hybrids(
+        recipient, pairs, hybrids, clean, executor=executor, memory_gb=memory_gb, progress=progress
+    )
+    vectors = what in ("z", "q", "k", "v")
+    return CrossPatch(
+        what=what,
+        order=ordered,
+        donor=theirs.answers,
+        runs=dict(zip(subsets, ran, strict=True)),
+        bases={name: basis_of(theirs, own, part) for name, part in parts.items()} if vectors else {},
+        noise_floor=float((itself.answers.log_probs - ran[0].answers.log_probs).abs().max()),
+    )
+
+
+def check_donor(donor: Activations, recipient: Model, parts: Mapping[str, Group], pairs: Pairs, what: str) -> None:
+    """Raises: InputError if the donor is another kind of model, or was not read on these prompts and heads."""
+    check_comparable(donor.shape, Shape.of(recipient))
+    if donor.what != what:
+        raise InputError(f"the donor's {donor.what} was read, but {what} is to be patched; read it with what={what!r}")
+    if len(donor.answers.hits) != len(pairs) or not torch.equal(donor.answers.scenarios, pairs.scenarios):
+        raise InputError(
+            f"the donor was read on {len(donor.answers.hits)} other prompts than these {len(pairs)}; give both the same"
+        )
+    for name, part in parts.items():
+        for head in part.heads:
+            known = donor.heads.get(part.at, {}).get(head.layer, ())
+            if head.index not in known:
+                raise InputError(
+                    f"the donor was not read at head {head} of {name!r} at {part.at!r}; read it there, too"
+                )
+
+
+def _parts(group: Parts, *, per_head: bool) -> dict[str, Group]:
+    if per_head:
+        if not isinstance(group, Group):
+            raise InputError("per_head takes a single group apart; give a Group, not several")
+        return {str(head): Group(group.at, (head,)) for head in group.heads}
+    if isinstance(group, Group):
+        group = {"group": group}
+    parts = dict(group.groups if isinstance(group, Circuit) else group)
+    empty = [name for name, part in parts.items() if not part.heads]
+    if empty or not parts:
+        raise InputError(
+            f"a group to patch needs heads; {empty[0] if empty else 'the circuit'!r} has none: leave it out"
+        )
+    if len(parts) > _MOST_GROUPS:
+        raise InputError(f"every subset of at most {_MOST_GROUPS} groups is patched; got {len(parts)}: join some")
+    return parts
+
+
+def _ordered(parts: Mapping[str, Group], order: Sequence[str] | None, *, per_head: bool) -> tuple[str, ...]:
+    if order is None and per_head:
+        return tuple(sorted(parts, key=lambda name: parts[name].heads[0]))
+    chosen = tuple(reversed(parts)) if order is None else tuple(order)
+    if sorted(chosen) != sorted(parts):
+        raise InputError(f"the order must name each group once, {', '.join(parts)}; got {', '.join(chosen)}")
+    return chosen
+
+
+def _read_donor(donor: Model, recipient: Model, parts: Mapping[str, Group], pairs: Pairs, what: Carrier) -> Activations:
+    check_comparable(Shape.of(donor), Shape.of(recipient))
+    return read_activations(donor, pairs, parts.values(), what)
+
+
+def _hybrid(given: Mapping[str, Hybrid], subset: Subset) -> Hybrid:
+    return tuple(patch for name in sorted(subset) for patch in given[name])
