@@ -15,33 +15,17 @@ from circuitdiff.tasks import entity_tracking, get_task
 from circuitdiff.tasks.scenarios import COUNTERFACTUALS, SPLITS
 from circuitdiff.tasks.vocabulary import one_token_words
 from circuitdiff.words import LABELS, OBJECTS, TRAIN_OBJECTS
+from reading import texts, word, words_at
 from tiny_tokenizers import FRAME, word_level
 
 SEGMENT = re.compile(r"(\w+) is in Box (\w)")
 MINIMAL = [kind for kind in COUNTERFACTUALS if kind != "unrelated"]
 
 
-def texts(tokenizer, prompts):
-    """The prompts as text, whichever tokenizer wrote them."""
-    kept = [row[:n] for row, n in zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True)]
-    decoded = [tokenizer.decode(row, skip_special_tokens=True) for row in kept]
-    return [text.replace(" ,", ",").replace(" .", ".") for text in decoded]
-
-
 def read(text):
     """Objects, labels and the label asked for, by reading."""
     objects, labels = zip(*SEGMENT.findall(text), strict=True)
     return objects, labels, re.search(r"Box (\w) contains the$", text)[1]
-
-
-def word(tokenizer, token):
-    return tokenizer.decode([int(token)]).strip()
-
-
-def words_at(tokenizer, prompts, role):
-    """The token at a role in every prompt, as a word."""
-    rows = torch.arange(len(prompts))
-    return [word(tokenizer, token) for token in prompts.tokens[rows, prompts.positions[role]]]
 
 
 @pytest.mark.parametrize("kind", COUNTERFACTUALS)

@@ -25,6 +25,13 @@ def word_level(words, ending=""):
 
 def byte_pairs(objects, trim_offsets):
     """Byte pairs learned from sentences with `objects`: these are one token each, other words are split."""
+    filled = zip(objects, itertools.cycle(LABELS), strict=False)
+    sentences = [f"The {o} is in Box {x}, the {o} is in Box {x}. Box {x} contains the {o}" for o, x in filled]
+    return learned_byte_pairs(sentences, trim_offsets)
+
+
+def learned_byte_pairs(sentences, trim_offsets):
+    """Byte pairs learned from the sentences, whose frequent words become one token each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -32,7 +39,5 @@ def byte_pairs(objects, trim_offsets):
     trainer = trainers.BpeTrainer(
         vocab_size=2000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    filled = zip(objects, itertools.cycle(LABELS), strict=False)
-    sentences = [f"The {o} is in Box {x}, the {o} is in Box {x}. Box {x} contains the {o}" for o, x in filled]
     tokenizer.train_from_iterator(sentences, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
