@@ -23,8 +23,8 @@ _ENTITY_TRACKING = Plan(
     ),
 )
 
-# Wang et al. 2022 (arXiv:2211.00593), section 3. We differ in the rule (they chose the heads that stand out by eye) and in
-# where receivers read. Duplicate-token heads are found with the induction heads: both write at the second subject.
+# Wang et al. 2022 (arXiv:2211.00593), section 3. We differ in the rule (they chose by eye the heads that stand out) and
+# in where receivers read. Duplicate-token heads are found with the induction heads: both write at the second subject.
 _STRONG = Discoveries(minimum=0.05)  # logits; the models' own logit difference is about 5
 _INDIRECT_OBJECTS = Plan(
     stages=(
