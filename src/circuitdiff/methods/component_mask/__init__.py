@@ -1,0 +1,8 @@
+"""Component masks (DCM): which heads of a group carry what a desideratum asks for."""
+
+from circuitdiff.methods.component_mask.fit import MaskFit, MaskOptions, fit_mask, fit_shared
+from circuitdiff.methods.component_mask.mask import kept, selected
+from circuitdiff.methods.component_mask.shared import SharedRuns
+from circuitdiff.methods.component_mask.training import Mask, Training
+
+__all__ = ["Mask", "MaskFit", "MaskOptions", "SharedRuns", "Training", "fit_mask", "fit_shared", "kept", "selected"]

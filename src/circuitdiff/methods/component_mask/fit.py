@@ -1,0 +1,230 @@
+"""Which heads of a group carry what a desideratum asks for, and how surely: the mask, its floors and its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from circuitdiff.circuit import Group
+from circuitdiff.engine import Model
+from circuitdiff.errors import InputError
+from circuitdiff.heads import Head
+from circuitdiff.methods.component_mask.patching import Patching
+from circuitdiff.methods.component_mask.shared import MEMORY_GB, SharedRuns
+from circuitdiff.methods.component_mask.training import Mask, Part, Training, train_mask
+from circuitdiff.statistics import Interval, accuracy_interval, difference_interval
+from circuitdiff.tasks.desiderata import Desideratum, sample_triples
+from circuitdiff.tasks.entity_tracking import EntityTracking, entity_tracking
+from circuitdiff.triples import Triples, split_by_scenario
+
+Progress = Callable[[int, int], None]  # done, of how many
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """What is fitted; the paper trained on 1000 triples, chose on 500 and tested on 500."""
+
+    n_triples: tuple[int, int, int] = (300, 150, 300)  # train, validation, test
+    penalty: float = 0.02  # nats per patched head
+    other_penalties: tuple[float, ...] = ()  # for the trade-off of heads against accuracy
+    n_seeds: int = 3
+    seed: int = 0
+    n_random: int = 5  # random groups of the same number of heads
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        if min(self.penalty, *self.other_penalties, 0.0) < 0 or self.n_seeds < 1 or self.n_random < 0:
+            raise InputError(
+                f"expected penalties of 0 or more, at least one seed and no negative n_random; got penalties "
+                f"{(self.penalty, *self.other_penalties)}, n_seeds {self.n_seeds} and n_random {self.n_random}"
+            )
+        if min(self.n_triples) < 1:
+            raise InputError(f"expected at least 1 triple each to train, choose and test; got {self.n_triples}")
+
+    @property
+    def n_steps(self) -> int:
+        """Of all trainings together, the one with shuffled targets included."""
+        return (self.n_seeds + len(set(self.other_penalties) - {self.penalty}) + 1) * self.training.n_steps
+
+
+@dataclass(frozen=True)
+class MaskFit:
+    """A mask on test triples that it has not seen, beside its floors and controls on the same triples.
+
+    `answers`, by what was patched: "mask", "nothing" (the floor), "shuffled", "all" heads of the group, "ranked" (its
+    first heads, as many as the mask has), "random 0", ...
+
+    "shuffled" is the trained floor: a mask learned and tested with the targets shuffled against the sources. Base and
+    target still go together, the source says nothing of it: heads that merely unsettle the answer reach as much.
+    """
+
+    desideratum: str
+    group: Group
+    mask: Mask
+    shuffled: Mask
+    others: tuple[Mask, ...]  # the other seeds, then the other penalties
+    test: Triples
+    answers: Mapping[str, Int[Tensor, " test"]]
+    other_answers: tuple[Int[Tensor, " test"], ...]  # of `others`
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads that carry what the desideratum asks for."""
+        return self.mask.patched
+
+    def hits(self, patched: str = "mask") -> Bool[Tensor, " test"]:
+        return self.answers[patched] == self.test.targets
+
+    def accuracy(self, patched: str = "mask") -> Interval:
+        """How often the target is the answer, with a bootstrap interval over scenarios."""
+        return accuracy_interval(self.hits(patched).numpy(), self.test.scenarios.numpy())
+
+    @property
+    def floor(self) -> str:
+        """The higher of the two floors: "nothing" or "shuffled"."""
+        return max(("nothing", "shuffled"), key=lambda name: int(self.hits(name).sum()))
+
+    def above(self, patched: str) -> Interval:
+        """Accuracy of the mask minus that of another patching, paired by triple."""
+        first, second = self.hits().numpy(), self.hits(patched).numpy()
+        return difference_interval(first, second, self.test.scenarios.numpy())
+
+    @property
+    def above_floor(self) -> Interval:
+        """What counts: the group carries what is asked for if the interval is above 0."""
+        return self.above(self.floor)
+
+    @property
+    def random_accuracy(self) -> float:
+        """The mean over random groups; nan without any."""
+        hits = [self.hits(name).double().mean() for name in self.answers if name.startswith("random")]
+        return float(np.mean(hits)) if hits else np.nan
+
+    def pointed(self, patched: str = "mask") -> dict[str, float]:
+        """The share of answers by what points to them; the answer without any patch is "unpatched"."""
+        given, kinds = self.answers[patched], {"unpatched": self.test.answers, **self.test.pointers}
+        shares = {kind: float((given == tokens).double().mean()) for kind, tokens in kinds.items()}
+        return shares | {"other": 1 - sum(shares.values())} if self.test.pointers else shares
+
+    def trade_off(self) -> list[tuple[Mask, Interval]]:
+        """Every mask on true targets with its test accuracy, fewest heads first."""
+        answers = [self.answers["mask"], *self.other_answers]
+        scenarios = self.test.scenarios.numpy()
+        found = [
+            (mask, accuracy_interval((given == self.test.targets).numpy(), scenarios))
+            for mask, given in zip([self.mask, *self.others], answers, strict=True)
+        ]
+        return sorted(found, key=lambda pair: (len(pair[0].patched), pair[0].penalty, pair[0].seed))
+
+
+def fit_mask(
+    model: Model,
+    group: Group,
+    desideratum: Triples | Desideratum | str,
+    options: MaskOptions | None = None,
+    *,
+    task: EntityTracking | None = None,
+    executor: str = "window",
+    memory_gb: float = MEMORY_GB,
+    progress: Progress | None = None,
+) -> MaskFit:
+    """Which heads of `group` to patch at its role so that the desideratum's target becomes the answer.
+
+    Triples are split by scenario, in their order. A desideratum that is named, not given as triples, is one of
+    `task`'s (entity tracking with seven boxes).
+
+    Raises: InputError, before any work, if the group has no heads, a head or role does not exist, a prompt lacks the
+    role, or there are too few triples.
+    """
+    options = options or MaskOptions()
+    if isinstance(desideratum, Triples):
+        triples = desideratum
+    else:
+        wanted = sum(options.n_triples)
+        triples = sample_triples(task or entity_tracking(), model.tokenizer, desideratum, wanted, options.seed)
+    split_by_scenario(triples.scenarios, options.n_triples)
+    triples.check()
+    triples.check_role(group.at)
+    shared = SharedRuns(
+        model,
+        {"group": group},
+        triples.base,
+        n_random=options.n_random,
+        seed=options.seed,
+        executor=executor,
+        memory_gb=memory_gb,
+    )
+    return fit_shared(shared, "group", triples, options, progress)
+
+
+def fit_shared(
+    shared: SharedRuns, group: str, triples: Triples, options: MaskOptions, progress: Progress | None = None
+) -> MaskFit:
+    """`fit_mask` for one of several groups and desiderata that share their runs."""
+    parts = split_by_scenario(triples.scenarios, options.n_triples)
+    train, validation, test = (Part(rows, triples.targets[rows]) for rows in parts)
+    patching, heads = shared.patching(group, triples), shared.groups[group].heads
+    told = _Told(options.n_steps, progress)
+    how = options.training
+    masks = [train_mask(patching, heads, train, validation, how, *job, told.step) for job in _jobs(options)]
+    mixed = shared.patching(group, triples, dealt_order(parts, len(triples), options.seed))
+    floor = train_mask(mixed, heads, train, validation, how, options.penalty, options.seed, told.step)
+    best = max(range(options.n_seeds), key=lambda i: (masks[i].validation_accuracy, -len(masks[i].patched), -i))
+    others = tuple(mask for i, mask in enumerate(masks) if i != best)
+    answers = _answers(patching, heads, masks[best].patched, shared.random[group], test.rows)
+    return MaskFit(
+        desideratum=triples.name,
+        group=shared.groups[group],
+        mask=masks[best],
+        shuffled=floor,
+        others=others,
+        test=triples.select(test.rows),
+        answers=answers | {"shuffled": mixed.answers(floor.patched, test.rows)},
+        other_answers=tuple(patching.answers(mask.patched, test.rows) for mask in others),
+    )
+
+
+def dealt_order(parts: Sequence[Int[Tensor, " part"]], n_triples: int, seed: int) -> Int[Tensor, " triple"]:
+    """Which triple's source each base prompt gets when targets are shuffled: never its own, always of the same part."""
+    g, order = torch.Generator().manual_seed(seed), torch.arange(n_triples)
+    for part in parts:
+        mixed = part[torch.randperm(len(part), generator=g)]
+        order[mixed] = mixed.roll(1)
+    return order
+
+
+def _jobs(options: MaskOptions) -> list[tuple[float, int]]:
+    """Penalty and seed of each training: every seed with the penalty, then the other penalties."""
+    seeds = [(options.penalty, options.seed + i) for i in range(options.n_seeds)]
+    penalties = [p for p in dict.fromkeys(options.other_penalties) if p != options.penalty]
+    return seeds + [(penalty, options.seed) for penalty in penalties]
+
+
+def _answers(
+    patching: Patching,
+    heads: Sequence[Head],
+    patched: Sequence[Head],
+    random: Sequence[Sequence[Head]],
+    test: Int[Tensor, " test"],
+) -> dict[str, Int[Tensor, " test"]]:
+    n = len(patched)
+    chosen = {"mask": patched, "nothing": (), "all": heads, "ranked": heads[:n]}
+    chosen |= {f"random {i}": order[:n] for i, order in enumerate(random)}
+    return {name: patching.answers(each, test) for name, each in chosen.items()}
+
+
+class _Told:
+    """Counts steps."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def step(self) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, self._total)

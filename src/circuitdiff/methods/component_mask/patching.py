@@ -1,0 +1,101 @@
+"""Running base prompts while heads of a group take what they carry on the source prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdiff.engine import Edit, Executor, Model
+from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.kept_runs import KeptRuns, Need
+from circuitdiff.engine.memory import rows_at_once
+from circuitdiff.heads import Head
+from circuitdiff.prompts import Bucket
+
+# Logits after each prompt, and which of the base prompts these are, to a number each.
+Quantity = Callable[[Float[Tensor, "row d_vocab"], Int[Tensor, " row"]], Float[Tensor, " row"]]
+
+
+@dataclass(frozen=True)
+class Patching:
+    """The base and source prompts of one group's role. Which answer is wanted plays no part here."""
+
+    runs: KeptRuns
+    executor: Executor
+    at: str
+    first_layer: int  # of all heads that may be patched
+    source_z: Mapping[Head, Float[Tensor, "prompt d_head"]]
+    memory_gb: float
+    _answers: dict[frozenset[Head], Int[Tensor, " prompt"]] = field(default_factory=dict)  # -1: not run yet
+
+    @property
+    def model(self) -> Model:
+        return self.runs.model
+
+    @property
+    def n_prompts(self) -> int:
+        return len(self.runs.prompts)
+
+    def dealt(self, order: Int[Tensor, " prompt"]) -> Patching:
+        """The same with base prompt i patched from source prompt `order[i]`."""
+        order = order.to(self.model.device)
+        return replace(self, source_z={head: z[order] for head, z in self.source_z.items()}, _answers={})
+
+    def values(
+        self, heads: Sequence[Head], keep: Float[Tensor, " head"], bucket: Bucket, quantity: Quantity
+    ) -> Float[Tensor, " prompt"]:
+        """`quantity` of the bucket's base prompts, with keep * own z + (1 - keep) * source z; differentiable."""
+        batch = self.runs.batch(Need(self.at, self.first_layer), bucket)
+        rows = bucket.prompts.to(self.model.device)
+
+        def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
+            return quantity(logits, rows[prompt])[:, None]
+
+        edits = self._edits(*self._anchored(heads, keep), bucket)
+        return self.executor.run(batch, edits, 1, readout)[0, :, 0]
+
+    @torch.no_grad()
+    def answers(self, patched: Iterable[Head], rows: Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
+        """The most likely token of the whole vocabulary with these heads patched; each prompt is run once."""
+        heads = sorted(set(patched))
+        known = self._answers.setdefault(frozenset(heads), torch.full((self.n_prompts,), -1))
+        keep = torch.zeros(len(heads), device=self.model.device)
+        for bucket in self.buckets(rows[known[rows] < 0], training=False):
+            answer = self.values(heads, keep, bucket, lambda logits, _: logits.argmax(1).to(torch.float64))
+            known[bucket.prompts] = answer.long().cpu()
+        return known[rows]
+
+    def buckets(self, rows: Int[Tensor, " chosen"], *, training: bool) -> list[Bucket]:
+        """Prompts that run together; where gradients are wanted, every layer's activations count as memory."""
+        if not len(rows):
+            return []
+        prompts = self.runs.prompts
+        width = int((prompts.lengths - prompts.positions[self.at])[rows].max())
+        n_layers = self.model.n_layers - self.first_layer if training else 1
+        largest = rows_at_once(self.model, self.memory_gb / n_layers) // width
+        return self.runs.buckets(self.at, rows, max(1, largest))
+
+    def _anchored(
+        self, heads: Sequence[Head], keep: Float[Tensor, " head"]
+    ) -> tuple[Sequence[Head], Float[Tensor, " head"]]:
+        """With a head of the first layer that keeps its own value if there is none: the clean run is kept for there."""
+        if not heads or min(head.layer for head in heads) == self.first_layer:
+            return heads, keep
+        anchor = next(head for head in self.source_z if head.layer == self.first_layer)
+        return [anchor, *heads], torch.cat([keep.new_ones(1), keep])
+
+    def _edits(self, heads: Sequence[Head], keep: Float[Tensor, " head"], bucket: Bucket) -> list[Edit]:
+        """One edit for each layer with heads."""
+        device, everyone = self.model.device, torch.zeros(1, dtype=torch.long)
+        edits = []
+        for layer in sorted({head.layer for head in heads}):
+            mine = [i for i, head in enumerate(heads) if head.layer == layer]
+            index = torch.tensor([heads[i].index for i in mine], device=device)
+            source = torch.stack([self.source_z[heads[i]][bucket.prompts.to(device)] for i in mine], dim=1)
+            own = keep[mine][None].to(self.model.dtype)
+            edits.append(Edit(layer, "z", bucket.positions[self.at], index, everyone, source[None], own))
+        return edits

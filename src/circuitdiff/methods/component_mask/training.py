@@ -1,0 +1,176 @@
+"""Learning one mask: which heads to patch so that the target becomes the answer, and no more than it takes.
+
+1. Keep values start at 1. Each step patches (1 - keep) of the source into the group's heads on some training prompts.
+2. The loss is the target's cross-entropy plus `penalty` for each head patched.
+3. Now and then the mask, rounded, is tried on the validation prompts. The best one is the result; of equally good ones
+   that with fewer heads; before the first step nothing is patched.
+
+Source: Davies et al. 2023 (arXiv:2307.03637); Prakash et al. 2024 (arXiv:2402.14811), section 3.3. We differ in the
+loss (theirs, -target logit, can fall without the answer changing; it is an option), in ties, and in keeping train,
+validation and test apart by scenario.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdiff.errors import InputError
+from circuitdiff.heads import Head
+from circuitdiff.methods.component_mask.gates import Gates, gates_named
+from circuitdiff.methods.component_mask.mask import selected
+from circuitdiff.methods.component_mask.patching import Patching, Quantity
+from circuitdiff.metrics import log_prob
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a mask is learned."""
+
+    loss: Literal["cross_entropy", "target_logit"] = "cross_entropy"
+    gates: Literal["clamped", "hard_concrete"] = "clamped"
+    n_steps: int = 40
+    prompts_per_step: int = 32
+    learning_rate: float = 0.1
+    check_every: int = 5  # steps
+
+    def __post_init__(self) -> None:
+        if self.loss not in _LOSSES:
+            raise InputError(f"expected a loss, one of {', '.join(_LOSSES)}; got {self.loss!r}")
+        gates_named(self.gates)
+        for name in ("n_steps", "prompts_per_step", "check_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise InputError(f"learning_rate must be above 0; got {self.learning_rate}")
+
+
+class Check(NamedTuple):
+    """How the rounded mask did on the validation prompts after some steps."""
+
+    step: int
+    n_patched: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A learned mask."""
+
+    heads: tuple[Head, ...]  # of the group
+    keep: Float[Tensor, " head"]
+    penalty: float
+    seed: int
+    checks: tuple[Check, ...]
+    validation_accuracy: float
+
+    @property
+    def patched(self) -> tuple[Head, ...]:
+        """The heads that carry what the desideratum asks for, in the group's order."""
+        return tuple(selected(self.keep, self.heads))
+
+
+class Part(NamedTuple):
+    """Prompts, and the answers wanted of them once patched."""
+
+    rows: Int[Tensor, " chosen"]
+    targets: Int[Tensor, " chosen"]
+
+
+def train_mask(
+    patching: Patching,
+    heads: tuple[Head, ...],
+    train: Part,
+    validation: Part,
+    how: Training,
+    penalty: float,
+    seed: int = 0,
+    progress: Callable[[], None] = lambda: None,
+) -> Mask:
+    """One mask; `progress` is told of each step."""
+    gates, generator = gates_named(how.gates), torch.Generator().manual_seed(seed)
+    dtype = torch.promote_types(patching.model.dtype, torch.float32)
+    parameter = torch.full((len(heads),), gates.start, dtype=dtype, device=patching.model.device, requires_grad=True)
+    adam = torch.optim.Adam([parameter], lr=how.learning_rate)
+    targets = torch.full((patching.n_prompts,), -1).index_put((train.rows,), train.targets).to(parameter.device)
+    quantity = _LOSSES[how.loss](targets)
+    found = _Best()
+    found.see(patching, heads, gates.keep(parameter.detach()), validation, 0)
+    for step, rows in zip(range(1, how.n_steps + 1), _batches(train.rows, how, generator), strict=False):
+        parameter.grad = gradient(patching, heads, parameter, gates, penalty, rows, quantity, generator)
+        adam.step()
+        with torch.no_grad():
+            gates.project(parameter)
+        if step % how.check_every == 0 or step == how.n_steps:
+            found.see(patching, heads, gates.keep(parameter.detach()), validation, step)
+        progress()
+    return Mask(heads, found.keep, penalty, seed, tuple(found.checks), found.accuracy)
+
+
+def gradient(
+    patching: Patching,
+    heads: tuple[Head, ...],
+    parameter: Float[Tensor, " head"],
+    gates: Gates,
+    penalty: float,
+    rows: Int[Tensor, " chosen"],
+    quantity: Quantity,
+    generator: torch.Generator,
+) -> Float[Tensor, " head"]:
+    """Of the mean loss on the chosen prompts plus the penalty. One bucket's graph is in memory at a time."""
+    keep = gates.sample(parameter, generator)
+    leaf = keep.detach().requires_grad_()
+    slope = torch.zeros_like(leaf)
+    for bucket in patching.buckets(rows, training=True):
+        loss = patching.values(heads, leaf, bucket, quantity).sum() / len(rows)
+        slope += torch.autograd.grad(loss, leaf)[0].to(slope.dtype)
+    whole = (keep * slope).sum() + penalty * gates.n_patched(parameter)
+    return torch.autograd.grad(whole, parameter)[0]
+
+
+def _batches(rows: Int[Tensor, " prompt"], how: Training, generator: torch.Generator) -> Iterator[Tensor]:
+    """All prompts in random order, again and again; what is left of a round and does not fill a step is not used."""
+    size, waiting = min(how.prompts_per_step, len(rows)), rows[:0]
+    while True:
+        if len(waiting) < size:
+            waiting = rows[torch.randperm(len(rows), generator=generator)]
+        yield waiting[:size]
+        waiting = waiting[size:]
+
+
+class _Best:
+    """The best mask so far on the validation prompts."""
+
+    def __init__(self) -> None:
+        self.checks: list[Check] = []
+        self.keep: Tensor = torch.empty(0)
+        self._rank = (-1.0, 0)
+
+    @property
+    def accuracy(self) -> float:
+        return self._rank[0]
+
+    def see(self, patching: Patching, heads: tuple[Head, ...], keep: Tensor, validation: Part, step: int) -> None:
+        patched = selected(keep, heads)
+        hits = patching.answers(patched, validation.rows) == validation.targets
+        check = Check(step, len(patched), float(hits.double().mean()))
+        self.checks.append(check)
+        rank = (check.accuracy, -check.n_patched)
+        if rank > self._rank:
+            self.keep, self._rank = keep.cpu().clone(), rank
+
+
+def _cross_entropy(targets: Int[Tensor, " prompt"]) -> Quantity:
+    return lambda logits, row: -log_prob(logits, targets[row])
+
+
+def _target_logit(targets: Int[Tensor, " prompt"]) -> Quantity:
+    return lambda logits, row: -logits.gather(1, targets[row][:, None])[:, 0]
+
+
+_LOSSES = {"cross_entropy": _cross_entropy, "target_logit": _target_logit}
