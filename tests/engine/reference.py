@@ -7,6 +7,7 @@ found by name.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -123,10 +124,13 @@ def _attention(
         for head in range(n_heads):
             q = _rows_after(query[prompt, head], edits["q"], prompt, head)
             seen = _seen_by(allowed, edits["knockout"], prompt, head)
-            patterns = {
-                e.at: (lambda own, e=e, prompt=prompt, head=head: after(e, _act.variant, prompt, head, own))
-                for e in edits["pattern"]
-            }
+
+            def changed(at: int, own: Tensor, prompt: int = prompt, head: int = head) -> Tensor:
+                for edit in edits["pattern"]:
+                    own = after(edit, _act.variant, prompt, head, own) if edit.at == at else own
+                return own
+
+            patterns = {e.at: functools.partial(changed, e.at) for e in edits["pattern"]}
 
             def seen_by(
                 reader: int | None, q=q, prompt: int = prompt, head: int = head, seen=seen, patterns=patterns

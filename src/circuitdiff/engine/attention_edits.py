@@ -52,7 +52,7 @@ def pattern_as_z(edit: Edit, values: Float[Tensor, "#some prompt edited pos d_he
 
 
 def without_contribution(edit: Edit, z: Float[Tensor, "*any d_head"]) -> Edit:
-    """The edit of z that takes away what the heads write; an edit of their contribution then adds what comes instead."""
+    """The edit of z that takes away what the heads write, before something else is added in its place."""
     return with_fields(edit, what="z", replacement=z.new_zeros(1, 1, len(edit.heads), z.shape[-1]))
 
 

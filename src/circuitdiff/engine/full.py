@@ -33,7 +33,7 @@ def _put(x: Float[Tensor, "prompt head pos d"], edit: Edit, variant: int) -> Flo
 
 
 def _edited_attention(call: AttentionCall, edits: Sequence[AnyEdit], variant: int) -> Tensor:
-    """z of one layer, all positions, after knockouts and the edits of q, k, v, then of patterns, then of z and contributions."""
+    """z of one layer, all positions, after knockouts and the edits of q, k, v, then of patterns, then of z."""
     call = _without_blocked(call, [e for e in edits if isinstance(e, Knockout)], variant)
     of = {what: [e for e in edits if isinstance(e, Edit) and e.what == what] for what in get_args(What)}
     n_heads, q = call.q.shape[1], call.q
@@ -76,8 +76,9 @@ def _outputs_edited(batch: Batch, edits: Sequence[AnyEdit], variant: int) -> Ite
         for edit in edits:
             if isinstance(edit, Edit) and edit.what == "contribution" and variant in edit.variants:
                 row = 0 if len(edit.replacement) == 1 else int((edit.variants == variant).nonzero())
+                total = edit.replacement[row].sum(1)
 
-                def edited(written: Tensor, at: int = edit.at, added: Tensor = edit.replacement[row].sum(1)) -> Tensor:
+                def edited(written: Tensor, at: int = edit.at, added: Tensor = total) -> Tensor:
                     return written.select_scatter(written[:, at] + added, dim=1, index=at)
 
                 stack.enter_context(edited_output(batch.model.attentions[edit.layer], edited))

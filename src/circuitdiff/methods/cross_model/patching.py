@@ -47,6 +47,9 @@ class Limits(NamedTuple):
     turned: float = 0.25  # how much more alike values are in another basis than as they are
 
 
+_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class CrossPatch:
     """The recipient with each subset of the parts patched, and the donor, on the same prompts."""
@@ -62,7 +65,7 @@ class CrossPatch:
     def recipient(self) -> Evaluation:
         return self.runs[frozenset()].answers
 
-    def incompatible(self, limits: Limits = Limits()) -> dict[Subset, str]:
+    def incompatible(self, limits: Limits = _LIMITS) -> dict[Subset, str]:
         """The runs that the recipient could not have made itself, and why."""
         turned = {part for part, basis in self.bases.items() if basis.turned - basis.as_it_is > limits.turned}
         reasons = {}
@@ -74,7 +77,7 @@ class CrossPatch:
                 reasons[subset] = f"it ends at a distance of {far:.2f} from clean runs (1 = another prompt's)"
         return reasons
 
-    def attribution(self, score: Score = "accuracy", limits: Limits = Limits(), seed: int = 0) -> Attribution:
+    def attribution(self, score: Score = "accuracy", limits: Limits = _LIMITS, seed: int = 0) -> Attribution:
         """Shares of the gain in this score, with intervals over scenarios."""
         scores = {subset: scored(ran.answers, score).numpy() for subset, ran in self.runs.items()}
         return attribute(
@@ -168,9 +171,7 @@ def _parts(group: Parts, *, per_head: bool) -> dict[str, Group]:
     parts = dict(group.groups if isinstance(group, Circuit) else group)
     empty = [name for name, part in parts.items() if not part.heads]
     if empty or not parts:
-        raise InputError(
-            f"a group to patch needs heads; {empty[0] if empty else 'the circuit'!r} has none: leave it out"
-        )
+        raise InputError(f"a group to patch needs heads; {', '.join(empty) or 'the circuit'} has none: leave it out")
     if len(parts) > _MOST_GROUPS:
         raise InputError(f"every subset of at most {_MOST_GROUPS} groups is patched; got {len(parts)}: join some")
     return parts
