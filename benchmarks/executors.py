@@ -78,7 +78,9 @@ def time_path(model: cd.engine.Model, pairs: Pairs, path: PatchedPath, repeats: 
     def sweep(name: str, senders: Sequence[Head]) -> Tensor:
         parts = [senders[i : i + size] for i in range(0, len(senders), size)]
         executor = executor_named(name)
-        return torch.cat([sweep_senders(executor, batch, bucket, path, part, source, readout) for part in parts])
+        return torch.cat(
+            [sweep_senders(executor, batch, bucket, path, [[head] for head in part], source, readout) for part in parts]
+        )
 
     fast, window = seconds(lambda: sweep("window", live), repeats)
     slow, full = seconds(lambda: sweep("full", few), repeats)

@@ -9,7 +9,7 @@ from torch import Tensor
 from circuitdiff.engine import Edit, Site
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
-from circuitdiff.methods.path_patching import path_effects
+from circuitdiff.methods.path_patching import group_path_effects, path_effects
 from circuitdiff.prompts import Pairs
 from fake_pairs import fake_pairs
 from tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, subject
@@ -25,22 +25,32 @@ def logit_difference(logits: Tensor, pairs: Pairs, i: int) -> float:
 
 
 def by_definition(chosen: Subject, pairs: Pairs, sender: Head, at: str, via=None, receivers_at=None) -> list[float]:
-    """The effect of one sender on each prompt, each run on its own, without padding and without the engine."""
+    return group_by_definition(chosen, pairs, [sender], at, via, receivers_at)
+
+
+def group_by_definition(
+    chosen: Subject, pairs: Pairs, senders: list[Head], at: str, via=None, receivers_at=None
+) -> list[float]:
+    """The effect of senders on each prompt, each run on its own, without padding and without the engine."""
     effects = []
     for i in range(len(pairs)):
         clean = pairs.clean[i : i + 1, : pairs.lengths[i]]
         other = pairs.counterfactual[i : i + 1, : pairs.counterfactual_lengths[i]]
         here, there = int(pairs.positions[at][i]), int(pairs.counterfactual_positions[at][i])
-        z = chosen.reference.clean(clean).seen[sender.layer, "z"][:, here].clone()
-        z[:, sender.index] = chosen.reference.clean(other).seen[sender.layer, "z"][:, there, sender.index]
-        edit = Edit(sender.layer, "z", here, EVERYONE, ONE, z[None])
+        edits = []
+        for layer in sorted({sender.layer for sender in senders}):
+            z = chosen.reference.clean(clean).seen[layer, "z"][:, here].clone()
+            for sender in senders:
+                if sender.layer == layer:
+                    z[:, sender.index] = chosen.reference.clean(other).seen[layer, "z"][:, there, sender.index]
+            edits.append(Edit(layer, "z", here, EVERYONE, ONE, z[None]))
         if via is None:
-            patched = chosen.reference.frozen(clean, [edit], 1, here)
+            patched = chosen.reference.frozen(clean, edits, 1, here)
         else:
             layers = sorted({head.layer for head in RECEIVERS})
             sites = [Site(n, via, here, torch.tensor([h.index for h in RECEIVERS if h.layer == n])) for n in layers]
             read_at = None if receivers_at is None else int(pairs.positions[receivers_at][i])
-            patched = chosen.reference.path_patched(clean, [edit], 1, here, sites, read_at)
+            patched = chosen.reference.path_patched(clean, edits, 1, here, sites, read_at)
         effects.append(
             logit_difference(patched[0], pairs, i) - logit_difference(chosen.reference.logits(clean), pairs, i)
         )
@@ -162,3 +172,18 @@ def test_a_path_that_cannot_work_is_refused(arguments, message):
 def test_the_fake_prompts_have_the_sizes_that_catch_mixed_axes():
     pairs = fake_pairs()
     assert len({N_LAYERS, N_HEADS, D_HEAD, len(pairs), pairs.clean.shape[1], pairs.alternatives.shape[1]}) == 6
+
+
+@pytest.mark.parametrize("executor", ["window", "full"])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_groups_effect_is_that_of_all_its_heads_patched_together(path, executor):
+    at, via, receivers_at = PATHS[path]
+    chosen, pairs = subject("llama"), fake_pairs()
+    groups = {"two_layers": [Head(0, 0), Head(1, 5), Head(1, 2)], "one": [Head(1, 3)]}
+    receivers = None if via is None else RECEIVERS
+    found = group_path_effects(chosen.model, pairs, groups, at, receivers, via, receivers_at, executor=executor)
+    for name, group in groups.items():
+        expected = group_by_definition(chosen, pairs, group, at, via, receivers_at)
+        torch.testing.assert_close(found[name], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+    alone = path_effects(chosen.model, pairs, at, receivers, via, receivers_at, groups["one"], executor=executor)
+    torch.testing.assert_close(found["one"], alone.per_prompt[1, 3])

@@ -12,7 +12,7 @@ We differ in the counterfactual of each prompt, which is drawn once for all send
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +32,8 @@ from circuitdiff.statistics import Interval, mean_interval
 
 Via = Literal["q", "k", "v"]
 Progress = Callable[[int, int], None]  # done, of how many
+
+_PROMPTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,38 @@ def path_effects(
     check_heads(model, chosen)
     sweep = _Sweep(model, pairs, path, metric_named(metric), executor_named(executor), memory_gb)
     return sweep.run(chosen, progress or (lambda done, total: None))
+
+
+@torch.no_grad()
+def group_path_effects(
+    model: Model,
+    pairs: Pairs,
+    senders: Mapping[str, Sequence[Head]],
+    at: str,
+    receivers: Sequence[Head] | None = None,
+    via: Via | None = None,
+    receivers_at: str | None = None,
+    metric: str = "logit_difference",
+    executor: str = "window",
+) -> dict[str, Float[Tensor, " prompt"]]:
+    """`path_effects` of whole groups at role `at`: all heads of a group are patched at once.
+
+    Per prompt; negative = the group helps along this path. Raises: as `path_effects`.
+    """
+    path = Path(at, tuple(receivers or ()), via, receivers_at)
+    check_path(model, pairs, path, empty_receivers=receivers is not None and not receivers)
+    groups = list(senders.values())
+    check_heads(model, [head for group in groups for head in group])
+    measure, runs = metric_named(metric), executor_named(executor)
+    source = z_at_role(model, pairs.counterfactual_prompts, at)
+    found = torch.empty(len(groups), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
+    for bucket in buckets(pairs.clean_prompts, path.roles, _PROMPTS_AT_ONCE):
+        batch = open_batch(model, pairs, bucket, path)
+        readout = _readout(pairs, bucket, measure, model.device)
+        patched = sweep_senders(runs, batch, bucket, path, groups, source[:, bucket.prompts], readout)
+        clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=batch.clean.logits.device))
+        found[:, bucket.prompts] = measure.effect(patched, clean[None])[:, :, 0].cpu()
+    return dict(zip(senders, found, strict=True))
 
 
 def check_heads(model: Model, heads: Sequence[Head]) -> None:
@@ -189,8 +223,9 @@ class _Sweep:
         self, bucket: Bucket, senders: Sequence[Head], source: Float[Tensor, "layer prompt head d_head"]
     ) -> Float[Tensor, "sender prompt answer"]:
         batch = open_batch(self._model, self._pairs, bucket, self._path)
-        readout = self._readout(bucket)
-        patched = sweep_senders(self._executor, batch, bucket, self._path, senders, source, readout)
+        readout = _readout(self._pairs, bucket, self._metric, self._model.device)
+        alone = [[sender] for sender in senders]
+        patched = sweep_senders(self._executor, batch, bucket, self._path, alone, source, readout)
         clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=batch.clean.logits.device))
         return self._metric.effect(patched, clean[None]).cpu()
 
@@ -201,23 +236,23 @@ class _Sweep:
         first_of_layer = list({head.layer: head for head in reversed(live)}.values())
         return float(self._effects(bucket, sorted(first_of_layer), own).abs().max())
 
-    def _readout(self, bucket: Bucket) -> Readout:
-        """The metric's quantity for the answer, then for the counterfactual's answer if it has one."""
-        device = self._model.device
-        part = self._pairs.select(bucket.prompts)
-        answers, alternatives = part.answers.to(device), part.alternatives.to(device)
-        swapped = part.counterfactual_answers
 
-        def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
-            answer, others = answers[prompt], alternatives[prompt]
-            values = [self._metric.quantity(logits, answer, others)]
-            if swapped is not None:
-                target = swapped.to(device)[prompt]
-                rest = torch.where(others == target[:, None], answer[:, None], others)
-                values.append(self._metric.quantity(logits, target, rest))
-            return torch.stack(values, dim=-1)
+def _readout(pairs: Pairs, bucket: Bucket, metric: Metric, device: torch.device) -> Readout:
+    """The metric's quantity for the answer, then for the counterfactual's answer if it has one."""
+    part = pairs.select(bucket.prompts)
+    answers, alternatives = part.answers.to(device), part.alternatives.to(device)
+    swapped = part.counterfactual_answers
 
-        return readout
+    def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
+        answer, others = answers[prompt], alternatives[prompt]
+        values = [metric.quantity(logits, answer, others)]
+        if swapped is not None:
+            target = swapped.to(device)[prompt]
+            rest = torch.where(others == target[:, None], answer[:, None], others)
+            values.append(metric.quantity(logits, target, rest))
+        return torch.stack(values, dim=-1)
+
+    return readout
 
 
 def open_batch(model: Model, pairs: Pairs, bucket: Bucket, path: Path) -> Batch:
@@ -231,11 +266,11 @@ def sweep_senders(
     batch: Batch,
     bucket: Bucket,
     path: Path,
-    senders: Sequence[Head],
+    senders: Sequence[Sequence[Head]],
     source: Float[Tensor, "layer prompt head d_head"],
     readout: Readout,
 ) -> Float[Tensor, "sender prompt value"]:
-    """Both runs of the module's docstring, for every sender; `source` is what replaces a sender's z."""
+    """Both runs of the module's docstring, for every sender: one head or several, whose z `source` replaces."""
     at = bucket.positions[path.at]
     edits = _sender_edits(batch, at, senders, source)
     if not path.receivers:
@@ -248,15 +283,15 @@ def sweep_senders(
 
 
 def _sender_edits(
-    batch: Batch, at: int, senders: Sequence[Head], source: Float[Tensor, "layer prompt head d_head"]
+    batch: Batch, at: int, senders: Sequence[Sequence[Head]], source: Float[Tensor, "layer prompt head d_head"]
 ) -> list[Edit]:
     """One edit per layer: all its heads clean, but for each variant's own sender."""
     heads = torch.arange(batch.model.n_heads, device=source.device)
     edits = []
-    for layer in sorted({head.layer for head in senders}):
-        variants = [i for i, head in enumerate(senders) if head.layer == layer]
-        own = torch.tensor([senders[i].index for i in variants], device=source.device)
-        is_sender = (heads == own[:, None])[:, None, :, None]
+    for layer in sorted({head.layer for sender in senders for head in sender}):
+        own = [[head.index for head in sender if head.layer == layer] for sender in senders]
+        variants = [i for i, indices in enumerate(own) if indices]
+        is_sender = torch.stack([torch.isin(heads, heads.new_tensor(own[i])) for i in variants])[:, None, :, None]
         z = torch.where(is_sender, source[layer], batch.clean.z_at(layer, at))
         edits.append(Edit(layer, "z", at, heads, torch.tensor(variants), z))
     return edits
