@@ -175,3 +175,13 @@ def test_a_counterfactual_without_the_slot_cannot_be_resampled():
     pairs.counterfactual_prompts.slots[3][pairs.counterfactual_prompts.slots[3] == SLOTS.index("end")] = 0
     with pytest.raises(InputError, match=r"counterfactual of prompt 3 lacks slot 'end'.*choose mean or zero"):
         evaluate_circuit(subject("llama").model, CIRCUIT, pairs, "resample")
+
+
+def test_a_prompt_with_a_slot_that_the_means_lack_is_refused():
+    pairs = fake_pairs()
+    means = mean_activations(subject("llama").model, pairs)
+    values = means.values.clone()
+    values[SLOTS.index("segment_1.label")] = torch.nan
+    for lacking in (replace(means, values=values), replace(means, values=means.values[:-1])):
+        with pytest.raises(InputError, match=r"no mean for slot '(segment_1\.label|last)': take the means over more"):
+            evaluate_circuit(subject("llama").model, CIRCUIT, pairs, lacking)

@@ -57,11 +57,23 @@ def prompts_at_once(model: Model, pairs: Pairs, replacement: Replacement, memory
 
 
 def check_replacement(pairs: Pairs, replacement: Replacement) -> None:
-    """Raises: InputError if it is none, or if a counterfactual lacks a slot of its prompt."""
+    """Raises: InputError if it is none, has no mean for a slot of the prompts, or finds no such slot to resample."""
     if not isinstance(replacement, Means) and replacement not in ("resample", "zero"):
         raise InputError(f"heads are replaced by means, 'resample' or 'zero'; got {replacement!r}")
+    if isinstance(replacement, Means):
+        _check_means(pairs.clean_prompts, replacement)
     if replacement == "resample":
         counterparts(pairs)
+
+
+def _check_means(prompts: PromptSet, means: Means) -> None:
+    """A slot that the mean set never had would make the circuit's answers nan, which reads as wrong answers."""
+    used = prompts.slots[prompts.slots >= 0].unique()
+    unknown = used >= len(means.values)
+    unknown |= means.values[used.clamp(max=len(means.values) - 1).to(means.values.device)].isnan().any((1, 2, 3)).cpu()
+    if unknown.any():
+        slot = prompts.slot_names[int(used[unknown][0])]
+        raise InputError(f"there is no mean for slot {slot!r}: take the means over more prompts of the same task")
 
 
 def replacement_at(
