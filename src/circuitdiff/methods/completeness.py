@@ -59,7 +59,7 @@ class Completeness:
         return mean_interval((self.model - self.circuit).numpy(), self.scenarios.numpy())
 
     def absolute_differences(self) -> Interval:
-        """|F(M without K) - F(C without K)|, by the bounds of the signed difference; 0 is the lower if it lies between."""
+        """|F(M without K) - F(C without K)|, by the bounds of the signed one; the lower is 0 if that lies between."""
         value, low, high = (np.asarray(bound) for bound in self.differences())
         nearest = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(abs(low), abs(high)))
         return Interval(abs(value), np.where(np.isnan(low), np.nan, nearest), np.maximum(abs(low), abs(high)))

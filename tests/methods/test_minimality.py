@@ -1,0 +1,246 @@
+"""Minimality against its looped definition, and the decision rules on scores made by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from circuitdiff.circuit import Circuit, Group
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import Evaluation, evaluate_circuits
+from circuitdiff.heads import Head
+from circuitdiff.methods.minimality import PUBLISHED, MinimalityResult, MinimalityRule, keep, minimality
+from circuitdiff.prompts import Pairs, PromptSet, halves
+from circuitdiff.statistics import cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
+from fake_pairs import fake_pairs
+from tiny_models import subject
+
+FETCHERS = (Head(3, 1), Head(2, 5), Head(1, 1), Head(2, 1))
+READERS = (Head(0, 2), Head(1, 4))
+CIRCUIT = Circuit({"fetcher": Group("last", FETCHERS), "reader": Group("previous_query_label", READERS)})
+
+
+@cache
+def many_pairs(n_copies: int = 2) -> Pairs:
+    """The five fake pairs with other answers and scenarios in each copy; two prompts share a scenario."""
+    pairs = fake_pairs().select(torch.arange(5).repeat(n_copies))
+    g = torch.Generator().manual_seed(4)
+    model, copy = subject("llama").model, torch.arange(len(pairs)) // 5
+    predicted = [one.predictions for one in evaluate_circuits(model, [CIRCUIT, Circuit({})], pairs, "zero")]
+    answers = torch.where(torch.rand(len(pairs), generator=g) < 0.7, *predicted)  # so that some of both are hits
+    return replace(pairs, answers=answers, scenarios=pairs.scenarios + 10 * copy)
+
+
+@cache
+def found(rule: MinimalityRule) -> MinimalityResult:
+    return minimality(subject("llama").model, CIRCUIT, many_pairs(), "zero", rule)
+
+
+def without(circuit: Circuit, gone: set[Head], group: str) -> Circuit:
+    groups = dict(circuit.groups)
+    groups[group] = Group(groups[group].at, tuple(head for head in groups[group].heads if head not in gone))
+    return Circuit(groups)
+
+
+def subsets(heads: tuple[Head, ...]) -> list[frozenset[Head]]:
+    return [frozenset(h for i, h in enumerate(heads) if mask >> i & 1) for mask in range(2 ** len(heads))]
+
+
+def by_hand(pairs: Pairs, rule: MinimalityRule) -> dict[str, list[dict]]:
+    """Every subset of each group removed, then every sum a loop; K by the published steps."""
+    choosing, testing = halves(pairs) if rule.held_out else (pairs, pairs)
+    every = [(name, gone) for name, group in CIRCUIT.groups.items() for gone in subsets(group.heads)]
+    circuits = [without(CIRCUIT, set(gone), name) for name, gone in every]
+    known = {
+        half: dict(zip(every, evaluate_circuits(subject("llama").model, circuits, on, "zero"), strict=True))
+        for half, on in (("choosing", choosing), ("testing", testing))
+    }
+
+    def scores(half: str, group: str, gone: set[Head]) -> torch.Tensor:
+        one = known[half][group, frozenset(gone)]
+        return one.hits.double() if rule.score == "hits" else one.log_probs.exp()
+
+    rows: dict[str, list[dict]] = {}
+    for name, group in CIRCUIT.groups.items():
+        rows[name] = []
+        for head in group.heads:
+            drops = []
+            for other in group.heads:
+                same = not rule.joint_removal_of_same_index and head.index == other.index
+                both = {head} if same else {head, other}
+                alone = scores("choosing", name, {other})
+                drops.append(float(alone.mean() - scores("choosing", name, both).mean()))
+            order = sorted(range(len(drops)), key=lambda i: -drops[i])
+            chosen = [i for i in order[: math.ceil(rule.fraction * len(drops))] if drops[i] > 1e-12]
+            removed = {group.heads[i] for i in chosen}
+            before, after = scores("testing", name, removed), scores("testing", name, removed | {head})
+            rows[name].append({"removed": removed, "before": before, "after": after})
+    return rows
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [MinimalityRule(fraction=0.7), MinimalityRule(fraction=0.5, held_out=False), PUBLISHED],
+    ids=["held_out", "same_prompts", "published"],
+)
+def test_minimality_agrees_with_its_looped_definition(rule):
+    pairs, result = many_pairs(), found(rule)
+    expected = by_hand(pairs, rule)
+    scenarios = (halves(pairs)[1] if rule.held_out else pairs).scenarios
+    assert torch.equal(result.scenarios, scenarios)
+    every_cost = []
+    for name, group in result.groups.items():
+        for entry, per_prompt, row in zip(group.costs, group.per_prompt, expected[name], strict=True):
+            costs = row["before"] - row["after"]
+            every_cost.append(costs)
+            assert set(entry.removed_with) == row["removed"]
+            torch.testing.assert_close(per_prompt, costs, rtol=0, atol=1e-10)
+            interval = mean_interval(costs.numpy()[None], scenarios.numpy())
+            np.testing.assert_allclose(entry.cost, [float(np.asarray(b)[0]) for b in interval], atol=1e-10)
+    if rule.decision == "credible":
+        p = one_sided(
+            cluster_p_values(torch.stack(every_cost).numpy(), scenarios.numpy()), np.zeros(len(every_cost), dtype=bool)
+        )
+        adjusted = [entry.adjusted_p for group in result.groups.values() for entry in group.costs]
+        np.testing.assert_allclose(adjusted, false_discovery_adjusted(p), atol=1e-8)
+    assert rule.score == "hits" or any(entry.removed_with for group in result.groups.values() for entry in group.costs)
+
+
+def test_the_published_rule_keeps_by_the_ratio_of_hits():
+    result = found(PUBLISHED)
+    for group in result.groups.values():
+        for entry in group.costs:
+            assert entry.before == int(entry.before), "a number of hits"
+            assert entry.kept == keep(entry.before, entry.after, 0.01)
+    assert {entry.kept for group in result.groups.values() for entry in group.costs} == {True, False}
+
+
+def planted(monkeypatch, values: dict[frozenset[Head], torch.Tensor]) -> Pairs:
+    """Makes circuits score, at `last`, what `values` says of the heads that are gone; prompts are scenarios."""
+    n = len(next(iter(values.values())))
+    at = {"last": torch.zeros(n, dtype=torch.long)}
+    tokens = torch.zeros(n, 1, dtype=torch.long)
+    prompts = PromptSet(tokens, torch.ones(n, dtype=torch.long), at, tokens, ["last"], ["last"])
+    zeros = torch.zeros(n, dtype=torch.long)
+    pairs = Pairs(prompts, prompts, zeros, zeros[:, None], None, torch.arange(n), zeros)
+
+    def evaluate(model, circuits, on, *_, **__):
+        probabilities = [values[frozenset(FETCHERS) - circuit.heads_at("last")][on.scenarios] for circuit in circuits]
+        return [Evaluation(p > 0.5, zeros[: len(on)], p, p.log(), on.scenarios) for p in probabilities]
+
+    monkeypatch.setattr("circuitdiff.methods.minimality.measure.evaluate_circuits", evaluate)
+    return pairs
+
+
+def test_a_head_whose_stand_in_hides_it_is_kept_and_one_without_effect_is_not(monkeypatch):
+    """3.1 and 2.5 do the same; 1.1 matters alone; 2.1 does nothing."""
+    noise = torch.linspace(-0.05, 0.05, 40, dtype=torch.float64)[
+        torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    ]
+    one, two, own, _ = FETCHERS
+    values = {
+        gone: 0.6 + noise - 0.3 * float({one, two} <= gone) - 0.1 * float(own in gone) for gone in subsets(FETCHERS)
+    }
+    pairs = planted(monkeypatch, values)
+    circuit = Circuit({"fetcher": Group("last", FETCHERS)})
+    result = minimality(subject("llama").model, circuit, pairs, "zero", MinimalityRule(fraction=0.25))
+    costs = {entry.head: entry for entry in result.groups["fetcher"].costs}
+    assert costs[one].removed_with == (two,)
+    assert costs[one].cost.value == pytest.approx(0.3)
+    assert costs[own].cost.value == pytest.approx(0.1)
+    assert result.pruned == Circuit({"fetcher": Group("last", (one, two, own))})
+    assert result.n_choosing == 20
+
+
+def test_a_cost_seen_only_where_the_removal_set_was_chosen_does_not_keep_a_head(monkeypatch):
+    """On the choosing half 2.1 seems to matter once 1.1 is gone, on the other it does not."""
+    choosing = torch.zeros(40, dtype=torch.float64)
+    choosing[::2] = 1  # `halves` takes every other scenario
+    *_, own, null = FETCHERS
+    values = {gone: 0.5 - 0.2 * choosing * float({own, null} <= gone) for gone in subsets(FETCHERS)}
+    pairs = planted(monkeypatch, values)
+    circuit = Circuit({"fetcher": Group("last", FETCHERS)})
+    held_out = minimality(subject("llama").model, circuit, pairs, "zero", MinimalityRule(fraction=0.25))
+    assert held_out.groups["fetcher"].costs[3].removed_with == (own,)
+    assert held_out.pruned.groups["fetcher"].heads == ()
+    same = minimality(subject("llama").model, circuit, pairs, "zero", MinimalityRule(fraction=0.25, held_out=False))
+    assert null in same.pruned.groups["fetcher"].heads
+
+
+def test_a_threshold_asks_for_costs_that_are_credibly_larger(monkeypatch):
+    spread = torch.linspace(-0.02, 0.02, 40, dtype=torch.float64)
+    one, two, *_ = FETCHERS
+    values = {
+        gone: 0.6 - (0.05 + spread) * float(one in gone) - (0.2 + spread) * float(two in gone)
+        for gone in subsets(FETCHERS)
+    }
+    pairs = planted(monkeypatch, values)
+    circuit = Circuit({"fetcher": Group("last", FETCHERS)})
+    kept = {}
+    for threshold in (0.0, 0.1):
+        rule = MinimalityRule(fraction=0.25, threshold=threshold)
+        kept[threshold] = (
+            minimality(subject("llama").model, circuit, pairs, "zero", rule).pruned.groups["fetcher"].heads
+        )
+    assert kept == {0.0: (one, two), 0.1: (two,)}
+
+
+def test_false_discoveries_are_controlled_over_the_whole_circuit(monkeypatch):
+    """One head's cost has p near 0.02 alone: enough among one, not among four."""
+    one, *_ = FETCHERS
+    cost = 0.001 * (torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20) + 0.34)
+    values = {gone: 0.5 - cost * float(one in gone) for gone in subsets(FETCHERS)}
+    pairs = planted(monkeypatch, values)
+    rule = MinimalityRule(fraction=0.25, held_out=False)
+    alone = (
+        minimality(subject("llama").model, Circuit({"fetcher": Group("last", FETCHERS)}), pairs, "zero", rule)
+        .groups["fetcher"]
+        .costs[0]
+    )
+    assert alone.cost.low > 0.0
+    assert alone.adjusted_p > 0.05
+    assert not alone.kept
+    assert 0.01 < alone.adjusted_p / 4 < 0.025
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"g": Group("last", ())}, "group 'g' has no heads, so there is nothing to test; leave the group out"),
+        ({}, "the circuit has no groups"),
+        ({"g": Group("last", (Head(9, 0),))}, r"names head 9\.0, but the model has 4 layers of 6 heads"),
+        ({"g": Group("elsewhere", (Head(0, 0),))}, "role 'elsewhere', which the task lacks"),
+        ({"g": Group("absent", (Head(0, 0),))}, "'absent', which has no place in some prompts"),
+        ({"g": Group("last", (Head(1, 0), Head(1, 0)))}, r"group 'g' names head 1\.0 twice"),
+    ],
+)
+def test_a_circuit_that_cannot_be_tested_is_refused_before_any_work(groups, message, monkeypatch):
+    monkeypatch.setattr("circuitdiff.methods.minimality.measure.evaluate_circuits", lambda *_, **__: pytest.fail("ran"))
+    with pytest.raises(InputError, match=message):
+        minimality(subject("llama").model, Circuit(groups), fake_pairs(), "zero")
+
+
+def test_too_few_scenarios_for_two_halves_are_refused():
+    with pytest.raises(InputError, match="at least 4 scenarios; got 3; sample more prompts"):
+        minimality(subject("llama").model, CIRCUIT, fake_pairs().select(torch.tensor([0, 1, 2, 3])), "zero")
+
+
+@pytest.mark.parametrize(("name", "value"), [("fraction", 0.0), ("fraction", 1.5), ("error_rate", 1.0), ("level", 0.0)])
+def test_a_rule_out_of_range_is_refused(name, value):
+    with pytest.raises(InputError, match=f"{name}.*got .*{value}"):
+        MinimalityRule(**{name: value})
+
+
+def test_halves_share_no_scenario_and_ask_for_each_item_alike():
+    pairs = many_pairs(4)
+    first, second = halves(pairs)
+    assert not set(first.scenarios.tolist()) & set(second.scenarios.tolist())
+    assert len(first) + len(second) == len(pairs)
+    lone = pairs.select((pairs.scenarios % 10 > 0).nonzero()[:, 0])
+    counts = [torch.bincount(half.queried, minlength=2) for half in halves(lone)]
+    assert (counts[0] - counts[1]).abs().max() <= 1
