@@ -141,7 +141,7 @@ def test_the_model_without_nothing_is_the_model():
 def test_removals_run_in_parts_give_what_they_give_together(monkeypatch):
     pairs, model = fake_pairs(), subject("llama").model
     whole = evaluate_without(model, WITHOUT, pairs, "zero")
-    monkeypatch.setattr("circuitdiff.evaluation.removal.rows_at_once", lambda *_: 1)
+    monkeypatch.setattr("circuitdiff.evaluation.edited.rows_at_once", lambda *_: 1)
     for first, second in zip(whole, evaluate_without(model, WITHOUT, pairs, "zero"), strict=True):
         torch.testing.assert_close(first.log_probs, second.log_probs, rtol=0, atol=1e-10)
 

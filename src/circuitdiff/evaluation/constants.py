@@ -77,14 +77,14 @@ def _check_means(prompts: PromptSet, means: Means) -> None:
 
 
 def replacement_at(
-    model: Model, pairs: Pairs, bucket: Bucket, position: int, replacement: Replacement
-) -> Float[Tensor, " layer #prompt head d_head"]:
-    """What replaces every head at one position of a bucket's prompts."""
-    slots = pairs.clean_prompts.slots[bucket.prompts[0], [position]]
-    if replacement != "resample":
-        return _shared_constants(model, slots, replacement)[:, :, 0]
-    chosen = pairs.select(bucket.prompts)
-    return z_at_positions(model, chosen.counterfactual_prompts, counterparts(chosen)[:, [position]])[:, :, 0]
+    model: Model, pairs: Pairs, role: str, replacement: Replacement
+) -> Float[Tensor, " layer prompt head d_head"]:
+    """What replaces every head at one role of each prompt."""
+    rows, positions = torch.arange(len(pairs)), pairs.positions[role]
+    if replacement == "resample":
+        places = counterparts(pairs)[rows, positions]
+        return z_at_positions(model, pairs.counterfactual_prompts, places[:, None])[:, :, 0]
+    return _shared_constants(model, pairs.clean_prompts.slots[rows, positions], replacement)[:, 0]
 
 
 def _shared_constants(
