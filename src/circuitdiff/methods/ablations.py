@@ -10,7 +10,7 @@ Scrubbing, for resampling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -87,6 +87,7 @@ def compare_ablations(
     executor: str = "window",
     progress: Progress | None = None,
     *,
+    ablations: Sequence[AblationName] = ABLATIONS,
     memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> dict[AblationName, Ablated]:
     """What the circuit answers when everything else is at its mean by slot, by kind, resampled, or zero.
@@ -103,12 +104,14 @@ def compare_ablations(
         "zero": "zero",
     }
     whole, nothing, found = evaluate_model(model, pairs), Circuit({}), dict[AblationName, Ablated]()
-    for i, (name, replacement) in enumerate(replacements.items()):
+    for i, name in enumerate(ablations):
 
         def report(done: int, total: int, before: int = i * len(pairs)) -> None:
             if progress:
-                progress(before + done, len(replacements) * total)
+                progress(before + done, len(ablations) * total)
 
-        both = evaluate_circuits(model, [circuit, nothing], pairs, replacement, executor, report, memory_gb=memory_gb)
+        both = evaluate_circuits(
+            model, [circuit, nothing], pairs, replacements[name], executor, report, memory_gb=memory_gb
+        )
         found[name] = Ablated(both[0], whole, both[1])
     return found

@@ -1,0 +1,78 @@
+"""Faithfulness by what everything outside the circuit is replaced with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from circuitdiff import results as form
+from circuitdiff.circuit import Circuit
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import check_replacement
+from circuitdiff.methods.ablations import QUANTITIES, Ablated, AblationName, ablation_scores, compare_ablations
+from circuitdiff.prompts import Pairs
+from circuitdiff.sections.circuit_settings import AblationsSettings
+from circuitdiff.sections.entries import interval_entry, ratio_entry, with_heads
+from circuitdiff.workbench import Workbench
+
+
+def ablations_section(
+    bench: Workbench, model: str, name: str, circuit: Circuit, settings: AblationsSettings
+) -> dict[str, Any]:
+    """A circuit in a model under each ablation: accuracy, probability and logit difference, as they are and as ratios.
+
+    Resampling is left out, and said, where counterfactuals lack a slot of their prompts.
+
+    Raises: InputError if the circuit has no heads at all.
+    """
+    subject, tested = bench.subject(model), with_heads(circuit)
+    pairs, means = subject.splits.evaluation, subject.stages.means(subject.splits.means)
+    wanted = _possible(bench, name, pairs, settings.ablations)
+    title = f"ablations of circuit {name} in {model}"
+
+    def compute() -> dict[AblationName, Ablated]:
+        return compare_ablations(
+            subject.model,
+            tested,
+            pairs,
+            means,
+            bench.settings.executor,
+            lambda done, total: bench.monitor(title, done, total),
+            ablations=wanted,
+            memory_gb=bench.settings.memory_gb,
+        )
+
+    def flat() -> list:
+        return [evaluation for one in compute().values() for evaluation in (one.circuit, one.model, one.ablated)]
+
+    key = {"circuit": tested.to_dict(), "ablations": list(wanted), "means": bench.settings.prompts.means}
+    record = subject.stages.kept(title, subject.stages.key("evaluation") | key, lambda: form.evaluations_record(flat()))
+    rows = form.evaluations_from(record)
+    found = {ablation: Ablated(*rows[3 * i : 3 * i + 3]) for i, ablation in enumerate(wanted)}
+    return {"ablations": {name: {model: {ablation: ablation_entry(one) for ablation, one in found.items()}}}}
+
+
+def ablation_entry(found: Ablated) -> dict[str, Any]:
+    """Each quantity of circuit, model and fully ablated model, with both ratios."""
+    entry: dict[str, Any] = {"n_prompts": len(found.model.hits)}
+    for quantity in QUANTITIES:
+        scores = ablation_scores(found, quantity)
+        entry["accuracy" if quantity == "hits" else quantity] = {
+            "circuit": interval_entry(scores.circuit),
+            "model": interval_entry(scores.model),
+            "ablated": interval_entry(scores.ablated),
+            "ratio": ratio_entry(scores.ratio),
+            "normalised": ratio_entry(scores.normalised),
+        }
+    return entry
+
+
+def _possible(bench: Workbench, name: str, pairs: Pairs, wanted: Sequence[AblationName]) -> tuple[AblationName, ...]:
+    if "resample" not in wanted:
+        return tuple(wanted)
+    try:
+        check_replacement(pairs, "resample")
+    except InputError as error:
+        bench.warn(f"circuit {name} was not evaluated with resampled activations: {error}")
+        return tuple(ablation for ablation in wanted if ablation != "resample")
+    return tuple(wanted)
