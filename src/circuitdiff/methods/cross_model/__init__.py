@@ -2,7 +2,7 @@
 
 from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_activations
 from circuitdiff.methods.cross_model.controls import Controls, control_groups, run_controls
-from circuitdiff.methods.cross_model.patching import CrossPatch, Limits, Score, patch_across, scored
+from circuitdiff.methods.cross_model.patching import CrossPatch, Limits, patch_across
 
 __all__ = [
     "Activations",
@@ -10,10 +10,8 @@ __all__ = [
     "Controls",
     "CrossPatch",
     "Limits",
-    "Score",
     "control_groups",
     "patch_across",
     "read_activations",
     "run_controls",
-    "scored",
 ]

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Model
@@ -27,6 +25,7 @@ from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation
 from circuitdiff.evaluation.circuits import Progress
+from circuitdiff.evaluation.scores import Score, scored
 from circuitdiff.methods.cross_model.activations import Activations, Carrier, patches, read_activations
 from circuitdiff.methods.cross_model.compatibility import Basis, basis_of
 from circuitdiff.methods.cross_model.hybrids import Clean, Hybrid, Ran, run_hybrids
@@ -34,7 +33,6 @@ from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs
 from circuitdiff.shares import Attribution, Subset, all_subsets, attribute, needed_subsets
 
-Score = Literal["accuracy", "probability", "log_prob"]
 Parts = Group | Circuit | Mapping[str, Group]
 
 _MOST_GROUPS = 6  # 2^6 runs of every prompt
@@ -88,13 +86,6 @@ class CrossPatch:
             incompatible=self.incompatible(limits),
             seed=seed,
         )
-
-
-def scored(answers: Evaluation, score: Score) -> Float[Tensor, " prompt"]:
-    """Hits, the answer's probability, or its logarithm in nats, of each prompt."""
-    if score == "accuracy":
-        return answers.hits.double()
-    return answers.probabilities if score == "probability" else answers.log_probs.double()
 
 
 def patch_across(

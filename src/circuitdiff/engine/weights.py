@@ -1,0 +1,227 @@
+"""Which weights are a head's own, and swapping weights between two models for a while.
+
+No layout is known by name. The entries that a head's q, k or v depends on are those whose gradient is not zero when the
+layer reads random numbers; those that its z passes through on the way out likewise. So separate projections, fused ones
+in any order, and weights stored either way round are all found alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitdiff.engine.attention import AttentionCall, expand_kv, handled_by
+from circuitdiff.engine.attention_edits import edited_output
+from circuitdiff.engine.model import Model
+from circuitdiff.engine.replay import embed, run_layer
+from circuitdiff.errors import InputError
+
+Projection = Literal["q", "k", "v", "o"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some rows (axis 0) or columns (axis 1) of one parameter; without an axis, all of it."""
+
+    parameter: str  # its name in the model's module
+    axis: int | None = None
+    index: tuple[int, ...] = ()
+
+
+def head_slices(model: Model, layer: int, heads: Sequence[int], projection: Projection) -> list[Slice]:
+    """The weights that make these heads' q, k or v, or write out their z.
+
+    k and v are those of the key/value heads that the heads read, which other query heads may read, too. What all heads
+    share (a norm of one head's width, the output's bias) is nobody's.
+
+    Raises: InputError if a head's weights cannot be told from the others' (a norm over all heads, an unknown layout).
+    """
+    parameters = dict(model.attentions[layer].named_parameters())
+    touched = _touched(model, layer, heads, projection, parameters)
+    shared = _shared(model, layer, heads, projection, {n: parameters[n] for n, t in touched.items() if t.all()})
+    names = {id(parameter): name for name, parameter in model.module.named_parameters()}
+    found = []
+    for name, entries in touched.items():
+        if name in shared and entries.dim() > 1:
+            raise _refusal(model, layer, projection, f"they depend on all of {name}, as under a norm over all heads")
+        if entries.any() and name not in shared:
+            cut = _slice(names[id(parameters[name])], entries)
+            if cut is None:
+                raise _refusal(model, layer, projection, f"they are neither rows nor columns of {name}")
+            found.append(cut)
+    if not found:
+        raise _refusal(model, layer, projection, "no weight of the layer's attention was found to belong to them")
+    return found
+
+
+def sharing_heads(model: Model, heads: Sequence[int]) -> list[int]:
+    """The other query heads that read the same keys and values."""
+    per_kv = model.n_heads // model.n_kv_heads
+    kv = {head // per_kv for head in heads}
+    return [head for head in range(model.n_heads) if head // per_kv in kv and head not in heads]
+
+
+@contextmanager
+def swapped(model: Model, slices: Sequence[Slice], donor: Model) -> Iterator[None]:
+    """While this lasts, `model` has the donor's weights in these slices; afterwards its own again, bit by bit."""
+    own, theirs = (dict(each.module.named_parameters()) for each in (model, donor))
+    with ExitStack() as stack, torch.no_grad():
+        for part in slices:
+            stack.enter_context(_swapped(own[part.parameter], theirs[part.parameter], part))
+        yield
+
+
+def equal_in(model: Model, slices: Sequence[Slice], donor: Model) -> bool:
+    """Whether the two models have the same weights in these slices."""
+    own, theirs = (dict(each.module.named_parameters()) for each in (model, donor))
+    return all(
+        torch.equal(_entries(own[part.parameter], part), _entries(theirs[part.parameter], part).to(model.device))
+        for part in slices
+    )
+
+
+def complement(module: nn.Module, slices: Sequence[Slice], among: Sequence[str]) -> list[Slice]:
+    """What `slices` leave of the parameters named in `among`."""
+    sizes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    taken: dict[str, tuple[int | None, set[int]]] = {}
+    for part in slices:
+        axis, index = taken.get(part.parameter, (part.axis, set()))
+        assert axis == part.axis, "the heads of one layer lie along one axis of a parameter"
+        taken[part.parameter] = (axis, index | set(part.index))
+    left = []
+    for name in among:
+        axis, index = taken.get(name, (None, None))
+        if index is None:
+            left.append(Slice(name))
+        elif axis is not None and (rest := tuple(i for i in range(sizes[name][axis]) if i not in index)):
+            left.append(Slice(name, axis, rest))
+    return left
+
+
+@contextmanager
+def _swapped(own: nn.Parameter, theirs: nn.Parameter, part: Slice) -> Iterator[None]:
+    if part.axis is None:
+        before = own.data
+        own.data = theirs.data.to(own.device)
+        try:
+            yield
+        finally:
+            own.data = before
+        return
+    index = torch.tensor(part.index, device=own.device)
+    before = own.data.index_select(part.axis, index)
+    own.data.index_copy_(part.axis, index, _entries(theirs, part).to(own.device))
+    try:
+        yield
+    finally:
+        own.data.index_copy_(part.axis, index, before)
+
+
+def _entries(parameter: nn.Parameter, part: Slice) -> Tensor:
+    if part.axis is None:
+        return parameter.data
+    return parameter.data.index_select(part.axis, torch.tensor(part.index, device=parameter.device))
+
+
+def _shared(
+    model: Model, layer: int, heads: Sequence[int], projection: Projection, whole: Mapping[str, nn.Parameter]
+) -> set[str]:
+    """Those of the parameters, each touched as a whole by `heads`, that are nobody's: a lone head touches all of them.
+
+    Of several heads, that is; a lone key/value head owns its weights, but the output's bias is never a head's.
+    """
+    per_kv = model.n_heads // model.n_kv_heads
+    owners = model.n_kv_heads if projection in ("k", "v") else model.n_heads
+    if owners == 1:
+        return {name for name, parameter in whole.items() if projection == "o" and parameter.dim() == 1}
+    everyone = len({head // per_kv if projection in ("k", "v") else head for head in heads}) == owners
+    if not everyone or not whole:
+        return set(whole)
+    alone = _touched(model, layer, heads[:1], projection, whole)
+    return {name for name, entries in alone.items() if entries.all() and entries.dim() == 1}
+
+
+def _slice(name: str, touched: Tensor) -> Slice | None:
+    """The touched entries as rows, columns or all of a parameter; None if they are none of these."""
+    if touched.all():
+        return Slice(name)
+    if touched.dim() == 1:
+        return Slice(name, 0, tuple(touched.nonzero()[:, 0].tolist()))
+    if touched.dim() != 2:
+        return None
+    rows, columns = touched.any(1), touched.any(0)
+    if columns.all() == rows.all():
+        return None
+    return Slice(name, 0 if columns.all() else 1, tuple((rows if columns.all() else columns).nonzero()[:, 0].tolist()))
+
+
+def _refusal(model: Model, layer: int, projection: Projection, why: str) -> InputError:
+    return InputError(
+        f"the {projection} weights of single heads in layer {layer} of {model.name} cannot be told apart: {why}; graft "
+        f"other projections, or ranges of layers"
+    )
+
+
+def _touched(
+    model: Model, layer: int, heads: Sequence[int], projection: Projection, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """By parameter, which entries change what these heads compute from random numbers: those with a gradient."""
+    g = torch.Generator().manual_seed(layer)
+    wanted = list(parameters.values())
+    with torch.enable_grad(), _differentiable(wanted):
+        computed = _computed(model, layer, heads, projection, g)
+        total = (computed * _random(computed.shape, g, computed)).sum()
+        found = torch.autograd.grad(total, wanted, allow_unused=True)
+    nothing = [torch.zeros_like(parameter, dtype=torch.bool) for parameter in wanted]
+    touched = [zero if slope is None else slope != 0 for zero, slope in zip(nothing, found, strict=True)]
+    return dict(zip(parameters, touched, strict=True))
+
+
+def _computed(
+    model: Model, layer: int, heads: Sequence[int], projection: Projection, generator: torch.Generator
+) -> Float[Tensor, "*any"]:
+    """q, k or v of the heads when the layer reads random numbers; or what it writes when only they have a z."""
+    resid, keywords = embed(model, torch.zeros(1, 2, dtype=torch.long))
+    hidden = _random(resid.shape, generator, resid)
+    calls: list[AttentionCall] = []
+    written: list[Tensor] = []
+
+    def handler(call: AttentionCall) -> Tensor:
+        calls.append(call)
+        z = torch.zeros_like(call.q).transpose(1, 2)
+        if projection == "o":
+            z = z.index_copy(2, torch.tensor(list(heads), device=z.device), _random(z[:, :, heads].shape, generator, z))
+        return z.detach()
+
+    def keep(output: Tensor) -> Tensor:
+        written.append(output)
+        return output
+
+    with handled_by(handler), edited_output(model.attentions[layer], keep):
+        run_layer(model.layers[layer], hidden, keywords[layer])
+    if projection == "o":
+        return written[0]
+    values = {"q": calls[0].q, "k": calls[0].k, "v": calls[0].v}[projection]
+    return expand_kv(values, model.n_heads)[:, list(heads)]
+
+
+def _random(shape: torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
+
+
+@contextmanager
+def _differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    before = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, flag in zip(parameters, before, strict=True):
+            parameter.requires_grad_(flag)

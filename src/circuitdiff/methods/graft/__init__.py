@@ -1,0 +1,6 @@
+"""What caused the gain? Another model's weights in a group's heads."""
+
+from circuitdiff.methods.graft.grafting import ALL_PROJECTIONS, Graft, graft, graft_alone
+from circuitdiff.methods.graft.parts import KINDS, Grafted, Part, split
+
+__all__ = ["ALL_PROJECTIONS", "KINDS", "Graft", "Grafted", "Part", "graft", "graft_alone", "split"]

@@ -1,0 +1,192 @@
+"""Weight grafting: the donor's own weights in the recipient, on the recipient's own inputs.
+
+A patched activation of a late head also holds what the donor's earlier parts did. Grafted weights do not: they say what
+caused a gain.
+
+1. The model's weights are split into parts: the groups' heads (q, k, v and o slices), and all else by kind.
+2. The recipient is run with each part alone grafted, and with parts grafted one after the other until it is the donor;
+   the donor is run with each part taken from the recipient ("left out").
+3. Whose is the gain? Shares of donor - recipient (`shares.attribute`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from circuitdiff.circuit import Group
+from circuitdiff.engine import Model
+from circuitdiff.engine.capture import read_model
+from circuitdiff.engine.weights import Projection, Slice, equal_in, swapped
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation.answers import Evaluation, evaluate_model
+from circuitdiff.evaluation.circuits import Progress
+from circuitdiff.evaluation.scores import Score, scored
+from circuitdiff.methods.graft.parts import KINDS, Grafted, Part, head_part, split
+from circuitdiff.models.checks import tolerance_of
+from circuitdiff.models.comparable import Shape, check_comparable
+from circuitdiff.prompts import Pairs
+from circuitdiff.shares import Attribution, Subset, attribute, needed_subsets
+
+ALL_PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "o")
+_FEW = 4  # prompts on which the whole graft is held against the donor
+
+
+@dataclass(frozen=True)
+class Graft:
+    """The recipient with parts of the donor's weights, and the donor, on the same prompts."""
+
+    order: tuple[str, ...]  # the groups, causes first, then the rest by kind
+    parts: Mapping[str, Part]
+    unchanged: tuple[str, ...]  # parts whose weights are the same in both models
+    donor: Evaluation
+    runs: Mapping[Subset, Evaluation]
+    whole_graft_error: float  # everything grafted against the donor itself, relative to the largest logit
+
+    @property
+    def recipient(self) -> Evaluation:
+        return self.runs[frozenset()]
+
+    def attribution(self, score: Score = "accuracy", seed: int = 0) -> Attribution:
+        """Shares of the gain in this score, with intervals over scenarios."""
+        return attribute(
+            {subset: scored(answers, score).numpy() for subset, answers in self.runs.items()},
+            scored(self.donor, score).numpy(),
+            self.donor.scenarios.numpy(),
+            self.order,
+            seed=seed,
+        )
+
+
+@torch.no_grad()
+def graft(
+    donor: Model,
+    recipient: Model,
+    group: Grafted,
+    pairs: Pairs,
+    *,
+    projections: Sequence[Projection] = ALL_PROJECTIONS,
+    order: Sequence[str] | None = None,
+    per_head: bool = False,
+    progress: Progress | None = None,
+) -> Graft:
+    """What the recipient answers with the donor's weights in some of its parts, at all positions.
+
+    Parts are the groups' heads, whatever their role, or ranges of layers, and then the rest of the model by kind;
+    `order` says which groups come first as causes (default: the circuit's groups, last found first). Query heads that
+    share a key/value head share its weights: `Part.also_touched` names those beyond the group; with projections
+    ("q", "o") there are none. With `per_head` a lone group's heads are the parts.
+
+    Raises: InputError if the models do not fit together, a head or layer does not exist, heads' weights cannot be told
+    apart, or all weights grafted do not make the donor.
+    """
+    check_comparable(Shape.of(donor), Shape.of(recipient))
+    _check_dtypes(donor, recipient)
+    _check_projections(projections)
+    parts = split(recipient, group, projections, per_head=per_head)
+    ordered = _ordered(parts, order, per_head=per_head)
+    changed = frozenset(name for name, part in parts.items() if not equal_in(recipient, part.slices, donor))
+    error = _whole_graft_error(donor, recipient, [piece for part in parts.values() for piece in part.slices], pairs)
+    answers = evaluate_model(donor, pairs)
+    known = {frozenset(): evaluate_model(recipient, pairs), changed: answers} if changed else {changed: answers}
+    subsets = needed_subsets(ordered)
+    wanted = list(dict.fromkeys(subset & changed for subset in subsets if subset & changed not in known))
+    run = _runner(donor, recipient, parts, changed, pairs)
+    for done, subset in enumerate(wanted):
+        if progress:
+            progress(done, len(wanted))
+        known[subset] = run(subset)
+    if progress:
+        progress(len(wanted), len(wanted))
+    return Graft(
+        order=ordered,
+        parts=parts,
+        unchanged=tuple(name for name in ordered if name not in changed),
+        donor=answers,
+        runs={subset: known[subset & changed] for subset in subsets},
+        whole_graft_error=error,
+    )
+
+
+@torch.no_grad()
+def graft_alone(
+    donor: Model,
+    recipient: Model,
+    groups: Sequence[Group],
+    pairs: Pairs,
+    *,
+    projections: Sequence[Projection] = ALL_PROJECTIONS,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """The recipient with each group's weights grafted, one group at a time: for random groups to compare with.
+
+    Raises: InputError as `graft` does.
+    """
+    check_comparable(Shape.of(donor), Shape.of(recipient))
+    _check_dtypes(donor, recipient)
+    found = []
+    for done, group in enumerate(groups):
+        with swapped(recipient, head_part(recipient, group, projections).slices, donor):
+            found.append(evaluate_model(recipient, pairs))
+        if progress:
+            progress(done + 1, len(groups))
+    return found
+
+
+def _runner(
+    donor: Model, recipient: Model, parts: Mapping[str, Part], changed: Subset, pairs: Pairs
+) -> Callable[[Subset], Evaluation]:
+    """Evaluates a subset of the changed parts from whichever model has less to take from the other."""
+
+    def slices(names: Subset) -> list[Slice]:
+        return [piece for name in sorted(names) for piece in parts[name].slices]
+
+    def run(subset: Subset) -> Evaluation:
+        missing = changed - subset
+        host, guest, names = (donor, recipient, missing) if len(missing) == 1 else (recipient, donor, subset)
+        with swapped(host, slices(names), guest):
+            return evaluate_model(host, pairs)
+
+    return run
+
+
+def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slice], pairs: Pairs) -> float:
+    """All weights grafted must make the donor, or the parts do not hold all of it."""
+    few = pairs.select(torch.arange(min(_FEW, len(pairs)))).clean_prompts
+    theirs = read_model(donor, few, lambda logits, _: logits)
+    with swapped(recipient, everything, donor):
+        grafted = read_model(recipient, few, lambda logits, _: logits)
+    error = float((grafted - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+    if not error <= tolerance_of(recipient.dtype):
+        raise InputError(
+            f"all weights of {donor.name} grafted into {recipient.name} do not make {donor.name}: logits differ by "
+            f"{error:.2g} of the largest; the two differ outside their weights (another config?): use one base's"
+        )
+    return error
+
+
+def _ordered(parts: Mapping[str, Part], order: Sequence[str] | None, *, per_head: bool) -> tuple[str, ...]:
+    groups = [name for name in parts if name not in KINDS]
+    rest = [name for name in KINDS if name in parts]
+    if order is None and per_head:
+        chosen = sorted(groups, key=lambda name: parts[name].heads)
+    else:
+        chosen = list(reversed(groups)) if order is None else list(order)
+    if sorted(chosen) != sorted(groups):
+        raise InputError(f"the order must name each group once, {', '.join(groups)}; got {', '.join(chosen)}")
+    return (*chosen, *rest)
+
+
+def _check_dtypes(donor: Model, recipient: Model) -> None:
+    if donor.dtype != recipient.dtype:
+        raise InputError(
+            f"{donor.name} is in {donor.dtype} and {recipient.name} in {recipient.dtype}; load both in one dtype"
+        )
+
+
+def _check_projections(projections: Sequence[Projection]) -> None:
+    unknown = [each for each in projections if each not in ALL_PROJECTIONS]
+    if unknown or not projections or len(set(projections)) < len(projections):
+        raise InputError(f"projections are some of q, k, v, o, each once; got {', '.join(projections) or 'none'}")
