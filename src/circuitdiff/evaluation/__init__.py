@@ -2,7 +2,7 @@
 
 from circuitdiff.evaluation.answers import Evaluation, Quantity, evaluate_model
 from circuitdiff.evaluation.circuits import Progress, check_circuit, evaluate_circuit, evaluate_circuits
-from circuitdiff.evaluation.constants import Replacement, Shared
+from circuitdiff.evaluation.constants import Replacement, Shared, check_replacement
 from circuitdiff.evaluation.means import By, Means, SlotSums, mean_activations, slot_sums
 from circuitdiff.evaluation.removal import evaluate_without
 from circuitdiff.evaluation.shapes import all_heads, minus, moved, random_circuit
@@ -18,6 +18,7 @@ __all__ = [
     "SlotSums",
     "all_heads",
     "check_circuit",
+    "check_replacement",
     "evaluate_circuit",
     "evaluate_circuits",
     "evaluate_model",
