@@ -157,9 +157,7 @@ def test_models_that_differ_outside_their_weights_are_refused():
     module = copy.deepcopy(recipient.module)
     module.config.logits_scaling = 0.7
     other = as_model("rescaled", module)
-    with pytest.raises(
-        InputError, match=r"all weights of rescaled grafted into granite do not make rescaled: .*config"
-    ):
+    with pytest.raises(InputError, match=r"rescaled grafted into granite do not make rescaled: .*config"):
         graft(other, recipient, CIRCUIT, fake_pairs())
 
 
@@ -170,7 +168,7 @@ def test_models_that_differ_outside_their_weights_are_refused():
         ({"group": Group("last", ())}, r"needs heads"),
         ({"group": {"mlps": Group("last", (Head(1, 1),))}}, r"'mlps' is the name of what the groups leave"),
         ({"group": {"late": range(2, 5)}}, r"layers 2 to 4 do not all exist: llama has 4 layers"),
-        ({"projections": ("q", "x")}, r"projections are some of q, k, v, o"),
+        ({"projections": ("q", "q")}, r"projections are some of q, k, v, o"),
         ({"order": ("late",)}, r"name each group once, late, early; got late"),
         ({"per_head": True}, r"per_head takes a single group"),
     ],

@@ -1,4 +1,4 @@
-"""A model's weights in parts that can be grafted one by one: groups of heads, ranges of layers, and the rest by kind."""
+"""A model's weights in parts that are grafted one by one: groups of heads, ranges of layers, and the rest by kind."""
 
 from __future__ import annotations
 
