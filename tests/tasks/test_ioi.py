@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from itertools import combinations, cycle, islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from circuitdiff.errors import InputError
 from circuitdiff.plans import default_plans
+from circuitdiff.settings import read_settings
 from circuitdiff.tasks import get_task, ioi
 from circuitdiff.tasks.ioi_scenarios import COUNTERFACTUALS, Scene, Vocabulary, draw_sentences
 from circuitdiff.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES, TRAIN_NAMES
@@ -308,6 +310,12 @@ def test_the_task_has_a_plan_of_its_roles_and_is_found_by_name(whole):
     assert (at["io"], at["s1"]) == (shown.answer, shown.counterfactual_answer)
     with pytest.raises(InputError, match=r"option 'n_boxes'.*it has names, train_names"):
         get_task("ioi", n_boxes=3)
+
+
+def test_the_study_file_runs_the_tasks_own_plan():
+    study = read_settings(Path(__file__).parents[2] / "studies" / "ioi.yaml")
+    assert study.task.name == "ioi"
+    assert {name: plan.plan() for name, plan in study.plans.items()} == default_plans("ioi")
 
 
 def test_bad_options_say_what_is_allowed(whole):
