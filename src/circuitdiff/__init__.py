@@ -12,6 +12,9 @@ from circuitdiff.discovery import Plan, Stage, circuit_of, discover, measure_wit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_circuits, evaluate_model, mean_activations
 from circuitdiff.heads import Head
+from circuitdiff.methods.cross_model import patch_across
+from circuitdiff.methods.graft import graft
+from circuitdiff.methods.knockout import attention_knockout
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.models import load_model
 from circuitdiff.selection import Discoveries, TopK, lowest
@@ -25,15 +28,18 @@ __all__ = [
     "Plan",
     "Stage",
     "TopK",
+    "attention_knockout",
     "circuit_of",
     "discover",
     "evaluate_circuit",
     "evaluate_circuits",
     "evaluate_model",
+    "graft",
     "load_model",
     "lowest",
     "mean_activations",
     "measure_with",
+    "patch_across",
     "path_effects",
     "tasks",
 ]

@@ -77,7 +77,8 @@ def graft(
     Parts are the groups' heads, whatever their role, or ranges of layers, and then the rest of the model by kind;
     `order` says which groups come first as causes (default: the circuit's groups, last found first). Query heads that
     share a key/value head share its weights: `Part.also_touched` names those beyond the group; with projections
-    ("q", "o") there are none. Weights that two groups share are in both. With `per_head` a lone group's heads are the parts.
+    ("q", "o") there are none. Weights that two groups share are in both. With `per_head` a lone group's heads are
+    the parts.
 
     Raises: InputError if the models do not fit together, a head or layer does not exist, heads' weights cannot be told
     apart, or all weights grafted do not make the donor.

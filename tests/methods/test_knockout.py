@@ -1,0 +1,116 @@
+"""Attention knockout against its definition: one prompt, one layer and one head at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from circuitdiff.engine import Knockout
+from circuitdiff.errors import InputError
+from circuitdiff.methods.knockout import attention_knockout, knockout_matrix, random_keys
+from fake_pairs import fake_pairs
+from tiny_models import N_HEADS, N_LAYERS, subject
+
+ROLES = ["last", "query_label", "previous_query_label"]
+
+
+def by_definition(architecture: str, query: str, keys: list[Tensor], layers: range) -> Tensor:
+    """Log probabilities of the answers, each prompt on its own; `keys`: positions per prompt."""
+    chosen, pairs, values = subject(architecture), fake_pairs(), []
+    for i in range(len(pairs)):
+        tokens = pairs.clean[i : i + 1, : pairs.lengths[i]]
+        blocked = torch.zeros(1, 1, tokens.shape[1], dtype=torch.bool)
+        for key in keys:
+            blocked[0, 0, int(key[i])] = True
+        at = int(pairs.positions[query][i])
+        edits = [Knockout(n, at, torch.tensor([h]), torch.tensor([0]), blocked) for n in layers for h in range(N_HEADS)]
+        values.append(chosen.reference.run(tokens, edits, 1)[0, 0].log_softmax(0)[pairs.answers[i]])
+    return torch.stack(values)
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("executor", ["window", "full"])
+@pytest.mark.parametrize("upward", [True, False], ids=["from a layer upward", "in one layer"])
+@torch.no_grad()
+def test_curves_agree_with_their_definition(upward, executor):
+    pairs = fake_pairs()
+    found = attention_knockout(
+        subject("llama").model, pairs, "last", "query_label", layers=[0, 2, 3], upward=upward, executor=executor
+    )
+    for layer, ran in zip(found.layers, found.blocked, strict=True):
+        layers = range(layer, N_LAYERS if upward else layer + 1)
+        expected = by_definition("llama", "last", [pairs.positions["query_label"]], layers)
+        assert_close(ran.log_probs, expected)
+        assert (expected - found.clean.log_probs).abs().min() > 1e-6, "the knockout must show"
+
+
+@torch.no_grad()
+def test_several_keys_are_blocked_together_and_positions_may_differ_by_prompt():
+    pairs, model = fake_pairs(), subject("gemma2").model
+    two = attention_knockout(model, pairs, "last", ["query_label", "previous_query_label"], layers=[1])
+    keys = [pairs.positions["query_label"], pairs.positions["previous_query_label"]]
+    assert_close(two.blocked[0].log_probs, by_definition("gemma2", "last", keys, range(1, N_LAYERS)))
+    drawn = torch.tensor([3, 1, 7, 2, 5])
+    at_random = attention_knockout(model, pairs, "last", drawn, layers=[1])
+    assert_close(at_random.blocked[0].log_probs, by_definition("gemma2", "last", [drawn], range(1, N_LAYERS)))
+    assert (two.keys, at_random.keys) == ("query_label + previous_query_label", "random position")
+
+
+@torch.no_grad()
+def test_the_matrix_holds_every_role_before_another_and_a_random_control():
+    pairs = fake_pairs()
+    found = knockout_matrix(subject("llama").model, pairs, ROLES, query_roles=["query_label"], seed=3)
+    assert set(found.blocked) == {
+        ("last", "query_label"),
+        ("last", "previous_query_label"),
+        ("query_label", "previous_query_label"),
+    }
+    for (query, key), ran in found.blocked.items():
+        assert_close(ran.log_probs, by_definition("llama", query, [pairs.positions[key]], range(N_LAYERS)))
+    for query, ran in found.control.items():
+        drawn = random_keys(pairs, query, ["query_label"], seed=3)
+        assert_close(ran.log_probs, by_definition("llama", query, [drawn], range(N_LAYERS)))
+
+
+def test_random_keys_are_neither_the_answer_nor_the_query_nor_the_first_token():
+    pairs = fake_pairs()
+    tokens = pairs.clean.clone()
+    tokens[:, 3] = pairs.answers
+    pairs = replace(pairs, clean_prompts=replace(pairs.clean_prompts, tokens=tokens))
+    drawn = torch.stack([random_keys(pairs, "last", ["query_label"], seed=seed) for seed in range(300)])
+    for i in range(len(pairs)):
+        last, label = int(pairs.positions["last"][i]), int(pairs.positions["query_label"][i])
+        assert set(drawn[:, i].tolist()) == set(range(1, last)) - {3, label}
+    assert torch.equal(drawn[5], random_keys(pairs, "last", ["query_label"], seed=5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": "nowhere"}, r"no role 'nowhere'"),
+        ({"keys": "absent"}, r"role 'absent' has no place in some prompts"),
+        ({"query": "query_label", "keys": "last"}, r"cannot look at a later position"),
+        ({"keys": []}, r"no key to block was named"),
+        ({"layers": [2, 4]}, r"layers are from 0 to 3 in llama; got \[2, 4\]"),
+        ({"layers": []}, r"layers are from 0 to 3"),
+    ],
+)
+def test_what_cannot_be_blocked_is_said_in_one_line(change, message):
+    wanted = {"query": "last", "keys": "query_label"} | change
+    with pytest.raises(InputError, match=message):
+        attention_knockout(subject("llama").model, fake_pairs(), **wanted)
+
+
+def test_a_query_left_without_keys_is_an_error_before_anything_runs():
+    pairs = fake_pairs()
+    first = replace(pairs.clean_prompts, positions={**pairs.positions, "first": torch.zeros(5, dtype=torch.long)})
+    with pytest.raises(InputError, match="'first' would see no key"):
+        attention_knockout(subject("llama").model, replace(pairs, clean_prompts=first), "first", "first")
+    with pytest.raises(InputError, match="no position before 'first'"):
+        random_keys(replace(pairs, clean_prompts=first), "first")
