@@ -88,6 +88,17 @@ def test_a_gain_whose_interval_covers_0_has_no_shares_and_says_so():
     assert found.unexplained.undefined
 
 
+def test_resamples_without_a_gain_widen_a_share_but_do_not_spoil_it():
+    """A gain of 4 hits on 40 scenarios is 0 in some resamples (in 1 or 2 of 100) and its share 0 / 0."""
+    nothing, donor = np.zeros(40), np.repeat([1.0, 0.0], [4, 36])
+    scores = {subset: donor if "reader" in subset else nothing for subset in all_subsets(PARTS)}
+    found = attribute(scores, donor, np.arange(40), PARTS)
+    assert found.gain.low > 0
+    credit = found.parts["reader"]["alone"]
+    assert (credit.share, credit.share_low, credit.share_high) == (1.0, 1.0, 1.0)
+    assert found.parts["detector"]["alone"].share_high == 0.0
+
+
 def test_a_loss_has_shares_too():
     scores, donor = invented(5)
     found = attribute({s: -v for s, v in scores.items()}, -donor, SCENARIOS, PARTS)

@@ -170,8 +170,16 @@ class _Accounts:
         why = self._why_undefined(weights)
         if why:
             return Credit(*self._interval(value, resampled), np.nan, np.nan, np.nan, why)
+        return Credit(*self._interval(value, resampled), *self._share(value, resampled))
+
+    def _share(self, value: float, resampled: ndarray) -> tuple[float, float, float]:
+        """Resamples in which the gain is lost count as beyond either bound: they are too few to reach it."""
         gain, gains = self._gain
-        return Credit(*self._interval(value, resampled), *self._interval(value / gain, resampled / gains))
+        kept = gains * gain > 0
+        ratio = resampled / np.where(kept, gains, np.nan)
+        low = np.quantile(np.where(kept, ratio, -np.inf), (1 - self.level) / 2, method="higher")
+        high = np.quantile(np.where(kept, ratio, np.inf), (1 + self.level) / 2, method="lower")
+        return value / gain, float(low), float(high)
 
     def _why_undefined(self, weights: Mapping[Subset, float]) -> str | None:
         gain = self._interval(*self._gain)

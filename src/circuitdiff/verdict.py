@@ -1,0 +1,271 @@
+"""What a comparison of a variant with its base allows to be said: numbers in, sentences out.
+
+Every claim is answered yes, no, or "not established", and says why. A claim is a list of conditions on intervals: all
+of them met is yes, one of them refuted is no, anything else is not established. A number that is missing establishes
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite, nan
+from typing import Any, Literal
+
+Answer = Literal["yes", "no", "not established"]
+Numbers = Mapping[str, Any]
+
+# Parts of a graft that are no head group.
+NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
+_SHOWN = 2  # reasons in the text; all of them stand beside it
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts; stated with every verdict."""
+
+    scenarios: int = 50  # with fewer nothing is said
+    faithful: float = 0.8  # least lower bound of a circuit's normalised faithfulness
+    too_faithful: float = 1.1  # greatest upper bound of it
+    margin: float = 0.05  # a difference surely within it is none
+    share: float = 0.5  # of the gain: what a part must surely bring, and no other part may
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A claim with its answer and why; `table` is the section of the results that it rests on."""
+
+    claim: str
+    answer: Answer
+    text: str
+    reasons: tuple[str, ...]  # against it, or why it is open; none if the answer is yes
+    table: str
+    scope: str
+
+
+@dataclass(frozen=True)
+class _Condition:
+    answer: Answer
+    reason: str
+
+
+def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str, Any]:
+    """The sentences on one variant, as results.json holds them, with the thresholds.
+
+    `evidence`: "base", "variant" and "scope" (texts), "failed_checks" (names; None: not run), "gain" (an interval with
+    "n_scenarios"), and what was measured of
+    "circuits": by ablation "base_own", "variant_own", "transfer" and "transfer_where_only_variant_right";
+    "similarity": by measure "value", "retest" and "different";
+    "functions": by group "difference", "transferred" and "floor";
+    "cmap" and "graft": "parts", by part the credits of `shares.attribute`; of a graft also "controls", by part and
+    name. An interval is {"value", "low", "high"}, a credit as in `shares.Credit`.
+    """
+    limits = thresholds or Thresholds()
+    trust, gain = _trust(evidence, limits), _above("the gain in accuracy", evidence.get("gain"))
+    gate = [*trust, gain]
+    base, variant = evidence["base"], evidence["variant"]
+    parts = _parts(evidence, "graft")
+    best, shown = _largest(parts, "alone"), _largest(_parts(evidence, "cmap"), "in_order")
+    cause = "" if parts else "; its cause was not located"
+    improved = f"the improved part is no head group: {best}" if best in NO_HEAD_GROUP else f"improved part: {best}"
+    claims = [
+        ("better", "models", f"{variant} does the task better than {base}", trust, [gain]),
+        ("same_circuit", "ablations", "the same circuit is at work", gate, _same_circuit(evidence, limits)),
+        ("same_function", "masks", "each group has the same function", gate, _same_function(evidence, limits)),
+        ("improved_part", "graft", improved, gate, _caused_by(best, evidence, limits)),
+        ("visible_part", "cmap", f"the gain is visible at {shown}{cause}", gate, _visible(shown, evidence, limits)),
+    ]
+    return {
+        "sentences": [asdict(_sentence(evidence["scope"], *claim)) for claim in claims],
+        "thresholds": asdict(limits),
+    }
+
+
+def _sentence(
+    scope: str, claim: str, table: str, statement: str, gate: Sequence[_Condition], conditions: Sequence[_Condition]
+) -> Sentence:
+    """Nothing is said, for or against, unless the gate is open."""
+    closed = [each.reason for each in gate if each.answer != "yes"]
+    refuted = [each.reason for each in conditions if each.answer == "no"]
+    unsure = [each.reason for each in conditions if each.answer == "not established"]
+    answer: Answer = "not established" if closed else "no" if refuted else "not established" if unsure else "yes"
+    reasons = closed or refuted or unsure
+    more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+    why = f", because {'; '.join(reasons[:_SHOWN])}{more}" if reasons else ""
+    return Sentence(claim, answer, f"{answer[0].upper()}{answer[1:]}: {statement}{why}.", tuple(reasons), table, scope)
+
+
+def _trust(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
+    failed, n = evidence.get("failed_checks"), (evidence.get("gain") or {}).get("n_scenarios", 0)
+    if failed is None:
+        checks = _open("the self-checks were not run")
+    else:
+        checks = _open(f"self-checks failed: {', '.join(failed)}") if failed else _met("all self-checks pass")
+    enough = f"{n} held-out scenarios, of at least {limits.scenarios}"
+    return [checks, _met(enough) if n >= limits.scenarios else _open(f"there are only {enough}")]
+
+
+def _same_circuit(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
+    """Equivalence, not the absence of a difference."""
+    circuits, base, variant = evidence.get("circuits") or {}, evidence["base"], evidence["variant"]
+    measures = evidence.get("similarity") or {}
+    conditions = []
+    if len(circuits) < 2:
+        conditions.append(_open(f"circuits were compared under {len(circuits)} of at least 2 ablations"))
+    for ablation, found in circuits.items():
+        for own, model in (("base_own", base), ("variant_own", variant)):
+            what = f"{model}'s own circuit has a normalised faithfulness ({ablation} ablation)"
+            conditions.append(_within(what, found.get(own), limits.faithful, limits.too_faithful))
+        for rows, where in (("transfer", ""), ("transfer_where_only_variant_right", f" where only {variant} is right")):
+            what = f"{base}'s circuit in {variant} differs from {variant}'s own{where} ({ablation} ablation)"
+            conditions.append(_within(what, found.get(rows), -limits.margin, limits.margin))
+    if not measures:
+        conditions.append(_open("effect maps and overlaps were not compared"))
+    for measure, found in measures.items():
+        conditions.append(_not_below(measure, found.get("value"), found.get("retest")))
+        conditions.append(_clearly_lower(f"{measure} with another circuit", found.get("different"), found.get("value")))
+    return conditions
+
+
+def _same_function(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
+    base, variant, conditions = evidence["base"], evidence["variant"], []
+    for group, found in (evidence.get("functions") or {}).items():
+        what = f"{base}'s mask of {group} in {variant} differs from {variant}'s own"
+        conditions.append(_within(what, found.get("difference"), -limits.margin, limits.margin))
+        floor = f"the trained floor of {group}"
+        conditions.append(_clearly_lower(floor, found.get("floor"), found.get("transferred")))
+    return conditions or [_open("no component masks were carried over")]
+
+
+def _caused_by(best: str, evidence: Numbers, limits: Thresholds) -> list[_Condition]:
+    """The part's weights alone bring the gain, without them it is gone, and nothing else brings it."""
+    parts = _parts(evidence, "graft")
+    if not parts:
+        return [_open("no weights were grafted")]
+    conditions = [
+        _reaches(f"{best} grafted alone brings", parts[best]["alone"], limits.share),
+        _reaches(f"{best} taken out of the donor costs", parts[best]["left_out"], limits.share),
+    ]
+    others = [(part, credits["alone"]) for part, credits in parts.items() if part != best]
+    conditions += [_stays_below(f"{part} grafted alone brings", credit, limits.share) for part, credit in others]
+    controls = (evidence["graft"].get("controls") or {}).get(best) or {}
+    if not controls and best not in NO_HEAD_GROUP:
+        conditions.append(_open(f"no controls of {best} were grafted"))
+    conditions += [_stays_below(f"the control {name} brings", each, limits.share) for name, each in controls.items()]
+    return conditions
+
+
+def _visible(shown: str, evidence: Numbers, limits: Thresholds) -> list[_Condition]:
+    parts = _parts(evidence, "cmap")
+    if not parts:
+        return [_open("no activations were patched")]
+    return [_reaches(f"{shown} patched in causal order brings", parts[shown]["in_order"], limits.share)]
+
+
+def _parts(evidence: Numbers, method: str) -> Mapping[str, Mapping[str, Numbers]]:
+    return (evidence.get(method) or {}).get("parts") or {}
+
+
+def _largest(parts: Mapping[str, Mapping[str, Numbers]], how: str) -> str:
+    """The part with the largest share; its contribution stands in for a share that is undefined."""
+
+    def size(part: str) -> tuple[float, float]:
+        share, value = (_number(parts[part][how].get(key)) for key in ("share", "value"))
+        return (share if isfinite(share) else -1.0, value if isfinite(value) else -1.0)
+
+    return max(parts, key=size) if parts else "one part"
+
+
+def _met(reason: str) -> _Condition:
+    return _Condition("yes", reason)
+
+
+def _open(reason: str) -> _Condition:
+    return _Condition("not established", reason)
+
+
+def _judged(what: str, found: Numbers | None, expected: str, *, met: Any, refuted: Any) -> _Condition:
+    """`met` and `refuted` take the interval's bounds."""
+    low, high = (_number((found or {}).get(end)) for end in ("low", "high"))
+    if found is None or not (isfinite(low) and isfinite(high)):
+        note = (found or {}).get("note") or (found or {}).get("undefined") or "it was not measured"
+        return _open(f"{what}: {note}")
+    said = f"{what} {_printed(found)}, {expected}"
+    return _met(said) if met(low, high) else _Condition("no", said) if refuted(low, high) else _open(said)
+
+
+def _above(what: str, found: Numbers | None) -> _Condition:
+    return _judged(
+        f"{what} is", found, "to be surely above 0", met=lambda low, _: low > 0, refuted=lambda _, high: high <= 0
+    )
+
+
+def _within(what: str, found: Numbers | None, least: float, most: float) -> _Condition:
+    return _judged(
+        f"{what} by" if "differs" in what else f"{what} of",
+        found,
+        f"to be surely within {least:g} and {most:g}",
+        met=lambda low, high: least <= low and high <= most,
+        refuted=lambda low, high: high < least or low > most,
+    )
+
+
+def _reaches(what: str, credit: Numbers, share: float) -> _Condition:
+    return _judged(
+        what,
+        _as_interval(credit),
+        f"to be surely at least {share:g} of the gain",
+        met=lambda low, _: low >= share,
+        refuted=lambda _, high: high < share,
+    )
+
+
+def _stays_below(what: str, credit: Numbers, share: float) -> _Condition:
+    return _judged(
+        what,
+        _as_interval(credit),
+        f"to be surely below {share:g} of the gain",
+        met=lambda _, high: high < share,
+        refuted=lambda low, _: low >= share,
+    )
+
+
+def _not_below(what: str, found: Numbers | None, retest: Numbers | None) -> _Condition:
+    low = _number((retest or {}).get("low"))
+    if not isfinite(low):
+        return _open(f"{what}: no retest of one model on other prompts to compare with")
+    return _judged(
+        f"{what} is",
+        found,
+        f"to reach the retest's {_printed(retest or {})}",
+        met=lambda _, __: _number((found or {}).get("value")) >= low,
+        refuted=lambda _, high: high < low,
+    )
+
+
+def _clearly_lower(what: str, lower: Numbers | None, higher: Numbers | None) -> _Condition:
+    bounds = [_number((higher or {}).get(end)) for end in ("low", "high")]
+    if not all(map(isfinite, bounds)):
+        return _open(f"{what}: nothing to compare it with was measured")
+    return _judged(
+        f"{what} is",
+        lower,
+        f"to be surely below {_printed(higher or {})}",
+        met=lambda _, high: high < bounds[0],
+        refuted=lambda low, _: low > bounds[1],
+    )
+
+
+def _as_interval(credit: Numbers) -> Numbers:
+    """A credit's share as an interval."""
+    names = {"value": "share", "low": "share_low", "high": "share_high"}
+    return {name: credit.get(key) for name, key in names.items()} | {"undefined": credit.get("undefined")}
+
+
+def _printed(found: Numbers) -> str:
+    value, low, high = (_number(found.get(key)) for key in ("value", "low", "high"))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else nan
