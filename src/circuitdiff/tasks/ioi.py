@@ -36,8 +36,14 @@ _FIELDS = {
     "{repeated}": "s2",
     "{object}": "object",
 }
-_AFTER = {"segment_0.name": "segment_0.after_name", "segment_1.name": "segment_1.after_name", "s2": "after_s2"}
-_SHARED = (*_FIELDS.values(), *_AFTER.values(), "last")  # slots that every template has
+_NAMED = (*_FIELDS.values(), "last")  # slots that every template has
+_AFTER = {
+    "segment_0.name": "segment_0.after_name",
+    "segment_1.name": "segment_1.after_name",
+    "s2": "after_s2",
+    "io": "after_io",
+    "s1": "after_s1",
+}
 _LISTED = {"io": "name", "after_io": "after_name", "s1": "name", "after_s1": "after_name"}
 _WRONG = {"io": "s1", "s1": "io", "after_io": "after_s1", "after_s1": "after_io"}
 
@@ -68,7 +74,7 @@ class IndirectObjects:
     @property
     def roles(self) -> tuple[str, ...]:
         """The names of all roles; every prompt has each of them."""
-        return (*_SHARED, *_LISTED)
+        return (*_NAMED, "io", "s1", *_AFTER.values())
 
     def every_segment(self, role: str) -> list[str]:
         """The same kind of role at both listed names, so that nothing depends on which comes again.
@@ -153,9 +159,8 @@ class IndirectObjects:
         ahead = [replace(model, scene=replace(model.scene, template=i)) for i in range(len(TEMPLATES))]
         everything = [*ahead, *sentences]
         prompts = tokenise(tokenizer, [prompt_for(sentence) for sentence in everything])
-        positions = {role: prompts.positions[role] for role in self.roles}
-        after = {"after_io": "io", "after_s1": "s1"} | {then: name for name, then in _AFTER.items()}
-        positions |= {then: positions[name] + 1 for then, name in after.items()}  # its first token, if it has several
+        positions = {role: prompts.positions[role] for role in (*_NAMED, "io", "s1")}
+        positions |= {after: positions[name] + 1 for name, after in _AFTER.items()}
         check_places(
             prompts,
             {
@@ -198,9 +203,8 @@ def prompt_for(sentence: Sentence) -> Prompt:
         "object": scene.object,
     }
     pieces = [Piece(start + piece.slot, piece.text.format(**words)) for piece in _layout(TEMPLATES[scene.template])]
-    segments = {"io": sentence.io, "after_io": sentence.io, "s1": 1 - sentence.io, "after_s1": 1 - sentence.io}
-    listed = {role: f"{start}segment_{segments[role]}.{slot}" for role, slot in _LISTED.items()}
-    return Prompt(tuple(pieces), {slot: start + slot for slot in _SHARED} | listed)
+    listed = {"io": f"{start}segment_{sentence.io}.name", "s1": f"{start}segment_{1 - sentence.io}.name"}
+    return Prompt(tuple(pieces), {slot: start + slot for slot in _NAMED} | listed)
 
 
 def _layout(template: str) -> list[Piece]:
