@@ -1,0 +1,43 @@
+"""Self-checks of edited runs on the study's own prompts: both executors agree, and doing nothing does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.models.checks import Check, at_most, tolerance_of
+from circuitdiff.store import Record
+from circuitdiff.workbench import Subject, Workbench
+
+FEW = 2  # prompts that the full executor runs; a check, not a measurement
+
+
+def check_executors(
+    bench: Workbench, subject: Subject, title: str, key: Mapping[str, Any], run: Callable[[str], list[Evaluation]]
+) -> None:
+    """Check 3: the window executor against the full one, in log probability of the answer.
+
+    Raises: CheckError if they differ.
+    """
+
+    def compute() -> Record:
+        window, full = (torch.stack([each.log_probs for each in run(name)]) for name in ("window", "full"))
+        worst = float((window - full).abs().max() / full.abs().max().clamp(min=1.0))
+        tolerance = max(1e-3, tolerance_of(subject.model.dtype))
+        detail = f"{title}: {len(full)} runs x {full.shape[1]} prompts, relative log probability"
+        check = at_most("window executor vs full executor", subject.model, worst, tolerance, detail)
+        return Record({}, check.to_dict())
+
+    bench.keep([Check(**subject.stages.kept(f"check of {title}", key, compute).data)])
+
+
+def check_itself(bench: Workbench, subject: Subject, title: str, noise_floor: float) -> None:
+    """Check 7: given its own activations, the recipient answers as it does anyway.
+
+    Raises: CheckError if it does not.
+    """
+    tolerance = max(1e-3, tolerance_of(subject.model.dtype))
+    bench.keep([at_most("a recipient given its own activations", subject.model, noise_floor, tolerance, title)])

@@ -1,0 +1,67 @@
+"""The settings of the sections that ask which part got better, and of the verdict."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from circuitdiff.methods.cross_model import Limits
+from circuitdiff.settings import Settings
+from circuitdiff.verdict import Thresholds
+
+Carried = Literal["z", "q", "k", "v", "pattern", "contribution"]
+Projections = Literal["q", "k", "v", "o"]
+
+
+class CrossModelSettings(Settings):
+    """Cross-model activation patching of every subset of a circuit's groups."""
+
+    prompts: int = Field(default=200, ge=2)  # of the evaluation prompts
+    what: tuple[Carried, ...] = Field(default=("z", "contribution"), min_length=1)
+    both_directions: bool = True
+    heads: bool = True  # also the single heads of the group with the largest share
+    random_groups: int = Field(default=100, ge=0)  # 0: no controls
+    control_prompts: int = Field(default=100, ge=2)
+    null_donors: tuple[str, ...] = ()  # variants that did not improve
+    distance: float = Field(default=Limits().distance, gt=0)
+    turned: float = Field(default=Limits().turned, gt=0)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.distance, self.turned)
+
+
+class GraftSettings(Settings):
+    """Weight grafting of a circuit's groups and of the rest of the model by kind."""
+
+    prompts: int = Field(default=200, ge=2)  # of the evaluation prompts
+    projections: tuple[Projections, ...] = Field(default=("q", "k", "v", "o"), min_length=1)
+    heads: bool = False  # also the single heads of the group with the largest share
+    random_groups: int = Field(default=10, ge=0)  # 0: no controls, so no part is called improved
+
+
+class KnockoutSettings(Settings):
+    """Attention knockout; without roles, at the circuit's roles and the last token."""
+
+    prompts: int = Field(default=200, ge=2)  # of the evaluation prompts
+    roles: tuple[str, ...] = ()  # of the matrix
+    curves: tuple[tuple[str, str], ...] | None = None  # (query, key); default: the matrix's pairs
+    layer_step: int = Field(default=2, ge=1)
+    single_layers: bool = False  # curves of single layers instead of from a layer upward
+    query_roles: tuple[str, ...] = ("query_box", "query_label", "after_query_label", "last")  # no random key is there
+    margin: float = Field(default=0.05, gt=0)  # a loss of accuracy surely below it is none
+
+
+class VerdictSettings(Settings):
+    """See `verdict.Thresholds`."""
+
+    scenarios: int = Field(default=50, ge=2)
+    faithful: float = Field(default=0.8, gt=0)
+    too_faithful: float = Field(default=1.1, gt=0)
+    margin: float = Field(default=0.05, gt=0)
+    share: float = Field(default=0.5, gt=0, le=1)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return Thresholds(**self.model_dump())

@@ -1,0 +1,87 @@
+"""Gains and their shares as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+
+from circuitdiff import results as form
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.evaluation.scores import SCORES, Score, scored
+from circuitdiff.prompts import Pairs
+from circuitdiff.sections.entries import interval_entry
+from circuitdiff.shares import ALONE, Attribution, Subset, attribute
+from circuitdiff.statistics import mean_interval
+
+
+def attribution_entry(found: Attribution) -> dict[str, Any]:
+    return {
+        "gain": interval_entry(found.gain),
+        "parts": {part: {how: c._asdict() for how, c in credits.items()} for part, credits in found.parts.items()},
+        "together": found.together._asdict(),
+        "unexplained": found.unexplained._asdict(),
+    }
+
+
+def run_entry(names: Subset, answers: Evaluation, order: Sequence[str]) -> dict[str, Any]:
+    """A run of the table: which parts it has, and its accuracy, probability and log probability."""
+    return {"parts": [part for part in order if part in names], **score_entries(answers)}
+
+
+def score_entries(answers: Evaluation) -> dict[str, Any]:
+    entries: dict[str, Any] = {"accuracy": form.share(answers.hits, answers.scenarios)}
+    for score in SCORES[1:]:
+        entries[score] = interval_entry(mean_interval(scored(answers, score).numpy(), answers.scenarios.numpy()))
+    return entries
+
+
+def control_entry(donor: Evaluation, nothing: Evaluation, control: Evaluation, score: Score = "accuracy") -> dict:
+    """What a control brings, as a credit of the gain."""
+    name = "control"
+    scores = {frozenset(): scored(nothing, score).numpy(), frozenset([name]): scored(control, score).numpy()}
+    found = attribute(scores, scored(donor, score).numpy(), donor.scenarios.numpy(), [name])
+    return dict(found.parts[name][ALONE]._asdict())
+
+
+def random_entry(donor: Evaluation, nothing: Evaluation, group: Evaluation, drawn: Sequence[Evaluation]) -> dict:
+    """The group among random ones: their shares of the gain, and how many of them it beats.
+
+    The bounds are percentiles over the random groups, not over prompts. Undefined where the gain's interval covers 0.
+    """
+    real = control_entry(donor, nothing, group)
+    gain = float((donor.hits.double() - nothing.hits.double()).mean())
+    accuracies = _accuracies(drawn)
+    own = float(group.hits.double().mean())
+    below = float((accuracies < own).mean() + (accuracies == own).mean() / 2)
+    shares = (accuracies - float(nothing.hits.double().mean())) / gain if real["undefined"] is None else None
+    bounds = [None] * 3 if shares is None else [shares.mean(), *np.quantile(shares, [0.025, 0.975])]
+    return {
+        "n": len(drawn),
+        "n_prompts": len(donor.hits),
+        "percentile": 100 * below,
+        "accuracies": accuracies.tolist(),
+        "share": None if bounds[0] is None else float(bounds[0]),
+        "share_low": None if bounds[1] is None else float(bounds[1]),
+        "share_high": None if bounds[2] is None else float(bounds[2]),
+        "undefined": real["undefined"],
+    }
+
+
+def first_prompts(pairs: Pairs, n: int) -> Pairs:
+    """The first prompts, which are balanced by queried index."""
+    return pairs.select(torch.arange(min(n, len(pairs))))
+
+
+def largest_part(attribution: Mapping[str, Any], how: str) -> str:
+    """The part that adds most, in the score's unit, so that it is defined without a gain, too."""
+    parts = attribution["parts"]
+    return max(parts, key=lambda part: parts[part][how]["value"])
+
+
+def _accuracies(drawn: Sequence[Evaluation]) -> Float[ndarray, " group"]:
+    return np.array([float(each.hits.double().mean()) for each in drawn])

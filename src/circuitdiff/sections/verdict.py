@@ -1,0 +1,137 @@
+"""What may be said of a variant: the numbers behind each claim, gathered, and the sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from circuitdiff.circuit import Circuit
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.sections.cross_model import gain_entry
+from circuitdiff.sections.cross_settings import VerdictSettings
+from circuitdiff.sections.entries import ratio_entry, with_heads
+from circuitdiff.statistics import normalised_ratio_interval, ratio_interval
+from circuitdiff.verdict import verdict
+from circuitdiff.workbench import Subject, Workbench
+
+_NOTHING = Circuit({})
+_KINDS = {"slot": "mean by slot", "kind": "mean by kind"}
+
+
+def verdict_section(
+    bench: Workbench,
+    variant: str,
+    circuits: Mapping[str, Circuit],
+    settings: VerdictSettings,
+    *,
+    similarity: Mapping[str, Any] | None = None,
+    functions: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The verdict on one variant, from the results so far; run after the other sections.
+
+    `circuits`: each model's own main circuit, by the model's name; `similarity` and `functions` as `verdict.verdict`
+    wants them, if they were measured.
+    """
+    base, other = bench.subject(bench.base), bench.subject(variant)
+    patched, grafted = (bench.results.get(method, {}).get(variant) or {} for method in ("cmap", "graft"))
+    gain = gain_entry(other, base, base.splits.evaluation)
+    evidence = {
+        "base": bench.base,
+        "variant": variant,
+        "scope": _scope(bench, variant, gain),
+        "failed_checks": failed_checks(bench.results),
+        "gain": gain,
+        "circuits": circuit_numbers(bench, variant, circuits),
+        "similarity": similarity,
+        "functions": functions,
+        "cmap": _patched_parts(patched),
+        "graft": _grafted_parts(grafted),
+    }
+    shown = {key: evidence[key] for key in ("gain", "circuits", "similarity", "functions")}
+    return {"verdict": {variant: verdict(evidence, settings.thresholds) | {"evidence": shown}}}
+
+
+def failed_checks(results: Mapping[str, Any]) -> list[str] | None:
+    """Names of the failed self-checks; None if none was run."""
+    checks = results.get("checks") or []
+    return [check["name"] for check in checks if not check["passed"]] if checks else None
+
+
+def circuit_numbers(bench: Workbench, variant: str, circuits: Mapping[str, Circuit]) -> dict[str, Any]:
+    """By ablation, whether each own circuit does what its model does, and whether the base's does it in the variant.
+
+    Nothing if one of the two models has no circuit of its own.
+    """
+    own = {model: with_heads(circuits[model]) for model in (bench.base, variant) if model in circuits}
+    if len(own) < 2 or not all(circuit.roles for circuit in own.values()):
+        return {}
+    base, other = bench.subject(bench.base), bench.subject(variant)
+    wrong_in_base = ~base.stages.answers(base.splits.evaluation).hits.numpy()
+    found = {}
+    for by, words in _KINDS.items():
+        _, in_base = _evaluated(base, {bench.base: own[bench.base]}, by)
+        model, in_variant = _evaluated(other, own, by)
+        gained = wrong_in_base & model.hits.numpy()
+        found[words] = {
+            "base_own": _normalised(base.stages.answers(base.splits.evaluation), *in_base),
+            "variant_own": _normalised(model, in_variant[1], in_variant[2]),
+            "transfer": transfer(model, *in_variant),
+            "transfer_where_only_variant_right": transfer(model, *in_variant, among=gained),
+        }
+    return found
+
+
+def transfer(
+    model: Evaluation,
+    base_circuit: Evaluation,
+    own_circuit: Evaluation,
+    ablated: Evaluation,
+    among: ndarray | None = None,
+) -> dict[str, Any]:
+    """Normalised faithfulness of the base's circuit less that of the variant's own, in the variant, on some prompts."""
+    rows = np.ones(len(model.hits), dtype=bool) if among is None else among
+    hits = [each.hits.numpy()[rows].astype(float) for each in (base_circuit, own_circuit, model, ablated)]
+    scenarios = model.scenarios.numpy()[rows]
+    if len(np.unique(scenarios)) < 2:
+        few = f"there are {int(rows.sum())} such prompts"
+        return {"value": None, "low": None, "high": None, "note": few, "n": int(rows.sum())}
+    ratio = ratio_interval(hits[0] - hits[1], hits[2] - hits[3], scenarios)
+    return ratio_entry(ratio) | {"n": int(rows.sum())}
+
+
+def _evaluated(subject: Subject, circuits: Mapping[str, Circuit], by: str) -> tuple[Evaluation, list[Evaluation]]:
+    """The model, then the circuits alone and, last, nothing."""
+    pairs, means = subject.splits.evaluation, subject.stages.means(subject.splits.means)[by]
+    title = f"own circuits in {subject.model.name}, {by} means"
+    found = subject.stages.circuits(title, [*circuits.values(), _NOTHING], pairs, means)
+    return subject.stages.answers(pairs), found
+
+
+def _normalised(model: Evaluation, circuit: Evaluation, ablated: Evaluation) -> dict[str, Any]:
+    hits = (each.hits.numpy() for each in (circuit, ablated, model))
+    return ratio_entry(normalised_ratio_interval(*hits, model.scenarios.numpy()))
+
+
+def _patched_parts(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Contributions, where they were patched: z misses what the donor's output projection changed."""
+    by_what = entry.get("to_base") or {}
+    chosen = by_what.get("contribution") or next(iter(by_what.values()), None)
+    return None if chosen is None else {"parts": chosen["scores"]["accuracy"]["parts"]}
+
+
+def _grafted_parts(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not entry:
+        return None
+    return {"parts": entry["scores"]["accuracy"]["parts"], "controls": entry.get("controls") or {}}
+
+
+def _scope(bench: Workbench, variant: str, gain: Mapping[str, Any]) -> str:
+    task = bench.settings.task
+    wording = ", ".join([task.name, *(f"{key} {value}" for key, value in task.options.items())])
+    return (
+        f"{variant} against {bench.base}; {wording}; accuracy on {gain['n_prompts']} held-out prompts of "
+        f"{gain['n_scenarios']} scenarios; {' and '.join(_KINDS.values())}; attention heads only"
+    )

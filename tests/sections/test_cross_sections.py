@@ -1,0 +1,240 @@
+"""Cross-model patching, grafting, knockout and the verdict as sections of a study on two tiny models."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from two_tiny_folders import two_model_bench
+
+from circuitdiff.circuit import Circuit, Group
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import Evaluation, evaluate_model
+from circuitdiff.heads import Head
+from circuitdiff.methods.cross_model import patch_across
+from circuitdiff.methods.graft import graft
+from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
+from circuitdiff.sections.cross_model import cross_from, cross_model_section, cross_record
+from circuitdiff.sections.cross_settings import CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings
+from circuitdiff.sections.gains import control_entry, random_entry
+from circuitdiff.sections.graft import graft_from, graft_record, graft_section
+from circuitdiff.sections.knockout import RANDOM, knockout_section, matrix_cell
+from circuitdiff.sections.verdict import failed_checks, transfer, verdict_section
+from circuitdiff.store import to_json
+from circuitdiff.workbench import Workbench
+
+FOUND = Circuit(
+    {
+        "fetcher": Group("last", (Head(2, 1), Head(1, 3))),
+        "reader": Group("previous_query_label", (Head(0, 2), Head(1, 0))),
+        "nothing": Group("query_label", ()),
+    }
+)
+TESTED = Circuit({name: FOUND.groups[name] for name in ("fetcher", "reader")})
+PATCHING = CrossModelSettings(prompts=6, random_groups=3, control_prompts=4, null_donors=("tuned",))
+GRAFTING = GraftSettings(prompts=6, random_groups=2, heads=True)
+KNOCKOUT = KnockoutSettings(prompts=6, layer_step=2)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Workbench:
+    return two_model_bench(tmp_path_factory.mktemp("study"))
+
+
+def stored(sections: dict) -> dict:
+    """As results.json has it: strict JSON, nan as null."""
+    return json.loads(to_json(sections))
+
+
+def first(bench: Workbench, n: int):
+    return bench.subject(bench.base).splits.evaluation.select(torch.arange(n))
+
+
+def test_the_patching_section_holds_the_librarys_numbers(bench):
+    entry = stored(cross_model_section(bench, "tuned", FOUND, PATCHING))["cmap"]["tuned"]
+    base, tuned, pairs = bench.subject(bench.base).model, bench.subject("tuned").model, first(bench, 6)
+    for direction, donor, recipient in (("to_base", tuned, base), ("to_variant", base, tuned)):
+        for what in ("z", "contribution"):
+            found, given = patch_across(donor, recipient, TESTED, pairs, what=what), entry[direction][what]
+            assert given["order"] == ["reader", "fetcher"]
+            assert (given["donor"], given["recipient"]) == (donor.name, recipient.name)
+            for row, (subset, ran) in zip(given["runs"], found.runs.items(), strict=True):
+                assert set(row["parts"]) == subset
+                assert row["log_prob"]["value"] == pytest.approx(float(ran.answers.log_probs.mean()), abs=1e-4)
+                assert row["distance"] == pytest.approx(float(ran.distance.mean()), abs=1e-4)
+            expected = found.attribution("log_prob")
+            assert given["scores"]["log_prob"]["gain"]["value"] == pytest.approx(expected.gain.value, abs=1e-4)
+            for part, credits in expected.parts.items():
+                given_value = given["scores"]["log_prob"]["parts"][part]["shapley"]["value"]
+                assert given_value == pytest.approx(credits["shapley"].value, abs=1e-4)
+    assert entry["circuit"] == TESTED.to_dict()
+    assert entry["heads"]["group"] in TESTED.groups
+    assert len(entry["heads"]["order"]) == 2
+    assert set(entry["null_donors"]) == {"tuned"}
+    checks = [check for check in bench.results["checks"] if "own activations" in check["name"]]
+    assert checks
+    assert all(check["passed"] for check in checks)
+
+
+def test_the_patching_sections_controls_name_what_was_done(bench):
+    entry = stored(cross_model_section(bench, "tuned", FOUND, PATCHING))["cmap"]["tuned"]
+    for group in TESTED.groups:
+        found = entry["controls"][group]
+        assert {"group", "any_layer", "elsewhere", "noise", "scaled", "same_layers"} <= set(found)
+        assert found["same_layers"]["n"] == 3
+        assert len(found["same_layers"]["accuracies"]) == 3
+        assert found["n_prompts"] == 4
+    assert entry["controls"]["reader"]["other_role"] == "other_label"
+    assert entry["controls"]["fetcher"]["other_role"] == "after_query_label"
+
+
+def test_a_second_run_takes_nothing_from_the_models(bench, monkeypatch):
+    sections = [
+        lambda: cross_model_section(bench, "tuned", FOUND, PATCHING),
+        lambda: graft_section(bench, "tuned", FOUND, GRAFTING),
+        lambda: knockout_section(bench, "tuned", FOUND, KNOCKOUT),
+    ]
+    once = [stored(section()) for section in sections]
+    for model in (bench.base, "tuned"):
+        monkeypatch.setattr(bench.subject(model).model.module, "forward", None)
+    assert [stored(section()) for section in sections] == once
+
+
+def test_records_of_patching_and_grafting_come_back_as_they_were(bench):
+    base, tuned, pairs = bench.subject(bench.base).model, bench.subject("tuned").model, first(bench, 4)
+    patched = patch_across(tuned, base, TESTED, pairs)
+    again = cross_from(cross_record(patched))
+    assert again.bases == patched.bases
+    assert list(again.runs) == list(patched.runs)
+    assert all(torch.equal(again.runs[s].answers.log_probs, r.answers.log_probs) for s, r in patched.runs.items())
+    heads = patch_across(tuned, base, TESTED.groups["reader"], pairs, per_head=True)
+    assert list(cross_from(cross_record(heads)).runs) == list(heads.runs)
+    grafted = graft(tuned, base, TESTED, pairs)
+    kept = graft_from(graft_record(grafted))
+    assert list(kept.runs) == list(grafted.runs)
+    assert kept.parts["reader"].also_touched == grafted.parts["reader"].also_touched
+    assert (kept.order, kept.unchanged) == (grafted.order, grafted.unchanged)
+
+
+def test_the_graft_section_holds_the_librarys_numbers(bench):
+    entry = stored(graft_section(bench, "tuned", FOUND, GRAFTING))["graft"]["tuned"]
+    base, tuned, pairs = bench.subject(bench.base).model, bench.subject("tuned").model, first(bench, 6)
+    found = graft(tuned, base, TESTED, pairs)
+    for row, (subset, answers) in zip(entry["runs"], found.runs.items(), strict=True):
+        assert set(row["parts"]) == subset
+        assert row["log_prob"]["value"] == pytest.approx(float(answers.log_probs.mean()), abs=1e-4)
+    assert entry["unchanged"] == list(found.unchanged)
+    assert {"norms", "embeddings"} <= set(entry["unchanged"])
+    assert entry["also_touched"]["fetcher"] == [[2, 0], [1, 2]] or entry["also_touched"]["fetcher"] == [[1, 2], [2, 0]]
+    [(group, controls)] = entry["controls"].items()
+    assert set(controls) == {"random heads of any layer", "random heads of the same layers"}
+    assert entry["heads"]["group"] == group
+
+
+def test_the_knockout_section_holds_the_librarys_numbers(bench):
+    entry = stored(knockout_section(bench, "tuned", FOUND, KNOCKOUT))["knockout"]["tuned"]
+    model, pairs = bench.subject("tuned").model, first(bench, 6)
+    assert entry["matrix"]["roles"] == ["last", "previous_query_label"] or "query_label" in entry["matrix"]["roles"]
+    named = [(c["query"], c["key"]) for c in entry["curves"]]
+    assert ("last", RANDOM) in named
+    curve = entry["curves"][named.index(("last", "previous_query_label"))]
+    found = attention_knockout(model, pairs, "last", "previous_query_label", layers=[0, 2])
+    assert [point["layer"] for point in curve["points"]] == [0, 2]
+    for point, ran in zip(curve["points"], found.blocked, strict=True):
+        assert point["hits"] == int(ran.hits.sum())
+    roles = ["query_box", "query_label", "after_query_label", "last"]
+    matrix = knockout_matrix(model, pairs, entry["matrix"]["roles"], query_roles=roles)
+    for cell in entry["matrix"]["cells"]:
+        ran = matrix.blocked.get((cell["query"], cell["key"]))
+        assert (ran is None) == (cell["answer"] is None)
+        if ran is not None:
+            assert cell["accuracy"]["hits"] == int(ran.hits.sum())
+
+
+def answers(hits: list[int], scenarios: list[int] | None = None) -> Evaluation:
+    n = len(hits)
+    nothing = torch.zeros(n)
+    rows = torch.tensor(scenarios or list(range(n)))
+    return Evaluation(torch.tensor(hits, dtype=torch.bool), torch.zeros(n, dtype=torch.long), nothing, nothing, rows)
+
+
+@pytest.mark.parametrize(
+    ("blocked", "control", "answer"),
+    [
+        ([0] * 20, [1] * 20, "yes"),  # blocking the key costs all, a random position nothing
+        ([0] * 20, [0] * 20, "not established"),  # so does a random position
+        ([1] * 20, [1] * 20, "no"),
+        ([1] * 18 + [0] * 2, [1] * 20, "not established"),
+    ],
+)
+def test_information_flows_where_blocking_costs_more_than_a_random_position(blocked, control, answer):
+    cell = matrix_cell("last", "object", answers([1] * 20), answers(blocked), answers(control), margin=0.05)
+    assert cell["answer"] == answer
+    assert matrix_cell("a", "b", answers([1]), None, None, 0.05)["answer"] is None
+
+
+def test_controls_are_shares_of_the_gain_and_random_groups_have_a_percentile():
+    donor, nothing = answers([1] * 16 + [0] * 4), answers([1] * 6 + [0] * 14)
+    half = answers([1] * 11 + [0] * 9)
+    assert control_entry(donor, nothing, half)["share"] == pytest.approx(0.5)
+    drawn = [answers([1] * n + [0] * (20 - n)) for n in (6, 7, 8, 11)]
+    entry = random_entry(donor, nothing, half, drawn)
+    assert entry["percentile"] == pytest.approx(87.5)  # beats three, ties with one
+    assert entry["share"] == pytest.approx(np.mean([0, 0.1, 0.2, 0.5]))
+    assert entry["share_high"] == pytest.approx(np.quantile([0, 0.1, 0.2, 0.5], 0.975))
+    none = random_entry(nothing, nothing, half, drawn)
+    assert none["share"] is None
+    assert "covers 0" in none["undefined"]
+
+
+def test_transfer_is_the_difference_of_normalised_faithfulness():
+    model, ablated = answers([1] * 8 + [0] * 2), answers([1] * 1 + [0] * 9)
+    base, own = answers([1] * 5 + [0] * 5), answers([1] * 7 + [0] * 3)
+    entry = transfer(model, base, own, ablated)
+    assert entry["value"] == pytest.approx((0.5 - 0.7) / (0.8 - 0.1))
+    among = np.array([False] * 4 + [True] * 4 + [False] * 2)
+    only = transfer(model, base, own, ablated, among)
+    assert (only["value"], only["n"]) == (pytest.approx((1 - 3) / 4), 4)
+    assert transfer(model, base, own, ablated, np.arange(10) == 5)["note"] == "there are 1 such prompts"
+
+
+def test_the_verdict_says_nothing_on_nine_prompts_and_says_why(bench):
+    bench.add(cross_model_section(bench, "tuned", FOUND, PATCHING))
+    bench.add(graft_section(bench, "tuned", FOUND, GRAFTING))
+    circuits = {bench.base: FOUND, "tuned": TESTED}
+    entry = stored(verdict_section(bench, "tuned", circuits, VerdictSettings()))["verdict"]["tuned"]
+    for sentence in entry["sentences"]:
+        assert sentence["answer"] == "not established"
+        assert "only 9 held-out scenarios" in sentence["text"]
+        assert sentence["scope"].endswith("mean by slot and mean by kind; attention heads only")
+    gain = float((_hits(bench, "tuned") - _hits(bench, bench.base)).mean())
+    assert entry["evidence"]["gain"]["value"] == pytest.approx(gain)
+    same = entry["evidence"]["circuits"]["mean by slot"]["transfer"]
+    assert same["value"] in (None, 0.0), "both own circuits are the same"
+    assert entry["thresholds"]["scenarios"] == 50
+
+
+def _hits(bench: Workbench, name: str) -> torch.Tensor:
+    subject = bench.subject(name)
+    return evaluate_model(subject.model, subject.splits.evaluation).hits.double()
+
+
+def test_failed_checks_are_named_and_none_at_all_is_not_a_pass():
+    rows = [{"name": "a", "passed": True}, {"name": "b", "passed": False}]
+    assert failed_checks({"checks": rows}) == ["b"]
+    assert failed_checks({"checks": rows[:1]}) == []
+    assert failed_checks({"checks": []}) is None
+
+
+def test_an_unknown_setting_is_an_error():
+    for kind in (CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings):
+        with pytest.raises(ValidationError, match="Extra inputs"):
+            kind(promts=3)
+
+
+def test_a_circuit_without_heads_is_an_error(bench):
+    with pytest.raises(InputError, match="has none"):
+        cross_model_section(bench, "tuned", Circuit({"nothing": Group("last", ())}), PATCHING)
