@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.engine import Edit, Executor, Model
-from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.kept_runs import KeptRuns, Need
 from circuitdiff.engine.memory import rows_at_once
 from circuitdiff.heads import Head
@@ -81,7 +80,7 @@ class Patching:
 
     def _anchored(
         self, heads: Sequence[Head], keep: Float[Tensor, " head"]
-    ) -> tuple[Sequence[Head], Float[Tensor, " head"]]:
+    ) -> tuple[Sequence[Head], Float[Tensor, " anchored"]]:
         """With a head of the first layer that keeps its own value if there is none: the clean run is kept for there."""
         if not heads or min(head.layer for head in heads) == self.first_layer:
             return heads, keep

@@ -165,12 +165,12 @@ class _Best:
             self.keep, self._rank = keep.cpu().clone(), rank
 
 
-def _cross_entropy(targets: Int[Tensor, " prompt"]) -> Quantity:
+def cross_entropy(targets: Int[Tensor, " prompt"]) -> Quantity:
     return lambda logits, row: -log_prob(logits, targets[row])
 
 
-def _target_logit(targets: Int[Tensor, " prompt"]) -> Quantity:
+def target_logit(targets: Int[Tensor, " prompt"]) -> Quantity:
     return lambda logits, row: -logits.gather(1, targets[row][:, None])[:, 0]
 
 
-_LOSSES = {"cross_entropy": _cross_entropy, "target_logit": _target_logit}
+_LOSSES = {"cross_entropy": cross_entropy, "target_logit": target_logit}
