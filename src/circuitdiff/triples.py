@@ -65,7 +65,7 @@ class Triples:
                 )
 
 
-def split_by_scenario(scenarios: Int[Tensor, " triple"], sizes: Sequence[int]) -> list[Int[Tensor, " part"]]:
+def split_by_scenario(scenarios: Int[Tensor, " triple"], sizes: Sequence[int]) -> list[Int[Tensor, " _part"]]:
     """Consecutive parts of at least `sizes` triples, none of which shares a scenario with another.
 
     Raises: InputError if there are too few triples.

@@ -189,7 +189,7 @@ def fit_shared(
     )
 
 
-def dealt_order(parts: Sequence[Int[Tensor, " part"]], n_triples: int, seed: int) -> Int[Tensor, " triple"]:
+def dealt_order(parts: Sequence[Int[Tensor, " _part"]], n_triples: int, seed: int) -> Int[Tensor, " triple"]:
     """Which triple's source each base prompt gets when targets are shuffled: never its own, always of the same part."""
     g, order = torch.Generator().manual_seed(seed), torch.arange(n_triples)
     for part in parts:

@@ -66,14 +66,31 @@ class SharedRuns:
         """
         assert triples.base is self._base, "shared runs are of one set of base prompts"
         triples.check_role(self.groups[group].at)
-        if self._source is None or self._source[0] is not triples.source:
-            self._source = (triples.source, self._read(triples.source))
-            self._patchings = {}
         key = (group, () if order is None else tuple(order.tolist()))
+        source = self._source_of(triples.source)
         if key not in self._patchings:
-            own = self._make(group, self._source[1])
+            own = self._make(group, source)
             self._patchings[key] = own if order is None else own.dealt(order)
         return self._patchings[key]
+
+    def redrawn(self, group: str, triples: Triples, rows: Int[Tensor, " chosen"]) -> Patching:
+        """Some base prompts, `rows`, patched from the sources of `triples`, which were drawn for just these.
+
+        Raises: InputError if a source prompt lacks the group's role.
+        """
+        triples.check_role(self.groups[group].at)
+        source = self._source_of(triples.source)
+        spread = {
+            key: z.new_full((len(self._base), z.shape[1]), torch.nan).index_copy(0, rows.to(z.device), z)
+            for key, z in source.items()
+        }
+        return self._make(group, spread)
+
+    def _source_of(self, prompts: PromptSet) -> SourceZ:
+        """What all groups' heads carry on these source prompts; only the last ones asked for are remembered."""
+        if self._source is None or self._source[0] is not prompts:
+            self._source, self._patchings = (prompts, self._read(prompts)), {}
+        return self._source[1]
 
     def _make(self, group: str, source: SourceZ) -> Patching:
         at = self.groups[group].at

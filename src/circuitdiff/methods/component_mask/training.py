@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -32,8 +32,8 @@ from circuitdiff.metrics import log_prob
 class Training:
     """How a mask is learned."""
 
-    loss: Literal["cross_entropy", "target_logit"] = "cross_entropy"
-    gates: Literal["clamped", "hard_concrete"] = "clamped"
+    loss: str = "cross_entropy"  # or "target_logit"
+    gates: str = "clamped"  # or "hard_concrete"
     n_steps: int = 40
     prompts_per_step: int = 32
     learning_rate: float = 0.1
