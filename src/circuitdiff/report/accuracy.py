@@ -45,15 +45,21 @@ def _accuracy_axis(field: str) -> alt.Y:
     return alt.Y(field, title="accuracy", scale=alt.Scale(domain=[0, 1]))
 
 
-def among_random(title: str, accuracies: list[float], references: dict[str, object], n_prompts: int | None) -> Figure:
+def among_random(
+    title: str,
+    accuracies: list[float],
+    references: dict[str, object],
+    n_prompts: int | None,
+    drawn: str = "random circuits",
+) -> Figure:
     """How random circuits score, with `references` (the real one, the whole model, ...) as rules."""
     bars = (
         alt.Chart(inline([{"accuracy": accuracy} for accuracy in accuracies]))
         .mark_bar(color="#b9b9b4")
         .encode(
             x=alt.X("accuracy:Q", bin=alt.Bin(step=BIN, extent=[0, 1]), title="accuracy", axis=TENTHS),
-            y=alt.Y("count():Q", title="random circuits", axis=alt.Axis(tickMinStep=1)),
-            tooltip=[alt.Tooltip("count():Q", title="random circuits")],
+            y=alt.Y("count():Q", title=drawn, axis=alt.Axis(tickMinStep=1)),
+            tooltip=[alt.Tooltip("count():Q", title=drawn)],
         )
     )
     rows = [
@@ -72,4 +78,4 @@ def among_random(title: str, accuracies: list[float], references: dict[str, obje
     rules = rules.encode(x=alt.X("accuracy:Q", title="accuracy"), color=colour, tooltip=["what:N"])
     layers = [bars, rules] if rows else [bars]
     prompts = "" if n_prompts is None else f" on {n_prompts} prompts"
-    return finish(layers, title, [f"{len(accuracies)} random circuits{prompts}"], width=420, height=150)
+    return finish(layers, title, [f"{len(accuracies)} {drawn}{prompts}"], width=420, height=150)

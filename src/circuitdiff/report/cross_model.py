@@ -1,0 +1,203 @@
+"""Whose is the gain? Patched activations and grafted weights, in one table and in figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import altair as alt
+
+from circuitdiff.report.accuracy import among_random
+from circuitdiff.report.look import CATEGORIES, INK, MUTED, Figure, finish, inline
+from circuitdiff.report.numbers import finite, interval, number
+
+HOW = {
+    "alone": "alone",
+    "left_out": "left out of all",
+    "in_order": "in causal order",
+    "shapley": "Shapley, symmetric",
+}
+CARRIED = {
+    "z": "patched z",
+    "q": "patched q",
+    "k": "patched k",
+    "v": "patched v",
+    "pattern": "patched attention patterns",
+    "contribution": "patched contributions",
+}
+GRAFTED = "grafted weights"
+DIRECTIONS = ("to_base", "to_variant")
+_CONTROLS = {
+    "any_layer": "as many heads of any layer",
+    "elsewhere": "the same heads at another role",
+    "noise": "its own values moved as far at random",
+    "scaled": "its own values made as large",
+}
+
+
+def gain_key(variant: str, direction: str, method: str) -> str:
+    return f"gain/{variant}/{direction}/{method}"
+
+
+def control_key(variant: str, group: str) -> str:
+    return f"gain-controls/{variant}/{group}"
+
+
+def measured(results: dict, variant: str) -> Iterator[tuple[str, str, dict]]:
+    """What was done to a variant and its base: (direction, method in words, its entry)."""
+    patched, grafted = (((results.get(section) or {}).get(variant)) or {} for section in ("cmap", "graft"))
+    for direction in DIRECTIONS:
+        for what, entry in (patched.get(direction) or {}).items():
+            yield direction, CARRIED.get(what, what), entry
+        if direction == "to_base" and grafted:
+            yield direction, GRAFTED, grafted
+
+
+def variants(results: dict) -> list[str]:
+    """The variants that were patched or grafted, each once."""
+    return list(dict.fromkeys(name for section in ("cmap", "graft") for name in results.get(section) or {}))
+
+
+def gain_figures(results: dict) -> dict[str, Figure]:
+    """One figure per variant, direction and method; and each group among its random groups."""
+    drawn = {}
+    for variant in variants(results):
+        for direction, method, entry in measured(results, variant):
+            if share_rows(entry, method):
+                drawn[gain_key(variant, direction, method)] = gain_dots(entry, method)
+        drawn |= _control_figures(results, variant)
+    return drawn
+
+
+def share_rows(entry: dict, method: str, score: str = "accuracy") -> list[dict]:
+    """The table: one row per part and way of counting, what it adds and its share, each printed with its interval."""
+    found = (entry.get("scores") or {}).get(score) or {}
+    unchanged = set(entry.get("unchanged") or [])
+    rows = [
+        _row(part, HOW[how], credits[how], method)
+        for part, credits in (found.get("parts") or {}).items()
+        if part not in unchanged
+        for how in HOW
+        if how in credits
+    ]
+    whole = [("all together", "together"), ("what no part explains", "unexplained")]
+    return rows + [_row(said, "", found[key], method) for said, key in whole if rows and found.get(key)]
+
+
+def _row(part: str, how: str, credit: dict, method: str) -> dict:
+    share = {"value": credit.get("share"), "low": credit.get("share_low"), "high": credit.get("share_high")}
+    undefined = credit.get("undefined")
+    return {
+        "part": part,
+        "how": how,
+        "method": method,
+        "value": finite(credit.get("value")),
+        "low": finite(credit.get("low")),
+        "high": finite(credit.get("high")),
+        "printed": f"{number(credit.get('value'))} ({interval(credit)})",
+        "share": "undefined" if undefined else f"{number(share['value'])} ({interval(share)})",
+        "note": undefined or "",
+    }
+
+
+def gain_dots(entry: dict, method: str) -> Figure:
+    """What each part adds to the accuracy, with intervals; the line is the whole gain. Hollow: without a share."""
+    rows = [row for row in share_rows(entry, method) if row["how"]]
+    gain = entry["scores"]["accuracy"]["gain"]
+    ways = list(dict.fromkeys(row["how"] for row in rows))
+    base = alt.Chart(inline(rows)).encode(
+        y=alt.Y("part:N", sort=None, title=None, axis=alt.Axis(labelLimit=200)),
+        yOffset=alt.YOffset("how:N", sort=ways),
+        color=alt.Color("how:N", sort=ways, scale=alt.Scale(domain=ways, range=CATEGORIES), title="counted"),
+        tooltip=[
+            "part:N",
+            "how:N",
+            alt.Tooltip("printed:N", title="adds"),
+            alt.Tooltip("share:N", title="share of the gain"),
+            "note:N",
+        ],
+    )
+    title = "what the part adds to the accuracy"
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    known, unknown = (base.transform_filter(test) for test in (alt.datum.note == "", alt.datum.note != ""))
+    dots = known.mark_point(filled=True, size=55, opacity=1).encode(x=alt.X("value:Q", title=title))
+    hollow = unknown.mark_point(filled=False, size=55, strokeWidth=2).encode(x=alt.X("value:Q", title=title))
+    rules = [("0", 0.0, MUTED), ("the gain", finite(gain.get("value")), INK)]
+    lines = [
+        alt.Chart(inline([{"at": at, "what": what}])).mark_rule(color=colour, strokeDash=[4, 3]).encode(x="at:Q")
+        for what, at, colour in rules
+        if at is not None
+    ]
+    heading = f"{method[0].upper()}{method[1:]}: {entry.get('donor')} into {entry.get('recipient')}"
+    said = f"gain {number(gain.get('value'))} ({interval(gain)}), dashed; {entry.get('n_scenarios')} scenarios"
+    subtitle = [said, "with 95 % intervals; hollow: no share, the note says why"]
+    return finish([*lines, bars, dots, hollow], heading, subtitle, width=420, height=alt.Step(11))
+
+
+def run_rows(entry: dict) -> list[dict]:
+    """The table of runs: which parts came from the donor, the accuracy, and how far from clean runs it ends."""
+    return [
+        {
+            "parts": " + ".join(run["parts"]) or "none",
+            "accuracy": f"{number((run.get('accuracy') or {}).get('value'))} ({interval(run.get('accuracy'))})",
+            "probability": number((run.get("probability") or {}).get("value")),
+            "log_prob": number((run.get("log_prob") or {}).get("value")),
+            "distance": number(run.get("distance")),
+            "note": run.get("incompatible") or "",
+        }
+        for run in entry.get("runs") or []
+    ]
+
+
+def control_rows(results: dict, variant: str) -> list[dict]:
+    """The table of controls: what each brings in the stead of a group, patched or grafted."""
+    rows = []
+    patched, grafted = (((results.get(section) or {}).get(variant)) or {} for section in ("cmap", "graft"))
+    for group, controls in (patched.get("controls") or {}).items():
+        known = {"group": "the group itself"} | _CONTROLS
+        named = [(said, controls[name]) for name, said in known.items() if controls.get(name)]
+        named += [_among(controls["same_layers"])] if controls.get("same_layers") else []
+        rows += [_row(group, said, credit, "patched") | {"note": _note(credit)} for said, credit in named]
+    for group, controls in (grafted.get("controls") or {}).items():
+        rows += [_row(group, said, credit, GRAFTED) for said, credit in controls.items()]
+    return rows
+
+
+def _among(entry: dict) -> tuple[str, dict]:
+    beaten = f"{number(entry.get('percentile')).split('.')[0]} of 100"
+    return f"{entry.get('n')} random groups of its layers (the group is above {beaten})", entry
+
+
+def _note(credit: dict) -> str:
+    return "ends far from clean runs" if credit.get("incompatible") is True else credit.get("undefined") or ""
+
+
+def _control_figures(results: dict, variant: str) -> dict[str, Figure]:
+    patched = ((results.get("cmap") or {}).get(variant)) or {}
+    drawn = {}
+    for group, controls in (patched.get("controls") or {}).items():
+        random = controls.get("same_layers") or {}
+        accuracies = [a for a in map(finite, random.get("accuracies") or []) if a is not None]
+        if accuracies:
+            own = ((controls.get("group") or {}).get("accuracy") or {}).get("value")
+            title = f"{group} of {variant} in its base, among random groups of its layers"
+            drawn[control_key(variant, group)] = among_random(
+                title, accuracies, {"the group": own}, controls.get("n_prompts"), "random groups"
+            )
+    return drawn
+
+
+def gain_sentence(variant: str, direction: str, method: str, entry: dict) -> str:
+    """Where the gain goes, in causal order, in words."""
+    found = (entry.get("scores") or {}).get("accuracy") or {}
+    gain, start = found.get("gain") or {}, f"{method[0].upper()}{method[1:]} of {entry.get('donor')}"
+    into = f"{start} in {entry.get('recipient')}: the gain is {number(gain.get('value'))} ({interval(gain)})"
+    shares = [
+        (part, credits["in_order"])
+        for part, credits in (found.get("parts") or {}).items()
+        if finite((credits.get("in_order") or {}).get("share")) is not None
+    ]
+    if not shares:
+        why = ((found.get("together") or {}).get("undefined")) or "no share is defined"
+        return f"{into}; {why}."
+    listed = ", ".join(f"{part} {number(credit['share'])}" for part, credit in shares)
+    return f"{into}; its shares in causal order are {listed}."

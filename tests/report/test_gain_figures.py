@@ -1,0 +1,151 @@
+"""Figures, tables and sentences on gains, knockouts and the verdict, from invented results."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from circuitdiff.report.cross_model import (
+    GRAFTED,
+    control_key,
+    control_rows,
+    gain_figures,
+    gain_key,
+    gain_sentence,
+    measured,
+    run_rows,
+    share_rows,
+)
+from circuitdiff.report.knockout import (
+    curve_rows,
+    curves_key,
+    knockout_figures,
+    knockout_sentences,
+    matrix_key,
+    matrix_rows,
+)
+from circuitdiff.report.look import Figure
+from circuitdiff.report.verdict import anchor, threshold_sentence, verdict_rows
+from invented_gains import VARIANT, gains
+
+
+def drawn(figure: Figure) -> list[dict]:
+    """All rows of a figure's own data."""
+    spec = figure.to_dict()
+    json.dumps(spec, allow_nan=False)  # what a page may hold
+    return [row for rows in spec["datasets"].values() for row in rows]
+
+
+def test_there_is_a_figure_for_each_method_and_each_group_among_random_ones():
+    assert set(gain_figures(gains())) == {
+        gain_key(VARIANT, "to_base", "patched z"),
+        gain_key(VARIANT, "to_base", GRAFTED),
+        control_key(VARIANT, "fetcher"),
+    }
+    assert gain_figures({}) == {}
+
+
+def test_patched_and_grafted_rows_form_one_table():
+    methods = [(direction, method) for direction, method, _ in measured(gains(), VARIANT)]
+    assert methods == [("to_base", "patched z"), ("to_base", GRAFTED), ("to_variant", "patched z")]
+    rows = [row for d, m, entry in measured(gains(), VARIANT) if d == "to_base" for row in share_rows(entry, m)]
+    assert {row["method"] for row in rows} == {"patched z", GRAFTED}
+    assert len(rows) == (2 * 4 + 2) + (2 * 3 + 2)
+    first = next(row for row in rows if row["part"] == "fetcher")
+    assert (first["how"], first["printed"], first["share"]) == (
+        "alone",
+        "0.250 (0.200 to 0.300)",
+        "0.750 (0.625 to 0.875)",
+    )
+    assert "norms" not in {row["part"] for row in rows}, "a part that is the same in both models says nothing"
+
+
+def test_a_share_that_is_undefined_is_hollow_and_says_why():
+    figure = gain_figures(gains())[gain_key(VARIANT, "to_base", "patched z")]
+    readers = [row for row in drawn(figure) if row.get("part") == "reader"]
+    assert {row["share"] for row in readers} == {"undefined"}
+    assert all("far from clean activations" in row["note"] for row in readers)
+    layers = figure.to_dict()["layer"]
+    hollow = [layer for layer in layers if layer["mark"].get("filled") is False]
+    assert len(hollow) == 1
+    assert "!==" in json.dumps(hollow[0]["transform"]), "only rows with a note are hollow"
+
+
+def test_runs_and_controls_print_what_was_measured_and_nothing_else():
+    runs = run_rows(gains()["cmap"][VARIANT]["to_base"]["z"])
+    assert [run["parts"] for run in runs] == ["none", "reader + fetcher"]
+    assert (runs[1]["distance"], runs[1]["note"]) == ("1.250", "far <away>")
+    rows = {row["how"]: row for row in control_rows(gains(), VARIANT)}
+    assert set(rows) == {
+        "the group itself",
+        "as many heads of any layer",
+        "the same heads at another role",
+        "4 random groups of its layers (the group is above 100 of 100)",
+        "random heads of any layer",
+    }
+    assert rows["the same heads at another role"]["note"] == "ends far from clean runs"
+    random = gain_figures(gains())[control_key(VARIANT, "fetcher")]
+    assert [row["accuracy"] for row in drawn(random) if "what" not in row] == [0.5, 0.53125, 0.5]
+
+
+def test_sentences_on_gains_name_the_shares_or_why_there_are_none():
+    found = [gain_sentence(VARIANT, *each) for each in measured(gains(), VARIANT)]
+    assert f"Patched z of {VARIANT} in base: the gain is 0.312" in found[0]
+    assert found[0].endswith("its shares in causal order are fetcher 0.875.")
+    assert found[2].endswith("; covers 0.")
+
+
+def test_knockout_has_curves_and_a_matrix_for_each_model_that_was_measured():
+    figures = knockout_figures(gains())
+    assert set(figures) == {matrix_key("base"), curves_key("base")}
+    rows = curve_rows(gains()["knockout"]["base"])
+    assert [(row["path"], row["layer"], row["value"]) for row in rows] == [
+        ("last to query_label", 0, 0.25),
+        ("last to query_label", 3, None),
+        ("last to a random position", 0, 0.25),
+        ("last to a random position", 3, None),
+    ]
+    cells = matrix_rows(gains()["knockout"]["base"])
+    assert [(cell["loss"], cell["mark"]) for cell in cells] == [
+        (0.5, "flows"),
+        (0.0, "does not"),
+        (0.0625, "?"),
+        (None, ""),
+    ]
+    for figure in figures.values():
+        assert drawn(figure)
+
+
+def test_knockout_sentences_name_only_what_is_sure():
+    flows, not_needed = knockout_sentences("base", gains()["knockout"]["base"])
+    assert flows == "In base, information flows where it attends from last to query_label (0.500)."
+    assert not_needed == "In base, nothing is lost without attention from last to object (0.000)."
+    assert knockout_sentences("empty", {}) == []
+
+
+def test_every_sentence_of_the_verdict_has_its_scope_and_a_table_to_look_at():
+    rows = verdict_rows(gains())
+    assert [row["answer"] for row in rows] == ["yes", "not established"]
+    assert all(row["scope"] for row in rows)
+    assert [row["anchor"] for row in rows] == [anchor("models"), anchor("graft", VARIANT)]
+    assert anchor("graft", "a b<c>") == "table-graft-a-b-c-"
+    assert verdict_rows({}) == []
+
+
+def test_the_thresholds_are_said():
+    text = threshold_sentence(gains()["verdict"][VARIANT])
+    assert text.startswith("Held against at least 50 held-out scenarios, normalised faithfulness of at least 0.8")
+    assert threshold_sentence({}) == ""
+
+
+@pytest.mark.parametrize("value", [math.nan, None])
+def test_missing_numbers_are_dashes_not_crashes(value):
+    results = gains()
+    accuracy = results["cmap"][VARIANT]["to_base"]["z"]["scores"]["accuracy"]
+    accuracy["gain"] = {"value": value, "low": value, "high": value}
+    accuracy["parts"]["fetcher"]["alone"] = {"value": value, "undefined": None}
+    figure = gain_figures(results)[gain_key(VARIANT, "to_base", "patched z")]
+    assert any(row.get("value") is None for row in drawn(figure))
+    assert "–" in gain_sentence(VARIANT, "to_base", "patched z", results["cmap"][VARIANT]["to_base"]["z"])
