@@ -1,0 +1,71 @@
+"""What does each group of a circuit encode? Component masks of its groups, for several desiderata, in each model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from circuitdiff.circuit import Circuit
+from circuitdiff.errors import InputError
+from circuitdiff.sections.entries import with_heads
+from circuitdiff.sections.functions_cells import FILE, Cells, title_of, wanted_of
+from circuitdiff.sections.functions_settings import FunctionSettings
+from circuitdiff.tasks.desiderata import desideratum_named
+from circuitdiff.tasks.entity_tracking import EntityTracking
+from circuitdiff.workbench import Workbench
+
+
+def functions_section(
+    bench: Workbench, model: str, name: str, circuit: Circuit, settings: FunctionSettings
+) -> dict[str, Any]:
+    """Every group of a circuit and every desideratum in one model, after check 3.
+
+    In other models than the one where the circuit was found, the masks found there are tested unchanged, too. The
+    heads found there are also patched with sources drawn anew, in every model. Groups without heads are left out.
+
+    Raises: InputError, before any work, if a desideratum is unknown or cannot be tested; CheckError if the executors
+    disagree.
+    """
+    tested = with_heads(circuit)
+    check_desiderata(bench, tested, settings)
+    home = (bench.results["circuits"].get(name) or {}).get("model", bench.base)
+    here, there = (Cells(bench, each, name, tested, home, settings) for each in (model, home))
+    bench.keep([here.check(group) for group in tested.groups])
+    entries: dict[str, dict[str, Any]] = {group: {} for group in tested.groups}
+    for group, wanted in here.all:
+        entries[group][title_of(wanted)] = dict(here.fit(group, wanted).data)
+    found = {cell: there.fit(*cell) for cell in there.all}
+    for (group, wanted), record in found.items() if model != home else ():
+        entries[group][title_of(wanted)]["transferred"] = here.transferred(group, wanted, record)
+    main = {(group, wanted): r for (group, wanted), r in found.items() if _is_redrawn(wanted, settings)}
+    for group, redrawn in here.redrawn(main).items() if main else ():
+        for wanted, entry in redrawn.items():
+            entries[group][wanted]["redrawn"] = entry
+    return {"functions": {name: {model: entries}}}
+
+
+def check_desiderata(bench: Workbench, circuit: Circuit, settings: FunctionSettings) -> None:
+    """Raises: InputError for a desideratum that is unknown, is no file, or belongs to another task."""
+    for wanted in _all_wanted(circuit.groups, settings):
+        if wanted.endswith(FILE):
+            if not Path(wanted).is_file():
+                raise InputError(f"there is no file {wanted} of triples; give the path of a JSONL file")
+        elif not isinstance(bench.task, EntityTracking):
+            raise InputError(
+                f"desideratum {wanted!r} is one of entity_tracking and the task is {bench.task.name}: give JSONL files "
+                f"of triples"
+            )
+        else:
+            desideratum_named(wanted)
+    strange = [group for group in settings.further if group not in circuit.groups]
+    if strange:
+        bench.warn(f"further desiderata are wanted of {', '.join(strange)}, which some circuits do not have")
+
+
+def _all_wanted(groups: Iterable[str], settings: FunctionSettings) -> list[str]:
+    return list(dict.fromkeys(wanted for group in groups for wanted in wanted_of(group, settings)))
+
+
+def _is_redrawn(wanted: str, settings: FunctionSettings) -> bool:
+    return settings.redraw.times > 0 and wanted in settings.desiderata and not wanted.endswith(FILE)

@@ -1,0 +1,224 @@
+"""All masks of one circuit in one model, each computed when first asked for and kept in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuitdiff.circuit import Circuit
+from circuitdiff.heads import Head
+from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, fit_shared
+from circuitdiff.models.checks import Check, at_most, difference, tolerance_of
+from circuitdiff.sections.functions_entry import fit_record, redraw_entry, transfer_entry
+from circuitdiff.sections.functions_settings import FunctionSettings
+from circuitdiff.store import Record
+from circuitdiff.tasks.desiderata import read_triples, sample_desiderata
+from circuitdiff.tasks.entity_tracking import EntityTracking
+from circuitdiff.triples import Triples, split_by_scenario
+from circuitdiff.workbench import Subject, Workbench
+
+FILE = ".jsonl"
+_FEW = 2  # triples that the full executor runs; a check, not a measurement
+
+Redrawn = Mapping[str, Mapping[str, dict[str, Any]]]  # by group and desideratum
+
+
+def title_of(wanted: str) -> str:
+    """A desideratum's name in the results: a file goes by its stem."""
+    return Path(wanted).stem if wanted.endswith(FILE) else wanted
+
+
+def wanted_of(group: str, settings: FunctionSettings) -> tuple[str, ...]:
+    """The desiderata of one group, each once."""
+    return tuple(dict.fromkeys([*settings.desiderata, *settings.further.get(group, ())]))
+
+
+class Cells:
+    """Groups x desiderata. Runs that cells share are made once, and only if a cell needs them."""
+
+    def __init__(
+        self, bench: Workbench, model: str, name: str, circuit: Circuit, home: str, settings: FunctionSettings
+    ) -> None:
+        self.model, self._bench, self._name, self._circuit = model, bench, name, circuit
+        self._home, self._settings = home, settings
+        self._shared: dict[str, SharedRuns] = {}
+
+    @property
+    def all(self) -> list[tuple[str, str]]:
+        """Group and desideratum, those with the same source prompts one after another."""
+        groups = self._circuit.groups
+        names = dict.fromkeys(wanted for group in groups for wanted in wanted_of(group, self._settings))
+        return [(group, wanted) for wanted in names for group in groups if wanted in wanted_of(group, self._settings)]
+
+    def fit(self, group: str, wanted: str) -> Record:
+        """One mask with its floors and controls."""
+        options = self._options(group)
+        title = f"what {group} of {self._name} encodes in {self.model}: {title_of(wanted)}"
+
+        def compute() -> Record:
+            fit = fit_shared(
+                self._runs(wanted),
+                group,
+                self._triples(wanted),
+                options,
+                lambda done, total: self._bench.monitor(title, done, total),
+            )
+            return fit_record(fit)
+
+        return self._subject.stages.kept(title, self._key(group, wanted), compute)
+
+    def transferred(self, group: str, wanted: str, found: Record) -> dict[str, Any]:
+        """The mask that was found in the circuit's own model, unchanged in this one."""
+        title = f"mask of {group} of {self._name} from {self._home} in {self.model}: {title_of(wanted)}"
+        heads, own = found.data["heads"], self.fit(group, wanted)
+
+        def compute() -> Record:
+            triples, test = self._triples(wanted), self._test_rows(wanted)
+            answers = self._runs(wanted).patching(group, triples).answers(_heads(heads), test)
+            entry = transfer_entry(heads, self._home, answers, triples.select(test), own.tensors)
+            return Record({"answers": answers}, entry)
+
+        return self._subject.stages.kept(title, self._key(group, wanted) | {"heads": heads}, compute).data
+
+    def redrawn(self, found: Mapping[tuple[str, str], Record]) -> Redrawn:
+        """The heads found in the circuit's own model, patched here with sources drawn anew."""
+        title = f"activation patching of {self._name} in {self.model}"
+        heads = {cell: record.data["heads"] for cell, record in found.items()}
+        key = {
+            "heads": [[*cell, places] for cell, places in heads.items()],
+            "redraw": self._settings.redraw.model_dump(),
+        }
+        record = self._subject.stages.kept(title, self._key("", "") | key, lambda: self._redraw(title, heads))
+        return record.data
+
+    def _redraw(self, title: str, heads: Mapping[tuple[str, str], Sequence[Sequence[int]]]) -> Record:
+        times, hits = self._settings.redraw.times, {cell: [] for cell in heads}
+        for redraw in range(1, times + 1):
+            drawn = self._redrawn_triples(list(dict.fromkeys(wanted for _, wanted in heads)), redraw)
+            for (group, wanted), places in heads.items():
+                runs, rows, triples = self._runs(wanted), self._redraw_rows(wanted), drawn[wanted]
+                answers = runs.redrawn(group, triples, rows).answers(_heads(places), rows)
+                hits[group, wanted].append(answers == triples.targets)
+            self._bench.monitor(title, redraw, times)
+        stacked = {cell: torch.stack(each) for cell, each in hits.items()}
+        entries: dict[str, dict[str, Any]] = {group: {} for group, _ in heads}
+        for (group, wanted), each in stacked.items():
+            entries[group][wanted] = redraw_entry(each, self._home, heads[group, wanted])
+        return Record({f"{group}.{wanted}": each for (group, wanted), each in stacked.items()}, entries)
+
+    def check(self, group: str) -> Check:
+        """Check 3: half of the group's own value and half of the source's, by both executors."""
+        title, wanted = f"check of masks of {group} of {self._name}", wanted_of(group, self._settings)[0]
+
+        def logits(executor: str) -> Tensor:
+            few = self._triples(wanted).select(torch.arange(_FEW))
+            groups = {group: self._circuit.groups[group]}
+            runs = SharedRuns(self._subject.model, groups, few.base, n_random=0, executor=executor)
+            patching, heads = runs.patching(group, few), self._circuit.groups[group].heads
+            half, targets = torch.full((len(heads),), 0.5, device=runs.model.device), few.targets.to(runs.model.device)
+            buckets = patching.buckets(torch.arange(_FEW), training=False)
+
+            def target_logit(logits: Tensor, row: Tensor) -> Tensor:
+                return logits.gather(1, targets[row][:, None])[:, 0]
+
+            return torch.cat([patching.values(heads, half, bucket, target_logit) for bucket in buckets])
+
+        def compute() -> Record:
+            model = self._subject.model
+            with torch.no_grad():
+                worst = difference(logits("window"), logits("full"))
+            detail = f"{title}: {_FEW} prompts, half patched, logit of the target"
+            tolerance = max(1e-3, tolerance_of(model.dtype))
+            return Record({}, at_most("window executor vs full executor", model, worst, tolerance, detail).to_dict())
+
+        return Check(**self._subject.stages.kept(title, self._key(group, wanted), compute).data)
+
+    @property
+    def _subject(self) -> Subject:
+        return self._bench.subject(self.model)
+
+    @property
+    def _total(self) -> int:
+        return self._settings.train + self._settings.validation + self._settings.test
+
+    def _options(self, group: str) -> MaskOptions:
+        sweep = self._settings.sweep
+        chosen = None if sweep is None else sweep.group or next(iter(self._circuit.groups))
+        swept = group == chosen and self.model == self._home
+        return self._settings.options(self._bench.settings.seed, swept=swept)
+
+    @property
+    def _task(self) -> EntityTracking:
+        assert isinstance(self._bench.task, EntityTracking), "checked before any work"
+        return self._bench.task
+
+    @cached_property
+    def _sampled(self) -> dict[str, Triples]:
+        """Triples of every desideratum of the task, on the same base prompts."""
+        names = list(dict.fromkeys(wanted for _, wanted in self.all if not wanted.endswith(FILE)))
+        tokenizer, seed = self._subject.model.tokenizer, self._bench.settings.seed
+        return {each.name: each for each in sample_desiderata(self._task, tokenizer, names, self._total, seed)}
+
+    @cached_property
+    def _read(self) -> dict[str, Triples]:
+        files = dict.fromkeys(wanted for _, wanted in self.all if wanted.endswith(FILE))
+        return {file: read_triples(file, self._subject.model.tokenizer) for file in files}
+
+    def _triples(self, wanted: str) -> Triples:
+        return self._read[wanted] if wanted.endswith(FILE) else self._sampled[wanted]
+
+    def _runs(self, wanted: str) -> SharedRuns:
+        """One for all desiderata of the task, one for each file."""
+        which = wanted if wanted.endswith(FILE) else ""
+        if which not in self._shared:
+            groups = self._circuit.groups
+            self._shared[which] = SharedRuns(
+                self._subject.model,
+                {name: groups[name] for name in groups if not which or wanted in wanted_of(name, self._settings)},
+                self._triples(wanted).base,
+                n_random=self._settings.random_groups,
+                seed=self._bench.settings.seed,
+                executor=self._bench.settings.executor,
+                memory_gb=self._settings.memory_gb,
+                progress=lambda done, total: self._bench.monitor(f"base prompts in {self.model}", done, total),
+            )
+        return self._shared[which]
+
+    def _test_rows(self, wanted: str) -> Tensor:
+        sizes = (self._settings.train, self._settings.validation, self._settings.test)
+        return split_by_scenario(self._triples(wanted).scenarios, sizes)[2]
+
+    def _redraw_rows(self, wanted: str) -> Tensor:
+        return self._test_rows(wanted)[: self._settings.redraw.triples]
+
+    def _redrawn_triples(self, names: Sequence[str], redraw: int) -> dict[str, Triples]:
+        """Other sources for some of the test triples; alike where they were alike."""
+        tokenizer, seed = self._subject.model.tokenizer, self._bench.settings.seed
+        drawn = sample_desiderata(self._task, tokenizer, names, self._total, seed, redraw=redraw)
+        rows = self._redraw_rows(names[0])
+        sources = {id(each.source): each.source.select(rows) for each in drawn}
+        return {each.name: replace(each.select(rows), source=sources[id(each.source)]) for each in drawn}
+
+    def _key(self, group: str, wanted: str) -> dict[str, Any]:
+        """What a cell depends on; the groups beside it only share its runs."""
+        known = {key: value for key, value in self._subject.stages.key("means").items() if key != "prompts"}
+        text = Path(wanted).read_text(encoding="utf-8") if wanted.endswith(FILE) else wanted
+        heads = {group: self._circuit.groups[group]} if group else self._circuit.groups
+        options = self._settings.model_dump(exclude={"desiderata", "further", "sweep", "redraw"})
+        swept = self._options(group).other_penalties if group else ()
+        return known | {
+            "group": Circuit(heads).to_dict(),
+            "desideratum": text,
+            "options": options,
+            "seeds": [self._options(group).n_seeds if group else 0, list(swept)],
+        }
+
+
+def _heads(places: Sequence[Sequence[int]]) -> list[Head]:
+    return [Head(*place) for place in places]

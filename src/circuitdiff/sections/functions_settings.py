@@ -1,0 +1,65 @@
+"""The settings of the section that asks what each group encodes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from circuitdiff.methods.component_mask import MaskOptions, Training
+from circuitdiff.settings import Settings
+
+
+class SweepSettings(Settings):
+    """One group gets several seeds, and several penalties: the trade-off of heads against accuracy."""
+
+    group: str | None = None  # None: the circuit's first
+    penalties: tuple[float, ...] = (0.002, 0.005, 0.05, 0.1, 0.2)
+    seeds: int = Field(default=3, ge=1)
+
+
+class RedrawSettings(Settings):
+    """Activation patching of the found heads with source prompts drawn anew, for test triples."""
+
+    times: int = Field(default=10, ge=0)
+    triples: int = Field(default=60, ge=2)
+
+
+class FunctionSettings(Settings):
+    """See `MaskOptions` and `Training`. The paper's sizes are train 1000, validation 500, test 500."""
+
+    desiderata: tuple[str, ...] = ("object", "position", "label")  # names, or JSONL files of triples
+    further: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # by group: more of them
+    train: int = Field(default=300, ge=1)
+    validation: int = Field(default=150, ge=1)
+    test: int = Field(default=300, ge=2)
+    penalty: float = Field(default=0.02, ge=0)
+    loss: Literal["cross_entropy", "target_logit"] = "cross_entropy"
+    gates: Literal["clamped", "hard_concrete"] = "clamped"
+    steps: int = Field(default=40, ge=1)
+    prompts_per_step: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=0.1, gt=0)
+    check_every: int = Field(default=5, ge=1)
+    random_groups: int = Field(default=3, ge=0)
+    sweep: SweepSettings | None = Field(default_factory=SweepSettings)
+    redraw: RedrawSettings = Field(default_factory=RedrawSettings)
+    memory_gb: float = Field(default=2.0, gt=0)  # for the base prompts' clean runs; what does not fit runs anew
+
+    def options(self, seed: int, *, swept: bool) -> MaskOptions:
+        sweep = self.sweep if swept else None
+        return MaskOptions(
+            n_triples=(self.train, self.validation, self.test),
+            penalty=self.penalty,
+            other_penalties=sweep.penalties if sweep else (),
+            n_seeds=sweep.seeds if sweep else 1,
+            seed=seed,
+            n_random=self.random_groups,
+            training=Training(
+                loss=self.loss,
+                gates=self.gates,
+                n_steps=self.steps,
+                prompts_per_step=self.prompts_per_step,
+                learning_rate=self.learning_rate,
+                check_every=self.check_every,
+            ),
+        )
