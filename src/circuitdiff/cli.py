@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,7 @@ from typer.exceptions import TyperException
 
 from circuitdiff.accuracy import accuracies
 from circuitdiff.conformance import conformance as check_conformance
+from circuitdiff.diff import diff_runs, diff_tables
 from circuitdiff.errors import InputError
 from circuitdiff.ground_truth import check_ground_truth, render_page
 from circuitdiff.models import load_model
@@ -25,7 +27,7 @@ from circuitdiff.models.sources import read_source
 from circuitdiff.planning import Estimate
 from circuitdiff.recipes import run_recipe
 from circuitdiff.report import write_report
-from circuitdiff.settings import StudySettings, read_settings
+from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.stages import Monitor
 from circuitdiff.store import read_results, to_json
 from circuitdiff.study import run_study
@@ -39,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+_ROWS = 40  # of a table that is printed
 _INTERRUPTED = 130  # what typer returns after Ctrl-C
 
 Adapters = Annotated[list[str], typer.Option("--adapter", help="PEFT adapter, merged in; repeat in order.")]
@@ -50,20 +53,40 @@ def run(
     folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/NAME.")] = None,
 ) -> None:
     """Run a study; finished stages are not run again."""
-    _run(read_settings(study), folder)
+    _run(read_study(study), folder)
 
 
 @app.command()
 def demo(folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo")) -> None:
     """Find and evaluate the entity-tracking circuit of a small real model."""
     with as_file(files("circuitdiff") / "demo.yaml") as study:
-        _run(read_settings(study), folder)
+        _run(read_study(study), folder)
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
     """Write a run's report again, without loading a model."""
     out.print(f"report: {write_report(read_results(folder), folder / 'report.html')}", soft_wrap=True)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where everything goes, for machines.")] = None,
+) -> None:
+    """Show what moved between two runs beyond its interval, without loading a model."""
+    found = diff_runs(read_results(first), read_results(second))
+    if json_file:
+        json_file.write_text(to_json(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    for title, columns, rows in diff_tables(found, str(first), str(second)):
+        table = Table(*columns, title=title, box=None)
+        for row in rows[:_ROWS]:
+            table.add_row(*(escape(cell) for cell in row))
+        out.print(table)
+        if len(rows) > _ROWS:
+            out.print(f"and {len(rows) - _ROWS} more; --json has all\n")
+    out.print(f"{len(found.moved)} of {found.n_compared} numbers with an interval moved beyond it")
 
 
 @app.command()
@@ -182,7 +205,7 @@ def ground_truth(
         raise typer.Exit(1)
 
 
-def _run(settings: StudySettings, folder: Path | None) -> None:
+def _run(settings: WholeStudy, folder: Path | None) -> None:
     with _progress() as monitor:
         path = run_study(settings, folder or Path("runs") / settings.name, monitor, _show_plan)
     _show_results(path.parent)

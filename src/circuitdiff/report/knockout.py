@@ -49,14 +49,16 @@ def curves(model: str, entry: dict) -> Figure:
     """Accuracy with a path blocked from each layer upward (or in that layer alone); the line is the whole model."""
     rows, found = curve_rows(entry), entry["curves"]
     paths, single = list(dict.fromkeys(row["path"] for row in rows)), bool(found[0].get("single_layers"))
+    scale = alt.Scale(domain=paths, range=CATEGORIES)
+    legend = alt.Legend(symbolOpacity=1, symbolType="stroke")
     base = alt.Chart(inline(rows)).encode(
         x=alt.X("layer:Q", title="layer" if single else "blocked from this layer upward", axis=alt.Axis(tickMinStep=1)),
-        color=alt.Color("path:N", sort=paths, scale=alt.Scale(domain=paths, range=CATEGORIES), title="blocked"),
+        color=alt.Color("path:N", sort=paths, scale=scale, title="blocked", legend=legend),
         tooltip=["path:N", "layer:Q", "accuracy:N", "interval:N", "hits:N"],
     )
-    scale = alt.Y("value:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]))
+    value = alt.Y("value:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]))
     bands = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="accuracy"), y2="high:Q")
-    lines = base.mark_line(strokeWidth=2, point=True).encode(y=scale)
+    lines = base.mark_line(strokeWidth=2, point=True).encode(y=value)
     clean = alt.Chart(inline([{"clean": finite((found[0].get("clean") or {}).get("value"))}]))
     rule = clean.mark_rule(color=INK, strokeDash=[4, 3]).encode(y="clean:Q")
     subtitle = [f"{entry.get('n_prompts')} prompts, with 95 % intervals; dashed: nothing blocked"]

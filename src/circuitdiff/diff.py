@@ -1,0 +1,253 @@
+"""What moved between two runs: their results.json compared number by number, without a model.
+
+A number with an interval has moved if neither run's value lies in the other's interval. Numbers without an interval are
+not compared: nothing says how far they would move by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from circuitdiff.circuit import Circuit
+from circuitdiff.heads import Head
+
+Path = tuple[str, ...]
+Results = Mapping[str, Any]
+
+_NAMES = (
+    "name",
+    "row",
+    "parts",
+    "query",
+    "key",
+    "head",
+    "layer",
+    "queried",
+    "claim",
+)  # what tells rows of a list apart
+_NOT_NUMBERS = ("study", "versions", "checks", "circuits", "example", "warnings")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A number that both runs have and that differs beyond its intervals."""
+
+    where: str
+    first: Estimate
+    second: Estimate
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A group whose heads differ."""
+
+    circuit: str
+    group: str
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    both: int
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A setting, version, answer or check that differs; None where a run lacks it."""
+
+    where: str
+    first: Any
+    second: Any
+
+
+@dataclass(frozen=True)
+class RunDiff:
+    """All that differs between two runs."""
+
+    moved: tuple[Moved, ...]  # the furthest first, in units of the wider half interval
+    n_compared: int
+    heads: tuple[Heads, ...]
+    answers: tuple[Changed, ...]  # of verdicts
+    checks: tuple[Changed, ...]
+    settings: tuple[Changed, ...]  # and versions
+    only_first: tuple[str, ...]  # sections and numbers that the other run lacks
+    only_second: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def diff_tables(found: RunDiff, first: str, second: str) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """What differs as text: title, columns and rows of each table that has a row."""
+    numbers = [(each.where, _shown(each.first), _shown(each.second)) for each in found.moved]
+    groups = [
+        (f"{each.circuit} / {each.group}", _listed(each.only_first), _listed(each.only_second), str(each.both))
+        for each in found.heads
+    ]
+    tables = [("what moved beyond its interval", ("number", first, second), numbers)]
+    tables.append(("heads", ("group", f"only {first}", f"only {second}", "in both"), groups))
+    for title, rows in (("verdicts", found.answers), ("checks", found.checks), ("settings", found.settings)):
+        tables.append((title, ("what", first, second), [(c.where, _shown(c.first), _shown(c.second)) for c in rows]))
+    for name, rows in ((first, found.only_first), (second, found.only_second)):
+        tables.append((f"measured in {name} only", ("what",), [(where,) for where in rows]))
+    return [table for table in tables if table[2]]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Estimate):
+        return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    return (
+        {None: "-", True: "passed", False: "failed"}.get(value, value) if isinstance(value, bool | None) else str(value)
+    )
+
+
+def _listed(heads: Sequence[str]) -> str:
+    return ", ".join(heads) or "none"
+
+
+def diff_runs(first: Results, second: Results) -> RunDiff:
+    """Everything that differs between two runs' results, as data."""
+    ours, theirs = (dict(_estimates(results)) for results in (first, second))
+    common = [path for path in ours if path in theirs]
+    moved = [
+        Moved(_said(path), ours[path], theirs[path])
+        for path in common
+        if not ours[path].holds(theirs[path].value) and not theirs[path].holds(ours[path].value)
+    ]
+    return RunDiff(
+        moved=tuple(sorted(moved, key=lambda each: (-_size(each), each.where))),
+        n_compared=len(common),
+        heads=tuple(_heads(first, second)),
+        answers=tuple(_changed(_answers(first), _answers(second))),
+        checks=tuple(_changed(_checks(first), _checks(second), both=True)),
+        settings=tuple(_changed(_settings(first), _settings(second))),
+        only_first=_only(ours, theirs),
+        only_second=_only(theirs, ours),
+    )
+
+
+def _estimates(data: Any, path: Path = ()) -> Iterator[tuple[Path, Estimate]]:
+    """Every number with an interval, by where it is: {"value", "low", "high"}, or a stage's tables of effects."""
+    if isinstance(data, Mapping):
+        found = _as_estimate(data)
+        if found:
+            yield path, found
+        if isinstance(data.get("effects"), Sequence):
+            yield from _effects(data, path)
+        for key, value in data.items():
+            if path or key not in _NOT_NUMBERS:
+                yield from _estimates(value, (*path, str(key)))
+    elif isinstance(data, Sequence) and not isinstance(data, str):
+        for i, each in enumerate(data):
+            if isinstance(each, Mapping):
+                yield from _estimates(each, (*path, _name(each, i)))
+
+
+def _effects(stage: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Estimate]]:
+    tables = [stage["effects"], stage.get("low") or [], stage.get("high") or []]
+    for layer, rows in enumerate(zip(*tables, strict=False)):
+        for index, bounds in enumerate(zip(*rows, strict=False)):
+            found = _as_estimate(dict(zip(("value", "low", "high"), bounds, strict=True)))
+            if found:
+                yield (*path, f"head {Head(layer, index)}"), found
+
+
+def _as_estimate(data: Mapping[str, Any]) -> Estimate | None:
+    bounds = [data.get(key) for key in ("value", "low", "high")]
+    known = all(isinstance(bound, int | float) and not isinstance(bound, bool) and bound == bound for bound in bounds)
+    return Estimate(*(float(bound) for bound in bounds)) if known else None  # pyright: ignore[reportArgumentType]
+
+
+def _name(row: Mapping[str, Any], place: int) -> str:
+    """What tells a row of a list from the others, in both runs."""
+    said = [f"{key} {_printed(row[key])}" for key in _NAMES if isinstance(row.get(key), str | int | list)]
+    return ", ".join(said) or f"number {place + 1}"
+
+
+def _printed(value: Any) -> str:
+    return " + ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def _size(moved: Moved) -> float:
+    """How far it moved, in units of the wider half interval."""
+    half = max(each.high - each.low for each in (moved.first, moved.second)) / 2
+    return abs(moved.second.value - moved.first.value) / half if half > 0 else float("inf")
+
+
+def _heads(first: Results, second: Results) -> Iterator[Heads]:
+    ours, theirs = (_circuits(results) for results in (first, second))
+    for name in ours:
+        if name not in theirs:
+            continue
+        for group in dict.fromkeys([*ours[name].groups, *theirs[name].groups]):
+            one, other = (
+                set(circuits[name].groups[group].heads) if group in circuits[name].groups else set()
+                for circuits in (ours, theirs)
+            )
+            if one != other:
+                gone, new = (tuple(map(str, sorted(heads))) for heads in (one - other, other - one))
+                yield Heads(name, group, gone, new, len(one & other))
+
+
+def _circuits(results: Results) -> dict[str, Circuit]:
+    return {name: Circuit.from_dict(circuit, name) for name, circuit in (results.get("circuits") or {}).items()}
+
+
+def _answers(results: Results) -> dict[Path, Any]:
+    return {
+        (variant, sentence["claim"]): sentence["answer"]
+        for variant, entry in (results.get("verdict") or {}).items()
+        for sentence in entry.get("sentences") or []
+    }
+
+
+def _checks(results: Results) -> dict[Path, Any]:
+    """Whether all checks of a name passed, by model."""
+    found: dict[Path, bool] = {}
+    for check in results.get("checks") or []:
+        path = (str(check.get("model")), str(check.get("name")))
+        found[path] = found.get(path, True) and check.get("passed") is True
+    return found
+
+
+def _settings(results: Results) -> dict[Path, Any]:
+    settings = (results.get("study") or {}).get("settings") or {}
+    return dict(_leaves({"settings": settings, "versions": results.get("versions") or {}}))
+
+
+def _leaves(data: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    if isinstance(data, Mapping) and data:
+        for key, value in data.items():
+            yield from _leaves(value, (*path, str(key)))
+    else:
+        yield path, data
+
+
+def _changed(first: Mapping[Path, Any], second: Mapping[Path, Any], *, both: bool = False) -> Iterator[Changed]:
+    """What differs, in the first run's order; with `both`, only what both runs have."""
+    for path in dict.fromkeys([*first, *second]):
+        if first.get(path) != second.get(path) and (not both or (path in first and path in second)):
+            yield Changed(_said(path), first.get(path), second.get(path))
+
+
+def _only(ours: Mapping[Path, Estimate], theirs: Mapping[Path, Estimate]) -> tuple[str, ...]:
+    """Where one run has numbers and the other none: the shortest path that says so."""
+    shared = {path[:n] for path in theirs for n in range(len(path) + 1)}
+    missing = [path for path in ours if path not in theirs]
+    found = dict.fromkeys(path[: next(n for n in range(len(path) + 1) if path[:n] not in shared)] for path in missing)
+    return tuple(_said(path) for path in found)
+
+
+def _said(path: Path) -> str:
+    return " / ".join(path)

@@ -1,0 +1,142 @@
+"""What moved between two invented runs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from circuitdiff.cli import app
+from circuitdiff.diff import Changed, Heads, diff_runs, diff_tables
+from circuitdiff.store import to_json
+
+
+def near(value: float | None, spread: float = 0.1) -> dict[str, Any]:
+    bounds = (None, None) if value is None else (value - spread, value + spread)
+    return {"value": value, "low": bounds[0], "high": bounds[1]}
+
+
+def results() -> dict[str, Any]:
+    effects = [[-0.5, 0.0], [None, 0.25]]
+    stage = {
+        "name": "fetcher",
+        "effects": effects,
+        "low": [[-0.6, -0.1], [None, 0.2]],
+        "high": [[-0.4, 0.1], [None, 0.3]],
+    }
+    return {
+        "study": {"name": "one", "settings": {"seed": 0, "prompts": {"discovery": 70}}},
+        "versions": {"torch": "2.13.0"},
+        "checks": [{"name": "same logits", "model": "base", "passed": True, "value": 1e-7, "low": 0, "high": 1}],
+        "models": {"base": {"accuracy": near(0.5) | {"n": 80}}, "tuned": {"accuracy": near(0.8)}},
+        "discovery": {"base": {"stages": [stage]}},
+        "circuits": {
+            "base": {
+                "model": "base",
+                "groups": {
+                    "fetcher": {"at": "last", "heads": [[1, 0], [1, 1], [2, 3]]},
+                    "reader": {"at": "last", "heads": [[0, 1]]},
+                },
+            }
+        },
+        "graft": {
+            "tuned": {"runs": [{"parts": ["fetcher"], "accuracy": near(0.6)}, {"parts": [], "accuracy": near(0.5)}]}
+        },
+        "verdict": {"tuned": {"sentences": [{"claim": "better", "answer": "yes"}]}},
+    }
+
+
+def test_equal_runs_have_no_difference():
+    found = diff_runs(results(), results())
+    assert found.n_compared == 2 + 3 + 2
+    assert (found.moved, found.heads, found.answers, found.checks, found.settings) == ((), (), (), (), ())
+    assert (found.only_first, found.only_second) == ((), ())
+    assert diff_tables(found, "a", "b") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "moved"),
+    [
+        (0.59, 0.1, False),  # in the other's interval
+        (0.61, 0.1, True),
+        (0.7, 0.25, False),  # the other's value is in this interval
+        (0.7, 0.15, True),
+    ],
+)
+def test_a_number_has_moved_if_neither_value_is_in_the_others_interval(value, spread, moved):
+    other = results()
+    other["models"]["base"]["accuracy"] = near(value, spread)
+    found = diff_runs(results(), other)
+    assert [each.where for each in found.moved] == (["models / base / accuracy"] if moved else [])
+
+
+def test_the_furthest_comes_first_and_rows_are_known_by_what_they_are_not_by_their_place():
+    other = results()
+    other["models"]["tuned"]["accuracy"] = near(0.2)
+    runs = other["graft"]["tuned"]["runs"]
+    runs.reverse()
+    runs[1]["accuracy"] = near(0.9)
+    found = diff_runs(results(), other)
+    assert [each.where for each in found.moved] == [
+        "models / tuned / accuracy",
+        "graft / tuned / runs / parts fetcher / accuracy",
+    ]
+    assert found.moved[0].second.value == 0.2
+
+
+def test_effects_of_single_heads_are_compared():
+    other = results()
+    stage = other["discovery"]["base"]["stages"][0]
+    stage["effects"][0][0], stage["low"][0][0], stage["high"][0][0] = -0.1, -0.2, 0.0
+    [moved] = diff_runs(results(), other).moved
+    assert moved.where == "discovery / base / stages / name fetcher / head 0.0"
+    assert (moved.first.value, moved.second.value) == (-0.5, -0.1)
+
+
+def test_heads_verdicts_checks_and_settings_that_differ_are_named():
+    other = results()
+    other["circuits"]["base"]["groups"]["fetcher"]["heads"] = [[1, 1], [4, 0]]
+    other["verdict"]["tuned"]["sentences"][0]["answer"] = "not established"
+    other["checks"][0]["passed"] = False
+    other["study"]["settings"]["seed"] = 1
+    other["versions"]["torch"] = "2.14.0"
+    found = diff_runs(results(), other)
+    assert found.heads == (Heads("base", "fetcher", ("1.0", "2.3"), ("4.0",), 1),)
+    assert found.answers == (Changed("tuned / better", "yes", "not established"),)
+    assert found.checks == (Changed("base / same logits", True, False),)
+    assert found.settings == (Changed("settings / seed", 0, 1), Changed("versions / torch", "2.13.0", "2.14.0"))
+    titles = [title for title, _, _ in diff_tables(found, "a", "b")]
+    assert titles == ["heads", "verdicts", "checks", "settings"]
+
+
+def test_what_only_one_run_measured_is_named_once():
+    other = results()
+    del other["graft"]
+    other["models"]["tuned"]["accuracy"] = near(None)
+    other["models"]["third"] = {"accuracy": near(0.3), "probability": near(0.2)}
+    found = diff_runs(results(), other)
+    assert found.only_first == ("models / tuned", "graft")
+    assert found.only_second == ("models / third",)
+
+
+def test_runs_without_anything_are_compared_too():
+    empty = diff_runs({}, {})
+    assert empty.n_compared == 0
+    assert diff_runs({}, results()).only_second == ("models", "discovery", "graft")
+
+
+def test_the_command_prints_tables_and_writes_everything(tmp_path):
+    other = copy.deepcopy(results())
+    other["models"]["base"]["accuracy"] = near(0.95)
+    for name, data in (("a", results()), ("b", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(to_json(data))
+    came = CliRunner().invoke(
+        app, ["diff", *(str(tmp_path / name) for name in "ab"), "--json", str(tmp_path / "d.json")]
+    )
+    assert came.exit_code == 0
+    assert "models / base / accuracy" in came.output
+    assert "1 of 7 numbers with an interval moved beyond it" in came.output
+    assert '"n_compared": 7' in (tmp_path / "d.json").read_text()
