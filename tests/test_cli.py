@@ -12,7 +12,7 @@ from circuitdiff import cli
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
 from circuitdiff.tasks import entity_tracking
-from tiny_folder import save_tiny_model, study_yaml
+from tiny_folder import CIRCUIT_ONLY, save_tiny_model, study_yaml
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def refused(monkeypatch, capsys, *arguments: object) -> str:
 
 
 def test_run_shows_the_plan_then_the_results_and_names_the_report(monkeypatch, capsys, model, tmp_path):
-    (tmp_path / "tiny.yaml").write_text(study_yaml(model))
+    (tmp_path / "tiny.yaml").write_text(study_yaml(model, **CIRCUIT_ONLY))
     assert run(monkeypatch, "run", tmp_path / "tiny.yaml", "--out", tmp_path / "run") == 0
     out = capsys.readouterr().out
     assert out.index("plain forwards") < out.index("faithfulness")
@@ -47,7 +47,7 @@ def test_run_shows_the_plan_then_the_results_and_names_the_report(monkeypatch, c
 
 
 def test_report_is_made_again_from_the_run_folder_alone(monkeypatch, capsys, model, tmp_path):
-    (tmp_path / "tiny.yaml").write_text(study_yaml(model))
+    (tmp_path / "tiny.yaml").write_text(study_yaml(model, **CIRCUIT_ONLY))
     run(monkeypatch, "run", tmp_path / "tiny.yaml", "--out", tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_bytes()
     (tmp_path / "run" / "report.html").unlink()
@@ -101,7 +101,7 @@ def test_an_interrupted_run_says_that_nothing_is_lost(monkeypatch, capsys, model
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run_study", interrupted)
-    (tmp_path / "tiny.yaml").write_text(study_yaml(model))
+    (tmp_path / "tiny.yaml").write_text(study_yaml(model, **CIRCUIT_ONLY))
     assert run(monkeypatch, "run", tmp_path / "tiny.yaml", "--out", tmp_path / "run") == 130
     assert "run again to go on" in capsys.readouterr().err
 

@@ -12,6 +12,8 @@ from tiny_models import randomise
 from tiny_tokenizers import FRAME, word_level
 
 N_LAYERS, N_HEADS = 3, 4
+FURTHER = ("minimality", "completeness", "ablations", "functions", "cross_model", "graft", "knockout")
+CIRCUIT_ONLY = dict.fromkeys(FURTHER, "false")  # of a whole study: discovery, faithfulness, overlap
 
 
 def save_tiny_model(folder: Path, seed: int = 0) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -123,7 +123,7 @@ class StudySettings(Settings):
     task: TaskSettings = Field(default_factory=TaskSettings)
     prompts: PromptSettings = Field(default_factory=PromptSettings)
     plans: dict[str, PlanSettings] = Field(default_factory=dict)  # empty: the task's own plan
-    discover_in_variants: bool = True  # also find each variant's own circuit, by the main plan
+    discover_in: tuple[str, ...] | None = None  # variants whose own circuit is looked for, too; None: all
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     seed: int = 0
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
@@ -135,7 +135,14 @@ class StudySettings(Settings):
     def _names_differ(self) -> StudySettings:
         if self.base.name in self.variants:
             raise ValueError(f"a variant is called {self.base.name!r}, like the base")
+        if strange := set(self.discover_in or ()) - set(self.variants):
+            raise ValueError(f"discover_in names {sorted(strange)[0]!r}, which is no variant of this study")
         return self
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The variants in which the main plan is run."""
+        return tuple(self.variants) if self.discover_in is None else self.discover_in
 
     @property
     def models(self) -> dict[str, ModelSettings]:
@@ -143,12 +150,15 @@ class StudySettings(Settings):
         return {self.base.name: self.base, **self.variants}
 
 
-def read_settings(path: str | Path) -> StudySettings:
-    """The study in a YAML file.
+Study = TypeVar("Study", bound=StudySettings)
+
+
+def read_settings(path: str | Path, kind: type[Study] = StudySettings) -> Study:
+    """The study of some kind in a YAML file.
 
     Raises: InputError naming the key that is unknown, missing or out of range.
     """
-    study = parse_settings(read_yaml(path), str(path))
+    study = parse_settings(read_yaml(path), str(path), kind)
     folder = Path(path).parent  # a recipe's path is relative to the study that names it
     variants = {name: _found_from(folder, model) for name, model in study.variants.items()}
     return study.model_copy(update={"base": _found_from(folder, study.base), "variants": variants})
@@ -168,10 +178,10 @@ def read_yaml(path: str | Path) -> Any:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def parse_settings(data: Any, origin: str) -> StudySettings:
+def parse_settings(data: Any, origin: str, kind: type[Study] = StudySettings) -> Study:
     """Raises: InputError naming the key that is unknown, missing or out of range."""
     try:
-        return StudySettings.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -11,9 +11,20 @@ from circuitdiff.discovery import Plan
 from circuitdiff.planning import Estimate, estimate
 from circuitdiff.plans import default_plans
 from circuitdiff.report import write_report
+from circuitdiff.sections.ablations import ablations_section
 from circuitdiff.sections.accuracy import accuracy_section
-from circuitdiff.sections.discovery import discovery_section
+from circuitdiff.sections.completeness import completeness_section
+from circuitdiff.sections.cross_model import cross_model_section
+from circuitdiff.sections.discovery import Found, discovery_section
+from circuitdiff.sections.evidence import functions_evidence, similarity_evidence
 from circuitdiff.sections.faithfulness import faithfulness_section
+from circuitdiff.sections.functions import functions_section
+from circuitdiff.sections.graft import graft_section
+from circuitdiff.sections.knockout import knockout_section
+from circuitdiff.sections.minimality import minimality_section
+from circuitdiff.sections.overlap import overlap_section
+from circuitdiff.sections.verdict import verdict_section
+from circuitdiff.sections.whole_study import WholeStudy
 from circuitdiff.settings import StudySettings
 from circuitdiff.stages import Monitor
 from circuitdiff.store import Store, read_results
@@ -34,7 +45,7 @@ def plans_of(settings: StudySettings) -> dict[str, Plan]:
 
 
 def run_study(
-    settings: StudySettings, folder: str | Path, monitor: Monitor, announce: Callable[[Estimate], None] | None = None
+    settings: WholeStudy, folder: str | Path, monitor: Monitor, announce: Callable[[Estimate], None] | None = None
 ) -> Path:
     """Runs what the run folder does not have yet, and writes results.json and report.html. The report's path.
 
@@ -47,8 +58,11 @@ def run_study(
     store.write_json("settings.json", settings.model_dump(mode="json"))
     bench = Workbench(settings, store, monitor)
     _introduce(bench, plans, announce)
-    circuits = _measure_and_discover(bench, plans)
+    found = _measure_and_discover(bench, plans)
+    circuits = {name: each.circuit for name, each in found.items() if each.circuit.roles}
     _evaluate(bench, circuits)
+    _examine(bench, settings, circuits)
+    _compare(bench, settings, found, circuits)
     store.write_json("results.json", bench.results)
     return write_report(read_results(store.folder), store.folder / "report.html")
 
@@ -61,25 +75,63 @@ def _introduce(bench: Workbench, plans: Mapping[str, Plan], announce: Callable[[
     bench.add({"example": form.example(base.splits.evaluation, 0, base.model.tokenizer)})
 
 
-def _measure_and_discover(bench: Workbench, plans: Mapping[str, Plan]) -> dict[str, Circuit]:
-    """All plans in the base, the main one in each variant. A model's main circuit goes by the model's name."""
-    circuits: dict[str, Circuit] = {}
+def _measure_and_discover(bench: Workbench, plans: Mapping[str, Plan]) -> dict[str, Found]:
+    """All plans in the base, the main one in its variants. A model's main circuit goes by the model's name."""
+    found: dict[str, Found] = {}
     main = next(iter(plans))
     for model in bench.settings.models:
         bench.add(accuracy_section(bench, model))
         for plan_name, plan in plans.items():
-            if model == bench.base or (plan_name == main and bench.settings.discover_in_variants):
+            if model == bench.base or (plan_name == main and model in bench.settings.searched):
                 name = model if plan_name == main else f"{model} ({plan_name})"
-                circuits[name], sections = discovery_section(bench, model, name, plan_name, plan)
+                found[name], sections = discovery_section(bench, model, name, plan_name, plan)
                 bench.add(sections)
-    return circuits
+                if not found[name].circuit.roles:
+                    bench.warn(f"circuit {name} has no heads, so it was not evaluated")
+    return found
 
 
 def _evaluate(bench: Workbench, circuits: Mapping[str, Circuit]) -> None:
     """Every circuit in every model."""
     for model in bench.settings.models:
         for name, circuit in circuits.items():
-            if circuit.roles:
-                bench.add(faithfulness_section(bench, model, name, circuit))
-            else:
-                bench.warn(f"circuit {name} has no heads, so it was not evaluated")
+            bench.add(faithfulness_section(bench, model, name, circuit))
+
+
+def _examine(bench: Workbench, study: WholeStudy, circuits: Mapping[str, Circuit]) -> None:
+    """Is each model's main circuit the circuit, in its own model; and what do the base's groups do in every model?"""
+    for model, circuit in circuits.items():
+        if model not in study.models:
+            continue  # the circuit of another plan
+        if study.minimality:
+            bench.add(minimality_section(bench, model, model, circuit, study.minimality))
+        if study.completeness:
+            bench.add(completeness_section(bench, model, model, circuit, study.completeness))
+        if study.ablations:
+            bench.add(ablations_section(bench, model, model, circuit, study.ablations))
+    if bench.base not in circuits:
+        return
+    for model in study.models:
+        if study.functions:
+            bench.add(functions_section(bench, model, bench.base, circuits[bench.base], study.functions))
+        if study.knockout:
+            bench.add(knockout_section(bench, model, circuits[bench.base], study.knockout))
+
+
+def _compare(bench: Workbench, study: WholeStudy, found: Mapping[str, Found], circuits: Mapping[str, Circuit]) -> None:
+    """Each variant against the base, and what may be said of it."""
+    if study.overlap:
+        bench.add(overlap_section(bench, {name: each for name, each in found.items() if name in study.models}))
+    if bench.base not in circuits:
+        return
+    for variant in bench.variants:
+        if study.cross_model:
+            bench.add(cross_model_section(bench, variant, circuits[bench.base], study.cross_model))
+        if study.graft:
+            bench.add(graft_section(bench, variant, circuits[bench.base], study.graft))
+        similarity = similarity_evidence(bench.results, variant)
+        functions = functions_evidence(bench.results, bench.base, variant)
+        said = verdict_section(
+            bench, variant, circuits, study.verdict, similarity=similarity or None, functions=functions or None
+        )
+        bench.add(said)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
-from circuitdiff.discovery import Plan, circuit_of, discover
+from circuitdiff.discovery import Plan, StageResult, circuit_of, discover
 from circuitdiff.study_checks import check_noise
 from circuitdiff.workbench import Workbench
 
 
+class Found(NamedTuple):
+    """A circuit, and the stages that it was found in."""
+
+    circuit: Circuit
+    stages: Sequence[StageResult]
+
+
 def discovery_section(
     bench: Workbench, model: str, name: str, plan_name: str, plan: Plan
-) -> tuple[Circuit, dict[str, Any]]:
+) -> tuple[Found, dict[str, Any]]:
     """Runs the plan's sweeps on a model, each with checks 3 and 7; the circuit goes by `name`."""
     subject = bench.subject(model)
     splits = {"discovery": subject.splits.discovery, "replication": subject.splits.replication}
@@ -24,7 +32,7 @@ def discovery_section(
     circuit = circuit_of(found, plan.shared)
     file = f"circuit-{plan_name}.json" if model == bench.base else f"circuit-{plan_name}-{model}.json"
     circuit.to_json(bench.store.folder / file)
-    return circuit, {
+    return Found(circuit, found), {
         "circuits": {name: {"model": model, **circuit.to_dict()}},
         "discovery": {name: form.discovery_entry(model, plan_name, plan.metric, found)},
     }

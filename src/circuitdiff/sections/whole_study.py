@@ -1,0 +1,37 @@
+"""The settings of a whole study: what `StudySettings` has, and a part for each further section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from circuitdiff.sections.circuit_settings import AblationsSettings, CompletenessSettings, MinimalitySettings
+from circuitdiff.sections.cross_settings import CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings
+from circuitdiff.sections.functions_settings import FunctionSettings
+from circuitdiff.settings import StudySettings, read_settings
+
+Off = Literal[False]
+
+
+class WholeStudy(StudySettings):
+    """A section that is `false` is left out. Those that compare models need a variant."""
+
+    minimality: MinimalitySettings | Off = Field(default_factory=MinimalitySettings)
+    completeness: CompletenessSettings | Off = Field(default_factory=CompletenessSettings)
+    ablations: AblationsSettings | Off = Field(default_factory=AblationsSettings)
+    overlap: bool = True
+    functions: FunctionSettings | Off = Field(default_factory=FunctionSettings)
+    cross_model: CrossModelSettings | Off = Field(default_factory=CrossModelSettings)
+    graft: GraftSettings | Off = Field(default_factory=GraftSettings)
+    knockout: KnockoutSettings | Off = Field(default_factory=KnockoutSettings)
+    verdict: VerdictSettings = Field(default_factory=VerdictSettings)
+
+
+def read_study(path: str | Path) -> WholeStudy:
+    """The study in a YAML file.
+
+    Raises: InputError naming the key that is unknown, missing or out of range.
+    """
+    return read_settings(path, WholeStudy)
