@@ -22,7 +22,7 @@ class RedrawSettings(Settings):
     """Activation patching of the found heads with source prompts drawn anew, for test triples."""
 
     times: int = Field(default=10, ge=0)
-    triples: int = Field(default=60, ge=2)
+    triples: int = Field(default=40, ge=2)
 
 
 class FunctionSettings(Settings):
@@ -36,11 +36,14 @@ class FunctionSettings(Settings):
     penalty: float = Field(default=0.02, ge=0)
     loss: Literal["cross_entropy", "target_logit"] = "cross_entropy"
     gates: Literal["clamped", "hard_concrete"] = "clamped"
-    steps: int = Field(default=40, ge=1)
+    steps: int = Field(default=40, ge=1)  # at most; see patience
     prompts_per_step: int = Field(default=32, ge=1)
+    positions_per_step: int = Field(default=448, ge=1)
     learning_rate: float = Field(default=0.1, gt=0)
     check_every: int = Field(default=5, ge=1)
+    patience: int = Field(default=3, ge=1)
     random_groups: int = Field(default=3, ge=0)
+    random_triples: int = Field(default=100, ge=1)
     sweep: SweepSettings | None = Field(default_factory=SweepSettings)
     redraw: RedrawSettings = Field(default_factory=RedrawSettings)
     memory_gb: float = Field(default=2.0, gt=0)  # for the base prompts' clean runs; what does not fit runs anew
@@ -54,12 +57,15 @@ class FunctionSettings(Settings):
             n_seeds=sweep.seeds if sweep else 1,
             seed=seed,
             n_random=self.random_groups,
+            random_triples=self.random_triples,
             training=Training(
                 loss=self.loss,
                 gates=self.gates,
                 n_steps=self.steps,
                 prompts_per_step=self.prompts_per_step,
+                positions_per_step=self.positions_per_step,
                 learning_rate=self.learning_rate,
                 check_every=self.check_every,
+                patience=self.patience,
             ),
         )

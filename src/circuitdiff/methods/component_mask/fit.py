@@ -35,6 +35,7 @@ class MaskOptions:
     n_seeds: int = 3
     seed: int = 0
     n_random: int = 5  # random groups of the same number of heads
+    random_triples: int = 100  # on so many of the test triples
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -43,12 +44,15 @@ class MaskOptions:
                 f"expected penalties of 0 or more, at least one seed and no negative n_random; got penalties "
                 f"{(self.penalty, *self.other_penalties)}, n_seeds {self.n_seeds} and n_random {self.n_random}"
             )
-        if min(self.n_triples) < 1:
-            raise InputError(f"expected at least 1 triple each to train, choose and test; got {self.n_triples}")
+        if min(*self.n_triples, self.random_triples) < 1:
+            raise InputError(
+                f"expected at least 1 triple each to train, choose, test and for random groups; got {self.n_triples} "
+                f"and {self.random_triples}"
+            )
 
     @property
     def n_steps(self) -> int:
-        """Of all trainings together, the one with shuffled targets included."""
+        """Of all trainings together at most, the one with shuffled targets included."""
         return (self.n_seeds + len(set(self.other_penalties) - {self.penalty}) + 1) * self.training.n_steps
 
 
@@ -60,7 +64,8 @@ class MaskFit:
     first heads, as many as the mask has), "random 0", ...
 
     "shuffled" is the trained floor: a mask learned and tested with the targets shuffled against the sources. Base and
-    target still go together, the source says nothing of it: heads that merely unsettle the answer reach as much.
+    target still go together, the source says nothing of it: heads that merely unsettle the answer reach as much. It is
+    not learned where the mask patches nothing.
     """
 
     desideratum: str
@@ -69,7 +74,7 @@ class MaskFit:
     shuffled: Mask
     others: tuple[Mask, ...]  # the other seeds, then the other penalties
     test: Triples
-    answers: Mapping[str, Int[Tensor, " test"]]
+    answers: Mapping[str, Int[Tensor, " _some"]]  # all test triples, or as many of them as random groups get
     other_answers: tuple[Int[Tensor, " test"], ...]  # of `others`
 
     @property
@@ -77,12 +82,14 @@ class MaskFit:
         """The heads that carry what the desideratum asks for."""
         return self.mask.patched
 
-    def hits(self, patched: str = "mask") -> Bool[Tensor, " test"]:
-        return self.answers[patched] == self.test.targets
+    def hits(self, patched: str = "mask") -> Bool[Tensor, " some"]:
+        answers = self.answers[patched]
+        return answers == self.test.targets[: len(answers)]
 
     def accuracy(self, patched: str = "mask") -> Interval:
         """How often the target is the answer, with a bootstrap interval over scenarios."""
-        return accuracy_interval(self.hits(patched).numpy(), self.test.scenarios.numpy())
+        hits = self.hits(patched)
+        return accuracy_interval(hits.numpy(), self.test.scenarios[: len(hits)].numpy())
 
     @property
     def floor(self) -> str:
@@ -91,8 +98,9 @@ class MaskFit:
 
     def above(self, patched: str) -> Interval:
         """Accuracy of the mask minus that of another patching, paired by triple."""
-        first, second = self.hits().numpy(), self.hits(patched).numpy()
-        return difference_interval(first, second, self.test.scenarios.numpy())
+        second = self.hits(patched)
+        first, scenarios = self.hits()[: len(second)], self.test.scenarios[: len(second)]
+        return difference_interval(first.numpy(), second.numpy(), scenarios.numpy())
 
     @property
     def above_floor(self) -> Interval:
@@ -172,11 +180,14 @@ def fit_shared(
     told = _Told(options.n_steps, progress)
     how = options.training
     masks = [train_mask(patching, heads, train, validation, how, *job, told.step) for job in _jobs(options)]
-    mixed = shared.patching(group, triples, dealt_order(parts, len(triples), options.seed))
-    floor = train_mask(mixed, heads, train, validation, how, options.penalty, options.seed, told.step)
     best = max(range(options.n_seeds), key=lambda i: (masks[i].validation_accuracy, -len(masks[i].patched), -i))
     others = tuple(mask for i, mask in enumerate(masks) if i != best)
-    answers = _answers(patching, heads, masks[best].patched, shared.random[group], test.rows)
+    mixed, floor = shared.patching(group, triples, dealt_order(parts, len(triples), options.seed)), masks[best]
+    if floor.patched:
+        floor = train_mask(mixed, heads, train, validation, how, options.penalty, options.seed, told.step)
+    random = [(order, test.rows[: options.random_triples]) for order in shared.random[group]]
+    answers = _answers(patching, heads, masks[best].patched, random, test.rows)
+    told.end()
     return MaskFit(
         desideratum=triples.name,
         group=shared.groups[group],
@@ -209,13 +220,13 @@ def _answers(
     patching: Patching,
     heads: Sequence[Head],
     patched: Sequence[Head],
-    random: Sequence[Sequence[Head]],
+    random: Sequence[tuple[Sequence[Head], Int[Tensor, " _some"]]],
     test: Int[Tensor, " test"],
-) -> dict[str, Int[Tensor, " test"]]:
+) -> dict[str, Int[Tensor, " _any"]]:
     n = len(patched)
     chosen = {"mask": patched, "nothing": (), "all": heads, "ranked": heads[:n]}
-    chosen |= {f"random {i}": order[:n] for i, order in enumerate(random)}
-    return {name: patching.answers(each, test) for name, each in chosen.items()}
+    answers = {name: patching.answers(each, test) for name, each in chosen.items()}
+    return answers | {f"random {i}": patching.answers(order[:n], rows) for i, (order, rows) in enumerate(random)}
 
 
 class _Told:
@@ -228,3 +239,8 @@ class _Told:
         self._done += 1
         if self._progress:
             self._progress(self._done, self._total)
+
+    def end(self) -> None:
+        """What was not needed is done, too."""
+        if self._progress:
+            self._progress(self._total, self._total)

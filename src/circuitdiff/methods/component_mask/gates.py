@@ -20,6 +20,7 @@ class Gates:
     """How keep values are parametrised. All start at 1: nothing patched."""
 
     start: float  # of each parameter
+    pace: float  # how far a parameter goes where a clamped keep value goes from 1 to 0; scales the learning rate
     sample: Callable[[Float[Tensor, " head"], torch.Generator], Float[Tensor, " head"]]  # keep, while training
     keep: Callable[[Float[Tensor, " head"]], Float[Tensor, " head"]]  # without chance
     n_patched: Callable[[Float[Tensor, " head"]], Float[Tensor, ""]]  # what the penalty counts; differentiable
@@ -56,6 +57,7 @@ def _expected_patched(log_alpha: Tensor) -> Tensor:
 _GATES = {
     "clamped": Gates(
         start=1.0,
+        pace=1.0,
         sample=lambda keep, _: keep,
         keep=lambda keep: keep,
         n_patched=lambda keep: (1 - keep).sum(),
@@ -63,6 +65,7 @@ _GATES = {
     ),
     "hard_concrete": Gates(
         start=-math.log(11),  # sigmoid = 1/12, stretched to exactly 0: keep = 1
+        pace=2 * math.log(11),
         sample=_hard_concrete,
         keep=lambda log_alpha: 1 - _stretched(torch.sigmoid(log_alpha)),
         n_patched=_expected_patched,

@@ -39,6 +39,11 @@ class Patching:
     def n_prompts(self) -> int:
         return len(self.runs.prompts)
 
+    @property
+    def widths(self) -> Int[Tensor, " prompt"]:
+        """How many positions of each prompt a patch can change."""
+        return self.runs.prompts.lengths - self.runs.prompts.positions[self.at]
+
     def dealt(self, order: Int[Tensor, " prompt"]) -> Patching:
         """The same with base prompt i patched from source prompt `order[i]`."""
         order = order.to(self.model.device)
@@ -72,8 +77,7 @@ class Patching:
         """Prompts that run together; where gradients are wanted, every layer's activations count as memory."""
         if not len(rows):
             return []
-        prompts = self.runs.prompts
-        width = int((prompts.lengths - prompts.positions[self.at])[rows].max())
+        width = int(self.widths[rows].max())
         n_layers = self.model.n_layers - self.first_layer if training else 1
         largest = rows_at_once(self.model, self.memory_gb / n_layers) // width
         return self.runs.buckets(self.at, rows, max(1, largest))

@@ -34,16 +34,18 @@ class Training:
 
     loss: str = "cross_entropy"  # or "target_logit"
     gates: str = "clamped"  # or "hard_concrete"
-    n_steps: int = 40
+    n_steps: int = 40  # at most
     prompts_per_step: int = 32
+    positions_per_step: int = 448  # a group far from the end takes fewer prompts a step, so that no step costs much
     learning_rate: float = 0.1
     check_every: int = 5  # steps
+    patience: int = 3  # checks in a row with the same rounded mask end the training
 
     def __post_init__(self) -> None:
         if self.loss not in _LOSSES:
             raise InputError(f"expected a loss, one of {', '.join(_LOSSES)}; got {self.loss!r}")
         gates_named(self.gates)
-        for name in ("n_steps", "prompts_per_step", "check_every"):
+        for name in ("n_steps", "prompts_per_step", "positions_per_step", "check_every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
         if self.learning_rate <= 0:
@@ -96,19 +98,22 @@ def train_mask(
     gates, generator = gates_named(how.gates), torch.Generator().manual_seed(seed)
     dtype = torch.promote_types(patching.model.dtype, torch.float32)
     parameter = torch.full((len(heads),), gates.start, dtype=dtype, device=patching.model.device, requires_grad=True)
-    adam = torch.optim.Adam([parameter], lr=how.learning_rate)
+    adam = torch.optim.Adam([parameter], lr=how.learning_rate * gates.pace)
     targets = torch.full((patching.n_prompts,), -1).index_put((train.rows,), train.targets).to(parameter.device)
     quantity = _LOSSES[how.loss](targets)
     found = _Best()
     found.see(patching, heads, gates.keep(parameter.detach()), validation, 0)
-    for step, rows in zip(range(1, how.n_steps + 1), _batches(train.rows, how, generator), strict=False):
+    batches = _batches(train.rows, _prompts_per_step(patching, train.rows, how), generator)
+    for step, rows in zip(range(1, how.n_steps + 1), batches, strict=False):
         parameter.grad = gradient(patching, heads, parameter, gates, penalty, rows, quantity, generator)
         adam.step()
         with torch.no_grad():
             gates.project(parameter)
+        progress()
         if step % how.check_every == 0 or step == how.n_steps:
             found.see(patching, heads, gates.keep(parameter.detach()), validation, step)
-        progress()
+            if found.n_same >= how.patience:
+                break
     return Mask(heads, found.keep, penalty, seed, tuple(found.checks), found.accuracy)
 
 
@@ -133,9 +138,14 @@ def gradient(
     return torch.autograd.grad(whole, parameter)[0]
 
 
-def _batches(rows: Int[Tensor, " prompt"], how: Training, generator: torch.Generator) -> Iterator[Tensor]:
+def _prompts_per_step(patching: Patching, rows: Int[Tensor, " prompt"], how: Training) -> int:
+    width = patching.widths[rows].double().mean().item()
+    return max(1, min(how.prompts_per_step, int(how.positions_per_step / width), len(rows)))
+
+
+def _batches(rows: Int[Tensor, " prompt"], size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """All prompts in random order, again and again; what is left of a round and does not fill a step is not used."""
-    size, waiting = min(how.prompts_per_step, len(rows)), rows[:0]
+    waiting = rows[:0]
     while True:
         if len(waiting) < size:
             waiting = rows[torch.randperm(len(rows), generator=generator)]
@@ -149,7 +159,8 @@ class _Best:
     def __init__(self) -> None:
         self.checks: list[Check] = []
         self.keep: Tensor = torch.empty(0)
-        self._rank = (-1.0, 0)
+        self.n_same = 0  # checks in a row, after the first step, with the mask of the check before
+        self._rank, self._last = (-1.0, 0), None
 
     @property
     def accuracy(self) -> float:
@@ -157,6 +168,8 @@ class _Best:
 
     def see(self, patching: Patching, heads: tuple[Head, ...], keep: Tensor, validation: Part, step: int) -> None:
         patched = selected(keep, heads)
+        self.n_same = self.n_same + 1 if patched == self._last else 0
+        self._last = patched
         hits = patching.answers(patched, validation.rows) == validation.targets
         check = Check(step, len(patched), float(hits.double().mean()))
         self.checks.append(check)
