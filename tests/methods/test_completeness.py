@@ -156,14 +156,22 @@ def test_a_search_draws_as_many_candidates_as_it_is_told(monkeypatch):
 
     def measure(model, circuit, parts, pairs, *_, **__):
         drawn.append(len(parts))
-        sizes = [[float(len(part)) - 0.1 * len(part) ** 2] * 2 for part in parts]
+        sizes = [[float(len(part)) - 0.15 * len(part) ** 2] * 2 for part in parts]
         return of_scores(sizes, [[0.0, 0.0]] * len(parts))
 
     monkeypatch.setattr("circuitdiff.methods.completeness.completeness", measure)
     g = torch.Generator().manual_seed(0)
     found = greedy_part(subject("llama").model, CIRCUIT, few_pairs(), "zero", n_steps=50, n_candidates=3, generator=g)
     assert drawn == [3, 3, 3, 2, 1]
-    assert len(found.steps) == len(found.removed) == N_HEADS  # 0.9, 1.6, 2.1, 2.4, 2.5
+    assert [round(step.difference, 2) for step in found.steps] == [0.85, 1.4, 1.65, 1.6, 1.25]
+    assert found.removed == Circuit(
+        {
+            name: Group(group.at, tuple(h for h in group.heads if (name, h) in taken))
+            for taken in [{(step.group, step.head) for step in found.steps[:3]}]
+            for name, group in CIRCUIT.groups.items()
+            if any((name, h) in taken for h in group.heads)
+        }
+    )
 
 
 def test_parts_of_another_circuit_and_empty_groups_are_refused():

@@ -14,7 +14,7 @@ from circuitdiff.circuit import Circuit, Group
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, evaluate_circuits
 from circuitdiff.heads import Head
-from circuitdiff.methods.minimality import PUBLISHED, MinimalityResult, MinimalityRule, keep, minimality
+from circuitdiff.methods.minimality import PUBLISHED, HeadCost, MinimalityResult, MinimalityRule, keep, minimality
 from circuitdiff.prompts import Pairs, PromptSet, halves
 from circuitdiff.statistics import cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
 from fake_pairs import fake_pairs
@@ -190,22 +190,46 @@ def test_a_threshold_asks_for_costs_that_are_credibly_larger(monkeypatch):
     assert kept == {0.0: (one, two), 0.1: (two,)}
 
 
-def test_false_discoveries_are_controlled_over_the_whole_circuit(monkeypatch):
-    """One head's cost has p near 0.02 alone: enough among one, not among four."""
-    one, *_ = FETCHERS
-    cost = 0.001 * (torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20) + 0.34)
-    values = {gone: 0.5 - cost * float(one in gone) for gone in subsets(FETCHERS)}
-    pairs = planted(monkeypatch, values)
-    rule = MinimalityRule(fraction=0.25, held_out=False)
-    alone = (
-        minimality(subject("llama").model, Circuit({"fetcher": Group("last", FETCHERS)}), pairs, "zero", rule)
-        .groups["fetcher"]
-        .costs[0]
-    )
-    assert alone.cost.low > 0.0
-    assert alone.adjusted_p > 0.05
+def costing(monkeypatch, mean: float, threshold: float, circuit: tuple[Head, ...]) -> HeadCost:
+    """3.1 costs threshold + 0.001 (mean + 1 or - 1) on 40 prompts, the other heads of the circuit nothing."""
+    cost = threshold + 0.001 * (torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20) + mean)
+    values = {gone: 0.5 - cost * float(FETCHERS[0] in gone) for gone in subsets(FETCHERS)}
+    pairs = planted(monkeypatch, {frozenset(gone | set(FETCHERS) - set(circuit)): values[gone] for gone in values})
+    rule = MinimalityRule(fraction=0.25, held_out=False, threshold=threshold)
+    found = minimality(subject("llama").model, Circuit({"fetcher": Group("last", circuit)}), pairs, "zero", rule)
+    return found.groups["fetcher"].costs[0]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_false_discoveries_are_controlled_over_the_whole_circuit(monkeypatch, threshold):
+    """p is near 0.02 alone: enough among one, not among four."""
+    among_four = costing(monkeypatch, 0.34, threshold, FETCHERS)
+    assert among_four.cost.low > threshold
+    assert 0.01 < among_four.adjusted_p / 4 < 0.025
+    assert not among_four.kept
+    assert costing(monkeypatch, 0.34, threshold, FETCHERS[:1]).kept
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_the_interval_must_lie_above_the_threshold_even_if_the_test_is_passed(monkeypatch, threshold):
+    """One-sided p near 0.035, and so within a two-sided interval of 95 %."""
+    alone = costing(monkeypatch, 0.3, threshold, FETCHERS[:1])
+    assert alone.adjusted_p < 0.05
+    assert alone.cost.low <= threshold < alone.cost.value
     assert not alone.kept
-    assert 0.01 < alone.adjusted_p / 4 < 0.025
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_pairs_of_the_same_index_in_two_layers_leave_together_only_if_told(monkeypatch, joint):
+    values = {gone: torch.full((8,), 0.9 - 0.1 * len(gone), dtype=torch.float64) for gone in subsets(FETCHERS)}
+    rule = MinimalityRule(joint_removal_of_same_index=joint, held_out=False)
+    circuit = Circuit({"fetcher": Group("last", FETCHERS)})  # 3.1, 2.5, 1.1, 2.1
+    table = (
+        minimality(subject("llama").model, circuit, planted(monkeypatch, values), "zero", rule).groups["fetcher"].table
+    )
+    both = 0.7 if joint else 0.8
+    expected = [[0.8, 0.7, both, both], [0.7, 0.8, 0.7, 0.7], [both, 0.7, 0.8, both], [both, 0.7, both, 0.8]]
+    torch.testing.assert_close(table.scores, torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -237,10 +261,11 @@ def test_a_rule_out_of_range_is_refused(name, value):
 
 
 def test_halves_share_no_scenario_and_ask_for_each_item_alike():
-    pairs = many_pairs(4)
+    pairs = many_pairs()
     first, second = halves(pairs)
     assert not set(first.scenarios.tolist()) & set(second.scenarios.tolist())
     assert len(first) + len(second) == len(pairs)
-    lone = pairs.select((pairs.scenarios % 10 > 0).nonzero()[:, 0])
-    counts = [torch.bincount(half.queried, minlength=2) for half in halves(lone)]
-    assert (counts[0] - counts[1]).abs().max() <= 1
+    rows = torch.arange(8)  # scenarios that ask for items 0 1 0 1 0 1 0 1, one prompt each
+    alternating = replace(fake_pairs().select(rows % 5), scenarios=rows, queried=rows % 2)
+    for half in halves(alternating):
+        assert sorted(half.queried.tolist()) == [0, 0, 1, 1]

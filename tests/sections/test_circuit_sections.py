@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from pydantic import ValidationError
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activations
+from circuitdiff.evaluation import all_heads, evaluate_circuit, evaluate_model, mean_activations
 from circuitdiff.heads import Head
 from circuitdiff.methods.ablations import Ablated, ablation_scores
 from circuitdiff.methods.completeness import completeness, random_parts
@@ -21,8 +23,9 @@ from circuitdiff.sections.completeness import completeness_section
 from circuitdiff.sections.further_prompts import further_prompts
 from circuitdiff.sections.minimality import minimality_section
 from circuitdiff.settings import read_settings
+from circuitdiff.stages import Stages
 from circuitdiff.store import Store, to_json
-from circuitdiff.workbench import Workbench
+from circuitdiff.workbench import Subject, Workbench
 from tiny_folder import save_tiny_model, study_yaml
 
 FOUND = Circuit(
@@ -77,16 +80,31 @@ def test_the_minimality_section_holds_the_librarys_numbers(bench):
     assert entry["model"] == bench.base
 
 
-def test_faithfulness_before_and_after_pruning_is_that_of_the_evaluation_prompts(bench):
-    subject = bench.subject(bench.base)
-    entry = stored(minimality_section(bench, bench.base, "mine", FOUND, MINIMALITY))["minimality"]["mine"]
+def where_some_answers_are_right(bench: Workbench, folder: Path, circuit: Circuit) -> Workbench:
+    """The same study in another folder, asking for what the model or the circuit says anyway."""
+    subject, other = bench.subject(bench.base), Workbench(bench.settings, Store.open(folder), bench.monitor)
+    pairs, means = subject.splits.evaluation, mean_activations(subject.model, subject.splits.means)
+    said = [evaluate_model(subject.model, pairs), evaluate_circuit(subject.model, circuit, pairs, means)]
+    answers = torch.where(torch.arange(len(pairs)) % 2 == 0, *(one.predictions for one in said))
+    splits = replace(subject.splits, evaluation=replace(pairs, answers=answers))
+    stages = Stages(bench.settings, other.store, bench.monitor, subject.model)
+    other._loaded[bench.base] = Subject(subject.model, splits, stages)
+    return other
+
+
+def test_faithfulness_before_and_after_pruning_is_that_of_the_evaluation_prompts(bench, tmp_path):
+    large = all_heads(bench.subject(bench.base).model, ["last", "query_label"])
+    bench = where_some_answers_are_right(bench, tmp_path, large)
+    subject, strict = bench.subject(bench.base), MinimalitySettings(prompts=8, threshold=0.9)  # no head costs as much
+    entry = stored(minimality_section(bench, bench.base, "mine", large, strict))["minimality"]["mine"]
     means, pairs = mean_activations(subject.model, subject.splits.means), subject.splits.evaluation
     hits = int(evaluate_model(subject.model, pairs).hits.sum())
-    for key, circuit in (("before", TESTED), ("pruned", Circuit.from_dict(entry["kept"]))):
-        own = int(evaluate_circuit(subject.model, circuit, pairs, means).hits.sum())
-        value = entry[f"faithfulness_{key}"]["value"]
-        assert value == pytest.approx(own / hits) if hits else value is None
+    own = {}
+    for key, circuit in (("before", large), ("pruned", Circuit.from_dict(entry["kept"]))):
+        own[key] = int(evaluate_circuit(subject.model, circuit, pairs, means).hits.sum())
+        assert entry[f"faithfulness_{key}"]["value"] == pytest.approx(own[key] / hits)
         assert entry["n_heads"][key] == len(circuit)
+    assert own["before"] != own["pruned"]
 
 
 def test_the_completeness_section_holds_the_librarys_numbers(bench):

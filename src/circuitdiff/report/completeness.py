@@ -82,7 +82,7 @@ def scatter(title: str, entry: dict) -> Figure:
 def _colour(rows: list[dict]) -> alt.Color:
     present = [kind for kind in _KINDS if any(row["kind"] == kind for row in rows)]
     scale = alt.Scale(domain=present, range=[CATEGORIES[_KINDS.index(kind)] for kind in present])
-    return alt.Color("kind:N", scale=scale, sort=None, title="removed")
+    return alt.Color("kind:N", scale=scale, sort=None, title="removed", legend=alt.Legend(symbolOpacity=1))
 
 
 def _tooltip() -> list[alt.Tooltip]:
