@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
-from circuitdiff.discovery import Plan, StageResult, circuit_of, discover
+from circuitdiff.discovery import Plan, StageResult, circuit_of, discover, gaps
 from circuitdiff.study_checks import check_noise
 from circuitdiff.workbench import Workbench
 
@@ -31,6 +31,8 @@ def discovery_section(
         bench.keep([check_noise(subject.model, result)])
     circuit = circuit_of(found, plan.shared)
     file = f"circuit-{plan_name}.json" if model == bench.base else f"circuit-{plan_name}-{model}.json"
+    for gap in gaps(plan, found):
+        bench.warn(f"circuit {name}: {gap}")
     circuit.to_json(bench.store.folder / file)
     return Found(circuit, found), {
         "circuits": {name: {"model": model, **circuit.to_dict()}},

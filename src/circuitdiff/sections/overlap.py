@@ -19,6 +19,7 @@ from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.methods.path_patching import Via, group_path_effects
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.discovery import Found
+from circuitdiff.sections.entries import interval_entry
 from circuitdiff.statistics import difference_interval, mean_interval
 from circuitdiff.store import Record
 from circuitdiff.workbench import Subject, Workbench
@@ -208,9 +209,9 @@ def _edges(ours: _Measured, theirs: _Measured) -> list[dict[str, Any]]:
         entries.append(
             edge._asdict()
             | {
-                "base": mean_interval(first, scenarios)._asdict(),
-                "variant": mean_interval(second, scenarios)._asdict(),
-                "difference": difference_interval(second, first, scenarios)._asdict(),
+                "base": interval_entry(mean_interval(first, scenarios)),
+                "variant": interval_entry(mean_interval(second, scenarios)),
+                "difference": interval_entry(difference_interval(second, first, scenarios)),
             }
         )
     return entries
@@ -236,10 +237,7 @@ def _by_role(
     bounds = [mean_interval(rows.double().numpy(), scenarios.numpy()) for rows in (first, second)]
     return [
         {"role": role}
-        | {
-            model: {"value": float(found.value[i]), "low": float(found.low[i]), "high": float(found.high[i])}  # pyright: ignore
-            for model, found in zip(("base", "variant"), bounds, strict=True)
-        }
+        | {model: interval_entry(found, i) for model, found in zip(("base", "variant"), bounds, strict=True)}
         for i, role in enumerate(roles)
     ]
 
