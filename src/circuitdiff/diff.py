@@ -245,7 +245,8 @@ def _only(ours: Mapping[Path, Estimate], theirs: Mapping[Path, Estimate]) -> tup
     """Where one run has numbers and the other none: the shortest path that says so."""
     shared = {path[:n] for path in theirs for n in range(len(path) + 1)}
     missing = [path for path in ours if path not in theirs]
-    found = dict.fromkeys(path[: next(n for n in range(len(path) + 1) if path[:n] not in shared)] for path in missing)
+    lengths = [next(n for n in range(1, len(path) + 1) if path[:n] not in shared) for path in missing]
+    found = dict.fromkeys(path[:n] for path, n in zip(missing, lengths, strict=True))
     return tuple(_said(path) for path in found)
 
 

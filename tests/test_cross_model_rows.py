@@ -1,0 +1,61 @@
+"""Claims about pairs of planted models: they hold for the truth, and would fail for anything else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from circuitdiff.ground_truth import Sizes
+from circuitdiff.ground_truth.cross_model_rows import _grafted_rows, _patched_rows, cross_model_rows
+from circuitdiff.ground_truth.subjects import named_subject
+from circuitdiff.models.planted import build_planted
+from circuitdiff.shares import Attribution, all_subsets, attribute
+
+FEW = Sizes(discovery=7, evaluation=56, random_circuits=2, random_prompts=21, truth=7, decoys=2)
+CASES = [("planted-clearer-addresses", 56, 9), ("planted-unembedding-gain", 105, 7), ("planted-rotated-values", 56, 3)]
+
+
+@pytest.mark.parametrize(("name", "n_prompts", "n_rows"), CASES, ids=[name for name, _, _ in CASES])
+def test_the_truth_about_a_planted_pair_is_found(name, n_prompts, n_rows):
+    rows = cross_model_rows(named_subject(name, replace(FEW, evaluation=n_prompts)))
+    assert len(rows) == n_rows
+    assert [row.claim for row in rows if not row.passed] == []
+
+
+def test_nothing_is_claimed_of_a_base_or_of_another_circuit():
+    subject = named_subject("planted-base", FEW)
+    assert cross_model_rows(subject) == []
+    lexical = replace(subject, truth=build_planted("planted-lexical"))
+    assert cross_model_rows(lexical) == []
+
+
+PARTS = ("structure_reader", "position_detector", "position_transmitter", "value_fetcher")
+
+
+def credited_to(part: str) -> Attribution:
+    """All of the gain is one part's."""
+    donor, nothing = np.repeat([1.0, 0.0], [30, 30]), np.zeros(60)
+    scores = {subset: donor if part in subset else nothing for subset in all_subsets(PARTS)}
+    return attribute(scores, donor, np.arange(60), PARTS)
+
+
+def test_a_gain_credited_to_another_part_fails_every_claim():
+    circuit, wrong = build_planted("planted-base").circuit, credited_to("structure_reader")
+    grafted = _grafted_rows("any", "value_fetcher", wrong)
+    assert not any(row.passed for row in grafted)
+    patched = _patched_rows("any", "value_fetcher", circuit, wrong)
+    assert not any(row.passed for row in patched)
+    no_group = _patched_rows("any", "mlps", circuit, wrong)
+    assert not any(row.passed for row in no_group)
+    split = _patched_rows(
+        "planted-clearer-addresses", "position_transmitter", circuit, credited_to("position_transmitter")
+    )
+    assert [row.passed for row in split] == [True, True, False, False]
+
+
+def test_a_gain_credited_to_the_right_part_passes():
+    circuit, right = build_planted("planted-base").circuit, credited_to("value_fetcher")
+    rows = [*_grafted_rows("any", "value_fetcher", right), *_patched_rows("any", "value_fetcher", circuit, right)]
+    assert all(row.passed for row in rows)
