@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from circuitdiff.errors import InputError
 from circuitdiff.plans import default_plans
-from circuitdiff.settings import read_settings
+from circuitdiff.sections.whole_study import read_study
 from circuitdiff.tasks import get_task, ioi
 from circuitdiff.tasks.ioi_scenarios import COUNTERFACTUALS, Scene, Vocabulary, draw_sentences
 from circuitdiff.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES, TRAIN_NAMES
@@ -313,7 +313,7 @@ def test_the_task_has_a_plan_of_its_roles_and_is_found_by_name(whole):
 
 
 def test_the_study_file_runs_the_tasks_own_plan():
-    study = read_settings(Path(__file__).parents[2] / "studies" / "ioi.yaml")
+    study = read_study(Path(__file__).parents[2] / "studies" / "ioi.yaml")
     assert study.task.name == "ioi"
     assert {name: plan.plan() for name, plan in study.plans.items()} == default_plans("ioi")
 
