@@ -18,13 +18,14 @@ from rich.table import Table
 
 import circuitdiff as cd
 from circuitdiff.circuit import Circuit, Group
+from circuitdiff.engine import Model
 from circuitdiff.heads import Head
 from circuitdiff.methods.minimality import MinimalityRule, minimality
 
 WANTED_MINUTES = 6.0
 
 
-def random_heads(model: cd.engine.Model, n_heads: int, generator: torch.Generator) -> tuple[Head, ...]:
+def random_heads(model: Model, n_heads: int, generator: torch.Generator) -> tuple[Head, ...]:
     """Heads from the upper two thirds of the layers, where the published circuits have theirs."""
     pool = [Head(layer, i) for layer in range(model.n_layers // 3, model.n_layers) for i in range(model.n_heads)]
     return tuple(pool[i] for i in torch.randperm(len(pool), generator=generator)[:n_heads].tolist())

@@ -19,7 +19,6 @@ from circuitdiff.engine import Model
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
-    By,
     Evaluation,
     Means,
     Progress,
@@ -74,16 +73,20 @@ def ablation_scores(found: Ablated, quantity: Quantity) -> Scores:
         evaluation.per_prompt(quantity).numpy() for evaluation in (found.circuit, found.model, found.ablated)
     )
     interval = accuracy_interval if quantity == "hits" else mean_interval
-    means = (Interval(*map(float, interval(values, scenarios))) for values in (circuit, model, ablated))
-    ratio = ratio_interval(circuit, model, scenarios)
-    return Scores(*means, ratio, normalised_ratio_interval(circuit, ablated, model, scenarios))
+    return Scores(
+        circuit=interval(circuit, scenarios),
+        model=interval(model, scenarios),
+        ablated=interval(ablated, scenarios),
+        ratio=ratio_interval(circuit, model, scenarios),
+        normalised=normalised_ratio_interval(circuit, ablated, model, scenarios),
+    )
 
 
 def compare_ablations(
     model: Model,
     circuit: Circuit,
     pairs: Pairs,
-    means: Mapping[By, Means],
+    means: Mapping[str, Means],
     executor: str = "window",
     progress: Progress | None = None,
     *,

@@ -131,8 +131,10 @@ def completeness(
     remaining = [minus(circuit, part) for part in removed]
     alone = evaluate_circuits(model, remaining, pairs, means, executor, half, shared=shared, memory_gb=memory_gb)
     without = evaluate_without(model, removed, pairs, means, executor, other, memory_gb=memory_gb)
-    rows = [torch.stack([e.per_prompt(quantity) for e in evaluations]) for evaluations in (without, alone)]
-    return Completeness(tuple(removed), *rows, pairs.scenarios)
+    model_scores, circuit_scores = (
+        torch.stack([evaluation.per_prompt(quantity) for evaluation in evaluations]) for evaluations in (without, alone)
+    )
+    return Completeness(tuple(removed), model_scores, circuit_scores, pairs.scenarios)
 
 
 def whole_groups(circuit: Circuit) -> list[Circuit]:
