@@ -12,6 +12,7 @@ from circuitdiff.discovery import Plan, Stage, circuit_of, discover, measure_wit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_circuits, evaluate_model, mean_activations
 from circuitdiff.heads import Head
+from circuitdiff.methods.component_mask import MaskOptions, fit_mask
 from circuitdiff.methods.cross_model import patch_across
 from circuitdiff.methods.graft import graft
 from circuitdiff.methods.knockout import attention_knockout
@@ -25,6 +26,7 @@ __all__ = [
     "Group",
     "Head",
     "InputError",
+    "MaskOptions",
     "Plan",
     "Stage",
     "TopK",
@@ -34,6 +36,7 @@ __all__ = [
     "evaluate_circuit",
     "evaluate_circuits",
     "evaluate_model",
+    "fit_mask",
     "graft",
     "load_model",
     "lowest",

@@ -7,6 +7,7 @@ import inspect
 from pydantic import ValidationError, validate_call
 
 from circuitdiff.errors import InputError
+from circuitdiff.tasks.desiderata import Desideratum, read_triples, sample_triples
 from circuitdiff.tasks.entity_tracking import entity_tracking
 from circuitdiff.tasks.ioi import ioi
 from circuitdiff.tasks.task import Task
@@ -30,4 +31,4 @@ def get_task(name: str, **options: object) -> Task:
         ) from error
 
 
-__all__ = ["Task", "entity_tracking", "get_task", "ioi"]
+__all__ = ["Desideratum", "Task", "entity_tracking", "get_task", "ioi", "read_triples", "sample_triples"]
