@@ -9,7 +9,7 @@ from typing import Any
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
 from circuitdiff.sections.entries import with_heads
-from circuitdiff.sections.functions_cells import FILE, Cells, title_of, wanted_of
+from circuitdiff.sections.functions_cells import FILE, Cells, main_desiderata, title_of, wanted_of
 from circuitdiff.sections.functions_settings import FunctionSettings
 from circuitdiff.tasks.desiderata import desideratum_named
 from circuitdiff.tasks.entity_tracking import EntityTracking
@@ -28,6 +28,9 @@ def functions_section(
     disagree.
     """
     tested = with_heads(circuit)
+    if settings.desiderata is None and not isinstance(bench.task, EntityTracking):
+        bench.warn(f"no desiderata are written for the task {bench.task.name}, so what groups encode was not asked")
+        return {}
     check_desiderata(bench, tested, settings)
     home = (bench.results["circuits"].get(name) or {}).get("model", bench.base)
     here, there = (Cells(bench, each, name, tested, home, settings) for each in (model, home))
@@ -68,4 +71,4 @@ def _all_wanted(groups: Iterable[str], settings: FunctionSettings) -> list[str]:
 
 
 def _is_redrawn(wanted: str, settings: FunctionSettings) -> bool:
-    return settings.redraw.times > 0 and wanted in settings.desiderata and not wanted.endswith(FILE)
+    return settings.redraw.times > 0 and wanted in main_desiderata(settings) and not wanted.endswith(FILE)

@@ -18,7 +18,7 @@ from circuitdiff.models.checks import Check, at_most, difference, tolerance_of
 from circuitdiff.sections.functions_entry import fit_record, redraw_entry, transfer_entry
 from circuitdiff.sections.functions_settings import FunctionSettings
 from circuitdiff.store import Record
-from circuitdiff.tasks.desiderata import read_triples, sample_desiderata
+from circuitdiff.tasks.desiderata import MAIN, read_triples, sample_desiderata
 from circuitdiff.tasks.entity_tracking import EntityTracking
 from circuitdiff.triples import Triples, split_by_scenario
 from circuitdiff.workbench import Subject, Workbench
@@ -34,9 +34,14 @@ def title_of(wanted: str) -> str:
     return Path(wanted).stem if wanted.endswith(FILE) else wanted
 
 
+def main_desiderata(settings: FunctionSettings) -> tuple[str, ...]:
+    """Those that every group is tested with."""
+    return tuple(each.name for each in MAIN) if settings.desiderata is None else settings.desiderata
+
+
 def wanted_of(group: str, settings: FunctionSettings) -> tuple[str, ...]:
     """The desiderata of one group, each once."""
-    return tuple(dict.fromkeys([*settings.desiderata, *settings.further.get(group, ())]))
+    return tuple(dict.fromkeys([*main_desiderata(settings), *settings.further.get(group, ())]))
 
 
 class Cells:

@@ -37,6 +37,7 @@ def gates_named(name: str) -> Gates:
 # Louizos et al. 2018 (arXiv:1712.01312), section 3: a concrete variable stretched to (-0.1, 1.1) and clamped, which
 # is exactly 0 or 1 with some probability. Here it is 1 - keep.
 _TEMPERATURE, _LOW, _HIGH = 2 / 3, -0.1, 1.1
+_SHUT = math.log(11)  # sigmoid of minus this = 1/12, which is stretched to exactly 0: keep = 1
 
 
 def _stretched(s: Tensor) -> Tensor:
@@ -64,11 +65,11 @@ _GATES = {
         project=lambda keep: keep.clamp_(0, 1),
     ),
     "hard_concrete": Gates(
-        start=-math.log(11),  # sigmoid = 1/12, stretched to exactly 0: keep = 1
-        pace=2 * math.log(11),
+        start=-_SHUT,
+        pace=2.0,
         sample=_hard_concrete,
         keep=lambda log_alpha: 1 - _stretched(torch.sigmoid(log_alpha)),
         n_patched=_expected_patched,
-        project=lambda log_alpha: log_alpha,
+        project=lambda log_alpha: log_alpha.clamp_(-_SHUT, _SHUT),  # a gate shut further would hardly ever open
     ),
 }

@@ -33,7 +33,7 @@ class Training:
     """How a mask is learned."""
 
     loss: str = "cross_entropy"  # or "target_logit"
-    gates: str = "clamped"  # or "hard_concrete"
+    gates: str = "clamped"  # or "hard_concrete", which moves by chance and wants some 60 steps and a patience of 8
     n_steps: int = 40  # at most
     prompts_per_step: int = 32
     positions_per_step: int = 448  # a group far from the end takes fewer prompts a step, so that no step costs much

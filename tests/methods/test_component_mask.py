@@ -1,0 +1,358 @@
+"""Component masks against their definition, one prompt at a time, and against targets whose heads are known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from circuitdiff.circuit import Group
+from circuitdiff.engine import Edit
+from circuitdiff.errors import InputError
+from circuitdiff.heads import Head
+from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Training, fit_mask, fit_shared
+from circuitdiff.methods.component_mask.fit import dealt_order
+from circuitdiff.methods.component_mask.gates import gates_named
+from circuitdiff.methods.component_mask.patching import Patching
+from circuitdiff.methods.component_mask.training import Part, cross_entropy, gradient, target_logit, train_mask
+from circuitdiff.models import load_model
+from circuitdiff.models.planted import build_planted
+from circuitdiff.tasks import entity_tracking
+from circuitdiff.tasks.desiderata import sample_desiderata
+from circuitdiff.triples import Triples
+from fake_triples import N_TRIPLES, fake_triples
+from tiny_models import D_VOCAB, Subject, subject
+
+HEADS = (Head(2, 4), Head(1, 0), Head(1, 5), Head(3, 2))
+KEEP = torch.tensor([0.25, 0.0, 0.75, 0.5], dtype=torch.float64)
+ROWS = torch.tensor([0, 3, 4, 7, 8, 13, 22])
+OPTIONS = MaskOptions(n_triples=(12, 4, 6), n_seeds=1, n_random=2)
+
+
+def by_definition(chosen: Subject, triples: Triples, at: str, i: int, source: int, keep: Tensor) -> Tensor:
+    """Logits after one base prompt, run on its own, without padding and without the engine."""
+    base = triples.base.tokens[i : i + 1, : triples.base.lengths[i]]
+    other = triples.source.tokens[source : source + 1, : triples.source.lengths[source]]
+    here, there = int(triples.base.positions[at][i]), int(triples.source.positions[at][source])
+    seen = chosen.reference.clean(other).seen
+    edits = []
+    for layer in sorted({head.layer for head in HEADS}):
+        mine = [n for n, head in enumerate(HEADS) if head.layer == layer]
+        index = [HEADS[n].index for n in mine]
+        z = torch.stack([seen[layer, "z"][:, there, j] for j in index], 1)[None]
+        edits.append(Edit(layer, "z", here, torch.tensor(index), torch.tensor([0]), z, keep[mine][None]))
+    return chosen.reference.run(base, edits, 1)[0]
+
+
+def patching_of(chosen: Subject, triples: Triples, at: str, **options) -> Patching:
+    return SharedRuns(chosen.model, {"group": Group(at, HEADS)}, triples.base, **options).patching("group", triples)
+
+
+def patched_keep(patched) -> Tensor:
+    return torch.tensor([0.0 if head in patched else 1.0 for head in HEADS], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("executor", ["window", "full"])
+@pytest.mark.parametrize("at", ["last", "middle"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "target_logit"])
+def test_the_gradient_is_that_of_the_looped_definition(at, loss, executor):
+    chosen, triples = subject("llama"), fake_triples()
+    patching, penalty = patching_of(chosen, triples, at, executor=executor), 0.3
+    quantity = {"cross_entropy": cross_entropy, "target_logit": target_logit}[loss](triples.targets)
+    actual = gradient(
+        patching,
+        HEADS,
+        KEEP.clone().requires_grad_(),
+        gates_named("clamped"),
+        penalty,
+        ROWS,
+        quantity,
+        torch.Generator(),
+    )
+    keep = KEEP.clone().requires_grad_()
+    losses = []
+    for i in ROWS.tolist():
+        logits = by_definition(chosen, triples, at, i, i, keep)[0]
+        shares = torch.log(torch.exp(logits) / torch.exp(logits).sum()) if loss == "cross_entropy" else logits
+        losses.append(-shares[triples.targets[i]])
+    (expected,) = torch.autograd.grad(sum(losses) / len(losses) + penalty * (1 - keep).sum(), keep)
+    assert expected.abs().min() > 1e-4
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
+
+
+def first_logit(logits: Tensor, _: Tensor) -> Tensor:
+    return logits[:, 3]
+
+
+def values(patching: Patching, patched) -> Tensor:
+    """The quantity above of all prompts in ROWS, through buckets."""
+    found = torch.full((N_TRIPLES,), torch.nan, dtype=torch.float64)
+    for bucket in patching.buckets(ROWS, training=False):
+        found[bucket.prompts] = patching.values(list(patched), torch.zeros(len(patched)), bucket, first_logit)
+    return found[ROWS]
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 1.5e-4, 0.0])
+@pytest.mark.parametrize("at", ["last", "middle"])
+def test_patched_runs_are_those_of_the_looped_definition_however_few_clean_runs_are_kept(at, memory_gb):
+    chosen, triples = subject("gemma2"), fake_triples()
+    patching = patching_of(chosen, triples, at, memory_gb=memory_gb)
+    n_kept = patching.runs.n_kept
+    assert {1.0: n_kept == N_TRIPLES, 1.5e-4: 4 <= n_kept <= 20, 0.0: n_kept == 0}[memory_gb]
+    clean = values(patching, ())
+    for patched in ((), (Head(2, 4),), (Head(3, 2), Head(1, 5)), HEADS):
+        logits = [by_definition(chosen, triples, at, i, i, patched_keep(patched)) for i in ROWS.tolist()]
+        expected = torch.stack(logits)[:, 0, 3]
+        torch.testing.assert_close(values(patching, patched), expected, rtol=0, atol=1e-10)
+        assert ((expected - clean).abs() > 1e-6).all() == bool(patched)
+
+
+def test_answers_are_the_most_likely_tokens_of_the_looped_definition():
+    chosen, triples = subject("llama"), fake_triples()
+    patching = patching_of(chosen, triples, "last")
+    logits = [by_definition(chosen, triples, "last", i, i, patched_keep(HEADS)) for i in range(N_TRIPLES)]
+    expected = torch.stack(logits)[:, 0].argmax(1)
+    assert torch.equal(patching.answers(HEADS, torch.arange(N_TRIPLES)), expected)
+    assert (patching.answers((), torch.arange(N_TRIPLES)) != expected).any()
+
+
+def test_dealt_sources_are_read_at_the_dealt_prompts_own_roles():
+    chosen, triples = subject("llama"), fake_triples()
+    order = dealt_order([torch.arange(12), torch.arange(12, N_TRIPLES)], N_TRIPLES, seed=0)
+    patching = patching_of(chosen, triples, "middle").dealt(order)
+    logits = [by_definition(chosen, triples, "middle", i, int(order[i]), 0 * KEEP) for i in ROWS.tolist()]
+    torch.testing.assert_close(values(patching, HEADS), torch.stack(logits)[:, 0, 3], rtol=0, atol=1e-10)
+
+
+def test_sources_are_dealt_within_their_part_and_never_to_their_own_base():
+    parts = [torch.tensor([0, 2, 5, 7]), torch.tensor([1, 6]), torch.tensor([4, 3, 8])]
+    order = dealt_order(parts, 9, seed=1)
+    for part in parts:
+        assert sorted(order[part].tolist()) == sorted(part.tolist())
+    assert (order != torch.arange(9)).all()
+
+
+def test_a_prompt_with_the_same_heads_patched_is_run_once():
+    chosen, triples = subject("llama"), fake_triples()
+    runs = SharedRuns(chosen.model, {"group": Group("last", HEADS)}, triples.base)
+    patching, calls = runs.patching("group", triples), []
+
+    class Counting:
+        def run(self, batch, *rest):
+            calls.append(batch.n_prompts)
+            return real.run(batch, *rest)
+
+    real = patching.executor
+    object.__setattr__(patching, "executor", Counting())
+    patching.answers(HEADS[:2], ROWS)
+    again = runs.patching("group", replace(triples, name="another", targets=triples.targets + 1))
+    assert again is patching
+    again.answers(reversed(HEADS[:2]), ROWS)
+    again.answers(HEADS[:2], torch.tensor([0, 1]))
+    assert sum(calls) == len(ROWS) + 1
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """The base's transmitters among heads that do nothing, and its fetchers, with few triples of two desiderata."""
+    model, truth = load_model("planted-base"), build_planted("planted-base").circuit
+    wired = truth.groups["position_transmitter"].heads
+    idle = [Head(head.layer, (head.index + 1) % model.n_heads) for head in wired]
+    groups = {"transmitters": Group("last", (*idle, *wired)), "fetchers": truth.groups["value_fetcher"]}
+    assert not set(idle) & {head for group in truth.groups.values() for head in group.heads}
+    drawn = sample_desiderata(entity_tracking(), model.tokenizer, ["position", "object"], 120)
+    triples = dict(zip(("position", "object"), drawn, strict=True))
+    return SharedRuns(model, groups, drawn[0].base, n_random=2), triples, wired
+
+
+FEW = MaskOptions(n_triples=(48, 24, 48), n_seeds=1, n_random=2, training=Training(n_steps=20, prompts_per_step=16))
+
+
+@pytest.mark.parametrize("gates", ["clamped", "hard_concrete"])
+def test_of_a_group_the_heads_that_carry_the_position_are_found_and_no_others(planted, gates):
+    shared, triples, wired = planted
+    slower = {"n_steps": 45, "patience": 9} if gates == "hard_concrete" else {}
+    how = replace(FEW, training=replace(FEW.training, gates=gates, **slower))
+    fit = fit_shared(shared, "transmitters", triples["position"], how)
+    assert set(fit.heads) == set(wired)
+    assert fit.above_floor.low > 0.2
+    assert fit.pointed()["position"] == fit.accuracy().value > 0.5
+    assert fit.accuracy("nothing").value < 0.2
+
+
+def test_transmitters_carry_no_object_and_fetchers_do(planted):
+    shared, triples, _ = planted
+    assert fit_shared(shared, "transmitters", triples["object"], FEW).above_floor.high <= 0
+    fetched = fit_shared(shared, "fetchers", triples["object"], FEW)
+    assert set(fetched.heads) == set(shared.groups["fetchers"].heads)
+    assert fetched.above_floor.low > 0.3
+
+
+def test_every_control_answers_as_its_heads_do(planted):
+    shared, triples, _ = planted
+    fit = fit_shared(shared, "transmitters", triples["position"], FEW)
+    test, heads, n = torch.arange(72, 120), shared.groups["transmitters"].heads, len(fit.heads)
+    assert torch.equal(fit.test.targets, triples["position"].targets[test])
+    patching = shared.patching("transmitters", triples["position"])
+    expected = {"mask": fit.heads, "nothing": (), "all": heads, "ranked": heads[:n]}
+    expected |= {f"random {i}": order[:n] for i, order in enumerate(shared.random["transmitters"])}
+    for name, chosen in expected.items():
+        assert torch.equal(fit.answers[name], patching.answers(chosen, test)), name
+    assert {*fit.answers} == {*expected, "shuffled"}
+    assert len({tuple(fit.answers[name].tolist()) for name in ("mask", "nothing", "shuffled")}) == 3
+    assert fit.random_accuracy == np.mean([float(fit.hits(f"random {i}").double().mean()) for i in range(2)])
+
+
+def test_random_heads_are_others_of_the_same_layers():
+    shared = SharedRuns(subject("llama").model, {"a": Group("last", HEADS)}, fake_triples().base, n_random=3)
+    for heads in shared.random["a"]:
+        assert sorted(head.layer for head in heads) == [1, 1, 2, 3]
+        assert not set(heads) & set(HEADS)
+    assert len({*shared.random["a"]}) == 3
+
+
+def answering(accuracies) -> Patching:
+    """A patching whose right answers are 1, as often as is said for each number of heads; all heads want patching."""
+    patching = patching_of(subject("llama"), fake_triples(), "last")
+    fakes = {
+        "answers": lambda patched, rows: (torch.arange(len(rows)) < len(rows) * accuracies[len(patched)]).long(),
+        "buckets": lambda rows, training: [rows],
+        "values": lambda heads, keep, bucket, quantity: keep.sum()[None],
+    }
+    for name, fake in fakes.items():
+        object.__setattr__(patching, name, fake)
+    return patching
+
+
+def test_training_ends_once_the_rounded_mask_stays_the_same():
+    part = Part(torch.arange(10), torch.ones(10, dtype=torch.long))
+    patching = answering({0: 0.5, 4: 0.7})
+    how = Training(n_steps=40, check_every=2, patience=3)
+    mask = train_mask(patching, HEADS, part, part, how, penalty=0.0)
+    assert [(check.step, check.n_patched) for check in mask.checks] == [
+        (0, 0),
+        (2, 0),
+        (4, 0),
+        (6, 4),
+        (8, 4),
+        (10, 4),
+        (12, 4),
+    ]
+
+
+def test_wide_windows_take_fewer_prompts_a_step(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        Patching, "buckets", lambda self, rows, training: seen.append(len(rows)) or [] if training else []
+    )
+    part = Part(torch.arange(20), torch.ones(20, dtype=torch.long))
+    for at in ("last", "middle"):
+        patching = patching_of(subject("llama"), fake_triples(), at, memory_gb=0.0)
+        train_mask(patching, HEADS, part, part, Training(n_steps=1, positions_per_step=21), penalty=0.0)
+    width = float((patching.widths[:20]).double().mean())
+    assert seen == [20, int(21 / width)]
+    assert 3 < width < 5
+
+
+@pytest.mark.parametrize(("accuracies", "expected"), [((0.5, 0.5), 0), ((0.4, 0.5), 4), ((0.6, 0.5), 0)])
+def test_the_best_mask_on_validation_is_kept_and_of_equal_ones_that_with_fewer_heads(accuracies, expected):
+    patching = answering({0: accuracies[0], 4: accuracies[1]})
+    part = Part(torch.arange(10), torch.ones(10, dtype=torch.long))
+    mask = train_mask(patching, HEADS, part, part, Training(n_steps=9, check_every=2), penalty=0.0)
+    assert len(mask.patched) == expected
+    assert mask.validation_accuracy == max(accuracies)
+    assert [check.step for check in mask.checks] == [0, 2, 4, 6, 8, 9]
+
+
+def test_masks_stay_between_0_and_1_and_begin_at_1():
+    for name in ("clamped", "hard_concrete"):
+        gates, g = gates_named(name), torch.Generator().manual_seed(0)
+        start = torch.full((5,), gates.start, dtype=torch.float64)
+        torch.testing.assert_close(gates.keep(start), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-12)
+        for parameter in (start, start - 40, start + 40):
+            for keep in (gates.keep(parameter.clone()), gates.sample(parameter.clone(), g)):
+                assert name == "clamped" or ((keep >= 0) & (keep <= 1)).all()
+    parameter = torch.tensor([1.3, -0.2, 0.4])
+    gates_named("clamped").project(parameter)
+    assert parameter.tolist() == pytest.approx([1.0, 0.0, 0.4])
+
+
+def test_the_penalty_of_hard_concrete_gates_is_the_expected_number_that_patch_at_all():
+    gates, g = gates_named("hard_concrete"), torch.Generator().manual_seed(0)
+    parameter = torch.tensor([-2.0, 0.3, 1.5], dtype=torch.float64)
+    drawn = torch.stack([gates.sample(parameter, g) < 1 for _ in range(4000)]).double().mean(0)
+    assert float(gates.n_patched(parameter)) == pytest.approx(float(drawn.sum()), abs=0.04)  # 3 s.e.
+
+
+def test_a_higher_penalty_patches_fewer_heads_and_the_trade_off_holds_every_mask():
+    chosen = subject("llama")
+    triples = fake_triples()
+    options = replace(
+        OPTIONS, n_seeds=2, penalty=0.0, other_penalties=(50.0, 0.0), training=Training(n_steps=10, prompts_per_step=12)
+    )
+    steps: list[tuple[int, int]] = []
+    fit = fit_mask(chosen.model, Group("last", HEADS), triples, options, progress=lambda *s: steps.append(s))
+    found = fit.trade_off()
+    (accuracy,) = (interval.value for mask, interval in found if mask.penalty == 50 and not mask.patched)
+    assert accuracy == fit.accuracy("nothing").value
+    assert [len(mask.patched) for mask, _ in found] == sorted(len(mask.patched) for mask, _ in found)
+    assert [mask.seed for mask, _ in found if mask.penalty == 0] in ([0, 1], [1, 0])
+    assert len(found) == 3
+    assert steps[-1] == (options.n_steps, options.n_steps)
+
+
+def test_the_higher_floor_counts_and_differences_are_paired():
+    fit = fit_mask(
+        subject("llama").model, Group("last", HEADS), fake_triples(), replace(OPTIONS, training=Training(n_steps=1))
+    )
+    hits = {"mask": [1, 1, 1, 0, 1, 0], "nothing": [1, 0, 0, 0, 0, 0], "shuffled": [1, 1, 0, 0, 0, 0]}
+    targets = fit.test.targets
+    answers = {name: torch.where(torch.tensor(each) == 1, targets, targets + 1) for name, each in hits.items()}
+    fit = replace(fit, answers=answers, test=replace(fit.test, pointers={"position": targets, "label": targets + 1}))
+    assert fit.floor == "shuffled"
+    assert fit.above_floor.value == pytest.approx(2 / 6)
+    assert fit.above("nothing").value == pytest.approx(3 / 6)
+    assert fit.pointed() == pytest.approx({"unpatched": 0, "position": 4 / 6, "label": 2 / 6, "other": 0})
+    assert math.isnan(fit.random_accuracy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group": Group("last", ())}, "group 'group' has no heads"),
+        ({"group": Group("last", (Head(4, 0),))}, r"names head 4\.0, but the model has 4 layers"),
+        ({"group": Group("nowhere", HEADS)}, "cannot be tested at role 'nowhere': 23 of 23 base prompts lack it"),
+        (
+            {"group": Group("absent", HEADS)},
+            "'invented' cannot be tested at role 'absent': 11 of 23 source prompts lack it",
+        ),
+        ({"options": replace(OPTIONS, n_triples=(30, 2, 2))}, "23 triples of 12 scenarios are too few"),
+        ({"triples": fake_triples(torch.full((N_TRIPLES,), D_VOCAB - 1))}, "another answer than the unpatched one"),
+        ({"executor": "fast"}, "'window' or 'full'"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_before_anything_runs(change, message, monkeypatch):
+    model = subject("llama").model
+    monkeypatch.setattr(type(model), "forward", lambda *_: pytest.fail("the model ran"))
+    arguments = {"group": Group("last", HEADS), "triples": fake_triples(), "options": OPTIONS} | change
+    with pytest.raises(InputError, match=message):
+        fit_mask(model, arguments.pop("group"), arguments.pop("triples"), **arguments)
+
+
+def test_options_out_of_range_are_refused():
+    with pytest.raises(InputError, match="penalties of 0 or more"):
+        MaskOptions(penalty=-1.0)
+    with pytest.raises(InputError, match="at least 1 triple each"):
+        MaskOptions(n_triples=(1, 0, 1))
+    with pytest.raises(InputError, match="expected gates, one of clamped, hard_concrete; got 'soft'"):
+        Training(gates="soft")
+    with pytest.raises(InputError, match="expected a loss"):
+        Training(loss="hinge")
+    with pytest.raises(InputError, match="n_steps must be at least 1"):
+        Training(n_steps=0)
+    with pytest.raises(InputError, match="learning_rate must be above 0"):
+        Training(learning_rate=0.0)
