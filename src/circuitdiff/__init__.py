@@ -10,12 +10,21 @@ from circuitdiff import tasks
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.discovery import Plan, Stage, circuit_of, discover, measure_with
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation import evaluate_circuit, evaluate_circuits, evaluate_model, mean_activations
+from circuitdiff.evaluation import (
+    evaluate_circuit,
+    evaluate_circuits,
+    evaluate_model,
+    evaluate_without,
+    mean_activations,
+)
 from circuitdiff.heads import Head
+from circuitdiff.methods.ablations import compare_ablations
+from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask import MaskOptions, fit_mask
 from circuitdiff.methods.cross_model import patch_across
 from circuitdiff.methods.graft import graft
 from circuitdiff.methods.knockout import attention_knockout
+from circuitdiff.methods.minimality import minimality
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.models import load_model
 from circuitdiff.selection import Discoveries, TopK, lowest
@@ -32,16 +41,20 @@ __all__ = [
     "TopK",
     "attention_knockout",
     "circuit_of",
+    "compare_ablations",
+    "completeness",
     "discover",
     "evaluate_circuit",
     "evaluate_circuits",
     "evaluate_model",
+    "evaluate_without",
     "fit_mask",
     "graft",
     "load_model",
     "lowest",
     "mean_activations",
     "measure_with",
+    "minimality",
     "patch_across",
     "path_effects",
     "tasks",
