@@ -47,7 +47,7 @@ def measured(results: dict, variant: str) -> Iterator[tuple[str, str, dict]]:
     patched, grafted = (((results.get(section) or {}).get(variant)) or {} for section in ("cmap", "graft"))
     for direction in DIRECTIONS:
         for what, entry in (patched.get(direction) or {}).items():
-            yield direction, CARRIED.get(what, what), entry
+            yield direction, CARRIED.get(what) or what, entry
         if direction == "to_base" and grafted:
             yield direction, GRAFTED, grafted
 

@@ -7,6 +7,7 @@ from circuitdiff.report.drawing import circuit_drawing
 from circuitdiff.report.effects import effect_map
 from circuitdiff.report.look import Figure, circuit_key, random_key, stage_key
 from circuitdiff.report.numbers import finite
+from circuitdiff.report.parts import parts
 from circuitdiff.report.scene import scene
 
 ACCURACY_BY_QUERIED = "accuracy_by_queried"
@@ -27,6 +28,8 @@ def figures(results: dict) -> dict[str, Figure]:
     drawn = {ACCURACY_BY_QUERIED: accuracy} if accuracy else {}
     for circuit in circuit_names(results):
         drawn |= _drawing(results, circuit) | _effects(results, circuit) | _random(results, circuit)
+    for part in parts(results):
+        drawn |= part.figures
     return drawn
 
 

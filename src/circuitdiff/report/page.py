@@ -19,7 +19,9 @@ from circuitdiff.report.effects import HURTING, SELECTED, describe, effect_rows
 from circuitdiff.report.figures import ACCURACY_BY_QUERIED, circuit_names, figures
 from circuitdiff.report.layout import visible
 from circuitdiff.report.look import Figure
+from circuitdiff.report.parts import parts
 from circuitdiff.report.summary import alarms, summary
+from circuitdiff.report.verdict import anchor, threshold_sentence, verdict_rows
 
 
 def write_report(results: dict, path: str | Path) -> Path:
@@ -43,6 +45,9 @@ def _render(results: dict) -> str:
             results=results,
             alarms=alarms(results),
             summary=summary(results),
+            verdict=verdict_rows(results),
+            thresholds=_thresholds(results),
+            parts=parts(results),
             circuit_names=circuit_names(results),
             used_roles=_used_roles(results),
             figure_ids={key: f"figure-{number}" for number, key in enumerate(drawn, start=1)},
@@ -50,6 +55,11 @@ def _render(results: dict) -> str:
             javascript=_javascript(),
         )
     )
+
+
+def _thresholds(results: dict) -> str:
+    """What all verdicts of a study were held against."""
+    return next((threshold_sentence(entry) for entry in (results.get("verdict") or {}).values()), "")
 
 
 def _used_roles(results: dict) -> set[str]:
@@ -84,6 +94,7 @@ def _environment() -> jinja2.Environment:
         circuit_key=look.circuit_key,
         stage_key=look.stage_key,
         random_key=look.random_key,
+        anchor=anchor,
         ACCURACY_BY_QUERIED=ACCURACY_BY_QUERIED,
         HURTING=HURTING,
     )

@@ -1,0 +1,238 @@
+"""The page's parts beyond discovery and faithfulness: for each a heading, sentences, figures and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from circuitdiff.report.ablations import ablation_rows, ablations_figures
+from circuitdiff.report.completeness import completeness_figures, completeness_sentence
+from circuitdiff.report.cross_model import control_rows, gain_figures, gain_sentence, measured, share_rows, variants
+from circuitdiff.report.functions import function_rows, function_sentences, functions_figures
+from circuitdiff.report.knockout import knockout_figures, knockout_sentences
+from circuitdiff.report.look import Figure
+from circuitdiff.report.minimality import minimality_figures, minimality_sentence
+from circuitdiff.report.numbers import interval, number
+from circuitdiff.report.overlap import (
+    edge_rows,
+    group_rows,
+    matrix_rows,
+    moved_rows,
+    overlap_figures,
+    overlap_sentence,
+    profile_rows,
+    stage_rows,
+)
+from circuitdiff.report.verdict import anchor
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; `columns`: a row's key and the heading over it."""
+
+    caption: str
+    columns: Mapping[str, str]
+    rows: Sequence[dict]
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One heading of the page."""
+
+    title: str
+    note: str
+    sentences: Sequence[str] = ()
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    tables: Sequence[Table] = ()
+
+    @property
+    def empty(self) -> bool:
+        return not (self.sentences or self.figures or any(table.rows for table in self.tables))
+
+
+def parts(results: dict) -> list[Part]:
+    """The parts that `results` has numbers for, in the page's order."""
+    every = [
+        _overlap(results),
+        _gains(results),
+        _functions(results),
+        _minimality(results),
+        _completeness(results),
+        _ablations(results),
+        _knockout(results),
+        _evidence(results),
+    ]
+    return [part for part in every if not part.empty]
+
+
+def _overlap(results: dict) -> Part:
+    tables = []
+    columns = {"circuit": "circuit of", "model": "in model", "printed": "faithfulness", "normalised": "normalised"}
+    columns |= {"accuracy": "circuit alone", "of_model": "whole model", "random": "random circuits", "note": ""}
+    found = matrix_rows(results)
+    if len({row["model"] for row in found}) > 1:
+        tables.append(Table("Every circuit in every model", columns, found))
+    for variant, entry in (results.get("overlap") or {}).items():
+        tables += _overlap_tables(variant, entry)
+    return Part(
+        "Is it the same circuit?",
+        "Overlaps and correlations stand between chance and what one model repeats on other prompts. Negative effects "
+        "help; a head gained helps more in the variant, on the same prompts, false discoveries controlled at 5 %.",
+        [overlap_sentence(variant, entry) for variant, entry in (results.get("overlap") or {}).items()],
+        overlap_figures(results),
+        tables,
+    )
+
+
+def _overlap_tables(variant: str, entry: dict) -> list[Table]:
+    pair = {"base": "base", "variant": variant}
+    heads = {"group": "group"} | pair | {"common": "in common", "precision": "precision", "recall": "recall"}
+    maps = {"stage": "stage", "receivers": "receivers", "between": "base and variant", "base": "base, retest"}
+    maps |= {"variant": "variant, retest", "different": "another stage's map", "gained": "gained", "lost": "lost"}
+    edges = {"edge": "from group to group", "via": "via"} | pair | {"difference": "difference"}
+    profile = {"group": "the base's group", "role": "role"} | pair
+    moved = {"base": "the base's group", "variant": f"{variant}'s own group"}
+    return [
+        Table(f"Heads of the base's circuit and of {variant}'s", heads | {"jaccard": "Jaccard"}, group_rows(entry)),
+        Table(f"Correlation of all heads' effects, base and {variant}", maps, stage_rows(entry)),
+        Table(f"Effects between the base's groups, base and {variant}", edges, edge_rows(entry)),
+        Table("Attention of the base's groups, by role attended to", profile, profile_rows(entry, "attention")),
+        Table("Effect of the base's groups, by role where they are patched", profile, profile_rows(entry, "effect")),
+        Table(
+            "Do other heads do the same? Cosine of profiles, the base's groups and the variant's own",
+            moved | {"attention": "attention", "effect": "effect"},
+            moved_rows(entry),
+        ),
+    ]
+
+
+def _gains(results: dict) -> Part:
+    sentences, tables = [], []
+    columns = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
+    for variant in variants(results):
+        for direction, method, entry in measured(results, variant):
+            sentences.append(gain_sentence(variant, direction, method, entry))
+            section = "graft" if "weights" in method.lower() or entry is _grafted(results, variant) else "cmap"
+            first = not any(table.id == anchor(section, variant) for table in tables)
+            title = f"{method} of {entry.get('donor')} in {entry.get('recipient')}"
+            tables.append(Table(title, columns, share_rows(entry, method), anchor(section, variant) if first else ""))
+        controls = {"part": "group", "how": "in its stead", "method": "method"}
+        controls |= {"printed": "adds to the accuracy", "share": "share", "note": ""}
+        tables.append(Table(f"Controls, {variant}", controls, control_rows(results, variant)))
+    return Part(
+        "Which part got better?",
+        "Patched activations show where a gain is visible, for they bring along what earlier parts of the donor did; "
+        "grafted weights show what caused it.",
+        sentences,
+        gain_figures(results),
+        tables,
+    )
+
+
+def _grafted(results: dict, variant: str) -> dict | None:
+    return (results.get("graft") or {}).get(variant)
+
+
+def _functions(results: dict) -> Part:
+    columns = {"circuit": "circuit", "group": "group", "desideratum": "desideratum", "printed": "accuracy"}
+    columns |= {"interval": "95 % interval", "floor_printed": "floor", "above": "above the floor", "heads": "patched"}
+    columns |= {"which": "heads", "all": "all heads", "random": "random heads", "ranked": "strongest heads"}
+    columns |= {"transferred": "the base's mask here"}
+    rows = function_rows(results)
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    return Part(
+        "What each group encodes",
+        "A mask chooses heads of a group whose activations, taken from a source prompt, turn the answer into the "
+        "desideratum's target. Only accuracy above the floor counts.",
+        function_sentences(results),
+        functions_figures(results),
+        [
+            Table(f"Masks in {model}", columns, [row for row in rows if row["model"] == model], anchor("masks", model))
+            for model in models
+        ],
+    )
+
+
+def _minimality(results: dict) -> Part:
+    found = results.get("minimality") or {}
+    return Part(
+        "Does the circuit need every head?",
+        "A head's cost is what the circuit loses without it, once the heads that stand in for it are gone.",
+        [minimality_sentence(circuit, entry) for circuit, entry in found.items()],
+        minimality_figures(results),
+    )
+
+
+def _completeness(results: dict) -> Part:
+    said = [
+        completeness_sentence(circuit, model, entry)
+        for circuit, models in (results.get("completeness") or {}).items()
+        for model, entry in models.items()
+    ]
+    return Part(
+        "Is something missing from the circuit?",
+        "The same heads are taken out of the circuit and out of the whole model.",
+        [sentence for sentence in said if sentence],
+        completeness_figures(results),
+    )
+
+
+def _ablations(results: dict) -> Part:
+    columns = {"ablation": "all else is", "quantity": "measured by", "circuit": "circuit", "model": "model"}
+    columns |= {"ablated": "all ablated", "ratio": "ratio", "normalised": "normalised", "note": ""}
+    tables = [
+        Table(f"{circuit} in {model}", columns, ablation_rows(entry))
+        for circuit, models in (results.get("ablations") or {}).items()
+        for model, entry in models.items()
+    ]
+    return Part(
+        "Faithfulness under other ablations",
+        "What all heads outside the circuit are replaced with decides the result.",
+        figures=ablations_figures(results),
+        tables=tables,
+    )
+
+
+def _knockout(results: dict) -> Part:
+    found = results.get("knockout") or {}
+    return Part(
+        "Where does information flow?",
+        "Attention from one role to another is blocked.",
+        [sentence for model, entry in found.items() for sentence in knockout_sentences(model, entry)],
+        knockout_figures(results),
+    )
+
+
+def _evidence(results: dict) -> Part:
+    """The numbers behind the verdict on circuits, for its links."""
+    columns = {"ablation": "ablation", "what": "number", "printed": "value (95 % interval)", "note": ""}
+    tables = [
+        Table(f"Own circuits, base and {variant}", columns, list(_circuit_rows(entry)), anchor("ablations", variant))
+        for variant, entry in (results.get("verdict") or {}).items()
+    ]
+    return Part(
+        "The numbers behind the verdict on circuits",
+        "Normalised faithfulness: 0 is no better than ablating every head, 1 is the model.",
+        tables=tables,
+    )
+
+
+_NUMBERS = {
+    "base_own": "the base's circuit in the base",
+    "variant_own": "the variant's circuit in the variant",
+    "transfer": "the base's circuit less the variant's own, in the variant",
+    "transfer_where_only_variant_right": "the same where only the variant is right",
+}
+
+
+def _circuit_rows(entry: dict) -> Iterator[dict]:
+    for ablation, found in ((entry.get("evidence") or {}).get("circuits") or {}).items():
+        for key, said in _NUMBERS.items():
+            estimate = found.get(key) or {}
+            yield {
+                "ablation": ablation,
+                "what": said,
+                "printed": f"{number(estimate.get('value'))} ({interval(estimate)})",
+                "note": estimate.get("note") or "",
+            }
