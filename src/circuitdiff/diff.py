@@ -15,6 +15,7 @@ from circuitdiff.heads import Head
 
 Path = tuple[str, ...]
 Results = Mapping[str, Any]
+Table = tuple[str, tuple[str, ...], Sequence[tuple[str, ...]]]  # title, columns, rows
 
 _NAMES = (
     "name",
@@ -88,15 +89,17 @@ class RunDiff:
         return asdict(self)
 
 
-def diff_tables(found: RunDiff, first: str, second: str) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+def diff_tables(found: RunDiff, first: str, second: str) -> list[Table]:
     """What differs as text: title, columns and rows of each table that has a row."""
     numbers = [(each.where, _shown(each.first), _shown(each.second)) for each in found.moved]
     groups = [
         (f"{each.circuit} / {each.group}", _listed(each.only_first), _listed(each.only_second), str(each.both))
         for each in found.heads
     ]
-    tables = [("what moved beyond its interval", ("number", first, second), numbers)]
-    tables.append(("heads", ("group", f"only {first}", f"only {second}", "in both"), groups))
+    tables: list[Table] = [
+        ("what moved beyond its interval", ("number", first, second), numbers),
+        ("heads", ("group", f"only {first}", f"only {second}", "in both"), groups),
+    ]
     for title, rows in (("verdicts", found.answers), ("checks", found.checks), ("settings", found.settings)):
         tables.append((title, ("what", first, second), [(c.where, _shown(c.first), _shown(c.second)) for c in rows]))
     for name, rows in ((first, found.only_first), (second, found.only_second)):
@@ -107,9 +110,7 @@ def diff_tables(found: RunDiff, first: str, second: str) -> list[tuple[str, tupl
 def _shown(value: Any) -> str:
     if isinstance(value, Estimate):
         return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
-    return (
-        {None: "-", True: "passed", False: "failed"}.get(value, value) if isinstance(value, bool | None) else str(value)
-    )
+    return "-" if value is None else str(value)
 
 
 def _listed(heads: Sequence[str]) -> str:

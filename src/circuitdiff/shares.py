@@ -167,10 +167,11 @@ class _Accounts:
 
     def _credit(self, weights: Mapping[Subset, float], donor: float = 0.0) -> Credit:
         value, resampled = self._sum(weights, donor)
+        low, high = (float(bound) for bound in self._interval(value, resampled)[1:])
         why = self._why_undefined(weights)
         if why:
-            return Credit(*self._interval(value, resampled), np.nan, np.nan, np.nan, why)
-        return Credit(*self._interval(value, resampled), *self._share(value, resampled))
+            return Credit(value, low, high, np.nan, np.nan, np.nan, why)
+        return Credit(value, low, high, *self._share(value, resampled))
 
     def _share(self, value: float, resampled: ndarray) -> tuple[float, float, float]:
         """Resamples in which the gain is lost count as beyond either bound: they are too few to reach it."""

@@ -103,8 +103,8 @@ def _controls(variant: Model, base: Model, circuit: Circuit, grafted: Graft, pai
 def _verdict_row(subject: Subject, grafted: Graft, patched: CrossPatch, controls: dict[str, Any]) -> Row:
     """The verdict names the improved part, or says that nothing is established."""
     name, part = subject.truth.name, subject.truth.improved_part
-    hits = [answers.hits.numpy() for answers in (grafted.donor, grafted.recipient)]
-    gain = difference_interval(*hits, grafted.donor.scenarios.numpy())
+    theirs, own = (answers.hits.numpy() for answers in (grafted.donor, grafted.recipient))
+    gain = difference_interval(theirs, own, grafted.donor.scenarios.numpy())
     evidence = {
         "base": subject.truth.base,
         "variant": name,

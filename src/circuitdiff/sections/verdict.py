@@ -73,13 +73,13 @@ def circuit_numbers(bench: Workbench, variant: str, circuits: Mapping[str, Circu
     found = {}
     for by, words in _KINDS.items():
         _, in_base = _evaluated(base, {bench.base: own[bench.base]}, by)
-        model, in_variant = _evaluated(other, own, by)
+        model, (theirs, its_own, ablated) = _evaluated(other, own, by)
         gained = wrong_in_base & model.hits.numpy()
         found[words] = {
             "base_own": _normalised(base.stages.answers(base.splits.evaluation), *in_base),
-            "variant_own": _normalised(model, in_variant[1], in_variant[2]),
-            "transfer": transfer(model, *in_variant),
-            "transfer_where_only_variant_right": transfer(model, *in_variant, among=gained),
+            "variant_own": _normalised(model, its_own, ablated),
+            "transfer": transfer(model, theirs, its_own, ablated),
+            "transfer_where_only_variant_right": transfer(model, theirs, its_own, ablated, gained),
         }
     return found
 
@@ -111,8 +111,8 @@ def _evaluated(subject: Subject, circuits: Mapping[str, Circuit], by: str) -> tu
 
 
 def _normalised(model: Evaluation, circuit: Evaluation, ablated: Evaluation) -> dict[str, Any]:
-    hits = (each.hits.numpy() for each in (circuit, ablated, model))
-    return ratio_entry(normalised_ratio_interval(*hits, model.scenarios.numpy()))
+    own, nothing, whole = (each.hits.numpy() for each in (circuit, ablated, model))
+    return ratio_entry(normalised_ratio_interval(own, nothing, whole, model.scenarios.numpy()))
 
 
 def _patched_parts(entry: Mapping[str, Any]) -> dict[str, Any] | None:

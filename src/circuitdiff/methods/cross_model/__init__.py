@@ -2,6 +2,7 @@
 
 from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_activations
 from circuitdiff.methods.cross_model.controls import Controls, control_groups, run_controls
+from circuitdiff.methods.cross_model.hybrids import Ran
 from circuitdiff.methods.cross_model.patching import CrossPatch, Limits, patch_across
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Controls",
     "CrossPatch",
     "Limits",
+    "Ran",
     "control_groups",
     "patch_across",
     "read_activations",

@@ -171,7 +171,7 @@ def _parts(group: Parts, *, per_head: bool) -> dict[str, Group]:
 def _ordered(parts: Mapping[str, Group], order: Sequence[str] | None, *, per_head: bool) -> tuple[str, ...]:
     if order is None and per_head:
         return tuple(sorted(parts, key=lambda name: parts[name].heads[0]))
-    chosen = tuple(reversed(parts)) if order is None else tuple(order)
+    chosen = tuple(reversed(list(parts))) if order is None else tuple(order)
     if sorted(chosen) != sorted(parts):
         raise InputError(f"the order must name each group once, {', '.join(parts)}; got {', '.join(chosen)}")
     return chosen
