@@ -22,6 +22,7 @@ WIRED: Mapping[str, str] = {
 }
 _ROUTES = ("value_fetcher", "label_fetcher")  # each ends one: with both, what feeds one of them competes with the other
 _MINIMUM = 0.05  # accuracy above the floor; less is no function
+_OPTIONS = MaskOptions(n_triples=(120, 60, 200), n_seeds=1, n_random=0)
 
 
 def mask_rows(subject: Subject, options: MaskOptions | None = None) -> list[Row]:
@@ -29,7 +30,7 @@ def mask_rows(subject: Subject, options: MaskOptions | None = None) -> list[Row]
 
     In a model of two routes only the fetchers, which end both, are asked.
     """
-    options, planted = options or MaskOptions(n_seeds=1), subject.truth.circuit.groups
+    options, planted = options or _OPTIONS, subject.truth.circuit.groups
     two_routes = all(subject.truth.parts.get(part) for part in _ROUTES)
     groups = {name: group for name, group in planted.items() if name == "value_fetcher" or not two_routes}
     names = [each.name for each in MAIN]

@@ -33,7 +33,8 @@ def functions_section(
         return {}
     check_desiderata(bench, tested, settings)
     home = (bench.results["circuits"].get(name) or {}).get("model", bench.base)
-    here, there = (Cells(bench, each, name, tested, home, settings) for each in (model, home))
+    here = Cells(bench, model, name, tested, home, settings)
+    there = here if model == home else Cells(bench, home, name, tested, home, settings)
     bench.keep([here.check(group) for group in tested.groups])
     entries: dict[str, dict[str, Any]] = {group: {} for group in tested.groups}
     for group, wanted in here.all:
