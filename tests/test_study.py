@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -175,3 +176,36 @@ def test_results_do_not_depend_on_what_ran_before_in_the_process(finished, model
     torch.randn(7)
     run_study(settings_of(tmp_path, model), tmp_path / "run", silent)
     assert (tmp_path / "run" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(model, tmp_path):
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    small = {
+        "minimality": "{prompts: 8}",
+        "completeness": "{prompts: 4, random_parts: 2, greedy_steps: 1, greedy_candidates: 2, greedy_prompts: 4}",
+        "ablations": "{}",
+        "functions": "{desiderata: [position], train: 6, validation: 4, test: 4, steps: 2, check_every: 1,"
+        " random_groups: 1, sweep: null, redraw: {times: 1, triples: 4}}",
+        "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 4}",
+        "graft": "{prompts: 4, random_groups: 2}",
+        "knockout": "{prompts: 4, layer_step: 1}",
+    }
+    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", **small)
+    run_study(settings, tmp_path / "run", silent)
+    results, page = results_of(tmp_path / "run"), (tmp_path / "run" / "report.html").read_text()
+    for section in ("overlap", "cmap", "graft", "verdict"):
+        assert set(results[section]) == {"second"}
+    assert set(results["minimality"]) == set(results["ablations"]) == {model.name, "second"}
+    assert set(results["functions"][model.name]) == set(results["knockout"]) == {model.name, "second"}
+    answers = [sentence["answer"] for sentence in results["verdict"]["second"]["sentences"]]
+    assert set(answers) == {"not established"}  # nine scenarios establish nothing
+    for heading in ("Verdict", "Is it the same circuit?", "Which part got better?", "What each group encodes"):
+        assert f">{heading}</h2>" in page
+    for row in re.findall(r'href="#(table-[^"]+)"', page):
+        assert f'id="{row}"' in page  # every sentence leads to its numbers
+    before, stages = page, {path.name for path in (tmp_path / "run" / "stages").iterdir()}
+    timings = (tmp_path / "run" / "timings.jsonl").read_text()
+    run_study(settings, tmp_path / "run", silent)
+    assert (tmp_path / "run" / "timings.jsonl").read_text() == timings  # no stage ran again
+    assert {path.name for path in (tmp_path / "run" / "stages").iterdir()} == stages
+    assert (tmp_path / "run" / "report.html").read_text() == before

@@ -133,3 +133,12 @@ def test_a_complement_is_all_that_the_slices_leave():
     assert left == Slice(name, 1, (2, *range(4, N_HEADS * D_HEAD)))
     assert complement(model.module, [Slice(name)], [name]) == []
     assert complement(model.module, [], [name]) == [Slice(name)]
+
+
+def test_where_one_group_has_all_of_a_parameter_and_another_some_nothing_of_it_is_left():
+    """As when a group's heads read every key/value head of a layer."""
+    module = torch.nn.Linear(3, 4, bias=False)
+    assert complement(module, [Slice("weight"), Slice("weight", 0, (1, 2))], ["weight"]) == []
+    assert complement(module, [Slice("weight", 0, (0,)), Slice("weight", 0, (1, 2))], ["weight"]) == [
+        Slice("weight", 0, (3,))
+    ]

@@ -89,18 +89,16 @@ def equal_in(model: Model, slices: Sequence[Slice], donor: Model) -> bool:
 def complement(module: nn.Module, slices: Sequence[Slice], among: Sequence[str]) -> list[Slice]:
     """What `slices` leave of the parameters named in `among`."""
     sizes = {name: parameter.shape for name, parameter in module.named_parameters()}
-    taken: dict[str, tuple[int | None, set[int]]] = {}
-    for part in slices:
-        axis, index = taken.get(part.parameter, (part.axis, set()))
-        assert axis == part.axis, "the heads of one layer lie along one axis of a parameter"
-        taken[part.parameter] = (axis, index | set(part.index))
     left = []
     for name in among:
-        axis, index = taken.get(name, (None, None))
-        if index is None:
+        taken = [part for part in slices if part.parameter == name]
+        if not taken:
             left.append(Slice(name))
-        elif axis is not None and (rest := tuple(i for i in range(sizes[name][axis]) if i not in index)):
-            left.append(Slice(name, axis, rest))
+        elif all(part.axis is not None for part in taken):  # else all of it is taken
+            (axis,) = {part.axis for part in taken}  # the heads of one layer lie along one axis of a parameter
+            index = {i for part in taken for i in part.index}
+            if rest := tuple(i for i in range(sizes[name][axis]) if i not in index):
+                left.append(Slice(name, axis, rest))
     return left
 
 
