@@ -34,10 +34,11 @@ def check_executors(
     bench.keep([Check(**subject.stages.kept(f"check of {title}", key, compute).data)])
 
 
-def check_itself(bench: Workbench, subject: Subject, title: str, noise_floor: float) -> None:
-    """Check 7: given its own activations, the recipient answers as it does anyway.
+def check_itself(bench: Workbench, subject: Subject, title: str, noise_floor: float, answers: Evaluation) -> None:
+    """Check 7: given its own activations, the recipient answers as it does anyway, relative to its log probabilities.
 
     Raises: CheckError if it does not.
     """
     tolerance = max(1e-3, tolerance_of(subject.model.dtype))
-    bench.keep([at_most("a recipient given its own activations", subject.model, noise_floor, tolerance, title)])
+    value = noise_floor / max(1.0, float(answers.log_probs.abs().max()))
+    bench.keep([at_most("a recipient given its own activations", subject.model, value, tolerance, title)])

@@ -102,7 +102,7 @@ def patched_entry(
     few = first_prompts(pairs, FEW)
     check_executors(bench, recipient, title, key, lambda name: [ran.answers for ran in run(few, name).runs.values()])
     found = cross_from(recipient.stages.kept(title, key, lambda: cross_record(run(pairs, bench.settings.executor))))
-    check_itself(bench, recipient, title, found.noise_floor)
+    check_itself(bench, recipient, title, found.noise_floor, found.recipient)
     return cross_entry(found, donor.model.name, recipient.model.name, settings.limits)
 
 
