@@ -16,6 +16,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activations
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, CheckError
+from circuitdiff.models.family_registry import caution_about
 from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.study import run_study
 from circuitdiff.workbench import sample_splits
@@ -209,3 +210,9 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
     assert (tmp_path / "run" / "timings.jsonl").read_text() == timings  # no stage ran again
     assert {path.name for path in (tmp_path / "run" / "stages").iterdir()} == stages
     assert (tmp_path / "run" / "report.html").read_text() == before
+
+
+def test_what_must_be_known_of_a_shipped_model_is_known_by_its_name(model):
+    assert "installed circuit" in caution_about("tracker-base")
+    assert caution_about("tracker-plus") == caution_about("tracker-base")
+    assert caution_about("smollm2") == caution_about(str(model)) == ""

@@ -11,6 +11,7 @@ from circuitdiff import results as form
 from circuitdiff.engine import Model
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, refuse_failures
+from circuitdiff.models.family_registry import caution_about
 from circuitdiff.prompts import Pairs
 from circuitdiff.recipes import made_by
 from circuitdiff.settings import StudySettings
@@ -101,6 +102,8 @@ class Workbench:
         if name not in self.results["models"]:
             self.results["checks"] += model.provenance["checks"]
             self.results["models"][name] = form.model_entry(model, source, adapters)
+            if caution := caution_about(source):
+                self.warn(caution)
         stages = Stages(self.settings, self.store, self.monitor, model)
         return Subject(model, sample_splits(self.settings, model), stages)
 

