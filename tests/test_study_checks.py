@@ -62,7 +62,8 @@ def test_circuits_alone_pass_and_a_wrong_mean_fails(monkeypatch):
     right = WindowExecutor.ablated
 
     def shifted(executor, batch, ablation, readout):
-        return right(executor, batch, dataclasses.replace(ablation, constants=ablation.constants + 0.1), readout)
+        wrong = dataclasses.replace(ablation, constants=ablation.constants + 0.1, remembered=None)
+        return right(executor, batch, wrong, readout)
 
     monkeypatch.setattr(WindowExecutor, "ablated", shifted)
     assert not check_ablation(model, [CIRCUIT], pairs, means).passed
