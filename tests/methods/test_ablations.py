@@ -8,7 +8,7 @@ import torch
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation import Evaluation, evaluate_circuit, evaluate_model, mean_activations
+from circuitdiff.evaluation import Evaluation, evaluate_circuits, evaluate_model, mean_activations
 from circuitdiff.heads import Head
 from circuitdiff.methods.ablations import ABLATIONS, Ablated, ablation_scores, compare_ablations
 from circuitdiff.statistics import mean_interval
@@ -21,14 +21,14 @@ CIRCUIT = Circuit({"fetcher": Group("last", (Head(3, 1), Head(2, 5)))})
 def test_each_ablation_is_evaluated_with_its_own_constants():
     pairs, model = fake_pairs(), subject("llama").model
     means = {by: mean_activations(model, pairs, by=by) for by in ("slot", "kind")}
-    calls = []
+    pairs, calls = pairs.select(torch.tensor([1, 3])), []
     found = compare_ablations(model, CIRCUIT, pairs, means, progress=lambda *call: calls.append(call))
     constants = {"mean_by_slot": means["slot"], "mean_by_kind": means["kind"], "resample": "resample", "zero": "zero"}
     assert tuple(found) == ABLATIONS == tuple(constants)
     whole = evaluate_model(model, pairs)
     for name, one in found.items():
-        for actual, circuit in ((one.circuit, CIRCUIT), (one.ablated, Circuit({}))):
-            expected = evaluate_circuit(model, circuit, pairs, constants[name])
+        both = evaluate_circuits(model, [CIRCUIT, Circuit({})], pairs, constants[name])
+        for actual, expected in zip((one.circuit, one.ablated), both, strict=True):
             torch.testing.assert_close(actual.log_probs, expected.log_probs, rtol=0, atol=1e-10)
         torch.testing.assert_close(one.model.log_probs, whole.log_probs, rtol=0, atol=1e-10)
     values = [one.circuit.log_probs for one in found.values()]

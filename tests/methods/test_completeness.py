@@ -10,7 +10,7 @@ import torch
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation import evaluate_circuit, evaluate_without, mean_activations
+from circuitdiff.evaluation import evaluate_circuit, evaluate_circuits, evaluate_without, mean_activations
 from circuitdiff.heads import Head
 from circuitdiff.methods.completeness import Completeness, completeness, greedy_part, random_parts, whole_groups
 from circuitdiff.prompts import Pairs
@@ -48,18 +48,22 @@ def of_scores(model: list[list[float]], circuit: list[list[float]]) -> Completen
     return Completeness((Circuit({}),) * len(model), *both, torch.arange(len(model[0])))
 
 
-@pytest.mark.parametrize("quantity", ["probability", "hits", "logit_difference"])
-def test_both_terms_agree_with_one_circuit_at_a_time(quantity):
+def test_both_terms_agree_with_one_circuit_at_a_time():
     pairs, model = few_pairs(), subject("llama").model
     means = mean_activations(model, fake_pairs())
-    parts = [*whole_groups(CIRCUIT), *random_parts(CIRCUIT, 2, torch.Generator().manual_seed(3))]
-    found = completeness(model, CIRCUIT, parts, pairs, means, quantity)
-    for i, part in enumerate(parts):
-        alone = evaluate_circuit(model, minus_by_hand(part), pairs, means)
-        (without,) = evaluate_without(model, [part], pairs, means)
-        for actual, one in ((found.circuit[i], alone), (found.model[i], without)):
-            columns = {"probability": one.log_probs.exp(), "hits": one.hits, "logit_difference": one.logit_differences}
-            torch.testing.assert_close(actual, columns[quantity].double(), rtol=0, atol=1e-10)
+    parts = [*whole_groups(CIRCUIT), *random_parts(CIRCUIT, 1, torch.Generator().manual_seed(3))]
+    alone = [evaluate_circuit(model, minus_by_hand(part), pairs, means) for part in parts]
+    without = [evaluate_without(model, [part], pairs, means)[0] for part in parts]
+    for quantity in ("probability", "hits", "logit_difference"):
+        found = completeness(model, CIRCUIT, parts, pairs, means, quantity)
+        for actual, expected in ((found.circuit, alone), (found.model, without)):
+            for row, one in zip(actual, expected, strict=True):
+                columns = {
+                    "probability": one.log_probs.exp(),
+                    "hits": one.hits,
+                    "logit_difference": one.logit_differences,
+                }
+                torch.testing.assert_close(row, columns[quantity].double(), rtol=0, atol=1e-10)
 
 
 def test_differences_are_signed_and_paired():
@@ -115,12 +119,11 @@ def test_whole_groups_are_the_circuits_own():
 
 def differences_by_hand(parts: list[Circuit], pairs: Pairs) -> list[float]:
     model = subject("llama").model
-    rows = []
-    for part in parts:
-        alone = evaluate_circuit(model, minus_by_hand(part), pairs, "zero")
-        (without,) = evaluate_without(model, [part], pairs, "zero")
-        rows.append(float((without.log_probs.exp() - alone.log_probs.exp()).mean()))
-    return rows
+    alone = evaluate_circuits(model, [minus_by_hand(part) for part in parts], pairs, "zero")
+    without = evaluate_without(model, parts, pairs, "zero")
+    return [
+        float((one.log_probs.exp() - other.log_probs.exp()).mean()) for one, other in zip(without, alone, strict=True)
+    ]
 
 
 def test_a_greedy_search_over_all_candidates_takes_the_worst_head_at_each_step():

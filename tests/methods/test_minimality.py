@@ -26,11 +26,12 @@ CIRCUIT = Circuit({"fetcher": Group("last", FETCHERS), "reader": Group("previous
 
 
 @cache
-def many_pairs(n_copies: int = 2) -> Pairs:
-    """The five fake pairs with other answers and scenarios in each copy; two prompts share a scenario."""
-    pairs = fake_pairs().select(torch.arange(5).repeat(n_copies))
+def many_pairs(n_copies: int = 3) -> Pairs:
+    """Four fake pairs with other answers and scenarios in each copy; two prompts share a scenario."""
+    pairs = fake_pairs().select(torch.tensor([0, 1, 2, 0]).repeat(n_copies))
+    pairs = replace(pairs, scenarios=torch.tensor([0, 0, 1, 2]).repeat(n_copies))
     g = torch.Generator().manual_seed(4)
-    model, copy = subject("llama").model, torch.arange(len(pairs)) // 5
+    model, copy = subject("llama").model, torch.arange(len(pairs)) // 4
     predicted = [one.predictions for one in evaluate_circuits(model, [CIRCUIT, Circuit({})], pairs, "zero")]
     answers = torch.where(torch.rand(len(pairs), generator=g) < 0.7, *predicted)  # so that some of both are hits
     return replace(pairs, answers=answers, scenarios=pairs.scenarios + 10 * copy)
