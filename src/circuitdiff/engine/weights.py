@@ -95,7 +95,7 @@ def complement(module: nn.Module, slices: Sequence[Slice], among: Sequence[str])
         if not taken:
             left.append(Slice(name))
         elif all(part.axis is not None for part in taken):  # else all of it is taken
-            (axis,) = {part.axis for part in taken}  # the heads of one layer lie along one axis of a parameter
+            (axis,) = {part.axis or 0 for part in taken}  # the heads of one layer lie along one axis of a parameter
             index = {i for part in taken for i in part.index}
             if rest := tuple(i for i in range(sizes[name][axis]) if i not in index):
                 left.append(Slice(name, axis, rest))

@@ -64,9 +64,10 @@ class Outcome:
 
 def answer_logits(model: nn.Module, examples: Examples) -> Float[Tensor, "token d_vocab"]:
     """The logits before each answer token, prompt by prompt. Padding on the right is never seen by a causal decoder."""
-    row, position = (index.to(model.device) for index in examples.answer_places)  # pyright: ignore[reportArgumentType]
+    device = next(model.parameters()).device
+    row, position = (index.to(device) for index in examples.answer_places)
     kept, place = position.unique(return_inverse=True)
-    logits = model(input_ids=examples.tokens.to(row.device), use_cache=False, logits_to_keep=kept).logits
+    logits = model(input_ids=examples.tokens.to(device), use_cache=False, logits_to_keep=kept).logits
     return logits[row, place]
 
 

@@ -74,11 +74,11 @@ def _overlap(name: str, shared: Overlap) -> dict[str, Any]:
 
 def _stage(first: StageResult, second: StageResult) -> dict[str, Any]:
     """Effects of every head in base and variant, into whatever receivers each model's own plan found."""
-    effects = [result.found.per_prompt.double().numpy() for result in (first, second)]
+    ours, theirs = (result.found.per_prompt.double().numpy() for result in (first, second))
     scenarios = first.found.scenarios.numpy()
-    compared = compare_maps(*effects, scenarios, _KS)
+    compared = compare_maps(ours, theirs, scenarios, _KS)
     smallest = max(_SMALLEST_CHANGE, first.found.noise_floor, second.found.noise_floor)
-    changed = changed_heads(*effects, scenarios, minimum=smallest)
+    changed = changed_heads(ours, theirs, scenarios, minimum=smallest)
     return {
         "stage": first.stage.name,
         "same_receivers": first.receivers == second.receivers,
