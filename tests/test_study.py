@@ -130,6 +130,17 @@ def test_another_rule_keeps_the_sweeps_and_another_seed_does_not(finished, model
     assert len(sweeps()) == len(before) + 1
 
 
+def test_another_number_of_prompts_for_the_means_evaluates_circuits_anew(finished, model, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    before = {path.name for path in (folder / "stages").iterdir()}
+    prompts = "{discovery: 6, replication: 6, evaluation: 9, means: 15}"
+    run_study(settings_of(tmp_path, model, prompts=prompts), folder, silent)
+    new = {path.name for path in (folder / "stages").iterdir()} - before
+    kinds = {name.rpartition("-")[0] for name in new}
+    assert f"circuit_{model.name}_in_{model.name}__slot_means" in kinds
+    assert not any(name.startswith(("path-", "accuracy_")) for name in new)
+
+
 def test_a_variant_is_measured_and_the_bases_circuit_evaluated_in_it(model, tmp_path):
     other = save_tiny_model(tmp_path / "other", seed=1)
     settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}")

@@ -65,6 +65,7 @@ class Stages:
     def check_circuit(self, name: str, circuits: Sequence[Circuit], pairs: Pairs, means: Means) -> Check:
         """Check 3 on circuits alone."""
         key = self.key("evaluation") | {"circuits": [circuit.to_dict() for circuit in circuits]}
+        key["means"] = self.settings.prompts.means
         return self._check(f"check of circuit {name}", key, lambda: check_ablation(self.model, circuits, pairs, means))
 
     def answers(self, pairs: Pairs) -> Evaluation:
@@ -74,7 +75,10 @@ class Stages:
 
     def circuits(self, title: str, circuits: Sequence[Circuit], pairs: Pairs, means: Means) -> list[Evaluation]:
         """What circuits alone answer to the evaluation prompts."""
-        key = {"circuits": [circuit.to_dict() for circuit in circuits], "means": means.by}
+        key = {
+            "circuits": [circuit.to_dict() for circuit in circuits],
+            "means": [means.by, self.settings.prompts.means],
+        }
 
         def compute() -> list[Evaluation]:
             return evaluate_circuits(
