@@ -87,6 +87,22 @@ def test_every_run_agrees_with_a_model_put_together_by_hand():
     assert (spread[:, None] - spread[None]).abs().amax(-1).fill_diagonal_(1).min() > 1e-5, "the runs must differ"
 
 
+@torch.no_grad()
+def test_what_is_left_out_is_the_recipients_own_even_where_another_group_shares_it():
+    """Heads 2.0 and 2.1 read one key/value head: without the first group it is the recipient's."""
+    recipient, donor = subject("llama"), donor_of("llama").model
+    groups = {"one": Group("last", (Head(2, 0),)), "other": Group("last", (Head(2, 1),))}
+    found = graft(donor, recipient.model, groups, fake_pairs())
+    module = copy.deepcopy(donor.module)
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    take_heads(weights, recipient.model.module.state_dict(), groups["one"])
+    module.load_state_dict(weights)
+    pairs, without = fake_pairs(), found.runs[frozenset(found.order) - {"one"}]
+    tokens = pairs.clean[:1, : pairs.lengths[0]]
+    expected = as_model("by hand", module).forward(tokens)[0].log_softmax(0)[pairs.answers[0]]
+    assert float(without.log_probs[0]) == pytest.approx(float(expected), abs=1e-12)
+
+
 def test_query_heads_that_share_grafted_keys_are_named():
     models, pairs = (donor_of("llama").model, subject("llama").model), fake_pairs()
     late = graft(*models, CIRCUIT.groups["late"], pairs).parts["group"]
