@@ -237,11 +237,16 @@ def _show_results(folder: Path) -> None:
                 f"{entry['circuit_accuracy']['value']:.3f}",
                 f"{entry['model_accuracy']['value']:.3f}",
                 _interval(entry),
-                "-" if drawn is None else f"{drawn['percentile']:.0f} of {len(drawn['accuracies'])} random",
+                "-" if drawn is None else _beaten(drawn),
             )
     out.print(table)
     for warning in results["warnings"]:
         out.print(f"warning: {warning}", soft_wrap=True)
+
+
+def _beaten(drawn: dict) -> str:
+    n = len(drawn["accuracies"])
+    return f"{drawn['percentile'] * n / 100:g} of {n} random"
 
 
 def _interval(entry: dict, digits: int = 2) -> str:
