@@ -148,7 +148,8 @@ class Drawing:
         """Raises: InputError if the tokenizer does not know a word, or its offsets lead to wrong tokens."""
         tokens = tokenise(self.tokenizer, prompts)
         unknown = self.tokenizer.unk_token_id
-        strange = [] if unknown is None else torch.eq(tokens.tokens, torch.tensor(unknown)).any(1).nonzero()[:, 0].tolist()
+        missing = torch.eq(tokens.tokens, torch.tensor(-1 if unknown is None else unknown))
+        strange = missing.any(1).nonzero()[:, 0].tolist()
         if strange:
             raise InputError(
                 f"the tokenizer does not know every word of {prompts[strange[0]].text!r}: use a desideratum without "
