@@ -128,6 +128,20 @@ def test_dealt_sources_are_read_at_the_dealt_prompts_own_roles():
     torch.testing.assert_close(values(patching, HEADS), torch.stack(logits)[:, 0, 3], rtol=0, atol=1e-10)
 
 
+def test_answers_with_dealt_sources_are_not_those_with_ones_own():
+    chosen, triples = subject("llama"), fake_triples()
+    own, order, everyone = (
+        patching_of(chosen, triples, "last"),
+        torch.arange(N_TRIPLES).roll(5),
+        torch.arange(N_TRIPLES),
+    )
+    before = own.answers(HEADS, everyone)
+    logits = [by_definition(chosen, triples, "last", i, int(order[i]), 0 * KEEP) for i in range(N_TRIPLES)]
+    expected = torch.stack(logits)[:, 0].argmax(1)
+    assert (before != expected).any()
+    assert torch.equal(own.dealt(order).answers(HEADS, everyone), expected)
+
+
 def test_sources_are_dealt_within_their_part_and_never_to_their_own_base():
     parts = [torch.tensor([0, 2, 5, 7]), torch.tensor([1, 6]), torch.tensor([4, 3, 8])]
     order = dealt_order(parts, 9, seed=1)
@@ -316,6 +330,8 @@ def test_the_higher_floor_counts_and_differences_are_paired():
     assert fit.floor == "shuffled"
     assert fit.above_floor.value == pytest.approx(2 / 6)
     assert fit.above("nothing").value == pytest.approx(3 / 6)
+    sure = replace(fit, answers=answers | {"mask": targets, "shuffled": targets + 1, "nothing": targets + 1})
+    assert (sure.carries(), sure.carries(1.1), replace(fit, answers=answers).carries(0.0)) == (True, False, False)
     assert fit.pointed() == pytest.approx({"unpatched": 0, "position": 4 / 6, "label": 2 / 6, "other": 0})
     assert math.isnan(fit.random_accuracy)
 

@@ -34,8 +34,10 @@ FOUND = Circuit(
     }
 )
 TESTED = Circuit({name: FOUND.groups[name] for name in ("fetcher", "reader")})
-PATCHING = CrossModelSettings(prompts=6, random_groups=3, control_prompts=4, null_donors=("tuned",))
-GRAFTING = GraftSettings(prompts=6, random_groups=2, heads=True)
+PATCHING = CrossModelSettings(
+    what=("contribution",), prompts=5, random_groups=3, control_prompts=4, null_donors=("tuned",)
+)
+GRAFTING = GraftSettings(prompts=5, random_groups=2, heads=True)
 KNOCKOUT = KnockoutSettings(prompts=6, layer_step=2)
 
 
@@ -55,9 +57,9 @@ def first(bench: Workbench, n: int):
 
 def test_the_patching_section_holds_the_librarys_numbers(bench):
     entry = stored(cross_model_section(bench, "tuned", FOUND, PATCHING))["cmap"]["tuned"]
-    base, tuned, pairs = bench.subject(bench.base).model, bench.subject("tuned").model, first(bench, 6)
+    base, tuned, pairs = bench.subject(bench.base).model, bench.subject("tuned").model, first(bench, 5)
     for direction, donor, recipient in (("to_base", tuned, base), ("to_variant", base, tuned)):
-        for what in ("z", "contribution"):
+        for what in PATCHING.what:
             found, given = patch_across(donor, recipient, TESTED, pairs, what=what), entry[direction][what]
             assert given["order"] == ["reader", "fetcher"]
             assert (given["donor"], given["recipient"]) == (donor.name, recipient.name)
@@ -121,7 +123,7 @@ def test_records_of_patching_and_grafting_come_back_as_they_were(bench):
 
 def test_the_graft_section_holds_the_librarys_numbers(bench):
     entry = stored(graft_section(bench, "tuned", FOUND, GRAFTING))["graft"]["tuned"]
-    base, tuned, pairs = bench.subject(bench.base).model, bench.subject("tuned").model, first(bench, 6)
+    base, tuned, pairs = bench.subject(bench.base).model, bench.subject("tuned").model, first(bench, 5)
     found = graft(tuned, base, TESTED, pairs)
     for row, (subset, answers) in zip(entry["runs"], found.runs.items(), strict=True):
         assert set(row["parts"]) == subset

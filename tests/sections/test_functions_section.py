@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask import SharedRuns, fit_mask
+from circuitdiff.models.planted import build_planted
 from circuitdiff.sections.functions import functions_section
+from circuitdiff.sections.functions_cells import Cells
 from circuitdiff.sections.functions_settings import FunctionSettings, RedrawSettings, SweepSettings
 from circuitdiff.settings import read_settings
-from circuitdiff.store import Store, to_json
+from circuitdiff.store import Record, Store, to_json
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.desiderata import sample_triples
 from circuitdiff.workbench import Workbench
@@ -79,7 +82,7 @@ def test_the_section_holds_the_librarys_numbers_for_every_group_and_desideratum(
         assert [entry["accuracy"], entry["low"], entry["high"]] == pytest.approx(list(fit.accuracy()))
         assert entry["floor"] == fit.accuracy(fit.floor).value
         assert entry["above_floor"]["value"] == pytest.approx(fit.above_floor.value)
-        assert entry["carries"] == (fit.above_floor.low > 0)
+        assert entry["carries"] == fit.carries(SETTINGS.minimum)
         assert entry["controls"]["all"]["value"] == fit.accuracy("all").value
         assert entry["controls"]["random"] == pytest.approx(fit.random_accuracy)
         assert [point["n_heads"] for point in entry["trade_off"]] == [len(m.patched) for m, _ in fit.trade_off()]
@@ -132,6 +135,46 @@ def test_masks_are_checked_by_both_executors(bench, entries):
     ]
     assert sum("masks of fetcher of mine" in name for name in names) >= 2
     assert sum("masks of reader of mine" in name for name in names) >= 2
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> tuple[Workbench, Circuit]:
+    """A study of a planted model, whose fetchers do carry objects."""
+    folder = tmp_path_factory.mktemp("planted")
+    task = "{name: entity_tracking, options: {n_boxes: 7}}"
+    (folder / "planted.yaml").write_text(study_yaml(Path("planted-base"), task=task))
+    bench = Workbench(read_settings(folder / "planted.yaml"), Store.open(folder / "run"), lambda *_: None)
+    return bench, Circuit({"value_fetcher": build_planted("planted-base").circuit.groups["value_fetcher"]})
+
+
+SMALL = FunctionSettings(
+    desiderata=("object",), train=8, validation=6, test=24, steps=2, random_groups=0, sweep=None,
+    redraw=RedrawSettings(times=2, triples=20),
+)  # fmt: skip
+
+
+def test_other_models_heads_are_patched_not_the_models_own(planted):
+    bench, circuit = planted
+    group, model = circuit.groups["value_fetcher"], bench.subject(bench.base).model
+    cells = Cells(bench, bench.base, "mine", circuit, "elsewhere", SMALL)
+    given = Record({}, {"heads": places(group.heads)})
+    found, redrawn = (
+        cells.transferred("value_fetcher", "object", given),
+        cells.redrawn({("value_fetcher", "object"): given}),
+    )
+    assert cells.fit("value_fetcher", "object").data["heads"] == []  # two steps are too few to choose any
+    task, test = get_task("entity_tracking"), torch.arange(14, 38)
+
+    def accuracies(redraw: int, rows) -> float:
+        triples = sample_triples(task, model.tokenizer, "object", 38, redraw=redraw)
+        patching = SharedRuns(model, circuit.groups, triples.base).patching("value_fetcher", triples)
+        return float((patching.answers(group.heads, rows) == triples.targets[rows]).double().mean())
+
+    assert found["value"] == pytest.approx(accuracies(0, test)) and found["value"] > 0.3
+    entry = redrawn["value_fetcher"]["object"]
+    assert entry["accuracies"] == pytest.approx([accuracies(redraw, test[:20]) for redraw in (1, 2)])
+    assert entry["accuracies"][0] != entry["accuracies"][1]
+    assert (found["from"], entry["from"]) == ("elsewhere", "elsewhere")
 
 
 def test_triples_of_ones_own_are_tested_beside_the_tasks(bench, tmp_path):

@@ -49,9 +49,8 @@ def _carried(subject: Subject, group: str) -> set[str]:
 def _row(subject: Subject, group: str, fit: MaskFit) -> Row:
     above, accuracy = fit.above_floor, fit.accuracy()
     expected = fit.desideratum in _carried(subject, group)
-    carries = bool(above.low > 0) and above.value >= _MINIMUM
     floor, heads = fit.accuracy(fit.floor), f"{len(fit.heads)} of {len(fit.group.heads)} heads"
     detail = f"{above.low:.3f} to {above.high:.3f}; accuracy {accuracy.value:.3f}, floor {floor.value:.3f}; {heads}"
     wanted = f"≥ {_MINIMUM:g}, interval above 0" if expected else f"not so: < {_MINIMUM:g} or interval holds 0"
     claim = f"{group} encodes {fit.desideratum}: accuracy above the floor"
-    return Row(subject.model.name, claim, float(above.value), wanted, carries == expected, detail)
+    return Row(subject.model.name, claim, float(above.value), wanted, fit.carries(_MINIMUM) == expected, detail)

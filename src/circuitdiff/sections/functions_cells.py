@@ -74,7 +74,7 @@ class Cells:
                 options,
                 lambda done, total: self._bench.monitor(title, done, total),
             )
-            return fit_record(fit)
+            return fit_record(fit, self._settings.minimum)
 
         return self._subject.stages.kept(title, self._key(group, wanted), compute)
 

@@ -19,16 +19,16 @@ from circuitdiff.triples import Triples
 _FLOORS = {"nothing": "no head patched", "shuffled": "a mask trained and tested on shuffled targets"}
 
 
-def fit_record(fit: MaskFit) -> Record:
+def fit_record(fit: MaskFit, minimum: float) -> Record:
     """Keep values and hits per test triple as tensors; beside them the entry."""
     tensors = {f"hits.{name}": fit.hits(name) for name in fit.answers}
     tensors |= {f"answers.{name}": answers for name, answers in fit.answers.items()}
     tensors |= {"keep": fit.mask.keep, "keep.shuffled": fit.shuffled.keep, "scenarios": fit.test.scenarios}
     tensors |= {f"keep.other.{i}": mask.keep for i, mask in enumerate(fit.others)}
-    return Record(tensors, fit_entry(fit))
+    return Record(tensors, fit_entry(fit, minimum))
 
 
-def fit_entry(fit: MaskFit) -> dict[str, Any]:
+def fit_entry(fit: MaskFit, minimum: float) -> dict[str, Any]:
     accuracy, above = fit.accuracy(), fit.above_floor
     return {
         "heads": heads_entry(fit.heads),
@@ -40,7 +40,7 @@ def fit_entry(fit: MaskFit) -> dict[str, Any]:
         "floor": fit.accuracy(fit.floor).value,
         "floor_is": _FLOORS[fit.floor],
         "above_floor": interval_entry(above),
-        "carries": bool(above.low > 0),
+        "carries": fit.carries(minimum),
         "controls": {name: _share(fit, name) for name in ("nothing", "shuffled", "all", "ranked")}
         | {"random": fit.random_accuracy},
         "pointed": {"mask": fit.pointed(), "all": fit.pointed("all")},

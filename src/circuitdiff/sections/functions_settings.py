@@ -42,6 +42,7 @@ class FunctionSettings(Settings):
     learning_rate: float = Field(default=0.1, gt=0)
     check_every: int = Field(default=5, ge=1)
     patience: int = Field(default=3, ge=1)
+    minimum: float = Field(default=0.05, ge=0)  # a group carries what lifts accuracy by so much above the floor, surely
     random_groups: int = Field(default=3, ge=0)
     random_triples: int = Field(default=100, ge=1)
     sweep: SweepSettings | None = Field(default_factory=SweepSettings)

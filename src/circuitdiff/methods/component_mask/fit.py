@@ -104,8 +104,13 @@ class MaskFit:
 
     @property
     def above_floor(self) -> Interval:
-        """What counts: the group carries what is asked for if the interval is above 0."""
+        """What counts."""
         return self.above(self.floor)
+
+    def carries(self, minimum: float = 0.05) -> bool:
+        """Whether the group carries what is asked for: surely above the floor, and by at least `minimum`."""
+        above = self.above_floor
+        return bool(above.low > 0 and above.value >= minimum)
 
     @property
     def random_accuracy(self) -> float:
