@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Measure, Stage, StageResult, measure_with
 from circuitdiff.engine import Model
-from circuitdiff.evaluation import Evaluation, Means, evaluate_circuits, evaluate_model, slot_sums
+from circuitdiff.evaluation import Evaluation, Means, Shared, evaluate_circuits, evaluate_model, slot_sums
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.models.checks import Check
@@ -30,6 +30,8 @@ class Stages:
     store: Store
     monitor: Monitor
     model: Model
+    shared: Shared = field(default_factory=Shared)  # what all evaluations on this model have in common
+    _means: dict[str, Means] = field(default_factory=dict)
 
     def sweeps(self, splits: Mapping[str, Pairs], metric: str) -> Measure:
         """Path patching, for a discovery plan."""
@@ -88,19 +90,23 @@ class Stages:
                 means,
                 self.settings.executor,
                 progress=lambda done, total: self.monitor(title, done, total),
+                shared=self.shared,
+                memory_gb=self.settings.memory_gb,
             )
 
         return self._evaluations(title, pairs, key, compute)
 
-    def means(self, pairs: Pairs) -> dict[str, Means]:
-        """Means by slot and by kind, on the model's device."""
+    def means(self, pairs: Pairs) -> Mapping[str, Means]:
+        """Means by slot and by kind over the study's prompts for means, on the model's device."""
 
         def compute() -> Record:
             sums = slot_sums(self.model, pairs)
             return Record({by: sums.means(by, self.model.dtype).values.cpu() for by in ("slot", "kind")}, None)
 
-        record = self.kept(f"means of {self.model.name}", self.key("means"), compute)
-        return {by: Means(record.tensors[by].to(self.model.device), by) for by in ("slot", "kind")}
+        if not self._means:
+            record = self.kept(f"means of {self.model.name}", self.key("means"), compute)
+            self._means.update({by: Means(record.tensors[by].to(self.model.device), by) for by in ("slot", "kind")})
+        return self._means
 
     def _evaluations(
         self, title: str, pairs: Pairs, what: Mapping[str, Any], compute: Callable[[], list[Evaluation]]

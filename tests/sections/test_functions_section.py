@@ -170,7 +170,8 @@ def test_other_models_heads_are_patched_not_the_models_own(planted):
         patching = SharedRuns(model, circuit.groups, triples.base).patching("value_fetcher", triples)
         return float((patching.answers(group.heads, rows) == triples.targets[rows]).double().mean())
 
-    assert found["value"] == pytest.approx(accuracies(0, test)) and found["value"] > 0.3
+    assert found["value"] == pytest.approx(accuracies(0, test))
+    assert found["value"] > 0.3
     entry = redrawn["value_fetcher"]["object"]
     assert entry["accuracies"] == pytest.approx([accuracies(redraw, test[:20]) for redraw in (1, 2)])
     assert entry["accuracies"][0] != entry["accuracies"][1]

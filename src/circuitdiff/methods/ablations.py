@@ -24,6 +24,7 @@ from circuitdiff.evaluation import (
     Progress,
     Quantity,
     Replacement,
+    Shared,
     check_circuit,
     evaluate_circuits,
     evaluate_model,
@@ -91,6 +92,7 @@ def compare_ablations(
     progress: Progress | None = None,
     *,
     ablations: Sequence[AblationName] = ABLATIONS,
+    shared: Shared | None = None,
     memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> dict[AblationName, Ablated]:
     """What the circuit answers when everything else is at its mean by slot, by kind, resampled, or zero.
@@ -113,8 +115,9 @@ def compare_ablations(
             if progress:
                 progress(before + done, len(ablations) * total)
 
+        chosen = replacements[name]
         both = evaluate_circuits(
-            model, [circuit, nothing], pairs, replacements[name], executor, report, memory_gb=memory_gb
+            model, [circuit, nothing], pairs, chosen, executor, report, shared=shared, memory_gb=memory_gb
         )
         found[name] = Ablated(both[0], whole, both[1])
     return found

@@ -39,6 +39,7 @@ def ablations_section(
             bench.settings.executor,
             lambda done, total: bench.monitor(title, done, total),
             ablations=wanted,
+            shared=subject.stages.shared,
             memory_gb=bench.settings.memory_gb,
         )
 

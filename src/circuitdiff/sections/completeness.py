@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.evaluation import Means, Shared
+from circuitdiff.evaluation import Means
 from circuitdiff.methods.completeness import (
     Completeness,
     GreedyPart,
@@ -57,9 +57,9 @@ def _measured(
     means: Means,
     settings: CompletenessSettings,
 ) -> Record:
-    shared, generator = Shared(), torch.Generator().manual_seed(bench.settings.seed)
+    generator = torch.Generator().manual_seed(bench.settings.seed)
     drawn = random_parts(circuit, settings.random_parts, generator)
-    worst = _search(bench, subject, title, circuit, means, settings, generator, shared)
+    worst = _search(bench, subject, title, circuit, means, settings, generator)
     groups = whole_groups(circuit)
     searched = [] if worst is None else [worst.removed]
     found = completeness(
@@ -71,7 +71,7 @@ def _measured(
         settings.quantity,
         bench.settings.executor,
         lambda done, total: bench.monitor(title, done, total),
-        shared=shared,
+        shared=subject.stages.shared,
         memory_gb=bench.settings.memory_gb,
     )
     tensors = {"model": found.model, "circuit": found.circuit, "scenarios": found.scenarios}
@@ -86,7 +86,6 @@ def _search(
     means: Means,
     settings: CompletenessSettings,
     generator: torch.Generator,
-    shared: Shared,
 ) -> GreedyPart | None:
     if settings.greedy_steps == 0:
         return None
@@ -101,7 +100,7 @@ def _search(
         n_steps=settings.greedy_steps,
         n_candidates=settings.greedy_candidates,
         generator=generator,
-        shared=shared,
+        shared=subject.stages.shared,
         memory_gb=bench.settings.memory_gb,
     )
 

@@ -57,6 +57,7 @@ def _costs(
             settings.rule(),
             bench.settings.executor,
             lambda done, total: bench.monitor(title, done, total),
+            shared=subject.stages.shared,
             memory_gb=bench.settings.memory_gb,
         )
         return minimality_record(result)
