@@ -52,6 +52,7 @@ def evidence(**changes: Any) -> dict[str, Any]:
         "graft": {
             "parts": {"reader": part(0.0), "fetcher": part(0.9), "mlps": part(0.05)},
             "controls": {"fetcher": {"random heads": credit(0.1)}},
+            "layers": {"layers 0 to 4": part(0.1), "layers 5 to 9": part(0.9)},
         },
     } | changes
 
@@ -61,7 +62,7 @@ def said(data: dict[str, Any], claim: str, **limits: float) -> dict[str, Any]:
     return found
 
 
-CLAIMS = ("better", "same_circuit", "same_function", "improved_part", "visible_part")
+CLAIMS = ("better", "same_circuit", "same_function", "improved_part", "cause_layers", "visible_part")
 
 
 def test_everything_is_established_when_every_condition_is_met():
@@ -71,12 +72,14 @@ def test_everything_is_established_when_every_condition_is_met():
         assert found["reasons"] == ()
         assert found["scope"] == evidence()["scope"]
     assert said(evidence(), "improved_part")["text"] == "Yes: improved part: fetcher."
+    assert said(evidence(), "cause_layers")["text"] == "Yes: the gain is caused in layers 5 to 9."
     assert said(evidence(), "visible_part")["text"] == "Yes: the gain is visible at fetcher."
     assert {claim: said(evidence(), claim)["table"] for claim in CLAIMS} == {
         "better": "models",
         "same_circuit": "ablations",
         "same_function": "masks",
         "improved_part": "graft",
+        "cause_layers": "graft",
         "visible_part": "cmap",
     }
 
@@ -206,6 +209,22 @@ def grafts(**parts: Any) -> dict[str, Any]:
 )
 def test_an_improved_part_must_bring_the_gain_be_needed_for_it_and_be_the_only_one(graft, answer, reason):
     found = said(evidence(graft=graft), "improved_part")
+    assert found["answer"] == answer
+    assert any(reason in each for each in found["reasons"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "answer", "reason"),
+    [
+        ({"layers 0 to 4": part(0.9), "layers 5 to 9": part(0.45)}, "not established", "layers 5 to 9 grafted alone"),
+        ({"layers 0 to 4": part(0.9), "layers 5 to 9": part(0.7)}, "no", "layers 5 to 9 grafted alone brings 0.70"),
+        ({"layers 0 to 4": part(0.9, left_out=0.2), "layers 5 to 9": part(0.1)}, "no", "taken out of the donor costs"),
+        ({"layers 0 to 4": part(0.3), "layers 5 to 9": part(0.2)}, "no", "layers 0 to 4 grafted alone brings 0.30"),
+        ({}, "not established", "no ranges of layers were grafted"),
+    ],
+)
+def test_a_cause_is_in_layers_that_bring_the_gain_and_are_needed_for_it_while_the_others_do_not(layers, answer, reason):
+    found = said(evidence(graft=grafts() | {"layers": layers}), "cause_layers")
     assert found["answer"] == answer
     assert any(reason in each for each in found["reasons"])
 

@@ -58,7 +58,8 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
     "similarity": by measure "value", "retest" and "different";
     "functions": by group "difference", "transferred" and "floor";
     "cmap" and "graft": "parts", by part the credits of `shares.attribute`; of a graft also "controls", by part and
-    name. An interval is {"value", "low", "high"}, a credit as in `shares.Credit`.
+    name, and "layers", by range of layers the credits. An interval is {"value", "low", "high"}, a credit as in
+    `shares.Credit`.
     """
     limits = thresholds or Thresholds()
     trust, gain = _trust(evidence, limits), _above("the gain in accuracy", evidence.get("gain"))
@@ -66,13 +67,15 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
     base, variant = evidence["base"], evidence["variant"]
     parts = _parts(evidence, "graft")
     best, shown = _largest(parts, "alone"), _largest(_parts(evidence, "cmap"), "in_order")
-    cause = "" if parts else "; its cause was not located"
+    layers = _parts(evidence, "graft", "layers")
+    deepest, cause = _largest(layers, "alone"), "" if parts else "; its cause was not located"
     improved = f"the improved part is no head group: {best}" if best in NO_HEAD_GROUP else f"improved part: {best}"
     claims = [
         ("better", "models", f"{variant} does the task better than {base}", trust, [gain]),
         ("same_circuit", "ablations", "the same circuit is at work", gate, _same_circuit(evidence, limits)),
         ("same_function", "masks", "each group has the same function", gate, _same_function(evidence, limits)),
         ("improved_part", "graft", improved, gate, _caused_by(best, evidence, limits)),
+        ("cause_layers", "graft", f"the gain is caused in {deepest}", gate, _caused_in(deepest, layers, limits)),
         ("visible_part", "cmap", f"the gain is visible at {shown}{cause}", gate, _visible(shown, evidence, limits)),
     ]
     return {
@@ -142,17 +145,26 @@ def _caused_by(best: str, evidence: Numbers, limits: Thresholds) -> list[_Condit
     parts = _parts(evidence, "graft")
     if not parts:
         return [_open("no weights were grafted")]
-    conditions = [
-        _reaches(f"{best} grafted alone brings", parts[best]["alone"], limits.share),
-        _reaches(f"{best} taken out of the donor costs", parts[best]["left_out"], limits.share),
-    ]
-    others = [(part, credits["alone"]) for part, credits in parts.items() if part != best]
-    conditions += [_stays_below(f"{part} grafted alone brings", credit, limits.share) for part, credit in others]
+    conditions = _alone_and_needed(best, parts, limits)
     controls = (evidence["graft"].get("controls") or {}).get(best) or {}
     if not controls and best not in NO_HEAD_GROUP:
         conditions.append(_open(f"no controls of {best} were grafted"))
     conditions += [_stays_below(f"the control {name} brings", each, limits.share) for name, each in controls.items()]
     return conditions
+
+
+def _caused_in(best: str, layers: Mapping[str, Mapping[str, Numbers]], limits: Thresholds) -> list[_Condition]:
+    """The same of a range of layers; the others are its controls."""
+    return _alone_and_needed(best, layers, limits) if layers else [_open("no ranges of layers were grafted")]
+
+
+def _alone_and_needed(best: str, parts: Mapping[str, Mapping[str, Numbers]], limits: Thresholds) -> list[_Condition]:
+    others = [(part, credits["alone"]) for part, credits in parts.items() if part != best]
+    return [
+        _reaches(f"{best} grafted alone brings", parts[best]["alone"], limits.share),
+        _reaches(f"{best} taken out of the donor costs", parts[best]["left_out"], limits.share),
+        *(_stays_below(f"{part} grafted alone brings", credit, limits.share) for part, credit in others),
+    ]
 
 
 def _visible(shown: str, evidence: Numbers, limits: Thresholds) -> list[_Condition]:
@@ -162,8 +174,8 @@ def _visible(shown: str, evidence: Numbers, limits: Thresholds) -> list[_Conditi
     return [_reaches(f"{shown} patched in causal order brings", parts[shown]["in_order"], limits.share)]
 
 
-def _parts(evidence: Numbers, method: str) -> Mapping[str, Mapping[str, Numbers]]:
-    return (evidence.get(method) or {}).get("parts") or {}
+def _parts(evidence: Numbers, method: str, which: str = "parts") -> Mapping[str, Mapping[str, Numbers]]:
+    return (evidence.get(method) or {}).get(which) or {}
 
 
 def _largest(parts: Mapping[str, Mapping[str, Numbers]], how: str) -> str:

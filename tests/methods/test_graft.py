@@ -127,7 +127,8 @@ def test_only_the_projections_that_are_named_are_grafted():
 @torch.no_grad()
 def test_ranges_of_layers_and_single_heads_can_be_parts():
     recipient, donor, pairs = subject("gpt2").model, donor_of("gpt2").model, fake_pairs()
-    found = graft(donor, recipient, {"first": range(2), "second": range(2, N_LAYERS)}, pairs, order=["first", "second"])
+    found = graft(donor, recipient, {"second": range(2, N_LAYERS), "first": range(2)}, pairs)
+    assert found.order[:2] == ("first", "second"), "lower layers come first"
     assert found.order == ("first", "second", "norms", "embeddings")  # gpt2's unembedding is its embedding
     assert torch.equal(found.runs[frozenset(found.order)].log_probs, found.donor.log_probs)
     late = Group("last", (Head(3, 5), Head(2, 0)))

@@ -67,9 +67,18 @@ def gains() -> dict:
     nothing = {"scores": {"accuracy": {"gain": _estimate(0.0), "parts": {}, "together": credit(0, None, "covers 0")}}}
     grafted = _entry(("alone", "left_out", "in_order"), unchanged=["norms"])
     grafted["scores"]["accuracy"]["parts"]["norms"] = {"alone": credit(0.0, 0.0)}
+    grafted["layers"] = _entry(("alone", "left_out", "in_order"))
     grafted["controls"] = {"fetcher": {"random heads of any layer": credit(0.0, 0.0)}}
     return {
-        "cmap": {VARIANT: {"to_base": {"z": patched}, "to_variant": {"z": nothing}, "controls": {"fetcher": controls}}},
+        "cmap": {
+            VARIANT: {
+                "to_base": {"z": patched},
+                "to_variant": {"z": nothing},
+                "heads": {"group": "fetcher", "what": "z"} | _entry(("alone", "left_out", "in_order")),
+                "null_donors": {"untuned": {"what": "z", "donor": "untuned"} | nothing},
+                "controls": {"fetcher": controls},
+            }
+        },
         "graft": {VARIANT: grafted},
         "knockout": {"base": _knockout(), "empty": {}},
         "verdict": {VARIANT: _verdict()},

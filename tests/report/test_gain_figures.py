@@ -41,7 +41,9 @@ def drawn(figure: Figure) -> list[dict]:
 def test_there_is_a_figure_for_each_method_and_each_group_among_random_ones():
     assert set(gain_figures(gains())) == {
         gain_key(VARIANT, "to_base", "patched z"),
+        gain_key(VARIANT, "to_base", "patched z, single heads of fetcher"),
         gain_key(VARIANT, "to_base", GRAFTED),
+        gain_key(VARIANT, "to_base", "grafted weights of layers"),
         control_key(VARIANT, "fetcher"),
     }
     assert gain_figures({}) == {}
@@ -49,8 +51,16 @@ def test_there_is_a_figure_for_each_method_and_each_group_among_random_ones():
 
 def test_patched_and_grafted_rows_form_one_table():
     methods = [(direction, method) for direction, method, _ in measured(gains(), VARIANT)]
-    assert methods == [("to_base", "patched z"), ("to_base", GRAFTED), ("to_variant", "patched z")]
-    rows = [row for d, m, entry in measured(gains(), VARIANT) if d == "to_base" for row in share_rows(entry, m)]
+    assert methods == [
+        ("to_base", "patched z"),
+        ("to_variant", "patched z"),
+        ("to_base", "patched z, single heads of fetcher"),
+        ("to_base", "patched z, from untuned instead"),
+        ("to_base", GRAFTED),
+        ("to_base", "grafted weights of layers"),
+    ]
+    both = [(m, entry) for d, m, entry in measured(gains(), VARIANT) if (d, m) in (methods[0], methods[4])]
+    rows = [row for m, entry in both for row in share_rows(entry, m)]
     assert {row["method"] for row in rows} == {"patched z", GRAFTED}
     assert len(rows) == (2 * 4 + 2) + (2 * 3 + 2)
     first = next(row for row in rows if row["part"] == "fetcher")
@@ -94,7 +104,7 @@ def test_sentences_on_gains_name_the_shares_or_why_there_are_none():
     found = [gain_sentence(VARIANT, *each) for each in measured(gains(), VARIANT)]
     assert f"Patched z of {VARIANT} in base: the gain is 0.312" in found[0]
     assert found[0].endswith("its shares in causal order are fetcher 0.875.")
-    assert found[2].endswith("; covers 0.")
+    assert found[1].endswith("; covers 0.")
 
 
 def test_knockout_has_curves_and_a_matrix_for_each_model_that_was_measured():

@@ -20,7 +20,7 @@ from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
 from circuitdiff.sections.cross_model import cross_from, cross_model_section, cross_record
 from circuitdiff.sections.cross_settings import CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings
 from circuitdiff.sections.gains import control_entry, random_entry
-from circuitdiff.sections.graft import graft_from, graft_record, graft_section
+from circuitdiff.sections.graft import graft_from, graft_record, graft_section, layer_ranges
 from circuitdiff.sections.knockout import RANDOM, knockout_section, matrix_cell
 from circuitdiff.sections.verdict import failed_checks, transfer, verdict_section
 from circuitdiff.store import to_json
@@ -134,6 +134,20 @@ def test_the_graft_section_holds_the_librarys_numbers(bench):
     [(group, controls)] = entry["controls"].items()
     assert set(controls) == {"random heads of any layer", "random heads of the same layers"}
     assert entry["heads"]["group"] == group
+    split = graft(tuned, base, layer_ranges(base.n_layers, None), pairs)
+    assert entry["layers"]["order"] == list(split.order)
+    for row, answers in zip(entry["layers"]["runs"], split.runs.values(), strict=True):
+        assert row["log_prob"]["value"] == pytest.approx(float(answers.log_probs.mean()), abs=1e-4)
+
+
+def test_ranges_of_layers_begin_where_they_are_told_and_hold_every_layer_once():
+    assert layer_ranges(7, None) == {"layers 0 to 2": range(3), "layers 3 to 6": range(3, 7)}
+    three = layer_ranges(7, (2, 6))
+    assert list(three) == ["layers 0 to 1", "layers 2 to 5", "layers 6 to 6"]
+    assert [layer for each in three.values() for layer in each] == list(range(7))
+    for begins in ((0,), (3, 3), (7,)):
+        with pytest.raises(InputError, match="rising layers between 1 and 6"):
+            layer_ranges(7, begins)
 
 
 def test_the_knockout_section_holds_the_librarys_numbers(bench):

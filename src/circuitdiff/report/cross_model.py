@@ -25,6 +25,8 @@ CARRIED = {
     "contribution": "patched contributions",
 }
 GRAFTED = "grafted weights"
+_GRAFTED_FURTHER = {"layers": "grafted weights of layers", "heads": "grafted weights of single heads"}
+_NAMED = 10  # parts in a sentence; the table has all
 DIRECTIONS = ("to_base", "to_variant")
 _CONTROLS = {
     "any_layer": "as many heads of any layer",
@@ -47,9 +49,25 @@ def measured(results: dict, variant: str) -> Iterator[tuple[str, str, dict]]:
     patched, grafted = (((results.get(section) or {}).get(variant)) or {} for section in ("cmap", "graft"))
     for direction in DIRECTIONS:
         for what, entry in (patched.get(direction) or {}).items():
-            yield direction, CARRIED.get(what) or what, entry
-        if direction == "to_base" and grafted:
-            yield direction, GRAFTED, grafted
+            yield direction, _carried(what), entry
+    if heads := patched.get("heads"):
+        yield "to_base", f"{_carried(heads.get('what'))}, single heads of {heads.get('group')}", heads
+    for donor, entry in (patched.get("null_donors") or {}).items():
+        yield "to_base", f"{_carried(entry.get('what'))}, from {donor} instead", entry
+    if grafted:
+        yield "to_base", GRAFTED, grafted
+    for key, said in _GRAFTED_FURTHER.items():
+        if grafted.get(key):
+            yield "to_base", said, grafted[key]
+
+
+def is_graft(method: str) -> bool:
+    """Whether these are grafted weights; patched activations else."""
+    return method.startswith(GRAFTED)
+
+
+def _carried(what: str | None) -> str:
+    return CARRIED.get(what or "") or f"patched {what}"
 
 
 def variants(results: dict) -> list[str]:
@@ -199,5 +217,7 @@ def gain_sentence(variant: str, direction: str, method: str, entry: dict) -> str
     if not shares:
         why = ((found.get("together") or {}).get("undefined")) or "no share is defined"
         return f"{into}; {why}."
-    listed = ", ".join(f"{part} {number(credit['share'])}" for part, credit in shares)
-    return f"{into}; its shares in causal order are {listed}."
+    largest = sorted(shares, key=lambda each: -abs(each[1]["share"]))[:_NAMED]
+    listed = ", ".join(f"{part} {number(credit['share'])}" for part, credit in shares if (part, credit) in largest)
+    which = "its" if len(shares) <= _NAMED else f"the {_NAMED} largest of its {len(shares)}"
+    return f"{into}; {which} shares in causal order are {listed}."

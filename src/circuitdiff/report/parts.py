@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 
 from circuitdiff.report.ablations import ablation_rows, ablations_figures
 from circuitdiff.report.completeness import completeness_figures, completeness_sentence
-from circuitdiff.report.cross_model import control_rows, gain_figures, gain_sentence, measured, share_rows, variants
+from circuitdiff.report.cross_model import (
+    control_rows,
+    gain_figures,
+    gain_sentence,
+    is_graft,
+    measured,
+    share_rows,
+    variants,
+)
 from circuitdiff.report.functions import function_rows, function_sentences, functions_figures
 from circuitdiff.report.knockout import knockout_figures, knockout_sentences
 from circuitdiff.report.look import Figure
@@ -113,7 +121,7 @@ def _gains(results: dict) -> Part:
     for variant in variants(results):
         for direction, method, entry in measured(results, variant):
             sentences.append(gain_sentence(variant, direction, method, entry))
-            section = "graft" if "weights" in method.lower() or entry is _grafted(results, variant) else "cmap"
+            section = "graft" if is_graft(method) else "cmap"
             first = not any(table.id == anchor(section, variant) for table in tables)
             title = f"{method} of {entry.get('donor')} in {entry.get('recipient')}"
             tables.append(Table(title, columns, share_rows(entry, method), anchor(section, variant) if first else ""))
@@ -128,10 +136,6 @@ def _gains(results: dict) -> Part:
         gain_figures(results),
         tables,
     )
-
-
-def _grafted(results: dict, variant: str) -> dict | None:
-    return (results.get("graft") or {}).get(variant)
 
 
 def _functions(results: dict) -> Part:

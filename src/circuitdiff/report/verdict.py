@@ -7,6 +7,7 @@ CLAIMS = {
     "same_circuit": "Is the same circuit at work?",
     "same_function": "Does each group have the same function?",
     "improved_part": "Which part improved?",
+    "cause_layers": "In which layers is its cause?",
     "visible_part": "Where is the gain visible?",
 }
 _THRESHOLDS = {

@@ -38,6 +38,7 @@ class GraftSettings(Settings):
     prompts: int = Field(default=200, ge=2)  # of the evaluation prompts
     projections: tuple[Projections, ...] = Field(default=("q", "k", "v", "o"), min_length=1)
     heads: bool = False  # also the single heads of the group with the largest share
+    layers: tuple[int, ...] | None = None  # also ranges of layers, beginning here; None: halves; (): none
     random_groups: int = Field(default=10, ge=0)  # 0: no controls, so no part is called improved
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit, Group
+from circuitdiff.errors import InputError
 from circuitdiff.evaluation.random_groups import random_group
 from circuitdiff.evaluation.scores import SCORES
 from circuitdiff.heads import Head
@@ -27,15 +30,18 @@ from circuitdiff.shares import ALONE, needed_subsets
 from circuitdiff.store import Record
 from circuitdiff.workbench import Workbench
 
+LAYERS = "layers"  # how the names of ranges of layers begin
 _HEADS = ("heads", "also_touched")
 
 
 def graft_section(bench: Workbench, variant: str, circuit: Circuit, settings: GraftSettings) -> dict[str, Any]:
     """The variant's weights grafted onto the base: groups of the circuit, then all else by kind.
 
-    With random groups of the same layers beside the group that brings most, and its single heads.
+    With random groups of the same layers beside the group that brings most, and its single heads; and ranges of whole
+    layers.
 
-    Raises: InputError if the circuit has no heads, or a head's weights cannot be told from others'.
+    Raises: InputError if the circuit has no heads, a head's weights cannot be told from others', or a layer does not
+    exist.
     """
     tested = with_heads(circuit)
     entry = grafted_entry(bench, variant, tested, settings)
@@ -43,16 +49,36 @@ def graft_section(bench: Workbench, variant: str, circuit: Circuit, settings: Gr
     best = largest_part({"parts": groups}, ALONE)
     if settings.heads:
         entry["heads"] = {"group": best} | grafted_entry(bench, variant, tested.groups[best], settings)
+    if settings.layers != ():
+        ranges = layer_ranges(bench.subject(bench.base).model.n_layers, settings.layers)
+        entry["layers"] = grafted_entry(bench, variant, ranges, settings)
     if settings.random_groups:
         entry["controls"] = {best: _controls(bench, variant, best, tested.groups[best], settings)}
     return {"graft": {variant: {"circuit": tested.to_dict()} | entry}}
 
 
-def grafted_entry(bench: Workbench, variant: str, parts: Circuit | Group, settings: GraftSettings) -> dict[str, Any]:
+def layer_ranges(n_layers: int, begins: Sequence[int] | None) -> dict[str, range]:
+    """All layers in ranges that begin at these layers, and at 0; lower ones first. None: in the middle.
+
+    Raises: InputError if a range has no layer.
+    """
+    inner = [n_layers // 2] if begins is None else list(begins)
+    bounds = [0, *inner, n_layers]
+    if any(first >= last for first, last in pairwise(bounds)):
+        raise InputError(
+            f"ranges of layers begin at rising layers between 1 and {n_layers - 1}; got {', '.join(map(str, inner))}"
+        )
+    return {f"{LAYERS} {first} to {last - 1}": range(first, last) for first, last in pairwise(bounds)}
+
+
+def grafted_entry(
+    bench: Workbench, variant: str, parts: Circuit | Group | Mapping[str, range], settings: GraftSettings
+) -> dict[str, Any]:
     """Every run of a graft, and whose the gain is."""
     donor, recipient = bench.subject(variant), bench.subject(bench.base)
     pairs = first_prompts(recipient.splits.evaluation, settings.prompts)
-    title = f"weights of {variant} in {bench.base}" + (", heads" if isinstance(parts, Group) else "")
+    named, more = _named(parts)
+    title = f"weights of {variant} in {bench.base}{more}"
 
     def compute() -> Record:
         found = graft(
@@ -66,9 +92,17 @@ def grafted_entry(bench: Workbench, variant: str, parts: Circuit | Group, settin
         )
         return graft_record(found)
 
-    named = [parts.at, heads_entry(parts.heads)] if isinstance(parts, Group) else parts.to_dict()
     key = _key(bench, variant, settings, len(pairs)) | {"parts": named}
     return graft_entry(graft_from(recipient.stages.kept(title, key, compute)), variant, bench.base)
+
+
+def _named(parts: Circuit | Group | Mapping[str, range]) -> tuple[Any, str]:
+    """What the record depends on, and what is added to the title."""
+    if isinstance(parts, Circuit):
+        return parts.to_dict(), ""
+    if isinstance(parts, Group):
+        return [parts.at, heads_entry(parts.heads)], ", heads"
+    return [[each.start, each.stop] for each in parts.values()], ", layers"
 
 
 def graft_record(found: Graft) -> Record:

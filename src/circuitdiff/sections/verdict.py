@@ -13,6 +13,7 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.sections.cross_model import gain_entry
 from circuitdiff.sections.cross_settings import VerdictSettings
 from circuitdiff.sections.entries import ratio_entry, with_heads
+from circuitdiff.sections.graft import LAYERS
 from circuitdiff.statistics import normalised_ratio_interval, ratio_interval
 from circuitdiff.verdict import verdict
 from circuitdiff.workbench import Subject, Workbench
@@ -125,7 +126,12 @@ def _patched_parts(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 def _grafted_parts(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     if not entry:
         return None
-    return {"parts": entry["scores"]["accuracy"]["parts"], "controls": entry.get("controls") or {}}
+    layers = entry["layers"]["scores"]["accuracy"]["parts"] if "layers" in entry else {}
+    return {
+        "parts": entry["scores"]["accuracy"]["parts"],
+        "controls": entry.get("controls") or {},
+        "layers": {name: credits for name, credits in layers.items() if name.startswith(LAYERS)},
+    }
 
 
 def _scope(bench: Workbench, variant: str, gain: Mapping[str, Any]) -> str:

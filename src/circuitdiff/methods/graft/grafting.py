@@ -75,10 +75,10 @@ def graft(
     """What the recipient answers with the donor's weights in some of its parts, at all positions.
 
     Parts are the groups' heads, whatever their role, or ranges of layers, and then the rest of the model by kind;
-    `order` says which groups come first as causes (default: the circuit's groups, last found first). Query heads that
-    share a key/value head share its weights: `Part.also_touched` names those beyond the group; with projections
-    ("q", "o") there are none. Weights that two groups share are in both. With `per_head` a lone group's heads are
-    the parts.
+    `order` says which groups come first as causes (default: the circuit's groups, last found first; ranges of layers
+    from below). Query heads that share a key/value head share its weights: `Part.also_touched` names those beyond the
+    group; with projections ("q", "o") there are none. Weights that two groups share are in both. With `per_head` a
+    lone group's heads are the parts.
 
     Raises: InputError if the models do not fit together, a head or layer does not exist, heads' weights cannot be told
     apart, or all weights grafted do not make the donor.
@@ -87,7 +87,7 @@ def graft(
     _check_dtypes(donor, recipient)
     _check_projections(projections)
     parts = split(recipient, group, projections, per_head=per_head)
-    ordered = _ordered(parts, order, per_head=per_head)
+    ordered = _ordered(parts, order if order is not None else _upwards(group), per_head=per_head)
     changed = frozenset(name for name, part in parts.items() if not equal_in(recipient, part.slices, donor))
     error = _whole_graft_error(donor, recipient, [piece for part in parts.values() for piece in part.slices], pairs)
     answers = evaluate_model(donor, pairs)
@@ -167,6 +167,13 @@ def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slic
             f"{error:.2g} of the largest; the two differ outside their weights (another config?): use one base's"
         )
     return error
+
+
+def _upwards(grafted: Grafted) -> list[str] | None:
+    """The order of parts that are ranges of layers, all of them."""
+    ranges = dict(grafted) if isinstance(grafted, Mapping) else {}
+    begins = {name: each.start for name, each in ranges.items() if isinstance(each, range)}
+    return sorted(begins, key=lambda name: begins[name]) if ranges and len(begins) == len(ranges) else None
 
 
 def _ordered(parts: Mapping[str, Part], order: Sequence[str] | None, *, per_head: bool) -> tuple[str, ...]:
