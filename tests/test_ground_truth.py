@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,12 +16,13 @@ from circuitdiff.compare import Overlap
 from circuitdiff.discovery import Plan, Stage, StageResult
 from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
+from circuitdiff.evaluation import evaluate_model
 from circuitdiff.ground_truth import GroundTruth, Sizes, check_ground_truth, render_page
 from circuitdiff.ground_truth.attribution_rows import Comparison, compare_with_attribution
-from circuitdiff.ground_truth.circuit_rows import circuit_rows
+from circuitdiff.ground_truth.circuit_rows import _as_good, circuit_rows
 from circuitdiff.ground_truth.discovery_rows import discovery_rows
 from circuitdiff.ground_truth.null_rows import null_rows
-from circuitdiff.ground_truth.plantings import Alarm, Coverage, Planting, planting_rows, try_planting
+from circuitdiff.ground_truth.plantings import Alarm, Coverage, Planting, holds, planting_rows, try_planting
 from circuitdiff.ground_truth.rows import Row
 from circuitdiff.ground_truth.subjects import PLAN, Subject, another_planting, named_subject, run_plan
 from circuitdiff.heads import Head
@@ -28,6 +30,7 @@ from circuitdiff.methods.attribution import attribution_scores
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.prompts import Pairs
 from circuitdiff.selection import Discoveries, Selection
+from circuitdiff.statistics import Interval, RatioInterval, mean_interval
 from fake_pairs import fake_pairs
 from tiny_models import N_HEADS, N_LAYERS, subject
 from tiny_models import Subject as TinySubject
@@ -205,6 +208,11 @@ def test_a_circuit_without_its_fetchers_is_not_faithful():
     assert not rows["wrong segment: accuracy lost, kind means"].passed
 
 
+def test_a_circuit_is_as_good_as_its_model_where_the_interval_says_so():
+    came = [RatioInterval(0.96, 0.91, 1.01), RatioInterval(0.96, 0.93, 0.99), RatioInterval(*[np.nan] * 3, "chance")]
+    assert [_as_good(planted("planted-base"), "c", ratio, "").passed for ratio in came] == [True, False, False]
+
+
 @pytest.mark.parametrize("name", ["planted-permuted-heads", "planted-rotated-values"])
 def test_a_null_passes_only_with_the_answers_heads_and_effects_of_the_base(name):
     base, null, other = planted("planted-base"), planted(name), planted("planted-sharper-fetchers")
@@ -229,7 +237,7 @@ def test_a_null_passes_only_with_the_answers_heads_and_effects_of_the_base(name)
 def invented_planting(seed: int, common: int, covered: int) -> Planting:
     groups = {"value_fetcher": Overlap(3, 3, 3), "structure_reader": Overlap(3, 3, common)}
     alarms = (Alarm("structure_reader", "0.0", -0.2, -0.06),) * (3 - common)
-    return Planting(seed, groups, Overlap(2, 2, 2), 100, alarms, {"direct": Coverage(covered, 50)})
+    return Planting(seed, 0.5 + seed / 100, groups, Overlap(2, 2, 2), 100, alarms, {"direct": Coverage(covered, 50)})
 
 
 def test_plantings_are_pooled_by_heads_and_tests():
@@ -248,6 +256,21 @@ def test_intervals_that_hold_the_truth_too_seldom_fail():
     assert not rows["coverage: direct"].passed
 
 
+def test_an_interval_is_widened_by_what_the_other_mean_may_err():
+    few = Interval(np.array([1.0, 1.0, 1.0]), np.array([0.0, 0.0, 0.0]), np.array([2.0, 2.0, 2.0]))
+    many = np.array([2.9, 3.1, -0.99])
+    assert holds(few, many, n_few=6, n_many=2).tolist() == [True, False, True]  # 1 +- 1 becomes 1 +- 2
+    assert holds(few, many, n_few=1, n_many=10**9).tolist() == [False, False, False]
+
+
+def test_widened_intervals_hold_the_mean_of_few_others_as_often_as_they_promise():
+    draw = np.random.default_rng(0)
+    rows, others = draw.standard_normal((1500, 140)), draw.standard_normal((1500, 210))
+    bounds = mean_interval(rows, np.arange(140), n_resamples=1000)
+    share = holds(bounds, others.mean(1), 140, 210).mean()
+    assert 0.93 <= share <= 0.965  # 0.95, standard error 0.006; without widening 0.87
+
+
 def test_a_planting_is_tried_with_its_own_heads_and_prompts():
     other = another_planting("planted-base", 1, FEW)
     assert other.truth.circuit != planted("planted-base").truth.circuit
@@ -257,6 +280,7 @@ def test_a_planting_is_tried_with_its_own_heads_and_prompts():
     assert came.coverage["value_fetcher, planted"].n == 5
     assert came.coverage["position_transmitter, decoys"].n == 2
     assert came.groups["value_fetcher"].second == 3
+    assert came.accuracy == evaluate_model(other.model, other.prompts["evaluation"]).accuracy.value
 
 
 # The page and the command
@@ -278,6 +302,7 @@ def test_the_page_marks_and_lists_what_does_not_hold():
     assert page.index("## What does not hold") < page.index("missing: 8.6 \\| why") < page.index("## Not covered yet")
     assert "3 structure_reader" in page
     assert "| 7 | structure_reader | 0.0 | -0.200 | -0.060 |" in page
+    assert "| 7 | 0.570 |" in page
     assert "| `planted-base` | last | 6 | 0.50 | 1.00 | 1.00 |" in page
 
 

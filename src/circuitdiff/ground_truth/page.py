@@ -94,8 +94,9 @@ def _circuit_text(sizes: Sizes) -> str:
         "## The planted circuit on its own\n\n"
         f"On {sizes.evaluation} evaluation prompts; all else at its mean over as many others.\n\n"
         "- *slot means*, *kind means*: accuracy of the circuit over the model's, then normalised by the ablated "
-        "model's accuracy; at least 1.00 expected. By kind, addresses survive in the segment asked for alone, so that "
-        "the answer stands out: the value by slot is the paper's.\n"
+        "model's accuracy. The circuit is expected to be as good as the model, so the 95 % interval should reach 1.00. "
+        "By kind, addresses survive in the segment asked for alone, so that the answer stands out: the value by slot "
+        "is the paper's.\n"
         f"- *random*: share of prompts on which {sizes.random_circuits} random circuits of the same shape prefer the "
         f"answer to the other six; 1/7 expected, within the spread of {sizes.random_prompts} prompts.\n"
         "- *wrong segment*: accuracy lost (kind means) when heads in segments are kept at one not asked for; above 0 "
@@ -145,9 +146,9 @@ def _plantings(plantings: Sequence[Planting], rows: Sequence[Row], sizes: Sizes)
     text = (
         "Other places, strengths, codes and decoys, and other prompts. Expected: precision and recall of at least "
         f"{1 - RULE.error_rate:g}, false alarms at most {RULE.error_rate:g}, as the rule promises; 95 % intervals of "
-        f"{sizes.discovery} prompts hold the true effect (the mean of {sizes.truth} other prompts, whose own error "
-        "costs about one point) 95 % of the time. A decoy that was chosen may have an effect of its own: decoys write "
-        "a little everywhere.\n\n"
+        f"{sizes.discovery} prompts, widened by the root of 1 + {sizes.discovery} / {sizes.truth} for the error of the "
+        f"mean of {sizes.truth} other prompts, hold that mean 95 % of the time. A decoy that was chosen may have an "
+        "effect of its own: decoys write a little everywhere.\n\n"
     )
     own = [row for row in rows if "plantings" in row.model]
     claims = _listed(own)
@@ -157,7 +158,18 @@ def _plantings(plantings: Sequence[Planting], rows: Sequence[Row], sizes: Sizes)
         for alarm in planting.alarms
     ]
     chosen = _table(("planting", "stage", "decoy chosen", "effect", "true effect"), alarms) if alarms else ""
-    return f"{title}{text}{claims}\n{chosen}"
+    return f"{title}{text}{claims}\n{_accuracies(plantings, sizes)}\n{chosen}"
+
+
+def _accuracies(plantings: Sequence[Planting], sizes: Sizes) -> str:
+    """Each planting's accuracy, since the numbers of the table of models are those of one seed."""
+    low, high = (end(planting.accuracy for planting in plantings) for end in (min, max))
+    lines = [(str(p.seed), f"{p.accuracy:.3f}") for p in plantings]
+    return (
+        "The wiring's numbers were set so that the shipped seed, 0, errs on about a third of the prompts: 0.6 to 0.7 "
+        f"is a band for that seed. These plantings' accuracies, on {sizes.evaluation} prompts each, run from {low:.3f} "
+        f"to {high:.3f}.\n\n" + _table(("planting", "accuracy"), lines)
+    )
 
 
 def _attribution(comparisons: Sequence[Comparison]) -> str:

@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
 from scipy.stats import binomtest
 
 from circuitdiff.compare import Overlap, overlap, total
 from circuitdiff.discovery import StageResult, circuit_of
+from circuitdiff.evaluation import evaluate_model
 from circuitdiff.ground_truth.rows import Row, at_least, at_most
 from circuitdiff.ground_truth.subjects import MINIMUM, PLAN, RULE, Sizes, Subject, run_plan, task
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.prompts import Pairs
+from circuitdiff.statistics import Interval
 
 _NAME = "planted-base, other plantings"
 _PARTS = {"value_fetcher": ("value_fetcher", "negative"), "position_transmitter": ("position_transmitter",)}
@@ -47,6 +52,7 @@ class Planting:
     """What discovery made of one planting."""
 
     seed: int
+    accuracy: float
     groups: Mapping[str, Overlap]  # found, planted, in common
     negative: Overlap
     decoys_tested: int  # once per stage
@@ -68,6 +74,7 @@ def try_planting(subject: Subject, seed: int, sizes: Sizes) -> Planting:
     }
     return Planting(
         seed=seed,
+        accuracy=float(evaluate_model(subject.model, subject.prompts["evaluation"]).accuracy.value),
         groups=groups,
         negative=overlap(results[0].selection.hurting, subject.truth.negative),
         decoys_tested=sum(len(decoys & _audible(subject, result)) for result in results),
@@ -108,12 +115,24 @@ def _coverage(subject: Subject, seed: int, fresh: Pairs, n_decoys: int) -> Mappi
             path_effects(subject.model, pairs, stage.at, receivers, stage.via, senders=[*planted, *decoys])
             for pairs in (subject.prompts["discovery"], fresh)
         )
-        bounds, truth = few.intervals(), many.effects.numpy()
-        covers = torch.from_numpy((bounds.low <= truth) & (truth <= bounds.high))
+        covers = torch.from_numpy(
+            holds(few.intervals(), many.effects.numpy(), len(subject.prompts["discovery"]), len(fresh))
+        )
         for kind, heads in (("planted", planted), ("decoys", decoys)):
             inside = sum(bool(covers[head.layer, head.index]) for head in heads)
             result[f"{stage.name}, {kind}"] = Coverage(inside, len(heads))
     return result
+
+
+def holds(few: Interval, many: Float[ndarray, "*row"], n_few: int, n_many: int) -> Bool[ndarray, "*row"]:
+    """Whether the intervals of a few prompts hold the mean of many others, whose own error is allowed for.
+
+    Both are means of draws from the same distribution, so their difference has the variance of the first, times
+    1 + n_few / n_many: the interval is widened by the root of that.
+    """
+    wider = (1 + n_few / n_many) ** 0.5
+    low, high = (few.value + wider * (bound - few.value) for bound in (few.low, few.high))
+    return np.asarray((low <= many) & (many <= high))
 
 
 def planting_rows(plantings: Sequence[Planting]) -> list[Row]:

@@ -25,11 +25,14 @@ RULE = Discoveries(minimum=MINIMUM)
 class Sizes:
     """How many prompts, circuits and so on; the defaults are those of the page."""
 
-    discovery: int = 70  # and as many again for the replication
+    # And as many again for the replication. The weakest negative head of six plantings has a mean of 0.33 logits and a
+    # standard deviation of 0.83: 70 prompts find it at p = 0.003 (5 heads of 80 by Benjamini and Hochberg) and again at
+    # p = 0.05 with a power of 0.58, 140 with 0.95. A multiple of the 7 boxes asked for.
+    discovery: int = 140
     evaluation: int = 200  # and as many again for the means
     random_circuits: int = 30
     random_prompts: int = 70
-    truth: int = 1000  # prompts whose mean effect counts as the true one
+    truth: int = 210  # other prompts whose mean effect stands for the true one; its own error is allowed for
     decoys: int = 5  # of each planting and stage, whose intervals are held against the truth
 
 
