@@ -9,7 +9,7 @@ the control, whose random key is never the answer, the query, or the first token
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,6 +23,7 @@ from circuitdiff.evaluation.answers import evaluation_of
 from circuitdiff.evaluation.edited import Editing, run_edited
 from circuitdiff.prompts import Bucket, Pairs
 
+Blocked = str | Sequence[str] | Int[Tensor, " prompt"]  # a role, several together, or a position of each prompt
 Keys = Int[Tensor, "prompt key"]  # positions that are blocked
 
 
@@ -55,11 +56,43 @@ class _Variant:
 
 
 @torch.no_grad()
+def knockout_curves(
+    model: Model,
+    pairs: Pairs,
+    blocked: Sequence[tuple[str, Blocked]],
+    *,
+    layers: Sequence[int] | None = None,
+    upward: bool = True,
+    executor: str = "window",
+    memory_gb: float = DEFAULT_MEMORY_GB,
+    progress: Progress | None = None,
+) -> list[KnockoutCurve]:
+    """`attention_knockout` for several queries and keys, which share the run of the clean model.
+
+    Raises: InputError as `attention_knockout` does.
+    """
+    chosen = tuple(range(model.n_layers)) if layers is None else tuple(layers)
+    if not chosen or min(chosen) < 0 or max(chosen) >= model.n_layers:
+        raise InputError(f"layers are from 0 to {model.n_layers - 1} in {model.name}; got {list(chosen)}")
+    places = [_positions(pairs, query, keys) for query, keys in blocked]
+    variants = [
+        _Variant(query, keys, range(n, model.n_layers if upward else n + 1))
+        for (query, _), keys in zip(blocked, places, strict=True)
+        for n in chosen
+    ]
+    clean, *found = _run(model, pairs, variants, executor, memory_gb, progress)
+    return [
+        KnockoutCurve(query, _named(keys), upward, chosen, clean, tuple(found[i * len(chosen) : (i + 1) * len(chosen)]))
+        for i, (query, keys) in enumerate(blocked)
+    ]
+
+
+@torch.no_grad()
 def attention_knockout(
     model: Model,
     pairs: Pairs,
     query: str,
-    keys: str | Sequence[str] | Int[Tensor, " prompt"],
+    keys: Blocked,
     *,
     layers: Sequence[int] | None = None,
     upward: bool = True,
@@ -73,14 +106,17 @@ def attention_knockout(
 
     Raises: InputError if a role or layer does not exist, a key comes after the query, or a query is left without keys.
     """
-    chosen = tuple(range(model.n_layers)) if layers is None else tuple(layers)
-    if not chosen or min(chosen) < 0 or max(chosen) >= model.n_layers:
-        raise InputError(f"layers are from 0 to {model.n_layers - 1} in {model.name}; got {list(chosen)}")
-    positions = _positions(pairs, query, keys)
-    variants = [_Variant(query, positions, range(n, model.n_layers if upward else n + 1)) for n in chosen]
-    clean, *found = _run(model, pairs, variants, executor, memory_gb, progress)
-    named = keys if isinstance(keys, str) else "random position" if isinstance(keys, Tensor) else " + ".join(keys)
-    return KnockoutCurve(query, named, upward, chosen, clean, tuple(found))
+    [curve] = knockout_curves(
+        model,
+        pairs,
+        [(query, keys)],
+        layers=layers,
+        upward=upward,
+        executor=executor,
+        memory_gb=memory_gb,
+        progress=progress,
+    )
+    return curve
 
 
 @torch.no_grad()
@@ -145,20 +181,20 @@ def _run(
     memory_gb: float,
     progress: Progress | None,
 ) -> list[Evaluation]:
-    """The clean model, then each variant."""
+    """The clean model, then each variant; the clean one is a variant that blocks in no layer."""
     if not variants:
         return [evaluate_model(model, pairs)]
     roles = list(dict.fromkeys(variant.query for variant in variants))
     values = run_edited(
         model,
         pairs,
-        variants,
+        [replace(variants[-1], layers=range(0)), *variants],
         Editing(roles, lambda variant, bucket: bucket.positions[variant.query], lambda some, b: _edits(model, some, b)),
         executor=executor,
         memory_gb=memory_gb,
         progress=progress,
     )
-    return [evaluate_model(model, pairs), *(evaluation_of(value, pairs) for value in values)]
+    return [evaluation_of(value, pairs) for value in values]
 
 
 def _edits(model: Model, variants: Sequence[_Variant], bucket: Bucket) -> list[Knockout]:
@@ -179,7 +215,11 @@ def _blocked(keys: Keys, length: int) -> Bool[Tensor, "prompt pos"]:
     return torch.zeros(len(keys), length, dtype=torch.bool).scatter(1, keys, True)
 
 
-def _positions(pairs: Pairs, query: str, keys: str | Sequence[str] | Int[Tensor, " prompt"]) -> Keys:
+def _named(keys: Blocked) -> str:
+    return keys if isinstance(keys, str) else "random position" if isinstance(keys, Tensor) else " + ".join(keys)
+
+
+def _positions(pairs: Pairs, query: str, keys: Blocked) -> Keys:
     _check_roles(pairs, [query])
     if isinstance(keys, Tensor):
         positions = keys[:, None]

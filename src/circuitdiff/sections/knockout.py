@@ -10,7 +10,7 @@ import torch
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.methods.knockout import attention_knockout, knockout_matrix, random_keys
+from circuitdiff.methods.knockout import knockout_curves, knockout_matrix, random_keys
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.cross_checks import FEW, check_executors
 from circuitdiff.sections.cross_settings import KnockoutSettings
@@ -122,30 +122,31 @@ def _curves(
     layers = list(range(0, model.n_layers, settings.layer_step))
     query_roles = _known(pairs, settings)
     wanted: list[tuple[str, str]] = [*chosen, *((query, RANDOM) for query in dict.fromkeys(q for q, _ in chosen))]
-    curves = []
-    for query, key in wanted:
-        title = f"attention from {query} to {key} in {model.name}"
-        keys = random_keys(pairs, query, query_roles, seed=seed) if key == RANDOM else key
+    if not wanted:
+        return []
+    title, random = f"attention in {model.name}, by layer", {"query_roles": list(query_roles)}
 
-        def compute(query=query, keys=keys, title=title) -> Record:
-            found = attention_knockout(
-                model,
-                pairs,
-                query,
-                keys,
-                layers=layers,
-                upward=not settings.single_layers,
-                executor=bench.settings.executor,
-                memory_gb=bench.settings.memory_gb,
-                progress=lambda done, total: bench.monitor(title, done, total),
-            )
-            return form.evaluations_record([found.clean, *found.blocked])
+    def compute() -> Record:
+        found = knockout_curves(
+            model,
+            pairs,
+            [(q, random_keys(pairs, q, query_roles, seed=seed) if key == RANDOM else key) for q, key in wanted],
+            layers=layers,
+            upward=not settings.single_layers,
+            executor=bench.settings.executor,
+            memory_gb=bench.settings.memory_gb,
+            progress=lambda done, total: bench.monitor(title, done, total),
+        )
+        return form.evaluations_record([found[0].clean, *(each for curve in found for each in curve.blocked)])
 
-        own = {"n": len(pairs), "query": query, "key": key, "layers": layers, "single": settings.single_layers}
-        own |= {"query_roles": list(query_roles)} if key == RANDOM else {}
-        record = subject.stages.kept(title, subject.stages.key("evaluation") | own, compute)
-        curves.append(curve_entry(query, key, layers, form.evaluations_from(record), single=settings.single_layers))
-    return curves
+    own = {"n": len(pairs), "curves": wanted, "layers": layers, "single": settings.single_layers}
+    record = subject.stages.kept(title, subject.stages.key("evaluation") | own | random, compute)
+    clean, *blocked = form.evaluations_from(record)
+    n = len(layers)
+    return [
+        curve_entry(query, key, layers, [clean, *blocked[i * n : (i + 1) * n]], single=settings.single_layers)
+        for i, (query, key) in enumerate(wanted)
+    ]
 
 
 def curve_entry(
