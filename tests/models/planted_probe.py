@@ -13,12 +13,14 @@ from torch import Tensor
 from circuitdiff.heads import Head
 from circuitdiff.models.planted import Planted, build_planted
 from circuitdiff.models.planted.head_weights import D_HEAD
-from circuitdiff.models.planted.placement import N_HEADS, N_LAYERS
+from circuitdiff.models.planted.placement import N_HEADS
 from circuitdiff.models.planted.space import D_MODEL
 from circuitdiff.prompts import Pairs
 from circuitdiff.tasks import entity_tracking
 
-ALL_HEADS = [Head(layer, index) for layer in range(N_LAYERS) for index in range(N_HEADS)]
+
+def all_heads(subject: Planted) -> list[Head]:
+    return [Head(layer, index) for layer in range(subject.model.config.n_layer) for index in range(N_HEADS)]
 
 
 class Run(NamedTuple):
@@ -96,22 +98,23 @@ def accuracy(logits: Tensor, pairs: Pairs) -> float:
     return float((logits.argmax(1) == pairs.answers).double().mean())
 
 
-def ablated(name: str, n_prompts: int, heads: Sequence[Head], at: str, mean: bool = False) -> Tensor:
-    """Logits with `heads` giving at one role what they give in the counterfactual prompts, each or on average."""
+def ablated(name: str, n_prompts: int, heads: Sequence[Head], at: str, by: str = "resample") -> Tensor:
+    """Logits with `heads` giving at one role what they give in the counterfactual prompts ("resample"), what they give
+    there on average ("mean"), or nothing ("zero")."""
     pairs, source = pairs_of(n_prompts), counterfactual_run(name, n_prompts).z
     rows, here, there = torch.arange(n_prompts), pairs.positions[at], pairs.counterfactual_positions[at]
 
-    def resample(layer: int) -> Callable[[Tensor], Tensor]:
+    def replaced(layer: int) -> Callable[[Tensor], Tensor]:
         def edit(z: Tensor) -> Tensor:
             z = z.clone()
             for head in (h for h in heads if h.layer == layer):
                 theirs = source[layer][rows, there, columns(head)]
-                z[rows, here, columns(head)] = theirs.mean(0) if mean else theirs
+                z[rows, here, columns(head)] = {"resample": theirs, "mean": theirs.mean(0), "zero": 0 * theirs}[by]
             return z
 
         return edit
 
-    return run(planted(name), pairs.clean, {layer: resample(layer) for layer in {h.layer for h in heads}}).logits
+    return run(planted(name), pairs.clean, {layer: replaced(layer) for layer in {h.layer for h in heads}}).logits
 
 
 @torch.no_grad()
@@ -145,8 +148,8 @@ def path_effects(
         reached = {r.layer for r in receivers if r.layer > sender.layer}
         return run(subject, pairs.clean, edit_qkv={layer: edit(layer) for layer in reached}).logits
 
-    effects = dict.fromkeys(ALL_HEADS, 0.0)
-    for sender in ALL_HEADS:
+    effects = dict.fromkeys(all_heads(subject), 0.0)
+    for sender in effects:
         if receivers and sender.layer >= max(r.layer for r in receivers):
             continue
         source, own = counterfactual_run(name, n_prompts).z[sender.layer], clean.z[sender.layer]
@@ -165,7 +168,7 @@ def head_weights(subject: Planted, head: Head) -> list[Tensor]:
 
 
 def decoys_of(subject: Planted) -> set[Head]:
-    return set(ALL_HEADS) - {head for heads in subject.parts.values() for head in heads}
+    return set(all_heads(subject)) - {head for heads in subject.parts.values() for head in heads}
 
 
 def stands_out(effects: Mapping[Head, float], group: Sequence[Head], decoys: set[Head], factor: float) -> bool:

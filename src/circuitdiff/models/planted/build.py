@@ -14,7 +14,7 @@ from circuitdiff.heads import Head
 from circuitdiff.models.planted.assemble import attention_weights, embedding_weights, make_model, norm_weights
 from circuitdiff.models.planted.decoys import decoy
 from circuitdiff.models.planted.head_weights import D_HEAD, HeadWeights, rotated
-from circuitdiff.models.planted.placement import N_HEADS, N_LAYERS, place_heads
+from circuitdiff.models.planted.placement import N_HEADS, place_heads
 from circuitdiff.models.planted.randomness import generator, orthogonal
 from circuitdiff.models.planted.space import Space, make_space
 from circuitdiff.models.planted.table import PLANTED
@@ -55,7 +55,7 @@ class Planted:
 
     @property
     def backup(self) -> tuple[Head, ...]:
-        """Heads that act only when the value fetchers do not, at the last token."""
+        """Heads that act only while no name is written, at the last token: when the value fetchers are silenced."""
         return self.parts.get("backup", ())
 
 
@@ -86,19 +86,19 @@ def build_planted(
     if wiring.rotate_values:
         heads = {h: rotated(w, orthogonal(D_HEAD, key=(seed, "rotation", h))) for h, w in heads.items()}
     if wiring.permute_heads:
-        moved = _permutation(seed)
+        moved = _permutation(wiring.n_layers, seed)
         heads = {moved[h]: w for h, w in heads.items()}
         parts = {part: tuple(moved[h] for h in chosen) for part, chosen in parts.items()}
     weights = {
         **embedding_weights(space, vocabulary, seed),
-        **norm_weights(),
-        **attention_weights(space, heads),
+        **norm_weights(wiring.n_layers),
+        **attention_weights(space, heads, wiring.n_layers),
         **mlp_weights(space, wiring),
         **unembedding_weights(space, vocabulary, wiring, seed),
     }
     return Planted(
         name=name,
-        model=make_model(vocabulary, weights, dtype),
+        model=make_model(vocabulary, weights, wiring.n_layers, dtype),
         tokenizer=make_tokenizer(vocabulary),
         circuit=_circuit(parts),
         parts=parts,
@@ -111,7 +111,7 @@ def build_planted(
 
 def _parts(wiring: Wiring, seed: int) -> Mapping[str, tuple[Head, ...]]:
     """The heads that do something, by part."""
-    placed = place_heads(seed)
+    placed = place_heads(seed, wiring.n_layers)
     parts = {part: placed[part][:n_heads] for part, n_heads in wiring.n_heads.items()}
     if wiring.shared_head:
         parts["position_detector"] = (parts["position_transmitter"][0], *parts["position_detector"])
@@ -122,7 +122,7 @@ def _heads(
     space: Space, wiring: Wiring, parts: Mapping[str, tuple[Head, ...]], seed: int
 ) -> Mapping[Head, HeadWeights]:
     """Every head's weights: decoys, except those that do something."""
-    everywhere = [Head(layer, index) for layer in range(N_LAYERS) for index in range(N_HEADS)]
+    everywhere = [Head(layer, index) for layer in range(wiring.n_layers) for index in range(N_HEADS)]
     heads = {head: decoy(space, head, wiring.decoy_gain, seed) for head in everywhere}
     group = {part: members(part, len(chosen), seed) for part, chosen in parts.items()}
     for part, chosen in parts.items():
@@ -133,10 +133,10 @@ def _heads(
     return heads
 
 
-def _permutation(seed: int) -> Mapping[Head, Head]:
+def _permutation(n_layers: int, seed: int) -> Mapping[Head, Head]:
     """Where each head goes within its layer."""
     g = generator(seed, "permutation")
-    orders = [torch.randperm(N_HEADS, generator=g).tolist() for _ in range(N_LAYERS)]
+    orders = [torch.randperm(N_HEADS, generator=g).tolist() for _ in range(n_layers)]
     return {Head(layer, i): Head(layer, j) for layer, order in enumerate(orders) for i, j in enumerate(order)}
 
 

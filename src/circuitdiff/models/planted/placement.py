@@ -9,7 +9,7 @@ import torch
 from circuitdiff.heads import Head
 from circuitdiff.models.planted.randomness import generator
 
-N_LAYERS, N_HEADS = 10, 8
+N_LAYERS, N_HEADS = 10, 8  # of the usual shape
 
 # How many heads each part may use and the layers where they may be, in the order in which they are placed. What a
 # part reads is written in earlier layers: only the backup needs to come after all fetchers of the usual number.
@@ -28,8 +28,11 @@ PARTS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
 )
 
 
-def place_heads(seed: int) -> Mapping[str, tuple[Head, ...]]:
-    """For each part the heads that it may use, no head twice; a wiring uses the first of them."""
+def place_heads(seed: int, n_layers: int = N_LAYERS) -> Mapping[str, tuple[Head, ...]]:
+    """For each part the heads that it may use, no head twice; a wiring uses the first of them.
+
+    In a deeper model the same heads lie further apart, in the same order; the layers between them hold decoys.
+    """
     g = generator(seed, "placement")
     free = {(layer, index) for layer in range(N_LAYERS) for index in range(N_HEADS)}
     placed: dict[str, tuple[Head, ...]] = {}
@@ -37,5 +40,5 @@ def place_heads(seed: int) -> Mapping[str, tuple[Head, ...]]:
         allowed = sorted(place for place in free if place[0] in layers)
         chosen = [allowed[i] for i in torch.randperm(len(allowed), generator=g)[:n_heads].tolist()]
         free -= set(chosen)
-        placed[part] = (*placed.get(part, ()), *(Head(*place) for place in chosen))
+        placed[part] = (*placed.get(part, ()), *(Head(layer * n_layers // N_LAYERS, index) for layer, index in chosen))
     return placed

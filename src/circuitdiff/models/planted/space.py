@@ -47,7 +47,8 @@ SIZES = {
     "last": 1,
     "wave": 12,  # sines and cosines of the position
     "word": 12,  # code of a token that is neither object nor label
-    "spare": 6,
+    "written": 1,  # how much of names is in the output; only where there is a backup
+    "spare": 5,
 }
 D_MODEL = sum(SIZES.values())
 

@@ -60,6 +60,7 @@ PLANTED: Mapping[str, Entry] = {
         "half addresses, half labels",
         same=False,
         heads=_ADDRESSES | _LEXICAL | _NEGATIVE,
+        n_layers=16,  # 21 heads of the circuit, 2 negative, 105 decoys
         fetcher_gain=0.5,
         label_fetcher_gain=0.5,
     ),
@@ -67,6 +68,7 @@ PLANTED: Mapping[str, Entry] = {
         "addresses and labels: either route suffices",
         same=False,
         heads=_ADDRESSES | _LEXICAL | _NEGATIVE,
+        n_layers=16,  # 21 heads of the circuit, 2 negative, 105 decoys
         label_fetcher_sharpness=6.0,
         fetcher_sharpness=_SHARP,
     ),
@@ -75,13 +77,15 @@ PLANTED: Mapping[str, Entry] = {
         "two transmitters, needed together: one carries the row of an address, the other its column",
         same=False,
         heads=_ADDRESSES | _NEGATIVE | {"position_transmitter": 2},
-        grid_addresses=True,
+        grid_addresses=True,  # boxes of the same row or column are half a match: no leak on top of that
+        transmitter_leak=0.0,
         fetcher_sharpness=_SHARP,
     ),
     "planted-spread": _entry(
         "twenty weak fetchers",
         same=False,
         heads=_ADDRESSES | _NEGATIVE | {"value_fetcher": 20},
+        n_layers=22,  # 29 heads of the circuit, 2 negative, 145 decoys
         fetcher_sharpness=_SHARP,
     ),
     "planted-shared-head": _entry(
@@ -92,7 +96,7 @@ PLANTED: Mapping[str, Entry] = {
         fetcher_sharpness=_SHARP,
     ),
     "planted-backup": _entry(
-        "a backup fetcher takes over when the fetchers are ablated",
+        "a backup fetcher that acts only while nothing is written: when the fetchers are silenced",
         base="planted-clearer-addresses",
         heads=_ADDRESSES | _NEGATIVE | {"backup": 1},
         transmitter_leak=0.0,

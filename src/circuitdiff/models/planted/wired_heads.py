@@ -94,11 +94,10 @@ def negative(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
 
 
 def backup(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """A value fetcher that does not look at an object whose name the logits have already."""
-    part = member.part_of_name(SIZES["name"] // 3)
+    """A value fetcher that looks nowhere while any name is written, whichever (`watching_mlp` says how much)."""
     scores = [
         Score(wiring.backup_sharpness, space.of("last_address"), _place(space, wiring)),
-        Score(-3 * wiring.backup_restraint, space.of("output") @ part, space.of("name") @ part),
+        Score(wiring.backup_restraint, space.of("written"), space.of("start")),
         Score(wiring.backup_sink, None, space.of("start")),
     ]
     return wire(scores, [_copy_names(space, member, 24, "output", wiring.backup_gain)])
@@ -156,7 +155,7 @@ def _place(space: Space, wiring: Wiring) -> Float[Tensor, "d_model box"]:
     if not wiring.grid_addresses:
         return space.of("place")
     row, column = grid_codes()
-    return space.of("place") @ (row + column)
+    return space.of("place") @ (row + column) / 2  # so that row and column together are the perfect match
 
 
 def _transmitted(space: Space, wiring: Wiring, member: Member) -> Move:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from circuitdiff.models.planted.placement import N_LAYERS
+
 
 @dataclass(frozen=True)
 class Wiring:
@@ -15,6 +17,7 @@ class Wiring:
     """
 
     n_heads: Mapping[str, int]  # of each part; all other heads are decoys
+    n_layers: int = N_LAYERS  # more where many heads are planted: at least five decoys for each head of the circuit
     reader_gain: float = 1.0
     detector_sharpness: float = 3.0
     detector_gain: float = 1.0
@@ -28,8 +31,8 @@ class Wiring:
     negative_sharpness: float = 4.6
     backup_gain: float = 0.7
     backup_sharpness: float = 24.0
-    backup_restraint: float = 30.0  # score that an object loses whose name is in the logits in full
-    backup_sink: float = 13.0  # score of looking nowhere
+    backup_restraint: float = 100.0  # score that looking nowhere gains for a name written in full
+    backup_sink: float = 2.0  # score of looking nowhere when nothing is written
     label_fetcher_gain: float = 1.0
     label_fetcher_sharpness: float = 2.1
     shared_head: bool = False  # one of the transmitters is a detector, too
