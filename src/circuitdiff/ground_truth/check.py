@@ -8,7 +8,10 @@ from circuitdiff.discovery import StageResult
 from circuitdiff.errors import InputError
 from circuitdiff.ground_truth.attribution_rows import compare_with_attribution
 from circuitdiff.ground_truth.circuit_rows import circuit_rows
+from circuitdiff.ground_truth.cross_model_rows import cross_model_rows
 from circuitdiff.ground_truth.discovery_rows import discovery_rows
+from circuitdiff.ground_truth.mask_rows import mask_rows
+from circuitdiff.ground_truth.minimality_rows import minimality_rows
 from circuitdiff.ground_truth.null_rows import NULLS, null_rows
 from circuitdiff.ground_truth.plantings import planting_rows, try_planting
 from circuitdiff.ground_truth.result import GroundTruth
@@ -16,6 +19,10 @@ from circuitdiff.ground_truth.subjects import Sizes, Subject, another_planting, 
 from circuitdiff.models.planted import planted_names
 
 BASE = "planted-base"
+# A minute each, so not all: each part's own function, better parts, another route, and a head of two groups.
+MASKED = (BASE, "planted-sharper-fetchers", "planted-clearer-addresses", "planted-lexical", "planted-shared-head")
+# Without redundancy: elsewhere a head may be dispensable, and minimality would be right to say so.
+MINIMAL = (BASE, "planted-sharper-fetchers", "planted-clearer-addresses", "planted-pair")
 Monitor = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
 
@@ -39,7 +46,9 @@ def check_ground_truth(
         subject = named_subject(name, sizes)
         found = run_plan(subject)
         base = (subject, found) if name == BASE else base
-        rows += [*discovery_rows(subject, found), *circuit_rows(subject, sizes)]
+        rows += [*discovery_rows(subject, found), *circuit_rows(subject, sizes), *cross_model_rows(subject)]
+        rows += minimality_rows(subject) if name in MINIMAL else []
+        rows += mask_rows(subject) if name in MASKED else []
         comparisons += compare_with_attribution(subject, found)
         if base is not None and name in NULLS:
             rows += null_rows(*base, subject, found)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.compare import overlap
 from circuitdiff.discovery import Plan, StageResult, circuit_of
-from circuitdiff.evaluation import all_heads, evaluate_circuits, mean_activations
+from circuitdiff.evaluation import Replacement, evaluate_without, mean_activations
 from circuitdiff.ground_truth.rows import Row, at_least, at_most, exactly
-from circuitdiff.ground_truth.subjects import MINIMUM, NAME_BINDERS, PLAN, Subject, run_plan, task
+from circuitdiff.ground_truth.subjects import MINIMUM, NAME_BINDERS, PLAN, Subject, run_plan
 from circuitdiff.heads import Head
 from circuitdiff.statistics import mean_interval
-
-_QUERY = ("query_box", "query_label", "after_query_label", "last")
 
 
 def discovery_rows(subject: Subject, results: Sequence[StageResult]) -> list[Row]:
@@ -79,39 +75,48 @@ def _negative_rows(subject: Subject, results: Sequence[StageResult]) -> list[Row
 
 
 def _backup_rows(subject: Subject, found: Circuit) -> list[Row]:
-    """A backup is not in the circuit: removing it costs nothing, unless the fetchers are removed, too."""
+    """A backup is not in the circuit: it adds nothing while the fetchers write, and much while they are silent."""
     backup, name = subject.truth.backup, subject.model.name
     if not backup:
         return []
     inside = sum(len(set(backup) & set(group.heads)) for group in found.groups.values())
     fetchers = subject.truth.circuit.groups["value_fetcher"].heads
-    alone, behind = _lost_without(subject, backup, ()), _lost_without(subject, backup, fetchers)
+    means = mean_activations(subject.model, subject.prompts["mask"])
+    idle = {
+        "in the whole model": _added(subject, backup, (), means),
+        "behind fetchers that write other names": _added(subject, backup, fetchers, "resample"),
+    }
+    acting = {
+        "behind fetchers at their mean": _added(subject, backup, fetchers, means),
+        "behind fetchers that write nothing": _added(subject, backup, fetchers, "zero"),
+    }
     return [
         exactly(name, "backup: in the found circuit", inside, 0, _names(backup)),
-        at_most(name, "backup: effect", float(alone.mean().abs()), MINIMUM, _lost(alone, subject)),
-        at_least(name, "backup: effect behind no fetchers", float(behind.mean()), MINIMUM, _lost(behind, subject)),
+        *(
+            at_most(name, f"backup: effect {where}", float(added.mean().abs()), MINIMUM, _spread(added, subject))
+            for where, added in idle.items()
+        ),
+        *(
+            at_least(name, f"backup: effect {where}", float(added.mean()), MINIMUM, _spread(added, subject))
+            for where, added in acting.items()
+        ),
     ]
 
 
-def _lost_without(subject: Subject, heads: Sequence[Head], already: Sequence[Head]) -> Float[Tensor, " prompt"]:
-    """The logit difference that the heads at the last token add to a model without those `already` removed."""
-    pairs, whole = subject.prompts["evaluation"], _whole_model(subject)
-    means = mean_activations(subject.model, subject.prompts["mask"])
-    nothing = replace(means, values=torch.zeros_like(means.values))
-    circuits = [whole.without(gone, "last") for gone in (already, (*already, *heads))]
-    before, after = evaluate_circuits(subject.model, circuits, pairs, nothing)
+def _added(
+    subject: Subject, heads: Sequence[Head], removed: Sequence[Head], by: Replacement
+) -> Float[Tensor, " prompt"]:
+    """The logit difference that the heads at the last token add to a model in which those `removed` are ablated."""
+    gone = [Circuit({"removed": Group("last", tuple(each))}) for each in (removed, (*removed, *heads))]
+    before, after = evaluate_without(subject.model, gone, subject.prompts["evaluation"], by)
     return before.logit_differences - after.logit_differences
 
 
-def _lost(values: Float[Tensor, " prompt"], subject: Subject) -> str:
+def _spread(values: Float[Tensor, " prompt"], subject: Subject) -> str:
     bounds = mean_interval(values.numpy(), subject.prompts["evaluation"].scenarios.numpy())
-    mean = f"{bounds.value:+.2f}, interval {bounds.low:+.2f} to {bounds.high:+.2f}, median {values.median():+.2f}"
-    return f"logits lost when the backup writes nothing: {mean}"
-
-
-def _whole_model(subject: Subject) -> Circuit:
-    """Every head at every position: heads taken out of it are ablated in a model that is whole otherwise."""
-    return all_heads(subject.model, [role for role in task().roles if "." in role or role in _QUERY])
+    return (
+        f"logits: {bounds.value:+.2f}, interval {bounds.low:+.2f} to {bounds.high:+.2f}, median {values.median():+.2f}"
+    )
 
 
 def _listed(what: str, heads: Sequence[str]) -> str:
