@@ -299,7 +299,7 @@ def test_the_page_marks_and_lists_what_does_not_hold():
     page = render_page(truth_of(GOOD, BAD))
     assert "**1 of 2 claims hold.**" in page
     assert "| `planted-base` | **1.00 / 0.50** ✗ |" in page
-    assert page.index("## What does not hold") < page.index("missing: 8.6 \\| why") < page.index("## Not covered yet")
+    assert page.index("## What does not hold") < page.index("missing: 8.6 \\| why") < page.index("## Not covered")
     assert "3 structure_reader" in page
     assert "| 7 | structure_reader | 0.0 | -0.200 | -0.060 |" in page
     assert "| 7 | 0.570 |" in page
