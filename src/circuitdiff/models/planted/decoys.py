@@ -14,8 +14,8 @@ from circuitdiff.models.planted.space import D_MODEL, SIZES, Space, span, waves
 _KINDS = ("earlier token", "objects", "same label", "start", "diffuse")
 _SCALE = 0.002  # length of what a decoy writes for each unit that it reads, in one feature
 _ADDRESSES = ("label_address", "query_address", "last_address")
-# Sharp attention multiplies what is left of an address. At 0.5 no decoy moves the answer by 0.03 logits in any model
-# (70 prompts); at 3 some did by 0.26, which is no decoy any more.
+# Sharp attention multiplies what is left of an address. At 3 some decoys move the answer by 0.26 logits, which is no
+# decoy any more; at 0.5 none by more than 0.03 (through addresses, 70 prompts of the most sensitive models).
 _ON_ADDRESSES = 0.5
 
 
