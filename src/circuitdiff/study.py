@@ -14,7 +14,7 @@ from circuitdiff.report import write_report
 from circuitdiff.sections.ablations import ablations_section
 from circuitdiff.sections.accuracy import accuracy_section
 from circuitdiff.sections.completeness import completeness_section
-from circuitdiff.sections.cross_model import cross_model_section
+from circuitdiff.sections.cross_model import Readings, cross_model_section
 from circuitdiff.sections.discovery import Found, discovery_section
 from circuitdiff.sections.evidence import functions_evidence, similarity_evidence
 from circuitdiff.sections.faithfulness import faithfulness_section
@@ -124,9 +124,10 @@ def _compare(bench: Workbench, study: WholeStudy, found: Mapping[str, Found], ci
         bench.add(overlap_section(bench, {name: each for name, each in found.items() if name in study.models}))
     if bench.base not in circuits:
         return
+    readings = Readings()
     for variant in bench.variants:
         if study.cross_model:
-            bench.add(cross_model_section(bench, variant, circuits[bench.base], study.cross_model))
+            bench.add(cross_model_section(bench, variant, circuits[bench.base], study.cross_model, readings))
         if study.graft:
             bench.add(graft_section(bench, variant, circuits[bench.base], study.graft))
         similarity = similarity_evidence(bench.results, variant)

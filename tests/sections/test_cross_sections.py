@@ -17,7 +17,8 @@ from circuitdiff.heads import Head
 from circuitdiff.methods.cross_model import patch_across
 from circuitdiff.methods.graft import graft
 from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
-from circuitdiff.sections.cross_model import cross_from, cross_model_section, cross_record
+from circuitdiff.sections.cross_entries import cross_from, cross_record
+from circuitdiff.sections.cross_model import cross_model_section
 from circuitdiff.sections.cross_settings import CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings
 from circuitdiff.sections.gains import control_entry, random_entry
 from circuitdiff.sections.graft import graft_from, graft_record, graft_section, layer_ranges

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, attend, expand_kv, handled_by, pattern_of
 from circuitdiff.engine.edits import What
+from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.model import Model
 from circuitdiff.prompts import Bucket, PromptSet, buckets
 
@@ -20,29 +22,42 @@ Wanted = Mapping[int, Int[Tensor, " wanted"]]
 Carried = Mapping[int, Float[Tensor, "prompt wanted width"]]
 
 
-@torch.no_grad()
 def read_heads(model: Model, prompts: PromptSet, what: What, wanted: Mapping[str, Wanted]) -> dict[str, Carried]:
     """By role and layer, what the wanted heads carry there: an edit with it changes nothing in this model.
 
     The width is d_head; of patterns that of the padded prompts (0 beyond a prompt's end), of contributions d_model.
     """
-    found: dict[str, dict[int, Tensor]] = {role: {} for role in wanted}
+    found, _ = read_heads_and_ends(model, prompts, [what], wanted, lambda logits, _: logits[:, :0])
+    return found[what]
+
+
+@torch.no_grad()
+def read_heads_and_ends(
+    model: Model, prompts: PromptSet, whats: Sequence[What], wanted: Mapping[str, Wanted], readout: Readout
+) -> tuple[dict[What, dict[str, Carried]], Float[Tensor, "prompt value"]]:
+    """`read_heads` of several kinds, and what `readout` says of the logits after each prompt, off the same runs."""
+    found: dict[What, dict[str, dict[int, Tensor]]] = {what: {role: {} for role in wanted} for what in whats}
+    ends: Tensor | None = None
     for bucket in buckets(prompts, list(wanted), _PROMPTS_AT_ONCE):
 
         def handler(call: AttentionCall, bucket: Bucket = bucket) -> Tensor:
             z = attend(call)
-            for role, layers in wanted.items():
+            for what, (role, layers) in product(whats, wanted.items()):
                 if call.layer in layers:
                     carried = _carried(model, call, what, z, layers[call.layer], bucket.positions[role])
                     width = prompts.tokens.shape[1] if what == "pattern" else carried.shape[-1]
                     nothing = carried.new_zeros(len(prompts), carried.shape[1], width)
-                    whole = found[role].setdefault(call.layer, nothing)
+                    whole = found[what][role].setdefault(call.layer, nothing)
                     whole[bucket.prompts.to(whole.device), :, : carried.shape[-1]] = carried
             return z
 
         with handled_by(handler):
-            model.forward(prompts.tokens[bucket.prompts, : bucket.length])
-    return {role: dict(layers) for role, layers in found.items()}
+            logits = model.forward(prompts.tokens[bucket.prompts, : bucket.length])
+        values = readout(logits, bucket.prompts.to(logits.device)).cpu()
+        ends = values.new_empty(len(prompts), values.shape[1]) if ends is None else ends
+        ends[bucket.prompts] = values
+    assert ends is not None, "there is a prompt"
+    return {what: {role: dict(layers) for role, layers in by_role.items()} for what, by_role in found.items()}, ends
 
 
 def _carried(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import get_args
 
@@ -36,7 +36,7 @@ class WindowExecutor:
         live = LiveVariants(batch.clean, edits, n_variants, start)
         for layer in range(live.first_layer, batch.model.n_layers):
             live.join(layer)
-            self._run_layer(batch, live, layer, [edit for edit in edits if edit.layer == layer])
+            run_window_layer(batch, live, layer, edits)
         return live.read_out(batch, readout)
 
     def frozen(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout) -> Values:
@@ -53,22 +53,31 @@ class WindowExecutor:
     def ablated(self, batch: Batch, ablation: Ablation, readout: Readout) -> Values:
         return ablated_in_window(batch, ablation, readout)
 
-    def _run_layer(self, batch: Batch, live: LiveVariants, layer: int, edits: Sequence[AnyEdit]) -> None:
-        clean, start = batch.clean, live.start
-        positions = torch.arange(start, clean.length, device=live.hidden.device)
-        prefix = Prefix(clean.k[layer][:, :, :start], clean.v[layer][:, :, :start])
-        with_rows = [(edit, live.rows_of(edit)) for edit in edits]
 
-        def handler(call: AttentionCall) -> Tensor:
-            per_variant = live.shape[:2]
-            window = Window(*(x.unflatten(0, per_variant) for x in (call.q, call.k, call.v)))
-            return attend_with_edits(call, window, prefix, start, with_rows).flatten(0, 1)
+def run_window_layer(
+    batch: Batch,
+    live: LiveVariants,
+    layer: int,
+    edits: Sequence[AnyEdit],
+    seen: Callable[[AttentionCall], None] = lambda call: None,
+) -> None:
+    """One layer of all live variants, with those of the edits that are in it; `seen` is shown the attention's input."""
+    clean, start = batch.clean, live.start
+    positions = torch.arange(start, clean.length, device=live.hidden.device)
+    prefix = Prefix(clean.k[layer][:, :, :start], clean.v[layer][:, :, :start])
+    with_rows = [(edit, live.rows_of(edit)) for edit in edits if edit.layer == layer]
 
-        with handled_by(handler), _outputs_edited(batch, live, with_rows):
-            keywords = cut(clean.keywords[layer], positions)
-            live.hidden = run_layer(batch.model.layers[layer], live.hidden.flatten(0, 1), keywords).unflatten(
-                0, live.shape[:2]
-            )
+    def handler(call: AttentionCall) -> Tensor:
+        seen(call)
+        per_variant = live.shape[:2]
+        window = Window(*(x.unflatten(0, per_variant) for x in (call.q, call.k, call.v)))
+        return attend_with_edits(call, window, prefix, start, with_rows).flatten(0, 1)
+
+    with handled_by(handler), _outputs_edited(batch, live, with_rows):
+        keywords = cut(clean.keywords[layer], positions)
+        live.hidden = run_layer(batch.model.layers[layer], live.hidden.flatten(0, 1), keywords).unflatten(
+            0, live.shape[:2]
+        )
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.engine import Batch, Edit, Knockout, Model, executor_named
+from circuitdiff.engine.branch import branched
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, rows_at_once
 from circuitdiff.evaluation.answers import answers_readout
@@ -23,11 +25,16 @@ _FEWEST_PROMPTS = 8  # a clean run of fewer wastes the machine
 
 @dataclass(frozen=True)
 class Editing(Generic[V]):
-    """How variants of a run become edits of a bucket of prompts."""
+    """How variants of a run become edits of a bucket of prompts.
+
+    `split`: what a variant does at its first position, which must be hashable, and the rest. Variants with the same
+    first part then share the run of it; None: they do not, as where keys or values are edited.
+    """
 
     roles: Sequence[str]  # whose positions all prompts of a bucket share
     begins: Callable[[V, Bucket], int]  # the first position that a variant changes
     edits: Callable[[Sequence[V], Bucket], Sequence[Edit | Knockout]]  # of these variants, numbered from 0
+    split: Callable[[V, Bucket], tuple[V, V]] | None = None
 
 
 @torch.no_grad()
@@ -49,24 +56,64 @@ def run_edited(
     at_once = max(_FEWEST_PROMPTS, rows // max(1, len(variants) * width))
     for bucket in buckets(pairs.clean_prompts, editing.roles, at_once):
         readout = readout_of(bucket) if readout_of else answers_readout(pairs.select(bucket.prompts), model.device)
-        begin = [editing.begins(variant, bucket) for variant in variants]
+        begin = (editing.begins(variant, bucket) for variant in variants)
         tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
         batch = Batch(model, tokens, min(begin, default=bucket.length - 1))
-        for part in _parts(begin, bucket, rows):
-            edits = editing.edits([variants[i] for i in part.tolist()], bucket)
-            values = runner.run(batch, edits, len(part), readout).cpu()
+        for part in _parts(batch, list(enumerate(variants)), editing, bucket, rows, branches=executor == "window"):
+            edits = editing.edits(part.variants, bucket)
+            values = runner.run(part.batch, edits, len(part.variants), readout).cpu()
             if found is None:
                 found = values.new_empty(len(variants), len(pairs), values.shape[-1])
-            found[part[:, None], bucket.prompts] = values
-            done += len(part) * len(bucket.prompts)
+            found[torch.tensor(part.numbers)[:, None], bucket.prompts] = values
+            done += len(part.numbers) * len(bucket.prompts)
             if progress:
                 progress(done, len(variants) * len(pairs))
     assert found is not None, "there is a variant and a prompt"
     return found
 
 
-def _parts(begin: Sequence[int], bucket: Bucket, rows: int) -> Iterator[Tensor]:
-    """Variants that begin at the same position, which sets the window; as many together as the memory takes."""
-    for start in sorted(set(begin)):
-        mine = torch.tensor([i for i, at in enumerate(begin) if at == start])
-        yield from mine.split(max(1, rows // (len(bucket.prompts) * (bucket.length - start))))
+@dataclass(frozen=True)
+class _Part(Generic[V]):
+    """Variants that run together, and on what."""
+
+    batch: Batch
+    numbers: list[int]
+    variants: list[V]
+
+
+def _parts(
+    batch: Batch, variants: Sequence[tuple[int, V]], editing: Editing[V], bucket: Bucket, rows: int, *, branches: bool
+) -> Iterator[_Part[V]]:
+    """Variants that begin at the same position, which sets the window; as many together as the memory takes.
+
+    Those that do the same there build on one run of it.
+    """
+    by_start: dict[int, list[tuple[int, V]]] = {}
+    for number, variant in variants:
+        by_start.setdefault(editing.begins(variant, bucket), []).append((number, variant))
+    for start, mine in sorted(by_start.items()):
+        alone, together = mine, list[tuple[V, list[tuple[int, V]]]]()
+        if branches and editing.split:
+            alone, together = _with_the_same_beginning(mine, editing.split, bucket)
+        at_once = max(1, rows // (len(bucket.prompts) * (bucket.length - start)))
+        for part in (alone[i : i + at_once] for i in range(0, len(alone), at_once)):
+            yield _Part(batch, [number for number, _ in part], [variant for _, variant in part])
+        for first, rest in together:
+            edits = [edit for edit in editing.edits([first], bucket) if isinstance(edit, Edit)]
+            branch = branched(batch, edits, min(editing.begins(variant, bucket) for _, variant in rest))
+            yield from _parts(branch, rest, editing, bucket, rows, branches=True)
+
+
+def _with_the_same_beginning(
+    variants: Sequence[tuple[int, V]], split: Callable[[V, Bucket], tuple[V, V]], bucket: Bucket
+) -> tuple[list[tuple[int, V]], list[tuple[V, list[tuple[int, V]]]]]:
+    """Those that begin like no other; and the beginnings of the others, each with the rests."""
+    alone, together = list[tuple[int, V]](), dict[Hashable, tuple[V, list[tuple[int, V]]]]()
+    parts = [(number, variant, *split(variant, bucket)) for number, variant in variants]
+    often = Counter(first for _, _, first, _ in parts)
+    for number, variant, first, rest in parts:
+        if often[first] == 1 or not first:
+            alone.append((number, variant))
+        else:
+            together.setdefault(first, (first, []))[1].append((number, rest))
+    return alone, list(together.values())

@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from circuitdiff import results as form
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Model
-from circuitdiff.evaluation.scores import SCORES
 from circuitdiff.methods.cross_model import (
+    Activations,
     Carrier,
-    Controls,
+    ControlGroups,
     CrossPatch,
-    Limits,
-    Ran,
     control_groups,
     patch_across,
-    read_activations,
+    read_several,
     run_controls,
 )
-from circuitdiff.methods.cross_model.compatibility import Basis
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.cross_checks import FEW, check_executors, check_itself
+from circuitdiff.sections.cross_entries import (
+    controls_entry,
+    controls_record,
+    cross_entry,
+    cross_from,
+    cross_record,
+)
 from circuitdiff.sections.cross_settings import CrossModelSettings
 from circuitdiff.sections.entries import heads_entry, interval_entry, with_heads
-from circuitdiff.sections.gains import (
-    attribution_entry,
-    control_entry,
-    first_prompts,
-    largest_part,
-    random_entry,
-    run_entry,
-    score_entries,
-)
-from circuitdiff.shares import IN_ORDER, needed_subsets
-from circuitdiff.shares import all_subsets as every_subset
+from circuitdiff.sections.gains import first_prompts, largest_part
+from circuitdiff.shares import IN_ORDER
 from circuitdiff.statistics import difference_interval
 from circuitdiff.store import Record
 from circuitdiff.workbench import Subject, Workbench
 
 
+class Readings:
+    """What heads carry in each model, read once. Give one to all sections that compare the same models."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], dict[Carrier, Activations]] = {}
+
+    def of(
+        self, subject: Subject, pairs: Pairs, groups: Iterable[Group], whats: Sequence[Carrier]
+    ) -> dict[Carrier, Activations]:
+        """By kind, what the heads of the groups carry on the prompts, which are the first of the evaluation prompts."""
+        wanted = list(groups)
+        heads = json.dumps([[group.at, heads_entry(group.heads)] for group in wanted])
+        key = (subject.model.provenance["fingerprint"], len(pairs), tuple(whats), heads)
+        if key not in self._known:
+            self._known[key] = read_several(subject.model, pairs, wanted, whats)
+        return self._known[key]
+
+
 def cross_model_section(
-    bench: Workbench, variant: str, circuit: Circuit, settings: CrossModelSettings
+    bench: Workbench,
+    variant: str,
+    circuit: Circuit,
+    settings: CrossModelSettings,
+    readings: Readings | None = None,
 ) -> dict[str, Any]:
     """Every subset of a circuit's groups patched from the variant into the base, and back.
 
@@ -54,170 +70,117 @@ def cross_model_section(
     """
     tested, what = with_heads(circuit), settings.what
     donor, recipient = bench.subject(variant), bench.subject(bench.base)
-    forward = {each: patched_entry(bench, donor, recipient, tested, each, settings) for each in what}
+    patching = _Patching(bench, tested, settings, readings or Readings())
+    forward = {each: patching.entry(donor, recipient, each) for each in what}
     entry: dict[str, Any] = {"circuit": tested.to_dict(), "to_base": forward}
     if settings.both_directions:
-        entry["to_variant"] = {each: patched_entry(bench, recipient, donor, tested, each, settings) for each in what}
+        entry["to_variant"] = {each: patching.entry(recipient, donor, each) for each in what}
     best = largest_part(forward[what[0]]["scores"]["accuracy"], IN_ORDER)
     if settings.heads:
-        group = tested.groups[best]
-        entry["heads"] = {"group": best} | patched_entry(bench, donor, recipient, group, what[0], settings)
+        entry["heads"] = {"group": best} | patching.entry(donor, recipient, what[0], tested.groups[best])
     if settings.random_groups:
-        entry["controls"] = {
-            name: _controls(bench, donor, recipient, name, group, settings) for name, group in tested.groups.items()
-        }
+        entry["controls"] = patching.controls(donor, recipient)
     for name in settings.null_donors:
-        null = patched_entry(bench, bench.subject(name), recipient, tested, what[0], settings)
-        entry.setdefault("null_donors", {})[name] = null
+        entry.setdefault("null_donors", {})[name] = patching.entry(bench.subject(name), recipient, what[0])
     return {"cmap": {variant: entry}}
 
 
-def patched_entry(
-    bench: Workbench,
-    donor: Subject,
-    recipient: Subject,
-    group: Circuit | Group,
-    what: str,
-    settings: CrossModelSettings,
-) -> dict[str, Any]:
-    """One donor, one recipient, one kind of activation: every run, and whose the gain is."""
-    pairs = first_prompts(recipient.splits.evaluation, settings.prompts)
-    title = f"{what} of {donor.model.name} in {recipient.model.name}" + (", heads" if isinstance(group, Group) else "")
+@dataclass(frozen=True)
+class _Patching:
+    """A circuit's groups patched between pairs of models."""
 
-    def run(on: Pairs, executor: str) -> CrossPatch:
-        return patch_across(
-            donor.model,
-            recipient.model,
-            group,
-            on,
-            what=cast(Carrier, what),
-            per_head=isinstance(group, Group),
-            executor=executor,
-            memory_gb=bench.settings.memory_gb,
-            progress=lambda done, total: bench.monitor(title, done, total),
+    bench: Workbench
+    circuit: Circuit
+    settings: CrossModelSettings
+    readings: Readings
+
+    def entry(self, donor: Subject, recipient: Subject, what: Carrier, group: Group | None = None) -> dict[str, Any]:
+        """One donor, one recipient, one kind of activation: every run, and whose the gain is.
+
+        With a group, of its single heads.
+        """
+        bench, settings = self.bench, self.settings
+        pairs = first_prompts(recipient.splits.evaluation, settings.prompts)
+        title = f"{what} of {donor.model.name} in {recipient.model.name}" + ("" if group is None else ", heads")
+
+        def run(on: Pairs, executor: str) -> CrossPatch:
+            return patch_across(
+                self._read(donor, on)[what],
+                recipient.model,
+                group or self.circuit,
+                on,
+                what=what,
+                per_head=group is not None,
+                own=self._read(recipient, on)[what],
+                executor=executor,
+                memory_gb=bench.settings.memory_gb,
+                progress=lambda done, total: bench.monitor(title, done, total),
+            )
+
+        parts = self.circuit.to_dict() if group is None else {"group": [group.at, heads_entry(group.heads)]}
+        key = _key(donor.model, recipient, what, len(pairs)) | {"parts": parts}
+        few = first_prompts(pairs, FEW)
+        check_executors(
+            bench, recipient, title, key, lambda name: [ran.answers for ran in run(few, name).runs.values()]
         )
+        found = cross_from(recipient.stages.kept(title, key, lambda: cross_record(run(pairs, bench.settings.executor))))
+        check_itself(bench, recipient, title, found.noise_floor, found.recipient)
+        return cross_entry(found, donor.model.name, recipient.model.name, settings.limits)
 
-    parts = {"group": [group.at, heads_entry(group.heads)]} if isinstance(group, Group) else group.to_dict()
-    key = _key(donor.model, recipient, what, len(pairs)) | {"parts": parts}
-    few = first_prompts(pairs, FEW)
-    check_executors(bench, recipient, title, key, lambda name: [ran.answers for ran in run(few, name).runs.values()])
-    found = cross_from(recipient.stages.kept(title, key, lambda: cross_record(run(pairs, bench.settings.executor))))
-    check_itself(bench, recipient, title, found.noise_floor, found.recipient)
-    return cross_entry(found, donor.model.name, recipient.model.name, settings.limits)
-
-
-def cross_record(found: CrossPatch) -> Record:
-    """All answers prompt by prompt: the donor's, then each run's."""
-    evaluations = form.evaluations_record([found.donor, *(ran.answers for ran in found.runs.values())])
-    distances = torch.stack([ran.distance for ran in found.runs.values()])
-    data = {
-        "what": found.what,
-        "order": list(found.order),
-        "bases": {name: list(basis) for name, basis in found.bases.items()},
-        "noise_floor": found.noise_floor,
-    }
-    return Record({**evaluations.tensors, "distances": distances}, [evaluations.data, data])
-
-
-def cross_from(record: Record) -> CrossPatch:
-    n, data = record.data
-    donor, *answers = form.evaluations_from(Record(record.tensors, n))
-    order = tuple(data["order"])
-    subsets = every_subset(order) if len(answers) == 2 ** len(order) else needed_subsets(order)
-    ran = [Ran(*each) for each in zip(answers, record.tensors["distances"], strict=True)]
-    return CrossPatch(
-        what=data["what"],
-        order=order,
-        donor=donor,
-        runs=dict(zip(subsets, ran, strict=True)),
-        bases={name: Basis(*basis) for name, basis in data["bases"].items()},
-        noise_floor=data["noise_floor"],
-    )
-
-
-def cross_entry(found: CrossPatch, donor: str, recipient: str, limits: Limits) -> dict[str, Any]:
-    """Plain numbers: scores of every run, and the shares of each score's gain."""
-    far = found.incompatible(limits)
-    return {
-        "donor": donor,
-        "recipient": recipient,
-        "what": found.what,
-        "order": list(found.order),
-        "n_prompts": len(found.donor.hits),
-        "n_scenarios": len(found.donor.scenarios.unique()),
-        "noise_floor": found.noise_floor,
-        "bases": {name: basis._asdict() for name, basis in found.bases.items()},
-        "limits": limits._asdict(),
-        "donor_scores": score_entries(found.donor),
-        "runs": [
-            run_entry(subset, ran.answers, found.order)
-            | {"distance": float(ran.distance.mean()), "incompatible": far.get(subset)}
-            for subset, ran in found.runs.items()
-        ],
-        "scores": {score: attribution_entry(found.attribution(score, limits)) for score in SCORES},
-    }
-
-
-def _controls(
-    bench: Workbench, donor: Subject, recipient: Subject, name: str, group: Group, settings: CrossModelSettings
-) -> dict[str, Any]:
-    """A group's controls, on fewer prompts, by the first kind of activation."""
-    pairs, what = first_prompts(recipient.splits.evaluation, settings.control_prompts), settings.what[0]
-    title = f"controls of {name}, {donor.model.name} in {recipient.model.name}"
-    role = _other_role(bench, pairs, group.at)
-
-    def compute() -> Record:
-        model, seed = recipient.model, bench.settings.seed
-        n_random = settings.random_groups
-        chosen = control_groups(group, model.n_layers, model.n_heads, n_random=n_random, other_role=role, seed=seed)
-        kept = read_activations(donor.model, pairs, [group, *chosen], cast(Carrier, what))
-        ran = run_controls(
-            kept,
-            model,
-            group,
-            chosen,
-            pairs,
-            seed=seed,
-            executor=bench.settings.executor,
-            memory_gb=bench.settings.memory_gb,
-            progress=lambda done, total: bench.monitor(title, done, total),
-        )
-        return _controls_record(kept.answers, ran)
-
-    key = _key(donor.model, recipient, what, len(pairs)) | {
-        "group": [group.at, heads_entry(group.heads)],
-        "other_role": role,
-        "random": settings.random_groups,
-    }
-    return _controls_entry(recipient.stages.kept(title, key, compute), role, settings.limits)
-
-
-_NAMED = ("nothing", "group", "any_layer", "elsewhere", "noise", "scaled")
-
-
-def _controls_record(donor, ran: Controls) -> Record:
-    named: dict[str, Ran] = {name: each for name in _NAMED if (each := getattr(ran, name)) is not None}
-    everything = [*named.values(), *ran.same_layers]
-    evaluations = form.evaluations_record([donor, *(each.answers for each in everything)])
-    distances = torch.stack([each.distance for each in everything])
-    return Record({**evaluations.tensors, "distances": distances}, [evaluations.data, list(named)])
-
-
-def _controls_entry(record: Record, other_role: str | None, limits: Limits) -> dict[str, Any]:
-    n, names = record.data
-    donor, *answers = form.evaluations_from(Record(record.tensors, n))
-    found, drawn = dict(zip(names, answers, strict=False)), answers[len(names) :]
-    far = dict(zip(names, record.tensors["distances"].mean(1).tolist(), strict=False))
-    entry: dict[str, Any] = {"n_prompts": len(donor.hits), "other_role": other_role}
-    for name in names[1:]:
-        entry[name] = control_entry(donor, found["nothing"], found[name]) | {
-            "accuracy": form.share(found[name].hits, found[name].scenarios),
-            "distance": far[name],
-            "incompatible": far[name] > limits.distance,
+    def controls(self, donor: Subject, recipient: Subject) -> dict[str, Any]:
+        """Every group's controls, on fewer prompts, by the first kind of activation."""
+        bench, n_random, model = self.bench, self.settings.random_groups, recipient.model
+        pairs = first_prompts(recipient.splits.evaluation, self.settings.control_prompts)
+        roles = {name: _other_role(bench, pairs, group.at) for name, group in self.circuit.groups.items()}
+        chosen = {
+            name: control_groups(
+                group,
+                model.n_layers,
+                model.n_heads,
+                n_random=n_random,
+                other_role=roles[name],
+                seed=bench.settings.seed,
+            )
+            for name, group in self.circuit.groups.items()
         }
-    if drawn:
-        entry["same_layers"] = random_entry(donor, found["nothing"], found["group"], drawn)
-    return entry
+        return {
+            name: controls_entry(self._controls(donor, recipient, name, pairs, chosen), role, self.settings.limits)
+            for name, role in roles.items()
+        }
+
+    def _controls(
+        self, donor: Subject, recipient: Subject, name: str, pairs: Pairs, chosen: Mapping[str, ControlGroups]
+    ) -> Record:
+        bench, group, what = self.bench, self.circuit.groups[name], self.settings.what[0]
+        title = f"controls of {name}, {donor.model.name} in {recipient.model.name}"
+        everywhere = [*self.circuit.groups.values(), *(each for groups in chosen.values() for each in groups)]
+
+        def compute() -> Record:
+            kept = self.readings.of(donor, pairs, everywhere, [what])[what]
+            ran = run_controls(
+                kept,
+                recipient.model,
+                group,
+                chosen[name],
+                pairs,
+                own=self._read(recipient, pairs)[what],
+                seed=bench.settings.seed,
+                executor=bench.settings.executor,
+                memory_gb=bench.settings.memory_gb,
+                progress=lambda done, total: bench.monitor(title, done, total),
+            )
+            return controls_record(kept.answers, ran)
+
+        elsewhere = chosen[name].elsewhere
+        key = _key(donor.model, recipient, what, len(pairs)) | {
+            "group": [group.at, heads_entry(group.heads)],
+            "other_role": None if elsewhere is None else elsewhere.at,
+            "random": self.settings.random_groups,
+        }
+        return recipient.stages.kept(title, key, compute)
+
+    def _read(self, subject: Subject, pairs: Pairs) -> dict[Carrier, Activations]:
+        return self.readings.of(subject, pairs, self.circuit.groups.values(), self.settings.what)
 
 
 def _other_role(bench: Workbench, pairs: Pairs, role: str) -> str | None:

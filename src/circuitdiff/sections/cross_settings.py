@@ -6,11 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from circuitdiff.methods.cross_model import Limits
+from circuitdiff.methods.cross_model import Carrier, Limits
 from circuitdiff.settings import Settings
 from circuitdiff.verdict import Thresholds
 
-Carried = Literal["z", "q", "k", "v", "pattern", "contribution"]
 Projections = Literal["q", "k", "v", "o"]
 
 
@@ -18,7 +17,7 @@ class CrossModelSettings(Settings):
     """Cross-model activation patching of every subset of a circuit's groups."""
 
     prompts: int = Field(default=200, ge=2)  # of the evaluation prompts
-    what: tuple[Carried, ...] = Field(default=("z", "contribution"), min_length=1)
+    what: tuple[Carrier, ...] = Field(default=("z", "contribution"), min_length=1)
     both_directions: bool = True
     heads: bool = True  # also the single heads of the group with the largest share
     random_groups: int = Field(default=100, ge=0)  # 0: no controls

@@ -1,13 +1,14 @@
 """Which part got better? Another model's activations at a group's heads."""
 
-from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_activations
-from circuitdiff.methods.cross_model.controls import Controls, control_groups, run_controls
+from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_activations, read_several
+from circuitdiff.methods.cross_model.controls import ControlGroups, Controls, control_groups, run_controls
 from circuitdiff.methods.cross_model.hybrids import Ran
 from circuitdiff.methods.cross_model.patching import CrossPatch, Limits, patch_across
 
 __all__ = [
     "Activations",
     "Carrier",
+    "ControlGroups",
     "Controls",
     "CrossPatch",
     "Limits",
@@ -15,5 +16,6 @@ __all__ = [
     "control_groups",
     "patch_across",
     "read_activations",
+    "read_several",
     "run_controls",
 ]

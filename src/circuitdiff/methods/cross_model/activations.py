@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Group
 from circuitdiff.engine import Model
-from circuitdiff.engine.capture import read_model
-from circuitdiff.engine.capture_heads import Carried, read_heads
+from circuitdiff.engine.capture_heads import Carried, read_heads_and_ends
 from circuitdiff.engine.executor import Readout
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
@@ -53,16 +52,23 @@ def read_activations(model: Model, pairs: Pairs, groups: Iterable[Group], what: 
 
     Raises: InputError if a role or head does not exist, or `what` is unknown.
     """
+    return read_several(model, pairs, groups, [what])[what]
+
+
+def read_several(
+    model: Model, pairs: Pairs, groups: Iterable[Group], whats: Sequence[Carrier]
+) -> dict[Carrier, Activations]:
+    """`read_activations` of several kinds, off the same runs."""
     wanted = heads_by_role(groups)
-    _check(model, pairs, wanted, what)
+    for what in whats:
+        _check(model, pairs, wanted, what)
     indices = {
         role: {layer: torch.tensor(heads, device=model.device) for layer, heads in by.items()}
         for role, by in wanted.items()
     }
-    values = read_heads(model, pairs.clean_prompts, what, indices)
-    ends = read_model(model, pairs.clean_prompts, _answers_and_ends(pairs, model))
-    answers = evaluation_of(ends[:, :N_VALUES], pairs)
-    return Activations(Shape.of(model), what, wanted, values, answers, ends[:, N_VALUES:])
+    values, ends = read_heads_and_ends(model, pairs.clean_prompts, whats, indices, _answers_and_ends(pairs, model))
+    answers, shape = evaluation_of(ends[:, :N_VALUES], pairs), Shape.of(model)
+    return {what: Activations(shape, what, wanted, values[what], answers, ends[:, N_VALUES:]) for what in whats}
 
 
 def heads_by_role(groups: Iterable[Group]) -> dict[str, dict[int, tuple[int, ...]]]:

@@ -70,13 +70,14 @@ def run_controls(
     chosen: ControlGroups,
     pairs: Pairs,
     *,
+    own: Activations | None = None,
     seed: int = 0,
     executor: str = "window",
     memory_gb: float = DEFAULT_MEMORY_GB,
     progress: Progress | None = None,
 ) -> Controls:
     """The recipient with the group and each of its controls patched; the donor was read at all of them."""
-    own = read_activations(recipient, pairs, [group], donor.what)
+    own = own or read_activations(recipient, pairs, [group], donor.what)
     real, mine = patches(donor, group), patches(own, group)
     pairs_of_patches = list(zip(real, mine, strict=True))
     g = torch.Generator().manual_seed(seed)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.engine import Edit, Model
+from circuitdiff.engine.branch import BRANCHING
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
@@ -60,13 +61,20 @@ def run_hybrids(
         recipient,
         pairs,
         hybrids,
-        Editing(roles, begins, edits),
+        Editing(roles, begins, edits, _split if what in BRANCHING else None),
         readout_of=lambda bucket: _readout(pairs.select(bucket.prompts), bucket, clean, device),
         executor=executor,
         memory_gb=memory_gb,
         progress=progress,
     )
     return [Ran(evaluation_of(value[:, :N_VALUES], pairs), value[:, N_VALUES]) for value in values]
+
+
+def _split(hybrid: Hybrid, bucket: Bucket) -> tuple[Hybrid, Hybrid]:
+    """The patches at the hybrid's first position, and the others."""
+    first = min((bucket.positions[patch.role] for patch in hybrid), default=0)
+    at_first = tuple(patch for patch in hybrid if bucket.positions[patch.role] == first)
+    return at_first, tuple(patch for patch in hybrid if bucket.positions[patch.role] > first)
 
 
 def _edits(hybrids: Sequence[Hybrid], bucket: Bucket, what: Carrier, device: torch.device) -> list[Edit]:

@@ -97,6 +97,7 @@ def patch_across(
     what: Carrier = "z",
     order: Sequence[str] | None = None,
     per_head: bool = False,
+    own: Activations | None = None,
     executor: str = "window",
     memory_gb: float = DEFAULT_MEMORY_GB,
     progress: Progress | None = None,
@@ -107,7 +108,8 @@ def patch_across(
     with the recipient's values; or the contribution, what a head writes after the donor's output projection. Of several
     groups every subset is run; `order` says which come first as causes (default: the circuit's groups, last
     found first). With `per_head` a lone group's heads are the parts: each alone, left out, and in order of layers.
-    The donor may be given as what `read_activations` kept, so that two models need not be in memory together.
+    The donor may be given as what `read_activations` kept, so that two models need not be in memory together; `own` is
+    what it keeps of the recipient, if it was read already.
 
     Raises: InputError if the models do not fit together, a role or head does not exist, or there are too many groups.
     """
@@ -116,7 +118,8 @@ def patch_across(
     subsets = needed_subsets(ordered) if per_head else all_subsets(ordered)
     theirs = donor if isinstance(donor, Activations) else _read_donor(donor, recipient, parts, pairs, what)
     check_donor(theirs, recipient, parts, pairs, what)
-    own = read_activations(recipient, pairs, parts.values(), what)
+    own = own or read_activations(recipient, pairs, parts.values(), what)
+    check_donor(own, recipient, parts, pairs, what)
     from_donor, from_itself = ({name: patches(s, part) for name, part in parts.items()} for s in (theirs, own))
     hybrids = [*(_hybrid(from_donor, subset) for subset in subsets), _hybrid(from_itself, frozenset(parts))]
     clean = Clean(theirs, own)
@@ -135,7 +138,7 @@ def patch_across(
 
 
 def check_donor(donor: Activations, recipient: Model, parts: Mapping[str, Group], pairs: Pairs, what: str) -> None:
-    """Raises: InputError if the donor is another kind of model, or was not read on these prompts and heads."""
+    """Raises: InputError if what was read is of another kind of model, or not of these prompts and heads."""
     check_comparable(donor.shape, Shape.of(recipient))
     if donor.what != what:
         raise InputError(f"the donor's {donor.what} was read, but {what} is to be patched; read it with what={what!r}")

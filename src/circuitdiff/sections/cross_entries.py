@@ -1,0 +1,95 @@
+"""What is kept of cross-model patching, and its entries in the results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from circuitdiff import results as form
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.evaluation.scores import SCORES
+from circuitdiff.methods.cross_model import Controls, CrossPatch, Limits, Ran
+from circuitdiff.methods.cross_model.compatibility import Basis
+from circuitdiff.sections.gains import attribution_entry, control_entry, random_entry, run_entry, score_entries
+from circuitdiff.shares import all_subsets, needed_subsets
+from circuitdiff.store import Record
+
+_NAMED = ("nothing", "group", "any_layer", "elsewhere", "noise", "scaled")
+
+
+def cross_record(found: CrossPatch) -> Record:
+    """All answers prompt by prompt: the donor's, then each run's."""
+    evaluations = form.evaluations_record([found.donor, *(ran.answers for ran in found.runs.values())])
+    distances = torch.stack([ran.distance for ran in found.runs.values()])
+    data = {
+        "what": found.what,
+        "order": list(found.order),
+        "bases": {name: list(basis) for name, basis in found.bases.items()},
+        "noise_floor": found.noise_floor,
+    }
+    return Record({**evaluations.tensors, "distances": distances}, [evaluations.data, data])
+
+
+def cross_from(record: Record) -> CrossPatch:
+    n, data = record.data
+    donor, *answers = form.evaluations_from(Record(record.tensors, n))
+    order = tuple(data["order"])
+    subsets = all_subsets(order) if len(answers) == 2 ** len(order) else needed_subsets(order)
+    ran = [Ran(*each) for each in zip(answers, record.tensors["distances"], strict=True)]
+    return CrossPatch(
+        what=data["what"],
+        order=order,
+        donor=donor,
+        runs=dict(zip(subsets, ran, strict=True)),
+        bases={name: Basis(*basis) for name, basis in data["bases"].items()},
+        noise_floor=data["noise_floor"],
+    )
+
+
+def cross_entry(found: CrossPatch, donor: str, recipient: str, limits: Limits) -> dict[str, Any]:
+    """Plain numbers: scores of every run, and the shares of each score's gain."""
+    far = found.incompatible(limits)
+    return {
+        "donor": donor,
+        "recipient": recipient,
+        "what": found.what,
+        "order": list(found.order),
+        "n_prompts": len(found.donor.hits),
+        "n_scenarios": len(found.donor.scenarios.unique()),
+        "noise_floor": found.noise_floor,
+        "bases": {name: basis._asdict() for name, basis in found.bases.items()},
+        "limits": limits._asdict(),
+        "donor_scores": score_entries(found.donor),
+        "runs": [
+            run_entry(subset, ran.answers, found.order)
+            | {"distance": float(ran.distance.mean()), "incompatible": far.get(subset)}
+            for subset, ran in found.runs.items()
+        ],
+        "scores": {score: attribution_entry(found.attribution(score, limits)) for score in SCORES},
+    }
+
+
+def controls_record(donor: Evaluation, ran: Controls) -> Record:
+    named: dict[str, Ran] = {name: each for name in _NAMED if (each := getattr(ran, name)) is not None}
+    everything = [*named.values(), *ran.same_layers]
+    evaluations = form.evaluations_record([donor, *(each.answers for each in everything)])
+    distances = torch.stack([each.distance for each in everything])
+    return Record({**evaluations.tensors, "distances": distances}, [evaluations.data, list(named)])
+
+
+def controls_entry(record: Record, other_role: str | None, limits: Limits) -> dict[str, Any]:
+    n, names = record.data
+    donor, *answers = form.evaluations_from(Record(record.tensors, n))
+    found, drawn = dict(zip(names, answers, strict=False)), answers[len(names) :]
+    far = dict(zip(names, record.tensors["distances"].mean(1).tolist(), strict=False))
+    entry: dict[str, Any] = {"n_prompts": len(donor.hits), "other_role": other_role}
+    for name in names[1:]:
+        entry[name] = control_entry(donor, found["nothing"], found[name]) | {
+            "accuracy": form.share(found[name].hits, found[name].scenarios),
+            "distance": far[name],
+            "incompatible": far[name] > limits.distance,
+        }
+    if drawn:
+        entry["same_layers"] = random_entry(donor, found["nothing"], found["group"], drawn)
+    return entry
