@@ -11,7 +11,7 @@ caused a gain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +19,10 @@ import torch
 from circuitdiff.circuit import Group
 from circuitdiff.engine import Model
 from circuitdiff.engine.capture import read_model
-from circuitdiff.engine.weights import Projection, Slice, equal_in, swapped
+from circuitdiff.engine.lower_layers import LowerLayers, keep_lower_layers
+from circuitdiff.engine.weights import Projection, Slice, equal_in, first_layer_of, swapped
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.answers import Evaluation, evaluate_model
+from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluation_of
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.evaluation.scores import Score, scored
 from circuitdiff.methods.graft.parts import KINDS, Grafted, Part, head_part, split
@@ -90,15 +91,16 @@ def graft(
     ordered = _ordered(parts, order if order is not None else _upwards(group), per_head=per_head)
     changed = frozenset(name for name, part in parts.items() if not equal_in(recipient, part.slices, donor))
     error = _whole_graft_error(donor, recipient, [piece for part in parts.values() for piece in part.slices], pairs)
-    answers = evaluate_model(donor, pairs)
-    known = {frozenset(): evaluate_model(recipient, pairs), changed: answers} if changed else {changed: answers}
     subsets = needed_subsets(ordered)
-    wanted = list(dict.fromkeys(subset & changed for subset in subsets if subset & changed not in known))
-    run = _runner(donor, recipient, parts, changed, pairs)
-    for done, subset in enumerate(wanted):
+    wanted = list(dict.fromkeys(subset & changed for subset in subsets if subset & changed not in (changed, Subset())))
+    swaps = [_swap(donor, recipient, parts, changed, subset) for subset in wanted]
+    hosts = {id(model): _Host.of(model, swaps, pairs) for model in (donor, recipient)}
+    own, answers = hosts[id(recipient)].answers, hosts[id(donor)].answers
+    known = {frozenset(): own, changed: answers} if changed else {changed: answers}
+    for done, (subset, swap) in enumerate(zip(wanted, swaps, strict=True)):
         if progress:
             progress(done, len(wanted))
-        known[subset] = run(subset)
+        known[subset] = hosts[id(swap.host)].after(swap)
     if progress:
         progress(len(wanted), len(wanted))
     return Graft(
@@ -127,31 +129,58 @@ def graft_alone(
     """
     check_comparable(Shape.of(donor), Shape.of(recipient))
     _check_dtypes(donor, recipient)
-    found = []
-    for done, group in enumerate(groups):
-        with swapped(recipient, head_part(recipient, group, projections).slices, donor):
-            found.append(evaluate_model(recipient, pairs))
+    swaps = [_Swap(recipient, donor, head_part(recipient, group, projections).slices) for group in groups]
+    host, found = _Host.of(recipient, swaps, pairs), []
+    for done, swap in enumerate(swaps):
+        found.append(host.after(swap))
         if progress:
             progress(done + 1, len(groups))
     return found
 
 
-def _runner(
-    donor: Model, recipient: Model, parts: Mapping[str, Part], changed: Subset, pairs: Pairs
-) -> Callable[[Subset], Evaluation]:
-    """Evaluates a subset of the changed parts from whichever model has less to take from the other."""
+@dataclass(frozen=True, eq=False)
+class _Swap:
+    """Weights of `guest` that are put into `host`."""
 
-    def slices(names: Subset) -> list[Slice]:
-        return [piece for name in sorted(names) for piece in parts[name].slices]
+    host: Model
+    guest: Model
+    slices: tuple[Slice, ...]
 
-    def run(subset: Subset) -> Evaluation:
-        missing = changed - subset
-        one_left_out = len(missing) == 1 and len(subset) > 1
-        host, guest, names = (donor, recipient, missing) if one_left_out else (recipient, donor, subset)
-        with swapped(host, slices(names), guest):
-            return evaluate_model(host, pairs)
+    @property
+    def first_layer(self) -> int:
+        """The first layer whose run they can change."""
+        return first_layer_of(self.host, self.slices)
 
-    return run
+
+@dataclass(frozen=True, eq=False)
+class _Host:
+    """A model that is given others' weights for a while; what comes before them is run once."""
+
+    below: LowerLayers
+    pairs: Pairs
+
+    @classmethod
+    def of(cls, model: Model, swaps: Sequence[_Swap], pairs: Pairs) -> _Host:
+        layers = {swap.first_layer for swap in swaps if swap.host is model} - {0, model.n_layers}
+        readout = answers_readout(pairs, model.device)
+        return cls(keep_lower_layers(model, pairs.clean_prompts, layers, readout), pairs)
+
+    @property
+    def answers(self) -> Evaluation:
+        return evaluation_of(self.below.ends, self.pairs)
+
+    def after(self, swap: _Swap) -> Evaluation:
+        readout = answers_readout(self.pairs, swap.host.device)
+        with swapped(swap.host, swap.slices, swap.guest):
+            return evaluation_of(self.below.read_again(swap.first_layer, readout), self.pairs)
+
+
+def _swap(donor: Model, recipient: Model, parts: Mapping[str, Part], changed: Subset, subset: Subset) -> _Swap:
+    """How a subset of the changed parts is made, from whichever model has less to take from the other."""
+    missing = changed - subset
+    one_left_out = len(missing) == 1 and len(subset) > 1
+    host, guest, names = (donor, recipient, missing) if one_left_out else (recipient, donor, subset)
+    return _Swap(host, guest, tuple(piece for name in sorted(names) for piece in parts[name].slices))
 
 
 def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slice], pairs: Pairs) -> float:
