@@ -4,53 +4,81 @@ from __future__ import annotations
 
 import pytest
 
-from circuitdiff import planning
 from circuitdiff.models import load_model
-from circuitdiff.settings import read_settings
+from circuitdiff.planning import Work, estimate
+from circuitdiff.sections.costs import study_costs
+from circuitdiff.sections.whole_study import read_study
 from circuitdiff.study import plans_of
 from circuitdiff.workbench import sample_splits
-from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
+from tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, study_yaml
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
+    """Parts of a study by the changes to its settings; and what they are counted with."""
     folder = tmp_path_factory.mktemp("planned")
     model = load_model(save_tiny_model(folder / "model"))
-    (folder / "s.yaml").write_text(study_yaml(folder / "model"))
-    settings = read_settings(folder / "s.yaml")
-    pairs = sample_splits(settings, model).evaluation
-    return model, planning.estimate(settings, plans_of(settings), model, pairs)
+
+    def parts_of(**changes: object):
+        (folder / "s.yaml").write_text(study_yaml(folder / "model", **changes))
+        study = read_study(folder / "s.yaml")
+        work = Work(model, sample_splits(study, model).evaluation)
+        return {part.what.partition(" (")[0]: part for part in study_costs(study, plans_of(study), work)}, work, study
+
+    return parts_of
 
 
-def test_a_stage_that_two_plans_share_counts_once(planned):
-    _, expected = planned
-    assert [part.what.partition(" (")[0] for part in expected.parts] == [
-        "fetcher",
-        "transmitter",
-        "evaluation of the main circuit",
-        "evaluation of the other circuit",
-    ]
+def token_flop(work: Work) -> tuple[float, float]:
+    """Of all layers, and of the unembedding."""
+    model = work.model
+    return 2 * sum(p.numel() for p in model.layers[0].parameters()) * N_LAYERS, 2 * 28 * len(model.tokenizer)
+
+
+def test_a_stage_that_two_plans_share_counts_once_and_a_section_that_is_off_not_at_all(planned):
+    parts, _, _ = planned(**CIRCUIT_ONLY)
+    assert list(parts) == ["accuracy and means", "fetcher", "transmitter", "every circuit in every model"]
+
+
+def test_every_section_that_runs_is_counted(planned):
+    base, _, _ = planned()
+    further = ["minimality", "completeness", "ablations", "functions", "knockouts"]
+    assert list(base)[4:] == further
+    both, _, study = planned(variants="{other: planted-base}")
+    assert list(both)[4:] == [*further[:-1], "cross-model patching", "grafts", "knockouts"]
+    assert len(study.models) == 2
+    for what in ("accuracy and means", "fetcher", "minimality", "knockouts"):
+        assert both[what].flop == pytest.approx(2 * base[what].flop), what
+    assert both["functions"].flop < 2 * base["functions"].flop, "penalties are swept in the base alone"
+    assert both["every circuit in every model"].flop > 3 * base["every circuit in every model"].flop
 
 
 def test_a_sweep_straight_into_the_logits_costs_one_token_in_half_of_the_layers(planned):
-    model, expected = planned
-    layer = 2 * sum(p.numel() for p in model.layers[0].parameters())
-    head = 2 * 28 * len(model.tokenizer)
+    parts, work, _ = planned()
+    layers, head = token_flop(work)
     runs = 6 * N_LAYERS * N_HEADS  # prompts x senders
-    assert expected.parts[0].forwards == runs
-    assert expected.parts[0].flop == pytest.approx(runs * (N_LAYERS / 2 * layer + head))
+    assert parts["fetcher"].forwards == runs
+    assert parts["fetcher"].flop == pytest.approx(runs * (layers / 2 + head))
 
 
 def test_a_sweep_into_q_at_the_last_token_adds_one_token_more(planned):
-    model, expected = planned
-    layer = 2 * sum(p.numel() for p in model.layers[0].parameters())
+    parts, work, _ = planned()
+    layers, _ = token_flop(work)
     runs = 6 * N_LAYERS * N_HEADS
-    assert expected.parts[1].forwards == 2 * runs
-    assert expected.parts[1].flop - expected.parts[0].flop == pytest.approx(runs * N_LAYERS / 2 * layer)
+    assert parts["transmitter"].forwards == 2 * runs
+    assert parts["transmitter"].flop - parts["fetcher"].flop == pytest.approx(runs * layers / 2)
 
 
-def test_minutes_are_flop_at_the_measured_speed(planned, monkeypatch):
-    _, expected = planned
+def test_minimality_takes_every_pair_and_two_circuits_a_head(planned):
+    parts, work, _ = planned(minimality="{prompts: 8}")
+    layers, head = token_flop(work)
+    circuits = (3 * 4 / 2 + 2 * 3) + (2 * 3 / 2 + 2 * 2)  # groups of three and of two heads
+    assert parts["minimality"].flop == pytest.approx(circuits * 4 * (layers + head))  # half of the prompts; one role
+
+
+def test_minutes_are_flop_at_the_measured_speed(planned):
+    parts, work, study = planned()
+    expected = estimate(parts.values(), study, work)
+    assert [part.flop for part in expected.parts] == [part.flop for part in parts.values()]
     speeds = {part.flop / part.minutes for part in expected.parts}
     assert max(speeds) == pytest.approx(min(speeds))
     assert expected.memory_gb > 0.6

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from circuitdiff.discovery import Plan
 from circuitdiff.engine import Model
 from circuitdiff.engine.attention import attend, handled_by
 from circuitdiff.engine.memory import rows_at_once
 from circuitdiff.engine.replay import cut, embed, run_layer
 from circuitdiff.prompts import Pairs
-from circuitdiff.selection import Discoveries
 from circuitdiff.settings import StudySettings
 
 _PROBE_ROWS = 512
 
 
-@dataclass(frozen=True)
-class Cost:
-    """One part of a study. An upper estimate: every sender counts as live."""
+class Part(NamedTuple):
+    """What one part of a study takes on any machine."""
 
     what: str
-    forwards: int  # whole forward passes that the plain method would run
+    forwards: float  # whole forward passes that the plain method would run
     flop: float  # what we run
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one part of a study takes on this machine."""
+
+    what: str
+    forwards: int
+    flop: float
     minutes: float
 
 
@@ -38,55 +45,34 @@ class Estimate:
     memory_gb: float
 
 
-def estimate(settings: StudySettings, plans: Mapping[str, Plan], model: Model, sample: Pairs) -> Estimate:
-    """The cost of a study on `model`; `sample` are a few of its evaluation prompts."""
-    speed = _flop_per_second(model, sample)
-    work = _Work(settings, model, sample)
-    parts = [work.sweep(plan, i) for plan in plans.values() for i in range(len(plan.stages))]
-    unique = {what: (forwards, flop) for what, forwards, flop in parts}  # stages that plans share run once
-    unique |= {
-        what: (forwards, flop) for name in plans for what, forwards, flop in [work.evaluation(name, plans[name])]
-    }
-    costs = tuple(Cost(what, n, flop, flop / speed / 60) for what, (n, flop) in unique.items())
-    return Estimate(costs, _memory_gb(settings, model, sample))
+class Work:
+    """FLOP of the window executor's runs of one model on a task's prompts."""
 
-
-class _Work:
-    """FLOP of the window executor's runs."""
-
-    def __init__(self, settings: StudySettings, model: Model, sample: Pairs) -> None:
-        self._settings, self._sample, self._model = settings, sample, model
-        self._length = int(sample.lengths.max())
-        self._layer = 2.0 * sum(p.numel() for p in model.layers[0].parameters())  # per token
+    def __init__(self, model: Model, sample: Pairs) -> None:
+        self.model, self.sample = model, sample
+        self.length = float(sample.lengths.double().mean())
         config = model.module.config.get_text_config()
+        self._layer = 2.0 * sum(p.numel() for p in model.layers[0].parameters())  # per token
         self._head = 2.0 * config.vocab_size * config.hidden_size  # per token
 
-    def sweep(self, plan: Plan, index: int) -> tuple[str, int, float]:
-        """A stage's effects. A sender in layer l costs one token in the layers above, then the second run's window."""
-        stage, prompts = plan.stages[index], self._settings.prompts
-        n_prompts = prompts.discovery
-        if isinstance(stage.rule, Discoveries) and stage.rule.replicated:
-            n_prompts += prompts.replication
-        runs = n_prompts * self._model.n_layers * self._model.n_heads
-        width = 0 if stage.via is None else self._width(stage.receivers_at or stage.at)
-        layers = self._model.n_layers / 2
-        flop = runs * (layers * self._layer * (1 + width) + self._head)
-        what = f"{stage.name} (at {stage.at}{'' if stage.via is None else f', via {stage.via}'})"
-        return what, runs * (1 if stage.via is None else 2), flop
+    def passes(self, n: float) -> float:
+        """Of whole prompts."""
+        return self.runs(n, self.length)
 
-    def evaluation(self, name: str, plan: Plan) -> tuple[str, int, float]:
-        """The circuit, its references and its random circuits: one token per role, and per segment in one row."""
-        wanted, roles = self._settings, len({stage.at for stage in plan.stages})
-        n, drawn = wanted.prompts.evaluation, wanted.evaluation
-        n_random = drawn.random_circuits * min(drawn.random_prompts, n)
-        tokens = n * roles * 6 + n * 4 * 7 * roles + n_random * roles
-        shared = 5 * n * self._length / 4  # the constant positions: about one in four (token, position) is distinct
-        runs = 10 * n + n_random
-        flop = (tokens + shared) * self._model.n_layers * self._layer + runs * self._head
-        return f"evaluation of the {name} circuit", runs, flop * (1 + len(wanted.variants))
+    def runs(self, n: float, tokens: float, layers: float = 1.0) -> float:
+        """Of so many tokens of each prompt, through a share of the layers."""
+        return n * (tokens * layers * self.model.n_layers * self._layer + self._head)
 
-    def _width(self, role: str) -> float:
-        return float((self._sample.lengths - self._sample.positions[role]).double().mean())
+    def width(self, role: str) -> float:
+        """How many tokens of a prompt a role can change."""
+        return float((self.sample.lengths - self.sample.positions[role]).double().mean())
+
+
+def estimate(parts: Iterable[Part], settings: StudySettings, work: Work) -> Estimate:
+    """The cost of these parts on this machine."""
+    speed = _flop_per_second(work.model, work.sample)
+    costs = tuple(Cost(part.what, round(part.forwards), part.flop, part.flop / speed / 60) for part in parts)
+    return Estimate(costs, _memory_gb(settings, work.model, work.sample))
 
 
 @torch.no_grad()

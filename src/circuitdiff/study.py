@@ -8,12 +8,13 @@ from pathlib import Path
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Plan
-from circuitdiff.planning import Estimate, estimate
+from circuitdiff.planning import Estimate, Work, estimate
 from circuitdiff.plans import default_plans
 from circuitdiff.report import write_report
 from circuitdiff.sections.ablations import ablations_section
 from circuitdiff.sections.accuracy import accuracy_section
 from circuitdiff.sections.completeness import completeness_section
+from circuitdiff.sections.costs import study_costs
 from circuitdiff.sections.cross_model import Readings, cross_model_section
 from circuitdiff.sections.discovery import Found, discovery_section
 from circuitdiff.sections.evidence import functions_evidence, similarity_evidence
@@ -57,7 +58,7 @@ def run_study(
     store = Store.open(folder)
     store.write_json("settings.json", settings.model_dump(mode="json"))
     bench = Workbench(settings, store, monitor)
-    _introduce(bench, plans, announce)
+    _introduce(bench, settings, plans, announce)
     found = _measure_and_discover(bench, plans)
     circuits = {name: each.circuit for name, each in found.items() if each.circuit.roles}
     _evaluate(bench, circuits)
@@ -67,11 +68,14 @@ def run_study(
     return write_report(read_results(store.folder), store.folder / "report.html")
 
 
-def _introduce(bench: Workbench, plans: Mapping[str, Plan], announce: Callable[[Estimate], None] | None) -> None:
+def _introduce(
+    bench: Workbench, study: WholeStudy, plans: Mapping[str, Plan], announce: Callable[[Estimate], None] | None
+) -> None:
     """What the study will cost, and one of its prompts."""
     base = bench.subject(bench.base)
     if announce:
-        announce(estimate(bench.settings, plans, base.model, base.splits.evaluation))
+        work = Work(base.model, base.splits.evaluation)
+        announce(estimate(study_costs(study, plans, work), study, work))
     bench.add({"example": form.example(base.splits.evaluation, 0, base.model.tokenizer)})
 
 

@@ -1,0 +1,187 @@
+"""What each section of a study will cost, before it starts.
+
+Circuits are not known yet: a group counts as many heads as its rule takes, or ten. All senders count as live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from circuitdiff.discovery import Plan, Stage
+from circuitdiff.planning import Part, Work
+from circuitdiff.sections.functions_cells import main_desiderata, wanted_of
+from circuitdiff.sections.whole_study import WholeStudy
+from circuitdiff.selection import Discoveries, TopK
+from circuitdiff.shares import all_subsets, needed_subsets
+
+_HEADS = 10  # of a group whose rule does not say
+_DISTINCT = 0.25  # of the tokens of an ablated prompt: the others have the same token at the same slot
+_BACKWARD = 3.0  # a training step, in forward runs
+_CIRCUIT_RUNS = 10  # the circuit, its references and its controls, under two kinds of means
+_GRAFTED = 0.75  # of the layers, on average: those below the first grafted one are not run again
+
+
+def study_costs(study: WholeStudy, plans: Mapping[str, Plan], work: Work) -> list[Part]:
+    """The parts of a study in its order."""
+    return [part for part in _Costs(study, plans, work).parts() if part.forwards]
+
+
+@dataclass(frozen=True)
+class _Costs:
+    study: WholeStudy
+    plans: Mapping[str, Plan]
+    work: Work
+
+    def parts(self) -> Iterator[Part]:
+        study, prompts, n_models = self.study, self.study.prompts, len(self.study.models)
+        n_plain = n_models * (prompts.evaluation + prompts.means)
+        yield Part("accuracy and means", n_plain, self.work.passes(n_plain))
+        yield from self._sweeps()
+        yield self._faithfulness()
+        yield self._minimality()
+        yield self._completeness()
+        yield self._ablations()
+        yield self._functions()
+        if study.variants:
+            yield self._cross_model()
+            yield self._graft()
+        yield self._knockout()
+
+    @property
+    def _main(self) -> Plan:
+        return next(iter(self.plans.values()))
+
+    @property
+    def _n_searched(self) -> int:
+        return 1 + len([name for name in self.study.searched if name in self.study.variants])
+
+    def _sweeps(self) -> Iterator[Part]:
+        """Stages that plans share run once."""
+        found: dict[str, Part] = {}
+        for plan in self.plans.values():
+            times = self._n_searched if plan is self._main else 1
+            for stage in plan.stages:
+                part = self._sweep(stage, times)
+                found.setdefault(part.what, part)
+        yield from found.values()
+
+    def _sweep(self, stage: Stage, times: int) -> Part:
+        """A sender in layer l costs one token in the layers above, then the second run's window."""
+        n = self.study.prompts.discovery
+        if isinstance(stage.rule, Discoveries) and stage.rule.replicated:
+            n += self.study.prompts.replication
+        model = self.work.model
+        runs = times * n * model.n_layers * model.n_heads
+        width = 0.0 if stage.via is None else self.work.width(stage.receivers_at or stage.at)
+        what = f"{stage.name} (at {stage.at}{'' if stage.via is None else f', via {stage.via}'})"
+        return Part(what, runs * (1 if stage.via is None else 2), self.work.runs(runs, 1 + width, layers=0.5))
+
+    def _faithfulness(self) -> Part:
+        """Every circuit in every model: a token per role, and per segment in one row."""
+        wanted, n = self.study.evaluation, self.study.prompts.evaluation
+        n_models, circuits = len(self.study.models), len(self.plans) + self._n_searched - 1
+        n_random = wanted.random_circuits * min(wanted.random_prompts, n) * (circuits + self._n_searched - 1)
+        rows = n_models * circuits * n * _CIRCUIT_RUNS
+        shared = n_models * 2 * n * self.work.length * _DISTINCT
+        flop = self.work.runs(rows + n_random, self._roles) + self.work.runs(shared, 1)
+        return Part("every circuit in every model", rows + n_random, flop)
+
+    def _minimality(self) -> Part:
+        wanted, sizes = self.study.minimality, self._sizes().values()
+        if not wanted:
+            return _nothing("minimality")
+        circuits = sum(size * (size + 1) / 2 + 2 * size for size in sizes)
+        runs = self._n_searched * circuits * wanted.prompts / (2 if wanted.held_out else 1)
+        return Part("minimality", runs, self.work.runs(runs, self._roles))
+
+    def _completeness(self) -> Part:
+        """The model without a part changes everything from the part's first role on."""
+        wanted = self.study.completeness
+        if not wanted:
+            return _nothing("completeness")
+        searched = wanted.greedy_steps * wanted.greedy_candidates * wanted.greedy_prompts
+        n = self._n_searched * (searched + wanted.prompts * (wanted.random_parts + len(self._main.stages) + 3))
+        width = max(self.work.width(stage.at) for stage in self._main.stages)
+        return Part("completeness", 2 * n, self.work.runs(n, self._roles + width))
+
+    def _ablations(self) -> Part:
+        """Resampled activations are each prompt's own."""
+        wanted = self.study.ablations
+        if not wanted:
+            return _nothing("ablations")
+        n = self._n_searched * self.study.prompts.evaluation
+        own = (2 if "resample" in wanted.ablations else 0) + 1
+        runs = 2 * n * len(wanted.ablations)
+        return Part("ablations", runs, self.work.runs(runs, self._roles) + self.work.passes(own * n))
+
+    def _functions(self) -> Part:
+        wanted, flop, runs = self.study.functions, 0.0, 0.0
+        if not wanted or self.study.task.name != "entity_tracking":
+            return _nothing("functions")
+        n_models = len(self.study.models)
+        triples = wanted.train + wanted.validation + wanted.test
+        for stage in self._main.stages:
+            cells = len(wanted_of(stage.name, wanted)) * n_models
+            fits = 2 * cells  # the mask, and its floor on shuffled targets
+            if wanted.sweep and stage.name == (wanted.sweep.group or self._main.stages[0].name):
+                fits += len(main_desiderata(wanted)) * (len(wanted.sweep.penalties) + wanted.sweep.seeds - 1)
+            width = self.work.width(stage.at)
+            steps = fits * wanted.steps * min(wanted.prompts_per_step, wanted.positions_per_step / width)
+            tests = cells * (8 * wanted.test + 2 * wanted.random_groups * wanted.random_triples)
+            tests += fits * wanted.validation * wanted.steps / wanted.check_every
+            flop += self.work.runs(_BACKWARD * steps + tests, width, layers=0.5) + self.work.passes(cells * triples)
+            runs += _BACKWARD * steps + tests + cells * triples
+        return Part("functions", runs, flop + self.work.passes(n_models * triples))
+
+    def _cross_model(self) -> Part:
+        wanted, variants = self.study.cross_model, len(self.study.variants)
+        if not wanted:
+            return _nothing("cross-model patching")
+        names = [stage.name for stage in self._main.stages]
+        asked = len(wanted.what) * (2 if wanted.both_directions else 1)
+        subsets = asked * len(all_subsets(names))
+        heads = len(needed_subsets([str(i) for i in range(max(self._sizes().values()))])) if wanted.heads else 0
+        widths = [self.work.width(stage.at) for stage in self._main.stages]
+        rows = wanted.prompts * (asked * sum(widths) + subsets + heads)  # subsets build on each other
+        rows += wanted.control_prompts * wanted.random_groups * sum(widths)
+        n = variants * wanted.prompts
+        flop = self.work.passes(n * (asked + 2 + bool(heads))) + self.work.runs(variants * rows, 1)
+        n_controls = variants * wanted.control_prompts * wanted.random_groups * len(names)
+        return Part("cross-model patching", n * (subsets + heads) + n_controls, flop)
+
+    def _graft(self) -> Part:
+        wanted = self.study.graft
+        if not wanted:
+            return _nothing("grafts")
+        parts = [stage.name for stage in self._main.stages] + ["other heads", "mlps"]
+        ranges = 0 if wanted.layers == () else 2 * (1 + len(wanted.layers or (0,)))
+        runs = len(needed_subsets(parts)) + ranges + (wanted.random_groups + 2 if wanted.random_groups else 0)
+        n = len(self.study.variants) * wanted.prompts * runs
+        return Part("grafts", n, self.work.passes(n * _GRAFTED))
+
+    def _knockout(self) -> Part:
+        wanted = self.study.knockout
+        if not wanted:
+            return _nothing("knockouts")
+        roles = list(wanted.roles or dict.fromkeys(["last", *(stage.at for stage in self._main.stages)]))
+        widths = sorted((self.work.width(role) for role in roles), reverse=True)
+        points = self.work.model.n_layers / wanted.layer_step / 2  # curves run, on average, half of the layers
+        earlier = [(i, width) for i, width in enumerate(widths)]  # a query sees the roles before it, and a random key
+        rows = sum((i + 1) * width * (1 + points) for i, width in earlier if i)
+        n = len(self.study.models) * wanted.prompts
+        return Part(
+            "knockouts", n * (1 + 2 * points) * len(roles), self.work.passes(2 * n) + self.work.runs(n * rows, 1)
+        )
+
+    @property
+    def _roles(self) -> int:
+        return len({stage.at for stage in self._main.stages})
+
+    def _sizes(self) -> dict[str, int]:
+        rules = {stage.name: stage.rule for stage in self._main.stages}
+        return {name: rule.k if isinstance(rule, TopK) else _HEADS for name, rule in rules.items()}
+
+
+def _nothing(what: str) -> Part:
+    return Part(what, 0, 0.0)
