@@ -49,7 +49,7 @@ def test_every_section_that_runs_is_counted(planned):
     for what in ("accuracy and means", "fetcher", "minimality", "knockouts"):
         assert both[what].flop == pytest.approx(2 * base[what].flop), what
     assert both["functions"].flop < 2 * base["functions"].flop, "penalties are swept in the base alone"
-    assert both["every circuit in every model"].flop > 3 * base["every circuit in every model"].flop
+    assert both["every circuit in every model"].flop > 2 * base["every circuit in every model"].flop
 
 
 def test_a_sweep_straight_into_the_logits_costs_one_token_in_half_of_the_layers(planned):

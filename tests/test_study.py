@@ -137,7 +137,7 @@ def test_another_number_of_prompts_for_the_means_evaluates_circuits_anew(finishe
     run_study(settings_of(tmp_path, model, prompts=prompts), folder, silent)
     new = {path.name for path in (folder / "stages").iterdir()} - before
     kinds = {name.rpartition("-")[0] for name in new}
-    assert f"circuit_{model.name}_in_{model.name}__slot_means" in kinds
+    assert f"circuit_alone_in_{model.name}" in kinds
     assert not any(name.startswith(("path-", "accuracy_")) for name in new)
 
 

@@ -168,9 +168,9 @@ class EvaluationRows:
     circuit_by_kind: Evaluation
     all_heads_by_kind: Evaluation
     ablated_by_kind: Evaluation
-    every_segment: Evaluation
-    every_segment_by_kind: Evaluation
-    wrong_segment: Evaluation
+    every_segment: Evaluation | None
+    every_segment_by_kind: Evaluation | None
+    wrong_segment: Evaluation | None
     random: tuple[list[Evaluation], Evaluation] | None  # random circuits; the circuit itself on their prompts
 
 
@@ -225,7 +225,9 @@ def _rows(rows: EvaluationRows) -> list[dict[str, Any]]:
     model = rows.model
     entries = []
     for title, name, note in _ROWS:
-        evaluation: Evaluation = getattr(rows, name)
+        evaluation: Evaluation | None = getattr(rows, name)
+        if evaluation is None:
+            continue
         ratio = ratio_interval(evaluation.hits.numpy(), model.hits.numpy(), model.scenarios.numpy())
         entries.append(
             {

@@ -10,7 +10,15 @@ from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Measure, Stage, StageResult, measure_with
 from circuitdiff.engine import Model
-from circuitdiff.evaluation import Evaluation, Means, Shared, evaluate_circuits, evaluate_model, slot_sums
+from circuitdiff.evaluation import (
+    Evaluation,
+    Means,
+    Replacement,
+    Shared,
+    evaluate_circuits,
+    evaluate_model,
+    slot_sums,
+)
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.models.checks import Check
@@ -72,29 +80,48 @@ class Stages:
 
     def answers(self, pairs: Pairs) -> Evaluation:
         """What the model answers to the evaluation prompts."""
-        title = f"accuracy of {self.model.name}"
-        return self._evaluations(title, pairs, {}, lambda: [evaluate_model(self.model, pairs)])[0]
+        title, key = f"accuracy of {self.model.name}", self.key("evaluation") | {"n": len(pairs), "what": {}}
+        record = self.kept(title, key, lambda: form.evaluations_record([evaluate_model(self.model, pairs)]))
+        return form.evaluations_from(record)[0]
 
-    def circuits(self, title: str, circuits: Sequence[Circuit], pairs: Pairs, means: Means) -> list[Evaluation]:
-        """What circuits alone answer to the evaluation prompts."""
-        key = {
-            "circuits": [circuit.to_dict() for circuit in circuits],
-            "means": [means.by, self.settings.prompts.means],
-        }
+    def circuits(
+        self, title: str, circuits: Sequence[Circuit], pairs: Pairs, replacement: Replacement
+    ) -> list[Evaluation]:
+        """What circuits alone answer to the evaluation prompts. Each is kept by itself: sections ask for the same."""
+        self.monitor(title, 0, 1)
+        keys = [self._circuit_key(pairs, replacement) | {"circuit": circuit.to_dict()} for circuit in circuits]
 
-        def compute() -> list[Evaluation]:
-            return evaluate_circuits(
-                self.model,
-                circuits,
-                pairs,
-                means,
-                self.settings.executor,
-                progress=lambda done, total: self.monitor(title, done, total),
-                shared=self.shared,
-                memory_gb=self.settings.memory_gb,
-            )
+        def compute(missing: list[int]) -> list[Record]:
+            found = self._evaluated(title, [circuits[i] for i in missing], pairs, replacement)
+            return [form.evaluations_record([each]) for each in found]
 
-        return self._evaluations(title, pairs, key, compute)
+        records = self.store.stages(f"circuit alone in {self.model.name}", keys, compute)
+        self.monitor(title, 1, 1)
+        return [evaluation for record in records for evaluation in form.evaluations_from(record)]
+
+    def random_circuits(self, title: str, circuits: Sequence[Circuit], pairs: Pairs, means: Means) -> list[Evaluation]:
+        """The same of many circuits that nobody else asks for, kept together."""
+        key = self._circuit_key(pairs, means) | {"circuits": [circuit.to_dict() for circuit in circuits]}
+        record = self.kept(title, key, lambda: form.evaluations_record(self._evaluated(title, circuits, pairs, means)))
+        return form.evaluations_from(record)
+
+    def _circuit_key(self, pairs: Pairs, replacement: Replacement) -> dict[str, Any]:
+        by = replacement.by if isinstance(replacement, Means) else replacement
+        return self.key("evaluation") | {"n": len(pairs), "replaced": [by, self.settings.prompts.means]}
+
+    def _evaluated(
+        self, title: str, circuits: Sequence[Circuit], pairs: Pairs, replacement: Replacement
+    ) -> list[Evaluation]:
+        return evaluate_circuits(
+            self.model,
+            circuits,
+            pairs,
+            replacement,
+            self.settings.executor,
+            progress=lambda done, total: self.monitor(title, done, total),
+            shared=self.shared,
+            memory_gb=self.settings.memory_gb,
+        )
 
     def means(self, pairs: Pairs) -> Mapping[str, Means]:
         """Means by slot and by kind over the study's prompts for means, on the model's device."""
@@ -107,12 +134,6 @@ class Stages:
             record = self.kept(f"means of {self.model.name}", self.key("means"), compute)
             self._means.update({by: Means(record.tensors[by].to(self.model.device), by) for by in ("slot", "kind")})
         return self._means
-
-    def _evaluations(
-        self, title: str, pairs: Pairs, what: Mapping[str, Any], compute: Callable[[], list[Evaluation]]
-    ) -> list[Evaluation]:
-        key = self.key("evaluation") | {"n": len(pairs), "what": dict(what)}
-        return form.evaluations_from(self.kept(title, key, lambda: form.evaluations_record(compute())))
 
     def _check(self, title: str, key: Mapping[str, Any], compute: Callable[[], Check]) -> Check:
         return Check(**self.kept(title, key, lambda: Record({}, compute().to_dict())).data)

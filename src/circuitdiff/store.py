@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,28 @@ class Store:
 
     def stage(self, name: str, depends_on: Any, compute: Callable[[], Record]) -> Record:
         """The stage's record: from the folder if it is there, else computed and kept."""
-        key = hashed(depends_on)
-        path = self.folder / "stages" / f"{_safe(name)}-{key[:16]}.safetensors"
-        kept = _read(path)
-        if kept is not None:
-            return kept
-        begin = time.perf_counter()
-        record = compute()
-        own = {
-            name: tensor.contiguous().clone() for name, tensor in record.tensors.items()
-        }  # safetensors wants no views
+        return self.stages(name, [depends_on], lambda _: [compute()])[0]
+
+    def stages(
+        self, name: str, depends_on: Sequence[Any], compute: Callable[[list[int]], Sequence[Record]]
+    ) -> list[Record]:
+        """Records of the same name; those that are not there, by number, are computed together."""
+        paths = [self.folder / "stages" / f"{_safe(name)}-{hashed(key)[:16]}.safetensors" for key in depends_on]
+        kept = {path: record for path in paths if (record := _read(path)) is not None}
+        missing = {path: i for i, path in reversed(list(enumerate(paths))) if path not in kept}
+        if missing:
+            begin = time.perf_counter()
+            wanted = sorted(missing.values())
+            for i, record in zip(wanted, compute(wanted), strict=True):
+                kept[paths[i]] = self._keep(paths[i], record)
+            self._log(name, time.perf_counter() - begin)
+        return [kept[path] for path in paths]
+
+    def _keep(self, path: Path, record: Record) -> Record:
+        """The record as a later run will see it."""
+        own = {name: tensor.contiguous().clone() for name, tensor in record.tensors.items()}  # no views can be saved
         self._write(path, save(own, metadata={"data": to_json(record.data)}))
-        self._log(name, time.perf_counter() - begin)
-        return _read(path) or record  # as a later run will see it
+        return _read(path) or record
 
     def write_json(self, name: str, data: Any) -> Path:
         """Writes the whole file or nothing."""

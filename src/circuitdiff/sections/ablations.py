@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation import check_replacement
-from circuitdiff.methods.ablations import QUANTITIES, Ablated, AblationName, ablation_scores, compare_ablations
+from circuitdiff.evaluation import Replacement, check_replacement
+from circuitdiff.methods.ablations import QUANTITIES, Ablated, AblationName, ablation_scores
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.circuit_settings import AblationsSettings
 from circuitdiff.sections.entries import interval_entry, ratio_entry, with_heads
@@ -27,30 +26,18 @@ def ablations_section(
     """
     subject, tested = bench.subject(model), with_heads(circuit)
     pairs, means = subject.splits.evaluation, subject.stages.means(subject.splits.means)
-    wanted = _possible(bench, name, pairs, settings.ablations)
-    title = f"ablations of circuit {name} in {model}"
-
-    def compute() -> dict[AblationName, Ablated]:
-        return compare_ablations(
-            subject.model,
-            tested,
-            pairs,
-            means,
-            bench.settings.executor,
-            lambda done, total: bench.monitor(title, done, total),
-            ablations=wanted,
-            shared=subject.stages.shared,
-            memory_gb=bench.settings.memory_gb,
-        )
-
-    def flat() -> list:
-        return [evaluation for one in compute().values() for evaluation in (one.circuit, one.model, one.ablated)]
-
-    key = {"circuit": tested.to_dict(), "ablations": list(wanted), "means": bench.settings.prompts.means}
-    record = subject.stages.kept(title, subject.stages.key("evaluation") | key, lambda: form.evaluations_record(flat()))
-    rows = form.evaluations_from(record)
-    found = {ablation: Ablated(*rows[3 * i : 3 * i + 3]) for i, ablation in enumerate(wanted)}
-    return {"ablations": {name: {model: {ablation: ablation_entry(one) for ablation, one in found.items()}}}}
+    replacements: dict[AblationName, Replacement] = {
+        "mean_by_slot": means["slot"],
+        "mean_by_kind": means["kind"],
+        "resample": "resample",
+        "zero": "zero",
+    }
+    entry = {}
+    for ablation in _possible(bench, name, pairs, settings.ablations):
+        title = f"ablations of circuit {name} in {model}: {ablation}"
+        alone, nothing = subject.stages.circuits(title, [tested, Circuit({})], pairs, replacements[ablation])
+        entry[ablation] = ablation_entry(Ablated(alone, subject.stages.answers(pairs), nothing))
+    return {"ablations": {name: {model: entry}}}
 
 
 def ablation_entry(found: Ablated) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from circuitdiff.workbench import Subject, Workbench
 
 
 def faithfulness_section(bench: Workbench, model: str, name: str, circuit: Circuit) -> dict[str, Any]:
-    """One circuit in one model. Random circuits are drawn in the base and in the model where it was found."""
+    """One circuit in one model. In the base and in the model where it was found also its heads at other segments, and
+    random circuits.
+    """
     subject = bench.subject(model)
     means = subject.stages.means(subject.splits.means)
     rows = _rows(bench, subject, name, circuit, means)
@@ -26,15 +28,16 @@ def _rows(
 ) -> form.EvaluationRows:
     pairs, title, nothing = subject.splits.evaluation, f"circuit {name} in {subject.model.name}", Circuit({})
     references = [circuit, all_heads(subject.model, circuit.roles), nothing]
-    everywhere = [moved(circuit, bench.task.every_segment)]
-    misplaced = [moved(circuit, lambda role: [bench.task.wrong_segment(role)])]
+    everywhere = moved(circuit, bench.task.every_segment)
+    misplaced = moved(circuit, lambda role: [bench.task.wrong_segment(role)])
 
-    def run(what: str, circuits: Sequence[Circuit], by: str) -> list[Evaluation]:
-        return subject.stages.circuits(f"{title}{what}, {by} means", circuits, pairs, means[by])
+    def run(circuits: Sequence[Circuit], by: str) -> list[Evaluation]:
+        return subject.stages.circuits(f"{title}, {by} means", circuits, pairs, means[by])
 
     bench.keep([subject.stages.check_circuit(name, [circuit, nothing], pairs, means["slot"])])
-    by_slot, by_kind = run("", references, "slot"), run("", references, "kind")
-    found_here = subject.model.name in (bench.base, bench.results["circuits"][name]["model"])
+    controlled = subject.model.name in (bench.base, bench.results["circuits"][name]["model"])
+    by_slot = run([*references, *([everywhere, misplaced] if controlled else [])], "slot")
+    by_kind = run([*references, *([everywhere] if controlled else [])], "kind")
     return form.EvaluationRows(
         model=subject.stages.answers(pairs),
         circuit=by_slot[0],
@@ -43,10 +46,10 @@ def _rows(
         circuit_by_kind=by_kind[0],
         all_heads_by_kind=by_kind[1],
         ablated_by_kind=by_kind[2],
-        every_segment=run(", every segment", everywhere, "slot")[0],
-        every_segment_by_kind=run(", every segment", everywhere, "kind")[0],
-        wrong_segment=run(", wrong segment", misplaced, "slot")[0],
-        random=_random(bench, subject, title, circuit, means["slot"]) if found_here else None,
+        every_segment=by_slot[3] if controlled else None,
+        every_segment_by_kind=by_kind[3] if controlled else None,
+        wrong_segment=by_slot[4] if controlled else None,
+        random=_random(bench, subject, title, circuit, means["slot"]) if controlled else None,
     )
 
 
@@ -60,5 +63,5 @@ def _random(
     g = torch.Generator().manual_seed(bench.settings.seed)
     drawn = [random_circuit(circuit, subject.model.n_heads, g) for _ in range(wanted.random_circuits)]
     few = pairs.select(torch.arange(min(wanted.random_prompts, len(pairs))))
-    *random, own = subject.stages.circuits(f"{title}, random circuits", [*drawn, circuit], few, means)
+    *random, own = subject.stages.random_circuits(f"{title}, random circuits", [*drawn, circuit], few, means)
     return random, own
