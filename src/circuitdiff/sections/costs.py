@@ -122,10 +122,11 @@ class _Costs:
         n_models = len(self.study.models)
         triples = wanted.train + wanted.validation + wanted.test
         for stage in self._main.stages:
-            cells = len(wanted_of(stage.name, wanted)) * n_models
+            main = len(main_desiderata(wanted))
+            cells = main * n_models + len(wanted_of(stage.name, wanted)) - main
             fits = 2 * cells  # the mask, and its floor on shuffled targets
             if wanted.sweep and stage.name == (wanted.sweep.group or self._main.stages[0].name):
-                fits += len(main_desiderata(wanted)) * (len(wanted.sweep.penalties) + wanted.sweep.seeds - 1)
+                fits += main * (len(wanted.sweep.penalties) + wanted.sweep.seeds - 1)
             width = self.work.width(stage.at)
             steps = fits * wanted.steps * min(wanted.prompts_per_step, wanted.positions_per_step / width)
             tests = cells * (8 * wanted.test + 2 * wanted.random_groups * wanted.random_triples)

@@ -14,8 +14,9 @@ from circuitdiff.workbench import Subject, Workbench
 
 
 def faithfulness_section(bench: Workbench, model: str, name: str, circuit: Circuit) -> dict[str, Any]:
-    """One circuit in one model. In the base and in the model where it was found also its heads at other segments, and
-    random circuits.
+    """One circuit in one model.
+
+    Where it was found also its heads at other segments; there and in the base also random circuits.
     """
     subject = bench.subject(model)
     means = subject.stages.means(subject.splits.means)
@@ -35,7 +36,8 @@ def _rows(
         return subject.stages.circuits(f"{title}, {by} means", circuits, pairs, means[by])
 
     bench.keep([subject.stages.check_circuit(name, [circuit, nothing], pairs, means["slot"])])
-    controlled = subject.model.name in (bench.base, bench.results["circuits"][name]["model"])
+    home = bench.results["circuits"][name]["model"]
+    controlled, drawn = subject.model.name == home, subject.model.name in (home, bench.base)
     by_slot = run([*references, *([everywhere, misplaced] if controlled else [])], "slot")
     by_kind = run([*references, *([everywhere] if controlled else [])], "kind")
     return form.EvaluationRows(
@@ -49,7 +51,9 @@ def _rows(
         every_segment=by_slot[3] if controlled else None,
         every_segment_by_kind=by_kind[3] if controlled else None,
         wrong_segment=by_slot[4] if controlled else None,
-        random=_random(bench, subject, title, circuit, means["slot"]) if controlled else None,
+        random=_random(bench, subject, title, circuit, means["slot"])
+        if subject.model.name in (bench.base, home)
+        else None,
     )
 
 

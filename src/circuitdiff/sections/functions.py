@@ -39,7 +39,7 @@ def functions_section(
     entries: dict[str, dict[str, Any]] = {group: {} for group in tested.groups}
     for group, wanted in here.all:
         entries[group][title_of(wanted)] = dict(here.fit(group, wanted).data)
-    found = {cell: there.fit(*cell) for cell in there.all}
+    found = {cell: there.fit(*cell) for cell in here.all}
     for (group, wanted), record in found.items() if model != home else ():
         entries[group][title_of(wanted)]["transferred"] = here.transferred(group, wanted, record)
     main = {(group, wanted): r for (group, wanted), r in found.items() if _is_redrawn(wanted, settings)}

@@ -56,10 +56,14 @@ class Cells:
 
     @property
     def all(self) -> list[tuple[str, str]]:
-        """Group and desideratum, those with the same source prompts one after another."""
-        groups = self._circuit.groups
-        names = dict.fromkeys(wanted for group in groups for wanted in wanted_of(group, self._settings))
-        return [(group, wanted) for wanted in names for group in groups if wanted in wanted_of(group, self._settings)]
+        """Group and desideratum, those with the same source prompts one after another.
+
+        Further desiderata are tested in the circuit's own model alone.
+        """
+        main, at_home = main_desiderata(self._settings), self.model == self._home
+        wanted = {group: wanted_of(group, self._settings) if at_home else main for group in self._circuit.groups}
+        names = dict.fromkeys(name for names in wanted.values() for name in names)
+        return [(group, name) for name in names for group in wanted if name in wanted[group]]
 
     def fit(self, group: str, wanted: str) -> Record:
         """One mask with its floors and controls."""
