@@ -51,9 +51,7 @@ def _rows(
         every_segment=by_slot[3] if controlled else None,
         every_segment_by_kind=by_kind[3] if controlled else None,
         wrong_segment=by_slot[4] if controlled else None,
-        random=_random(bench, subject, title, circuit, means["slot"])
-        if subject.model.name in (bench.base, home)
-        else None,
+        random=_random(bench, subject, title, circuit, means["slot"]) if drawn else None,
     )
 
 
