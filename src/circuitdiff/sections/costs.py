@@ -131,9 +131,12 @@ class _Costs:
             steps = fits * wanted.steps * min(wanted.prompts_per_step, wanted.positions_per_step / width)
             tests = cells * (8 * wanted.test + 2 * wanted.random_groups * wanted.random_triples)
             tests += fits * wanted.validation * wanted.steps / wanted.check_every
-            flop += self.work.runs(_BACKWARD * steps + tests, width, layers=0.5) + self.work.passes(cells * triples)
-            runs += _BACKWARD * steps + tests + cells * triples
-        return Part("functions", runs, flop + self.work.passes(n_models * triples))
+            flop += self.work.runs(_BACKWARD * steps + tests, width, layers=0.5)
+            runs += _BACKWARD * steps + tests
+        further = {name for names in wanted.further.values() for name in names}
+        read = triples * (2 * n_models + len(further))  # base prompts, and the sources of all groups at once
+        redrawn = n_models * len(main_desiderata(wanted)) * wanted.redraw.times * wanted.redraw.triples
+        return Part("functions", runs + read + redrawn, flop + self.work.passes(read + redrawn))
 
     def _cross_model(self) -> Part:
         wanted, variants = self.study.cross_model, len(self.study.variants)
