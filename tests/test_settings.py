@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from circuitdiff.discovery import Stage
 from circuitdiff.errors import InputError
 from circuitdiff.selection import Discoveries, TopK
 from circuitdiff.settings import parse_settings, read_settings
+from tiny_folder import study_yaml
 
 STUDY = """
 name: small
@@ -60,3 +63,18 @@ def test_a_file_that_is_missing_or_not_yaml_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match="is not YAML") as caught:
         read_settings(tmp_path / "bad.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"series": "{training: {model: 0, other: 5}}"}, "series 'training' names 'other', which is no model"),
+        ({"series": "{training: {model: 3}}"}, "series 'training' needs two models or more"),
+        ({"circuits": "{model: c.json}"}, "a circuit file is called 'model', like a circuit that is found"),
+        ({"circuits": "{model (other): c.json}"}, r"a circuit file is called 'model \(other\)'"),
+    ],
+)
+def test_series_and_circuit_files_are_named_after_nothing_else(tmp_path, changes, message):
+    (tmp_path / "s.yaml").write_text(study_yaml(Path("model"), **changes))
+    with pytest.raises(InputError, match=message):
+        read_settings(tmp_path / "s.yaml")

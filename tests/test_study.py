@@ -227,3 +227,33 @@ def test_what_must_be_known_of_a_shipped_model_is_known_by_its_name(model):
     assert "installed circuit" in caution_about("tracker-base")
     assert caution_about("tracker-plus") == caution_about("tracker-base")
     assert caution_about("smollm2") == caution_about(str(model)) == ""
+
+
+def test_a_circuit_file_is_evaluated_like_a_circuit_that_is_found(model, tmp_path):
+    given = {"groups": {"mine": {"at": "last", "heads": [[0, 1], [2, 3]]}}}
+    (tmp_path / "c.json").write_text(json.dumps(given))
+    run_study(settings_of(tmp_path, model, circuits=f"{{published: {tmp_path / 'c.json'}}}"), tmp_path / "run", silent)
+    results = results_of(tmp_path / "run")
+    assert results["circuits"]["published"] == {"model": model.name, **given}
+    loaded = load_model(model)
+    splits = sample_splits(settings_of(tmp_path, model), loaded)
+    own = evaluate_circuit(loaded, Circuit.from_dict(given), splits.evaluation, mean_activations(loaded, splits.means))
+    assert results["faithfulness"]["published"][model.name]["circuit_accuracy"]["hits"] == int(own.hits.sum())
+    assert len(results["random"]["published"][model.name]["accuracies"]) == 5
+    assert "published" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"at": "last", "heads": [[9, 0]]}, r"c\.json: .*9\.0"),
+        ({"at": "nowhere", "heads": [[0, 0]]}, r"c\.json: .*nowhere"),
+        ({"at": "last", "heads": []}, r"c\.json: group 'mine' has no heads"),
+    ],
+)
+def test_a_circuit_file_that_does_not_fit_is_refused_before_any_work(model, tmp_path, group, message):
+    (tmp_path / "c.json").write_text(json.dumps({"groups": {"mine": group}}))
+    settings = settings_of(tmp_path, model, circuits=f"{{published: {tmp_path / 'c.json'}}}")
+    with pytest.raises(InputError, match=message):
+        run_study(settings, tmp_path / "run", silent)
+    assert not list((tmp_path / "run" / "stages").iterdir())

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.discovery import Stage, StageResult
@@ -69,12 +71,31 @@ def share(hits: torch.Tensor, scenarios: torch.Tensor) -> dict[str, Any]:
 
 
 def accuracy_entry(evaluation: Evaluation, pairs: Pairs) -> dict[str, Any]:
+    """In all, by queried item, and what is answered instead."""
     by_queried = [
         {"queried": queried} | share(evaluation.hits[rows], evaluation.scenarios[rows])
         for queried in pairs.queried.unique().tolist()
         for rows in [pairs.queried == queried]
     ]
-    return {"accuracy": share(evaluation.hits, evaluation.scenarios), "accuracy_by_queried": by_queried}
+    return {
+        "accuracy": share(evaluation.hits, evaluation.scenarios),
+        "accuracy_by_queried": by_queried,
+        "errors": [
+            {"kind": kind} | share(rows, evaluation.scenarios) for kind, rows in _errors(evaluation, pairs).items()
+        ],
+    }
+
+
+def _errors(evaluation: Evaluation, pairs: Pairs) -> dict[str, Bool[Tensor, " prompt"]]:
+    """The wrong answers by kind; neighbours in the list where there are more than two others."""
+    said = pairs.alternatives == evaluation.predictions[:, None]
+    listed, place = said.any(1), said.int().argmax(1)
+    before, after = (listed & (place == pairs.queried + step) for step in (-1, 0))  # the answer is not among them
+    neighbours = {"the one listed before it": before, "the one listed after it": after}
+    rest = {"none of those listed": ~evaluation.hits & ~listed}
+    if said.shape[1] <= 2:
+        return {"another listed one": listed} | rest
+    return neighbours | {"another listed one": listed & ~before & ~after} | rest
 
 
 def warnings_about(model: str, evaluation: Evaluation) -> list[str]:
@@ -174,10 +195,10 @@ class EvaluationRows:
     random: tuple[list[Evaluation], Evaluation] | None  # random circuits; the circuit itself on their prompts
 
 
-def evaluation_entries(circuit: str, model: str, rows: EvaluationRows) -> dict[str, Any]:
+def evaluation_entries(circuit: str, model: str, rows: EvaluationRows, pairs: Pairs) -> dict[str, Any]:
     """The sections of results.json that one circuit in one model fills."""
     sections: dict[str, Any] = {
-        "faithfulness": _faithfulness(rows),
+        "faithfulness": _faithfulness(rows) | {"circuit_answers": accuracy_entry(rows.circuit, pairs)},
         "faithfulness_rows": _rows(rows),
         "all_heads_at_roles": share(rows.all_heads.hits, rows.all_heads.scenarios),
     }

@@ -122,6 +122,8 @@ class StudySettings(Settings):
     variants: dict[str, ModelSettings] = Field(default_factory=dict)
     task: TaskSettings = Field(default_factory=TaskSettings)
     prompts: PromptSettings = Field(default_factory=PromptSettings)
+    circuits: dict[str, Path] = Field(default_factory=dict)  # circuit files to evaluate beside those that are found
+    series: dict[str, dict[str, int]] = Field(default_factory=dict)  # by title: models and their training steps
     plans: dict[str, PlanSettings] = Field(default_factory=dict)  # empty: the task's own plan
     discover_in: tuple[str, ...] | None = None  # variants whose own circuit is looked for, too; None: all
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
@@ -137,6 +139,13 @@ class StudySettings(Settings):
             raise ValueError(f"a variant is called {self.base.name!r}, like the base")
         if strange := set(self.discover_in or ()) - set(self.variants):
             raise ValueError(f"discover_in names {sorted(strange)[0]!r}, which is no variant of this study")
+        if taken := set(self.circuits) & {*self.models, *(f"{self.base.name} ({plan})" for plan in self.plans)}:
+            raise ValueError(f"a circuit file is called {min(taken)!r}, like a circuit that is found")
+        for title, steps in self.series.items():
+            if strange := set(steps) - set(self.models):
+                raise ValueError(f"series {title!r} names {min(strange)!r}, which is no model of this study")
+            if len(steps) < 2 or len(set(steps.values())) < len(steps):
+                raise ValueError(f"series {title!r} needs two models or more, each at another step")
         return self
 
     @property

@@ -20,6 +20,7 @@ from circuitdiff.sections.discovery import Found, discovery_section
 from circuitdiff.sections.evidence import functions_evidence, similarity_evidence
 from circuitdiff.sections.faithfulness import faithfulness_section
 from circuitdiff.sections.functions import functions_section
+from circuitdiff.sections.given_circuits import given_circuits
 from circuitdiff.sections.graft import graft_section
 from circuitdiff.sections.knockout import knockout_section
 from circuitdiff.sections.minimality import minimality_section
@@ -58,10 +59,12 @@ def run_study(
     store = Store.open(folder)
     store.write_json("settings.json", settings.model_dump(mode="json"))
     bench = Workbench(settings, store, monitor)
+    given, entries = given_circuits(bench)
     _introduce(bench, settings, plans, announce)
     found = _measure_and_discover(bench, plans)
+    bench.add(entries)
     circuits = {name: each.circuit for name, each in found.items() if each.circuit.roles}
-    _evaluate(bench, circuits)
+    _evaluate(bench, circuits | given)
     _examine(bench, settings, circuits)
     _compare(bench, settings, found, circuits)
     store.write_json("results.json", bench.results)

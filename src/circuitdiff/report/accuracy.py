@@ -45,6 +45,32 @@ def _accuracy_axis(field: str) -> alt.Y:
     return alt.Y(field, title="accuracy", scale=alt.Scale(domain=[0, 1]))
 
 
+def error_rows(results: dict) -> list[dict]:
+    """What is answered: one row per model, then per circuit in a model; shares of all prompts by kind."""
+    rows = [_answered(f"{name}", model) for name, model in (results.get("models") or {}).items()]
+    rows += [
+        _answered(f"circuit {circuit} in {model}", found.get("circuit_answers") or {})
+        for circuit, models in (results.get("faithfulness") or {}).items()
+        for model, found in models.items()
+    ]
+    return [row for row in rows if len(row) > _TITLES]
+
+
+def error_kinds(results: dict) -> list[str]:
+    """The kinds of wrong answers that were counted."""
+    found = (model.get("errors") or [] for model in (results.get("models") or {}).values())
+    return list(dict.fromkeys(error["kind"] for errors in found for error in errors))
+
+
+_TITLES = 2  # columns of a row that are no kind of error
+
+
+def _answered(what: str, entry: dict) -> dict:
+    shares = {error["kind"]: f"{number(error.get('value'))} ({interval(error)})" for error in entry.get("errors") or []}
+    right = entry.get("accuracy") or {}
+    return {"what": what, "right": f"{number(right.get('value'))} ({interval(right)})"} | shares
+
+
 def among_random(
     title: str,
     accuracies: list[float],

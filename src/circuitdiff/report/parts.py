@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from circuitdiff.report.ablations import ablation_rows, ablations_figures
+from circuitdiff.report.accuracy import error_kinds, error_rows
 from circuitdiff.report.completeness import completeness_figures, completeness_sentence
 from circuitdiff.report.cross_model import (
     control_rows,
@@ -31,6 +32,7 @@ from circuitdiff.report.overlap import (
     profile_rows,
     stage_rows,
 )
+from circuitdiff.report.series import series_figures, series_of, series_rows
 from circuitdiff.report.verdict import anchor
 
 
@@ -62,6 +64,8 @@ class Part:
 def parts(results: dict) -> list[Part]:
     """The parts that `results` has numbers for, in the page's order."""
     every = [
+        _series(results),
+        _errors(results),
         _overlap(results),
         _gains(results),
         _functions(results),
@@ -72,6 +76,25 @@ def parts(results: dict) -> list[Part]:
         _evidence(results),
     ]
     return [part for part in every if not part.empty]
+
+
+def _series(results: dict) -> Part:
+    columns = {"step": "step", "model": "model", "measure": "", "printed": "value (95 % interval)"}
+    return Part(
+        "Over training",
+        "Checkpoints of one training run.",
+        figures=series_figures(results),
+        tables=[Table(title, columns, series_rows(results, title)) for title in series_of(results)],
+    )
+
+
+def _errors(results: dict) -> Part:
+    columns = {"what": "", "right": "right"} | {kind: kind for kind in error_kinds(results)}
+    return Part(
+        "What is answered instead?",
+        "Shares of all evaluation prompts, by what was asked for: it, its neighbours in the list, another, or none.",
+        tables=[Table("Answers of models and circuits", columns, error_rows(results))],
+    )
 
 
 def _overlap(results: dict) -> Part:

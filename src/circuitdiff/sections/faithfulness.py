@@ -21,7 +21,7 @@ def faithfulness_section(bench: Workbench, model: str, name: str, circuit: Circu
     subject = bench.subject(model)
     means = subject.stages.means(subject.splits.means)
     rows = _rows(bench, subject, name, circuit, means)
-    return form.evaluation_entries(name, model, rows)
+    return form.evaluation_entries(name, model, rows, subject.splits.evaluation)
 
 
 def _rows(

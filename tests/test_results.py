@@ -1,0 +1,48 @@
+"""Numbers as results.json holds them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.results import accuracy_entry
+from fake_pairs import fake_pairs
+
+
+def answered(words: list[int], answers: torch.Tensor) -> Evaluation:
+    predictions, zeros = torch.tensor(words), torch.zeros(len(words))
+    return Evaluation(predictions == answers, predictions, zeros, zeros, torch.arange(len(words)))
+
+
+def test_wrong_answers_are_counted_by_where_they_stand_in_the_list():
+    """Lists of 10, 11, 12, 13; the answer is taken out of the others."""
+    queried, answers = torch.tensor([0, 1, 2, 3, 2]), torch.tensor([10, 11, 12, 13, 12])
+    others = torch.tensor([[w for w in range(10, 14) if w != answer] for answer in answers.tolist()])
+    pairs = replace(fake_pairs(), queried=queried, answers=answers, alternatives=others)
+    said = {
+        "before": ([12, 10, 11, 12, 11], [4, 0, 1, 0]),  # nothing is before the first: 12 is another one
+        "after": ([11, 12, 13, 13, 13], [0, 4, 0, 0]),  # the last has none after it: 13 is right
+        "another": ([13, 13, 10, 10, 10], [0, 0, 5, 0]),
+        "none": ([3, 4, 5, 6, 7], [0, 0, 0, 5]),
+    }
+    for words, counts in said.values():
+        errors = accuracy_entry(answered(words, answers), pairs)["errors"]
+        assert [error["hits"] for error in errors] == counts
+    assert [error["kind"] for error in errors] == [
+        "the one listed before it",
+        "the one listed after it",
+        "another listed one",
+        "none of those listed",
+    ]
+
+
+@pytest.mark.parametrize(("said", "expected"), [([7, 8, 9, 7, 8], [5, 0]), ([1, 1, 1, 1, 1], [0, 5])])
+def test_with_few_others_there_are_no_neighbours(said, expected):
+    others = torch.tensor([[7], [8], [9], [7], [8]])
+    pairs = replace(fake_pairs(), answers=torch.full((5,), 2), alternatives=others)
+    errors = accuracy_entry(answered(said, pairs.answers), pairs)["errors"]
+    assert [error["kind"] for error in errors] == ["another listed one", "none of those listed"]
+    assert [error["hits"] for error in errors] == expected
