@@ -45,8 +45,9 @@ def test_a_series_is_drawn_and_a_study_without_one_has_no_such_part():
     assert list(series_figures(results())) == [series_key("one run")]
     rows = [row for data in figure.to_dict()["datasets"].values() for row in data]
     assert {row["step"] for row in rows} == {0, 10, 40}
-    assert parts(results())[0].title == "Over training"
-    assert "Over training" not in [part.title for part in parts(results() | {"study": {}})]
+    without_heads = results() | {"overlap": {}}
+    assert parts(without_heads)[0].title == "Over training"
+    assert "Over training" not in [part.title for part in parts(without_heads | {"study": {}})]
 
 
 def test_nothing_measured_draws_nothing():
