@@ -28,6 +28,7 @@ def test_wrong_answers_are_counted_by_where_they_stand_in_the_list():
         "another": ([13, 13, 10, 10, 10], [0, 0, 5, 0]),
         "none": ([3, 4, 5, 6, 7], [0, 0, 0, 5]),
     }
+    errors = []
     for words, counts in said.values():
         errors = accuracy_entry(answered(words, answers), pairs)["errors"]
         assert [error["hits"] for error in errors] == counts
