@@ -43,7 +43,7 @@ def test_failed_checks_come_first_then_cautions(results):
     assert [alarm.level for alarm in found] == ["failed", *["caution"] * 4]
     texts = [alarm.text for alarm in found]
     assert "window = full: 0.25 against a tolerance of 1e−05 (v at <query_label>)" in texts[0]
-    assert f"Faithfulness of {PAPER} in {MODEL} is 1.261" in texts[1]
+    assert f"Faithfulness in {MODEL} is above 1.1 ({PAPER} 1.261)" in texts[1]
     assert f"{OURS} in {MODEL} scores higher than only 84 of 100" in texts[2]
     assert texts[3] == f"Fewer than 50 prompts tell little; see the intervals of {PAPER} in {MODEL} (32)."
     assert texts[4] == "objects left out: <kiwi>"
@@ -70,6 +70,19 @@ def test_random_circuits_on_few_prompts_are_a_caution():
 @pytest.mark.parametrize(("value", "expected"), [(1.1, 0), (1.1001, 1), (None, 0)])
 def test_faithfulness_above_one_point_one_is_a_caution(value, expected):
     assert len(alarms({"faithfulness": {"c": {"m": {"value": value}}}})) == expected
+
+
+def test_faithfulness_above_one_point_one_is_one_caution_a_model():
+    entries = {"a": {"m": {"value": 1.5}, "n": {"value": 1.25}}, "b": {"m": {"value": 1.75}, "n": {"value": 1.0}}}
+    texts = [alarm.text for alarm in alarms({"faithfulness": entries})]
+    assert ["(a 1.500, b 1.750)" in texts[0], "(a 1.250)" in texts[1], len(texts)] == [True, True, 2]
+
+
+def test_the_summary_has_each_circuit_in_the_model_where_it_was_found():
+    entries = {"a": {"m": {"value": 0.5}, "n": {"value": 0.25}}, "b": {"n": {"value": 0.75}}}
+    circuits = {"a": {"model": "m", "groups": {}}, "b": {"model": "n", "groups": {}}}
+    said = summary({"faithfulness": entries, "circuits": circuits})
+    assert [("0.500" in text, "0.750" in text) for text in said] == [(True, False), (False, True)]
 
 
 def test_numbers_are_rounded_to_three_decimals_and_gaps_are_dashes():

@@ -47,13 +47,18 @@ def _measured(results: dict) -> Iterator[tuple[str, str, dict]]:
 
 
 def _unfaithful(results: dict) -> Iterator[str]:
-    for circuit, model, found in _measured(results):
-        value = finite(found.get("value"))
+    """One caution per model."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    for circuit, model, entry in _measured(results):
+        value = finite(entry.get("value"))
         if value is not None and value > TOO_FAITHFUL:
-            yield (
-                f"Faithfulness of {circuit} in {model} is {number(value)}: above {TOO_FAITHFUL} the circuit does "
-                f"something that the whole model does not, which is unfaithful, too."
-            )
+            found.setdefault(model, []).append((circuit, value))
+    for model, circuits in found.items():
+        listed = ", ".join(f"{circuit} {number(value)}" for circuit, value in circuits)
+        yield (
+            f"Faithfulness in {model} is above {TOO_FAITHFUL} ({listed}): there a circuit does something that the "
+            f"whole model does not, which is unfaithful, too."
+        )
 
 
 def _no_better_than_random(results: dict) -> Iterator[str]:
@@ -91,9 +96,15 @@ def beaten(results: dict, circuit: str, model: str, found: dict) -> tuple[int, i
 
 
 def summary(results: dict) -> list[str]:
-    """One paragraph per model and per circuit."""
+    """One paragraph per model, and per circuit in the model where it was found; the matrix has it in the others."""
     models = [_model_sentence(name, model) for name, model in (results.get("models") or {}).items()]
-    return [*models, *(_circuit_sentences(results, *found) for found in _measured(results))]
+    found = [each for each in _measured(results) if _home(results, each[0]) in (None, each[1])]
+    return [*models, *(_circuit_sentences(results, *each) for each in found)]
+
+
+def _home(results: dict, circuit: str) -> str | None:
+    """The model where a circuit was found."""
+    return ((results.get("circuits") or {}).get(circuit) or {}).get("model")
 
 
 def _model_sentence(name: str, model: dict) -> str:
