@@ -36,7 +36,7 @@ FOUND = Circuit(
 )
 TESTED = Circuit({name: FOUND.groups[name] for name in ("fetcher", "reader")})
 PATCHING = CrossModelSettings(
-    what=("contribution",), prompts=5, random_groups=3, control_prompts=4, null_donors=("tuned",)
+    what=("z", "contribution"), prompts=5, random_groups=3, control_prompts=4, null_donors=("tuned",)
 )
 GRAFTING = GraftSettings(prompts=5, random_groups=2, heads=True)
 KNOCKOUT = KnockoutSettings(prompts=6, layer_step=2)

@@ -8,8 +8,8 @@ from circuitdiff.ground_truth.minimality_rows import RULE as MINIMALITY_RULE
 # As far as we can see, by claim; printed where it does not hold.
 REASONS = {
     "faithfulness, slot means": "a model that hardly errs leaves its circuit nothing to win back. Of "
-    "`planted-sharper-fetchers`, 2,100 other prompts say 0.990 (0.985 to 0.995): what decoys write helps it a little, "
-    "so that 1.00 is not quite true of the wiring.",
+    "`planted-sharper-fetchers`, 2,100 other prompts (seed 1, by hand with `evaluate_circuit`) say 0.990 (0.985 to "
+    "0.995): what decoys write helps it a little, so that 1.00 is not quite true of the wiring.",
 }
 
 BACKUP = """The backup looks nowhere while any name is written, and takes over when none is, whether the fetchers are
