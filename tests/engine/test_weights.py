@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, attend, expand_kv, handled_by
-from circuitdiff.engine.weights import Slice, complement, equal_in, head_slices, sharing_heads, swapped
+from circuitdiff.engine.mixtures import same_weights
+from circuitdiff.engine.weights import Slice, complement, head_slices, sharing_heads, swapped
 from circuitdiff.errors import InputError
 from tiny_models import ARCHITECTURES, D_HEAD, N_HEADS, N_KV_HEADS, random_tokens, subject
 from two_tiny_models import donor_of
@@ -76,9 +77,9 @@ def test_the_weights_of_all_heads_and_what_they_share_make_the_donors_attention(
     ]
     shared = complement(recipient.module, pieces, prefix)
     assert all("norm" in piece.parameter or "bias" in piece.parameter for piece in shared), "no matrix is left"
-    assert not equal_in(recipient, pieces, donor)
+    assert not same_weights(recipient, donor, pieces)
     with swapped(recipient, [*pieces, *shared], donor):
-        assert equal_in(recipient, [Slice(name) for name in prefix], donor)
+        assert same_weights(recipient, donor, [Slice(name) for name in prefix])
 
 
 @pytest.mark.parametrize("architecture", UNDER_ONE_NORM)
@@ -115,7 +116,7 @@ def test_weights_come_back_bit_by_bit_even_if_the_block_fails():
 
     def fail_inside():
         with swapped(recipient, pieces, donor):
-            assert equal_in(recipient, pieces, donor)
+            assert same_weights(recipient, donor, pieces)
             raise KeyError
 
     with pytest.raises(KeyError):

@@ -77,22 +77,6 @@ def swapped(model: Model, slices: Sequence[Slice], donor: Model) -> Iterator[Non
         yield
 
 
-def first_layer_of(model: Model, slices: Sequence[Slice]) -> int:
-    """The first layer whose run these weights can change: 0 if one of them lies outside the layers."""
-    layer_of = {id(p): i for i, layer in enumerate(model.layers) for p in layer.parameters()}
-    named = dict(model.module.named_parameters())
-    return min((layer_of.get(id(named[piece.parameter]), 0) for piece in slices), default=model.n_layers)
-
-
-def equal_in(model: Model, slices: Sequence[Slice], donor: Model) -> bool:
-    """Whether the two models have the same weights in these slices."""
-    own, theirs = (dict(each.module.named_parameters()) for each in (model, donor))
-    return all(
-        torch.equal(_entries(own[part.parameter], part), _entries(theirs[part.parameter], part).to(model.device))
-        for part in slices
-    )
-
-
 def complement(module: nn.Module, slices: Sequence[Slice], among: Sequence[str]) -> list[Slice]:
     """What `slices` leave of the parameters named in `among`."""
     sizes = {name: parameter.shape for name, parameter in module.named_parameters()}

@@ -19,8 +19,8 @@ import torch
 from circuitdiff.circuit import Group
 from circuitdiff.engine import Model
 from circuitdiff.engine.capture import read_model
-from circuitdiff.engine.lower_layers import LowerLayers, keep_lower_layers
-from circuitdiff.engine.weights import Projection, Slice, equal_in, first_layer_of, swapped
+from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures, same_weights
+from circuitdiff.engine.weights import Projection, Slice, swapped
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluation_of
 from circuitdiff.evaluation.circuits import Progress
@@ -84,33 +84,47 @@ def graft(
     Raises: InputError if the models do not fit together, a head or layer does not exist, heads' weights cannot be told
     apart, or all weights grafted do not make the donor.
     """
+    wanted = Grafting(group, tuple(projections), None if order is None else tuple(order), per_head)
+    [found] = graft_several(donor, recipient, [wanted], pairs, progress=progress)
+    return found
+
+
+@dataclass(frozen=True)
+class Grafting:
+    """The parts of one graft; see `graft`."""
+
+    parts: Grafted
+    projections: tuple[Projection, ...] = ALL_PROJECTIONS
+    order: tuple[str, ...] | None = None
+    per_head: bool = False
+
+
+@torch.no_grad()
+def graft_several(
+    donor: Model, recipient: Model, wanted: Sequence[Grafting], pairs: Pairs, *, progress: Progress | None = None
+) -> list[Graft]:
+    """`graft` of several divisions into parts, whose runs share what they have in common.
+
+    Raises: InputError as `graft` does.
+    """
     check_comparable(Shape.of(donor), Shape.of(recipient))
     _check_dtypes(donor, recipient)
-    _check_projections(projections)
-    parts = split(recipient, group, projections, per_head=per_head)
-    ordered = _ordered(parts, order if order is not None else _upwards(group), per_head=per_head)
-    changed = frozenset(name for name, part in parts.items() if not equal_in(recipient, part.slices, donor))
-    error = _whole_graft_error(donor, recipient, [piece for part in parts.values() for piece in part.slices], pairs)
-    subsets = needed_subsets(ordered)
-    wanted = list(dict.fromkeys(subset & changed for subset in subsets if subset & changed not in (changed, Subset())))
-    swaps = [_swap(donor, recipient, parts, changed, subset) for subset in wanted]
-    hosts = {id(model): _Host.of(model, swaps, pairs) for model in (donor, recipient)}
-    own, answers = hosts[id(recipient)].answers, hosts[id(donor)].answers
-    known = {frozenset(): own, changed: answers} if changed else {changed: answers}
-    for done, (subset, swap) in enumerate(zip(wanted, swaps, strict=True)):
-        if progress:
-            progress(done, len(wanted))
-        known[subset] = hosts[id(swap.host)].after(swap)
-    if progress:
-        progress(len(wanted), len(wanted))
-    return Graft(
-        order=ordered,
-        parts=parts,
-        unchanged=tuple(name for name in ordered if name not in changed),
-        donor=answers,
-        runs={subset: known[subset & changed] for subset in subsets},
-        whole_graft_error=error,
-    )
+    divided = [_Divided.of(donor, recipient, each) for each in wanted]
+    everything = [piece for part in divided[0].parts.values() for piece in part.slices]
+    error = _whole_graft_error(donor, recipient, everything, pairs)
+    mixtures = list(dict.fromkeys(mixture for each in divided for mixture in each.mixtures.values()))
+    answers = dict(zip(mixtures, _answers(donor, recipient, mixtures, pairs, progress), strict=True))
+    return [
+        Graft(
+            order=each.order,
+            parts=each.parts,
+            unchanged=tuple(name for name in each.order if name not in each.changed),
+            donor=answers[_DONOR],
+            runs={subset: answers[mixture] for subset, mixture in each.mixtures.items()},
+            whole_graft_error=error,
+        )
+        for each in divided
+    ]
 
 
 @torch.no_grad()
@@ -129,58 +143,50 @@ def graft_alone(
     """
     check_comparable(Shape.of(donor), Shape.of(recipient))
     _check_dtypes(donor, recipient)
-    swaps = [_Swap(recipient, donor, head_part(recipient, group, projections).slices) for group in groups]
-    host, found = _Host.of(recipient, swaps, pairs), []
-    for done, swap in enumerate(swaps):
-        found.append(host.after(swap))
-        if progress:
-            progress(done + 1, len(groups))
-    return found
+    mixtures = [Mixture(head_part(recipient, group, projections).slices) for group in groups]
+    return _answers(donor, recipient, mixtures, pairs, progress)
 
 
-@dataclass(frozen=True, eq=False)
-class _Swap:
-    """Weights of `guest` that are put into `host`."""
-
-    host: Model
-    guest: Model
-    slices: tuple[Slice, ...]
-
-    @property
-    def first_layer(self) -> int:
-        """The first layer whose run they can change."""
-        return first_layer_of(self.host, self.slices)
+_RECIPIENT, _DONOR = Mixture(()), Mixture((), inverted=True)
 
 
-@dataclass(frozen=True, eq=False)
-class _Host:
-    """A model that is given others' weights for a while; what comes before them is run once."""
+@dataclass(frozen=True)
+class _Divided:
+    """A model's weights in parts, and how each run is mixed."""
 
-    below: LowerLayers
-    pairs: Pairs
+    order: tuple[str, ...]
+    parts: Mapping[str, Part]
+    changed: Subset
+    mixtures: Mapping[Subset, Mixture]  # of every run that is needed
 
     @classmethod
-    def of(cls, model: Model, swaps: Sequence[_Swap], pairs: Pairs) -> _Host:
-        layers = {swap.first_layer for swap in swaps if swap.host is model} - {0, model.n_layers}
-        readout = answers_readout(pairs, model.device)
-        return cls(keep_lower_layers(model, pairs.clean_prompts, layers, readout), pairs)
-
-    @property
-    def answers(self) -> Evaluation:
-        return evaluation_of(self.below.ends, self.pairs)
-
-    def after(self, swap: _Swap) -> Evaluation:
-        readout = answers_readout(self.pairs, swap.host.device)
-        with swapped(swap.host, swap.slices, swap.guest):
-            return evaluation_of(self.below.read_again(swap.first_layer, readout), self.pairs)
+    def of(cls, donor: Model, recipient: Model, wanted: Grafting) -> _Divided:
+        _check_projections(wanted.projections)
+        parts = split(recipient, wanted.parts, wanted.projections, per_head=wanted.per_head)
+        order = wanted.order if wanted.order is not None else _upwards(wanted.parts)
+        ordered = _ordered(parts, order, per_head=wanted.per_head)
+        changed = frozenset(name for name, part in parts.items() if not same_weights(recipient, donor, part.slices))
+        mixtures = {subset: _mixture(parts, changed, subset & changed) for subset in needed_subsets(ordered)}
+        mixtures[frozenset(ordered)] = _DONOR
+        return cls(ordered, parts, changed, mixtures)
 
 
-def _swap(donor: Model, recipient: Model, parts: Mapping[str, Part], changed: Subset, subset: Subset) -> _Swap:
-    """How a subset of the changed parts is made, from whichever model has less to take from the other."""
+def _mixture(parts: Mapping[str, Part], changed: Subset, subset: Subset) -> Mixture:
+    """A subset of the changed parts; all but one of them is the donor with that one taken from the recipient."""
     missing = changed - subset
-    one_left_out = len(missing) == 1 and len(subset) > 1
-    host, guest, names = (donor, recipient, missing) if one_left_out else (recipient, donor, subset)
-    return _Swap(host, guest, tuple(piece for name in sorted(names) for piece in parts[name].slices))
+    if not subset or not missing:
+        return _DONOR if subset else _RECIPIENT
+    left_out = len(missing) == 1 and len(subset) > 1
+    names = missing if left_out else subset
+    return Mixture(tuple(piece for name in sorted(names) for piece in parts[name].slices), left_out)
+
+
+def _answers(
+    donor: Model, recipient: Model, mixtures: Sequence[Mixture], pairs: Pairs, progress: Progress | None
+) -> list[Evaluation]:
+    readout = answers_readout(pairs, recipient.device)
+    found = run_mixtures(mixtures_of(recipient, donor, mixtures), pairs.clean_prompts, readout, progress)
+    return [evaluation_of(values, pairs) for values in found]
 
 
 def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slice], pairs: Pairs) -> float:
