@@ -71,13 +71,15 @@ Effect = Callable[[Tensor, Tensor], Tensor]
 class Metric:
     """A quantity of each prompt's logits (logits, answer, alternatives), and the effect of a patch on it.
 
-    `effect(patched, clean)` takes any shapes that broadcast.
+    `effect(patched, clean)` takes any shapes that broadcast. `of_listed`: the quantity depends on the logits of the
+    answer and its alternatives only.
     """
 
     name: str
     unit: str
     quantity: Quantity
     effect: Effect
+    of_listed: bool = False
 
 
 def metric_named(name: str) -> Metric:
@@ -104,7 +106,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
         for metric in (
-            Metric("logit_difference", "logits", logit_difference, difference),
+            Metric("logit_difference", "logits", logit_difference, difference, of_listed=True),
             Metric("log_prob", "nats", _log_prob, difference),
             Metric("relative_probability", "share of the clean probability", _log_prob, relative_change),
         )

@@ -37,7 +37,10 @@ def test_layers_replayed_one_after_the_other_and_unembedded_are_the_model(archit
     for layer, module in enumerate(model.layers):
         assert_same(hidden, clean.resid_pre[layer])
         hidden = run_layer(module, hidden, cut(keywords[layer], torch.arange(LENGTH)))
-    assert_same(model.unembed(hidden[:, -1]), model.module(input_ids=tokens).logits[:, -1])
+    logits = model.module(input_ids=tokens).logits[:, -1]
+    assert_same(model.unembed(hidden[:, -1]), logits)
+    some = torch.tensor([7, 2, 30])
+    assert_same(model.unembed(hidden[:, -1], some), logits[:, some])
 
 
 @pytest.mark.parametrize(

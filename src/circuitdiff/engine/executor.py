@@ -96,6 +96,17 @@ class Executor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class NarrowReadout:
+    """A readout of the logits of some tokens only: a run that ends in it computes no others."""
+
+    tokens: Int[Tensor, " wanted"]
+    of: Callable[[Float[Tensor, "row wanted"], Int[Tensor, " row"]], Float[Tensor, "row value"]]
+
+    def __call__(self, logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
+        return self.of(logits[:, self.tokens.to(logits.device)], prompt)
+
+
 _UNEMBED_ROWS = 512  # bounds the memory for logits: 512 x 150,000 words x 4 bytes = 300 MB
 
 
@@ -106,8 +117,9 @@ def read_out(
     n_variants, n_prompts, _ = final.shape
     prompts = torch.arange(n_prompts, device=final.device).repeat(n_variants)
     rows = final.flatten(0, 1)
+    tokens, of = (readout.tokens, readout.of) if isinstance(readout, NarrowReadout) else (None, readout)
     parts = [
-        readout(model.unembed(part), prompts[i * _UNEMBED_ROWS : i * _UNEMBED_ROWS + len(part)])
+        of(model.unembed(part, tokens), prompts[i * _UNEMBED_ROWS : i * _UNEMBED_ROWS + len(part)])
         for i, part in enumerate(rows.split(_UNEMBED_ROWS))
     ]
     return torch.cat(parts).unflatten(0, (n_variants, n_prompts))

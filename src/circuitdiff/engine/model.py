@@ -44,14 +44,32 @@ class Model:
         """The logits after the last position, by the model's own forward pass."""
         return self.module(input_ids=tokens.to(self.device), use_cache=False, logits_to_keep=1).logits[:, -1]
 
-    def unembed(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
+    def unembed(
+        self, resid: Float[Tensor, "row d_model"], tokens: Int[Tensor, " wanted"] | None = None
+    ) -> Float[Tensor, "row logit"]:
         """Logits of final residual streams, by the model's own final norm, head, caps and scales.
 
-        Runs the model's forward pass on one-token prompts with its layers bypassed, the last one handing in `resid`.
+        Of all tokens, or only of the wanted ones, in their order. Runs the model's forward pass on one-token prompts
+        with its layers bypassed, the last one handing in `resid`.
         """
-        tokens = torch.zeros(len(resid), 1, dtype=torch.long, device=self.device)
-        with bypassed(self.layers, final=resid[:, None].to(self.device)):
-            return self.module(input_ids=tokens, use_cache=False).logits[:, -1]
+        head = self.module.get_output_embeddings()
+        narrow = tokens is not None and type(head) is nn.Linear  # caps and scales act on each logit by itself
+        inputs = torch.zeros(len(resid), 1, dtype=torch.long, device=self.device)
+        with ExitStack() as stack:
+            stack.enter_context(bypassed(self.layers, final=resid[:, None].to(self.device)))
+            if narrow:
+                stack.enter_context(replaced_forward(head, _rows_of(head, tokens.to(head.weight.device)).forward))
+            logits = self.module(input_ids=inputs, use_cache=False).logits[:, -1]
+        return logits if narrow or tokens is None else logits[:, tokens.to(logits.device)]
+
+
+def _rows_of(head: nn.Linear, tokens: Int[Tensor, " wanted"]) -> nn.Linear:
+    """The head for some tokens only: rows of the same weights."""
+    some = nn.Linear(head.in_features, len(tokens), bias=head.bias is not None, device="meta")
+    some.weight = nn.Parameter(head.weight[tokens], requires_grad=False)
+    if head.bias is not None:
+        some.bias = nn.Parameter(head.bias[tokens], requires_grad=False)
+    return some
 
 
 @contextmanager

@@ -13,7 +13,7 @@ We differ in the counterfactual of each prompt, which is drawn once for all send
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from circuitdiff.engine import Batch, Edit, Executor, Model, Site, executor_named
 from circuitdiff.engine.capture import z_at_role
-from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.executor import NarrowReadout, Readout
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, rows_at_once
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
@@ -205,8 +205,9 @@ class _Sweep:
         width = int((self._pairs.lengths - self._pairs.positions[self._path.first_changed]).max())
         prompts_at_once = max(1, self._rows // max(1, len(live) * width))
         for bucket in buckets(self._pairs.clean_prompts, self._path.roles, prompts_at_once):
+            batch = open_batch(model, self._pairs, bucket, self._path)
             for part in _parts(live, max(1, self._rows // (len(bucket.prompts) * width))):
-                effects = self._effects(bucket, part, self._source[:, bucket.prompts])
+                effects = self._effects(batch, bucket, part, self._source[:, bucket.prompts])
                 rows, columns = [head.layer for head in part], [head.index for head in part]
                 for answer in range(n_answers):
                     per_prompt[answer, torch.tensor(rows)[:, None], torch.tensor(columns)[:, None], bucket.prompts] = (
@@ -215,35 +216,47 @@ class _Sweep:
                 done += len(part) * len(bucket.prompts)
                 progress(done, len(live) * n_prompts)
             if floor == 0.0 and live:
-                floor = self._noise_floor(bucket, live)
+                floor = self._noise_floor(batch, bucket, live)
         other = per_prompt[1] if n_answers == 2 else None
         return PathEffects(per_prompt[0], other, floor, self._pairs.scenarios, self._metric.name)
 
     def _effects(
-        self, bucket: Bucket, senders: Sequence[Head], source: Float[Tensor, "layer prompt head d_head"]
+        self, batch: Batch, bucket: Bucket, senders: Sequence[Head], source: Float[Tensor, "layer prompt head d_head"]
     ) -> Float[Tensor, "sender prompt answer"]:
-        batch = open_batch(self._model, self._pairs, bucket, self._path)
         readout = _readout(self._pairs, bucket, self._metric, self._model.device)
         alone = [[sender] for sender in senders]
         patched = sweep_senders(self._executor, batch, bucket, self._path, alone, source, readout)
         clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=batch.clean.logits.device))
         return self._metric.effect(patched, clean[None]).cpu()
 
-    def _noise_floor(self, bucket: Bucket, live: Sequence[Head]) -> float:
+    def _noise_floor(self, batch: Batch, bucket: Bucket, live: Sequence[Head]) -> float:
         """One sender per layer, replaced by its own clean z."""
-        batch = open_batch(self._model, self._pairs, bucket, self._path)
         own = torch.stack([batch.clean.z_at(i, bucket.positions[self._path.at]) for i in range(self._model.n_layers)])
         first_of_layer = list({head.layer: head for head in reversed(live)}.values())
-        return float(self._effects(bucket, sorted(first_of_layer), own).abs().max())
+        return float(self._effects(batch, bucket, sorted(first_of_layer), own).abs().max())
 
 
 def _readout(pairs: Pairs, bucket: Bucket, metric: Metric, device: torch.device) -> Readout:
     """The metric's quantity for the answer, then for the counterfactual's answer if it has one."""
     part = pairs.select(bucket.prompts)
+    if not metric.of_listed:
+        return _quantities(metric, part, device)
+    swapped = part.counterfactual_answers
+    tokens = torch.cat([part.answers, part.alternatives.flatten(), *([] if swapped is None else [swapped])]).unique()
+    local = replace(
+        part,
+        answers=torch.searchsorted(tokens, part.answers),
+        alternatives=torch.searchsorted(tokens, part.alternatives),
+        counterfactual_answers=None if swapped is None else torch.searchsorted(tokens, swapped),
+    )
+    return NarrowReadout(tokens.to(device), _quantities(metric, local, device))
+
+
+def _quantities(metric: Metric, part: Pairs, device: torch.device) -> Readout:
     answers, alternatives = part.answers.to(device), part.alternatives.to(device)
     swapped = part.counterfactual_answers
 
-    def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
+    def readout(logits: Float[Tensor, "row logit"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
         answer, others = answers[prompt], alternatives[prompt]
         values = [metric.quantity(logits, answer, others)]
         if swapped is not None:
