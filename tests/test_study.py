@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+import circuitdiff.sections.preflight
 import circuitdiff.stages
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
@@ -17,10 +19,12 @@ from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activa
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, CheckError
 from circuitdiff.models.family_registry import caution_about
+from circuitdiff.sections.preflight import check_study
 from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.study import run_study
 from circuitdiff.workbench import sample_splits
 from tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, study_yaml
+from tiny_tokenizers import word_level
 
 
 def silent(*_: object) -> None:
@@ -249,6 +253,10 @@ def test_a_circuit_file_is_evaluated_like_a_circuit_that_is_found(model, tmp_pat
         ({"at": "last", "heads": [[9, 0]]}, r"c\.json: .*9\.0"),
         ({"at": "nowhere", "heads": [[0, 0]]}, r"c\.json: .*nowhere"),
         ({"at": "last", "heads": []}, r"c\.json: group 'mine' has no heads"),
+        ({"at": "last", "heads": [[-1, 0]]}, r"c\.json: .*head -1\.0"),
+        ({"at": "last", "heads": [[0, -2]]}, r"c\.json: .*head 0\.-2"),
+        ({"at": "last", "heads": [[1.5, 0]]}, r"c\.json is not a circuit: .*two whole numbers; got 1\.5"),
+        ({"at": "last", "heads": [["1", 0]]}, r"c\.json is not a circuit: .*two whole numbers; got '1'"),
     ],
 )
 def test_a_circuit_file_that_does_not_fit_is_refused_before_any_work(model, tmp_path, group, message):
@@ -256,4 +264,75 @@ def test_a_circuit_file_that_does_not_fit_is_refused_before_any_work(model, tmp_
     settings = settings_of(tmp_path, model, circuits=f"{{published: {tmp_path / 'c.json'}}}")
     with pytest.raises(InputError, match=message):
         run_study(settings, tmp_path / "run", silent)
-    assert not list((tmp_path / "run" / "stages").iterdir())
+    assert not (tmp_path / "run").exists()
+
+
+def refuses(model: Path, folder: Path, monkeypatch, message: str, **changes: object) -> None:
+    """The study is refused with the message, and no weights are read, which everything else begins with."""
+    monkeypatch.setattr("circuitdiff.workbench.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(InputError, match=message) as refusal:
+        run_study(settings_of(folder, model, **changes), folder / "run", silent)
+    assert "\n" not in str(refusal.value)
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"num_hidden_layers": 4}, r"variant 'second' .*base '.*': it differs in layers \(4, not 3\)"),
+        ({"num_key_value_heads": 4}, r"key/value heads \(4, not 2\)"),
+        ({"head_dim": 8}, r"head size \(8, not 6\)"),
+    ],
+)
+def test_a_variant_of_another_shape_is_refused_before_any_model_is_loaded(model, tmp_path, monkeypatch, shape, message):
+    other = save_tiny_model(tmp_path / "other", **shape)
+    refuses(model, tmp_path, monkeypatch, message, variants=f"{{second: {other}}}")
+
+
+def test_a_variant_with_another_tokenizer_is_refused_before_any_model_is_loaded(model, tmp_path, monkeypatch):
+    other = save_tiny_model(tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    words = list(tokenizer.get_vocab())
+    word_level([*reversed(words[3:])]).save_pretrained(other)
+    message = r"second.*tokenizer \(the task's prompts come out as other tokens\); choose models tuned from one base"
+    refuses(model, tmp_path, monkeypatch, message, variants=f"{{second: {other}}}")
+
+
+def test_a_token_that_no_prompt_has_matters_only_where_models_are_mixed(model, tmp_path, monkeypatch):
+    other = save_tiny_model(tmp_path / "other", vocab_size=300)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<|chat|>"])
+    tokenizer.save_pretrained(other)
+    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}")
+    check_study(settings)
+    grafted = {"variants": f"{{second: {other}}}", "graft": "{}"}
+    refuses(model, tmp_path, monkeypatch, r"it differs in tokenizer \(", **grafted)
+
+
+def test_a_recipes_variant_is_judged_by_what_the_recipe_starts_from(model, tmp_path, monkeypatch):
+    other = save_tiny_model(tmp_path / "other", num_hidden_layers=4)
+    recipe = {
+        "name": "longer",
+        "base": str(other),
+        "method": "full",
+        "training": {"steps": 1, "batch": 1, "learning_rate": 0.1},
+        "data": {"task": "entity_tracking", "n_prompts": 4},
+        "held_out": 1,
+    }
+    (tmp_path / "longer.yaml").write_text(json.dumps(recipe))
+    monkeypatch.setattr("circuitdiff.workbench.made_by", lambda *_: pytest.fail("trained"))
+    refuses(model, tmp_path, monkeypatch, r"layers \(4, not 3\)", variants="{second: {recipe: longer.yaml}}")
+
+
+def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
+    read: list[str] = []
+    whole = circuitdiff.sections.preflight.read_outline
+
+    def counted(source: str) -> object:
+        read.append(source)
+        return whole(source)
+
+    monkeypatch.setattr(circuitdiff.sections.preflight, "read_outline", counted)
+    (tmp_path / "s.yaml").write_text("name: s\nbase: tracker-base\nvariants: {a: tracker-plus, b: smollm2}\n")
+    check_study(read_study(tmp_path / "s.yaml"))
+    assert read == ["tracker-base"]

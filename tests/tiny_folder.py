@@ -16,21 +16,22 @@ FURTHER = ("minimality", "completeness", "ablations", "functions", "cross_model"
 CIRCUIT_ONLY = dict.fromkeys(FURTHER, "false")  # of a whole study: discovery, faithfulness, overlap
 
 
-def save_tiny_model(folder: Path, seed: int = 0) -> Path:
+def save_tiny_model(folder: Path, seed: int = 0, **changes: int) -> Path:
     task = entity_tracking(n_boxes=3)
     tokenizer = word_level([*FRAME, *task.labels, *task.objects, *task.train_objects])
-    config = LlamaConfig(
-        hidden_size=28,
-        num_hidden_layers=N_LAYERS,
-        num_attention_heads=N_HEADS,
-        num_key_value_heads=2,
-        head_dim=6,
-        intermediate_size=20,
-        vocab_size=len(tokenizer),
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
+    shape = {
+        "hidden_size": 28,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": N_HEADS,
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "intermediate_size": 20,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    config = LlamaConfig(**shape | changes)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     randomise(model, seed)

@@ -56,7 +56,7 @@ class Circuit:
                     f"group {name!r} sits at role {group.at!r}, which the task lacks; it has {', '.join(sorted(known))}"
                 )
             for head in group.heads:
-                if head.layer >= n_layers or head.index >= n_heads:
+                if not (0 <= head.layer < n_layers and 0 <= head.index < n_heads):
                     raise InputError(
                         f"group {name!r} names head {head}, but the model has {n_layers} layers "
                         f"of {n_heads} heads; was the circuit found in another model?"
@@ -77,7 +77,7 @@ class Circuit:
         """
         try:
             groups = {
-                str(name): Group(str(group["at"]), tuple(Head(int(layer), int(i)) for layer, i in group["heads"]))
+                str(name): Group(str(group["at"]), tuple(Head(_whole(layer), _whole(i)) for layer, i in group["heads"]))
                 for name, group in data["groups"].items()  # pyright: ignore[reportIndexIssue]
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -98,3 +98,10 @@ class Circuit:
         except (OSError, json.JSONDecodeError) as error:
             raise InputError(f"cannot read a circuit from {path}: {error}") from error
         return cls.from_dict(data, source=str(path))
+
+
+def _whole(number: object) -> int:
+    """A head that is written 3.7, "1" or true is a mistake, not head 3 or 1."""
+    if type(number) is not int:
+        raise TypeError(f"a head is two whole numbers; got {number!r}")
+    return number

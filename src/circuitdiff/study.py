@@ -25,6 +25,7 @@ from circuitdiff.sections.graft import graft_section
 from circuitdiff.sections.knockout import knockout_section
 from circuitdiff.sections.minimality import minimality_section
 from circuitdiff.sections.overlap import overlap_section
+from circuitdiff.sections.preflight import check_study
 from circuitdiff.sections.verdict import verdict_section
 from circuitdiff.sections.whole_study import WholeStudy
 from circuitdiff.settings import StudySettings
@@ -56,6 +57,7 @@ def run_study(
     Raises: InputError for settings that cannot work; CheckError if a self-check fails, with nothing lost.
     """
     plans = plans_of(settings)
+    check_study(settings)
     store = Store.open(folder)
     store.write_json("settings.json", settings.model_dump(mode="json"))
     bench = Workbench(settings, store, monitor)

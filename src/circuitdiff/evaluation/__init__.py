@@ -1,7 +1,13 @@
 """A circuit on its own, and a model without it: everything that is ablated held at what an ablation puts there."""
 
 from circuitdiff.evaluation.answers import Evaluation, Quantity, evaluate_model
-from circuitdiff.evaluation.circuits import Progress, check_circuit, evaluate_circuit, evaluate_circuits
+from circuitdiff.evaluation.circuits import (
+    Progress,
+    check_circuit,
+    check_groups,
+    evaluate_circuit,
+    evaluate_circuits,
+)
 from circuitdiff.evaluation.constants import Replacement, Shared, check_replacement
 from circuitdiff.evaluation.means import By, Means, SlotSums, mean_activations, slot_sums
 from circuitdiff.evaluation.removal import evaluate_without
@@ -18,6 +24,7 @@ __all__ = [
     "SlotSums",
     "all_heads",
     "check_circuit",
+    "check_groups",
     "check_replacement",
     "evaluate_circuit",
     "evaluate_circuits",

@@ -71,7 +71,12 @@ def evaluate_circuits(
 
 def check_circuit(model: Model, circuit: Circuit, pairs: Pairs) -> None:
     """Raises: InputError if a group is empty or holds a head twice, or the model or task lacks a head or role."""
-    circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
+    check_groups(circuit, model.n_layers, model.n_heads, pairs)
+
+
+def check_groups(circuit: Circuit, n_layers: int, n_heads: int, pairs: Pairs) -> None:
+    """As `check_circuit`, for a model of this size that need not be there."""
+    circuit.check_fits(n_layers, n_heads, pairs.positions)
     if not circuit.groups:
         raise InputError("the circuit has no groups, so there is nothing to test; give one with heads")
     for name, group in circuit.groups.items():

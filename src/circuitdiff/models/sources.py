@@ -57,6 +57,14 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """A decoder without its weights; adapters change nothing of it."""
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
 class _Place:
     """What transformers is given to read from."""
 
@@ -100,6 +108,22 @@ def read_source(
     name = "+".join([str(source) if member else Path(source).name, *(Path(adapter).name for adapter in adapters)])
     provenance = {"source": str(source), "dtype": dtype, "device": device, "adapters": merged, **origin}
     return Source(model, tokenizer, name, provenance, checks)
+
+
+def read_outline(source: str | Path) -> Outline:
+    """What `read_source` would read, but for the weights.
+
+    Raises: InputError if there is no such source, it is not a causal decoder, or it lacks its tokenizer.
+    """
+    member = MEMBERS.get(str(source))
+    with _quiet():
+        if member is not None and not isinstance(member.origin, PackagedFile):
+            model, tokenizer = member.origin.build(torch.float32)
+            return Outline(model.config, tokenizer)
+        place = _place(str(source)) if member is None else _converted(member.origin)[0]
+        config = _read_config(place)
+        _check_decoder(place, config)
+        return Outline(config, _read_tokenizer(place))
 
 
 def _with_adapters(
@@ -168,7 +192,14 @@ def _gguf(path: Path) -> _Place:
 def _read_packaged(
     packaged: PackagedFile, dtype: torch.dtype, device_map: str | dict[str, str] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """The model in a packaged GGUF file, by way of a copy in the user's cache.
+    """The model in a packaged GGUF file."""
+    place, path = _converted(packaged)
+    model, tokenizer, origin = _read(place, dtype, device_map)
+    return model, tokenizer, origin | {"kind": "gguf", "path": str(path)}
+
+
+def _converted(packaged: PackagedFile) -> tuple[_Place, Path]:
+    """A copy of a packaged GGUF file in the user's cache; and the file.
 
     A GGUF file takes transformers some twenty seconds, which a converted copy saves every later load.
     """
@@ -176,8 +207,7 @@ def _read_packaged(
     copy = cache_folder() / f"{packaged.package}-{packaged.sha256[:16]}-transformers-{transformers.__version__}"
     if not copy.is_dir():
         _convert(path, copy)
-    model, tokenizer, origin = _read(_Place("folder", str(copy)), dtype, device_map)
-    return model, tokenizer, origin | {"kind": "gguf", "path": str(path)}
+    return _Place("folder", str(copy)), path
 
 
 def cache_folder() -> Path:

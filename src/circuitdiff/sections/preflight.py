@@ -1,0 +1,95 @@
+"""What can be refused before any model is loaded: models that do not compare, circuit files that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from circuitdiff.circuit import Circuit
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import check_groups
+from circuitdiff.models.comparable import Shape, differences
+from circuitdiff.models.family_registry import MEMBERS
+from circuitdiff.models.sources import Outline, read_outline
+from circuitdiff.prompts import Pairs
+from circuitdiff.recipes import read_recipe
+from circuitdiff.sections.whole_study import WholeStudy
+from circuitdiff.settings import ModelSettings
+from circuitdiff.tasks import get_task
+
+_NEEDED = ("n_layers", "n_heads", "n_kv_heads", "d_head")  # by all that holds a variant against the base
+_N_PROMPTS = 64  # in whose tokens all models must agree; the study's own are compared once models are loaded
+
+
+def check_study(study: WholeStudy) -> None:
+    """Holds all variants against the base, and circuit files against the base, without reading any weights.
+
+    Sections that put a variant's activations or weights into the base need more in common than the others.
+
+    Raises: InputError naming the model and everything in which it differs, or the file and what it names.
+    """
+    base, *variants = _outlined(study)
+    for path in study.circuits.values():
+        _check_file(str(path), base)
+    mixed = bool(study.cross_model or study.graft)
+    for variant in variants:
+        found = differences(variant.shape, base.shape)
+        if found and not mixed:
+            found = {field: words for field, words in found.items() if field in _NEEDED}
+        if not _same_tokens(base, variant):
+            found["vocabulary"] = "tokenizer (the task's prompts come out as other tokens)"
+        if found:
+            raise InputError(
+                f"variant {variant.shape.model!r} cannot be held against base {base.shape.model!r}: it differs in "
+                f"{', '.join(found.values())}; choose models tuned from one base"
+            )
+
+
+@dataclass(frozen=True)
+class _Outlined:
+    """A model of the study, and some of the study's prompts in its tokens."""
+
+    shape: Shape
+    pairs: Pairs
+
+
+def _outlined(study: WholeStudy) -> Iterator[_Outlined]:
+    """Each source is read once, however many models are tuned from it."""
+    known: dict[object, tuple[Outline, Pairs]] = {}
+    for name, model in study.models.items():
+        source = _source(model)
+        origin = MEMBERS[source].origin if source in MEMBERS else source
+        if origin not in known:
+            outline = read_outline(source)
+            known[origin] = outline, _prompts(study, name, outline)
+        outline, pairs = known[origin]
+        yield _Outlined(Shape.outlined(name, outline), pairs)
+
+
+def _source(model: ModelSettings) -> str:
+    """Where the weights come from; those that a recipe is yet to make have the shape of what it starts from."""
+    return model.source if model.recipe is None else read_recipe(model.recipe).base.source
+
+
+def _prompts(study: WholeStudy, name: str, outline: Outline) -> Pairs:
+    task, wanted = get_task(study.task.name, **study.task.options), study.prompts
+    n = min(_N_PROMPTS, wanted.evaluation)
+    each, kind = wanted.queries_per_scenario, wanted.counterfactual
+    try:
+        return task.sample(outline.tokenizer, n, study.seed, "evaluation", each, counterfactual=kind)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _same_tokens(base: _Outlined, variant: _Outlined) -> bool:
+    ours, theirs = base.pairs, variant.pairs
+    return torch.equal(ours.clean, theirs.clean) and torch.equal(ours.counterfactual, theirs.counterfactual)
+
+
+def _check_file(path: str, base: _Outlined) -> None:
+    try:
+        check_groups(Circuit.from_json(path), base.shape.n_layers, base.shape.n_heads, base.pairs)
+    except InputError as error:
+        raise InputError(str(error) if path in str(error) else f"{path}: {error}") from error
