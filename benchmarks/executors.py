@@ -23,8 +23,8 @@ from torch import Tensor
 import circuitdiff as cd
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import executor_named
-from circuitdiff.engine.capture import z_at_role
 from circuitdiff.engine.memory import rows_at_once
+from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.evaluation import evaluate_circuits, random_circuit
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import Path as PatchedPath
@@ -61,8 +61,8 @@ def seconds(run: Callable[[], Tensor], repeats: int) -> tuple[float, Tensor]:
 @torch.no_grad()
 def time_path(model: cd.engine.Model, pairs: Pairs, path: PatchedPath, repeats: int) -> dict:
     (bucket,) = buckets(pairs.clean_prompts, path.roles)
-    batch = open_batch(model, pairs, bucket, path)
-    source = z_at_role(model, pairs.counterfactual_prompts, path.at)[:, bucket.prompts]
+    runs = PairRuns(model, pairs, path.roles, memory_gb=0)
+    batch, source = open_batch(runs, bucket, path), runs.source(path.at)[:, bucket.prompts]
     chosen = pairs.select(bucket.prompts)
 
     def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:

@@ -9,6 +9,7 @@ from typing import Literal
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Model
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
@@ -39,6 +40,12 @@ class Plan:
     stages: tuple[Stage, ...]
     metric: str = "logit_difference"
     shared: Shared = "later"
+
+    @property
+    def roles(self) -> list[str]:
+        """Every role at which a stage patches or reads."""
+        named = (role for stage in self.stages for role in (stage.at, stage.receivers_at) if role is not None)
+        return list(dict.fromkeys(named))
 
     def check(self, roles: Sequence[str]) -> None:
         """Raises: InputError if a stage repeats a name, names an unknown role, or reads from no earlier stage."""
@@ -110,10 +117,16 @@ def measure_with(
     executor: str = "window",
     memory_gb: float = DEFAULT_MEMORY_GB,
     progress: Progress | None = None,
+    roles: Sequence[str] = (),
 ) -> Measure:
-    """Path patching on `model`, with the prompts of each split."""
+    """Path patching on `model`, with the prompts of each split.
+
+    Stages at `roles` (a plan's) make their clean and counterfactual runs once, as far as the memory allows.
+    """
+    runs = {split: PairRuns(model, pairs, roles, memory_gb) for split, pairs in splits.items()}
 
     def measure(stage: Stage, receivers: Sequence[Head] | None, split: str) -> PathEffects:
+        known = {stage.at, stage.receivers_at or stage.at} <= set(roles)
         return path_effects(
             model,
             splits[split],
@@ -125,6 +138,7 @@ def measure_with(
             executor=executor,
             memory_gb=memory_gb,
             progress=progress,
+            shared=runs[split] if known else None,
         )
 
     return measure

@@ -8,7 +8,7 @@ from typing import Any
 
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
-from circuitdiff.discovery import Measure, Stage, StageResult, measure_with
+from circuitdiff.discovery import Measure, Plan, Stage, StageResult, measure_with
 from circuitdiff.engine import Model
 from circuitdiff.evaluation import (
     Evaluation,
@@ -41,19 +41,22 @@ class Stages:
     shared: Shared = field(default_factory=Shared)  # what all evaluations on this model have in common
     _means: dict[str, Means] = field(default_factory=dict)
 
-    def sweeps(self, splits: Mapping[str, Pairs], metric: str) -> Measure:
+    def sweeps(self, splits: Mapping[str, Pairs], plan: Plan) -> Measure:
         """Path patching, for a discovery plan."""
+        metric, title = plan.metric, ""
+        run = measure_with(
+            self.model,
+            splits,
+            metric=metric,
+            executor=self.settings.executor,
+            memory_gb=self.settings.memory_gb,
+            progress=lambda done, total: self.monitor(title, done, total),
+            roles=plan.roles,
+        )
 
         def measure(stage: Stage, receivers: Sequence[Head] | None, split: str) -> PathEffects:
+            nonlocal title
             title = f"{stage.name} ({split})"
-            run = measure_with(
-                self.model,
-                splits,
-                metric=metric,
-                executor=self.settings.executor,
-                memory_gb=self.settings.memory_gb,
-                progress=lambda done, total: self.monitor(title, done, total),
-            )
             key = self.key(split) | form.path_key(stage, receivers, metric)
             name = f"path-{self.model.name}-{stage.at}-{stage.via or 'direct'}"
             record = self.store.stage(name, key, lambda: form.effects_record(run(stage, receivers, split)))

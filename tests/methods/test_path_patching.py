@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitdiff.engine import Edit, Site
+from circuitdiff.engine import Edit, Model, Site
+from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
@@ -106,6 +107,29 @@ def test_little_memory_changes_nothing_but_the_order_of_work():
     args = (chosen.model, pairs, "previous_query_label", RECEIVERS, "v")
     whole, parts = path_effects(*args), path_effects(*args, memory_gb=5e-5)
     torch.testing.assert_close(parts.per_prompt, whole.per_prompt, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("n_kept", [5, 2])
+def test_sweeps_that_share_their_runs_give_what_each_gives_alone(n_kept):
+    chosen, pairs = subject("llama"), fake_pairs()
+    roles = [role for at, _, receivers_at in PATHS.values() for role in (at, receivers_at) if role]
+    room = PairRuns(chosen.model, pairs, roles, 0)._bytes_per_prompt() / 0.4 / 2**30
+    shared = PairRuns(chosen.model, pairs, roles, (n_kept + 0.5) * room)
+    assert len(shared._kept) == min(n_kept, len(pairs))
+    for at, via, receivers_at in PATHS.values():
+        args = (chosen.model, pairs, at, None if via is None else RECEIVERS, via, receivers_at)
+        alone, together = path_effects(*args), path_effects(*args, shared=shared)
+        torch.testing.assert_close(together.per_prompt, alone.per_prompt, rtol=0, atol=1e-10)
+
+
+def test_sweeps_that_share_their_runs_run_every_prompt_once(monkeypatch):
+    chosen, pairs, n_run = subject("llama"), fake_pairs(), []
+    forward = Model.forward
+    monkeypatch.setattr(Model, "forward", lambda self, tokens: n_run.append(len(tokens)) or forward(self, tokens))
+    shared = PairRuns(chosen.model, pairs, ["last", "previous_query_label"], memory_gb=1.0)
+    path_effects(chosen.model, pairs, "last", shared=shared)
+    path_effects(chosen.model, pairs, "previous_query_label", RECEIVERS, "v", "last", shared=shared)
+    assert sum(n_run) == 2 * len(pairs)
 
 
 def test_progress_ends_at_the_whole():

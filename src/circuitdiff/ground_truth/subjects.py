@@ -97,7 +97,7 @@ def _prompts(model: Model, sizes: Sizes, seed: int) -> Mapping[str, Pairs]:
 def run_plan(subject: Subject, plan: Plan = PLAN) -> list[StageResult]:
     """The stages of the plan up to the first whose receivers are no heads at all."""
     measured: dict[tuple[str, str], PathEffects] = {}
-    run = measure_with(subject.model, subject.prompts)
+    run = measure_with(subject.model, subject.prompts, roles=plan.roles)
 
     def measure(stage: Stage, receivers: Sequence[Head] | None, split: str) -> PathEffects:
         if (stage.name, split) not in measured:

@@ -21,9 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.engine import Batch, Edit, Executor, Model, Site, executor_named
-from circuitdiff.engine.capture import z_at_role
 from circuitdiff.engine.executor import NarrowReadout, Readout
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, rows_at_once
+from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.metrics import Metric, metric_named
@@ -94,13 +94,15 @@ def path_effects(
     *,
     memory_gb: float = DEFAULT_MEMORY_GB,
     progress: Progress | None = None,
+    shared: PairRuns | None = None,
 ) -> PathEffects:
     """The effect of each sender at role `at`, straight into the logits or via q, k or v of `receivers`.
 
     Via "q" sender and receivers sit at `at`; via "k" and "v" the receivers read `at`: only at role `receivers_at`, or
     from every later position (None, the published meaning). Senders default to all heads.
 
-    The unit is the metric's; negative = the head helps.
+    The unit is the metric's; negative = the head helps. Sweeps over the same pairs that are given the same `shared`
+    make their clean and counterfactual runs once.
 
     Raises: InputError if a role, head or metric does not exist, or if the path can have no effect.
     """
@@ -109,7 +111,8 @@ def path_effects(
     everyone = [Head(layer, i) for layer in range(model.n_layers) for i in range(model.n_heads)]
     chosen = everyone if senders is None else sorted(set(senders))
     check_heads(model, chosen)
-    sweep = _Sweep(model, pairs, path, metric_named(metric), executor_named(executor), memory_gb)
+    runs = shared or PairRuns(model, pairs, path.roles, memory_gb=0)
+    sweep = _Sweep(runs, path, metric_named(metric), executor_named(executor), memory_gb)
     return sweep.run(chosen, progress or (lambda done, total: None))
 
 
@@ -124,6 +127,7 @@ def group_path_effects(
     receivers_at: str | None = None,
     metric: str = "logit_difference",
     executor: str = "window",
+    shared: PairRuns | None = None,
 ) -> dict[str, Float[Tensor, " prompt"]]:
     """`path_effects` of whole groups at role `at`: all heads of a group are patched at once.
 
@@ -133,13 +137,15 @@ def group_path_effects(
     check_path(model, pairs, path, empty_receivers=receivers is not None and not receivers)
     groups = list(senders.values())
     check_heads(model, [head for group in groups for head in group])
-    measure, runs = metric_named(metric), executor_named(executor)
-    source = z_at_role(model, pairs.counterfactual_prompts, at)
+    measure, runs = metric_named(metric), shared or PairRuns(model, pairs, path.roles, memory_gb=0)
+    source = runs.source(at)
     found = torch.empty(len(groups), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
     for bucket in buckets(pairs.clean_prompts, path.roles, _PROMPTS_AT_ONCE):
-        batch = open_batch(model, pairs, bucket, path)
+        batch = open_batch(runs, bucket, path)
         readout = _readout(pairs, bucket, measure, model.device)
-        patched = sweep_senders(runs, batch, bucket, path, groups, source[:, bucket.prompts], readout)
+        patched = sweep_senders(
+            executor_named(executor), batch, bucket, path, groups, source[:, bucket.prompts], readout
+        )
         clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=batch.clean.logits.device))
         found[:, bucket.prompts] = measure.effect(patched, clean[None])[:, :, 0].cpu()
     return dict(zip(senders, found, strict=True))
@@ -184,13 +190,11 @@ def check_path(model: Model, pairs: Pairs, path: Path, *, empty_receivers: bool 
 class _Sweep:
     """All senders of one path over all prompts, in batches that fit the memory."""
 
-    def __init__(
-        self, model: Model, pairs: Pairs, path: Path, metric: Metric, executor: Executor, memory_gb: float
-    ) -> None:
-        self._model, self._pairs, self._path = model, pairs, path
+    def __init__(self, runs: PairRuns, path: Path, metric: Metric, executor: Executor, memory_gb: float) -> None:
+        self._runs, self._model, self._pairs, self._path = runs, runs.model, runs.pairs, path
         self._metric, self._executor = metric, executor
-        self._rows = rows_at_once(model, memory_gb)
-        self._source = z_at_role(model, pairs.counterfactual_prompts, path.at)
+        self._rows = rows_at_once(runs.model, memory_gb)
+        self._source = runs.source(path.at)
 
     def run(self, senders: Sequence[Head], progress: Progress) -> PathEffects:
         model, n_prompts = self._model, len(self._pairs)
@@ -205,7 +209,7 @@ class _Sweep:
         width = int((self._pairs.lengths - self._pairs.positions[self._path.first_changed]).max())
         prompts_at_once = max(1, self._rows // max(1, len(live) * width))
         for bucket in buckets(self._pairs.clean_prompts, self._path.roles, prompts_at_once):
-            batch = open_batch(model, self._pairs, bucket, self._path)
+            batch = open_batch(self._runs, bucket, self._path)
             for part in _parts(live, max(1, self._rows // (len(bucket.prompts) * width))):
                 effects = self._effects(batch, bucket, part, self._source[:, bucket.prompts])
                 rows, columns = [head.layer for head in part], [head.index for head in part]
@@ -268,10 +272,9 @@ def _quantities(metric: Metric, part: Pairs, device: torch.device) -> Readout:
     return readout
 
 
-def open_batch(model: Model, pairs: Pairs, bucket: Bucket, path: Path) -> Batch:
+def open_batch(runs: PairRuns, bucket: Bucket, path: Path) -> Batch:
     """The clean prompts of a bucket, their clean run kept from the path's first position on."""
-    tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
-    return Batch(model, tokens, start=min(bucket.positions[role] for role in path.roles))
+    return runs.batch(bucket, min(bucket.positions[role] for role in path.roles))
 
 
 def sweep_senders(

@@ -25,7 +25,7 @@ def discovery_section(
     """Runs the plan's sweeps on a model, each with checks 3 and 7; the circuit goes by `name`."""
     subject = bench.subject(model)
     splits = {"discovery": subject.splits.discovery, "replication": subject.splits.replication}
-    found = discover(plan, subject.stages.sweeps(splits, plan.metric))
+    found = discover(plan, subject.stages.sweeps(splits, plan))
     for result in found:
         bench.keep([subject.stages.check_sweep(result, subject.splits.discovery, plan.metric)])
         bench.keep([check_noise(subject.model, result)])
