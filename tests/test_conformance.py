@@ -89,8 +89,15 @@ def test_a_constant_where_nothing_can_act_is_noticed(llama):
     for row in llama["path_patching"]["pos_detector"][19:]:
         row[:] = [-0.001] * 32
     assert failing(check_table(llama)) == {
-        "3": "pos_detector: 416 of 416 effects from layer 19 on are not 0, median -0.0010"
+        "3": "pos_detector: 416 of 416 effects from layer 19 on are not 0, median -0.0010: "
+        "19.0 -0.001; 19.1 -0.001; 19.2 -0.001; and 413 more"
     }
+
+
+def test_a_single_effect_where_nothing_can_act_is_named(float_tables):
+    float_tables["path_patching"]["struct_reader"][30][2] = 1e-9
+    assert "1 of 608 effects" in failing(check_table(float_tables))["3"]
+    assert failing(check_table(float_tables))["3"].endswith(": 30.2 +1e-09")
 
 
 def test_scores_that_contradict_each_other_are_noticed_with_their_places(llama):
@@ -190,6 +197,16 @@ def test_tables_that_lack_receivers_or_mask_an_unknown_group_are_refused(llama, 
         check_table(llama)
     float_tables["dcm"]["positional"]["movers"] = float_tables["dcm"]["positional"].pop("pos_detector")
     with pytest.raises(InputError, match="lacks movers beside"):
+        check_table(float_tables)
+
+
+def test_tables_of_another_size_or_with_more_receivers_than_heads_are_refused(llama, float_tables):
+    """Else there would be nothing that could fail to be zero."""
+    del llama["path_patching"]["pos_detector"][16:]
+    with pytest.raises(InputError, match=r"one size; got value_fetcher 32 x 32, .*pos_detector 16 x 32"):
+        check_table(llama)
+    float_tables["parameters"]["receivers"]["value_fetcher"] = 1025
+    with pytest.raises(InputError, match="1025 receivers of value_fetcher, of 1024 heads"):
         check_table(float_tables)
 
 

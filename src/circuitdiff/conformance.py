@@ -110,12 +110,12 @@ def _check_zeros(table: PublishedTables) -> ClaimResult:
         receivers = lowest(table.effects(before), table.parameters.receivers[before])
         first_dead = max(head.layer for head in receivers)
         dead = table.effects(stage)[first_dead:]
-        alive = int((dead != 0).sum())
         right.append(f"{stage} {dead.numel()}")
-        if alive:
+        if alive := [(Head(first_dead + layer, i), dead[layer, i].item()) for layer, i in dead.nonzero().tolist()]:
+            places = _first_few([f"{head} {effect:+.3g}" for head, effect in alive])
             wrong.append(
-                f"{stage}: {alive} of {dead.numel()} effects from layer {first_dead} on are not 0, "
-                f"median {dead.median().item():+.4f}"
+                f"{stage}: {len(alive)} of {dead.numel()} effects from layer {first_dead} on are not 0, "
+                f"median {dead.median().item():+.4f}: {places}"
             )
     return ClaimResult("3 exact zeros", not wrong, "; ".join(wrong) or f"zeros: {', '.join(right)}")
 

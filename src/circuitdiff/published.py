@@ -112,7 +112,18 @@ class PublishedTables(_Form):
         for stage, rows in self.path_patching.items():
             if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
                 raise ValueError(f"effects of {stage} are not a table [layer][head]")
+        shapes = {stage: f"{len(rows)} x {len(rows[0])}" for stage, rows in self.path_patching.items()}
+        if len(set(shapes.values())) > 1:
+            listed = ", ".join(f"{stage} {shape}" for stage, shape in shapes.items())
+            raise ValueError(f"effects of one model are tables of one size; got {listed}")
+        self._counts_no_more_heads_than_there_are(self.effects(next(iter(STAGES))).numel())
         return self
+
+    def _counts_no_more_heads_than_there_are(self, n_heads: int) -> None:
+        for what, counts in (("receivers", self.parameters.receivers), ("candidates", self.parameters.candidates)):
+            for stage, count in counts.items():
+                if count > n_heads:
+                    raise ValueError(f"{count} {what} of {stage}, of {n_heads} heads in the table")
 
     @model_validator(mode="after")
     def _names_known_heads_and_groups(self) -> PublishedTables:
