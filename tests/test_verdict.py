@@ -109,6 +109,18 @@ def test_a_variant_that_surely_lost_is_not_better_and_nothing_else_is_said():
     assert said(failed, "better")["answer"] == "not established"
 
 
+def test_of_a_variant_that_is_surely_worse_it_is_said_what_it_lacks():
+    worse = evidence(gain=near(-0.3) | {"n_scenarios": 80}, donor="base")
+    assert said(worse, "better")["answer"] == "no"
+    assert said(worse, "improved_part")["text"] == "Yes: the part that tuned lacks: fetcher."
+    assert said(worse, "visible_part")["answer"] == "yes"
+    even = evidence(gain=near(0.0) | {"n_scenarios": 80}, donor="base")
+    assert "the gain of base over tuned is -0.00 [-0.02, 0.02]" in said(even, "improved_part")["text"]
+    mlps = evidence(gain=near(-0.3) | {"n_scenarios": 80}, donor="base")
+    mlps["graft"]["parts"] = {"fetcher": part(0.0), "mlps": part(0.9)}
+    assert said(mlps, "improved_part")["text"] == "Yes: the part that tuned lacks is no head group: mlps."
+
+
 def changed_circuit(name: str, value: Any) -> dict[str, Any]:
     data = evidence()
     data["circuits"]["kind"][name] = value

@@ -57,19 +57,24 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
     "circuits": by ablation "base_own", "variant_own", "transfer" and "transfer_where_only_variant_right";
     "similarity": by measure "value", "retest" and "different";
     "functions": by group "difference", "transferred" and "floor";
+    "donor": which of the two models is asked for what it has more; the variant, unless it is surely worse.
     "cmap" and "graft": "parts", by part the credits of `shares.attribute`; of a graft also "controls", by part and
     name, and "layers", by range of layers the credits. An interval is {"value", "low", "high"}, a credit as in
     `shares.Credit`.
     """
     limits = thresholds or Thresholds()
-    trust, gain = _trust(evidence, limits), _above("the gain in accuracy", evidence.get("gain"))
-    gate = [*trust, gain]
-    base, variant = evidence["base"], evidence["variant"]
+    base, variant, gained = evidence["base"], evidence["variant"], evidence.get("gain")
+    lacks = evidence.get("donor") == base  # the variant is the worse one: what does the base have more?
+    trust, gain = _trust(evidence, limits), _above("the gain in accuracy", gained)
+    more = _above(f"the gain of {base} over {variant}", _negated(gained or {})) if lacks else gain
+    gate = [*trust, more]
     parts = _parts(evidence, "graft")
     best, shown = _largest(parts, "alone"), _largest(_parts(evidence, "cmap"), "in_order")
     layers = _parts(evidence, "graft", "layers")
     deepest, cause = _largest(layers, "alone"), "" if parts else "; its cause was not located"
-    improved = f"the improved part is no head group: {best}" if best in NO_HEAD_GROUP else f"improved part: {best}"
+    subject = f"the part that {variant} lacks" if lacks else "the improved part"
+    named = subject if lacks else "improved part"
+    improved = f"{subject} is no head group: {best}" if best in NO_HEAD_GROUP else f"{named}: {best}"
     claims = [
         ("better", "models", f"{variant} does the task better than {base}", trust, [gain]),
         ("same_circuit", "ablations", "the same circuit is at work", gate, _same_circuit(evidence, limits)),
@@ -266,6 +271,12 @@ def _clearly_lower(what: str, lower: Numbers | None, higher: Numbers | None) -> 
         met=lambda _, high: high < bounds[0],
         refuted=lambda low, _: low > bounds[1],
     )
+
+
+def _negated(gain: Numbers) -> Numbers:
+    """The same gain seen from the other model."""
+    bounds = {"value": gain.get("value"), "low": gain.get("high"), "high": gain.get("low")}
+    return {**gain, **{key: None if value is None else -value for key, value in bounds.items()}}
 
 
 def _as_interval(credit: Numbers) -> Numbers:

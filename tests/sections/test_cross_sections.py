@@ -20,10 +20,12 @@ from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
 from circuitdiff.sections.cross_entries import cross_from, cross_record
 from circuitdiff.sections.cross_model import cross_model_section
 from circuitdiff.sections.cross_settings import CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings
+from circuitdiff.sections.directions import Direction, direction_of
 from circuitdiff.sections.gains import control_entry, random_entry
 from circuitdiff.sections.graft import graft_from, graft_record, graft_section, layer_ranges
 from circuitdiff.sections.knockout import RANDOM, knockout_section, matrix_cell
 from circuitdiff.sections.verdict import failed_checks, transfer, verdict_section
+from circuitdiff.stages import Stages
 from circuitdiff.store import to_json
 from circuitdiff.workbench import Workbench
 
@@ -38,13 +40,25 @@ TESTED = Circuit({name: FOUND.groups[name] for name in ("fetcher", "reader")})
 PATCHING = CrossModelSettings(
     what=("z", "contribution"), prompts=5, random_groups=3, control_prompts=4, null_donors=("tuned",)
 )
-GRAFTING = GraftSettings(prompts=5, random_groups=2, heads=True)
+GRAFTING = GraftSettings(prompts=5, random_groups=2, control_prompts=4, heads=True)
 KNOCKOUT = KnockoutSettings(prompts=6, layer_step=2)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Workbench:
     return two_model_bench(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def gains(monkeypatch):
+    """As if a model were surely better: nine prompts of a random model do not say so."""
+
+    def say(donor: str, recipient: str) -> None:
+        for section in ("cross_model", "graft", "verdict"):
+            known = f"circuitdiff.sections.{section}.direction_of"
+            monkeypatch.setattr(known, lambda *_: Direction(donor, recipient, gains=True))
+
+    return say
 
 
 def stored(sections: dict) -> dict:
@@ -82,7 +96,8 @@ def test_the_patching_section_holds_the_librarys_numbers(bench):
     assert all(check["passed"] for check in checks)
 
 
-def test_the_patching_sections_controls_name_what_was_done(bench):
+def test_the_patching_sections_controls_name_what_was_done(bench, gains):
+    gains("tuned", bench.base)
     entry = stored(cross_model_section(bench, "tuned", FOUND, PATCHING))["cmap"]["tuned"]
     for group in TESTED.groups:
         found = entry["controls"][group]
@@ -122,7 +137,8 @@ def test_records_of_patching_and_grafting_come_back_as_they_were(bench):
     assert (kept.order, kept.unchanged) == (grafted.order, grafted.unchanged)
 
 
-def test_the_graft_section_holds_the_librarys_numbers(bench):
+def test_the_graft_section_holds_the_librarys_numbers(bench, gains):
+    gains("tuned", bench.base)
     entry = stored(graft_section(bench, "tuned", FOUND, GRAFTING))["graft"]["tuned"]
     base, tuned, pairs = bench.subject(bench.base).model, bench.subject("tuned").model, first(bench, 5)
     found = graft(tuned, base, TESTED, pairs)
@@ -135,10 +151,50 @@ def test_the_graft_section_holds_the_librarys_numbers(bench):
     [(group, controls)] = entry["controls"].items()
     assert set(controls) == {"random heads of any layer", "random heads of the same layers"}
     assert entry["heads"]["group"] == group
+    drawn = controls["random heads of the same layers"]
+    assert (drawn["n"], drawn["n_prompts"]) == (2, 4)
     split = graft(tuned, base, layer_ranges(base.n_layers, None), pairs)
     assert entry["layers"]["order"] == list(split.order)
     for row, answers in zip(entry["layers"]["runs"], split.runs.values(), strict=True):
         assert row["log_prob"]["value"] == pytest.approx(float(answers.log_probs.mean()), abs=1e-4)
+
+
+def test_without_a_gain_fewer_prompts_are_run_and_no_controls(bench):
+    patched = cross_model_section(bench, "tuned", FOUND, PATCHING.model_copy(update={"without_gain": 3}))
+    grafted = graft_section(bench, "tuned", FOUND, GRAFTING.model_copy(update={"without_gain": 3}))
+    for entry in (patched["cmap"]["tuned"]["to_base"]["z"], grafted["graft"]["tuned"]):
+        assert entry["n_prompts"] == 3
+        assert "covers 0" in entry["scores"]["accuracy"]["together"]["undefined"]
+    assert "controls" not in patched["cmap"]["tuned"]
+    assert "controls" not in grafted["graft"]["tuned"]
+
+
+def test_of_a_variant_that_is_worse_the_base_is_the_donor(bench, gains):
+    gains(bench.base, "tuned")
+    base, tuned, pairs = bench.subject(bench.base).model, bench.subject("tuned").model, first(bench, 5)
+    grafted = graft_section(bench, "tuned", FOUND, GRAFTING)["graft"]["tuned"]
+    for entry in (grafted, grafted["heads"], grafted["layers"]):
+        assert (entry["donor"], entry["recipient"]) == (base.name, "tuned")
+    found = graft(base, tuned, TESTED, pairs)
+    for row, answers in zip(grafted["runs"], found.runs.values(), strict=True):
+        assert row["log_prob"]["value"] == pytest.approx(float(answers.log_probs.mean()), abs=1e-4)
+    patched = cross_model_section(bench, "tuned", FOUND, PATCHING.model_copy(update={"both_directions": False}))
+    entry = patched["cmap"]["tuned"]
+    assert "to_base" not in entry
+    assert (entry["heads"]["donor"], entry["heads"]["recipient"]) == (base.name, "tuned")
+    assert set(entry["controls"]) == set(TESTED.groups)
+
+
+@pytest.mark.parametrize(
+    ("hits", "expected"),
+    [((1, 0), ("tuned", "base", True)), ((0, 1), ("base", "tuned", True)), ((1, 1), ("tuned", "base", False))],
+)
+def test_the_donor_is_the_model_that_is_surely_better(bench, monkeypatch, hits, expected):
+    by_name = {"tuned": answers([hits[0]] * 20), bench.base: answers([hits[1]] * 20)}
+    monkeypatch.setattr(Stages, "answers", lambda stages, _: by_name[stages.model.name])
+    donor, recipient, gains = direction_of(bench, "tuned")
+    names = {"tuned": "tuned", "base": bench.base}
+    assert (donor, recipient, gains) == (names[expected[0]], names[expected[1]], expected[2])
 
 
 def test_ranges_of_layers_begin_where_they_are_told_and_hold_every_layer_once():

@@ -51,14 +51,18 @@ def measured(results: dict, variant: str) -> Iterator[tuple[str, str, dict]]:
         for what, entry in (patched.get(direction) or {}).items():
             yield direction, _carried(what), entry
     if heads := patched.get("heads"):
-        yield "to_base", f"{_carried(heads.get('what'))}, single heads of {heads.get('group')}", heads
+        yield _direction(heads, variant), f"{_carried(heads.get('what'))}, single heads of {heads.get('group')}", heads
     for donor, entry in (patched.get("null_donors") or {}).items():
         yield "to_base", f"{_carried(entry.get('what'))}, from {donor} instead", entry
     if grafted:
-        yield "to_base", GRAFTED, grafted
+        yield _direction(grafted, variant), GRAFTED, grafted
     for key, said in _GRAFTED_FURTHER.items():
         if grafted.get(key):
-            yield "to_base", said, grafted[key]
+            yield _direction(grafted[key], variant), said, grafted[key]
+
+
+def _direction(entry: dict, variant: str) -> str:
+    return "to_variant" if entry.get("recipient") == variant else "to_base"
 
 
 def is_graft(method: str) -> bool:

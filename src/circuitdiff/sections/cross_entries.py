@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def cross_from(record: Record) -> CrossPatch:
         order=order,
         donor=donor,
         runs=dict(zip(subsets, ran, strict=True)),
-        bases={name: Basis(*basis) for name, basis in data["bases"].items()},
+        bases={n: Basis(*(nan if each is None else each for each in basis)) for n, basis in data["bases"].items()},
         noise_floor=data["noise_floor"],
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from typing import Any
 
 from circuitdiff.circuit import Circuit, Group
@@ -15,7 +16,7 @@ from circuitdiff.methods.cross_model import (
     ControlGroups,
     CrossPatch,
     control_groups,
-    patch_across,
+    patch_across_several,
     read_several,
     run_controls,
 )
@@ -29,10 +30,10 @@ from circuitdiff.sections.cross_entries import (
     cross_record,
 )
 from circuitdiff.sections.cross_settings import CrossModelSettings
-from circuitdiff.sections.entries import heads_entry, interval_entry, with_heads
+from circuitdiff.sections.directions import direction_of
+from circuitdiff.sections.entries import heads_entry, with_heads
 from circuitdiff.sections.gains import first_prompts, largest_part
 from circuitdiff.shares import IN_ORDER
-from circuitdiff.statistics import difference_interval
 from circuitdiff.store import Record
 from circuitdiff.workbench import Subject, Workbench
 
@@ -64,24 +65,30 @@ def cross_model_section(
 ) -> dict[str, Any]:
     """Every subset of a circuit's groups patched from the variant into the base, and back.
 
-    With controls of each group, the single heads of the group that shows most, and donors that did not improve.
+    From the better model into the worse one also the single heads of the group that shows most and, where there is a
+    gain to share out, controls of each group; into the base also donors that did not improve. Without a gain
+    fewer prompts are run.
 
     Raises: InputError if the circuit has no heads or more than six groups, or the models do not fit together.
     """
-    tested, what = with_heads(circuit), settings.what
-    donor, recipient = bench.subject(variant), bench.subject(bench.base)
-    patching = _Patching(bench, tested, settings, readings or Readings())
-    forward = {each: patching.entry(donor, recipient, each) for each in what}
-    entry: dict[str, Any] = {"circuit": tested.to_dict(), "to_base": forward}
-    if settings.both_directions:
-        entry["to_variant"] = {each: patching.entry(recipient, donor, each) for each in what}
-    best = largest_part(forward[what[0]]["scores"]["accuracy"], IN_ORDER)
+    tested, between = with_heads(circuit), direction_of(bench, variant)
+    patching = _Patching(bench, tested, settings, readings or Readings(), between.gains)
+    entry: dict[str, Any] = {"circuit": tested.to_dict()}
+    for direction, donor, recipient in (("to_base", variant, bench.base), ("to_variant", bench.base, variant)):
+        if settings.both_directions or recipient == between.recipient:
+            entry[direction] = patching.entries(bench.subject(donor), bench.subject(recipient), settings.what)
+    donor, recipient = bench.subject(between.donor), bench.subject(between.recipient)
+    first, *_ = settings.what
+    forward = entry["to_base" if between.recipient == bench.base else "to_variant"]
+    best = largest_part(forward[first]["scores"]["accuracy"], IN_ORDER)
     if settings.heads:
-        entry["heads"] = {"group": best} | patching.entry(donor, recipient, what[0], tested.groups[best])
-    if settings.random_groups:
+        heads = patching.entries(donor, recipient, [first], tested.groups[best])
+        entry["heads"] = {"group": best} | heads[first]
+    if settings.random_groups and between.gains:
         entry["controls"] = patching.controls(donor, recipient)
-    for name in settings.null_donors:
-        entry.setdefault("null_donors", {})[name] = patching.entry(bench.subject(name), recipient, what[0])
+    for name in settings.null_donors if between.recipient == bench.base else ():
+        found = with_fields(patching, gains=False).entries(bench.subject(name), recipient, [first])
+        entry.setdefault("null_donors", {})[name] = found[first]
     return {"cmap": {variant: entry}}
 
 
@@ -93,39 +100,58 @@ class _Patching:
     circuit: Circuit
     settings: CrossModelSettings
     readings: Readings
+    gains: bool  # else there is nothing to share out, and fewer prompts are enough
 
-    def entry(self, donor: Subject, recipient: Subject, what: Carrier, group: Group | None = None) -> dict[str, Any]:
-        """One donor, one recipient, one kind of activation: every run, and whose the gain is.
+    def entries(
+        self, donor: Subject, recipient: Subject, whats: Sequence[Carrier], group: Group | None = None
+    ) -> dict[str, Any]:
+        """One donor, one recipient, by kind of activation: every run, and whose the gain is.
 
-        With a group, of its single heads.
+        With a group, of its single heads. Kinds that are not kept yet run together.
         """
         bench, settings = self.bench, self.settings
-        pairs = first_prompts(recipient.splits.evaluation, settings.prompts)
-        title = f"{what} of {donor.model.name} in {recipient.model.name}" + ("" if group is None else ", heads")
+        wanted = settings.prompts if self.gains else min(settings.without_gain, settings.prompts)
+        pairs = first_prompts(recipient.splits.evaluation, wanted)
+        of = f"of {donor.model.name} in {recipient.model.name}" + ("" if group is None else ", heads")
 
-        def run(on: Pairs, executor: str) -> CrossPatch:
-            return patch_across(
-                self._read(donor, on)[what],
+        def run(on: Pairs, executor: str, some: Sequence[Carrier]) -> dict[Carrier, CrossPatch]:
+            theirs, own = self._read(donor, on), self._read(recipient, on)
+            return patch_across_several(
+                {what: theirs[what] for what in some},
                 recipient.model,
                 group or self.circuit,
                 on,
-                what=what,
                 per_head=group is not None,
-                own=self._read(recipient, on)[what],
+                own=own,
                 executor=executor,
                 memory_gb=bench.settings.memory_gb,
-                progress=lambda done, total: bench.monitor(title, done, total),
+                progress=lambda done, total: bench.monitor(f"{', '.join(some)} {of}", done, total),
             )
 
+        ran: dict[Carrier, CrossPatch] = {}
+
+        def compute(what: Carrier) -> Record:
+            if what not in ran:
+                ran.update(run(pairs, bench.settings.executor, whats))
+            return cross_record(ran[what])
+
+        found = {}
         parts = self.circuit.to_dict() if group is None else {"group": [group.at, heads_entry(group.heads)]}
-        key = _key(donor.model, recipient, what, len(pairs)) | {"parts": parts}
-        few = first_prompts(pairs, FEW)
-        check_executors(
-            bench, recipient, title, key, lambda name: [ran.answers for ran in run(few, name).runs.values()]
-        )
-        found = cross_from(recipient.stages.kept(title, key, lambda: cross_record(run(pairs, bench.settings.executor))))
-        check_itself(bench, recipient, title, found.noise_floor, found.recipient)
-        return cross_entry(found, donor.model.name, recipient.model.name, settings.limits)
+        for what in whats:
+            title, key = f"{what} {of}", _key(donor.model, recipient, what, len(pairs)) | {"parts": parts}
+            if group is None:
+                self._check(recipient, title, key, lambda few, name, what=what: run(few, name, [what])[what])
+            each = cross_from(recipient.stages.kept(title, key, lambda what=what: compute(what)))
+            check_itself(bench, recipient, title, each.noise_floor, each.recipient)
+            found[what] = cross_entry(each, donor.model.name, recipient.model.name, settings.limits)
+        return found
+
+    def _check(
+        self, recipient: Subject, title: str, key: Mapping[str, Any], run: Callable[[Pairs, str], CrossPatch]
+    ) -> None:
+        few = first_prompts(recipient.splits.evaluation, FEW)
+        answers = lambda name: [ran.answers for ran in run(few, name).runs.values()]  # noqa: E731
+        check_executors(self.bench, recipient, title, key, answers)
 
     def controls(self, donor: Subject, recipient: Subject) -> dict[str, Any]:
         """Every group's controls, on fewer prompts, by the first kind of activation."""
@@ -195,10 +221,3 @@ def _other_role(bench: Workbench, pairs: Pairs, role: str) -> str | None:
 def _key(donor: Model, recipient: Subject, what: str, n: int) -> dict[str, Any]:
     fingerprint = donor.provenance["fingerprint"]
     return recipient.stages.key("evaluation") | {"donor": fingerprint, "what": what, "n": n}
-
-
-def gain_entry(donor: Subject, recipient: Subject, pairs: Pairs) -> Mapping[str, Any]:
-    """The paired gain in accuracy on all evaluation prompts."""
-    first, second = (subject.stages.answers(pairs) for subject in (donor, recipient))
-    gain = difference_interval(first.hits.numpy(), second.hits.numpy(), first.scenarios.numpy())
-    return interval_entry(gain) | {"n_scenarios": len(first.scenarios.unique()), "n_prompts": len(first.hits)}

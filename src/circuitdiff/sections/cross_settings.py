@@ -22,6 +22,7 @@ class CrossModelSettings(Settings):
     heads: bool = True  # also the single heads of the group with the largest share
     random_groups: int = Field(default=100, ge=0)  # 0: no controls
     control_prompts: int = Field(default=100, ge=2)
+    without_gain: int = Field(default=100, ge=2)  # prompts for pairs of models of which none is surely better
     null_donors: tuple[str, ...] = ()  # variants that did not improve
     distance: float = Field(default=Limits().distance, gt=0)
     turned: float = Field(default=Limits().turned, gt=0)
@@ -39,6 +40,8 @@ class GraftSettings(Settings):
     heads: bool = False  # also the single heads of the group with the largest share
     layers: tuple[int, ...] | None = None  # also ranges of layers, beginning here; None: halves; (): none
     random_groups: int = Field(default=10, ge=0)  # 0: no controls, so no part is called improved
+    control_prompts: int = Field(default=100, ge=2)
+    without_gain: int = Field(default=100, ge=2)  # prompts for pairs of models of which none is surely better
 
 
 class KnockoutSettings(Settings):

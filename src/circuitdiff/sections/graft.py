@@ -1,8 +1,9 @@
-"""What caused a variant's gain? Its weights in the base, part by part."""
+"""What caused a gain? The better model's weights in the worse one, part by part."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,12 +15,14 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation.random_groups import random_group
 from circuitdiff.evaluation.scores import SCORES
 from circuitdiff.heads import Head
-from circuitdiff.methods.graft import Graft, Part, graft, graft_alone
+from circuitdiff.methods.graft import Graft, Grafting, Part, graft_alone, graft_several
 from circuitdiff.sections.cross_settings import GraftSettings
+from circuitdiff.sections.directions import Direction, direction_of
 from circuitdiff.sections.entries import heads_entry, with_heads
 from circuitdiff.sections.gains import (
     attribution_entry,
     control_entry,
+    first_answers,
     first_prompts,
     largest_part,
     random_entry,
@@ -28,33 +31,39 @@ from circuitdiff.sections.gains import (
 )
 from circuitdiff.shares import ALONE, needed_subsets
 from circuitdiff.store import Record
-from circuitdiff.workbench import Workbench
+from circuitdiff.workbench import Subject, Workbench
 
 LAYERS = "layers"  # how the names of ranges of layers begin
 _HEADS = ("heads", "also_touched")
 
 
 def graft_section(bench: Workbench, variant: str, circuit: Circuit, settings: GraftSettings) -> dict[str, Any]:
-    """The variant's weights grafted onto the base: groups of the circuit, then all else by kind.
+    """The better model's weights grafted onto the worse one: groups of the base's circuit, then all else by kind.
 
-    With random groups of the same layers beside the group that brings most, and its single heads; and ranges of whole
-    layers.
+    The variant is the donor unless it is surely worse than the base. With ranges of whole layers; single heads of the
+    group that brings most; and, where there is a gain to share out, random groups in that group's stead. Without a gain
+    fewer prompts are run.
 
     Raises: InputError if the circuit has no heads, a head's weights cannot be told from others', or a layer does not
     exist.
     """
-    tested = with_heads(circuit)
-    entry = grafted_entry(bench, variant, tested, settings)
+    tested, between = with_heads(circuit), direction_of(bench, variant)
+    grafts = _Grafts(bench, between, settings)
+    asked: dict[str, Circuit | Mapping[str, range]] = {"": tested}
+    if settings.layers != ():
+        asked["layers"] = layer_ranges(bench.subject(bench.base).model.n_layers, settings.layers)
+    found = grafts.several(asked)
+    entry = {"circuit": tested.to_dict()} | graft_entry(found[""], between.donor, between.recipient)
     groups = {part: credits for part, credits in entry["scores"]["accuracy"]["parts"].items() if part in tested.groups}
     best = largest_part({"parts": groups}, ALONE)
     if settings.heads:
-        entry["heads"] = {"group": best} | grafted_entry(bench, variant, tested.groups[best], settings)
-    if settings.layers != ():
-        ranges = layer_ranges(bench.subject(bench.base).model.n_layers, settings.layers)
-        entry["layers"] = grafted_entry(bench, variant, ranges, settings)
-    if settings.random_groups:
-        entry["controls"] = {best: _controls(bench, variant, best, tested.groups[best], settings)}
-    return {"graft": {variant: {"circuit": tested.to_dict()} | entry}}
+        heads = grafts.several({"heads": tested.groups[best]})["heads"]
+        entry["heads"] = {"group": best} | graft_entry(heads, between.donor, between.recipient)
+    if "layers" in found:
+        entry["layers"] = graft_entry(found["layers"], between.donor, between.recipient)
+    if settings.random_groups and between.gains:
+        entry["controls"] = {best: grafts.controls(best, tested.groups[best], found[""])}
+    return {"graft": {variant: entry}}
 
 
 def layer_ranges(n_layers: int, begins: Sequence[int] | None) -> dict[str, range]:
@@ -71,38 +80,94 @@ def layer_ranges(n_layers: int, begins: Sequence[int] | None) -> dict[str, range
     return {f"{LAYERS} {first} to {last - 1}": range(first, last) for first, last in pairwise(bounds)}
 
 
-def grafted_entry(
-    bench: Workbench, variant: str, parts: Circuit | Group | Mapping[str, range], settings: GraftSettings
-) -> dict[str, Any]:
-    """Every run of a graft, and whose the gain is."""
-    donor, recipient = bench.subject(variant), bench.subject(bench.base)
-    pairs = first_prompts(recipient.splits.evaluation, settings.prompts)
-    named, more = _named(parts)
-    title = f"weights of {variant} in {bench.base}{more}"
+@dataclass(frozen=True)
+class _Grafts:
+    """Weights of one model in another."""
 
-    def compute() -> Record:
-        found = graft(
-            donor.model,
-            recipient.model,
-            parts,
-            pairs,
-            projections=settings.projections,
-            per_head=isinstance(parts, Group),
-            progress=lambda done, total: bench.monitor(title, done, total),
-        )
-        return graft_record(found)
+    bench: Workbench
+    between: Direction
+    settings: GraftSettings
 
-    key = _key(bench, variant, settings, len(pairs)) | {"parts": named}
-    return graft_entry(graft_from(recipient.stages.kept(title, key, compute)), variant, bench.base)
+    @property
+    def _subjects(self) -> tuple[Subject, Subject]:
+        return self.bench.subject(self.between.donor), self.bench.subject(self.between.recipient)
+
+    def several(self, asked: Mapping[str, Circuit | Group | Mapping[str, range]]) -> dict[str, Graft]:
+        """Each division of the weights into parts, by name. Those that are not kept yet run together."""
+        donor, recipient = self._subjects
+        wanted = self.settings.prompts if self.between.gains else self.settings.without_gain
+        pairs = first_prompts(recipient.splits.evaluation, min(wanted, self.settings.prompts))
+        title = f"weights of {self.between.donor} in {self.between.recipient}"
+        divisions = [Grafting(p, self.settings.projections, per_head=isinstance(p, Group)) for p in asked.values()]
+        ran: list[Graft] = []
+
+        def compute(i: int) -> Record:
+            if not ran:
+                ran.extend(
+                    graft_several(
+                        donor.model,
+                        recipient.model,
+                        divisions,
+                        pairs,
+                        progress=lambda done, total: self.bench.monitor(title, done, total),
+                    )
+                )
+            return graft_record(ran[i])
+
+        key, stages = self._key(len(pairs)), recipient.stages
+        return {
+            name: graft_from(
+                stages.kept(title + (name and f", {name}"), key | {"parts": _named(parts)}, lambda i=i: compute(i))
+            )
+            for i, (name, parts) in enumerate(asked.items())
+        }
+
+    def controls(self, name: str, group: Group, known: Graft) -> dict[str, Any]:
+        """Random heads of the same layers, and as many from any layer, grafted in the group's stead, on fewer prompts.
+
+        `known`: the graft of the group itself.
+        """
+        donor, recipient = self._subjects
+        pairs = first_prompts(recipient.splits.evaluation, min(self.settings.control_prompts, self.settings.prompts))
+        title = f"controls of {name}, weights of {self.between.donor} in {self.between.recipient}"
+
+        def compute() -> Record:
+            model, g = recipient.model, torch.Generator().manual_seed(self.bench.settings.seed)
+            drawn = [random_group(group, model.n_layers, model.n_heads, g) for _ in range(self.settings.random_groups)]
+            anywhere = random_group(group, model.n_layers, model.n_heads, g, same_layers=False)
+            found = graft_alone(
+                donor.model,
+                model,
+                [anywhere, *drawn],
+                pairs,
+                projections=self.settings.projections,
+                progress=lambda done, total: self.bench.monitor(title, done, total),
+            )
+            return form.evaluations_record(found)
+
+        named = {"group": [group.at, heads_entry(group.heads)], "random": self.settings.random_groups}
+        record = recipient.stages.kept(title, self._key(len(pairs)) | named, compute)
+        anywhere, *drawn = form.evaluations_from(record)
+        runs = (known.donor, known.recipient, known.runs[frozenset([name])])
+        theirs, nothing, real = (first_answers(each, len(pairs)) for each in runs)
+        return {
+            "random heads of any layer": control_entry(theirs, nothing, anywhere),
+            "random heads of the same layers": random_entry(theirs, nothing, real, drawn),
+        }
+
+    def _key(self, n: int) -> dict[str, Any]:
+        donor, recipient = self._subjects
+        known = {"donor": donor.model.provenance["fingerprint"], "projections": list(self.settings.projections)}
+        return recipient.stages.key("evaluation") | known | {"n": n}
 
 
-def _named(parts: Circuit | Group | Mapping[str, range]) -> tuple[Any, str]:
-    """What the record depends on, and what is added to the title."""
+def _named(parts: Circuit | Group | Mapping[str, range]) -> Any:
+    """What the record depends on."""
     if isinstance(parts, Circuit):
-        return parts.to_dict(), ""
+        return parts.to_dict()
     if isinstance(parts, Group):
-        return [parts.at, heads_entry(parts.heads)], ", heads"
-    return [[each.start, each.stop] for each in parts.values()], ", layers"
+        return [parts.at, heads_entry(parts.heads)]
+    return [[each.start, each.stop] for each in parts.values()]
 
 
 def graft_record(found: Graft) -> Record:
@@ -146,38 +211,3 @@ def graft_entry(found: Graft, donor: str, recipient: str) -> dict[str, Any]:
         "runs": [run_entry(subset, answers, found.order) for subset, answers in found.runs.items()],
         "scores": {score: attribution_entry(found.attribution(score)) for score in SCORES},
     }
-
-
-def _controls(bench: Workbench, variant: str, name: str, group: Group, settings: GraftSettings) -> dict[str, Any]:
-    """Random heads of the same layers, and as many from any layer, grafted in the group's stead."""
-    donor, recipient = bench.subject(variant), bench.subject(bench.base)
-    pairs = first_prompts(recipient.splits.evaluation, settings.prompts)
-    title = f"controls of {name}, weights of {variant} in {bench.base}"
-
-    def compute() -> Record:
-        model, g = recipient.model, torch.Generator().manual_seed(bench.settings.seed)
-        drawn = [random_group(group, model.n_layers, model.n_heads, g) for _ in range(settings.random_groups)]
-        anywhere = random_group(group, model.n_layers, model.n_heads, g, same_layers=False)
-        found = graft_alone(
-            donor.model,
-            model,
-            [group, anywhere, *drawn],
-            pairs,
-            projections=settings.projections,
-            progress=lambda done, total: bench.monitor(title, done, total),
-        )
-        return form.evaluations_record([donor.stages.answers(pairs), recipient.stages.answers(pairs), *found])
-
-    named = {"group": [group.at, heads_entry(group.heads)], "random": settings.random_groups}
-    record = recipient.stages.kept(title, _key(bench, variant, settings, len(pairs)) | named, compute)
-    theirs, nothing, real, anywhere, *drawn = form.evaluations_from(record)
-    return {
-        "random heads of any layer": control_entry(theirs, nothing, anywhere),
-        "random heads of the same layers": random_entry(theirs, nothing, real, drawn),
-    }
-
-
-def _key(bench: Workbench, variant: str, settings: GraftSettings, n: int) -> dict[str, Any]:
-    fingerprint = bench.subject(variant).model.provenance["fingerprint"]
-    own = bench.subject(bench.base).stages.key("evaluation")
-    return own | {"donor": fingerprint, "projections": list(settings.projections), "n": n}

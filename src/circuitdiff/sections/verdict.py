@@ -10,8 +10,8 @@ from numpy import ndarray
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.sections.cross_model import gain_entry
 from circuitdiff.sections.cross_settings import VerdictSettings
+from circuitdiff.sections.directions import direction_of, gain_entry
 from circuitdiff.sections.entries import ratio_entry, with_heads
 from circuitdiff.sections.graft import LAYERS
 from circuitdiff.statistics import normalised_ratio_interval, ratio_interval
@@ -38,17 +38,19 @@ def verdict_section(
     """
     base, other = bench.subject(bench.base), bench.subject(variant)
     patched, grafted = (bench.results.get(method, {}).get(variant) or {} for method in ("cmap", "graft"))
+    between = direction_of(bench, variant)
     gain = gain_entry(other, base, base.splits.evaluation)
     evidence = {
         "base": bench.base,
         "variant": variant,
+        "donor": between.donor,
         "scope": _scope(bench, variant, gain),
         "failed_checks": failed_checks(bench.results),
         "gain": gain,
         "circuits": circuit_numbers(bench, variant, circuits),
         "similarity": similarity,
         "functions": functions,
-        "cmap": _patched_parts(patched),
+        "cmap": _patched_parts(patched, "to_base" if between.recipient == bench.base else "to_variant"),
         "graft": _grafted_parts(grafted),
     }
     shown = {key: evidence[key] for key in ("gain", "circuits", "similarity", "functions")}
@@ -116,9 +118,9 @@ def _normalised(model: Evaluation, circuit: Evaluation, ablated: Evaluation) -> 
     return ratio_entry(normalised_ratio_interval(own, nothing, whole, model.scenarios.numpy()))
 
 
-def _patched_parts(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+def _patched_parts(entry: Mapping[str, Any], direction: str) -> dict[str, Any] | None:
     """Contributions, where they were patched: z misses what the donor's output projection changed."""
-    by_what = entry.get("to_base") or {}
+    by_what = entry.get(direction) or {}
     chosen = by_what.get("contribution") or next(iter(by_what.values()), None)
     return None if chosen is None else {"parts": chosen["scores"]["accuracy"]["parts"]}
 

@@ -3,7 +3,7 @@
 from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_activations, read_several
 from circuitdiff.methods.cross_model.controls import ControlGroups, Controls, control_groups, run_controls
 from circuitdiff.methods.cross_model.hybrids import Ran
-from circuitdiff.methods.cross_model.patching import CrossPatch, Limits, patch_across
+from circuitdiff.methods.cross_model.patching import CrossPatch, Limits, patch_across, patch_across_several
 
 __all__ = [
     "Activations",
@@ -15,6 +15,7 @@ __all__ = [
     "Ran",
     "control_groups",
     "patch_across",
+    "patch_across_several",
     "read_activations",
     "read_several",
     "run_controls",

@@ -41,6 +41,7 @@ class Activations:
 class Patch:
     """What some heads of one layer are given at one role of each prompt."""
 
+    what: Carrier
     role: str
     layer: int
     heads: tuple[int, ...]
@@ -85,7 +86,7 @@ def patches(source: Activations, group: Group) -> tuple[Patch, ...]:
     for layer, heads in _by_layer(group.heads).items():
         known = source.heads[group.at][layer]
         places = [known.index(head) for head in heads]
-        found.append(Patch(group.at, layer, heads, source.values[group.at][layer][:, places]))
+        found.append(Patch(source.what, group.at, layer, heads, source.values[group.at][layer][:, places]))
     return tuple(found)
 
 

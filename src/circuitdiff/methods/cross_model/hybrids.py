@@ -16,7 +16,7 @@ from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.evaluation.edited import Editing, run_edited
-from circuitdiff.methods.cross_model.activations import Activations, Carrier, Patch, sampled
+from circuitdiff.methods.cross_model.activations import Activations, Patch, sampled
 from circuitdiff.methods.cross_model.compatibility import distance_from_clean, spread
 from circuitdiff.prompts import Bucket, Pairs
 
@@ -48,20 +48,21 @@ def run_hybrids(
     progress: Progress | None = None,
 ) -> list[Ran]:
     """All hybrids on the same prompts, as variants of one run."""
-    what, device = clean.donor.what, recipient.device
-    roles = list(dict.fromkeys(patch.role for hybrid in hybrids for patch in hybrid))
+    device, everything = recipient.device, [patch for hybrid in hybrids for patch in hybrid]
+    roles = list(dict.fromkeys(patch.role for patch in everything))
+    branching = all(patch.what in BRANCHING for patch in everything)
 
     def begins(hybrid: Hybrid, bucket: Bucket) -> int:
         return min((bucket.positions[patch.role] for patch in hybrid), default=bucket.length - 1)
 
     def edits(part: Sequence[Hybrid], bucket: Bucket) -> list[Edit]:
-        return _edits(part, bucket, what, device)
+        return _edits(part, bucket, device)
 
     values = run_edited(
         recipient,
         pairs,
         hybrids,
-        Editing(roles, begins, edits, _split if what in BRANCHING else None),
+        Editing(roles, begins, edits, _split if branching else None),
         readout_of=lambda bucket: _readout(pairs.select(bucket.prompts), bucket, clean, device),
         executor=executor,
         memory_gb=memory_gb,
@@ -77,7 +78,7 @@ def _split(hybrid: Hybrid, bucket: Bucket) -> tuple[Hybrid, Hybrid]:
     return at_first, tuple(patch for patch in hybrid if bucket.positions[patch.role] > first)
 
 
-def _edits(hybrids: Sequence[Hybrid], bucket: Bucket, what: Carrier, device: torch.device) -> list[Edit]:
+def _edits(hybrids: Sequence[Hybrid], bucket: Bucket, device: torch.device) -> list[Edit]:
     """One edit for each patch, of all the hybrids that have it."""
     owners: dict[Patch, list[int]] = {}
     for i, hybrid in enumerate(hybrids):
@@ -86,19 +87,19 @@ def _edits(hybrids: Sequence[Hybrid], bucket: Bucket, what: Carrier, device: tor
     return [
         Edit(
             patch.layer,
-            what,
+            patch.what,
             bucket.positions[patch.role],
             torch.tensor(patch.heads, device=device),
             torch.tensor(some),
-            _for_bucket(patch, bucket, what).to(device),
+            _for_bucket(patch, bucket).to(device),
         )
         for patch, some in owners.items()
     ]
 
 
-def _for_bucket(patch: Patch, bucket: Bucket, what: Carrier) -> Float[Tensor, "1 prompt head width"]:
+def _for_bucket(patch: Patch, bucket: Bucket) -> Float[Tensor, "1 prompt head width"]:
     values = patch.values[bucket.prompts.to(patch.values.device)][None]
-    return values[..., : bucket.length] if what == "pattern" else values
+    return values[..., : bucket.length] if patch.what == "pattern" else values
 
 
 def _readout(pairs: Pairs, bucket: Bucket, clean: Clean, device: torch.device) -> Readout:

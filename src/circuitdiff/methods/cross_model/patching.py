@@ -26,7 +26,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.evaluation.scores import Score, scored
-from circuitdiff.methods.cross_model.activations import Activations, Carrier, patches, read_activations
+from circuitdiff.methods.cross_model.activations import Activations, Carrier, patches, read_activations, read_several
 from circuitdiff.methods.cross_model.compatibility import Basis, basis_of
 from circuitdiff.methods.cross_model.hybrids import Clean, Hybrid, Ran, run_hybrids
 from circuitdiff.models.comparable import Shape, check_comparable
@@ -36,6 +36,8 @@ from circuitdiff.shares import Attribution, Subset, all_subsets, attribute, need
 Parts = Group | Circuit | Mapping[str, Group]
 
 _MOST_GROUPS = 6  # 2^6 runs of every prompt
+_ITSELF = 16  # prompts on which the recipient is given its own activations
+_VECTORS = ("z", "q", "k", "v")
 
 
 class Limits(NamedTuple):
@@ -113,28 +115,71 @@ def patch_across(
 
     Raises: InputError if the models do not fit together, a role or head does not exist, or there are too many groups.
     """
+    theirs = donor
+    if not isinstance(theirs, Activations):
+        theirs = _read_donor(theirs, recipient, _parts(group, per_head=per_head), pairs, what)
+    found = patch_across_several(
+        {what: theirs},
+        recipient,
+        group,
+        pairs,
+        order=order,
+        per_head=per_head,
+        own=None if own is None else {what: own},
+        executor=executor,
+        memory_gb=memory_gb,
+        progress=progress,
+    )
+    return found[what]
+
+
+def patch_across_several(
+    donor: Mapping[Carrier, Activations],
+    recipient: Model,
+    group: Parts,
+    pairs: Pairs,
+    *,
+    order: Sequence[str] | None = None,
+    per_head: bool = False,
+    own: Mapping[Carrier, Activations] | None = None,
+    executor: str = "window",
+    memory_gb: float = DEFAULT_MEMORY_GB,
+    progress: Progress | None = None,
+) -> dict[Carrier, CrossPatch]:
+    """`patch_across` of several kinds of activations, which share the recipient's clean run.
+
+    Raises: InputError as `patch_across` does.
+    """
     parts = _parts(group, per_head=per_head)
     ordered = _ordered(parts, order, per_head=per_head)
     subsets = needed_subsets(ordered) if per_head else all_subsets(ordered)
-    theirs = donor if isinstance(donor, Activations) else _read_donor(donor, recipient, parts, pairs, what)
-    check_donor(theirs, recipient, parts, pairs, what)
-    own = own or read_activations(recipient, pairs, parts.values(), what)
-    check_donor(own, recipient, parts, pairs, what)
-    from_donor, from_itself = ({name: patches(s, part) for name, part in parts.items()} for s in (theirs, own))
-    hybrids = [*(_hybrid(from_donor, subset) for subset in subsets), _hybrid(from_itself, frozenset(parts))]
-    clean = Clean(theirs, own)
-    *ran, itself = run_hybrids(
-        recipient, pairs, hybrids, clean, executor=executor, memory_gb=memory_gb, progress=progress
-    )
-    vectors = what in ("z", "q", "k", "v")
-    return CrossPatch(
-        what=what,
-        order=ordered,
-        donor=theirs.answers,
-        runs=dict(zip(subsets, ran, strict=True)),
-        bases={name: basis_of(theirs, own, part) for name, part in parts.items()} if vectors else {},
-        noise_floor=float((itself.answers.log_probs - ran[0].answers.log_probs).abs().max()),
-    )
+    for what, theirs in donor.items():
+        check_donor(theirs, recipient, parts, pairs, what)
+    own = own or read_several(recipient, pairs, parts.values(), list(donor))
+    for what in donor:
+        check_donor(own[what], recipient, parts, pairs, what)
+    hybrids = [
+        _hybrid({name: patches(theirs, part) for name, part in parts.items()}, subset)
+        for theirs in donor.values()
+        for subset in subsets
+    ]
+    first = next(iter(donor))
+    clean, run_by = Clean(donor[first], own[first]), {"executor": executor, "memory_gb": memory_gb}
+    ran = run_hybrids(recipient, pairs, hybrids, clean, progress=progress, **run_by)
+    few = pairs.select(torch.arange(min(_ITSELF, len(pairs))))
+    itself = [tuple(patch for part in parts.values() for patch in patches(own[what], part)) for what in donor]
+    plain, *same = run_hybrids(recipient, few, [(), *itself], clean, **run_by)
+    return {
+        what: CrossPatch(
+            what=what,
+            order=ordered,
+            donor=theirs.answers,
+            runs=dict(zip(subsets, ran[i * len(subsets) : (i + 1) * len(subsets)], strict=True)),
+            bases={name: basis_of(theirs, own[what], part) for name, part in parts.items()} if what in _VECTORS else {},
+            noise_floor=float((same[i].answers.log_probs - plain.answers.log_probs).abs().max()),
+        )
+        for i, (what, theirs) in enumerate(donor.items())
+    }
 
 
 def check_donor(donor: Activations, recipient: Model, parts: Mapping[str, Group], pairs: Pairs, what: str) -> None:
