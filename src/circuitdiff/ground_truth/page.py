@@ -104,8 +104,8 @@ def _discovery_text(sizes: Sizes) -> str:
         "detectors via the transmitters' v; structure readers via the detectors' v, read at the query label. "
         "Discovery is not told how many heads there are: it takes those with an adjusted p of at most "
         f"{RULE.error_rate:g} over all heads, an effect of at least {MINIMUM:g} logits, and a replication "
-        f"({sizes.discovery} + {sizes.discovery} prompts: the weakest negative head, +0.33 logits with a standard "
-        "deviation of 0.83 over prompts, is found with a power of 0.95; with half as many, of 0.58).\n\n"
+        f"({sizes.discovery} + {sizes.discovery} prompts: an effect of 0.33 logits with a standard deviation of 0.83 "
+        "over prompts, as a negative head had at first, is found with a power of 0.95; with half as many, of 0.58).\n\n"
         "Precision / recall, 1.00 / 1.00 expected; where no head of a group is planted, the number found, 0 expected. "
         "Label fetchers and label transmitters go by their place in the plan. Name binders are not in the paper's "
         "plan: one more stage, via the fetchers' v at the last token, looks for them. Negative heads belong in the "
@@ -220,12 +220,7 @@ def _share(value: float) -> str:
 
 def _failures(rows: Sequence[Row]) -> str:
     failed = [row for row in rows if not row.passed]
-    reasons = [
-        f"- {name}: {why}\n"
-        for name, why in page_texts.REASONS.items()
-        if any(name in (row.model, row.claim) for row in failed)
-    ]
-    return "## What does not hold\n\n" + _listed(failed) + "\n" + "".join(reasons)
+    return "## What does not hold\n\n" + _listed(failed)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

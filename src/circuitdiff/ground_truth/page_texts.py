@@ -5,13 +5,6 @@ from __future__ import annotations
 from circuitdiff.ground_truth.minimality_rows import N_DECOYS
 from circuitdiff.ground_truth.minimality_rows import RULE as MINIMALITY_RULE
 
-# As far as we can see, by claim; printed where it does not hold.
-REASONS = {
-    "faithfulness, slot means": "a model that hardly errs leaves its circuit nothing to win back. Of "
-    "`planted-sharper-fetchers`, 2,100 other prompts (seed 1, by hand with `evaluate_circuit`) say 0.990 (0.985 to "
-    "0.995): what decoys write helps it a little, so that 1.00 is not quite true of the wiring.",
-}
-
 BACKUP = """The backup looks nowhere while any name is written, and takes over when none is, whether the fetchers are
 held at their mean or write nothing. When their inputs are patched they write another name: they are not silent, and
 the backup stays idle. Effects are logits lost when the backup is ablated, too.
@@ -57,6 +50,12 @@ at fault each time:
   and repaired what path patching changed; it now waits until nothing is written. `planted-mixture`,
   `planted-redundant` and `planted-spread` had too few decoys: they are deeper now (16, 16 and 22 layers), and are
   compared with no other model head by head.
+- *The wiring, again.* The negative heads attended as softly as the base's fetchers, drawn by salience like them. Where
+  a salient wrong object nearly won, they took *its* name away: in `planted-sharper-fetchers` they helped on 17 of the
+  22 prompts with a margin below 2 logits, and the circuit without them was worse (faithfulness 0.979 [0.965, 0.991] on
+  600 other prompts; 0.993 with them kept). Heads that help are not what was to be planted. They now look for the
+  object at the address, as the backup does, undrawn by salience: they take a little of the answer's name away on every
+  prompt, and no other name.
 - *The truth of coverage* is the mean of 210 prompts instead of 1,000, to save time; intervals are widened for its
   error.
 """

@@ -102,7 +102,7 @@ PLANTED: Mapping[str, Entry] = {
         transmitter_leak=0.0,
     ),
     "planted-strong-negative": _entry(
-        "negative heads that cost accuracy", base="planted-strong-negative", negative_gain=0.4, negative_sharpness=7.0
+        "negative heads that cost accuracy", base="planted-strong-negative", negative_gain=0.2
     ),
     "planted-negative-removed": _entry(
         "the base without its negative heads", base="planted-strong-negative", improved="negative", heads=_ADDRESSES

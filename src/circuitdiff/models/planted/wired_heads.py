@@ -88,8 +88,14 @@ def value_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
 
 
 def negative(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """Like a value fetcher, but takes the name away from the logits."""
-    scores = _object_at_address(space, wiring, wiring.negative_sharpness, member)
+    """Looks for the object at the address as the backup does, whatever else draws attention; takes its name away.
+
+    Drawn by salience, or as soft as the fetchers, it would take wrong names away where they win, and help.
+    """
+    scores = [
+        Score(wiring.negative_sharpness, space.of("last_address"), _place(space, wiring)),
+        Score(_SURE / 2, None, space.of("object")),
+    ]
     return wire(scores, [_copy_names(space, member, 24, "output", -wiring.negative_gain)])
 
 

@@ -27,8 +27,8 @@ class Wiring:
     fetcher_sharpness: float = 4.6
     fetcher_gain: float = 1.0
     salience: float = 1.0  # score that an object draws by itself, whatever is asked: its standard deviation
-    negative_gain: float = 0.2
-    negative_sharpness: float = 4.6
+    negative_gain: float = 0.04
+    negative_sharpness: float = 24.0  # the object at the address, surely: so they hurt on every prompt
     backup_gain: float = 0.7
     backup_sharpness: float = 24.0
     backup_restraint: float = 100.0  # score that looking nowhere gains for a name written in full
