@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from circuitdiff.effect_maps import _chance_jaccard, changed_heads, compare_maps
+from circuitdiff.effect_maps import changed_heads, compare_maps
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 
@@ -28,18 +28,18 @@ def effects(seed, strong=6, noise=0.3):
 def test_the_same_circuit_is_as_alike_between_models_as_in_a_retest():
     same = effects(0)
     found = compare_maps(same(1), same(2), SCENARIOS, ks=[6])
-    assert found.jaccard[6].between.value == found.jaccard[6].first.value == 1.0
+    assert found.shared[6].jaccard.between.value == found.shared[6].jaccard.first.value == 1.0
     assert found.correlation.between.value == pytest.approx(found.correlation.second.value, abs=0.02)
     assert found.correlation.between.value > 0.95
 
 
 def test_other_circuits_are_no_more_alike_than_chance():
     found = [compare_maps(effects(i)(1), effects(100 + i)(2), SCENARIOS, ks=[6]) for i in range(30)]
-    assert np.mean([each.jaccard[6].between.value for each in found]) == pytest.approx(
-        found[0].jaccard[6].floor, abs=0.04
+    assert np.mean([each.shared[6].jaccard.between.value for each in found]) == pytest.approx(
+        found[0].shared[6].jaccard.floor, abs=0.04
     )
     assert abs(np.mean([each.correlation.between.value for each in found])) < 0.1
-    assert found[0].jaccard[6].first.value == 1.0
+    assert found[0].shared[6].jaccard.first.value == 1.0
 
 
 def test_halves_share_no_scenario():
@@ -50,9 +50,36 @@ def test_halves_share_no_scenario():
 
 
 def test_the_chance_overlap_is_that_of_random_sets():
-    draws = list(itertools.combinations(range(7), 3))
-    common = np.mean([len({*a} & {*b}) for a in draws for b in draws])
-    assert _chance_jaccard(3, 7) == pytest.approx(common / (6 - common))
+    """Of 7 heads 5 help in one model and 2 in the other: of the 4 strongest, 4 and 2 heads are shared by chance."""
+    draws = [({*a}, {*b}) for a in itertools.combinations(range(7), 4) for b in itertools.combinations(range(7), 2)]
+    common = np.mean([len(a & b) for a, b in draws])
+    first, second = np.ones((1, 7, N_PROMPTS)), np.ones((1, 7, N_PROMPTS))
+    first[0, :5], second[0, 3:5] = -1.0, -2.0
+    found = compare_maps(first, second, SCENARIOS, ks=[4]).shared[4]
+    floors = (found.precision.floor, found.recall.floor, found.jaccard.floor)
+    assert floors == pytest.approx((common / 4, common / 2, common / (6 - common)))
+
+
+def test_precision_is_the_share_of_the_first_models_heads_and_recall_of_the_seconds():
+    first, second = np.ones((1, 7, N_PROMPTS)), np.ones((1, 7, N_PROMPTS))
+    first[0, :5], second[0, 3:5] = -1.0 - np.arange(5)[:, None], -2.0
+    for k, precision, recall, jaccard in ((1, 0.0, 0.0, 0.0), (2, 1.0, 1.0, 1.0), (4, 0.5, 1.0, 0.5)):
+        found = compare_maps(first, second, SCENARIOS, ks=[k]).shared[k]
+        assert found.precision.between.value == pytest.approx(precision)
+        assert found.recall.between.value == pytest.approx(recall)
+        assert found.jaccard.between.value == pytest.approx(jaccard)
+        assert found.precision.first.value == found.recall.second.value == 1.0
+
+
+def test_heads_that_can_have_no_effect_are_not_tested():
+    """With them among the tests, a head that changed a little would be lost."""
+    g = np.random.default_rng(0)
+    before, after = np.zeros((2, 50, 7, N_PROMPTS))
+    before[0], after[0] = 0.3 * g.normal(size=(2, 7, N_PROMPTS))
+    after[0, 2] = before[0, 2] + 0.1 * (1 + 1.5 * g.normal(size=N_PROMPTS))
+    alone = [change.adjusted_p for change in changed_heads(before[:1], after[:1], SCENARIOS)]
+    assert [change.head for change in changed_heads(before, after, SCENARIOS)] == [Head(0, 2)]
+    assert [change.adjusted_p for change in changed_heads(before, after, SCENARIOS)] == alone
 
 
 def test_heads_without_any_effect_do_not_count_as_agreement():

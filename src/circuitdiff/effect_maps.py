@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -40,12 +39,20 @@ class Likeness:
     floor: float
 
 
+class SharedHeads(NamedTuple):
+    """What two models' k strongest helping heads have in common."""
+
+    precision: Likeness  # the share of the first model's that the second has, too
+    recall: Likeness  # the share of the second model's that the first has, too
+    jaccard: Likeness  # shared heads among all
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two models' effects on the same path and prompts."""
 
     correlation: Likeness  # Pearson's, over all heads that could have an effect in both
-    jaccard: dict[int, Likeness]  # of the k strongest helping heads, by k
+    shared: dict[int, SharedHeads]  # by k
 
 
 def compare_maps(
@@ -65,11 +72,9 @@ def compare_maps(
     live = (np.nan_to_num(first) != 0).any(-1) & (np.nan_to_num(second) != 0).any(-1)
     rows = [effects[live] for effects in (first, second)]
     halves = [_halved(rows, half) for half in _halvings(scenarios, n_halvings, seed)]
-    by_k = {k: _likeness([_each(pair, partial(_jaccard, k=k)) for pair in halves]) for k in ks}
-    floors = {k: _chance_jaccard(k, int(live.sum())) for k in ks}
     return Comparison(
         correlation=Likeness(*_likeness([_each(pair, _correlation) for pair in halves]), 0.0),
-        jaccard={k: Likeness(*by_k[k], floors[k]) for k in ks},
+        shared={k: _shared(halves, k, int(live.sum())) for k in ks},
     )
 
 
@@ -102,7 +107,7 @@ def _each(halves: _Halved, alike: Callable[[ndarray, ndarray], float]) -> tuple[
     return between, alike(halves.first_a, halves.first_b), alike(halves.second_a, halves.second_b)
 
 
-def _likeness(values: Sequence[tuple[float, float, float]]) -> tuple[Spread, Spread, Spread]:
+def _likeness(values: Sequence[tuple[float, float, float]] | ndarray) -> tuple[Spread, Spread, Spread]:
     columns = np.array(values).T
     between, first, second = (Spread(float(c.mean()), *map(float, np.quantile(c, [0.025, 0.975]))) for c in columns)
     return between, first, second
@@ -114,19 +119,30 @@ def _correlation(one: ndarray, other: ndarray) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def _jaccard(one: ndarray, other: ndarray, k: int) -> float:
-    first, second = (set(np.argsort(effects, kind="stable")[:k][np.sort(effects)[:k] < 0]) for effects in (one, other))
-    either = first | second
-    return len(first & second) / len(either) if either else float("nan")
+def _shared(halves: Sequence[_Halved], k: int, n_heads: int) -> SharedHeads:
+    """Between the models both ways round, within each both ways round, and what random sets of these sizes share."""
+    rows, floors = [], []
+    for pair in halves:
+        first_a, first_b, second_a, second_b = (_strongest(effects, k) for effects in pair)
+        ways = [(first_a, second_b), (first_b, second_a)]
+        selves = [[(one, other), (other, one)] for one, other in ((first_a, first_b), (second_a, second_b))]
+        rows.append([np.mean([_shares(len(a & b), a, b) for a, b in each], axis=0) for each in (ways, *selves)])
+        floors.append(np.mean([_shares(len(a) * len(b) / max(1, n_heads), a, b) for a, b in ways], axis=0))
+    values, chance = np.array(rows), np.array(floors).mean(0)
+    return SharedHeads(*(Likeness(*_likeness(values[:, :, i]), float(chance[i])) for i in range(3)))
 
 
-def _chance_jaccard(k: int, n_heads: int) -> float:
-    """Expected size of the overlap of two random sets of k, turned into a Jaccard index."""
-    if n_heads == 0:
-        return float("nan")
-    k = min(k, n_heads)
-    common = k * k / n_heads
-    return common / (2 * k - common)
+def _strongest(effects: ndarray, k: int) -> frozenset[int]:
+    """The k heads that help most; fewer if fewer help."""
+    order = np.argsort(effects, kind="stable")[:k]
+    return frozenset(order[effects[order] < 0].tolist())
+
+
+def _shares(common: float, first: frozenset[int], second: frozenset[int]) -> tuple[float, float, float]:
+    """Precision, recall and Jaccard index; nan where they would divide by 0."""
+    sizes = (len(first), len(second), len(first) + len(second) - common)
+    precision, recall, jaccard = (common / size if size else float("nan") for size in sizes)
+    return precision, recall, jaccard
 
 
 class Change(NamedTuple):
@@ -148,11 +164,13 @@ def changed_heads(
 ) -> list[Change]:
     """Heads whose paired difference (second - first) is no chance, largest first.
 
-    False discoveries among all heads are controlled at `error_rate` (Benjamini and Hochberg); differences below
-    `minimum` are left out.
+    False discoveries are controlled at `error_rate` (Benjamini and Hochberg) among all heads that could have an effect
+    in either model; differences below `minimum` are left out.
     """
     difference = second - first
-    adjusted = false_discovery_adjusted(cluster_p_values(difference, scenarios).p)
+    live = (np.nan_to_num(first) != 0).any(-1) | (np.nan_to_num(second) != 0).any(-1)
+    p = np.where(live, cluster_p_values(difference, scenarios, n_flips=1).p, np.nan)
+    adjusted = false_discovery_adjusted(p)
     size = difference.mean(-1)
     found = (np.nan_to_num(adjusted, nan=1.0) <= error_rate) & (np.abs(size) >= max(minimum, 1e-300))
     changes = [

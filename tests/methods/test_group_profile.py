@@ -19,8 +19,9 @@ HEADS = (Head(1, 5), Head(3, 2), Head(1, 0))
 
 
 def test_attention_is_the_softmax_of_the_models_own_queries_and_keys():
-    chosen, pairs, group = subject("llama"), fake_pairs(), Group("query_label", HEADS)
-    found = attention_by_role(chosen.model, group, pairs, ROLES)
+    chosen, pairs = subject("llama"), fake_pairs()
+    groups = {"other": Group("last", (Head(2, 2),)), "group": Group("query_label", HEADS)}
+    found = attention_by_role(chosen.model, groups, pairs, ROLES)["group"]
     for i in range(len(pairs)):
         seen = chosen.reference.clean(pairs.clean[i : i + 1, : pairs.lengths[i]]).seen
         at = int(pairs.positions["query_label"][i])
@@ -33,8 +34,9 @@ def test_attention_is_the_softmax_of_the_models_own_queries_and_keys():
 
 @pytest.mark.parametrize("executor", ["window", "full"])
 def test_effects_are_those_of_all_heads_patched_at_the_role(executor):
-    chosen, pairs, group = subject("qwen2"), fake_pairs(), Group("last", HEADS)
-    found = effect_by_role(chosen.model, group, pairs, ROLES, executor=executor)
+    chosen, pairs = subject("qwen2"), fake_pairs()
+    groups = {"other": Group("last", (Head(2, 2),)), "group": Group("last", HEADS)}
+    found = effect_by_role(chosen.model, groups, pairs, ROLES, executor=executor)["group"]
     for i in range(len(pairs)):
         clean = pairs.clean[i : i + 1, : pairs.lengths[i]]
         other = chosen.reference.clean(pairs.counterfactual[i : i + 1, : pairs.counterfactual_lengths[i]]).seen
@@ -59,8 +61,8 @@ def test_effects_are_those_of_all_heads_patched_at_the_role(executor):
 def test_a_group_that_has_no_profile_is_refused():
     chosen, pairs = subject("llama"), fake_pairs()
     with pytest.raises(InputError, match="without heads"):
-        attention_by_role(chosen.model, Group("last", ()), pairs, ROLES)
+        attention_by_role(chosen.model, {"g": Group("last", ())}, pairs, ROLES)
     with pytest.raises(InputError, match="'absent' has no place in some prompts"):
-        effect_by_role(chosen.model, Group("last", HEADS), pairs, ["absent"])
+        effect_by_role(chosen.model, {"g": Group("last", HEADS)}, pairs, ["absent"])
     with pytest.raises(InputError, match="no role 'nowhere'"):
-        attention_by_role(chosen.model, Group("last", HEADS), pairs, ["nowhere"])
+        attention_by_role(chosen.model, {"g": Group("last", HEADS)}, pairs, ["nowhere"])

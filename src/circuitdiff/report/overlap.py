@@ -6,7 +6,7 @@ import altair as alt
 
 from circuitdiff.heads import Head
 from circuitdiff.report.look import CATEGORIES, HELPS, INK, MUTED, Figure, finish, inline
-from circuitdiff.report.numbers import finite, interval, number
+from circuitdiff.report.numbers import finite, interval, number, significant
 
 MATRIX = "matrix"
 
@@ -137,6 +137,20 @@ def _changed(stage: dict, *, gained: bool) -> str:
     return ", ".join(f"{Head(*change['head'])} ({change['difference']:+.2f})" for change in chosen) or "none"
 
 
+_SHARES = {"precision": "precision", "recall": "recall", "jaccard": "Jaccard"}
+
+
+def curve_rows(entry: dict) -> list[dict]:
+    """Heads in common among the k strongest, by stage, share and k, between retest and chance."""
+    return [
+        {"stage": stage["stage"], "share": called, "k": row["k"], "chance": number(row.get("floor"))}
+        | {pair: _printed(row.get(pair)) for pair in ("between", "base", "variant")}
+        for stage in entry.get("stages") or []
+        for share, called in _SHARES.items()
+        for row in stage.get(share) or []
+    ]
+
+
 def edge_rows(entry: dict) -> list[dict]:
     """Effects from group to group in base and variant."""
     return [
@@ -146,6 +160,7 @@ def edge_rows(entry: dict) -> list[dict]:
             "base": _printed(edge["base"]),
             "variant": _printed(edge["variant"]),
             "difference": _printed(edge["difference"]),
+            "adjusted_p": significant(edge.get("adjusted_p")),
         }
         for edge in entry.get("edges") or []
     ]
@@ -167,8 +182,8 @@ def moved_rows(entry: dict) -> list[dict]:
         {
             "base": row["base"],
             "variant": row["variant"],
-            "attention": number(row["attention"]),
-            "effect": number(row["effect"]),
+            "attention": _printed(row["attention"]),
+            "effect": _printed(row["effect"]),
         }
         for row in entry.get("moved") or []
     ]

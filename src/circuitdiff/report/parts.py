@@ -23,6 +23,7 @@ from circuitdiff.report.look import Figure
 from circuitdiff.report.minimality import minimality_figures, minimality_sentence
 from circuitdiff.report.numbers import interval, number
 from circuitdiff.report.overlap import (
+    curve_rows,
     edge_rows,
     group_rows,
     matrix_rows,
@@ -104,13 +105,19 @@ def _overlap(results: dict) -> Part:
     found = matrix_rows(results)
     if len({row["model"] for row in found}) > 1:
         tables.append(Table("Every circuit in every model", columns, found))
-    for variant, entry in (results.get("overlap") or {}).items():
-        tables += _overlap_tables(variant, entry)
+    overlaps = (results.get("overlap") or {}).items()
+    for variant, entry in overlaps:
+        tables += [table for table in _overlap_tables(variant, entry) if table.rows]
+    said = [overlap_sentence(variant, entry) for variant, entry in overlaps]
     return Part(
         "Is it the same circuit?",
         "Overlaps and correlations stand between chance and what one model repeats on other prompts. Negative effects "
         "help; a head gained helps more in the variant, on the same prompts, false discoveries controlled at 5 %.",
-        [overlap_sentence(variant, entry) for variant, entry in (results.get("overlap") or {}).items()],
+        [
+            said
+            for variant, entry in (results.get("overlap") or {}).items()
+            if (said := overlap_sentence(variant, entry))
+        ],
         overlap_figures(results),
         tables,
     )
@@ -121,12 +128,16 @@ def _overlap_tables(variant: str, entry: dict) -> list[Table]:
     heads = {"group": "group"} | pair | {"common": "in common", "precision": "precision", "recall": "recall"}
     maps = {"stage": "stage", "receivers": "receivers", "between": "base and variant", "base": "base, retest"}
     maps |= {"variant": "variant, retest", "different": "another stage's map", "gained": "gained", "lost": "lost"}
-    edges = {"edge": "from group to group", "via": "via"} | pair | {"difference": "difference"}
+    curves = {"stage": "stage", "share": "share", "k": "k", "between": "base and variant", "base": "base, retest"}
+    curves |= {"variant": "variant, retest", "chance": "chance"}
+    edges = {"edge": "from group to group", "via": "via"} | pair
+    edges |= {"difference": "difference", "adjusted_p": "adjusted p"}
     profile = {"group": "the base's group", "role": "role"} | pair
     moved = {"base": "the base's group", "variant": f"{variant}'s own group"}
     return [
         Table(f"Heads of the base's circuit and of {variant}'s", heads | {"jaccard": "Jaccard"}, group_rows(entry)),
         Table(f"Correlation of all heads' effects, base and {variant}", maps, stage_rows(entry)),
+        Table(f"Heads in common among the k strongest, base and {variant}", curves, curve_rows(entry)),
         Table(f"Effects between the base's groups, base and {variant}", edges, edge_rows(entry)),
         Table("Attention of the base's groups, by role attended to", profile, profile_rows(entry, "attention")),
         Table("Effect of the base's groups, by role where they are patched", profile, profile_rows(entry, "effect")),

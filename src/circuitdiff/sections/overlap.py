@@ -7,51 +7,60 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit
 from circuitdiff.compare import Overlap, circuit_overlap, total
 from circuitdiff.discovery import StageResult
 from circuitdiff.effect_maps import Change, Likeness, changed_heads, compare_maps
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
-from circuitdiff.methods.path_patching import Via, group_path_effects
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.discovery import Found
+from circuitdiff.sections.edges import Edge, edge_effects, possible_edges
 from circuitdiff.sections.entries import interval_entry
-from circuitdiff.statistics import difference_interval, mean_interval
+from circuitdiff.statistics import (
+    cluster_p_values,
+    cluster_resamples,
+    difference_interval,
+    false_discovery_adjusted,
+    mean_interval,
+)
 from circuitdiff.store import Record
-from circuitdiff.workbench import Subject, Workbench
+from circuitdiff.workbench import Workbench
 
 _KS = (5, 10, 20, 40)
 _PROMPTS = 100  # for edges and profiles
+_RESAMPLES = 2000
 _SMALLEST_CHANGE = 0.02  # of a head's effect, in the metric's unit
 
 
 def overlap_section(bench: Workbench, found: Mapping[str, Found]) -> dict[str, Any]:
-    """Each variant's circuit against the base's, where the main plan was run in both."""
+    """Each variant against the base: its own circuit, where the main plan was run in it, and edges in every one."""
     base = found[bench.base]
-    others = {name: each for name, each in found.items() if name != bench.base}
-    ours = _measured(bench, bench.base, base.circuit) if others and base.circuit.roles else None
-    return {"overlap": {name: _against_base(bench, base, ours, name, each) for name, each in others.items()}}
+    ours = _measured(bench, bench.base, base.circuit, edges=True) if bench.variants and base.circuit.roles else None
+    entries = {name: _against_base(bench, base, ours, name, found.get(name)) for name in bench.variants}
+    return {"overlap": {name: entry for name, entry in entries.items() if entry}}
 
 
-def _against_base(bench: Workbench, base: Found, ours: _Measured | None, name: str, variant: Found) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "groups": _groups(base.circuit, variant.circuit),
-        "stages": [
+def _against_base(
+    bench: Workbench, base: Found, ours: _Measured | None, name: str, variant: Found | None
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    if variant is not None:
+        entry["groups"] = _groups(base.circuit, variant.circuit)
+        entry["stages"] = [
             _stage(first, second) | {"different": _different(first, variant.stages)}
             for first, second in zip(base.stages, variant.stages, strict=False)
             if first.stage == second.stage
-        ],
-    }
+        ]
     if ours is not None:
-        theirs = _measured(bench, name, base.circuit)
+        theirs = _measured(bench, name, base.circuit, edges=True)
         entry |= {"edges": _edges(ours, theirs), "profiles": _profiles(ours, theirs)}
-    if variant.circuit.roles and ours is not None:
-        own = _measured(bench, name, variant.circuit)
-        entry["moved"] = _same_work(ours, own)
+    if variant is not None and variant.circuit.roles and ours is not None:
+        entry["moved"] = _same_work(ours, _measured(bench, name, variant.circuit, edges=False))
     return entry
 
 
@@ -76,14 +85,18 @@ def _stage(first: StageResult, second: StageResult) -> dict[str, Any]:
     """Effects of every head in base and variant, into whatever receivers each model's own plan found."""
     ours, theirs = (result.found.per_prompt.double().numpy() for result in (first, second))
     scenarios = first.found.scenarios.numpy()
-    compared = compare_maps(ours, theirs, scenarios, _KS)
+    sizes = {len(result.selection.helping) for result in (first, second)} - {0}
+    compared = compare_maps(ours, theirs, scenarios, sorted({*_KS, *sizes}))
     smallest = max(_SMALLEST_CHANGE, first.found.noise_floor, second.found.noise_floor)
     changed = changed_heads(ours, theirs, scenarios, minimum=smallest)
     return {
         "stage": first.stage.name,
         "same_receivers": first.receivers == second.receivers,
         "correlation": _likeness(compared.correlation),
-        "jaccard": [{"k": k} | _likeness(each) for k, each in compared.jaccard.items()],
+        **{
+            share: [{"k": k} | _likeness(getattr(each, share)) for k, each in compared.shared.items()]
+            for share in ("jaccard", "precision", "recall")
+        },
         "changed": [_change(change) for change in changed],
         "smallest_change": smallest,
     }
@@ -116,44 +129,35 @@ def _change(change: Change) -> dict[str, Any]:
     }
 
 
-class _Edge(NamedTuple):
-    """A way from one group into another's q, k or v, or (no receiver) straight into the logits."""
-
-    sender: str
-    receiver: str | None
-    via: Via | None
-
-
 class _Measured(NamedTuple):
     """What the groups of a circuit do in one model, on the same prompts."""
 
-    edges: Mapping[_Edge, Float[Tensor, " prompt"]]
+    edges: Mapping[Edge, Float[Tensor, " prompt"]]
     attention: Mapping[str, Float[Tensor, "prompt role"]]  # mean over the group's heads
     effects: Mapping[str, Float[Tensor, "role prompt"]]
     roles: list[str]
     scenarios: Tensor
 
 
-def _measured(bench: Workbench, model: str, circuit: Circuit) -> _Measured:
+def _measured(bench: Workbench, model: str, circuit: Circuit, *, edges: bool) -> _Measured:
     subject = bench.subject(model)
     pairs = subject.splits.evaluation.select(torch.arange(min(_PROMPTS, len(subject.splits.evaluation))))
     groups = {name: group for name, group in circuit.groups.items() if group.heads}
     roles = [role for role in bench.task.roles if "." not in role and _everywhere(pairs, role)]
-    edges = _possible_edges(groups, pairs)
+    asked, executor = (possible_edges(groups, pairs) if edges else []), bench.settings.executor
 
     def compute() -> Record:
-        tensors = {f"edge.{i}": _effect(subject, groups, pairs, edge) for i, edge in enumerate(edges)}
-        for name, group in groups.items():
-            tensors[f"attention.{name}"] = attention_by_role(subject.model, group, pairs, roles).mean(0)
-            tensors[f"effect.{name}"] = effect_by_role(
-                subject.model, group, pairs, roles, executor=bench.settings.executor
-            )
-        return Record(tensors, None)
+        found = edge_effects(subject.model, groups, asked, pairs, executor=executor)
+        tensors = {f"edge.{i}": each for i, each in enumerate(found)}
+        attention = attention_by_role(subject.model, groups, pairs, roles)
+        tensors |= {f"attention.{name}": each.mean(0) for name, each in attention.items()}
+        effects = effect_by_role(subject.model, groups, pairs, roles, executor=executor)
+        return Record(tensors | {f"effect.{name}": each for name, each in effects.items()}, None)
 
     key = subject.stages.key("evaluation") | {"circuit": circuit.to_dict(), "n": len(pairs), "roles": roles}
-    kept = subject.stages.kept(f"what groups do in {model}", key, compute).tensors
+    kept = subject.stages.kept(f"what groups do in {model}", key | {"edges": edges}, compute).tensors
     return _Measured(
-        {edge: kept[f"edge.{i}"] for i, edge in enumerate(edges)},
+        {edge: kept[f"edge.{i}"] for i, edge in enumerate(asked)},
         {name: kept[f"attention.{name}"] for name in groups},
         {name: kept[f"effect.{name}"] for name in groups},
         roles,
@@ -166,55 +170,26 @@ def _everywhere(pairs: Pairs, role: str) -> bool:
     return all(place is not None and bool((place >= 0).all()) for place in places)
 
 
-def _possible_edges(groups: Mapping[str, Group], pairs: Pairs) -> list[_Edge]:
-    """Straight into the logits from the last position; via q at one role; via k and v from earlier roles."""
-    last = [_Edge(name, None, None) for name, g in groups.items() if (pairs.positions[g.at] == pairs.lengths - 1).all()]
-    between = [
-        _Edge(first, second, via)
-        for first, second, via in product(groups, groups, ("q", "k", "v"))
-        if _can_reach(groups[first], groups[second], via, pairs)
-    ]
-    return last + between
-
-
-def _can_reach(first: Group, second: Group, via: str, pairs: Pairs) -> bool:
-    if min(head.layer for head in first.heads) >= max(head.layer for head in second.heads):
-        return False
-    if via == "q":
-        return first.at == second.at and first is not second
-    return bool((pairs.positions[first.at] < pairs.positions[second.at]).all())
-
-
-def _effect(subject: Subject, groups: Mapping[str, Group], pairs: Pairs, edge: _Edge) -> Float[Tensor, " prompt"]:
-    sender = groups[edge.sender]
-    receiver = None if edge.receiver is None else groups[edge.receiver]
-    return group_path_effects(
-        subject.model,
-        pairs,
-        {edge.sender: sender.heads},
-        sender.at,
-        None if receiver is None else receiver.heads,
-        edge.via,
-        None if receiver is None or edge.via == "q" else receiver.at,
-        executor=subject.stages.settings.executor,
-    )[edge.sender]
-
-
 def _edges(ours: _Measured, theirs: _Measured) -> list[dict[str, Any]]:
-    """Effects along each edge of the base's circuit, in base and variant, on the same prompts."""
-    entries = []
-    for edge in ours.edges:
-        first, second = (each.edges[edge].double().numpy() for each in (ours, theirs))
-        scenarios = ours.scenarios.numpy()
-        entries.append(
-            edge._asdict()
-            | {
-                "base": interval_entry(mean_interval(first, scenarios)),
-                "variant": interval_entry(mean_interval(second, scenarios)),
-                "difference": interval_entry(difference_interval(second, first, scenarios)),
-            }
-        )
-    return entries
+    """Effects along each edge of the base's circuit, in base and variant, on the same prompts.
+
+    `adjusted_p`: of no difference, false discoveries controlled over all edges.
+    """
+    if not ours.edges:
+        return []
+    scenarios = ours.scenarios.numpy()
+    base, variant = (np.stack([each.edges[edge].double().numpy() for edge in ours.edges]) for each in (ours, theirs))
+    adjusted = false_discovery_adjusted(cluster_p_values(variant - base, scenarios, n_flips=1).p)
+    return [
+        edge._asdict()
+        | {
+            "base": interval_entry(mean_interval(first, scenarios)),
+            "variant": interval_entry(mean_interval(second, scenarios)),
+            "difference": interval_entry(difference_interval(second, first, scenarios)),
+            "adjusted_p": float(p),
+        }
+        for edge, first, second, p in zip(ours.edges, base, variant, adjusted, strict=True)
+    ]
 
 
 def _profiles(ours: _Measured, theirs: _Measured) -> dict[str, Any]:
@@ -248,12 +223,20 @@ def _same_work(ours: _Measured, own: _Measured) -> list[dict[str, Any]]:
         {
             "base": first,
             "variant": second,
-            "attention": _cosine(ours.attention[first].mean(0), own.attention[second].mean(0)),
-            "effect": _cosine(ours.effects[first].mean(1), own.effects[second].mean(1)),
+            "attention": _cosine(ours.attention[first].T, own.attention[second].T, ours.scenarios),
+            "effect": _cosine(ours.effects[first], own.effects[second], ours.scenarios),
         }
         for first, second in product(ours.attention, own.attention)
     ]
 
 
-def _cosine(one: Float[Tensor, " role"], other: Float[Tensor, " role"]) -> float:
-    return float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0))
+def _cosine(
+    one: Float[Tensor, "role prompt"], other: Float[Tensor, "role prompt"], scenarios: Tensor
+) -> dict[str, float]:
+    """The cosine of two mean profiles, with a 95 % bootstrap interval over scenarios, both resampled together."""
+    weights = cluster_resamples(scenarios.numpy(), _RESAMPLES, np.random.default_rng(0))
+    means = [np.concatenate([np.ones((1, len(scenarios))), weights]) @ x.double().numpy().T for x in (one, other)]
+    first, second = (torch.from_numpy(mean) for mean in means)
+    value, *resampled = torch.nn.functional.cosine_similarity(first, second, dim=1).tolist()
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return {"value": value, "low": float(low), "high": float(high)}
