@@ -206,16 +206,69 @@ def test_transmitters_carry_no_object_and_fetchers_do(planted):
     assert fetched.above_floor.low > 0.3
 
 
+@pytest.mark.parametrize(("minimum", "learned"), [(0.0, True), (0.4, True), (0.9, False), (1.1, False)])
+def test_the_trained_floor_is_learned_only_where_the_group_may_carry_something(planted, minimum, learned):
+    shared, triples, _ = planted
+    fit = fit_shared(shared, "transmitters", triples["position"], replace(FEW, minimum=minimum))
+    assert (fit.shuffled is not None, "shuffled" in fit.answers) == (learned, learned)
+    assert learned == (fit.above("nothing").value >= minimum)
+    unmoved = fit_shared(shared, "transmitters", triples["object"], replace(FEW, minimum=0.0))
+    assert unmoved.accuracy() == unmoved.accuracy("nothing")
+    assert (unmoved.shuffled, unmoved.carries) == (None, False)
+
+
+def layers_run(model, action) -> set[int]:
+    """The layers whose attention ran while `action` lasted."""
+    seen: set[int] = set()
+    handles = [
+        attention.register_forward_hook(lambda *_, n=n: seen.add(n)) for n, attention in enumerate(model.attentions)
+    ]
+    action()
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_a_mask_runs_only_the_layers_from_its_first_patched_head_on():
+    model = subject("llama").model
+    patching = patching_of(subject("llama"), fake_triples(), "middle")
+    assert layers_run(model, lambda: patching.answers([Head(3, 2)], ROWS)) == {3}
+    assert layers_run(model, lambda: patching.answers([Head(3, 2), Head(2, 4)], ROWS)) == {2, 3}
+    assert layers_run(model, lambda: patching.answers([], ROWS)) == set()
+
+
+def test_of_source_prompts_only_the_groups_that_are_tested_on_them_are_read():
+    model, triples = subject("llama").model, fake_triples()
+    groups = {"low": Group("last", (Head(1, 0),)), "high": Group("middle", (Head(3, 2), Head(2, 4)))}
+    own, few = replace(triples, name="few"), replace(triples, name="few", source=replace(triples.source))
+    shared = SharedRuns(model, groups, triples.base, n_random=1, asked={"few": ["low"]})
+    assert shared.runs.n_kept == N_TRIPLES
+    assert layers_run(model, lambda: shared.patching("low", few)) == {0, 1}
+    assert layers_run(model, lambda: shared.patching("high", replace(few, name="all"))) == {0, 1, 2, 3}
+    assert layers_run(model, lambda: shared.patching("low", few)) == set()
+    assert layers_run(model, lambda: shared.patching("low", replace(own, name="all"))) == {0, 1, 2, 3}
+    rows = torch.arange(N_TRIPLES)
+    expected = SharedRuns(model, groups, triples.base, n_random=1).patching("high", triples)
+    for heads in ([Head(3, 2)], [Head(2, 4), Head(3, 2)]):
+        assert torch.equal(shared.patching("high", own).answers(heads, rows), expected.answers(heads, rows))
+
+
 def test_every_control_answers_as_its_heads_do(planted):
     shared, triples, _ = planted
-    fit = fit_shared(shared, "transmitters", triples["position"], FEW)
+    fit = fit_shared(shared, "transmitters", triples["position"], replace(FEW, control_triples=30))
     test, heads, n = torch.arange(72, 120), shared.groups["transmitters"].heads, len(fit.heads)
     assert torch.equal(fit.test.targets, triples["position"].targets[test])
     patching = shared.patching("transmitters", triples["position"])
     expected = {"mask": fit.heads, "nothing": (), "all": heads, "ranked": heads[:n]}
     expected |= {f"random {i}": order[:n] for i, order in enumerate(shared.random["transmitters"])}
     for name, chosen in expected.items():
-        assert torch.equal(fit.answers[name], patching.answers(chosen, test)), name
+        tested = test if name in ("mask", "nothing") else test[:30]
+        assert torch.equal(fit.answers[name], patching.answers(chosen, tested)), name
+    assert len(fit.answers["shuffled"]) == 48
+    assert fit.above("ranked").value == pytest.approx(
+        float((fit.hits()[:30].double() - fit.hits("ranked").double()).mean())
+    )
+    assert sum(fit.pointed("all").values()) == pytest.approx(1)
     assert {*fit.answers} == {*expected, "shuffled"}
     assert not torch.equal(fit.answers["mask"], fit.answers["nothing"])
     assert not torch.equal(fit.answers["mask"], fit.answers["shuffled"])
@@ -332,7 +385,9 @@ def test_the_higher_floor_counts_and_differences_are_paired():
     assert fit.above_floor.value == pytest.approx(2 / 6)
     assert fit.above("nothing").value == pytest.approx(3 / 6)
     sure = replace(fit, answers=answers | {"mask": targets, "shuffled": targets + 1, "nothing": targets + 1})
-    assert (sure.carries(), sure.carries(1.1), replace(fit, answers=answers).carries(0.0)) == (True, False, False)
+    assert (sure.carries, replace(sure, minimum=1.1).carries, replace(fit, minimum=0.0).carries) == (True, False, False)
+    unlearned = replace(sure, answers={name: each for name, each in sure.answers.items() if name != "shuffled"})
+    assert unlearned.floor == "nothing"
     assert fit.pointed() == pytest.approx({"unpatched": 0, "position": 4 / 6, "label": 2 / 6, "other": 0})
     assert math.isnan(fit.random_accuracy)
 
@@ -361,8 +416,10 @@ def test_what_cannot_be_fitted_is_refused_before_anything_runs(change, message, 
 
 
 def test_options_out_of_range_are_refused():
-    with pytest.raises(InputError, match="penalties of 0 or more"):
+    with pytest.raises(InputError, match="penalties and a minimum of 0 or more"):
         MaskOptions(penalty=-1.0)
+    with pytest.raises(InputError, match=r"minimum -0\.1"):
+        MaskOptions(minimum=-0.1)
     with pytest.raises(InputError, match="at least 1 triple each"):
         MaskOptions(n_triples=(1, 0, 1))
     with pytest.raises(InputError, match="expected gates, one of clamped, hard_concrete; got 'soft'"):

@@ -40,7 +40,7 @@ SETTINGS = FunctionSettings(
     prompts_per_step=4,
     check_every=6,
     random_groups=2,
-    random_triples=4,
+    control_triples=4,
     further={"fetcher": ("no_comma",)},
     sweep=SweepSettings(penalties=(0.5,), seeds=2),
     redraw=RedrawSettings(times=2, triples=3),
@@ -84,7 +84,7 @@ def test_the_section_holds_the_librarys_numbers_for_every_group_and_desideratum(
         assert [entry["accuracy"], entry["low"], entry["high"]] == pytest.approx(list(fit.accuracy()))
         assert entry["floor"] == fit.accuracy(fit.floor).value
         assert entry["above_floor"]["value"] == pytest.approx(fit.above_floor.value)
-        assert entry["carries"] == fit.carries(SETTINGS.minimum)
+        assert entry["carries"] == fit.carries
         assert entry["controls"]["all"]["value"] == fit.accuracy("all").value
         assert entry["controls"]["random"] == pytest.approx(fit.random_accuracy)
         assert [point["n_heads"] for point in entry["trade_off"]] == [len(m.patched) for m, _ in fit.trade_off()]

@@ -22,7 +22,7 @@ WIRED: Mapping[str, str] = {
 }
 _ROUTES = ("value_fetcher", "label_fetcher")  # each ends one: with both, what feeds one of them competes with the other
 _MINIMUM = 0.05  # accuracy above the floor; less is no function
-_OPTIONS = MaskOptions(n_triples=(120, 60, 200), n_seeds=1, n_random=0)
+_OPTIONS = MaskOptions(n_triples=(120, 60, 200), minimum=_MINIMUM, n_seeds=1, n_random=0)
 
 
 def mask_rows(subject: Subject, options: MaskOptions | None = None) -> list[Row]:
@@ -53,4 +53,4 @@ def _row(subject: Subject, group: str, fit: MaskFit) -> Row:
     detail = f"{above.low:.3f} to {above.high:.3f}; accuracy {accuracy.value:.3f}, floor {floor.value:.3f}; {heads}"
     wanted = f"≥ {_MINIMUM:g}, interval above 0" if expected else f"not so: < {_MINIMUM:g} or interval holds 0"
     claim = f"{group} encodes {fit.desideratum}: accuracy above the floor"
-    return Row(subject.model.name, claim, float(above.value), wanted, fit.carries(_MINIMUM) == expected, detail)
+    return Row(subject.model.name, claim, float(above.value), wanted, fit.carries == expected, detail)

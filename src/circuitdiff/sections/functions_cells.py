@@ -78,7 +78,7 @@ class Cells:
                 options,
                 lambda done, total: self._bench.monitor(title, done, total),
             )
-            return fit_record(fit, self._settings.minimum)
+            return fit_record(fit)
 
         return self._subject.stages.kept(title, self._key(group, wanted), compute)
 
@@ -195,9 +195,15 @@ class Cells:
                 seed=self._bench.settings.seed,
                 executor=self._bench.settings.executor,
                 memory_gb=self._settings.memory_gb,
+                asked=self._asked,
                 progress=lambda done, total: self._bench.monitor(f"base prompts in {self.model}", done, total),
             )
         return self._shared[which]
+
+    @property
+    def _asked(self) -> dict[str, list[str]]:
+        """By desideratum, the groups tested with it in this model."""
+        return {title_of(wanted): [group for group, name in self.all if name == wanted] for _, wanted in self.all}
 
     def _test_rows(self, wanted: str) -> Tensor:
         sizes = (self._settings.train, self._settings.validation, self._settings.test)

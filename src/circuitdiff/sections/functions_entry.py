@@ -19,16 +19,17 @@ from circuitdiff.triples import Triples
 _FLOORS = {"nothing": "no head patched", "shuffled": "a mask trained and tested on shuffled targets"}
 
 
-def fit_record(fit: MaskFit, minimum: float) -> Record:
+def fit_record(fit: MaskFit) -> Record:
     """Keep values and hits per test triple as tensors; beside them the entry."""
     tensors = {f"hits.{name}": fit.hits(name) for name in fit.answers}
     tensors |= {f"answers.{name}": answers for name, answers in fit.answers.items()}
-    tensors |= {"keep": fit.mask.keep, "keep.shuffled": fit.shuffled.keep, "scenarios": fit.test.scenarios}
+    tensors |= {"keep": fit.mask.keep, "scenarios": fit.test.scenarios}
+    tensors |= {"keep.shuffled": fit.shuffled.keep} if fit.shuffled else {}
     tensors |= {f"keep.other.{i}": mask.keep for i, mask in enumerate(fit.others)}
-    return Record(tensors, fit_entry(fit, minimum))
+    return Record(tensors, fit_entry(fit))
 
 
-def fit_entry(fit: MaskFit, minimum: float) -> dict[str, Any]:
+def fit_entry(fit: MaskFit) -> dict[str, Any]:
     accuracy, above = fit.accuracy(), fit.above_floor
     return {
         "heads": heads_entry(fit.heads),
@@ -40,8 +41,8 @@ def fit_entry(fit: MaskFit, minimum: float) -> dict[str, Any]:
         "floor": fit.accuracy(fit.floor).value,
         "floor_is": _FLOORS[fit.floor],
         "above_floor": interval_entry(above),
-        "carries": fit.carries(minimum),
-        "controls": {name: _share(fit, name) for name in ("nothing", "shuffled", "all", "ranked")}
+        "carries": fit.carries,
+        "controls": {name: _share(fit, name) for name in (*_FLOORS, "all", "ranked") if name in fit.answers}
         | {"random": fit.random_accuracy},
         "pointed": {"mask": fit.pointed(), "all": fit.pointed("all")},
         "by_queried": by_queried(fit.hits(), fit.test),
@@ -54,7 +55,8 @@ def fit_entry(fit: MaskFit, minimum: float) -> dict[str, Any]:
 
 
 def _share(fit: MaskFit, name: str) -> dict[str, Any]:
-    return form.share(fit.hits(name), fit.test.scenarios)
+    hits = fit.hits(name)
+    return form.share(hits, fit.test.scenarios[: len(hits)])
 
 
 def _mask_entry(mask: Mask) -> dict[str, Any]:
@@ -81,7 +83,8 @@ def transfer_entry(
 ) -> dict[str, Any]:
     """A mask found in another model, unchanged in this one, against this model's own mask and floors."""
     hits, scenarios = answers == test.targets, test.scenarios.numpy()
-    floor = max(_FLOORS, key=lambda name: int(own[f"hits.{name}"].sum()))
+    there = [name for name in _FLOORS if f"hits.{name}" in own]
+    floor = max(there, key=lambda name: int(own[f"hits.{name}"].sum()))
 
     def above(name: str) -> dict[str, float]:
         return interval_entry(difference_interval(hits.numpy(), own[f"hits.{name}"].numpy(), scenarios))
@@ -89,6 +92,7 @@ def transfer_entry(
     return form.share(hits, test.scenarios) | {
         "from": source_model,
         "heads": [list(head) for head in patched],
+        "floor_is": _FLOORS[floor],
         "above_floor": above(floor),
         "above_own_mask": above("mask"),
     }

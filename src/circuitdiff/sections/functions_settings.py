@@ -38,13 +38,13 @@ class FunctionSettings(Settings):
     gates: Literal["clamped", "hard_concrete"] = "clamped"
     steps: int = Field(default=40, ge=1)  # at most; see patience
     prompts_per_step: int = Field(default=32, ge=1)
-    positions_per_step: int = Field(default=448, ge=1)
+    positions_per_step: int = Field(default=224, ge=1)
     learning_rate: float = Field(default=0.1, gt=0)
     check_every: int = Field(default=5, ge=1)
     patience: int = Field(default=3, ge=1)
     minimum: float = Field(default=0.05, ge=0)  # a group carries what lifts accuracy by so much above the floor, surely
     random_groups: int = Field(default=3, ge=0)
-    random_triples: int = Field(default=100, ge=1)
+    control_triples: int = Field(default=100, ge=1)  # of the test triples
     sweep: SweepSettings | None = Field(default_factory=SweepSettings)
     redraw: RedrawSettings = Field(default_factory=RedrawSettings)
     memory_gb: float = Field(default=2.0, gt=0)  # for the base prompts' clean runs; what does not fit runs anew
@@ -54,11 +54,12 @@ class FunctionSettings(Settings):
         return MaskOptions(
             n_triples=(self.train, self.validation, self.test),
             penalty=self.penalty,
+            minimum=self.minimum,
             other_penalties=sweep.penalties if sweep else (),
             n_seeds=sweep.seeds if sweep else 1,
             seed=seed,
             n_random=self.random_groups,
-            random_triples=self.random_triples,
+            control_triples=self.control_triples,
             training=Training(
                 loss=self.loss,
                 gates=self.gates,

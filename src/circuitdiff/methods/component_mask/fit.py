@@ -31,23 +31,25 @@ class MaskOptions:
 
     n_triples: tuple[int, int, int] = (300, 150, 300)  # train, validation, test
     penalty: float = 0.02  # nats per patched head
+    minimum: float = 0.05  # accuracy above the floor, below which a group carries nothing
     other_penalties: tuple[float, ...] = ()  # for the trade-off of heads against accuracy
     n_seeds: int = 3
     seed: int = 0
     n_random: int = 5  # random groups of the same number of heads
-    random_triples: int = 100  # on so many of the test triples
+    control_triples: int = 100  # of the test triples, for random, all and ranked heads; floors are tested on all
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
-        if min(self.penalty, *self.other_penalties, 0.0) < 0 or self.n_seeds < 1 or self.n_random < 0:
+        if min(self.penalty, self.minimum, *self.other_penalties, 0.0) < 0 or self.n_seeds < 1 or self.n_random < 0:
             raise InputError(
-                f"expected penalties of 0 or more, at least one seed and no negative n_random; got penalties "
-                f"{(self.penalty, *self.other_penalties)}, n_seeds {self.n_seeds} and n_random {self.n_random}"
+                f"expected penalties and a minimum of 0 or more, at least one seed and no negative n_random; got "
+                f"penalties {(self.penalty, *self.other_penalties)}, minimum {self.minimum}, n_seeds {self.n_seeds} "
+                f"and n_random {self.n_random}"
             )
-        if min(*self.n_triples, self.random_triples) < 1:
+        if min(*self.n_triples, self.control_triples) < 1:
             raise InputError(
-                f"expected at least 1 triple each to train, choose, test and for random groups; got {self.n_triples} "
-                f"and {self.random_triples}"
+                f"expected at least 1 triple each to train, choose, test and for controls; got {self.n_triples} and "
+                f"{self.control_triples}"
             )
 
     @property
@@ -65,16 +67,18 @@ class MaskFit:
 
     "shuffled" is the trained floor: a mask learned and tested with the targets shuffled against the sources. Base and
     target still go together, the source says nothing of it: heads that merely unsettle the answer reach as much. It is
-    not learned where the mask patches nothing.
+    learned only where the mask is at least `minimum` above "nothing": elsewhere the group carries nothing anyway, as
+    the floor is the higher of the two.
     """
 
     desideratum: str
     group: Group
     mask: Mask
-    shuffled: Mask
+    shuffled: Mask | None  # None: not learned
+    minimum: float
     others: tuple[Mask, ...]  # the other seeds, then the other penalties
     test: Triples
-    answers: Mapping[str, Int[Tensor, " _some"]]  # all test triples, or as many of them as random groups get
+    answers: Mapping[str, Int[Tensor, " _some"]]  # of all test triples, or of the first ones: see `control_triples`
     other_answers: tuple[Int[Tensor, " test"], ...]  # of `others`
 
     @property
@@ -93,8 +97,9 @@ class MaskFit:
 
     @property
     def floor(self) -> str:
-        """The higher of the two floors: "nothing" or "shuffled"."""
-        return max(("nothing", "shuffled"), key=lambda name: int(self.hits(name).sum()))
+        """The higher of the two floors: "nothing" or, where it was learned, "shuffled"."""
+        there = [name for name in ("nothing", "shuffled") if name in self.answers]
+        return max(there, key=lambda name: int(self.hits(name).sum()))
 
     def above(self, patched: str) -> Interval:
         """Accuracy of the mask minus that of another patching, paired by triple."""
@@ -107,10 +112,11 @@ class MaskFit:
         """What counts."""
         return self.above(self.floor)
 
-    def carries(self, minimum: float = 0.05) -> bool:
+    @property
+    def carries(self) -> bool:
         """Whether the group carries what is asked for: surely above the floor, and by at least `minimum`."""
         above = self.above_floor
-        return bool(above.low > 0 and above.value >= minimum)
+        return bool(above.low > 0 and above.value >= self.minimum)
 
     @property
     def random_accuracy(self) -> float:
@@ -121,7 +127,7 @@ class MaskFit:
     def pointed(self, patched: str = "mask") -> dict[str, float]:
         """The share of answers by what points to them; the answer without any patch is "unpatched"."""
         given, kinds = self.answers[patched], {"unpatched": self.test.answers, **self.test.pointers}
-        shares = {kind: float((given == tokens).double().mean()) for kind, tokens in kinds.items()}
+        shares = {kind: float((given == tokens[: len(given)]).double().mean()) for kind, tokens in kinds.items()}
         return shares | {"other": 1 - sum(shares.values())} if self.test.pointers else shares
 
     def trade_off(self) -> list[tuple[Mask, Interval]]:
@@ -187,20 +193,22 @@ def fit_shared(
     masks = [train_mask(patching, heads, train, validation, how, *job, told.step) for job in _jobs(options)]
     best = max(range(options.n_seeds), key=lambda i: (masks[i].validation_accuracy, -len(masks[i].patched), -i))
     others = tuple(mask for i, mask in enumerate(masks) if i != best)
-    mixed, floor = shared.patching(group, triples, dealt_order(parts, len(triples), options.seed)), masks[best]
-    if floor.patched:
+    few = test.rows[: options.control_triples]
+    answers, floor = _answers(patching, heads, masks[best].patched, shared.random[group], test.rows, few), None
+    if _may_carry(answers, test.targets, options.minimum):
+        mixed = shared.patching(group, triples, dealt_order(parts, len(triples), options.seed))
         floor = train_mask(mixed, heads, train, validation, how, options.penalty, options.seed, told.step)
-    random = [(order, test.rows[: options.random_triples]) for order in shared.random[group]]
-    answers = _answers(patching, heads, masks[best].patched, random, test.rows)
+        answers["shuffled"] = mixed.answers(floor.patched, test.rows)
     told.end()
     return MaskFit(
         desideratum=triples.name,
         group=shared.groups[group],
         mask=masks[best],
         shuffled=floor,
+        minimum=options.minimum,
         others=others,
         test=triples.select(test.rows),
-        answers=answers | {"shuffled": mixed.answers(floor.patched, test.rows)},
+        answers=answers,
         other_answers=tuple(patching.answers(mask.patched, test.rows) for mask in others),
     )
 
@@ -214,6 +222,12 @@ def dealt_order(parts: Sequence[Int[Tensor, " _part"]], n_triples: int, seed: in
     return order
 
 
+def _may_carry(answers: Mapping[str, Int[Tensor, " test"]], targets: Int[Tensor, " test"], minimum: float) -> bool:
+    """Whether a floor that is as low as can be, no head patched, would leave enough above it."""
+    mask, nothing = ((answers[name] == targets).double().mean() for name in ("mask", "nothing"))
+    return bool(mask > nothing and mask - nothing >= minimum)
+
+
 def _jobs(options: MaskOptions) -> list[tuple[float, int]]:
     """Penalty and seed of each training: every seed with the penalty, then the other penalties."""
     seeds = [(options.penalty, options.seed + i) for i in range(options.n_seeds)]
@@ -225,13 +239,14 @@ def _answers(
     patching: Patching,
     heads: Sequence[Head],
     patched: Sequence[Head],
-    random: Sequence[tuple[Sequence[Head], Int[Tensor, " _some"]]],
+    random: Sequence[Sequence[Head]],
     test: Int[Tensor, " test"],
+    few: Int[Tensor, " _some"],
 ) -> dict[str, Int[Tensor, " _any"]]:
     n = len(patched)
-    chosen = {"mask": patched, "nothing": (), "all": heads, "ranked": heads[:n]}
-    answers = {name: patching.answers(each, test) for name, each in chosen.items()}
-    return answers | {f"random {i}": patching.answers(order[:n], rows) for i, (order, rows) in enumerate(random)}
+    controls = {"all": heads, "ranked": heads[:n]} | {f"random {i}": order[:n] for i, order in enumerate(random)}
+    answers = {name: patching.answers(each, test) for name, each in (("mask", patched), ("nothing", ()))}
+    return answers | {name: patching.answers(each, few) for name, each in controls.items()}
 
 
 class _Told:

@@ -26,7 +26,6 @@ class Patching:
     runs: KeptRuns
     executor: Executor
     at: str
-    first_layer: int  # of all heads that may be patched
     source_z: Mapping[Head, Float[Tensor, "prompt d_head"]]
     memory_gb: float
     _answers: dict[frozenset[Head], Int[Tensor, " prompt"]] = field(default_factory=dict)  # -1: not run yet
@@ -53,14 +52,13 @@ class Patching:
         self, heads: Sequence[Head], keep: Float[Tensor, " head"], bucket: Bucket, quantity: Quantity
     ) -> Float[Tensor, " prompt"]:
         """`quantity` of the bucket's base prompts, with keep * own z + (1 - keep) * source z; differentiable."""
-        batch = self.runs.batch(Need(self.at, self.first_layer), bucket)
+        batch = self.runs.batch(Need(self.at, self._first_layer(heads)), bucket)
         rows = bucket.prompts.to(self.model.device)
 
         def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
             return quantity(logits, rows[prompt])[:, None]
 
-        edits = self._edits(*self._anchored(heads, keep), bucket)
-        return self.executor.run(batch, edits, 1, readout)[0, :, 0]
+        return self.executor.run(batch, self._edits(heads, keep, bucket), 1, readout)[0, :, 0]
 
     @torch.no_grad()
     def answers(self, patched: Iterable[Head], rows: Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
@@ -78,18 +76,13 @@ class Patching:
         if not len(rows):
             return []
         width = int(self.widths[rows].max())
-        n_layers = self.model.n_layers - self.first_layer if training else 1
+        n_layers = self.model.n_layers - self._first_layer(self.source_z) if training else 1
         largest = rows_at_once(self.model, self.memory_gb / n_layers) // width
         return self.runs.buckets(self.at, rows, max(1, largest))
 
-    def _anchored(
-        self, heads: Sequence[Head], keep: Float[Tensor, " head"]
-    ) -> tuple[Sequence[Head], Float[Tensor, " anchored"]]:
-        """With a head of the first layer that keeps its own value if there is none: the clean run is kept for there."""
-        if not heads or min(head.layer for head in heads) == self.first_layer:
-            return heads, keep
-        anchor = next(head for head in self.source_z if head.layer == self.first_layer)
-        return [anchor, *heads], torch.cat([keep.new_ones(1), keep])
+    def _first_layer(self, heads: Iterable[Head]) -> int:
+        """Of these heads; without any, of all that may be patched."""
+        return min(head.layer for head in (list(heads) or self.source_z))
 
     def _edits(self, heads: Sequence[Head], keep: Float[Tensor, " head"], bucket: Bucket) -> list[Edit]:
         """One edit for each layer with heads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 
 import torch
@@ -43,20 +43,23 @@ class SharedRuns:
         seed: int = 0,
         executor: str = "window",
         memory_gb: float = MEMORY_GB,
+        asked: Mapping[str, Collection[str]] | None = None,
         progress: Progress | None = None,
     ) -> None:
+        """`asked`: by desideratum, the only groups tested with it; of its source prompts nothing else is read."""
         _check_groups(model, groups, base)
         self.model, self.groups, self._base = model, dict(groups), base
         self._executor, self._memory_gb, self._progress = executor_named(executor), memory_gb, progress
         self._kept_gb = memory_gb if executor == "window" else 0.0
         self.random = {name: _random_orders(model, group, n_random, seed) for name, group in groups.items()}
-        self._source: tuple[PromptSet, SourceZ] | None = None
+        self._asked = asked or {}
+        self._source: tuple[PromptSet, frozenset[str], SourceZ] | None = None
         self._patchings: dict[tuple[str, tuple[int, ...]], Patching] = {}
 
     @cached_property
     def runs(self) -> KeptRuns:
         """The base prompts' clean runs."""
-        needs = [Need(self.groups[name].at, self._first_layer(name)) for name in self.groups]
+        needs = [Need(self.groups[name].at, n) for name in self.groups for n in _layers(self._heads(name))]
         return keep_runs(self.model, self._base, needs, self._kept_gb, self._progress)
 
     def patching(self, group: str, triples: Triples, order: Int[Tensor, " triple"] | None = None) -> Patching:
@@ -67,7 +70,7 @@ class SharedRuns:
         assert triples.base is self._base, "shared runs are of one set of base prompts"
         triples.check_role(self.groups[group].at)
         key = (group, () if order is None else tuple(order.tolist()))
-        source = self._source_of(triples.source)
+        source = self._source_of(group, triples)
         if key not in self._patchings:
             own = self._make(group, source)
             self._patchings[key] = own if order is None else own.dealt(order)
@@ -79,18 +82,23 @@ class SharedRuns:
         Raises: InputError if a source prompt lacks the group's role.
         """
         triples.check_role(self.groups[group].at)
-        source = self._source_of(triples.source)
+        source = self._source_of(group, triples)
         spread = {
             key: z.new_full((len(self._base), z.shape[1]), torch.nan).index_copy(0, rows.to(z.device), z)
             for key, z in source.items()
         }
         return self._make(group, spread)
 
-    def _source_of(self, prompts: PromptSet) -> SourceZ:
-        """What all groups' heads carry on these source prompts; only the last ones asked for are remembered."""
-        if self._source is None or self._source[0] is not prompts:
-            self._source, self._patchings = (prompts, self._read(prompts)), {}
-        return self._source[1]
+    def _source_of(self, group: str, triples: Triples) -> SourceZ:
+        """What groups' heads carry on the source prompts; only the last prompts asked for are remembered."""
+        prompts, before = triples.source, frozenset[str]()
+        if self._source is not None and self._source[0] is prompts:
+            before = self._source[1]
+        if group not in before:
+            groups = before | {group, *self._asked.get(triples.name, self.groups)}
+            self._source, self._patchings = (prompts, groups, self._read(prompts, groups)), {}
+        assert self._source is not None, "just read"
+        return self._source[2]
 
     def _make(self, group: str, source: SourceZ) -> Patching:
         at = self.groups[group].at
@@ -98,7 +106,6 @@ class SharedRuns:
             runs=self.runs,
             executor=self._executor,
             at=at,
-            first_layer=self._first_layer(group),
             source_z={head: source[at, head] for head in self._heads(group)},
             memory_gb=self._memory_gb,
         )
@@ -107,13 +114,11 @@ class SharedRuns:
         """The group's and those it is compared with."""
         return sorted({*self.groups[group].heads, *(head for order in self.random[group] for head in order)})
 
-    def _first_layer(self, group: str) -> int:
-        return min(head.layer for head in self._heads(group))
-
-    def _read(self, source: PromptSet) -> SourceZ:
-        """What all groups' heads carry at their roles, for the roles that every source prompt has."""
+    def _read(self, source: PromptSet, groups: Collection[str]) -> SourceZ:
+        """What the groups' heads carry at their roles, for the roles that every source prompt has."""
         heads: dict[str, set[Head]] = {}
-        for name, group in self.groups.items():
+        for name in groups:
+            group = self.groups[name]
             if group.at in source.positions and (source.positions[group.at] >= 0).all():
                 heads.setdefault(group.at, set()).update(self._heads(name))
         wanted = {at: {layer: _indices(chosen, layer) for layer in _layers(chosen)} for at, chosen in heads.items()}

@@ -36,7 +36,7 @@ class Training:
     gates: str = "clamped"  # or "hard_concrete", which moves by chance and wants some 60 steps and a patience of 8
     n_steps: int = 40  # at most
     prompts_per_step: int = 32
-    positions_per_step: int = 448  # a group far from the end takes fewer prompts a step, so that no step costs much
+    positions_per_step: int = 224  # a group far from the end takes fewer prompts a step, so that no step costs much
     learning_rate: float = 0.1
     check_every: int = 5  # steps
     patience: int = 3  # checks in a row with the same rounded mask end the training
