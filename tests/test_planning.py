@@ -75,6 +75,23 @@ def test_minimality_takes_every_pair_and_two_circuits_a_head(planned):
     assert parts["minimality"].flop == pytest.approx(circuits * 4 * (layers + head))  # half of the prompts; one role
 
 
+def test_sources_drawn_anew_are_read_once_for_all_groups_and_main_desiderata(planned):
+    without, work, _ = planned(functions="{redraw: {times: 0}}")
+    with_redraws, _, _ = planned(functions="{redraw: {times: 5, triples: 4}}")
+    layers, head = token_flop(work)
+    windows = 2 * 3 * 20 * (layers / 2 + head)  # groups, both at the last token, and desiderata
+    assert with_redraws["functions"].forwards - without["functions"].forwards == pytest.approx(20 + 2 * 3 * 20)
+    assert with_redraws["functions"].flop - without["functions"].flop == pytest.approx(work.passes(20) + windows)
+
+
+def test_a_desideratum_of_one_group_is_cheaper_than_one_of_all_groups(planned):
+    names = "desiderata: [object, position], sweep: null"
+    few, *_ = planned(functions=f"{{{names}}}")
+    one, *_ = planned(functions=f"{{{names}, further: {{fetcher: [comma]}}}}")
+    everyone, *_ = planned(functions="{desiderata: [object, position, comma], sweep: null}")
+    assert few["functions"].flop < one["functions"].flop < everyone["functions"].flop
+
+
 def test_minutes_are_flop_at_the_measured_speed(planned):
     parts, work, study = planned()
     expected = estimate(parts.values(), study, work)

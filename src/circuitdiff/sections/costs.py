@@ -5,19 +5,24 @@ Circuits are not known yet: a group counts as many heads as its rule takes, or t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from circuitdiff.discovery import Plan, Stage
 from circuitdiff.planning import Part, Work
 from circuitdiff.sections.functions_cells import main_desiderata, wanted_of
+from circuitdiff.sections.functions_settings import FunctionSettings
 from circuitdiff.sections.whole_study import WholeStudy
 from circuitdiff.selection import Discoveries, TopK
 from circuitdiff.shares import all_subsets, needed_subsets
+from circuitdiff.tasks.desiderata import DESIDERATA
 
 _HEADS = 10  # of a group whose rule does not say
 _DISTINCT = 0.25  # of the tokens of an ablated prompt: the others have the same token at the same slot
-_BACKWARD = 3.0  # a training step, in forward runs
+_TRAINING_STEP = 2.0  # in forward runs: the gradient goes back through activations, not to weights
+_TRAINED = 0.75  # of the steps of a mask: most trainings end once the rounded mask stays the same
+_NEW = 0.5  # of the checks of a mask while it trains: the others find one that has run already
+_READ = 0.75  # of the layers: where few groups are tested, source prompts run up to their last one only
 _CIRCUIT_RUNS = 10  # the circuit, its references and its controls, under two kinds of means
 _GRAFTED = 0.75  # of the layers, on average: those below the first grafted one are not run again
 
@@ -116,27 +121,39 @@ class _Costs:
         return Part("ablations", runs, self.work.runs(runs, self._roles) + self.work.passes(own * n))
 
     def _functions(self) -> Part:
+        """Base prompts and the sources of all groups are read once a model, then every group runs its window."""
         wanted, flop, runs = self.study.functions, 0.0, 0.0
         if not wanted or self.study.task.name != "entity_tracking":
             return _nothing("functions")
+        for stage in self._main.stages:
+            n, width = self._masks(wanted, stage), self.work.width(stage.at)
+            flop += self.work.runs(n, width, layers=0.5)
+            runs += n
         n_models = len(self.study.models)
         triples = wanted.train + wanted.validation + wanted.test
-        for stage in self._main.stages:
-            main = len(main_desiderata(wanted))
-            cells = main * n_models + len(wanted_of(stage.name, wanted)) - main
-            fits = 2 * cells  # the mask, and its floor on shuffled targets
-            if wanted.sweep and stage.name == (wanted.sweep.group or self._main.stages[0].name):
-                fits += main * (len(wanted.sweep.penalties) + wanted.sweep.seeds - 1)
-            width = self.work.width(stage.at)
-            steps = fits * wanted.steps * min(wanted.prompts_per_step, wanted.positions_per_step / width)
-            tests = cells * (8 * wanted.test + 2 * wanted.random_groups * wanted.random_triples)
-            tests += fits * wanted.validation * wanted.steps / wanted.check_every
-            flop += self.work.runs(_BACKWARD * steps + tests, width, layers=0.5)
-            runs += _BACKWARD * steps + tests
-        further = {name for names in wanted.further.values() for name in names}
-        read = triples * (2 * n_models + len(further))  # base prompts, and the sources of all groups at once
-        redrawn = n_models * len(main_desiderata(wanted)) * wanted.redraw.times * wanted.redraw.triples
-        return Part("functions", runs + read + redrawn, flop + self.work.passes(read + redrawn))
+        main = _sources(main_desiderata(wanted))
+        further = _sources(name for names in wanted.further.values() for name in names) - main
+        read = n_models * (triples + len(main) * (triples + wanted.redraw.times * wanted.redraw.triples))
+        read += len(further) * triples * _READ
+        return Part("functions", runs + read, flop + self.work.passes(read))
+
+    def _masks(self, wanted: FunctionSettings, stage: Stage) -> float:
+        """Forward runs of one group's masks in all models."""
+        main, n_models = len(main_desiderata(wanted)), len(self.study.models)
+        masks = main * n_models + len(wanted_of(stage.name, wanted)) - main
+        floors = masks / main  # learned where a group may carry what is asked for: one of the main ones
+        swept = wanted.sweep and stage.name == (wanted.sweep.group or self._main.stages[0].name)
+        others = main * (len(wanted.sweep.penalties) + wanted.sweep.seeds - 1) if wanted.sweep and swept else 0
+        prompts = min(wanted.prompts_per_step, max(1.0, wanted.positions_per_step / self.work.width(stage.at)))
+        steps = wanted.steps * _TRAINED
+        learned = (
+            (masks + floors + others)
+            * steps
+            * (_TRAINING_STEP * prompts + wanted.validation * _NEW / wanted.check_every)
+        )
+        controls = masks * (2 + wanted.random_groups) * min(wanted.control_triples, wanted.test)
+        redrawn = main * n_models * wanted.redraw.times * wanted.redraw.triples
+        return learned + (masks + floors + others + main * n_models) * wanted.test + controls + redrawn
 
     def _cross_model(self) -> Part:
         wanted, variants = self.study.cross_model, len(self.study.variants)
@@ -185,6 +202,12 @@ class _Costs:
     def _sizes(self) -> dict[str, int]:
         rules = {stage.name: stage.rule for stage in self._main.stages}
         return {name: rule.k if isinstance(rule, TopK) else _HEADS for name, rule in rules.items()}
+
+
+def _sources(desiderata: Iterable[str]) -> set[object]:
+    """What tells source prompts apart: desiderata that are paired and worded alike share theirs."""
+    known = {name: DESIDERATA.get(name) for name in desiderata}
+    return {(each.pairing, each.wording) if each else name for name, each in known.items()}
 
 
 def _nothing(what: str) -> Part:
