@@ -23,6 +23,7 @@ from circuitdiff.sections.functions import functions_section
 from circuitdiff.sections.given_circuits import given_circuits
 from circuitdiff.sections.graft import graft_section
 from circuitdiff.sections.knockout import knockout_section
+from circuitdiff.sections.matrix import matrix_section
 from circuitdiff.sections.minimality import minimality_section
 from circuitdiff.sections.overlap import overlap_section
 from circuitdiff.sections.preflight import check_study
@@ -105,6 +106,7 @@ def _evaluate(bench: Workbench, circuits: Mapping[str, Circuit]) -> None:
     for model in bench.settings.models:
         for name, circuit in circuits.items():
             bench.add(faithfulness_section(bench, model, name, circuit))
+    bench.add(matrix_section(bench.results))
 
 
 def _examine(bench: Workbench, study: WholeStudy, circuits: Mapping[str, Circuit]) -> None:

@@ -29,6 +29,20 @@ def results(tmp_path_factory) -> dict:
     return read_results(folder / "run")
 
 
+def test_the_matrix_has_every_circuit_in_every_model_and_whose_it_is(results):
+    matrix, names = results["matrix"], ["base", "tuned", "plain"]
+    assert matrix["models"] == names
+    assert set(matrix["circuits"]) == {"base", "base (other)", "tuned"}
+    cells = {(cell["circuit"], cell["model"]): cell for cell in matrix["cells"]}
+    assert len(cells) == len(matrix["cells"]) == 9
+    assert cells["tuned", "base"]["found_in"] == cells["tuned", "plain"]["found_in"] == "tuned"
+    for (circuit, model), cell in cells.items():
+        entry = results["faithfulness"][circuit][model]
+        assert cell["faithfulness"] == {key: entry[key] for key in ("value", "low", "high", "note")}
+        assert cell["model_accuracy"] == results["models"][model]["accuracy"]
+        assert (cell["random"] is not None) == (model in ("base", cell["found_in"]))
+
+
 def test_edges_and_profiles_are_measured_in_every_model(results):
     found = results["overlap"]
     assert list(found) == ["tuned", "plain"]
