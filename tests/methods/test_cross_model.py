@@ -10,11 +10,20 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Edit
+from circuitdiff.engine.branch import branched
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.random_groups import random_group
 from circuitdiff.heads import Head
-from circuitdiff.methods.cross_model import control_groups, patch_across, read_activations, run_controls
+from circuitdiff.methods.cross_model import (
+    control_groups,
+    patch_across,
+    patch_across_several,
+    read_activations,
+    read_several,
+    run_controls,
+)
 from circuitdiff.methods.cross_model.compatibility import basis_of, distance_from_clean, spread
+from circuitdiff.prompts import buckets
 from circuitdiff.shares import Subset, all_subsets
 from fake_pairs import fake_pairs
 from tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, subject
@@ -254,3 +263,25 @@ def _other_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+
+
+@torch.no_grad()
+def test_subsets_that_begin_alike_build_on_one_run(monkeypatch):
+    """The early group begins half of the subsets of each kind: one run for each kind and bucket, not one a subset."""
+    recipient, donor, pairs = subject("llama").model, donor_of("llama").model, fake_pairs()
+    begun: list[tuple[int, int]] = []
+
+    def counted(batch, edits, start):
+        begun.append((batch.length, batch.n_prompts))
+        return branched(batch, edits, start)
+
+    monkeypatch.setattr("circuitdiff.evaluation.edited.branched", counted)
+    kinds = ["z", "contribution"]
+    theirs = read_several(donor, pairs, CIRCUIT.groups.values(), kinds)
+    n_buckets = len(buckets(pairs.clean_prompts, CIRCUIT.roles))
+    found = patch_across_several(theirs, recipient, CIRCUIT, pairs)
+    assert len(begun) == len(kinds) * n_buckets
+    for what in kinds:
+        alone = patch_across(theirs[what], recipient, CIRCUIT, pairs, what=what)
+        for subset, ran in alone.runs.items():
+            torch.testing.assert_close(found[what].runs[subset].answers.log_probs, ran.answers.log_probs)

@@ -24,7 +24,7 @@ _TRAINED = 0.75  # of the steps of a mask: most trainings end once the rounded m
 _NEW = 0.5  # of the checks of a mask while it trains: the others find one that has run already
 _READ = 0.75  # of the layers: where few groups are tested, source prompts run up to their last one only
 _CIRCUIT_RUNS = 10  # the circuit, its references and its controls, under two kinds of means
-_GRAFTED = 0.75  # of the layers, on average: those below the first grafted one are not run again
+_GRAFTED = 0.65  # of the layers, on average: grafts that are alike so far share them
 
 
 def study_costs(study: WholeStudy, plans: Mapping[str, Plan], work: Work) -> list[Part]:
@@ -166,8 +166,9 @@ class _Costs:
         widths = [self.work.width(stage.at) for stage in self._main.stages]
         rows = wanted.prompts * (asked * sum(widths) + subsets + heads)  # subsets build on each other
         rows += wanted.control_prompts * wanted.random_groups * sum(widths)
-        n = variants * wanted.prompts
-        flop = self.work.passes(n * (asked + 2 + bool(heads))) + self.work.runs(variants * rows, 1)
+        n, directions = variants * wanted.prompts, 2 if wanted.both_directions else 1
+        passes = n * (directions + 1 + bool(heads)) + wanted.prompts  # clean runs; both models are read once
+        flop = self.work.passes(passes) + self.work.runs(variants * rows, 1)
         n_controls = variants * wanted.control_prompts * wanted.random_groups * len(names)
         return Part("cross-model patching", n * (subsets + heads) + n_controls, flop)
 
@@ -176,9 +177,10 @@ class _Costs:
         if not wanted:
             return _nothing("grafts")
         parts = [stage.name for stage in self._main.stages] + ["other heads", "mlps"]
-        ranges = 0 if wanted.layers == () else 2 * (1 + len(wanted.layers or (0,)))
-        runs = len(needed_subsets(parts)) + ranges + (wanted.random_groups + 2 if wanted.random_groups else 0)
-        n = len(self.study.variants) * wanted.prompts * runs
+        ranges = [str(i) for i in range(1 + len((0,) if wanted.layers is None else wanted.layers))]
+        runs = len(needed_subsets(parts)) + len(needed_subsets(ranges)) - 2  # both have the donor and the recipient
+        n_controls = wanted.control_prompts * (wanted.random_groups + 1 if wanted.random_groups else 0)
+        n = len(self.study.variants) * (wanted.prompts * runs + n_controls)
         return Part("grafts", n, self.work.passes(n * _GRAFTED))
 
     def _knockout(self) -> Part:

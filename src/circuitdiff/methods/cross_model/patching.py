@@ -158,11 +158,9 @@ def patch_across_several(
     own = own or read_several(recipient, pairs, parts.values(), list(donor))
     for what in donor:
         check_donor(own[what], recipient, parts, pairs, what)
-    hybrids = [
-        _hybrid({name: patches(theirs, part) for name, part in parts.items()}, subset)
-        for theirs in donor.values()
-        for subset in subsets
-    ]
+    # Each patch once, so that hybrids which begin with the same patches share that part of their run.
+    given = [{name: patches(theirs, part) for name, part in parts.items()} for theirs in donor.values()]
+    hybrids = [_hybrid(of_one_kind, subset) for of_one_kind in given for subset in subsets]
     first = next(iter(donor))
     clean, run_by = Clean(donor[first], own[first]), {"executor": executor, "memory_gb": memory_gb}
     ran = run_hybrids(recipient, pairs, hybrids, clean, progress=progress, **run_by)
