@@ -44,6 +44,7 @@ def results() -> dict[str, Any]:
         "graft": {
             "tuned": {"runs": [{"parts": ["fetcher"], "accuracy": near(0.6)}, {"parts": [], "accuracy": near(0.5)}]}
         },
+        "matrix": {"cells": [{"circuit": "base", "faithfulness": near(0.9)}]},  # repeats what stands elsewhere
         "verdict": {"tuned": {"sentences": [{"claim": "better", "answer": "yes"}]}},
     }
 

@@ -28,7 +28,7 @@ _NAMES = (
     "queried",
     "claim",
 )  # what tells rows of a list apart
-_NOT_NUMBERS = ("study", "versions", "checks", "circuits", "example", "warnings")
+_NOT_NUMBERS = ("study", "versions", "checks", "circuits", "example", "warnings", "matrix")  # the matrix repeats others
 
 
 @dataclass(frozen=True)
