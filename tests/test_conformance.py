@@ -217,3 +217,30 @@ def test_tables_with_rows_of_different_lengths_or_stray_heads_are_refused(llama,
     float_tables["minimality"]["pos_detector"]["significance"][0]["head"] = [31, 31]
     with pytest.raises(InputError, match=r"31\.31 has a significance but no row"):
         check_table(float_tables)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (("circuit", "pos_transmitter"), "circuit of pos_transmitter names 99.99, of 32 layers of 32 heads"),
+        (("dcm", "positional", "pos_transmitter", "selected"), "positional mask of pos_transmitter names 99.99"),
+    ],
+)
+def test_a_head_that_the_model_does_not_have_is_refused(llama, part, message):
+    group = llama
+    for key in part:
+        group = group[key]
+    group[0] = [99, 99]
+    with pytest.raises(InputError, match=message):
+        check_table(llama)
+
+
+def test_a_pair_table_with_a_row_or_a_score_missing_is_refused(llama, float_tables):
+    rows = llama["minimality"]["pos_transmitter"]["pair_table"]
+    dropped = rows.pop()["head"]
+    with pytest.raises(InputError, match=r"pos_transmitter: \S+ has a significance but no row|has no row for 16.16"):
+        check_table(llama)
+    assert dropped == [16, 16]
+    del float_tables["minimality"]["struct_reader"]["pair_table"][0]["with"][3]
+    with pytest.raises(InputError, match="struct_reader: the pair table lacks"):
+        check_table(float_tables)

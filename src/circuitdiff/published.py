@@ -134,6 +134,39 @@ class PublishedTables(_Form):
                 raise ValueError(f"{stage}: {Head(*min(stray))} has a significance but no row in the pair table")
         return self
 
+    @model_validator(mode="after")
+    def _names_heads_of_the_model(self) -> PublishedTables:
+        n_layers, n_heads = self.effects(next(iter(STAGES))).shape
+        for where, pairs in self._named_heads():
+            for layer, index in pairs:
+                if layer >= n_layers or index >= n_heads:
+                    raise ValueError(f"{where} names {Head(layer, index)}, of {n_layers} layers of {n_heads} heads")
+        return self
+
+    def _named_heads(self) -> Iterable[tuple[str, Iterable[HeadPair]]]:
+        """Every list of heads, with its place."""
+        for stage, group in self.circuit.items():
+            yield f"circuit of {stage}", group
+        for stage, tested in self.minimality.items():
+            yield f"pair table of {stage}", [row.head for row in tested.pair_table]
+        for desideratum, masks in self.dcm.items():
+            for stage, entry in masks.items():
+                yield f"{desideratum} mask of {stage}", entry.selected
+
+    @model_validator(mode="after")
+    def _pair_tables_are_whole(self) -> PublishedTables:
+        """Each head once, each row with every head of the table."""
+        for stage, tested in self.minimality.items():
+            rows = [row.head for row in tested.pair_table]
+            if len(set(rows)) < len(rows):
+                raise ValueError(f"{stage}: a head has two rows in the pair table")
+            for row in tested.pair_table:
+                scored = [other for other, _ in row.others]
+                if differing := set(rows) ^ set(scored):
+                    what = "lacks" if min(differing) in rows else "has no row for"
+                    raise ValueError(f"{stage}: the pair table {what} {Head(*min(differing))}, at {Head(*row.head)}")
+        return self
+
 
 def heads(pairs: Iterable[tuple[int, int]]) -> list[Head]:
     """The heads of [layer, head] pairs."""
