@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 
@@ -27,6 +28,7 @@ from circuitdiff.report.knockout import (
     matrix_rows,
 )
 from circuitdiff.report.look import Figure
+from circuitdiff.report.page import write_report
 from circuitdiff.report.verdict import anchor, threshold_sentence, verdict_rows
 from invented_gains import VARIANT, gains
 
@@ -159,3 +161,23 @@ def test_missing_numbers_are_dashes_not_crashes(value):
     figure = gain_figures(results)[gain_key(VARIANT, "to_base", "patched z")]
     assert any(row.get("value") is None for row in drawn(figure))
     assert "–" in gain_sentence(VARIANT, "to_base", "patched z", results["cmap"][VARIANT]["to_base"]["z"])
+
+
+def test_weights_that_went_into_the_variant_are_drawn_as_such():
+    """As where the base does the task better."""
+    results, variant = gains(), VARIANT
+    assert ("to_base", GRAFTED) in [(direction, method) for direction, method, _ in measured(results, variant)]
+    results["graft"][variant]["recipient"] = variant
+    assert ("to_variant", GRAFTED) in [(direction, method) for direction, method, _ in measured(results, variant)]
+
+
+def test_a_sentence_links_to_its_table_or_to_nothing(tmp_path):
+    """As where a section was left out."""
+    results = gains()
+    del results["graft"]
+    for given in (gains(), results):
+        html = write_report(given, tmp_path / "report.html").read_text()
+        links, ids = set(re.findall(r'href="#(table-[^"]+)"', html)), set(re.findall(r'id="(table-[^"]+)"', html))
+        assert links or given is results
+        assert links <= ids
+    assert anchor("graft", VARIANT) not in links

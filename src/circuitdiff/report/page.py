@@ -19,7 +19,7 @@ from circuitdiff.report.effects import HURTING, SELECTED, describe, effect_rows
 from circuitdiff.report.figures import ACCURACY_BY_QUERIED, circuit_names, figures
 from circuitdiff.report.layout import visible
 from circuitdiff.report.look import Figure
-from circuitdiff.report.parts import parts
+from circuitdiff.report.parts import Part, parts
 from circuitdiff.report.summary import alarms, summary
 from circuitdiff.report.verdict import anchor, threshold_sentence, verdict_rows
 
@@ -37,7 +37,7 @@ def write_report(results: dict, path: str | Path) -> Path:
 
 
 def _render(results: dict) -> str:
-    drawn = figures(results)
+    drawn, shown = figures(results), parts(results)
     return (
         _environment()
         .get_template("template.html.jinja")
@@ -47,7 +47,8 @@ def _render(results: dict) -> str:
             summary=summary(results),
             verdict=verdict_rows(results),
             thresholds=_thresholds(results),
-            parts=parts(results),
+            linked=_linked(results, shown),
+            parts=shown,
             circuit_names=circuit_names(results),
             used_roles=_used_roles(results),
             figure_ids={key: f"figure-{number}" for number, key in enumerate(drawn, start=1)},
@@ -55,6 +56,12 @@ def _render(results: dict) -> str:
             javascript=_javascript(),
         )
     )
+
+
+def _linked(results: dict, shown: list[Part]) -> set[str]:
+    """The ids of the tables that are on the page: a section that did not run has none."""
+    models = {anchor("models")} if results.get("models") else set()
+    return models | {table.id for part in shown for table in part.tables if table.rows}
 
 
 def _thresholds(results: dict) -> str:
