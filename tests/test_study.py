@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 
 import circuitdiff.sections.preflight
 import circuitdiff.stages
+import circuitdiff.workbench
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activations
@@ -96,8 +98,31 @@ def test_a_second_run_computes_nothing_and_writes_the_same_bytes(finished, model
 
     for name in ("measure_with", "evaluate_circuits", "evaluate_model", "slot_sums", "check_stage", "check_ablation"):
         monkeypatch.setattr(circuitdiff.stages, name, lambda *_, **__: refuse)
+    (finished / "finished.json").unlink()
     run_study(settings_of(tmp_path, model), finished, silent)
     assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_a_finished_run_loads_no_model_unless_a_file_of_it_was_touched(finished, model, tmp_path, monkeypatch):
+    loaded: list[str] = []
+
+    class Loaded(Exception):
+        pass
+
+    def load(source: str, *_: object, **__: object) -> None:
+        loaded.append(source)
+        raise Loaded
+
+    monkeypatch.setattr(circuitdiff.workbench, "load_model", load)
+    settings = settings_of(tmp_path, model)
+    page = run_study(settings, finished, silent)
+    assert page == finished / "report.html"
+    assert not loaded
+    weights = next(iter(model.glob("*.safetensors")))
+    os.utime(weights, ns=(0, 0))
+    with pytest.raises(Loaded):
+        run_study(settings, finished, silent)
+    assert loaded == [str(model)]
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(finished, model, tmp_path, monkeypatch):

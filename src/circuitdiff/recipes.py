@@ -180,6 +180,12 @@ def made_by(
     return recipe.base.source, (*recipe.base.adapters, str(out / "adapter"))
 
 
+def is_made(path: str | Path) -> bool:
+    """Whether `runs/` holds what the recipe at `path` makes, whole. Raises: InputError if the recipe cannot be read."""
+    recipe = read_recipe(path)
+    return _made(recipe, Path("runs") / recipe.name)
+
+
 def _made(recipe: Recipe, out: Path) -> bool:
     """Whether `out` holds what this very recipe makes, whole."""
     try:

@@ -68,6 +68,19 @@ class Store:
         self._write(path, save(own, metadata={"data": to_json(record.data)}))
         return _read(path) or record
 
+    def finish(self, depends_on: Any, results: Any) -> None:
+        """Writes results.json, and what it depends on beside it."""
+        path = self.write_json("results.json", results)
+        self.write_json("finished.json", {"key": hashed(depends_on), "results": _sha256(path)})
+
+    def is_finished(self, depends_on: Any) -> bool:
+        """Whether results.json is the one that was made from the same."""
+        try:
+            known = json.loads((self.folder / "finished.json").read_text())
+            return known == {"key": hashed(depends_on), "results": _sha256(self.folder / "results.json")}
+        except (OSError, json.JSONDecodeError):
+            return False
+
     def write_json(self, name: str, data: Any) -> Path:
         """Writes the whole file or nothing."""
         return self._write(self.folder / name, (to_json(data, indent=1) + "\n").encode())
@@ -115,6 +128,10 @@ def to_json(data: Any, indent: int | None = None) -> str:
 def hashed(data: Any) -> str:
     """The same for equal data in any order of its keys, in every process."""
     return hashlib.sha256(json.dumps(_without_nan(data), sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _without_nan(data: Any) -> Any:

@@ -22,6 +22,7 @@ from circuitdiff.sections.faithfulness import faithfulness_section
 from circuitdiff.sections.functions import functions_section
 from circuitdiff.sections.given_circuits import given_circuits
 from circuitdiff.sections.graft import graft_section
+from circuitdiff.sections.inputs import inputs_of
 from circuitdiff.sections.knockout import knockout_section
 from circuitdiff.sections.matrix import matrix_section
 from circuitdiff.sections.minimality import minimality_section
@@ -58,6 +59,9 @@ def run_study(
     Raises: InputError for settings that cannot work; CheckError if a self-check fails, with nothing lost.
     """
     plans = plans_of(settings)
+    inputs = inputs_of(settings)
+    if inputs is not None and Store(Path(folder)).is_finished(inputs):
+        return write_report(read_results(folder), Path(folder) / "report.html")
     check_study(settings)
     store = Store.open(folder)
     store.write_json("settings.json", settings.model_dump(mode="json"))
@@ -67,10 +71,14 @@ def run_study(
     found = _measure_and_discover(bench, plans)
     bench.add(entries)
     circuits = {name: each.circuit for name, each in found.items() if each.circuit.roles}
-    _evaluate(bench, circuits | given)
-    _examine(bench, settings, circuits)
-    _compare(bench, settings, found, circuits)
-    store.write_json("results.json", bench.results)
+    for model in settings.models:
+        _evaluate(bench, model, circuits | given)
+        _examine(bench, settings, model, circuits)
+    bench.add(matrix_section(bench.results))
+    readings = Readings()
+    for variant in bench.variants:
+        _compare(bench, settings, variant, found, circuits, readings)
+    store.finish(inputs_of(settings), bench.results)
     return write_report(read_results(store.folder), store.folder / "report.html")
 
 
@@ -101,49 +109,48 @@ def _measure_and_discover(bench: Workbench, plans: Mapping[str, Plan]) -> dict[s
     return found
 
 
-def _evaluate(bench: Workbench, circuits: Mapping[str, Circuit]) -> None:
-    """Every circuit in every model."""
-    for model in bench.settings.models:
-        for name, circuit in circuits.items():
-            bench.add(faithfulness_section(bench, model, name, circuit))
-    bench.add(matrix_section(bench.results))
+def _evaluate(bench: Workbench, model: str, circuits: Mapping[str, Circuit]) -> None:
+    """Every circuit in one model."""
+    for name, circuit in circuits.items():
+        bench.add(faithfulness_section(bench, model, name, circuit))
 
 
-def _examine(bench: Workbench, study: WholeStudy, circuits: Mapping[str, Circuit]) -> None:
-    """Is each model's main circuit the circuit, in its own model; and what do the base's groups do in every model?"""
-    for model, circuit in circuits.items():
-        if model not in study.models:
-            continue  # the circuit of another plan
+def _examine(bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[str, Circuit]) -> None:
+    """Is a model's main circuit the circuit, in its own model; and what do the base's groups do in it?"""
+    if model in circuits:
         if study.minimality:
-            bench.add(minimality_section(bench, model, model, circuit, study.minimality))
+            bench.add(minimality_section(bench, model, model, circuits[model], study.minimality))
         if study.completeness:
-            bench.add(completeness_section(bench, model, model, circuit, study.completeness))
+            bench.add(completeness_section(bench, model, model, circuits[model], study.completeness))
         if study.ablations:
-            bench.add(ablations_section(bench, model, model, circuit, study.ablations))
-    if bench.base not in circuits:
-        return
-    for model in study.models:
+            bench.add(ablations_section(bench, model, model, circuits[model], study.ablations))
+    if bench.base in circuits:
         if study.functions:
             bench.add(functions_section(bench, model, bench.base, circuits[bench.base], study.functions))
         if study.knockout:
             bench.add(knockout_section(bench, model, circuits[bench.base], study.knockout))
 
 
-def _compare(bench: Workbench, study: WholeStudy, found: Mapping[str, Found], circuits: Mapping[str, Circuit]) -> None:
-    """Each variant against the base, and what may be said of it."""
+def _compare(
+    bench: Workbench,
+    study: WholeStudy,
+    variant: str,
+    found: Mapping[str, Found],
+    circuits: Mapping[str, Circuit],
+    readings: Readings,
+) -> None:
+    """A variant against the base, and what may be said of it."""
     if study.overlap:
-        bench.add(overlap_section(bench, {name: each for name, each in found.items() if name in study.models}))
+        bench.add(overlap_section(bench, variant, {name: each for name, each in found.items() if name in study.models}))
     if bench.base not in circuits:
         return
-    readings = Readings()
-    for variant in bench.variants:
-        if study.cross_model:
-            bench.add(cross_model_section(bench, variant, circuits[bench.base], study.cross_model, readings))
-        if study.graft:
-            bench.add(graft_section(bench, variant, circuits[bench.base], study.graft))
-        similarity = similarity_evidence(bench.results, variant)
-        functions = functions_evidence(bench.results, bench.base, variant)
-        said = verdict_section(
-            bench, variant, circuits, study.verdict, similarity=similarity or None, functions=functions or None
-        )
-        bench.add(said)
+    if study.cross_model:
+        bench.add(cross_model_section(bench, variant, circuits[bench.base], study.cross_model, readings))
+    if study.graft:
+        bench.add(graft_section(bench, variant, circuits[bench.base], study.graft))
+    similarity = similarity_evidence(bench.results, variant)
+    functions = functions_evidence(bench.results, bench.base, variant)
+    said = verdict_section(
+        bench, variant, circuits, study.verdict, similarity=similarity or None, functions=functions or None
+    )
+    bench.add(said)

@@ -71,6 +71,7 @@ class Workbench:
         self.task = get_task(settings.task.name, **settings.task.options)
         self.results: dict[str, Any] = form.header(settings)
         self._loaded: OrderedDict[str, Subject] = OrderedDict()
+        self._splits: dict[str, Splits] = {}
 
     @property
     def base(self) -> str:
@@ -104,8 +105,9 @@ class Workbench:
             self.results["models"][name] = form.model_entry(model, source, adapters)
             if caution := caution_about(source):
                 self.warn(caution)
-        stages = Stages(self.settings, self.store, self.monitor, model)
-        return Subject(model, sample_splits(self.settings, model), stages)
+        if name not in self._splits:
+            self._splits[name] = sample_splits(self.settings, model)
+        return Subject(model, self._splits[name], Stages(self.settings, self.store, self.monitor, model))
 
     def keep(self, checks: Sequence[Check]) -> None:
         """Puts checks into the results; a failed one ends the study.

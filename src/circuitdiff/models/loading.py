@@ -61,10 +61,23 @@ def as_model(
         d_head=parts.d_head,
         provenance=known,
     )
-    measured = [*checks, *checks_at_load(model)]
+    measured = [*checks, *_checks_once(model)]
     refuse_failures(measured)
     known["checks"] = [check.to_dict() | {"model": name} for check in measured]
     return model
+
+
+# What weights passed that were loaded before in this process: a study loads its models again and again.
+_passed: dict[tuple[str, str, str, str], list[Check]] = {}
+
+
+def _checks_once(model: Model) -> list[Check]:
+    key = (model.provenance["fingerprint"], model.module.config.to_json_string(), str(model.dtype), str(model.device))
+    if key not in _passed:
+        measured = checks_at_load(model)
+        refuse_failures(measured)
+        _passed[key] = measured
+    return _passed[key]
 
 
 @torch.no_grad()

@@ -37,12 +37,12 @@ _RESAMPLES = 2000
 _SMALLEST_CHANGE = 0.02  # of a head's effect, in the metric's unit
 
 
-def overlap_section(bench: Workbench, found: Mapping[str, Found]) -> dict[str, Any]:
-    """Each variant against the base: its own circuit, where the main plan was run in it, and edges in every one."""
+def overlap_section(bench: Workbench, variant: str, found: Mapping[str, Found]) -> dict[str, Any]:
+    """A variant against the base: its own circuit, where the main plan was run in it, and edges in every one."""
     base = found[bench.base]
-    ours = _measured(bench, bench.base, base.circuit, edges=True) if bench.variants and base.circuit.roles else None
-    entries = {name: _against_base(bench, base, ours, name, found.get(name)) for name in bench.variants}
-    return {"overlap": {name: entry for name, entry in entries.items() if entry}}
+    ours = _measured(bench, bench.base, base.circuit, edges=True) if base.circuit.roles else None
+    entry = _against_base(bench, base, ours, variant, found.get(variant))
+    return {"overlap": {variant: entry} if entry else {}}
 
 
 def _against_base(

@@ -1,0 +1,46 @@
+"""All that a finished study depends on: if nothing of it has changed, there is nothing to run."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import circuitdiff
+from circuitdiff import results as form
+from circuitdiff.models.origins import origin_of
+from circuitdiff.recipes import is_made, made_by
+from circuitdiff.sections.whole_study import WholeStudy
+from circuitdiff.settings import ModelSettings
+
+
+def inputs_of(study: WholeStudy) -> dict[str, Any] | None:
+    """Settings, versions, our own code, circuit files, and the files of every model; None if a model is not there yet.
+
+    Raises: InputError if a model's package, adapter or recipe cannot be read.
+    """
+    origins = {name: _origin(model) for name, model in study.models.items()}
+    if None in origins.values():
+        return None
+    return {
+        "settings": study.model_dump(mode="json"),
+        "versions": form.versions(),
+        "code": _digest(*sorted(Path(circuitdiff.__file__).parent.rglob("*.py"))),
+        "circuits": {name: _digest(Path(path)) for name, path in study.circuits.items()},
+        "models": origins,
+    }
+
+
+def _origin(model: ModelSettings) -> list[Any] | None:
+    if model.recipe is None:
+        return origin_of(model.source, model.adapters)
+    return origin_of(*made_by(model.recipe)) if is_made(model.recipe) else None
+
+
+def _digest(*paths: Path) -> str | None:
+    digest = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():
+            return None
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
