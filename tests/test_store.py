@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from threading import Timer
 
 import pytest
 import torch
@@ -102,3 +104,21 @@ def test_timings_go_to_a_log_beside_the_results(tmp_path):
     store.stage("effects", 0, counting(store)[1])
     (line,) = (tmp_path / "timings.jsonl").read_text().splitlines()
     assert json.loads(line)["stage"] == "effects"
+
+
+def test_what_another_process_computes_is_waited_for_and_not_computed_again(tmp_path):
+    store = Store.open(tmp_path)
+    calls, compute = counting(store)
+    other = Store.open(tmp_path / "other")
+    other.stage("effects", 0, counting(other)[1])
+    (done,) = (other.folder / "stages").iterdir()
+    claim = (store.folder / "stages" / done.name).with_suffix(".claim")
+    claim.write_text(str(os.getppid()))
+
+    def finish() -> None:
+        shutil.copy(done, store.folder / "stages" / done.name)
+        claim.unlink()
+
+    Timer(0.3, finish).start()
+    assert torch.equal(store.stage("effects", 0, compute).tensors["x"], torch.arange(3.0))
+    assert calls == []

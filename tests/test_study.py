@@ -145,6 +145,15 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(finished, model, tmp_pa
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
+def test_two_workers_give_the_results_of_one_and_neither_does_what_the_other_did(finished, model, tmp_path):
+    settings = settings_of(tmp_path, model)
+    run_study(settings, tmp_path / "run", silent, workers=2)
+    assert (tmp_path / "run" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "run" / "timings.jsonl").read_text().splitlines()]
+    assert len(stages) == len((finished / "timings.jsonl").read_text().splitlines())
+    assert not list((tmp_path / "run" / "stages").glob("*.claim"))
+
+
 def test_another_rule_keeps_the_sweeps_and_another_seed_does_not(finished, model, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "copy")
 

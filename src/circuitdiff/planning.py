@@ -55,6 +55,11 @@ class Work:
         self._layer = 2.0 * sum(p.numel() for p in model.layers[0].parameters())  # per token
         self._head = 2.0 * config.vocab_size * config.hidden_size  # per token
 
+    @property
+    def roles(self) -> list[str]:
+        """Those that every prompt has."""
+        return [role for role, at in self.sample.positions.items() if bool((at >= 0).all())]
+
     def passes(self, n: float) -> float:
         """Of whole prompts."""
         return self.runs(n, self.length)
@@ -68,11 +73,11 @@ class Work:
         return float((self.sample.lengths - self.sample.positions[role]).double().mean())
 
 
-def estimate(parts: Iterable[Part], settings: StudySettings, work: Work) -> Estimate:
-    """The cost of these parts on this machine."""
-    speed = _flop_per_second(work.model, work.sample)
+def estimate(parts: Iterable[Part], settings: StudySettings, work: Work, workers: int = 1) -> Estimate:
+    """The cost of these parts on this machine, shared out to so many processes."""
+    speed = workers * _flop_per_second(work.model, work.sample)
     costs = tuple(Cost(part.what, round(part.forwards), part.flop, part.flop / speed / 60) for part in parts)
-    return Estimate(costs, _memory_gb(settings, work.model, work.sample))
+    return Estimate(costs, workers * _memory_gb(settings, work.model, work.sample))
 
 
 @torch.no_grad()

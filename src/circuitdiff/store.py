@@ -16,7 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from circuitdiff.claims import claimed
 from circuitdiff.errors import InputError
+
+_PATIENCE = 0.2  # seconds between two looks for what another process computes
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,27 @@ class Store:
     def stages(
         self, name: str, depends_on: Sequence[Any], compute: Callable[[list[int]], Sequence[Record]]
     ) -> list[Record]:
-        """Records of the same name; those that are not there, by number, are computed together."""
+        """Records of the same name; those that are not there, by number, are computed together.
+
+        What another process on this machine computes for the same folder is waited for.
+        """
         paths = [self.folder / "stages" / f"{_safe(name)}-{hashed(key)[:16]}.safetensors" for key in depends_on]
-        kept = {path: record for path in paths if (record := _read(path)) is not None}
-        missing = {path: i for i, path in reversed(list(enumerate(paths))) if path not in kept}
-        if missing:
-            begin = time.perf_counter()
-            wanted = sorted(missing.values())
-            for i, record in zip(wanted, compute(wanted), strict=True):
-                kept[paths[i]] = self._keep(paths[i], record)
-            self._log(name, time.perf_counter() - begin)
-        return [kept[path] for path in paths]
+        numbers = {path: i for i, path in reversed(list(enumerate(paths)))}
+        kept: dict[Path, Record] = {}
+        while True:
+            kept |= {path: record for path in numbers.keys() - kept if (record := _read(path)) is not None}
+            missing = sorted(numbers.keys() - kept, key=numbers.__getitem__)
+            if not missing:
+                return [kept[path] for path in paths]
+            with claimed(missing) as mine:
+                wanted = [path for path in mine if _read(path) is None]  # nobody was faster
+                if wanted:
+                    begin = time.perf_counter()
+                    found = compute([numbers[path] for path in wanted])
+                    kept |= {path: self._keep(path, record) for path, record in zip(wanted, found, strict=True)}
+                    self._log(name, time.perf_counter() - begin)
+            if not mine:
+                time.sleep(_PATIENCE)
 
     def _keep(self, path: Path, record: Record) -> Record:
         """The record as a later run will see it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from circuitdiff import results as form
+from circuitdiff.assistants import assisted, threads_shared_by
 from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Plan
 from circuitdiff.planning import Estimate, Work, estimate
@@ -50,11 +51,16 @@ def plans_of(settings: StudySettings) -> dict[str, Plan]:
 
 
 def run_study(
-    settings: WholeStudy, folder: str | Path, monitor: Monitor, announce: Callable[[Estimate], None] | None = None
+    settings: WholeStudy,
+    folder: str | Path,
+    monitor: Monitor,
+    announce: Callable[[Estimate], None] | None = None,
+    workers: int = 1,
 ) -> Path:
     """Runs what the run folder does not have yet, and writes results.json and report.html. The report's path.
 
-    `announce` is told what the study will cost before the work starts.
+    `announce` is told what the study will cost before the work starts. With two `workers` a second process starts at
+    the study's other end, and the processor's threads are shared out.
 
     Raises: InputError for settings that cannot work; CheckError if a self-check fails, with nothing lost.
     """
@@ -66,38 +72,67 @@ def run_study(
     store = Store.open(folder)
     store.write_json("settings.json", settings.model_dump(mode="json"))
     bench = Workbench(settings, store, monitor)
-    given, entries = given_circuits(bench)
-    _introduce(bench, settings, plans, announce)
-    found = _measure_and_discover(bench, plans)
-    bench.add(entries)
-    circuits = {name: each.circuit for name, each in found.items() if each.circuit.roles}
-    for model in settings.models:
-        _evaluate(bench, model, circuits | given)
-        _examine(bench, settings, model, circuits)
-    bench.add(matrix_section(bench.results))
-    readings = Readings()
-    for variant in bench.variants:
-        _compare(bench, settings, variant, found, circuits, readings)
+    with threads_shared_by(workers):
+        _introduce(bench, settings, plans, announce, workers)
+        with assisted(_from_the_other_end, settings, store.folder, n_assistants=workers - 1):
+            found, circuits = _find(bench, plans, list(settings.models))
+            for model in settings.models:
+                _examine(bench, settings, model, circuits)
+            bench.add(matrix_section(bench.results))
+            for model in settings.models:
+                _ask_functions(bench, settings, model, circuits)
+            readings = Readings()
+            for variant in bench.variants:
+                _compare(bench, settings, variant, found, circuits, readings)
+                _judge(bench, settings, variant, circuits)
     store.finish(inputs_of(settings), bench.results)
     return write_report(read_results(store.folder), store.folder / "report.html")
 
 
+def _from_the_other_end(settings: WholeStudy, folder: Path, _: int) -> None:
+    """What an assistant does: the same parts, the last models first. Its results are in the run folder's records."""
+    bench, plans = Workbench(settings, Store.open(folder), lambda *_: None), plans_of(settings)
+    models = list(reversed(settings.models))
+    found, circuits = _find(bench, plans, models)
+    for model in models:
+        _examine(bench, settings, model, circuits)
+    readings = Readings()
+    for variant in reversed(bench.variants):
+        _compare(bench, settings, variant, found, circuits, readings)
+    for model in models:
+        _ask_functions(bench, settings, model, circuits)
+
+
+def _find(
+    bench: Workbench, plans: Mapping[str, Plan], models: Sequence[str]
+) -> tuple[dict[str, Found], dict[str, Circuit]]:
+    """Accuracies, and every circuit that has heads: what the plans found, and those that the user gave."""
+    given, entries = given_circuits(bench)
+    found = _measure_and_discover(bench, plans, models)
+    bench.add(entries)
+    return found, {name: each.circuit for name, each in found.items() if each.circuit.roles} | given
+
+
 def _introduce(
-    bench: Workbench, study: WholeStudy, plans: Mapping[str, Plan], announce: Callable[[Estimate], None] | None
+    bench: Workbench,
+    study: WholeStudy,
+    plans: Mapping[str, Plan],
+    announce: Callable[[Estimate], None] | None,
+    workers: int,
 ) -> None:
     """What the study will cost, and one of its prompts."""
     base = bench.subject(bench.base)
     if announce:
         work = Work(base.model, base.splits.evaluation)
-        announce(estimate(study_costs(study, plans, work), study, work))
+        announce(estimate(study_costs(study, plans, work), study, work, workers))
     bench.add({"example": form.example(base.splits.evaluation, 0, base.model.tokenizer)})
 
 
-def _measure_and_discover(bench: Workbench, plans: Mapping[str, Plan]) -> dict[str, Found]:
+def _measure_and_discover(bench: Workbench, plans: Mapping[str, Plan], models: Sequence[str]) -> dict[str, Found]:
     """All plans in the base, the main one in its variants. A model's main circuit goes by the model's name."""
     found: dict[str, Found] = {}
     main = next(iter(plans))
-    for model in bench.settings.models:
+    for model in models:
         bench.add(accuracy_section(bench, model))
         for plan_name, plan in plans.items():
             if model == bench.base or (plan_name == main and model in bench.settings.searched):
@@ -109,26 +144,26 @@ def _measure_and_discover(bench: Workbench, plans: Mapping[str, Plan]) -> dict[s
     return found
 
 
-def _evaluate(bench: Workbench, model: str, circuits: Mapping[str, Circuit]) -> None:
-    """Every circuit in one model."""
+def _examine(bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[str, Circuit]) -> None:
+    """Every circuit in one model; whether its own main circuit is the circuit; and where attention carries what."""
     for name, circuit in circuits.items():
         bench.add(faithfulness_section(bench, model, name, circuit))
+    if study.knockout and bench.base in circuits:
+        bench.add(knockout_section(bench, model, circuits[bench.base], study.knockout))
+    if model not in circuits:
+        return
+    if study.minimality:
+        bench.add(minimality_section(bench, model, model, circuits[model], study.minimality))
+    if study.completeness:
+        bench.add(completeness_section(bench, model, model, circuits[model], study.completeness))
+    if study.ablations:
+        bench.add(ablations_section(bench, model, model, circuits[model], study.ablations))
 
 
-def _examine(bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[str, Circuit]) -> None:
-    """Is a model's main circuit the circuit, in its own model; and what do the base's groups do in it?"""
-    if model in circuits:
-        if study.minimality:
-            bench.add(minimality_section(bench, model, model, circuits[model], study.minimality))
-        if study.completeness:
-            bench.add(completeness_section(bench, model, model, circuits[model], study.completeness))
-        if study.ablations:
-            bench.add(ablations_section(bench, model, model, circuits[model], study.ablations))
-    if bench.base in circuits:
-        if study.functions:
-            bench.add(functions_section(bench, model, bench.base, circuits[bench.base], study.functions))
-        if study.knockout:
-            bench.add(knockout_section(bench, model, circuits[bench.base], study.knockout))
+def _ask_functions(bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[str, Circuit]) -> None:
+    """What the base's groups encode in one model."""
+    if study.functions and bench.base in circuits and model in (study.functions.models or study.models):
+        bench.add(functions_section(bench, model, bench.base, circuits[bench.base], study.functions))
 
 
 def _compare(
@@ -139,15 +174,22 @@ def _compare(
     circuits: Mapping[str, Circuit],
     readings: Readings,
 ) -> None:
-    """A variant against the base, and what may be said of it."""
+    """A variant against the base."""
     if study.overlap:
-        bench.add(overlap_section(bench, variant, {name: each for name, each in found.items() if name in study.models}))
+        mains = {name: each for name, each in found.items() if name in study.models}
+        bench.add(overlap_section(bench, variant, mains, study.overlap))
     if bench.base not in circuits:
         return
     if study.cross_model:
         bench.add(cross_model_section(bench, variant, circuits[bench.base], study.cross_model, readings))
     if study.graft:
         bench.add(graft_section(bench, variant, circuits[bench.base], study.graft))
+
+
+def _judge(bench: Workbench, study: WholeStudy, variant: str, circuits: Mapping[str, Circuit]) -> None:
+    """What may be said of a variant."""
+    if bench.base not in circuits:
+        return
     similarity = similarity_evidence(bench.results, variant)
     functions = functions_evidence(bench.results, bench.base, variant)
     said = verdict_section(

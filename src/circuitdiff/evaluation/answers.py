@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -30,6 +30,10 @@ class Evaluation:
     logit_differences: Float[Tensor, " prompt"]
     log_probs: Float[Tensor, " prompt"]
     scenarios: Int[Tensor, " prompt"]
+
+    def select(self, prompts: Int[Tensor, " chosen"]) -> Evaluation:
+        """Of the chosen prompts, in the order given."""
+        return Evaluation(*(getattr(self, each.name)[prompts] for each in fields(self)))
 
     @property
     def accuracy(self) -> Interval:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Replacement, check_replacement
@@ -25,7 +27,9 @@ def ablations_section(
     Raises: InputError if the circuit has no heads at all.
     """
     subject, tested = bench.subject(model), with_heads(circuit)
-    pairs, means = subject.splits.evaluation, subject.stages.means(subject.splits.means)
+    everyone, means = subject.splits.evaluation, subject.stages.means(subject.splits.means)
+    chosen = torch.arange(min(settings.prompts or len(everyone), len(everyone)))
+    pairs, answers = everyone.select(chosen), subject.stages.answers(everyone).select(chosen)
     replacements: dict[AblationName, Replacement] = {
         "mean_by_slot": means["slot"],
         "mean_by_kind": means["kind"],
@@ -36,7 +40,7 @@ def ablations_section(
     for ablation in _possible(bench, name, pairs, settings.ablations):
         title = f"ablations of circuit {name} in {model}: {ablation}"
         alone, nothing = subject.stages.circuits(title, [tested, Circuit({})], pairs, replacements[ablation])
-        entry[ablation] = ablation_entry(Ablated(alone, subject.stages.answers(pairs), nothing))
+        entry[ablation] = ablation_entry(Ablated(alone, answers, nothing))
     return {"ablations": {name: {model: entry}}}
 
 

@@ -44,3 +44,10 @@ class AblationsSettings(Settings):
     """What everything outside the circuit is replaced with."""
 
     ablations: tuple[AblationName, ...] = Field(default=ABLATIONS, min_length=1)
+    prompts: int | None = Field(default=None, ge=2)  # the first of the evaluation prompts; None: all
+
+
+class OverlapSettings(Settings):
+    """A variant's circuit against the base's."""
+
+    prompts: int = Field(default=100, ge=2)  # of the evaluation prompts; for edges and for what groups do

@@ -49,6 +49,7 @@ class _Costs:
         yield self._ablations()
         yield self._functions()
         if study.variants:
+            yield self._overlap()
             yield self._cross_model()
             yield self._graft()
         yield self._knockout()
@@ -115,10 +116,21 @@ class _Costs:
         wanted = self.study.ablations
         if not wanted:
             return _nothing("ablations")
-        n = self._n_searched * self.study.prompts.evaluation
+        n = self._n_searched * min(wanted.prompts or self.study.prompts.evaluation, self.study.prompts.evaluation)
         own = (2 if "resample" in wanted.ablations else 0) + 1
         runs = 2 * n * len(wanted.ablations)
         return Part("ablations", runs, self.work.runs(runs, self._roles) + self.work.passes(own * n))
+
+    def _overlap(self) -> Part:
+        """Three plain runs, each group patched at every role, and an edge between any two groups."""
+        wanted, n_groups = self.study.overlap, len(self._main.stages)
+        if not wanted:
+            return _nothing("overlap")
+        n = wanted.prompts * (2 * self._n_searched - 1 + len(self.study.models) - self._n_searched)
+        roles = [role for role in self.work.roles if "." not in role]
+        widths = n_groups * sum(self.work.width(role) for role in roles)
+        runs = n * n_groups * len(roles)
+        return Part("overlap", runs, self.work.passes(4 * n) + self.work.runs(n, widths, layers=0.6))
 
     def _functions(self) -> Part:
         """Base prompts and the sources of all groups are read once a model, then every group runs its window."""
@@ -129,7 +141,7 @@ class _Costs:
             n, width = self._masks(wanted, stage), self.work.width(stage.at)
             flop += self.work.runs(n, width, layers=0.5)
             runs += n
-        n_models = len(self.study.models)
+        n_models = len(wanted.models or self.study.models)
         triples = wanted.train + wanted.validation + wanted.test
         main = _sources(main_desiderata(wanted))
         further = _sources(name for names in wanted.further.values() for name in names) - main
@@ -139,7 +151,7 @@ class _Costs:
 
     def _masks(self, wanted: FunctionSettings, stage: Stage) -> float:
         """Forward runs of one group's masks in all models."""
-        main, n_models = len(main_desiderata(wanted)), len(self.study.models)
+        main, n_models = len(main_desiderata(wanted)), len(wanted.models or self.study.models)
         masks = main * n_models + len(wanted_of(stage.name, wanted)) - main
         floors = masks / main  # learned where a group may carry what is asked for: one of the main ones
         swept = wanted.sweep and stage.name == (wanted.sweep.group or self._main.stages[0].name)

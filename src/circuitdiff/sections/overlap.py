@@ -18,6 +18,7 @@ from circuitdiff.discovery import StageResult
 from circuitdiff.effect_maps import Change, Likeness, changed_heads, compare_maps
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.prompts import Pairs
+from circuitdiff.sections.circuit_settings import OverlapSettings
 from circuitdiff.sections.discovery import Found
 from circuitdiff.sections.edges import Edge, edge_effects, possible_edges
 from circuitdiff.sections.entries import interval_entry
@@ -32,36 +33,35 @@ from circuitdiff.store import Record
 from circuitdiff.workbench import Workbench
 
 _KS = (5, 10, 20, 40)
-_PROMPTS = 100  # for edges and profiles
 _RESAMPLES = 2000
 _SMALLEST_CHANGE = 0.02  # of a head's effect, in the metric's unit
 
 
-def overlap_section(bench: Workbench, variant: str, found: Mapping[str, Found]) -> dict[str, Any]:
+def overlap_section(
+    bench: Workbench, variant: str, found: Mapping[str, Found], settings: OverlapSettings
+) -> dict[str, Any]:
     """A variant against the base: its own circuit, where the main plan was run in it, and edges in every one."""
-    base = found[bench.base]
-    ours = _measured(bench, bench.base, base.circuit, edges=True) if base.circuit.roles else None
-    entry = _against_base(bench, base, ours, variant, found.get(variant))
+    base, own, n = found[bench.base], found.get(variant), settings.prompts
+    entry = {} if own is None else _searched(base, own)
+    if base.circuit.roles:
+        ours = _measured(bench, bench.base, base.circuit, n, edges=True)
+        theirs = _measured(bench, variant, base.circuit, n, edges=True)
+        entry |= {"edges": _edges(ours, theirs), "profiles": _profiles(ours, theirs)}
+        if own is not None and own.circuit.roles:
+            entry["moved"] = _same_work(ours, _measured(bench, variant, own.circuit, n, edges=False))
     return {"overlap": {variant: entry} if entry else {}}
 
 
-def _against_base(
-    bench: Workbench, base: Found, ours: _Measured | None, name: str, variant: Found | None
-) -> dict[str, Any]:
-    entry: dict[str, Any] = {}
-    if variant is not None:
-        entry["groups"] = _groups(base.circuit, variant.circuit)
-        entry["stages"] = [
+def _searched(base: Found, variant: Found) -> dict[str, Any]:
+    """Where the plan was run in both models: heads in common, and effects stage by stage."""
+    return {
+        "groups": _groups(base.circuit, variant.circuit),
+        "stages": [
             _stage(first, second) | {"different": _different(first, variant.stages)}
             for first, second in zip(base.stages, variant.stages, strict=False)
             if first.stage == second.stage
-        ]
-    if ours is not None:
-        theirs = _measured(bench, name, base.circuit, edges=True)
-        entry |= {"edges": _edges(ours, theirs), "profiles": _profiles(ours, theirs)}
-    if variant is not None and variant.circuit.roles and ours is not None:
-        entry["moved"] = _same_work(ours, _measured(bench, name, variant.circuit, edges=False))
-    return entry
+        ],
+    }
 
 
 def _groups(first: Circuit, second: Circuit) -> list[dict[str, Any]]:
@@ -139,9 +139,9 @@ class _Measured(NamedTuple):
     scenarios: Tensor
 
 
-def _measured(bench: Workbench, model: str, circuit: Circuit, *, edges: bool) -> _Measured:
+def _measured(bench: Workbench, model: str, circuit: Circuit, n_prompts: int, *, edges: bool) -> _Measured:
     subject = bench.subject(model)
-    pairs = subject.splits.evaluation.select(torch.arange(min(_PROMPTS, len(subject.splits.evaluation))))
+    pairs = subject.splits.evaluation.select(torch.arange(min(n_prompts, len(subject.splits.evaluation))))
     groups = {name: group for name, group in circuit.groups.items() if group.heads}
     roles = [role for role in bench.task.roles if "." not in role and _everywhere(pairs, role)]
     asked, executor = (possible_edges(groups, pairs) if edges else []), bench.settings.executor

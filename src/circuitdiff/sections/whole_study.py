@@ -7,7 +7,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from circuitdiff.sections.circuit_settings import AblationsSettings, CompletenessSettings, MinimalitySettings
+from circuitdiff.sections.circuit_settings import (
+    AblationsSettings,
+    CompletenessSettings,
+    MinimalitySettings,
+    OverlapSettings,
+)
 from circuitdiff.sections.cross_settings import CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings
 from circuitdiff.sections.functions_settings import FunctionSettings
 from circuitdiff.settings import StudySettings, read_settings
@@ -21,7 +26,7 @@ class WholeStudy(StudySettings):
     minimality: MinimalitySettings | Off = Field(default_factory=MinimalitySettings)
     completeness: CompletenessSettings | Off = Field(default_factory=CompletenessSettings)
     ablations: AblationsSettings | Off = Field(default_factory=AblationsSettings)
-    overlap: bool = True
+    overlap: OverlapSettings | Off = Field(default_factory=OverlapSettings)
     functions: FunctionSettings | Off = Field(default_factory=FunctionSettings)
     cross_model: CrossModelSettings | Off = Field(default_factory=CrossModelSettings)
     graft: GraftSettings | Off = Field(default_factory=GraftSettings)
