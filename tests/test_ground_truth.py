@@ -72,7 +72,7 @@ def by_finite_difference(chosen: TinySubject, pairs: Pairs, head: Head, at: str)
 @pytest.mark.parametrize("at", ["last", "previous_query_label"])
 def test_attribution_is_the_slope_towards_the_counterfactual_z(architecture, at):
     chosen, pairs = subject(architecture), fake_pairs()
-    scores = attribution_scores(chosen.model, pairs, at)
+    scores = attribution_scores(chosen.model, pairs, [at])[at]
     for head in (Head(0, 3), Head(2, 5)):
         expected = torch.tensor(by_finite_difference(chosen, pairs, head, at), dtype=torch.float64)
         assert expected.abs().min() > 1e-4
@@ -81,15 +81,24 @@ def test_attribution_is_the_slope_towards_the_counterfactual_z(architecture, at)
 
 def test_a_head_that_no_later_position_reads_scores_zero_before_the_last_token():
     chosen, pairs = subject("llama"), fake_pairs()
-    assert (attribution_scores(chosen.model, pairs, "query_label")[N_LAYERS - 1] == 0).all()
-    assert (attribution_scores(chosen.model, pairs, "last")[N_LAYERS - 1] != 0).all()
-    assert attribution_scores(chosen.model, pairs, "last").shape == (N_LAYERS, N_HEADS, len(pairs))
+    scores = attribution_scores(chosen.model, pairs, ["query_label", "last"])
+    assert (scores["query_label"][N_LAYERS - 1] == 0).all()
+    assert (scores["last"][N_LAYERS - 1] != 0).all()
+    assert scores["last"].shape == (N_LAYERS, N_HEADS, len(pairs))
+
+
+def test_several_roles_at_once_score_as_each_alone():
+    chosen, pairs, roles = subject("llama"), fake_pairs(), ["query_label", "previous_query_label", "last"]
+    together = attribution_scores(chosen.model, pairs, roles)
+    for role in roles:
+        alone = attribution_scores(chosen.model, pairs, [role])[role]
+        torch.testing.assert_close(together[role], alone, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("at", "message"), [("nowhere", "no role 'nowhere'"), ("absent", "no place in some prompts")])
 def test_attribution_refuses_a_role_that_is_not_in_every_prompt(at, message):
     with pytest.raises(InputError, match=message):
-        attribution_scores(subject("llama").model, fake_pairs(), at)
+        attribution_scores(subject("llama").model, fake_pairs(), [at])
 
 
 def test_top_k_is_told_the_number_of_heads_planted_at_each_role():
@@ -329,7 +338,7 @@ def run(monkeypatch, *arguments: object) -> int:
 
 @pytest.mark.parametrize(("rows", "code"), [((GOOD,), 0), ((GOOD, BAD), 1)])
 def test_the_command_ends_with_zero_only_if_every_claim_holds(monkeypatch, capsys, tmp_path, rows, code):
-    monkeypatch.setattr(cli, "check_ground_truth", lambda n, monitor: truth_of(*rows))
+    monkeypatch.setattr(cli, "check_ground_truth", lambda folder, n, monitor: truth_of(*rows))
     page, data = tmp_path / "page.md", tmp_path / "rows.json"
     assert run(monkeypatch, "--out", page, "--json", data, "--plantings", 3) == code
     assert page.read_text().startswith("# Ground truth")
@@ -344,11 +353,11 @@ def test_a_folder_that_is_missing_is_named_before_the_work(monkeypatch, capsys, 
     assert "there is no folder" in capsys.readouterr().err
 
 
-def test_a_negative_number_of_plantings_is_refused():
+def test_a_negative_number_of_plantings_is_refused(tmp_path):
     with pytest.raises(InputError, match="0 or more; got -1"):
-        check_ground_truth(-1)
+        check_ground_truth(tmp_path, -1)
 
 
-def test_an_unknown_name_is_refused():
+def test_an_unknown_name_is_refused(tmp_path):
     with pytest.raises(InputError):
-        check_ground_truth(0, FEW, ["planted-nothing"])
+        check_ground_truth(tmp_path, 0, FEW, ["planted-nothing"])

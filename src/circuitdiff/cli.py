@@ -21,7 +21,7 @@ from circuitdiff.accuracy import accuracies
 from circuitdiff.conformance import conformance as check_conformance
 from circuitdiff.diff import diff_runs, diff_tables
 from circuitdiff.errors import InputError
-from circuitdiff.ground_truth import check_ground_truth, render_page
+from circuitdiff.ground_truth import Share, check_ground_truth, compute_share, render_page
 from circuitdiff.models import load_model
 from circuitdiff.models.sources import read_source
 from circuitdiff.planning import Estimate
@@ -51,9 +51,10 @@ Adapters = Annotated[list[str], typer.Option("--adapter", help="PEFT adapter, me
 def run(
     study: Annotated[Path, typer.Argument(help="The study, a YAML file.")],
     folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/NAME.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=2, help="Processes that share the work, and the memory.")] = 1,
 ) -> None:
     """Run a study; finished stages are not run again."""
-    _run(read_study(study), folder)
+    _run(read_study(study), folder, workers)
 
 
 @app.command()
@@ -188,11 +189,18 @@ def ground_truth(
     page: Annotated[Path, typer.Option("--out", help="Where the page goes.")] = Path("docs/ground-truth.md"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the rows go, for machines.")] = None,
     plantings: Annotated[int, typer.Option(help="How many other plantings of the base.")] = 20,
+    kept: Annotated[Path, typer.Option(help="Where finished parts go; a further run continues.")] = Path(
+        "runs/ground-truth"
+    ),
+    share: Annotated[str, typer.Option(help="1/2: only the first half of the parts, and no page.")] = "",
 ) -> None:
     """Hold discovery and evaluation against planted circuits. Exit code 0 only if every claim holds."""
     _check_folder(page, json_file)
     with _progress() as monitor:
-        truth = check_ground_truth(plantings, monitor=monitor)
+        if share:
+            compute_share(kept, Share.read(share), plantings, monitor=monitor)
+            raise typer.Exit
+        truth = check_ground_truth(kept, plantings, monitor=monitor)
     page.write_text(render_page(truth), encoding="utf-8")
     if json_file:
         json_file.write_text(to_json(truth.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -205,9 +213,9 @@ def ground_truth(
         raise typer.Exit(1)
 
 
-def _run(settings: WholeStudy, folder: Path | None) -> None:
+def _run(settings: WholeStudy, folder: Path | None, workers: int = 1) -> None:
     with _progress() as monitor:
-        path = run_study(settings, folder or Path("runs") / settings.name, monitor, _show_plan)
+        path = run_study(settings, folder or Path("runs") / settings.name, monitor, _show_plan, workers)
     _show_results(path.parent)
     out.print(f"report: {path}", soft_wrap=True)
 

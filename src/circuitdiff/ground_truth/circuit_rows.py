@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.evaluation import Evaluation, Means, evaluate_circuits, evaluate_model, mean_activations, moved
+from circuitdiff.evaluation import Evaluation, Means, evaluate_circuits, evaluate_model, moved, slot_sums
 from circuitdiff.evaluation import random_circuit as draw_circuit
 from circuitdiff.ground_truth.rows import Row, at_most, between
 from circuitdiff.ground_truth.subjects import Sizes, Subject, task
@@ -36,7 +36,8 @@ class _Circuits(NamedTuple):
 
 def circuit_rows(subject: Subject, sizes: Sizes) -> list[Row]:
     """Faithfulness under both kinds of means, the controls, and random circuits."""
-    means = {by: mean_activations(subject.model, subject.prompts["mask"], by) for by in ("slot", "kind")}
+    sums = slot_sums(subject.model, subject.prompts["mask"])
+    means = {by: sums.means(by, subject.model.dtype) for by in ("slot", "kind")}
     whole = evaluate_model(subject.model, subject.prompts["evaluation"])
     by_slot, by_kind = (_run(subject, means[by]) for by in ("slot", "kind"))
     return [

@@ -63,6 +63,16 @@ class Planting:
         groups = {name: each._asdict() for name, each in self.groups.items()}
         return asdict(self) | {"groups": groups, "negative": self.negative._asdict()}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Planting:
+        own = {
+            "groups": {name: Overlap(**each) for name, each in data["groups"].items()},
+            "negative": Overlap(**data["negative"]),
+            "alarms": tuple(Alarm(**each) for each in data["alarms"]),
+            "coverage": {kind: Coverage(**each) for kind, each in data["coverage"].items()},
+        }
+        return cls(**{**data, **own})
+
 
 def try_planting(subject: Subject, seed: int, sizes: Sizes) -> Planting:
     results = run_plan(subject)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"value": self.value if np.isfinite(self.value) else None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Row:
+        return cls(**{**data, "value": np.nan if data["value"] is None else data["value"]})
 
 
 def exactly(model: str, claim: str, value: float, expected: float, detail: str = "", why: str = "") -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,9 +19,9 @@ _PROMPTS_AT_ONCE = 32
 
 
 def attribution_scores(
-    model: Model, pairs: Pairs, at: str, metric: str = "logit_difference"
-) -> Float[Tensor, "layer head prompt"]:
-    """What patching each head's z at role `at` would do to the metric if the model were linear, per prompt.
+    model: Model, pairs: Pairs, roles: Sequence[str], metric: str = "logit_difference"
+) -> dict[str, Float[Tensor, "layer head prompt"]]:
+    """By role: what patching each head's z there would do to the metric if the model were linear, per prompt.
 
     (counterfactual z - clean z) times the gradient of the metric at the clean z, summed over d_head. All ways to the
     logits count, not one path. The unit is the metric's; negative = the head helps.
@@ -28,19 +30,22 @@ def attribution_scores(
 
     Raises: InputError if a role or metric does not exist, or a prompt lacks the role.
     """
-    _check_role(pairs, at)
+    for role in roles:
+        _check_role(pairs, role)
     quantity = metric_named(metric).quantity
-    source = z_at_role(model, pairs.counterfactual_prompts, at)
-    scores = torch.empty(model.n_layers, model.n_heads, len(pairs), dtype=model.dtype)
-    for bucket in buckets(pairs.clean_prompts, [at], _PROMPTS_AT_ONCE):
+    source = {role: z_at_role(model, pairs.counterfactual_prompts, role) for role in roles}
+    scores = {role: torch.empty(model.n_layers, model.n_heads, len(pairs), dtype=model.dtype) for role in roles}
+    for bucket in buckets(pairs.clean_prompts, roles, _PROMPTS_AT_ONCE):
         part = pairs.select(bucket.prompts)
         answers, alternatives = part.answers.to(model.device), part.alternatives.to(model.device)
-        tokens, position = part.clean[:, : bucket.length], bucket.positions[at]
+        tokens, positions = part.clean[:, : bucket.length], [bucket.positions[role] for role in roles]
         with torch.enable_grad():
-            logits, z, probes = _probed(model, tokens, position)
+            logits, z, probes = _probed(model, tokens, positions)
             gradients = torch.autograd.grad(quantity(logits, answers, alternatives).sum(), probes)
-        change = source[:, bucket.prompts] - torch.stack(z)
-        scores[:, :, bucket.prompts] = (change * torch.stack(gradients)).sum(-1).transpose(1, 2).cpu()
+        for i, role in enumerate(roles):
+            clean, slope = (torch.stack([layer[:, i] for layer in each]) for each in (z, gradients))
+            change = source[role][:, bucket.prompts] - clean
+            scores[role][:, :, bucket.prompts] = (change * slope).sum(-1).transpose(1, 2).cpu()
     return scores
 
 
@@ -52,19 +57,18 @@ def _check_role(pairs: Pairs, at: str) -> None:
 
 
 def _probed(
-    model: Model, tokens: Int[Tensor, "prompt pos"], position: int
+    model: Model, tokens: Int[Tensor, "prompt pos"], positions: Sequence[int]
 ) -> tuple[Float[Tensor, "prompt d_vocab"], list[Tensor], list[Tensor]]:
-    """Logits, and for each layer z at the position and a zero added to it: its gradient is that of z."""
+    """Logits, and for each layer z at the positions and a zero added to it: its gradient is that of z."""
     z: list[Tensor] = []
     probes: list[Tensor] = []
 
     def handler(call: AttentionCall) -> Tensor:
         own = attend(call)
-        here = own[:, position]
+        here = own[:, positions]
         z.append(here.detach())
         probes.append(torch.zeros_like(here, requires_grad=True))
-        probed = (here + probes[-1])[:, None]
-        return torch.cat([own[:, :position], probed, own[:, position + 1 :]], dim=1)
+        return own.index_add(1, torch.tensor(positions, device=own.device), probes[-1])
 
     with handled_by(handler):
         logits = model.forward(tokens)
