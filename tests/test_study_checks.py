@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 
+import circuitdiff.study_checks
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.discovery import Stage, StageResult, choose
 from circuitdiff.engine.frozen import FrozenRun
@@ -38,6 +40,22 @@ def test_a_sweep_of_a_sound_executor_passes(via):
     check = check_stage(subject("llama").model, sweep(via), fake_pairs(), "logit_difference")
     assert check.passed
     assert check.value < 1e-8
+
+
+def test_where_no_head_has_an_effect_the_executors_need_not_agree_on_noise(monkeypatch):
+    found = replace(sweep().found, noise_floor=1e-6)
+    silent = replace(found, per_prompt=found.per_prompt * 0)
+    off_by = {"window": 1e-5, "full": 0.0}
+    monkeypatch.setattr(
+        circuitdiff.study_checks,
+        "path_effects",
+        lambda *_, executor: replace(silent, per_prompt=silent.per_prompt + off_by[executor]),
+    )
+    model, pairs = subject("llama").model, fake_pairs()
+    check = check_stage(model, replace(sweep(), found=silent), pairs, "logit_difference")
+    assert check.value == pytest.approx(0.0005)
+    off_by["window"] = float(found.effects.abs().max()) / 100  # noise, beside an effect that is heard, is not let pass
+    assert not check_stage(model, replace(sweep(), found=found), pairs, "logit_difference").passed
 
 
 def test_a_second_run_that_is_a_little_off_fails(monkeypatch):
