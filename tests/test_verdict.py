@@ -131,15 +131,16 @@ def changed_circuit(name: str, value: Any) -> dict[str, Any]:
     ("name", "value", "answer"),
     [
         ("base_own", near(0.81), "not established"),  # its lower bound is below 0.8
-        ("base_own", near(0.7), "no"),
+        ("base_own", near(0.7), "not established"),  # circuits that are not faithful say nothing of each other
         ("variant_own", near(1.09), "not established"),
-        ("variant_own", near(1.2), "no"),
+        ("variant_own", near(1.2), "not established"),
         ("variant_own", None, "not established"),
         ("variant_own", {"value": None, "low": None, "high": None, "note": "near chance"}, "not established"),
         ("transfer", near(0.04), "not established"),
         ("transfer", near(-0.1), "no"),
         ("transfer_where_only_variant_right", near(-0.04), "not established"),
-        ("transfer_where_only_variant_right", near(0.2), "no"),
+        ("transfer", near(0.2), "not established"),  # the base's circuit does better than the one found there
+        ("transfer_where_only_variant_right", near(-0.2), "no"),
         ("transfer_where_only_variant_right", None, "not established"),
     ],
 )
@@ -154,6 +155,13 @@ def test_the_reason_that_a_ratio_is_undefined_is_handed_on():
     assert "near chance" in said(data, "same_circuit")["text"]
 
 
+def test_a_no_says_that_the_circuit_is_a_different_one():
+    assert said(changed_circuit("transfer", near(-0.9)), "same_circuit")["text"].startswith(
+        "No: a different circuit is at work, because base's circuit in tuned differs from tuned's own"
+    )
+    assert said(evidence(), "same_circuit")["text"] == "Yes: the same circuit is at work."
+
+
 def test_one_ablation_is_not_enough_for_the_same_circuit():
     found = said(evidence(circuits={"slot": equal_circuits()}), "same_circuit")
     assert found["answer"] == "not established"
@@ -164,11 +172,14 @@ def test_one_ablation_is_not_enough_for_the_same_circuit():
 @pytest.mark.parametrize(
     ("measure", "answer"),
     [
-        ({"value": near(0.85), "retest": near(0.91), "different": near(0.2)}, "no"),
+        ({"value": near(0.88), "retest": near(0.91), "different": near(0.2)}, "yes"),
+        ({"value": near(0.7), "retest": near(0.91), "different": near(0.2)}, "not established"),
+        ({"value": near(0.1), "retest": near(0.91), "different": near(0.2)}, "no"),
+        ({"value": near(0.1), "retest": near(0.91)}, "not established"),
         ({"value": near(0.85, 0.1), "retest": near(0.91), "different": near(0.2)}, "not established"),
         ({"value": near(0.9), "retest": None, "different": near(0.2)}, "not established"),
         ({"value": near(0.9), "retest": near(0.91), "different": near(0.87)}, "not established"),
-        ({"value": near(0.9), "retest": near(0.91), "different": near(0.95)}, "no"),
+        ({"value": near(0.9), "retest": near(0.91), "different": near(0.95)}, "not established"),
         ({"value": near(0.9), "retest": near(0.91)}, "not established"),
         ({"retest": near(0.91), "different": near(0.2)}, "not established"),
     ],

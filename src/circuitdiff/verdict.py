@@ -18,6 +18,7 @@ Numbers = Mapping[str, Any]
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
 _SHOWN = 2  # reasons in the text; all of them stand beside it
+_OTHER = "a different circuit is at work"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
     improved = f"{subject} is no head group: {best}" if best in NO_HEAD_GROUP else f"{named}: {best}"
     claims = [
         ("better", "models", f"{variant} does the task better than {base}", trust, [gain]),
-        ("same_circuit", "ablations", "the same circuit is at work", gate, _same_circuit(evidence, limits)),
+        ("same_circuit", "ablations", "the same circuit is at work", gate, _same_circuit(evidence, limits), _OTHER),
         ("same_function", "masks", "each group has the same function", gate, _same_function(evidence, limits)),
         ("improved_part", "graft", improved, gate, _caused_by(best, evidence, limits)),
         ("cause_layers", "graft", f"the gain is caused in {deepest}", gate, _caused_in(deepest, layers, limits)),
@@ -90,9 +91,15 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
 
 
 def _sentence(
-    scope: str, claim: str, table: str, statement: str, gate: Sequence[_Condition], conditions: Sequence[_Condition]
+    scope: str,
+    claim: str,
+    table: str,
+    statement: str,
+    gate: Sequence[_Condition],
+    conditions: Sequence[_Condition],
+    contrary: str | None = None,
 ) -> Sentence:
-    """Nothing is said, for or against, unless the gate is open."""
+    """Nothing is said, for or against, unless the gate is open. `contrary`: what a "no" says."""
     closed = [each.reason for each in gate if each.answer != "yes"]
     refuted = [each.reason for each in conditions if each.answer == "no"]
     unsure = [each.reason for each in conditions if each.answer == "not established"]
@@ -100,7 +107,8 @@ def _sentence(
     reasons = closed or refuted or unsure
     more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     why = f", because {'; '.join(reasons[:_SHOWN])}{more}" if reasons else ""
-    return Sentence(claim, answer, f"{answer[0].upper()}{answer[1:]}: {statement}{why}.", tuple(reasons), table, scope)
+    said = contrary if contrary and answer == "no" else statement
+    return Sentence(claim, answer, f"{answer[0].upper()}{answer[1:]}: {said}{why}.", tuple(reasons), table, scope)
 
 
 def _trust(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
@@ -114,7 +122,11 @@ def _trust(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
 
 
 def _same_circuit(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
-    """Equivalence, not the absence of a difference."""
+    """Equivalence, not the absence of a difference.
+
+    A circuit that is not faithful establishes nothing; a different circuit is one where the base's is surely worse
+    in the variant than the variant's own, or whose effects are surely not the base's.
+    """
     circuits, base, variant = evidence.get("circuits") or {}, evidence["base"], evidence["variant"]
     measures = evidence.get("similarity") or {}
     conditions = []
@@ -123,15 +135,17 @@ def _same_circuit(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
     for ablation, found in circuits.items():
         for own, model in (("base_own", base), ("variant_own", variant)):
             what = f"{model}'s own circuit has a normalised faithfulness ({ablation} ablation)"
-            conditions.append(_within(what, found.get(own), limits.faithful, limits.too_faithful))
+            faithful = _within(what, found.get(own), limits.faithful, limits.too_faithful)
+            conditions.append(_undecided(faithful))
         for rows, where in (("transfer", ""), ("transfer_where_only_variant_right", f" where only {variant} is right")):
             what = f"{base}'s circuit in {variant} differs from {variant}'s own{where} ({ablation} ablation)"
-            conditions.append(_within(what, found.get(rows), -limits.margin, limits.margin))
+            differs = _within(what, found.get(rows), -limits.margin, limits.margin)
+            better = differs.answer == "no" and _number(found[rows]["low"]) > 0
+            conditions.append(_undecided(differs) if better else differs)
     if not measures:
         conditions.append(_open("effect maps and overlaps were not compared"))
     for measure, found in measures.items():
-        conditions.append(_not_below(measure, found.get("value"), found.get("retest")))
-        conditions.append(_clearly_lower(f"{measure} with another circuit", found.get("different"), found.get("value")))
+        conditions += _alike(measure, found.get("value"), found.get("retest"), found.get("different"), limits.margin)
     return conditions
 
 
@@ -247,17 +261,28 @@ def _stays_below(what: str, credit: Numbers, share: float) -> _Condition:
     )
 
 
-def _not_below(what: str, found: Numbers | None, retest: Numbers | None) -> _Condition:
+def _alike(
+    what: str, found: Numbers | None, retest: Numbers | None, different: Numbers | None, margin: float
+) -> list[_Condition]:
+    """Surely no more than the margin below the retest, and above another circuit; surely neither is a "no"."""
     low = _number((retest or {}).get("low"))
+    above = _clearly_lower(f"{what} with another circuit", different, found)
     if not isfinite(low):
-        return _open(f"{what}: no retest of one model on other prompts to compare with")
-    return _judged(
+        return [_open(f"{what}: no retest of one model on other prompts to compare with"), _undecided(above)]
+    reaches = _judged(
         f"{what} is",
         found,
-        f"to reach the retest's {_printed(retest or {})}",
-        met=lambda _, __: _number((found or {}).get("value")) >= low,
-        refuted=lambda _, high: high < low,
+        f"to be surely within {margin:g} of the retest's {_printed(retest or {})}",
+        met=lambda own, _: own >= low - margin,
+        refuted=lambda _, high: high < low - margin,
     )
+    both = reaches.answer == "no" and above.answer != "yes" and different is not None
+    return [reaches if both else _undecided(reaches), _undecided(above)]
+
+
+def _undecided(condition: _Condition) -> _Condition:
+    """The same, but that it says nothing against the claim."""
+    return _open(condition.reason) if condition.answer == "no" else condition
 
 
 def _clearly_lower(what: str, lower: Numbers | None, higher: Numbers | None) -> _Condition:

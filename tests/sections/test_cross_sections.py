@@ -282,7 +282,7 @@ def test_the_verdict_says_nothing_on_nine_prompts_and_says_why(bench):
     for sentence in entry["sentences"]:
         assert sentence["answer"] == "not established"
         assert "only 9 held-out scenarios" in sentence["text"]
-        assert sentence["scope"].endswith("mean by slot and mean by kind; attention heads only")
+        assert sentence["scope"].endswith("mean by kind with heads at every segment; attention heads only")
     gain = float((_hits(bench, "tuned") - _hits(bench, bench.base)).mean())
     assert entry["evidence"]["gain"]["value"] == pytest.approx(gain)
     same = entry["evidence"]["circuits"]["mean by slot"]["transfer"]

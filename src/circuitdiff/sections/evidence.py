@@ -9,7 +9,10 @@ Results = Mapping[str, Any]
 
 
 def similarity_evidence(results: Results, variant: str) -> dict[str, Any]:
-    """By stage: how alike base and variant are, the lower of their retests, and the control, another stage's map."""
+    """By stage: how alike base and variant are, the lower of their retests, and the control, another stage's map.
+
+    A stage that chose heads in neither model has nothing to be alike in.
+    """
     entry = (results.get("overlap") or {}).get(variant) or {}
     return {
         f"the correlation of effects, stage {stage['stage']},": {
@@ -18,6 +21,7 @@ def similarity_evidence(results: Results, variant: str) -> dict[str, Any]:
             "different": stage["different"],
         }
         for stage in entry.get("stages") or []
+        if any(stage["n_chosen"])
     }
 
 

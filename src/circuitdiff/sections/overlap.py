@@ -92,6 +92,7 @@ def _stage(first: StageResult, second: StageResult) -> dict[str, Any]:
     return {
         "stage": first.stage.name,
         "same_receivers": first.receivers == second.receivers,
+        "n_chosen": [len(result.selection.helping) for result in (first, second)],
         "correlation": _likeness(compared.correlation),
         **{
             share: [{"k": k} | _likeness(getattr(each, share)) for k, each in compared.shared.items()]

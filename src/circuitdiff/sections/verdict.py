@@ -9,7 +9,7 @@ import numpy as np
 from numpy import ndarray
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.evaluation import Evaluation
+from circuitdiff.evaluation import Evaluation, moved
 from circuitdiff.sections.cross_settings import VerdictSettings
 from circuitdiff.sections.directions import direction_of, gain_entry
 from circuitdiff.sections.entries import ratio_entry, with_heads
@@ -19,7 +19,7 @@ from circuitdiff.verdict import verdict
 from circuitdiff.workbench import Subject, Workbench
 
 _NOTHING = Circuit({})
-_KINDS = {"slot": "mean by slot", "kind": "mean by kind"}
+_KINDS = {"slot": "mean by slot", "kind": "mean by kind with heads at every segment"}
 
 
 def verdict_section(
@@ -66,15 +66,17 @@ def failed_checks(results: Mapping[str, Any]) -> list[str] | None:
 def circuit_numbers(bench: Workbench, variant: str, circuits: Mapping[str, Circuit]) -> dict[str, Any]:
     """By ablation, whether each own circuit does what its model does, and whether the base's does it in the variant.
 
-    Nothing if one of the two models has no circuit of its own.
+    Means by kind take addresses out everywhere but where heads are kept, so keeping them at the queried segment alone
+    would mark the answer: there the heads are kept at every segment. Nothing if one of the two models has no circuit.
     """
-    own = {model: with_heads(circuits[model]) for model in (bench.base, variant) if model in circuits}
-    if len(own) < 2 or not all(circuit.roles for circuit in own.values()):
+    found_in = {model: with_heads(circuits[model]) for model in (bench.base, variant) if model in circuits}
+    if len(found_in) < 2 or not all(circuit.roles for circuit in found_in.values()):
         return {}
     base, other = bench.subject(bench.base), bench.subject(variant)
     wrong_in_base = ~base.stages.answers(base.splits.evaluation).hits.numpy()
     found = {}
     for by, words in _KINDS.items():
+        own = {model: _tested(bench, circuit, by) for model, circuit in found_in.items()}
         _, in_base = _evaluated(base, {bench.base: own[bench.base]}, by)
         model, (theirs, its_own, ablated) = _evaluated(other, own, by)
         gained = wrong_in_base & model.hits.numpy()
@@ -85,6 +87,10 @@ def circuit_numbers(bench: Workbench, variant: str, circuits: Mapping[str, Circu
             "transfer_where_only_variant_right": transfer(model, theirs, its_own, ablated, gained),
         }
     return found
+
+
+def _tested(bench: Workbench, circuit: Circuit, by: str) -> Circuit:
+    return moved(circuit, bench.task.every_segment) if by == "kind" else circuit
 
 
 def transfer(
