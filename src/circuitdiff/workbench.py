@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from circuitdiff import results as form
 from circuitdiff.engine import Model
+from circuitdiff.evaluation import Means
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, refuse_failures
 from circuitdiff.models.family_registry import caution_about
@@ -39,6 +40,11 @@ class Subject:
     model: Model
     splits: Splits
     stages: Stages
+
+    @property
+    def means(self) -> Mapping[str, Means]:
+        """Means by slot and by kind, over the study's prompts for means."""
+        return self.stages.means(self.splits.means)
 
 
 def sample_splits(settings: StudySettings, model: Model) -> Splits:
@@ -98,7 +104,8 @@ class Workbench:
         if wanted.recipe is not None:
             source, adapters = made_by(wanted.recipe, self.monitor)
         self.monitor(f"load {name}", 0, 1)
-        model = load_model(source, adapters, self.settings.dtype, self.settings.device, name=name)
+        known = [subject.model for subject in self._loaded.values()]
+        model = load_model(source, adapters, self.settings.dtype, self.settings.device, name=name, like=known)
         self.monitor(f"load {name}", 1, 1)
         if name not in self.results["models"]:
             self.results["checks"] += model.provenance["checks"]

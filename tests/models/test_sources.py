@@ -11,9 +11,11 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
 
 from circuitdiff.errors import InputError
-from circuitdiff.models import family_registry
+from circuitdiff.models import family_registry, load_model, sources
 from circuitdiff.models.checks import CheckError
 from circuitdiff.models.family_registry import Built, Member, PackagedFile
+from circuitdiff.models.in_memory import with_first_adapters
+from circuitdiff.models.loading import fingerprint
 from circuitdiff.models.sources import read_source
 from tiny_decoders import SHAPE, save_decoder, save_random_adapter, tiny_decoder, tiny_tokenizer
 
@@ -263,6 +265,34 @@ def test_adapters_merge_one_after_the_other(folder, adapter, tmp_path):
     torch.testing.assert_close(logits(source.model), logits(by_hand), rtol=1e-5, atol=1e-5)
     assert [record["name"] for record in source.provenance["adapters"]] == [adapter.name, "other"]
     assert len(source.checks) == 6
+
+
+def test_a_model_with_one_adapter_more_is_made_from_the_one_in_memory(folder, adapter, tmp_path, monkeypatch):
+    other = save_random_adapter(tmp_path / "other", seed=2, targets=("q_proj", "v_proj"))
+    plain, one = load_model(folder), load_model(folder, [adapter])
+    anew, before = load_model(folder, [adapter, other]), one.provenance["fingerprint"]
+    monkeypatch.setattr(sources, "_read", lambda *_: pytest.fail("read again"))
+    grown = load_model(folder, [adapter, other], like=[plain, one])
+    for key in ("fingerprint", "adapters", "kind", "path", "source"):
+        assert grown.provenance[key] == anew.provenance[key]
+    assert fingerprint(one.module) == before
+    assert [check["name"] for check in grown.provenance["checks"]].count("every adapter key landed") == 1
+
+
+@pytest.mark.parametrize("wanted", ["another order", "fewer", "another dtype", "another folder"])
+def test_only_the_first_adapters_of_the_same_weights_in_the_same_dtype_are_taken_from_memory(
+    folder, adapter, tmp_path, wanted
+):
+    other = save_random_adapter(tmp_path / "other", seed=2, targets=("q_proj", "v_proj"))
+    both = load_model(folder, [adapter, other])
+    source, adapters, dtype = {
+        "another order": (folder, [other, adapter], "float32"),
+        "fewer": (folder, [adapter], "float32"),
+        "another dtype": (folder, [adapter, other], "float64"),
+        "another folder": (save_decoder(tmp_path / "copy"), [adapter, other], "float32"),
+    }[wanted]
+    assert with_first_adapters([both], str(source), adapters, (dtype, "cpu")) is None
+    assert with_first_adapters([both], str(folder), [adapter, other], ("float32", "cpu")) is both
 
 
 def test_an_adapter_that_changes_nothing_is_refused(folder, tmp_path):

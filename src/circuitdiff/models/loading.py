@@ -24,15 +24,17 @@ def load_model(
     device: str = "cpu",
     *,
     name: str | None = None,
+    like: Sequence[Model] = (),
 ) -> Model:
     """A causal decoder with its adapters merged in, in order, proven to be edited exactly.
 
-    `source` is a hub id, a folder, a `.gguf` file or a family name such as "smollm2" or "tracker-base".
+    `source` is a hub id, a folder, a `.gguf` file or a family name such as "smollm2" or "tracker-base". If it is one of
+    `like`, which are in memory, with further adapters, only these are read.
 
     Raises: InputError if the source cannot be read or its architecture cannot be edited; CheckError if a self-check
     fails.
     """
-    read = read_source(source, adapters, dtype, device)
+    read = read_source(source, adapters, dtype, device, like)
     return as_model(read.model, read.tokenizer, name or read.name, read.provenance, read.checks)
 
 

@@ -12,6 +12,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,10 +33,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.models.adapters import adapter_folder, merge_adapter
 from circuitdiff.models.checks import Check, difference, tolerance_of
 from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter, sha256_of
+from circuitdiff.models.in_memory import origin_in, with_first_adapters
 from circuitdiff.models.structure import probe_tokens
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -81,20 +84,31 @@ class _Place:
 
 
 def read_source(
-    source: str | Path, adapters: Sequence[str | Path] = (), dtype: str = "float32", device: str = "cpu"
+    source: str | Path,
+    adapters: Sequence[str | Path] = (),
+    dtype: str = "float32",
+    device: str = "cpu",
+    like: Sequence[Model] = (),
 ) -> Source:
     """The decoder at `source` with `adapters` (PEFT folders or embedded adapters' names) merged in, in order.
 
     `source` is a family name, a folder, a `.gguf` file or a hub id, looked for in this order. `device` is one of
-    torch's, or "auto" to spread the layers over all devices.
+    torch's, or "auto" to spread the layers over all devices. If the wanted model is one of `like`, which are in
+    memory, with further adapters, a copy of that one is taken and only these are read.
 
     Raises: InputError if there is no such source, it is not a causal decoder, is damaged, incomplete, or lacks its
     tokenizer, or an adapter does not fit; CheckError if an adapter changes nothing or does not merge exactly.
     """
     torch_dtype, placed = _dtype(dtype), _device(device)
     member = MEMBERS.get(str(source))
+    own = [] if member is None else [_embedded(name) for name in member.adapters]
+    folders, merged = [*own, *map(adapter_folder, adapters)], list[dict[str, Any]]()
     with _quiet():
-        if member is None:
+        known = _known(like, str(source), folders, (dtype, device))
+        if known is not None:
+            model, tokenizer, origin = deepcopy(known.module), known.tokenizer, origin_in(known)
+            merged = list(known.provenance["adapters"])
+        elif member is None:
             model, tokenizer, origin = _read(_place(str(source)), torch_dtype, placed)
         elif isinstance(member.origin, PackagedFile):
             model, tokenizer, origin = _read_packaged(member.origin, torch_dtype, placed)
@@ -102,12 +116,19 @@ def read_source(
             model, tokenizer = member.origin.build(torch_dtype)
             model.to("cpu" if device == "auto" else device)  # pyright: ignore[reportArgumentType, reportCallIssue]
             origin = {"kind": "built"}
-        own = [] if member is None else [_embedded(name) for name in member.adapters]
-        model, checks, merged = _with_adapters(model, [*own, *map(adapter_folder, adapters)])
+        model, checks, more = _with_adapters(model, folders[len(merged) :])
     model.eval().requires_grad_(False)
     name = "+".join([str(source) if member else Path(source).name, *(Path(adapter).name for adapter in adapters)])
-    provenance = {"source": str(source), "dtype": dtype, "device": device, "adapters": merged, **origin}
+    provenance = {"source": str(source), "dtype": dtype, "device": device, "adapters": [*merged, *more], **origin}
     return Source(model, tokenizer, name, provenance, checks)
+
+
+def _known(like: Sequence[Model], source: str, folders: Sequence[Path], placed: tuple[str, str]) -> Model | None:
+    member = MEMBERS.get(source)
+    if member is not None and not isinstance(member.origin, PackagedFile):
+        return None
+    place = _place(source) if member is None else _gguf(member.origin.path())
+    return with_first_adapters(like, str(place), folders, placed)
 
 
 def read_outline(source: str | Path) -> Outline:

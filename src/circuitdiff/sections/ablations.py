@@ -27,7 +27,7 @@ def ablations_section(
     Raises: InputError if the circuit has no heads at all.
     """
     subject, tested = bench.subject(model), with_heads(circuit)
-    everyone, means = subject.splits.evaluation, subject.stages.means(subject.splits.means)
+    everyone, means = subject.splits.evaluation, subject.means
     chosen = torch.arange(min(settings.prompts or len(everyone), len(everyone)))
     pairs, answers = everyone.select(chosen), subject.stages.answers(everyone).select(chosen)
     replacements: dict[AblationName, Replacement] = {

@@ -36,7 +36,7 @@ def completeness_section(
     """
     subject, tested = bench.subject(model), with_heads(circuit)
     title = f"completeness of circuit {name} in {model}"
-    means = subject.stages.means(subject.splits.means)["slot"]
+    means = subject.means["slot"]
     n_prompts = min(settings.prompts, len(subject.splits.evaluation))
     pairs = subject.splits.evaluation.select(torch.arange(n_prompts))
     key = {"circuit": tested.to_dict(), "settings": settings.model_dump(), "means": bench.settings.prompts.means}

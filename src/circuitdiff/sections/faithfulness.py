@@ -19,7 +19,7 @@ def faithfulness_section(bench: Workbench, model: str, name: str, circuit: Circu
     Where it was found also its heads at other segments; there and in the base also random circuits.
     """
     subject = bench.subject(model)
-    means = subject.stages.means(subject.splits.means)
+    means = subject.means
     rows = _rows(bench, subject, name, circuit, means)
     return form.evaluation_entries(name, model, rows, subject.splits.evaluation)
 

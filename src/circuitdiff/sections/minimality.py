@@ -28,7 +28,7 @@ def minimality_section(
     Raises: InputError if the circuit has no heads at all.
     """
     subject, tested = bench.subject(model), with_heads(circuit)
-    means = subject.stages.means(subject.splits.means)["slot"]
+    means = subject.means["slot"]
     entry = _costs(bench, subject, name, tested, means, settings)
     pruned = Circuit.from_dict(entry["kept"])
     title = f"circuit {name} before and after pruning"

@@ -113,7 +113,7 @@ def transfer(
 
 def _evaluated(subject: Subject, circuits: Mapping[str, Circuit], by: str) -> tuple[Evaluation, list[Evaluation]]:
     """The model, then the circuits alone and, last, nothing."""
-    pairs, means = subject.splits.evaluation, subject.stages.means(subject.splits.means)[by]
+    pairs, means = subject.splits.evaluation, subject.means[by]
     title = f"own circuits in {subject.model.name}, {by} means"
     found = subject.stages.circuits(title, [*circuits.values(), _NOTHING], pairs, means)
     return subject.stages.answers(pairs), found
