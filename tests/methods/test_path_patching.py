@@ -182,6 +182,7 @@ def test_for_the_other_answer_the_logit_difference_is_against_the_clean_answer_a
         ({"at": "last", "receivers": [], "via": "q"}, "list of receivers is empty"),
         ({"at": "last", "receivers": [Head(4, 0)], "via": "q"}, r"head 4\.0 does not exist: llama has 4 layers of 6"),
         ({"at": "last", "senders": [Head(0, 6)]}, r"head 0\.6 does not exist"),
+        ({"at": "last", "senders": [Head(-1, 0)]}, r"head -1\.0 does not exist"),
         ({"at": "last", "receivers": RECEIVERS, "via": "v", "receivers_at": "query_label"}, "which comes later"),
         ({"at": "last", "receivers": RECEIVERS, "via": "q", "receivers_at": "last"}, "goes with via 'k' or 'v'"),
         ({"at": "last", "metric": "bleu"}, "logit_difference"),

@@ -154,7 +154,7 @@ def group_path_effects(
 def check_heads(model: Model, heads: Sequence[Head]) -> None:
     """Raises: InputError naming the first head that the model lacks."""
     for head in heads:
-        if head.layer >= model.n_layers or head.index >= model.n_heads:
+        if not (0 <= head.layer < model.n_layers and 0 <= head.index < model.n_heads):
             raise InputError(
                 f"head {head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads"
             )
