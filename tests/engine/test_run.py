@@ -228,6 +228,22 @@ def test_the_readout_sees_each_row_with_the_prompt_it_belongs_to(executor, monke
 
 
 @torch.no_grad()
+def test_the_clean_run_is_read_out_only_where_a_variant_has_no_edit():
+    chosen, tokens, rows = subject("llama"), random_tokens(), []
+    batch = batch_of(chosen, tokens)
+
+    def counted(logits, _):
+        rows.append(len(logits))
+        return logits[:, :1]
+
+    WindowExecutor().run(batch, at_the_last_position(Draw()), N_VARIANTS, counted)
+    assert sum(rows) == N_VARIANTS * len(tokens)
+    rows.clear()
+    WindowExecutor().run(batch, at_the_last_position(Draw()), N_VARIANTS + 1, counted)
+    assert sum(rows) == (N_VARIANTS + 1) * len(tokens)
+
+
+@torch.no_grad()
 def test_an_adapter_beside_the_output_projection_is_not_left_out():
     module = copy.deepcopy(subject("llama").model.module)
     adapter = peft.LoraConfig(r=3, target_modules=["o_proj", "k_proj"], init_lora_weights=False)

@@ -62,11 +62,16 @@ class LiveVariants:
         return self._row_of[edit.variants].to(self.hidden.device)
 
     def read_out(self, batch: Batch, readout: Readout) -> Float[Tensor, "variant prompt value"]:
-        """What `readout` says at the last row; variants that never began are the clean run."""
-        everyone = torch.arange(batch.n_prompts, device=self.hidden.device)
+        """What `readout` says at the last row; variants that never began are the clean run.
+
+        The clean run's logits are not read where every variant began.
+        """
+        final, n_variants = self.hidden[:, :, -1], len(self._begin)
+        if 0 < len(self.ids) == n_variants:
+            return read_out(batch.model, final, readout).index_select(0, self._row_of.to(final.device))
+        everyone = torch.arange(batch.n_prompts, device=final.device)
         clean = readout(batch.clean.logits, everyone)
-        values = clean.expand(len(self._begin), *clean.shape)
+        values = clean.expand(n_variants, *clean.shape)
         if len(self.ids) == 0:
             return values
-        live = read_out(batch.model, self.hidden[:, :, -1], readout)
-        return values.index_copy(0, self.ids.to(values.device), live)
+        return values.index_copy(0, self.ids.to(values.device), read_out(batch.model, final, readout))
