@@ -162,6 +162,29 @@ def test_accuracy_by_queried_item_keeps_a_gap_a_gap(drawn):
     ]
 
 
+def test_a_models_own_circuit_stands_beside_it_by_queried_item(results):
+    """A main circuit goes by its model's name; other circuits, and other models, are left out."""
+    points = [{"queried": 0, "value": 0.5, "low": 0.25, "high": 0.75, "hits": 4, "n": 8}]
+    answers = {"circuit_answers": {"accuracy_by_queried": points}}
+    results["models"]["tuned"] = {"accuracy_by_queried": points}
+    given = {
+        "models": results["models"],
+        "faithfulness": {MODEL: {MODEL: answers, "tuned": answers}, "x": {MODEL: answers}},
+    }
+    figure = figures(given)["accuracy_by_queried"]
+    rows = rows_with(figure, "queried")
+    assert [(row["model"], row["what"], row["queried"]) for row in rows] == [
+        (MODEL, "the whole model", 0),
+        (MODEL, "the whole model", 1),
+        (MODEL, "the whole model", 2),
+        (MODEL, "its own circuit alone", 0),
+        ("tuned", "the whole model", 0),
+    ]
+    assert (rows[3]["value"], rows[3]["low"], rows[3]["high"], rows[3]["hits"]) == (0.5, 0.25, 0.75, "4 / 8")
+    offsets = figure.to_dict()["layer"][0]["encoding"]["xOffset"]["sort"]
+    assert len(offsets) == len(set(offsets)) == 3
+
+
 def test_specs_are_strict_json_although_the_results_have_nan(drawn):
     for figure in drawn.values():
         json.dumps(figure.to_dict(), allow_nan=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import altair as alt
 
 from circuitdiff.report.look import CATEGORIES, INK, MUTED, Figure, finish, inline
@@ -11,23 +13,39 @@ TENTHS = alt.Axis(values=[i / 10 for i in range(11)], format=".1f", labelAngle=0
 BIN = 0.02  # width of a bar of accuracies
 
 
-def by_queried(models: dict) -> Figure | None:
-    """Each model's accuracy by the item asked for, with 95 % intervals; None if nobody measured it."""
-    rows = [
-        _queried_row(name, point) for name, model in models.items() for point in model.get("accuracy_by_queried") or []
-    ]
+_WHOLE, _ALONE = "the whole model", "its own circuit alone"
+
+
+def by_queried(results: dict) -> Figure | None:
+    """Accuracy by the item asked for, with 95 % intervals; None if nobody measured it.
+
+    Of each model, and of its own main circuit, which goes by the model's name.
+    """
+    rows = list(_queried_rows(results))
     if not rows:
         return None
-    names = list(dict.fromkeys(row["model"] for row in rows))
+    names, runs = (list(dict.fromkeys(row[key] for row in rows)) for key in ("model", "run"))
+    kinds = [kind for kind in (_WHOLE, _ALONE) if any(row["what"] == kind for row in rows)]
     base = alt.Chart(inline(rows)).encode(
         x=alt.X("queried:O", title="index of the queried item, from zero", axis=alt.Axis(labelAngle=0)),
-        xOffset=alt.XOffset("model:N", sort=names),
+        xOffset=alt.XOffset("run:N", sort=runs),
         color=alt.Color("model:N", sort=names, scale=alt.Scale(domain=names, range=CATEGORIES), title="model"),
-        tooltip=["model:N", "queried:O", "accuracy:N", "interval:N", "hits:N"],
+        tooltip=["model:N", "what:N", "queried:O", "accuracy:N", "interval:N", "hits:N"],
     )
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(y=_accuracy_axis("value:Q"))
+    shape = alt.Shape("what:N", sort=kinds, title=None, scale=alt.Scale(domain=kinds, range=["circle", "diamond"]))
+    points = base.mark_point(filled=True, size=60, opacity=1).encode(y=_accuracy_axis("value:Q"), shape=shape)
     bars = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q")
-    return finish([bars, points], "Accuracy by queried item", ["with 95 % intervals"], width=420, height=220)
+    width = max(420, 10 * len(rows))
+    return finish([bars, points], "Accuracy by queried item", ["with 95 % intervals"], width=width, height=220)
+
+
+def _queried_rows(results: dict) -> Iterator[dict]:
+    faithfulness = results.get("faithfulness") or {}
+    for name, model in (results.get("models") or {}).items():
+        own = ((faithfulness.get(name) or {}).get(name) or {}).get("circuit_answers") or {}
+        for what, entry in ((_WHOLE, model), (_ALONE, own)):
+            for point in entry.get("accuracy_by_queried") or []:
+                yield {"what": what, "run": f"{name}, {what}"} | _queried_row(name, point)
 
 
 def _queried_row(model: str, point: dict) -> dict:

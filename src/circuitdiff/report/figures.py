@@ -24,7 +24,7 @@ def figures(results: dict) -> dict[str, Figure]:
 
     A section that is missing has no figure.
     """
-    accuracy = by_queried(results.get("models") or {})
+    accuracy = by_queried(results)
     drawn = {ACCURACY_BY_QUERIED: accuracy} if accuracy else {}
     for circuit in circuit_names(results):
         drawn |= _drawing(results, circuit) | _effects(results, circuit) | _random(results, circuit)
