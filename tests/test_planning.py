@@ -44,12 +44,24 @@ def test_every_section_that_runs_is_counted(planned):
     further = ["minimality", "completeness", "ablations", "functions", "knockouts"]
     assert list(base)[4:] == further
     both, _, study = planned(variants="{other: planted-base}")
-    assert list(both)[4:] == [*further[:-1], "cross-model patching", "grafts", "knockouts"]
+    assert list(both)[4:] == [*further[:-1], "overlap", "cross-model patching", "grafts", "knockouts"]
     assert len(study.models) == 2
     for what in ("accuracy and means", "fetcher", "minimality", "knockouts"):
         assert both[what].flop == pytest.approx(2 * base[what].flop), what
-    assert both["functions"].flop < 2 * base["functions"].flop, "penalties are swept in the base alone"
     assert both["every circuit in every model"].flop > 2 * base["every circuit in every model"].flop
+
+
+def test_functions_are_counted_for_each_circuit_that_is_asked(planned):
+    def flop(settings: str) -> float:
+        parts, _, _ = planned(variants="{other: planted-base}", functions=settings)
+        return parts["functions"].flop
+
+    alone, _, _ = planned(functions="{}")
+    one = flop("{circuits: [other]}")
+    assert alone["functions"].flop < one < 2 * alone["functions"].flop, "penalties are swept in the circuit's own model"
+    assert flop("{}") == pytest.approx(2 * one)
+    assert flop("{circuits: [other], models: [model]}") == one, "masks to be moved are learned in the circuit's own"
+    assert flop("{circuits: [model], models: [model]}") == alone["functions"].flop
 
 
 def test_a_sweep_straight_into_the_logits_costs_one_token_in_half_of_the_layers(planned):

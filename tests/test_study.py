@@ -246,7 +246,8 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
     for section in ("overlap", "cmap", "graft", "verdict"):
         assert set(results[section]) == {"second"}
     assert set(results["minimality"]) == set(results["ablations"]) == {model.name, "second"}
-    assert set(results["functions"][model.name]) == set(results["knockout"]) == {model.name, "second"}
+    assert set(results["functions"]) == set(results["knockout"]) == {model.name, "second"}
+    assert all(set(models) == {model.name, "second"} for models in results["functions"].values())
     answers = [sentence["answer"] for sentence in results["verdict"]["second"]["sentences"]]
     assert set(answers) == {"not established"}  # nine scenarios establish nothing
     for heading in ("Verdict", "Is it the same circuit?", "Which part got better?", "What each group encodes"):

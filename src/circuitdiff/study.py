@@ -30,7 +30,7 @@ from circuitdiff.sections.minimality import minimality_section
 from circuitdiff.sections.overlap import overlap_section
 from circuitdiff.sections.preflight import check_study
 from circuitdiff.sections.verdict import verdict_section
-from circuitdiff.sections.whole_study import WholeStudy
+from circuitdiff.sections.whole_study import WholeStudy, asked_circuits
 from circuitdiff.settings import StudySettings
 from circuitdiff.stages import Monitor
 from circuitdiff.store import Store, read_results
@@ -161,9 +161,12 @@ def _examine(bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[
 
 
 def _ask_functions(bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[str, Circuit]) -> None:
-    """What the base's groups encode in one model."""
-    if study.functions and bench.base in circuits and model in (study.functions.models or study.models):
-        bench.add(functions_section(bench, model, bench.base, circuits[bench.base], study.functions))
+    """What each chosen circuit's groups encode in one model."""
+    if not study.functions or model not in (study.functions.models or study.models):
+        return
+    for name in asked_circuits(study):
+        if name in circuits:
+            bench.add(functions_section(bench, model, name, circuits[name], study.functions))
 
 
 def _compare(

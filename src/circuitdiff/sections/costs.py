@@ -12,7 +12,7 @@ from circuitdiff.discovery import Plan, Stage
 from circuitdiff.planning import Part, Work
 from circuitdiff.sections.functions_cells import main_desiderata, wanted_of
 from circuitdiff.sections.functions_settings import FunctionSettings
-from circuitdiff.sections.whole_study import WholeStudy
+from circuitdiff.sections.whole_study import WholeStudy, asked_circuits
 from circuitdiff.selection import Discoveries, TopK
 from circuitdiff.shares import all_subsets, needed_subsets
 from circuitdiff.tasks.desiderata import DESIDERATA
@@ -133,25 +133,37 @@ class _Costs:
         return Part("overlap", runs, self.work.passes(4 * n) + self.work.runs(n, widths, layers=0.6))
 
     def _functions(self) -> Part:
-        """Base prompts and the sources of all groups are read once a model, then every group runs its window."""
-        wanted, flop, runs = self.study.functions, 0.0, 0.0
+        """Every circuit anew: base prompts and the sources of all groups are read once a model, then every group runs
+        its window.
+        """
+        wanted, flop, runs, read = self.study.functions, 0.0, 0.0, 0.0
         if not wanted or self.study.task.name != "entity_tracking":
             return _nothing("functions")
-        for stage in self._main.stages:
-            n, width = self._masks(wanted, stage), self.work.width(stage.at)
-            flop += self.work.runs(n, width, layers=0.5)
-            runs += n
-        n_models = len(wanted.models or self.study.models)
+        for circuit in asked_circuits(self.study):
+            n_models = self._n_asked(wanted, circuit)
+            read += self._read_for_masks(wanted, n_models)
+            for stage in self._main.stages:
+                n, width = self._masks(wanted, stage, n_models), self.work.width(stage.at)
+                flop += self.work.runs(n, width, layers=0.5)
+                runs += n
+        return Part("functions", runs + read, flop + self.work.passes(read))
+
+    def _n_asked(self, wanted: FunctionSettings, circuit: str) -> int:
+        """Masks are learned in the circuit's own model, too, whichever are asked."""
+        home = circuit if circuit in self.study.models else self.study.base.name
+        return len({home, *(wanted.models or self.study.models)})
+
+    def _read_for_masks(self, wanted: FunctionSettings, n_models: int) -> float:
+        """Base and source prompts of one circuit's masks."""
         triples = wanted.train + wanted.validation + wanted.test
         main = _sources(main_desiderata(wanted))
         further = _sources(name for names in wanted.further.values() for name in names) - main
         read = n_models * (triples + len(main) * (triples + wanted.redraw.times * wanted.redraw.triples))
-        read += len(further) * triples * _READ
-        return Part("functions", runs + read, flop + self.work.passes(read))
+        return read + len(further) * triples * _READ
 
-    def _masks(self, wanted: FunctionSettings, stage: Stage) -> float:
+    def _masks(self, wanted: FunctionSettings, stage: Stage, n_models: int) -> float:
         """Forward runs of one group's masks in all models."""
-        main, n_models = len(main_desiderata(wanted)), len(wanted.models or self.study.models)
+        main = len(main_desiderata(wanted))
         masks = main * n_models + len(wanted_of(stage.name, wanted)) - main
         floors = masks / main  # learned where a group may carry what is asked for: one of the main ones
         swept = wanted.sweep and stage.name == (wanted.sweep.group or self._main.stages[0].name)

@@ -15,7 +15,7 @@ from circuitdiff.models.family_registry import MEMBERS
 from circuitdiff.models.sources import Outline, read_outline
 from circuitdiff.prompts import Pairs
 from circuitdiff.recipes import read_recipe
-from circuitdiff.sections.whole_study import WholeStudy
+from circuitdiff.sections.whole_study import WholeStudy, main_circuits
 from circuitdiff.settings import ModelSettings
 from circuitdiff.tasks import get_task
 
@@ -28,8 +28,10 @@ def check_study(study: WholeStudy) -> None:
 
     Sections that put a variant's activations or weights into the base need more in common than the others.
 
-    Raises: InputError naming the model and everything in which it differs, or the file and what it names.
+    Raises: InputError naming the model and everything in which it differs, or the file and what it names; or the
+    name in the settings that is no circuit or model of this study.
     """
+    _check_functions(study)
     base, *variants = _outlined(study)
     for path in study.circuits.values():
         _check_file(str(path), base)
@@ -86,6 +88,23 @@ def _prompts(study: WholeStudy, name: str, outline: Outline) -> Pairs:
 def _same_tokens(base: _Outlined, variant: _Outlined) -> bool:
     ours, theirs = base.pairs, variant.pairs
     return torch.equal(ours.clean, theirs.clean) and torch.equal(ours.counterfactual, theirs.counterfactual)
+
+
+def _check_functions(study: WholeStudy) -> None:
+    """Circuits have to be found or given, models to be in the study."""
+    wanted = study.functions
+    if not wanted:
+        return
+    for what, names, known in (
+        ("circuits", wanted.circuits, [*main_circuits(study), *study.circuits]),
+        ("models", wanted.models, list(study.models)),
+    ):
+        for name in names or ():
+            if name not in known:
+                raise InputError(
+                    f"functions.{what} names {name!r}, and this study has no such {what.removesuffix('s')}; choose of "
+                    f"{', '.join(known)}"
+                )
 
 
 def _check_file(path: str, base: _Outlined) -> None:

@@ -34,6 +34,19 @@ class WholeStudy(StudySettings):
     verdict: VerdictSettings = Field(default_factory=VerdictSettings)
 
 
+def asked_circuits(study: WholeStudy) -> list[str]:
+    """The circuits whose groups' functions are asked for, by name: those chosen, or each model's own main circuit."""
+    if not study.functions:
+        return []
+    chosen = study.functions.circuits
+    return list(main_circuits(study) if chosen is None else dict.fromkeys(chosen))
+
+
+def main_circuits(study: StudySettings) -> tuple[str, ...]:
+    """The models in which the main plan is run; a model's main circuit goes by its name."""
+    return study.base.name, *study.searched
+
+
 def read_study(path: str | Path) -> WholeStudy:
     """The study in a YAML file.
 
