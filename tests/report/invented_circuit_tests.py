@@ -52,7 +52,7 @@ def minimality_entry() -> dict[str, Any]:
 
 def _part(n_removed: int, model: float, circuit: float) -> dict[str, Any]:
     terms = {"model": estimate(model), "circuit": estimate(circuit), "difference": estimate(model - circuit)}
-    return {"n_removed": n_removed} | terms | {"absolute_difference": estimate(abs(model - circuit))}
+    return {"n_removed": n_removed} | terms | {"absolute_difference": estimate(abs(model - circuit), 0.0625)}
 
 
 def completeness_entry() -> dict[str, Any]:

@@ -102,6 +102,8 @@ def _knockout() -> dict:
         "matrix": {
             "roles": ["last", "query_label", "object"],
             "margin": 0.05,
+            "clean": _estimate(0.75),
+            "control": {"last": _estimate(0.71875), "query_label": _estimate(0.6875)},
             "cells": [
                 _cell("last", "query_label", "yes", 0.5),
                 _cell("last", "object", "no", 0.0),

@@ -10,6 +10,7 @@ import vl_convert
 from circuitdiff.report.ablations import ablation_rows, ablations_figures, ablations_key
 from circuitdiff.report.completeness import completeness_figures, completeness_key, completeness_sentence, part_rows
 from circuitdiff.report.minimality import cost_rows, minimality_figures, minimality_key, minimality_sentence
+from circuitdiff.report.parts import parts
 from invented_circuit_tests import CIRCUIT, MODEL, ablations_entry, completeness_entry, estimate, minimality_entry
 
 
@@ -95,6 +96,20 @@ def test_every_part_stands_at_what_circuit_and_model_do_without_it():
     assert rows[2]["what"] == "value_fetcher"
     assert (rows[0]["circuit_low"], rows[0]["circuit_high"]) == (0.2, 0.3)
     assert rows[0]["difference"] == "0.250 (0.200 to 0.300)"
+
+
+def test_the_completeness_table_has_both_terms_and_the_signed_and_absolute_difference():
+    completeness = {CIRCUIT: {MODEL: completeness_entry()}}
+    completeness[CIRCUIT][MODEL]["groups"][0]["difference"] = estimate(-0.1875)
+    (part,) = parts({"completeness": completeness})
+    (table,) = part.tables
+    assert table.caption == "ours and tiny without the same heads: mean probability of the answer, with 95 % intervals"
+    drawn, group = ([row[key] for key in table.columns] for row in table.rows[1:3])
+    assert drawn[:2] == ["a random part", 1]
+    assert drawn[2:4] == ["0.625 (0.575 to 0.675)", "0.500 (0.450 to 0.550)"]
+    assert drawn[4:] == ["0.125 (0.075 to 0.175)", "0.125 (0.062 to 0.188)"]
+    assert group[:2] == ["a whole group, value_fetcher", 3]
+    assert group[4:] == ["−0.188 (−0.237 to −0.138)", "0.188 (0.125 to 0.250)"]
 
 
 def test_the_diagonal_spans_both_axes_alike(figures):

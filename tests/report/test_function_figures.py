@@ -11,11 +11,13 @@ from circuitdiff.report.functions import (
     conflict_key,
     function_rows,
     function_sentences,
+    function_tables,
     functions_figures,
     functions_key,
     redrawn_key,
     trade_off_key,
 )
+from circuitdiff.report.verdict import anchor
 
 CIRCUIT, BASE, OTHER = "mine <b>", "base & co", "tuned"
 
@@ -150,12 +152,43 @@ def test_the_table_names_heads_and_controls_and_the_transferred_mask(results):
     assert (first["which"], rows[1]["which"]) == ("3.1, 2.0", "none")
     assert [first[name] for name in ("nothing", "shuffled", "all", "ranked", "random")] == [
         "0.000",
-        "0.031",
+        "0.031 (–)",
         "0.710",
         "–",
         "–",
     ]
-    assert (first["transferred"], last["transferred"]) == ("–", "0.625 (0.500 to 0.750)")
+    assert (first["transferred"], last["transferred"]) == ("", "0.625 (0.500 to 0.750)")
+
+
+def test_every_circuit_has_a_table_in_every_model_and_a_verdict_links_to_the_carried_masks(results):
+    results["functions"]["another"] = {OTHER: {"own": {"object": cell(0.5, 0.25)}}}
+    results["functions"] = dict(reversed(results["functions"].items()))
+    tables = function_tables(results)
+    assert [(table.caption, len(table.rows)) for table in tables] == [
+        (f"Masks of another's groups in {OTHER}", 1),
+        (f"Heads that the masks of another's groups in {OTHER} patch", 1),
+        (f"Masks of {CIRCUIT}'s groups in {BASE}", 5),
+        (f"Heads that the masks of {CIRCUIT}'s groups in {BASE} patch", 5),
+        (f"Masks of {CIRCUIT}'s groups in {OTHER}", 1),
+        (f"Heads that the masks of {CIRCUIT}'s groups in {OTHER} patch", 1),
+    ]
+    assert [list(table.ids) for table in tables[::2]] == [[], [anchor("masks", BASE)], [anchor("masks", OTHER)]]
+    assert not any(table.ids for table in tables[1::2])
+    assert all(set(table.columns) <= set(row) for table in tables for row in table.rows)
+    assert {functions_key("another", OTHER), functions_key(CIRCUIT, OTHER)} <= set(functions_figures(results))
+
+
+def test_the_trained_floor_has_a_column_where_there_is_one(results):
+    cells = results["functions"][CIRCUIT][BASE]
+    cells["fetcher"]["object"]["controls"]["shuffled"] = {"value": 0.125, "low": 0.0625, "high": 0.25}
+    for entries in results["functions"][CIRCUIT][OTHER].values():
+        for entry in entries.values():
+            del entry["controls"]["shuffled"]
+    here, _, there, _ = function_tables(results)
+    assert here.columns["shuffled"] == "trained floor"
+    assert here.rows[0]["shuffled"] == "0.125 (0.062 to 0.250)"
+    assert "shuffled" not in there.columns
+    assert ("transferred" in here.columns, "transferred" in there.columns) == (False, True)
 
 
 def test_a_sentence_names_only_what_is_above_its_floor(results):

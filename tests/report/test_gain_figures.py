@@ -17,20 +17,24 @@ from circuitdiff.report.cross_model import (
     gain_sentence,
     measured,
     run_rows,
-    share_rows,
 )
+from circuitdiff.report.gains import gain_tables, side_by_side_rows
 from circuitdiff.report.knockout import (
     curve_rows,
+    curves,
     curves_key,
+    knockout_caption,
     knockout_figures,
     knockout_sentences,
+    knockout_table_rows,
     matrix_key,
     matrix_rows,
 )
 from circuitdiff.report.look import Figure
 from circuitdiff.report.page import write_report
+from circuitdiff.report.parts import parts
 from circuitdiff.report.verdict import anchor, threshold_sentence, verdict_rows
-from invented_gains import VARIANT, gains
+from invented_gains import VARIANT, credit, gains
 
 
 def drawn(figure: Figure) -> list[dict]:
@@ -51,27 +55,79 @@ def test_there_is_a_figure_for_each_method_and_each_group_among_random_ones():
     assert gain_figures({}) == {}
 
 
-def test_patched_and_grafted_rows_form_one_table():
-    methods = [(direction, method) for direction, method, _ in measured(gains(), VARIANT)]
-    assert methods == [
+def test_every_method_is_measured_once_those_by_group_first():
+    assert [(direction, method) for direction, method, _ in measured(gains(), VARIANT)] == [
         ("to_base", "patched z"),
         ("to_variant", "patched z"),
+        ("to_base", GRAFTED),
         ("to_base", "patched z, single heads of fetcher"),
         ("to_base", "patched z, from untuned instead"),
-        ("to_base", GRAFTED),
         ("to_base", "grafted weights of layers"),
     ]
-    both = [(m, entry) for d, m, entry in measured(gains(), VARIANT) if (d, m) in (methods[0], methods[4])]
-    rows = [row for m, entry in both for row in share_rows(entry, m)]
-    assert {row["method"] for row in rows} == {"patched z", GRAFTED}
-    assert len(rows) == (2 * 4 + 2) + (2 * 3 + 2)
-    first = next(row for row in rows if row["part"] == "fetcher")
-    assert (first["how"], first["printed"], first["share"]) == (
-        "alone",
+
+
+def test_where_a_gain_is_visible_stands_beside_what_caused_it():
+    results = gains()
+    grafted = results["graft"][VARIANT]["scores"]["accuracy"]
+    grafted["parts"]["mlps"] = {"alone": credit(0.0625, 0.25)}
+    grafted["parts"]["fetcher"]["alone"] = credit(0.125, 0.5)
+    both, *_ = gain_tables(results, VARIANT)
+    assert list(both.columns.values()) == ["part", "counted", "patched z", "share", "grafted weights", "share"]
+    rows = {(row["part"], row["how"]): row for row in both.rows}
+    assert [
+        rows["fetcher", "alone"][key] for key in ("patched z", "share, patched z", GRAFTED, f"share, {GRAFTED}")
+    ] == [
         "0.250 (0.200 to 0.300)",
         "0.750 (0.625 to 0.875)",
-    )
-    assert "norms" not in {row["part"] for row in rows}, "a part that is the same in both models says nothing"
+        "0.125 (0.075 to 0.175)",
+        "0.500 (0.375 to 0.625)",
+    ]
+    assert (rows["mlps", "alone"]["patched z"], rows["mlps", "alone"][GRAFTED]) == ("", "0.062 (0.012 to 0.113)")
+    symmetric = rows["fetcher", "Shapley, symmetric"]
+    assert (symmetric["share, patched z"], symmetric[GRAFTED]) == ("0.938 (0.812 to 1.062)", "")
+    assert rows["the gain", ""]["patched z"] == "0.312 (0.263 to 0.362)"
+    assert list(rows)[-2:] == [("all together", ""), ("what no part explains", "")]
+    far = "the run with reader lies far from clean activations <so>"
+    assert both.note == f"No share is defined: {far} (patched z of reader, {GRAFTED} of reader)."
+    assert "norms" not in {part for part, _ in rows}, "a part that is the same in both models says nothing"
+
+
+def test_no_number_of_a_gain_stands_in_two_tables():
+    captions = [table.caption for table in gain_tables(gains(), VARIANT) if table.rows]
+    assert captions == [
+        f"The gain of {VARIANT} over base: where it is visible (patched activations) and what caused it (grafted "
+        "weights); what each part adds to the accuracy, and its share of the gain",
+        f"patched z, single heads of fetcher of {VARIANT} in base",
+        f"grafted weights of layers of {VARIANT} in base",
+        f"Controls, {VARIANT}",
+    ]
+    assert side_by_side_rows({}) == []
+
+
+def test_every_column_of_a_table_is_in_its_rows():
+    """A page prints nothing for what it does not find."""
+    tables = [table for part in parts(gains()) for table in part.tables if table.rows]
+    assert any(table.caption.startswith("Attention knockout in base") for table in tables)
+    assert any(table.caption.startswith("The gain of") for table in tables)
+    for table in tables:
+        for row in table.rows:
+            assert set(table.columns) <= set(row), table.caption
+
+
+def test_sentences_on_a_gain_link_to_the_direction_in_which_weights_went():
+    results = gains()
+    results["cmap"][VARIANT]["to_variant"]["z"] = results["cmap"][VARIANT]["to_base"]["z"]
+    results["graft"][VARIANT]["recipient"] = VARIANT
+    first, second, *_ = gain_tables(results, VARIANT)
+    assert GRAFTED in first.columns
+    assert list(first.ids) == [anchor("cmap", VARIANT), anchor("graft", VARIANT)]
+    assert GRAFTED not in second.columns
+    assert list(second.ids) == []
+    del results["cmap"][VARIANT]["to_variant"]
+    assert [list(table.ids) for table in gain_tables(results, VARIANT)[:2]] == [
+        [anchor("graft", VARIANT)],
+        [anchor("cmap", VARIANT)],
+    ]
 
 
 def test_a_share_that_is_undefined_is_hollow_and_says_why():
@@ -130,6 +186,38 @@ def test_knockout_has_curves_and_a_matrix_for_each_model_that_was_measured():
         assert drawn(figure)
 
 
+def test_no_two_curves_of_a_knockout_look_alike():
+    """Every pair of roles may have one, and there are seven colours."""
+    entry = gains()["knockout"]["base"]
+    entry["curves"] = [entry["curves"][0] | {"key": f"key {i}"} for i in range(20)]
+    (lines,) = (
+        layer["encoding"] for layer in curves("base", entry).to_dict()["layer"] if layer["mark"]["type"] == "line"
+    )
+    colours, dashes = (lines[channel]["scale"] for channel in ("color", "strokeDash"))
+    assert colours["domain"] == dashes["domain"] == [f"last to key {i}" for i in range(20)]
+    looks = {(colour, *dash) for colour, dash in zip(colours["range"], dashes["range"], strict=True)}
+    assert len(looks) == 20
+
+
+def test_the_knockout_table_has_each_cell_with_its_control_and_intervals():
+    entry = gains()["knockout"]["base"]
+    rows = knockout_table_rows(entry)
+    assert [(row["query"], row["key"], row["answer"]) for row in rows] == [
+        ("last", "query_label", "yes"),
+        ("last", "object", "no"),
+        ("query_label", "object", "not established"),
+    ]
+    assert [rows[0][key] for key in ("accuracy", "loss", "control", "beyond")] == [
+        "0.250 (0.200 to 0.300)",
+        "0.500 (0.450 to 0.550)",
+        "0.719 (0.669 to 0.769)",
+        "0.469 (0.419 to 0.519)",
+    ]
+    assert rows[2]["control"] == "0.688 (0.637 to 0.738)"
+    assert knockout_caption("base", entry).endswith("48 prompts, accuracy with nothing blocked 0.750 (0.700 to 0.800)")
+    assert knockout_table_rows({}) == []
+
+
 def test_knockout_sentences_name_only_what_is_sure():
     flows, not_needed = knockout_sentences("base", gains()["knockout"]["base"])
     assert flows == "In base, information flows where it attends from last to query_label (0.500)."
@@ -181,3 +269,9 @@ def test_a_sentence_links_to_its_table_or_to_nothing(tmp_path):
         assert links or given is results
         assert links <= ids
     assert anchor("graft", VARIANT) not in links
+
+
+def test_the_page_has_the_tables_with_their_notes_and_unbroken_intervals(tmp_path):
+    html = write_report(gains(), tmp_path / "report.html").read_text()
+    assert "No share is defined: the run with reader lies far" in html
+    assert "<td>0.719 (0.669\u00a0to\u00a00.769)</td>" in html

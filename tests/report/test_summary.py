@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from circuitdiff.report.numbers import hits, interval, number, significant
+from circuitdiff.report.numbers import hits, interval, number, significant, unbroken
 from circuitdiff.report.summary import alarms, summary
 from invented_results import MODEL, OURS, PAPER
 
@@ -97,3 +97,10 @@ def test_numbers_are_rounded_to_three_decimals_and_gaps_are_dashes():
     assert interval({"low": 0.1, "high": 0.25}) == "0.100 to 0.250"
     assert interval({"low": None, "high": 0.25}) == interval(None) == "–"
     assert hits({"hits": 181, "n": 200}) == "181 / 200"
+
+
+def test_a_narrow_column_breaks_before_an_interval_and_not_in_it():
+    assert unbroken("0.500 (−0.100 to 1.100)") == "0.500 (−0.100\u00a0to\u00a01.100)"
+    assert unbroken("0.500 (−0.300 to −0.100)").count(" ") == 1
+    assert unbroken("last to query_label") == "last to query_label"
+    assert unbroken(7) == "7"

@@ -35,7 +35,7 @@ def by_queried(results: dict) -> Figure | None:
     shape = alt.Shape("what:N", sort=kinds, title=None, scale=alt.Scale(domain=kinds, range=["circle", "diamond"]))
     points = base.mark_point(filled=True, size=60, opacity=1).encode(y=_accuracy_axis("value:Q"), shape=shape)
     bars = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q")
-    width = max(420, 10 * len(rows))
+    width = min(720, max(420, 10 * len(rows)))
     return finish([bars, points], "Accuracy by queried item", ["with 95 % intervals"], width=width, height=220)
 
 

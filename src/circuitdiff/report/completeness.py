@@ -45,14 +45,25 @@ _SINGLE = {WORST: "greedy", NOTHING: "nothing_removed", EVERYTHING: "everything_
 
 
 def _row(kind: str, name: str, part: dict) -> dict:
-    row: dict = {"kind": kind, "what": name or kind, "n_removed": part.get("n_removed")}
+    said = f"{kind}, {name}" if name else kind
+    row: dict = {"kind": kind, "what": name or kind, "removed": said, "n_removed": part.get("n_removed")}
     for term in ("circuit", "model"):
         estimate = part.get(term) or {}
         row |= {term: finite(estimate.get("value"))}
         row |= {f"{term}_{end}": finite(estimate.get(end)) for end in ("low", "high")}
         row |= {f"{term}_printed": f"{number(estimate.get('value'))} ({interval(estimate)})"}
-    difference = part.get("difference") or {}
-    return row | {"difference": f"{number(difference.get('value'))} ({interval(difference)})"}
+    for key, column in (("difference", "difference"), ("absolute_difference", "absolute")):
+        found = part.get(key) or {}
+        row |= {column: f"{number(found.get('value'))} ({interval(found)})"}
+    return row
+
+
+def completeness_caption(circuit: str, model: str, entry: dict) -> str:
+    return f"{circuit} and {model} without the same heads: {_quantity(entry)}, with 95 % intervals"
+
+
+def _quantity(entry: dict) -> str:
+    return _QUANTITIES.get(str(entry.get("quantity")), "score")
 
 
 def scatter(title: str, entry: dict) -> Figure:
@@ -62,7 +73,7 @@ def scatter(title: str, entry: dict) -> Figure:
     values += [row[term] for row in rows for term in ("circuit", "model")]
     known = [value for value in values if value is not None]
     ends = [min(known, default=0.0), max(known, default=1.0)]
-    unit = _QUANTITIES.get(str(entry.get("quantity")), "score")
+    unit = _quantity(entry)
     scale = alt.Scale(domain=ends, nice=True, zero=False)
     across_title, up_title = f"the circuit without the part: {unit}", f"the model without it: {unit}"
     x, y = alt.X("circuit:Q", title=across_title, scale=scale), alt.Y("model:Q", title=up_title, scale=scale)
@@ -92,6 +103,7 @@ def _tooltip() -> list[alt.Tooltip]:
         alt.Tooltip("model_printed:N", title="model without it"),
         alt.Tooltip("circuit_printed:N", title="circuit without it"),
         alt.Tooltip("difference:N", title="model − circuit"),
+        alt.Tooltip("absolute:N", title="|model − circuit|"),
     ]
 
 

@@ -46,19 +46,35 @@ def control_key(variant: str, group: str) -> str:
 
 def measured(results: dict, variant: str) -> Iterator[tuple[str, str, dict]]:
     """What was done to a variant and its base: (direction, method in words, its entry)."""
-    patched, grafted = (((results.get(section) or {}).get(variant)) or {} for section in ("cmap", "graft"))
+    yield from by_group(results, variant)
+    yield from divided_otherwise(results, variant)
+
+
+def by_group(results: dict, variant: str) -> Iterator[tuple[str, str, dict]]:
+    """Of `measured` what has the circuit's groups as its parts; of grafted weights also all else by kind."""
+    patched, grafted = _sections(results, variant)
     for direction in DIRECTIONS:
         for what, entry in (patched.get(direction) or {}).items():
             yield direction, _carried(what), entry
+    if grafted:
+        yield _direction(grafted, variant), GRAFTED, grafted
+
+
+def divided_otherwise(results: dict, variant: str) -> Iterator[tuple[str, str, dict]]:
+    """The rest of `measured`: single heads, ranges of layers, and donors that should bring nothing."""
+    patched, grafted = _sections(results, variant)
     if heads := patched.get("heads"):
         yield _direction(heads, variant), f"{_carried(heads.get('what'))}, single heads of {heads.get('group')}", heads
     for donor, entry in (patched.get("null_donors") or {}).items():
         yield "to_base", f"{_carried(entry.get('what'))}, from {donor} instead", entry
-    if grafted:
-        yield _direction(grafted, variant), GRAFTED, grafted
     for key, said in _GRAFTED_FURTHER.items():
         if grafted.get(key):
             yield _direction(grafted[key], variant), said, grafted[key]
+
+
+def _sections(results: dict, variant: str) -> tuple[dict, dict]:
+    patched, grafted = (((results.get(section) or {}).get(variant)) or {} for section in ("cmap", "graft"))
+    return patched, grafted
 
 
 def _direction(entry: dict, variant: str) -> str:
@@ -173,7 +189,7 @@ def run_rows(entry: dict) -> list[dict]:
 def control_rows(results: dict, variant: str) -> list[dict]:
     """The table of controls: what each brings in the stead of a group, patched or grafted."""
     rows = []
-    patched, grafted = (((results.get(section) or {}).get(variant)) or {} for section in ("cmap", "graft"))
+    patched, grafted = _sections(results, variant)
     for group, controls in (patched.get("controls") or {}).items():
         known = {"group": "the group itself"} | _CONTROLS
         named = [(said, controls[name]) for name, said in known.items() if controls.get(name)]
@@ -194,7 +210,7 @@ def _note(credit: dict) -> str:
 
 
 def _control_figures(results: dict, variant: str) -> dict[str, Figure]:
-    patched = ((results.get("cmap") or {}).get(variant)) or {}
+    patched, _ = _sections(results, variant)
     drawn = {}
     for group, controls in (patched.get("controls") or {}).items():
         random = controls.get("same_layers") or {}

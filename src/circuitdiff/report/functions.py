@@ -9,6 +9,8 @@ import altair as alt
 from circuitdiff.heads import Head
 from circuitdiff.report.look import CATEGORIES, INK, MUTED, Figure, finish, inline
 from circuitdiff.report.numbers import finite, hits, interval, number
+from circuitdiff.report.table import Table
+from circuitdiff.report.verdict import anchor
 
 _CARRIES, _NOT = "above its floor", "not above its floor"
 _MAIN = ("object", "label", "position")  # in the order and colours of every figure; others follow
@@ -246,16 +248,51 @@ def _entries(results: dict) -> Iterator[tuple[str, str, str, str, dict]]:
                     yield circuit, model, group, name, entry
 
 
+def function_tables(results: dict) -> list[Table]:
+    """Two tables per circuit and model: numbers, and which heads.
+
+    The verdict's sentence on a model links to where a mask was carried over.
+    """
+    by_table: dict[tuple[str, str], list[dict]] = {}
+    for row in function_rows(results):
+        by_table.setdefault((row["circuit"], row["model"]), []).append(row)
+    linked: dict[str, str] = {}  # by model: the first circuit with a mask from elsewhere, else the first
+    for circuit, model in sorted(by_table, key=lambda key: not any(row["transferred"] for row in by_table[key])):
+        linked.setdefault(model, circuit)
+    tables: list[Table] = []
+    for (circuit, model), rows in by_table.items():
+        masks, ids = f"masks of {circuit}'s groups in {model}", [anchor("masks", model)]
+        tables.append(Table(f"M{masks[1:]}", _columns(rows), rows, ids if linked[model] == circuit else []))
+        heads = {"group": "group", "desideratum": "desideratum", "heads": "patched", "which": "heads"}
+        tables.append(Table(f"Heads that the {masks} patch", heads, rows))
+    return tables
+
+
+def _columns(rows: list[dict]) -> dict[str, str]:
+    """Controls that no mask has are left out."""
+    columns = {"group": "group", "desideratum": "desideratum", "printed": "accuracy", "interval": "95 % interval"}
+    columns |= {"floor_printed": "floor", "shuffled": "trained floor", "above": "above the floor"}
+    columns |= {"all": "all heads", "random": "random heads", "ranked": "strongest heads"}
+    columns |= {"transferred": "the mask of the circuit's own model"}
+    optional = ("shuffled", "transferred")
+    return {key: said for key, said in columns.items() if key not in optional or any(row[key] for row in rows)}
+
+
 def _controls(entry: dict) -> dict:
     found = entry.get("controls") or {}
-    shares = {name: number((found.get(name) or {}).get("value")) for name in ("nothing", "shuffled", "all", "ranked")}
-    return shares | {"random": number(found.get("random"))}
+    shares = {name: number((found.get(name) or {}).get("value")) for name in ("nothing", "all", "ranked")}
+    trained = found.get("shuffled")
+    return shares | {"random": number(found.get("random")), "shuffled": _printed(trained) if trained else ""}
 
 
 def _transferred(entry: dict) -> str:
     """The mask of the circuit's own model, unchanged in this one."""
-    found = entry.get("transferred") or {}
-    return f"{number(found.get('value'))} ({interval(found)})" if found else "–"
+    found = entry.get("transferred")
+    return _printed(found) if found else ""
+
+
+def _printed(found: dict) -> str:
+    return f"{number(found.get('value'))} ({interval(found)})"
 
 
 def _names(places: list) -> str:

@@ -7,6 +7,7 @@ import altair as alt
 from circuitdiff.report.look import CATEGORIES, HURTS, INK, MUTED, NEUTRAL, Figure, finish, inline
 from circuitdiff.report.numbers import finite, hits, interval, number
 
+_DASHES = ([1, 0], [6, 3], [2, 2])  # for each round of the colours
 FLOWS = {"yes": "flows", "no": "does not", "not established": "?"}
 
 
@@ -49,7 +50,10 @@ def curves(model: str, entry: dict) -> Figure:
     """Accuracy with a path blocked from each layer upward (or in that layer alone); the line is the whole model."""
     rows, found = curve_rows(entry), entry["curves"]
     paths, single = list(dict.fromkeys(row["path"] for row in rows)), bool(found[0].get("single_layers"))
-    scale = alt.Scale(domain=paths, range=CATEGORIES)
+    styles = [divmod(i, len(CATEGORIES)) for i in range(len(paths))]
+    scale = alt.Scale(domain=paths, range=[CATEGORIES[colour] for _, colour in styles])
+    dashes = alt.Scale(domain=paths, range=[_DASHES[dash % len(_DASHES)] for dash, _ in styles])
+    dash = alt.StrokeDash("path:N", sort=paths, scale=dashes, title="blocked")
     legend = alt.Legend(symbolOpacity=1, symbolType="stroke")
     base = alt.Chart(inline(rows)).encode(
         x=alt.X("layer:Q", title="layer" if single else "blocked from this layer upward", axis=alt.Axis(tickMinStep=1)),
@@ -58,7 +62,7 @@ def curves(model: str, entry: dict) -> Figure:
     )
     value = alt.Y("value:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]))
     bands = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="accuracy"), y2="high:Q")
-    lines = base.mark_line(strokeWidth=2, point=True).encode(y=value)
+    lines = base.mark_line(strokeWidth=2, point=True).encode(y=value, strokeDash=dash)
     clean = alt.Chart(inline([{"clean": finite((found[0].get("clean") or {}).get("value"))}]))
     rule = clean.mark_rule(color=INK, strokeDash=[4, 3]).encode(y="clean:Q")
     subtitle = [f"{entry.get('n_prompts')} prompts, with 95 % intervals; dashed: nothing blocked"]
@@ -78,10 +82,38 @@ def _cell(cell: dict) -> dict:
         "loss": finite(loss.get("value")),
         "printed": number(loss.get("value")),
         "interval": interval(loss),
-        "beyond": f"{number(beyond.get('value'))} ({interval(beyond)})",
+        "beyond": _printed(beyond),
         "answer": cell.get("answer") or "the key does not come first",
         "mark": FLOWS.get(cell.get("answer") or "", ""),
     }
+
+
+def knockout_caption(model: str, entry: dict) -> str:
+    clean = _printed((entry.get("matrix") or {}).get("clean"))
+    return f"Attention knockout in {model}: {entry.get('n_prompts')} prompts, accuracy with nothing blocked {clean}"
+
+
+def knockout_table_rows(entry: dict) -> list[dict]:
+    """The matrix in numbers with their intervals, but for keys that do not come first; the control is the query's."""
+    found = entry.get("matrix") or {}
+    control = found.get("control") or {}
+    return [
+        {
+            "query": cell["query"],
+            "key": cell["key"],
+            "accuracy": _printed(cell.get("accuracy")),
+            "loss": _printed(cell.get("loss")),
+            "control": _printed(control.get(cell["query"])),
+            "beyond": _printed(cell.get("loss_beyond_random")),
+            "answer": cell["answer"],
+        }
+        for cell in found.get("cells") or []
+        if cell.get("answer") is not None
+    ]
+
+
+def _printed(estimate: dict | None) -> str:
+    return f"{number((estimate or {}).get('value'))} ({interval(estimate)})"
 
 
 def matrix_map(model: str, entry: dict) -> Figure:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 
 MISSING = "–"
+_INTERVAL = re.compile(r"(\d) to (?=[\d−])")
 
 
 def finite(value: object) -> float | None:
@@ -30,6 +32,11 @@ def interval(estimate: object) -> str:
     """The 95 % interval of `{"low", "high"}`, like `0.812 to 0.903`."""
     low, high = (_get(estimate, end) for end in ("low", "high"))
     return MISSING if finite(low) is None or finite(high) is None else f"{number(low)} to {number(high)}"
+
+
+def unbroken(text: object) -> str:
+    """The text with each interval on one line: a narrow column breaks before it, not in it."""
+    return _INTERVAL.sub("\\1\u00a0to\u00a0", str(text))
 
 
 def hits(estimate: object) -> str:

@@ -61,7 +61,7 @@ def _render(results: dict) -> str:
 def _linked(results: dict, shown: list[Part]) -> set[str]:
     """The ids of the tables that are on the page: a section that did not run has none."""
     models = {anchor("models")} if results.get("models") else set()
-    return models | {table.id for part in shown for table in part.tables if table.rows}
+    return models | {each for part in shown for table in part.tables if table.rows for each in table.ids}
 
 
 def _thresholds(results: dict) -> str:
@@ -90,6 +90,7 @@ def _environment() -> jinja2.Environment:
         significant=numbers.significant,
         interval=numbers.interval,
         hits=numbers.hits,
+        unbroken=numbers.unbroken,
         yaml=_yaml,
         heads=_heads,
         token=visible,

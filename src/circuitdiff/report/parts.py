@@ -7,18 +7,16 @@ from dataclasses import dataclass, field
 
 from circuitdiff.report.ablations import ablation_rows, ablations_figures
 from circuitdiff.report.accuracy import error_kinds, error_rows
-from circuitdiff.report.completeness import completeness_figures, completeness_sentence
-from circuitdiff.report.cross_model import (
-    control_rows,
-    gain_figures,
-    gain_sentence,
-    is_graft,
-    measured,
-    share_rows,
-    variants,
+from circuitdiff.report.completeness import (
+    completeness_caption,
+    completeness_figures,
+    completeness_sentence,
+    part_rows,
 )
-from circuitdiff.report.functions import function_rows, function_sentences, functions_figures
-from circuitdiff.report.knockout import knockout_figures, knockout_sentences
+from circuitdiff.report.cross_model import gain_figures, gain_sentence, measured, variants
+from circuitdiff.report.functions import function_sentences, function_tables, functions_figures
+from circuitdiff.report.gains import gain_tables
+from circuitdiff.report.knockout import knockout_caption, knockout_figures, knockout_sentences, knockout_table_rows
 from circuitdiff.report.look import Figure
 from circuitdiff.report.minimality import minimality_figures, minimality_sentence
 from circuitdiff.report.numbers import interval, number
@@ -34,17 +32,8 @@ from circuitdiff.report.overlap import (
     stage_rows,
 )
 from circuitdiff.report.series import series_figures, series_of, series_rows
+from circuitdiff.report.table import Table
 from circuitdiff.report.verdict import anchor
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text; `columns`: a row's key and the heading over it."""
-
-    caption: str
-    columns: Mapping[str, str]
-    rows: Sequence[dict]
-    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,17 +140,9 @@ def _overlap_tables(variant: str, entry: dict) -> list[Table]:
 
 def _gains(results: dict) -> Part:
     sentences, tables = [], []
-    columns = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
     for variant in variants(results):
-        for direction, method, entry in measured(results, variant):
-            sentences.append(gain_sentence(variant, direction, method, entry))
-            section = "graft" if is_graft(method) else "cmap"
-            first = not any(table.id == anchor(section, variant) for table in tables)
-            title = f"{method} of {entry.get('donor')} in {entry.get('recipient')}"
-            tables.append(Table(title, columns, share_rows(entry, method), anchor(section, variant) if first else ""))
-        controls = {"part": "group", "how": "in its stead", "method": "method"}
-        controls |= {"printed": "adds to the accuracy", "share": "share", "note": ""}
-        tables.append(Table(f"Controls, {variant}", controls, control_rows(results, variant)))
+        sentences += [gain_sentence(variant, *each) for each in measured(results, variant)]
+        tables += gain_tables(results, variant)
     return Part(
         "Which part got better?",
         "Patched activations show where a gain is visible, for they bring along what earlier parts of the donor did; "
@@ -173,22 +154,14 @@ def _gains(results: dict) -> Part:
 
 
 def _functions(results: dict) -> Part:
-    columns = {"circuit": "circuit", "group": "group", "desideratum": "desideratum", "printed": "accuracy"}
-    columns |= {"interval": "95 % interval", "floor_printed": "floor", "above": "above the floor", "heads": "patched"}
-    columns |= {"which": "heads", "all": "all heads", "random": "random heads", "ranked": "strongest heads"}
-    columns |= {"transferred": "the base's mask here"}
-    rows = function_rows(results)
-    models = list(dict.fromkeys(row["model"] for row in rows))
     return Part(
         "What each group encodes",
         "A mask chooses heads of a group whose activations, taken from a source prompt, turn the answer into the "
-        "desideratum's target. Only accuracy above the floor counts.",
+        "desideratum's target. Only accuracy above the floor counts. The trained floor is a mask trained and tested on "
+        "shuffled targets.",
         function_sentences(results),
         functions_figures(results),
-        [
-            Table(f"Masks in {model}", columns, [row for row in rows if row["model"] == model], anchor("masks", model))
-            for model in models
-        ],
+        function_tables(results),
     )
 
 
@@ -208,11 +181,19 @@ def _completeness(results: dict) -> Part:
         for circuit, models in (results.get("completeness") or {}).items()
         for model, entry in models.items()
     ]
+    columns = {"removed": "removed", "n_removed": "heads", "model_printed": "the model without it"}
+    columns |= {"circuit_printed": "the circuit without it", "difference": "difference", "absolute": "absolute"}
+    tables = [
+        Table(completeness_caption(circuit, model, entry), columns, part_rows(entry))
+        for circuit, models in (results.get("completeness") or {}).items()
+        for model, entry in models.items()
+    ]
     return Part(
         "Is something missing from the circuit?",
         "The same heads are taken out of the circuit and out of the whole model.",
         [sentence for sentence in said if sentence],
         completeness_figures(results),
+        tables,
     )
 
 
@@ -234,11 +215,15 @@ def _ablations(results: dict) -> Part:
 
 def _knockout(results: dict) -> Part:
     found = results.get("knockout") or {}
+    columns = {"query": "role", "key": "does not see", "accuracy": "accuracy", "loss": "loss"}
+    columns |= {"control": "accuracy, a random position blocked", "beyond": "loss beyond it", "answer": "flows"}
     return Part(
         "Where does information flow?",
-        "Attention from one role to another is blocked.",
+        "Attention from one role to another is blocked, in all layers for the tables. The control blocks a random "
+        "position that is neither the answer nor the query.",
         [sentence for model, entry in found.items() for sentence in knockout_sentences(model, entry)],
         knockout_figures(results),
+        [Table(knockout_caption(model, entry), columns, knockout_table_rows(entry)) for model, entry in found.items()],
     )
 
 
@@ -246,7 +231,7 @@ def _evidence(results: dict) -> Part:
     """The numbers behind the verdict on circuits, for its links."""
     columns = {"ablation": "ablation", "what": "number", "printed": "value (95 % interval)", "note": ""}
     tables = [
-        Table(f"Own circuits, base and {variant}", columns, list(_circuit_rows(entry)), anchor("ablations", variant))
+        Table(f"Own circuits, base and {variant}", columns, list(_circuit_rows(entry)), [anchor("ablations", variant)])
         for variant, entry in (results.get("verdict") or {}).items()
     ]
     return Part(
