@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from circuitdiff.errors import InputError
+from circuitdiff.models.sources import read_outline
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.desiderata import (
     CONFLICTS,
@@ -32,7 +33,7 @@ from tiny_tokenizers import FRAME, byte_pairs, word_level
 INSERTED = re.findall(
     r"\w+", "There are a bunch of boxes containing objects these three additional and contained not there"
 )
-N_SAMPLES, N_TOKENISED = 1000, 70  # of words, and of tokens in each of two tokenizers
+N_SAMPLES, N_TOKENISED = 1000, 250  # of words, and of tokens in each of two tokenizers
 TASK = get_task("entity_tracking")
 NEEDED = ("last", "query_label", "previous_query_label", "after_previous_query_label", "correct_object")
 PAIRINGS = {each.pairing for each in DESIDERATA.values()}
@@ -42,16 +43,19 @@ BOX, WORD, KNOWN = re.compile(r"Box ([A-Z])"), re.compile(r"[a-z]+"), frozenset(
 def _tokenizer(kind: str):
     if kind == "words":
         return word_level([*FRAME, *INSERTED, *LABELS, *OBJECTS, *TRAIN_OBJECTS])
+    if kind == "smollm2":
+        return read_outline("smollm2").tokenizer
     return byte_pairs(OBJECTS[::2], trim_offsets=False)
 
 
-@pytest.fixture(scope="module", params=["words", "pieces"])
-def drawn(request) -> tuple[object, dict[str, Triples]]:
-    tokenizer = _tokenizer(request.param)
-    return tokenizer, {t.name: t for t in sample_desiderata(TASK, tokenizer, list(DESIDERATA), N_TOKENISED)}
+@pytest.fixture(scope="module", params=["pieces", pytest.param("smollm2", marks=pytest.mark.smollm2)])
+def drawn(request) -> dict[str, Triples]:
+    """Triples of every desideratum, in the tokens of two tokenizers: a tiny one and a real one."""
+    drawn = sample_desiderata(TASK, _tokenizer(request.param), list(DESIDERATA), N_TOKENISED)
+    return {triples.name: triples for triples in drawn}
 
 
-def read(tokenizer, prompts, role: str) -> torch.Tensor:
+def read(prompts, role: str) -> torch.Tensor:
     return prompts.tokens.gather(1, prompts.positions[role][:, None])[:, 0]
 
 
@@ -74,10 +78,10 @@ def test_there_are_the_fourteen_published_desiderata_and_three_conflicts():
 
 @pytest.mark.parametrize("name", DESIDERATA)
 def test_targets_are_what_the_desideratum_says_read_from_the_prompts(drawn, name):
-    triples = drawn[1][name]
+    triples = drawn[name]
     base, source = listed(triples.base), listed(triples.source)
     row, asked = torch.arange(N_TOKENISED), triples.source_queried
-    same_label = labels_listed(triples.base) == read(None, triples.source, "query_label")[:, None]
+    same_label = labels_listed(triples.base) == read(triples.source, "query_label")[:, None]
     expected = {
         "object": source[row, asked],
         "label": (base * same_label).sum(1),
@@ -87,14 +91,14 @@ def test_targets_are_what_the_desideratum_says_read_from_the_prompts(drawn, name
     kind = name.removeprefix("conflict_")
     assert torch.equal(triples.targets, expected.get(kind, base[row, asked]))
     assert torch.equal(triples.answers, base[row, triples.queried])
-    assert torch.equal(read(None, triples.base, "correct_object"), triples.answers)
+    assert torch.equal(read(triples.base, "correct_object"), triples.answers)
     for pointer, tokens in triples.pointers.items():
         assert torch.equal(tokens, expected.get(pointer, base[row, asked]))
 
 
 @pytest.mark.parametrize("name", DESIDERATA)
 def test_answer_object_position_and_label_are_four_different_tokens_in_every_triple(drawn, name):
-    triples = drawn[1][name]
+    triples = drawn[name]
     four = torch.stack([triples.answers, *triples.pointers.values()], 1)
     assert four.shape[1] == 4
     assert (four.sort(1).values.diff(dim=1) > 0).all()
@@ -105,14 +109,14 @@ def test_answer_object_position_and_label_are_four_different_tokens_in_every_tri
 
 @pytest.mark.parametrize("name", DESIDERATA)
 def test_roles_lead_to_the_right_tokens_in_base_and_source_separately(drawn, name):
-    triples = drawn[1][name]
+    triples = drawn[name]
     for prompts, asked in ((triples.base, triples.queried), (triples.source, triples.source_queried)):
         row = torch.arange(N_TOKENISED)
         for role in NEEDED:
             triples.check_role(role)
         assert torch.equal(prompts.positions["last"], prompts.lengths - 1)
-        assert torch.equal(read(None, prompts, "query_label"), read(None, prompts, "previous_query_label"))
-        assert torch.equal(read(None, prompts, "correct_object"), listed(prompts)[row, asked])
+        assert torch.equal(read(prompts, "query_label"), read(prompts, "previous_query_label"))
+        assert torch.equal(read(prompts, "correct_object"), listed(prompts)[row, asked])
         after = prompts.positions["after_previous_query_label"] - prompts.positions["previous_query_label"]
         assert (after == 1).all()
         assert (prompts.positions["after_correct_object"] - prompts.positions["correct_object"] == 1).all()
@@ -148,13 +152,13 @@ def test_over_a_thousand_samples_no_two_answers_coincide_and_no_box_or_object_is
 
 def test_in_a_conflict_all_four_answers_are_listed_in_the_base(drawn):
     for each in CONFLICTS:
-        triples = drawn[1][each.name]
+        triples = drawn[each.name]
         for tokens in (triples.answers, *triples.pointers.values()):
             assert (listed(triples.base) == tokens[:, None]).any(1).all()
 
 
 def test_base_prompts_are_one_and_the_same_for_all_desiderata_and_sources_where_they_are_alike(drawn):
-    by_name = drawn[1]
+    by_name = drawn
     assert all(t.base is by_name["object"].base for t in by_name.values())
     assert by_name["position"].source is by_name["label"].source is by_name["object"].source
     assert by_name["conflict_label"].source is by_name["conflict_object"].source
@@ -162,7 +166,7 @@ def test_base_prompts_are_one_and_the_same_for_all_desiderata_and_sources_where_
 
 
 def test_every_segment_is_asked_for_equally_often_in_the_base_and_pointed_to_in_the_source(drawn):
-    triples = drawn[1]["position"]
+    triples = drawn["position"]
     assert set(Counter(triples.queried.tolist()).values()) <= {N_TOKENISED // 7, N_TOKENISED // 7 + 1}
     assert min(Counter(triples.source_queried.tolist()).values()) > N_TOKENISED / 7 / 3
     assert len(triples.scenarios.unique()) == N_TOKENISED
