@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.circuit import Group
-from circuitdiff.engine import Batch, Model, executor_named
-from circuitdiff.engine.capture import z_at_positions
-from circuitdiff.methods.path_patching import Path, Via, check_path, sweep_senders
-from circuitdiff.metrics import metric_named
-from circuitdiff.prompts import Pairs, buckets
-
-_PROMPTS_AT_ONCE = 32
+from circuitdiff.engine import Model
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.engine.pair_runs import PairRuns
+from circuitdiff.methods.path_patching import Via, group_path_effects
+from circuitdiff.prompts import Pairs
 
 
 class Edge(NamedTuple):
@@ -47,47 +44,35 @@ def _can_reach(first: Group, second: Group, via: str, pairs: Pairs) -> bool:
     return bool((pairs.positions[first.at] < pairs.positions[second.at]).all())
 
 
-@torch.no_grad()
 def edge_effects(
     model: Model,
     groups: Mapping[str, Group],
     edges: Sequence[Edge],
     pairs: Pairs,
-    metric: str = "logit_difference",
     executor: str = "window",
+    memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> list[Float[Tensor, " prompt"]]:
-    """`group_path_effects` of each edge, all on one clean and one counterfactual run.
+    """`group_path_effects` of each edge, on the same clean and counterfactual runs as far as the memory allows.
 
-    Per prompt; negative = what goes along the edge helps. Raises: as `group_path_effects`.
+    Per prompt, in logits; negative = what goes along the edge helps. Raises: as `group_path_effects`.
     """
-    measure, runs = metric_named(metric), executor_named(executor)
-    roles = list(dict.fromkeys(group.at for group in groups.values()))
-    places = torch.stack([pairs.counterfactual_positions[role] for role in roles], dim=-1)
-    source = z_at_positions(model, pairs.counterfactual_prompts, places)
-    paths = [_path(groups, edge) for edge in edges]
-    for path in paths:
-        check_path(model, pairs, path)
-    found = torch.empty(len(edges), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
-    for bucket in buckets(pairs.clean_prompts, roles, _PROMPTS_AT_ONCE):
-        tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
-        batch = Batch(model, tokens, min(bucket.positions.values()))
-        part = pairs.select(bucket.prompts)
-        answers, others = part.answers.to(model.device), part.alternatives.to(model.device)
-
-        def readout(logits: Tensor, prompt: Tensor, answers: Tensor = answers, others: Tensor = others) -> Tensor:
-            return measure.quantity(logits, answers[prompt], others[prompt])[:, None]
-
-        clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=model.device))
-        for i, (edge, path) in enumerate(zip(edges, paths, strict=True)):
-            z = source[:, bucket.prompts, roles.index(path.at)]
-            patched = sweep_senders(runs, batch, bucket, path, [groups[edge.sender].heads], z, readout)
-            found[i, bucket.prompts] = measure.effect(patched, clean[None])[0, :, 0].cpu()
-    return list(found)
+    shared = PairRuns(model, pairs, [group.at for group in groups.values()], memory_gb)
+    return [_effect(model, groups, edge, pairs, executor, shared) for edge in edges]
 
 
-def _path(groups: Mapping[str, Group], edge: Edge) -> Path:
-    at = groups[edge.sender].at
-    if edge.receiver is None:
-        return Path(at)
-    receiver = groups[edge.receiver]
-    return Path(at, receiver.heads, edge.via, None if edge.via == "q" else receiver.at)
+def _effect(
+    model: Model, groups: Mapping[str, Group], edge: Edge, pairs: Pairs, executor: str, shared: PairRuns
+) -> Float[Tensor, " prompt"]:
+    sender = groups[edge.sender]
+    receiver = None if edge.receiver is None else groups[edge.receiver]
+    return group_path_effects(
+        model,
+        pairs,
+        {edge.sender: sender.heads},
+        sender.at,
+        None if receiver is None else receiver.heads,
+        edge.via,
+        None if receiver is None or edge.via == "q" else receiver.at,
+        executor=executor,
+        shared=shared,
+    )[edge.sender]

@@ -148,7 +148,7 @@ def _measured(bench: Workbench, model: str, circuit: Circuit, n_prompts: int, *,
     asked, executor = (possible_edges(groups, pairs) if edges else []), bench.settings.executor
 
     def compute() -> Record:
-        found = edge_effects(subject.model, groups, asked, pairs, executor=executor)
+        found = edge_effects(subject.model, groups, asked, pairs, executor, bench.settings.memory_gb)
         tensors = {f"edge.{i}": each for i, each in enumerate(found)}
         attention = attention_by_role(subject.model, groups, pairs, roles)
         tensors |= {f"attention.{name}": each.mean(0) for name, each in attention.items()}
