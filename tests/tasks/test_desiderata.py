@@ -33,7 +33,7 @@ from tiny_tokenizers import FRAME, byte_pairs, word_level
 INSERTED = re.findall(
     r"\w+", "There are a bunch of boxes containing objects these three additional and contained not there"
 )
-N_SAMPLES, N_TOKENISED = 1000, 250  # of words, and of tokens in each of two tokenizers
+N_SAMPLES = 1000  # of words, and of tokens in each of two tokenizers
 TASK = get_task("entity_tracking")
 NEEDED = ("last", "query_label", "previous_query_label", "after_previous_query_label", "correct_object")
 PAIRINGS = {each.pairing for each in DESIDERATA.values()}
@@ -51,7 +51,7 @@ def _tokenizer(kind: str):
 @pytest.fixture(scope="module", params=["pieces", pytest.param("smollm2", marks=pytest.mark.smollm2)])
 def drawn(request) -> dict[str, Triples]:
     """Triples of every desideratum, in the tokens of two tokenizers: a tiny one and a real one."""
-    drawn = sample_desiderata(TASK, _tokenizer(request.param), list(DESIDERATA), N_TOKENISED)
+    drawn = sample_desiderata(TASK, _tokenizer(request.param), list(DESIDERATA), N_SAMPLES)
     return {triples.name: triples for triples in drawn}
 
 
@@ -80,7 +80,7 @@ def test_there_are_the_fourteen_published_desiderata_and_three_conflicts():
 def test_targets_are_what_the_desideratum_says_read_from_the_prompts(drawn, name):
     triples = drawn[name]
     base, source = listed(triples.base), listed(triples.source)
-    row, asked = torch.arange(N_TOKENISED), triples.source_queried
+    row, asked = torch.arange(N_SAMPLES), triples.source_queried
     same_label = labels_listed(triples.base) == read(triples.source, "query_label")[:, None]
     expected = {
         "object": source[row, asked],
@@ -111,7 +111,7 @@ def test_answer_object_position_and_label_are_four_different_tokens_in_every_tri
 def test_roles_lead_to_the_right_tokens_in_base_and_source_separately(drawn, name):
     triples = drawn[name]
     for prompts, asked in ((triples.base, triples.queried), (triples.source, triples.source_queried)):
-        row = torch.arange(N_TOKENISED)
+        row = torch.arange(N_SAMPLES)
         for role in NEEDED:
             triples.check_role(role)
         assert torch.equal(prompts.positions["last"], prompts.lengths - 1)
@@ -167,9 +167,9 @@ def test_base_prompts_are_one_and_the_same_for_all_desiderata_and_sources_where_
 
 def test_every_segment_is_asked_for_equally_often_in_the_base_and_pointed_to_in_the_source(drawn):
     triples = drawn["position"]
-    assert set(Counter(triples.queried.tolist()).values()) <= {N_TOKENISED // 7, N_TOKENISED // 7 + 1}
-    assert min(Counter(triples.source_queried.tolist()).values()) > N_TOKENISED / 7 / 3
-    assert len(triples.scenarios.unique()) == N_TOKENISED
+    assert set(Counter(triples.queried.tolist()).values()) <= {N_SAMPLES // 7, N_SAMPLES // 7 + 1}
+    assert min(Counter(triples.source_queried.tolist()).values()) > N_SAMPLES / 7 / 3
+    assert len(triples.scenarios.unique()) == N_SAMPLES
 
 
 def test_the_same_arguments_give_the_same_triples_and_a_redraw_other_sources():
