@@ -68,9 +68,10 @@ class Mixtures:
 def mixtures_of(model: Model, other: Model, wanted: Sequence[Mixture]) -> Mixtures:
     """The mixtures, place by place. All slices of one parameter lie along one axis."""
     axes: dict[str, int] = {}
-    for piece in (piece for mixture in wanted for piece in mixture.slices if piece.axis is not None):
-        axis = axes.setdefault(piece.parameter, piece.axis)
-        assert axis == piece.axis, "the heads of one layer lie along one axis of a parameter"
+    for piece in (piece for mixture in wanted for piece in mixture.slices):
+        if piece.axis is not None:
+            axis = axes.setdefault(piece.parameter, piece.axis)
+            assert axis == piece.axis, "the heads of one layer lie along one axis of a parameter"
     differs = _differences(model, other, axes)
     layer_of = {id(p): i for i, layer in enumerate(model.layers) for p in layer.parameters()}
     places = {name: layer_of.get(id(p), _OUTSIDE) for name, p in model.module.named_parameters()}

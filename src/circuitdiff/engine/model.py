@@ -53,14 +53,15 @@ class Model:
         with its layers bypassed, the last one handing in `resid`.
         """
         head = self.module.get_output_embeddings()
-        narrow = tokens is not None and type(head) is nn.Linear  # caps and scales act on each logit by itself
         inputs = torch.zeros(len(resid), 1, dtype=torch.long, device=self.device)
         with ExitStack() as stack:
             stack.enter_context(bypassed(self.layers, final=resid[:, None].to(self.device)))
-            if narrow:
-                stack.enter_context(replaced_forward(head, _rows_of(head, tokens.to(head.weight.device)).forward))
-            logits = self.module(input_ids=inputs, use_cache=False).logits[:, -1]
-        return logits if narrow or tokens is None else logits[:, tokens.to(logits.device)]
+            if tokens is None or type(head) is not nn.Linear:
+                logits = self.module(input_ids=inputs, use_cache=False).logits[:, -1]
+                return logits if tokens is None else logits[:, tokens.to(logits.device)]
+            narrow = _rows_of(head, tokens.to(head.weight.device))  # caps and scales act on each logit by itself
+            stack.enter_context(replaced_forward(head, narrow.forward))
+            return self.module(input_ids=inputs, use_cache=False).logits[:, -1]
 
 
 def _rows_of(head: nn.Linear, tokens: Int[Tensor, " wanted"]) -> nn.Linear:

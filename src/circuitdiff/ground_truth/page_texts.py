@@ -59,10 +59,10 @@ at fault each time:
   object at the address, as the backup does, undrawn by salience: they take a little of the answer's name away on every
   prompt, and no other name.
 - *The verdict.* Its first rows said that the two variants with the base's circuit had another one. Effect maps whose
-  correlation was 0.9995 were refuted by a retest of 0.9999: now they may be 0.05 below it. A stage that chose no head in
-  either model was compared: now it is left out. By kind the base's circuit was *too* faithful, 1.105, because heads
-  kept at the queried segment alone mark it: now they are kept at every segment. And circuits that are not faithful say
-  nothing against the claim any more.
+  correlation was 0.9995 were refuted by a retest of 0.9999: now they may be 0.05 below it. A stage that chose no head
+  in either model was compared: now it is left out. By kind the base's circuit was *too* faithful, 1.105, because heads
+  kept at the queried segment alone mark it: now they are kept at every segment. And circuits that are not faithful
+  say nothing against the claim any more.
 - *The truth of coverage* is the mean of 210 prompts instead of 1,000, to save time; intervals are widened for its
   error.
 """

@@ -125,10 +125,11 @@ def read_source(
 
 def _known(like: Sequence[Model], source: str, folders: Sequence[Path], placed: tuple[str, str]) -> Model | None:
     member = MEMBERS.get(source)
-    if member is not None and not isinstance(member.origin, PackagedFile):
-        return None
-    place = _place(source) if member is None else _gguf(member.origin.path())
-    return with_first_adapters(like, str(place), folders, placed)
+    if member is None:
+        return with_first_adapters(like, str(_place(source)), folders, placed)
+    if isinstance(member.origin, PackagedFile):
+        return with_first_adapters(like, str(member.origin.path()), folders, placed)
+    return None
 
 
 def read_outline(source: str | Path) -> Outline:
@@ -138,10 +139,13 @@ def read_outline(source: str | Path) -> Outline:
     """
     member = MEMBERS.get(str(source))
     with _quiet():
-        if member is not None and not isinstance(member.origin, PackagedFile):
+        if member is None:
+            place = _place(str(source))
+        elif isinstance(member.origin, PackagedFile):
+            place = _converted(member.origin)[0]
+        else:
             model, tokenizer = member.origin.build(torch.float32)
             return Outline(model.config, tokenizer)
-        place = _place(str(source)) if member is None else _converted(member.origin)[0]
         config = _read_config(place)
         _check_decoder(place, config)
         return Outline(config, _read_tokenizer(place))
