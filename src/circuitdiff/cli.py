@@ -192,7 +192,7 @@ def ground_truth(
     kept: Annotated[Path, typer.Option(help="Where finished parts go; a further run continues.")] = Path(
         "runs/ground-truth"
     ),
-    share: Annotated[str, typer.Option(help="1/2: only the first half of the parts, and no page.")] = "",
+    share: Annotated[str, typer.Option(help="1/2 or 2/2: every second part only, and no page.")] = "",
 ) -> None:
     """Hold discovery and evaluation against planted circuits. Exit code 0 only if every claim holds."""
     _check_folder(page, json_file)
