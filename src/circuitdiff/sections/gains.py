@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -76,11 +75,6 @@ def random_entry(donor: Evaluation, nothing: Evaluation, group: Evaluation, draw
 def first_prompts(pairs: Pairs, n: int) -> Pairs:
     """The first prompts, which are balanced by queried index."""
     return pairs.select(torch.arange(min(n, len(pairs))))
-
-
-def first_answers(answers: Evaluation, n: int) -> Evaluation:
-    """What was answered to the first prompts."""
-    return Evaluation(**{each.name: getattr(answers, each.name)[:n] for each in fields(Evaluation)})
 
 
 def largest_part(attribution: Mapping[str, Any], how: str) -> str:

@@ -22,7 +22,6 @@ from circuitdiff.sections.entries import heads_entry, with_heads
 from circuitdiff.sections.gains import (
     attribution_entry,
     control_entry,
-    first_answers,
     first_prompts,
     largest_part,
     random_entry,
@@ -149,7 +148,7 @@ class _Grafts:
         record = recipient.stages.kept(title, self._key(len(pairs)) | named, compute)
         anywhere, *drawn = form.evaluations_from(record)
         runs = (known.donor, known.recipient, known.runs[frozenset([name])])
-        theirs, nothing, real = (first_answers(each, len(pairs)) for each in runs)
+        theirs, nothing, real = (each.select(torch.arange(len(pairs))) for each in runs)
         return {
             "random heads of any layer": control_entry(theirs, nothing, anywhere),
             "random heads of the same layers": random_entry(theirs, nothing, real, drawn),
