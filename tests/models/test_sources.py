@@ -279,6 +279,15 @@ def test_a_model_with_one_adapter_more_is_made_from_the_one_in_memory(folder, ad
     assert [check["name"] for check in grown.provenance["checks"]].count("every adapter key landed") == 1
 
 
+def test_what_the_adapters_leave_alone_is_in_memory_once(folder, adapter, tmp_path):
+    other = save_random_adapter(tmp_path / "other", seed=2, targets=("q_proj", "v_proj"))
+    one = load_model(folder, [adapter])
+    grown = load_model(folder, [adapter, other], like=[one])
+    theirs = {name: parameter.data_ptr() for name, parameter in one.module.named_parameters()}
+    own = {name for name, parameter in grown.module.named_parameters() if parameter.data_ptr() != theirs[name]}
+    assert own == {name for name in theirs if ".q_proj." in name or ".v_proj." in name}
+
+
 @pytest.mark.parametrize("wanted", ["another order", "fewer", "another dtype", "another folder"])
 def test_only_the_first_adapters_of_the_same_weights_in_the_same_dtype_are_taken_from_memory(
     folder, adapter, tmp_path, wanted

@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Float
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def _downloaded(hub_id: str) -> Path:
 
 
 def merge_adapter(model: PreTrainedModel, source: str | Path) -> Merged:
-    """`model` with the adapter added to its weights. The model given is changed.
+    """`model` with the adapter added to its weights. The model given is changed, but no memory that it shares.
 
     Raises: InputError if a key of the adapter finds no place in the model or lacks a counterpart, or a shape
     differs; CheckError if the adapter changes nothing or merging changes the logits.
@@ -71,6 +72,7 @@ def merge_adapter(model: PreTrainedModel, source: str | Path) -> Merged:
     before = _probe(model)
     adapted = _with_adapter(model, folder)
     unmerged = _probe(adapted)
+    _unshare(adapted)
     merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=False)  # pyright: ignore[reportCallIssue, reportAssignmentType]
     tolerance = tolerance_of(model.dtype)
     error, change = difference(_probe(merged), unmerged), difference(unmerged, before)
@@ -81,6 +83,14 @@ def merge_adapter(model: PreTrainedModel, source: str | Path) -> Merged:
     )
     refuse_failures(list(checks))
     return Merged(merged, checks)
+
+
+def _unshare(adapted: PeftModel) -> None:
+    """Own memory for the weights that merging changes: other models may hold the same."""
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for parameter in layer.get_base_layer().parameters():
+                parameter.data = parameter.data.clone()
 
 
 @torch.no_grad()

@@ -1,10 +1,17 @@
-"""Models in memory that a further one can be made from: the same weights with fewer adapters."""
+"""Models in memory that a further one can be made from: the same weights with fewer adapters.
+
+What the adapters leave alone is in memory once, however many variants there are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
 
 from circuitdiff.engine import Model
 
@@ -21,6 +28,11 @@ def with_first_adapters(
         return same and merged == wanted[: len(merged)]
 
     return max(filter(fits, models), key=lambda model: len(_merged(model)), default=None)
+
+
+def sharing_weights(module: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose parameters are the same memory: who changes one must first give it memory of its own."""
+    return deepcopy(module, {id(own): nn.Parameter(own.data, requires_grad=False) for own in module.parameters()})
 
 
 def origin_in(model: Model) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def load_model(
     """A causal decoder with its adapters merged in, in order, proven to be edited exactly.
 
     `source` is a hub id, a folder, a `.gguf` file or a family name such as "smollm2" or "tracker-base". If it is one of
-    `like`, which are in memory, with further adapters, only these are read.
+    `like`, which are in memory, with further adapters, only these are read, and whatever they leave alone is shared
+    with that one.
 
     Raises: InputError if the source cannot be read or its architecture cannot be edited; CheckError if a self-check
     fails.

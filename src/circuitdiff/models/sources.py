@@ -12,7 +12,6 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +37,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.models.adapters import adapter_folder, merge_adapter
 from circuitdiff.models.checks import Check, difference, tolerance_of
 from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter, sha256_of
-from circuitdiff.models.in_memory import origin_in, with_first_adapters
+from circuitdiff.models.in_memory import origin_in, sharing_weights, with_first_adapters
 from circuitdiff.models.structure import probe_tokens
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -94,7 +93,7 @@ def read_source(
 
     `source` is a family name, a folder, a `.gguf` file or a hub id, looked for in this order. `device` is one of
     torch's, or "auto" to spread the layers over all devices. If the wanted model is one of `like`, which are in
-    memory, with further adapters, a copy of that one is taken and only these are read.
+    memory, with further adapters, only these are read, and whatever they leave alone is shared with that one.
 
     Raises: InputError if there is no such source, it is not a causal decoder, is damaged, incomplete, or lacks its
     tokenizer, or an adapter does not fit; CheckError if an adapter changes nothing or does not merge exactly.
@@ -106,7 +105,7 @@ def read_source(
     with _quiet():
         known = _known(like, str(source), folders, (dtype, device))
         if known is not None:
-            model, tokenizer, origin = deepcopy(known.module), known.tokenizer, origin_in(known)
+            model, tokenizer, origin = sharing_weights(known.module), known.tokenizer, origin_in(known)
             merged = list(known.provenance["adapters"])
         elif member is None:
             model, tokenizer, origin = _read(_place(str(source)), torch_dtype, placed)
