@@ -90,6 +90,22 @@ def test_heads_without_any_effect_do_not_count_as_agreement():
     assert padded == alone
 
 
+def test_heads_that_only_one_model_can_use_count_against_agreement():
+    """The second model's receivers end two layers earlier: the first one's strongest heads are out of its reach."""
+    reaching = effects(5)(1)
+    reaching[3:] -= 8.0
+    ending = effects(5)(2)
+    ending[3:] = 0.0
+    found = compare_maps(reaching, ending, SCENARIOS, ks=[6])
+    assert found.shared[6].jaccard.between.value == 0.0
+    assert found.shared[6].jaccard.first.value > 0.3
+    assert found.correlation.between.value < 0.2
+    inside = compare_maps(ending[:3], ending[:3], SCENARIOS, ks=[6])
+    assert found.correlation.second == pytest.approx(inside.correlation.second)
+    alike = compare_maps(reaching, reaching, SCENARIOS, ks=[6])
+    assert found.correlation.first == pytest.approx(alike.correlation.first)
+
+
 def test_a_head_that_helps_more_is_found_and_others_are_not():
     before, after = effects(5)(1), effects(5)(2)
     after[2, 3] -= 1.2

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from circuitdiff.errors import InputError
@@ -51,7 +51,7 @@ class SharedHeads(NamedTuple):
 class Comparison:
     """Two models' effects on the same path and prompts."""
 
-    correlation: Likeness  # Pearson's, over all heads that could have an effect in both
+    correlation: Likeness  # Pearson's, over all heads that could have an effect in either
     shared: dict[int, SharedHeads]  # by k
 
 
@@ -69,17 +69,24 @@ def compare_maps(
     """
     if first.shape != second.shape:
         raise InputError(f"two maps of effects must have one shape; got {first.shape} and {second.shape}")
-    live = (np.nan_to_num(first) != 0).any(-1) & (np.nan_to_num(second) != 0).any(-1)
-    rows = [effects[live] for effects in (first, second)]
-    halves = [_halved(rows, half) for half in _halvings(scenarios, n_halvings, seed)]
+    known = [np.nan_to_num(effects) for effects in (first, second)]
+    able = [_able(effects) for effects in known]
+    either = able[0] | able[1]
+    halves = [_halved([each[either] for each in known], half) for half in _halvings(scenarios, n_halvings, seed)]
+    own = [each[either] for each in able]
     return Comparison(
-        correlation=Likeness(*_likeness([_each(pair, _correlation) for pair in halves]), 0.0),
-        shared={k: _shared(halves, k, int(live.sum())) for k in ks},
+        correlation=Likeness(*_likeness([_each(pair, own) for pair in halves]), 0.0),
+        shared={k: _shared(halves, k, own) for k in ks},
     )
 
 
+def _able(effects: Float[ndarray, "*layers_and_heads prompt"]) -> Bool[ndarray, " *layers_and_heads"]:
+    """Heads that could have an effect: those after the last receiver have exactly none."""
+    return (effects != 0).any(-1)
+
+
 class _Halved(NamedTuple):
-    """Mean effects of each live head, by model and half."""
+    """Mean effects of each head that could have one in either model, by model and half."""
 
     first_a: Float[ndarray, " head"]
     first_b: Float[ndarray, " head"]
@@ -101,10 +108,12 @@ def _halved(rows: Sequence[Float[ndarray, "head prompt"]], half: ndarray) -> _Ha
     return _Halved(first[:, half].mean(1), first[:, ~half].mean(1), second[:, half].mean(1), second[:, ~half].mean(1))
 
 
-def _each(halves: _Halved, alike: Callable[[ndarray, ndarray], float]) -> tuple[float, float, float]:
-    """Between the models (both ways round), and within each."""
-    between = (alike(halves.first_a, halves.second_b) + alike(halves.first_b, halves.second_a)) / 2
-    return between, alike(halves.first_a, halves.first_b), alike(halves.second_a, halves.second_b)
+def _each(halves: _Halved, able: Sequence[ndarray]) -> tuple[float, float, float]:
+    """Correlations between the models (both ways round), and within each, over the heads that it could use."""
+    between = _correlation(halves.first_a, halves.second_b) + _correlation(halves.first_b, halves.second_a)
+    one, other = able
+    within = _correlation(halves.first_a[one], halves.first_b[one])
+    return between / 2, within, _correlation(halves.second_a[other], halves.second_b[other])
 
 
 def _likeness(values: Sequence[tuple[float, float, float]] | ndarray) -> tuple[Spread, Spread, Spread]:
@@ -119,15 +128,16 @@ def _correlation(one: ndarray, other: ndarray) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def _shared(halves: Sequence[_Halved], k: int, n_heads: int) -> SharedHeads:
+def _shared(halves: Sequence[_Halved], k: int, able: Sequence[ndarray]) -> SharedHeads:
     """Between the models both ways round, within each both ways round, and what random sets of these sizes share."""
     rows, floors = [], []
+    n_pairs, n_common = max(1, int(able[0].sum()) * int(able[1].sum())), int((able[0] & able[1]).sum())
     for pair in halves:
         first_a, first_b, second_a, second_b = (_strongest(effects, k) for effects in pair)
         ways = [(first_a, second_b), (first_b, second_a)]
         selves = [[(one, other), (other, one)] for one, other in ((first_a, first_b), (second_a, second_b))]
         rows.append([np.mean([_shares(len(a & b), a, b) for a, b in each], axis=0) for each in (ways, *selves)])
-        floors.append(np.mean([_shares(len(a) * len(b) / max(1, n_heads), a, b) for a, b in ways], axis=0))
+        floors.append(np.mean([_shares(len(a) * len(b) * n_common / n_pairs, a, b) for a, b in ways], axis=0))
     values, chance = np.array(rows), np.array(floors).mean(0)
     return SharedHeads(*(Likeness(*_likeness(values[:, :, i]), float(chance[i])) for i in range(3)))
 
@@ -168,8 +178,8 @@ def changed_heads(
     in either model; differences below `minimum` are left out.
     """
     difference = second - first
-    live = (np.nan_to_num(first) != 0).any(-1) | (np.nan_to_num(second) != 0).any(-1)
-    p = np.where(live, cluster_p_values(difference, scenarios, n_flips=1).p, np.nan)
+    either = _able(np.nan_to_num(first)) | _able(np.nan_to_num(second))
+    p = np.where(either, cluster_p_values(difference, scenarios, n_flips=1).p, np.nan)
     adjusted = false_discovery_adjusted(p)
     size = difference.mean(-1)
     found = (np.nan_to_num(adjusted, nan=1.0) <= error_rate) & (np.abs(size) >= max(minimum, 1e-300))

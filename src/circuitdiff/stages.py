@@ -39,7 +39,6 @@ class Stages:
     monitor: Monitor
     model: Model
     shared: Shared = field(default_factory=Shared)  # what all evaluations on this model have in common
-    _means: dict[str, Means] = field(default_factory=dict)
 
     def sweeps(self, splits: Mapping[str, Pairs], plan: Plan) -> Measure:
         """Path patching, for a discovery plan."""
@@ -126,17 +125,15 @@ class Stages:
             memory_gb=self.settings.memory_gb,
         )
 
-    def means(self, pairs: Pairs) -> Mapping[str, Means]:
-        """Means by slot and by kind over the study's prompts for means, on the model's device."""
+    def means(self, pairs: Pairs) -> dict[str, Means]:
+        """Means by slot and by kind over the prompts for means, on the model's device."""
 
         def compute() -> Record:
             sums = slot_sums(self.model, pairs)
             return Record({by: sums.means(by, self.model.dtype).values.cpu() for by in ("slot", "kind")}, None)
 
-        if not self._means:
-            record = self.kept(f"means of {self.model.name}", self.key("means"), compute)
-            self._means.update({by: Means(record.tensors[by].to(self.model.device), by) for by in ("slot", "kind")})
-        return self._means
+        record = self.kept(f"means of {self.model.name}", self.key("means"), compute)
+        return {by: Means(record.tensors[by].to(self.model.device), by) for by in ("slot", "kind")}
 
     def _check(self, title: str, key: Mapping[str, Any], compute: Callable[[], Check]) -> Check:
         return Check(**self.kept(title, key, lambda: Record({}, compute().to_dict())).data)

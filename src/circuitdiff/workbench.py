@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from circuitdiff import results as form
@@ -41,7 +42,7 @@ class Subject:
     splits: Splits
     stages: Stages
 
-    @property
+    @cached_property
     def means(self) -> Mapping[str, Means]:
         """Means by slot and by kind, over the study's prompts for means."""
         return self.stages.means(self.splits.means)

@@ -124,12 +124,14 @@ def test_a_second_run_takes_nothing_from_the_models(bench, monkeypatch):
 def test_records_of_patching_and_grafting_come_back_as_they_were(bench):
     base, tuned, pairs = bench.subject(bench.base).model, bench.subject("tuned").model, first(bench, 4)
     patched = patch_across(tuned, base, TESTED, pairs)
-    again = cross_from(cross_record(patched))
+    again = cross_from(cross_record(patched), per_head=False)
     assert again.bases == patched.bases
     assert list(again.runs) == list(patched.runs)
     assert all(torch.equal(again.runs[s].answers.log_probs, r.answers.log_probs) for s, r in patched.runs.items())
-    heads = patch_across(tuned, base, TESTED.groups["reader"], pairs, per_head=True)
-    assert list(cross_from(cross_record(heads)).runs) == list(heads.runs)
+    for n_heads in (2, 3, 4):  # of three heads, as many runs are needed as there are subsets, in another order
+        group = Group("query_label", tuple(Head(1, i) for i in range(n_heads)))
+        heads = patch_across(tuned, base, group, pairs, per_head=True)
+        assert list(cross_from(cross_record(heads), per_head=True).runs) == list(heads.runs)
     grafted = graft(tuned, base, TESTED, pairs)
     kept = graft_from(graft_record(grafted))
     assert list(kept.runs) == list(grafted.runs)

@@ -32,11 +32,12 @@ def cross_record(found: CrossPatch) -> Record:
     return Record({**evaluations.tensors, "distances": distances}, [evaluations.data, data])
 
 
-def cross_from(record: Record) -> CrossPatch:
+def cross_from(record: Record, *, per_head: bool) -> CrossPatch:
+    """`per_head`: whether it was a group's heads that were patched, of which not every subset is run."""
     n, data = record.data
     donor, *answers = form.evaluations_from(Record(record.tensors, n))
     order = tuple(data["order"])
-    subsets = all_subsets(order) if len(answers) == 2 ** len(order) else needed_subsets(order)
+    subsets = needed_subsets(order) if per_head else all_subsets(order)
     ran = [Ran(*each) for each in zip(answers, record.tensors["distances"], strict=True)]
     return CrossPatch(
         what=data["what"],

@@ -141,7 +141,8 @@ class _Patching:
             title, key = f"{what} {of}", _key(donor.model, recipient, what, len(pairs)) | {"parts": parts}
             if group is None:
                 self._check(recipient, title, key, lambda few, name, what=what: run(few, name, [what])[what])
-            each = cross_from(recipient.stages.kept(title, key, lambda what=what: compute(what)))
+            record = recipient.stages.kept(title, key, lambda what=what: compute(what))
+            each = cross_from(record, per_head=group is not None)
             check_itself(bench, recipient, title, each.noise_floor, each.recipient)
             found[what] = cross_entry(each, donor.model.name, recipient.model.name, settings.limits)
         return found
