@@ -79,7 +79,7 @@ def test_everything_is_established_when_every_condition_is_met():
         "same_circuit": "ablations",
         "same_function": "masks",
         "improved_part": "graft",
-        "cause_layers": "graft",
+        "cause_layers": "layers",
         "visible_part": "cmap",
     }
 
@@ -150,6 +150,22 @@ def test_the_same_circuit_is_an_equivalence_under_each_ablation(name, value, ans
     assert "kind ablation" in found["reasons"][0]
 
 
+@pytest.mark.parametrize("own", ["base_own", "variant_own"])
+def test_circuits_that_are_not_faithful_do_not_say_that_another_one_is_at_work(own):
+    data = changed_circuit("transfer", near(-0.6))
+    assert said(data, "same_circuit")["answer"] == "no"
+    data["circuits"]["kind"][own] = near(0.3)
+    assert said(data, "same_circuit")["answer"] == "not established"
+
+
+def test_a_handful_of_prompts_that_only_the_variant_gets_right_establishes_nothing():
+    for n, answer in ((49, "not established"), (50, "yes")):
+        found = said(changed_circuit("transfer_where_only_variant_right", near(0.0) | {"n": n}), "same_circuit")
+        assert found["answer"] == answer
+    few = changed_circuit("transfer_where_only_variant_right", near(-0.9) | {"n": 2})
+    assert "there are only 2 such prompts, of at least 50" in said(few, "same_circuit")["text"]
+
+
 def test_the_reason_that_a_ratio_is_undefined_is_handed_on():
     data = changed_circuit("variant_own", {"value": None, "low": None, "high": None, "note": "near chance"})
     assert "near chance" in said(data, "same_circuit")["text"]
@@ -157,9 +173,16 @@ def test_the_reason_that_a_ratio_is_undefined_is_handed_on():
 
 def test_a_no_says_that_the_circuit_is_a_different_one():
     assert said(changed_circuit("transfer", near(-0.9)), "same_circuit")["text"].startswith(
-        "No: a different circuit is at work, because base's circuit in tuned differs from tuned's own"
+        "No: a different circuit is at work, because base's circuit in tuned (kind ablation) differs from the variant's"
     )
     assert said(evidence(), "same_circuit")["text"] == "Yes: the same circuit is at work."
+
+
+def test_heads_that_moved_are_not_called_a_different_circuit():
+    moved = changed_circuit("transfer", near(-0.9)) | {"same_work": True}
+    assert said(moved, "same_circuit")["text"].startswith(
+        "No: other heads are at work, in groups that look and act alike, because"
+    )
 
 
 def test_one_ablation_is_not_enough_for_the_same_circuit():
@@ -210,6 +233,13 @@ def test_without_masks_nothing_is_said_of_functions():
     assert (found["answer"], found["reasons"]) == ("not established", ("no component masks were carried over",))
 
 
+def test_the_sentence_on_functions_names_the_groups_that_were_tested_and_those_without_a_known_function():
+    one = evidence()["functions"]["fetcher"]
+    assert said(evidence(), "same_function")["text"] == "Yes: fetcher has the same function."
+    found = said(evidence(functions={"fetcher": one, "reader": one}, unknown=["writer"]), "same_function")
+    assert found["text"] == "Yes: fetcher and reader have the same function (of writer no function is known)."
+
+
 def grafts(**parts: Any) -> dict[str, Any]:
     return {"parts": evidence()["graft"]["parts"] | parts, "controls": {"fetcher": {"random heads": credit(0.1)}}}
 
@@ -243,6 +273,11 @@ def test_an_improved_part_must_bring_the_gain_be_needed_for_it_and_be_the_only_o
         ({"layers 0 to 4": part(0.9), "layers 5 to 9": part(0.7)}, "no", "layers 5 to 9 grafted alone brings 0.70"),
         ({"layers 0 to 4": part(0.9, left_out=0.2), "layers 5 to 9": part(0.1)}, "no", "taken out of the donor costs"),
         ({"layers 0 to 4": part(0.3), "layers 5 to 9": part(0.2)}, "no", "layers 0 to 4 grafted alone brings 0.30"),
+        (
+            {"layers 0 to 4": part(0.9), "layers 5 to 9": part(0.1), "embeddings": part(0.95)},
+            "no",
+            "embeddings grafted alone brings 0.95",
+        ),
         ({}, "not established", "no ranges of layers were grafted"),
     ],
 )
@@ -266,6 +301,37 @@ def test_patched_activations_alone_do_not_locate_the_cause():
     spread = {"parts": {"reader": part(0.4), "fetcher": part(0.45)}}
     assert said(evidence(cmap=spread), "visible_part")["answer"] == "not established"
     assert said(evidence(cmap=None), "visible_part")["answer"] == "not established"
+
+
+def test_a_gain_made_below_is_visible_late_and_caused_below():
+    """The shares of tracker-early, tuned below layer 17, as docs/family-study.md has them."""
+    patched = {
+        "structure_reader": (-0.09, 0.2),
+        "position_detector": (0.37, 0.25),
+        "position_transmitter": (0.8, 0.19),
+        "value_fetcher": (0.96, 0.12),
+    }
+    in_order = {"position_detector": 0.65, "position_transmitter": 0.3, "value_fetcher": 0.2, "structure_reader": -0.1}
+    cmap = {
+        name: part(0.0) | {"alone": credit(*alone), "in_order": credit(in_order[name], 0.25)}
+        for name, alone in patched.items()
+    }
+    layers = {"layers 0 to 16": part(1.0), "layers 17 to 29": part(0.0)}
+    data = evidence(cmap={"parts": cmap}, graft=grafts() | {"layers": layers})
+    visible = "Yes: the gain is visible at position_transmitter and value_fetcher."
+    assert said(data, "visible_part")["text"] == visible
+    assert said(data, "cause_layers")["text"] == "Yes: the gain is caused in layers 0 to 16."
+
+
+def test_a_section_with_too_few_scenarios_of_its_own_establishes_nothing_and_states_its_own_prompts():
+    own = {"scope": "accuracy on 10 prompts", "n_scenarios": 10}
+    data = evidence(measured={"graft": own, "cmap": own | {"n_scenarios": 50}})
+    for claim in ("improved_part", "cause_layers"):
+        assert said(data, claim)["answer"] == "not established"
+        assert "only 10 held-out scenarios" in said(data, claim)["text"]
+        assert said(data, claim)["scope"].endswith("; accuracy on 10 prompts")
+    assert said(data, "visible_part")["answer"] == said(data, "same_circuit")["answer"] == "yes"
+    assert said(data, "same_circuit")["scope"] == evidence()["scope"]
 
 
 def test_a_share_that_is_undefined_establishes_nothing_and_hands_on_why():

@@ -18,7 +18,7 @@ from circuitdiff.sections.completeness import completeness_section
 from circuitdiff.sections.costs import study_costs
 from circuitdiff.sections.cross_model import Readings, cross_model_section
 from circuitdiff.sections.discovery import Found, discovery_section
-from circuitdiff.sections.evidence import functions_evidence, similarity_evidence
+from circuitdiff.sections.evidence import functions_evidence, groups_without_function, similarity_evidence
 from circuitdiff.sections.faithfulness import faithfulness_section
 from circuitdiff.sections.functions import functions_section
 from circuitdiff.sections.given_circuits import given_circuits
@@ -193,9 +193,13 @@ def _judge(bench: Workbench, study: WholeStudy, variant: str, circuits: Mapping[
     """What may be said of a variant."""
     if bench.base not in circuits:
         return
-    similarity = similarity_evidence(bench.results, variant)
-    functions = functions_evidence(bench.results, bench.base, variant)
     said = verdict_section(
-        bench, variant, circuits, study.verdict, similarity=similarity or None, functions=functions or None
+        bench,
+        variant,
+        circuits,
+        study.verdict,
+        similarity=similarity_evidence(bench.results, variant) or None,
+        functions=functions_evidence(bench.results, bench.base, variant) or None,
+        unknown=groups_without_function(bench.results, bench.base),
     )
     bench.add(said)

@@ -19,6 +19,7 @@ Numbers = Mapping[str, Any]
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
 _SHOWN = 2  # reasons in the text; all of them stand beside it
 _OTHER = "a different circuit is at work"
+_MOVED = "other heads are at work, in groups that look and act alike"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
 
     `evidence`: "base", "variant" and "scope" (texts), "failed_checks" (names; None: not run), "gain" (an interval with
     "n_scenarios"), and what was measured of
-    "circuits": by ablation "base_own", "variant_own", "transfer" and "transfer_where_only_variant_right";
-    "similarity": by measure "value", "retest" and "different";
-    "functions": by group "difference", "transferred" and "floor";
+    "circuits": by ablation "base_own", "variant_own", "transfer" and "transfer_where_only_variant_right", the last with
+    "n" prompts;
+    "similarity": by measure "value", "retest" and "different"; "same_work": whether the groups' profiles are the same;
+    "functions": by group "difference", "transferred" and "floor"; "unknown": the groups that carry nothing known;
+    "measured": by section, the "scope" and "n_scenarios" of its own prompts, where these are not the gain's;
     "donor": which of the two models is asked for what it has more; the variant, unless it is surely worse.
     "cmap" and "graft": "parts", by part the credits of `shares.attribute`; of a graft also "controls", by part and
     name, and "layers", by range of layers the credits. An interval is {"value", "low", "high"}, a credit as in
@@ -66,32 +69,36 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
     limits = thresholds or Thresholds()
     base, variant, gained = evidence["base"], evidence["variant"], evidence.get("gain")
     lacks = evidence.get("donor") == base  # the variant is the worse one: what does the base have more?
-    trust, gain = _trust(evidence, limits), _above("the gain in accuracy", gained)
+    gain = _above("the gain in accuracy", gained)
     more = _above(f"the gain of {base} over {variant}", _negated(gained or {})) if lacks else gain
-    gate = [*trust, more]
-    parts = _parts(evidence, "graft")
-    best, shown = _largest(parts, "alone"), _largest(_parts(evidence, "cmap"), "in_order")
-    layers = _parts(evidence, "graft", "layers")
-    deepest, cause = _largest(layers, "alone"), "" if parts else "; its cause was not located"
+    parts, patched, layers = _parts(evidence, "graft"), _parts(evidence, "cmap"), _parts(evidence, "graft", "layers")
+    best, shown = _largest(parts), [part for part in patched if _visible([part], patched, limits)[0].answer == "yes"]
+    ranges = {name: credits for name, credits in layers.items() if name not in NO_HEAD_GROUP}
+    deepest, cause = _largest(ranges), "" if parts else "; its cause was not located"
+    shown = shown or [_largest(patched)]
     subject = f"the part that {variant} lacks" if lacks else "the improved part"
     named = subject if lacks else "improved part"
     improved = f"{subject} is no head group: {best}" if best in NO_HEAD_GROUP else f"{named}: {best}"
+    visible = f"the gain is visible at {' and '.join(shown)}{cause}"
+    function = f"{_listed(list(evidence.get('functions') or {}))} the same function{_unknown(evidence)}"
+    other = _MOVED if evidence.get("same_work") else _OTHER
     claims = [
-        ("better", "models", f"{variant} does the task better than {base}", trust, [gain]),
-        ("same_circuit", "ablations", "the same circuit is at work", gate, _same_circuit(evidence, limits), _OTHER),
-        ("same_function", "masks", "each group has the same function", gate, _same_function(evidence, limits)),
-        ("improved_part", "graft", improved, gate, _caused_by(best, evidence, limits)),
-        ("cause_layers", "graft", f"the gain is caused in {deepest}", gate, _caused_in(deepest, layers, limits)),
-        ("visible_part", "cmap", f"the gain is visible at {shown}{cause}", gate, _visible(shown, evidence, limits)),
+        ("better", "models", f"{variant} does the task better than {base}", [], [gain]),
+        ("same_circuit", "ablations", "the same circuit is at work", [more], _same_circuit(evidence, limits), other),
+        ("same_function", "masks", function, [more], _same_function(evidence, limits)),
+        ("improved_part", "graft", improved, [more], _caused_by(best, evidence, limits)),
+        ("cause_layers", "layers", f"the gain is caused in {deepest}", [more], _caused_in(deepest, layers, limits)),
+        ("visible_part", "cmap", visible, [more], _visible(shown, patched, limits)),
     ]
     return {
-        "sentences": [asdict(_sentence(evidence["scope"], *claim)) for claim in claims],
+        "sentences": [asdict(_sentence(evidence, limits, *claim)) for claim in claims],
         "thresholds": asdict(limits),
     }
 
 
 def _sentence(
-    scope: str,
+    evidence: Numbers,
+    limits: Thresholds,
     claim: str,
     table: str,
     statement: str,
@@ -99,8 +106,13 @@ def _sentence(
     conditions: Sequence[_Condition],
     contrary: str | None = None,
 ) -> Sentence:
-    """Nothing is said, for or against, unless the gate is open. `contrary`: what a "no" says."""
-    closed = [each.reason for each in gate if each.answer != "yes"]
+    """Nothing is said, for or against, unless the checks pass, scenarios suffice and the gate is open.
+
+    `contrary`: what a "no" says.
+    """
+    measured = (evidence.get("measured") or {}).get("graft" if table == "layers" else table) or {}
+    n = measured.get("n_scenarios", (evidence.get("gain") or {}).get("n_scenarios", 0))
+    closed = [each.reason for each in [*_trust(evidence, n, limits), *gate] if each.answer != "yes"]
     refuted = [each.reason for each in conditions if each.answer == "no"]
     unsure = [each.reason for each in conditions if each.answer == "not established"]
     answer: Answer = "not established" if closed else "no" if refuted else "not established" if unsure else "yes"
@@ -108,23 +120,25 @@ def _sentence(
     more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     why = f", because {'; '.join(reasons[:_SHOWN])}{more}" if reasons else ""
     said = contrary if contrary and answer == "no" else statement
-    return Sentence(claim, answer, f"{answer[0].upper()}{answer[1:]}: {said}{why}.", tuple(reasons), table, scope)
+    text = f"{answer[0].upper()}{answer[1:]}: {said}{why}."
+    scope = "; ".join(filter(None, [evidence["scope"], measured.get("scope")]))
+    return Sentence(claim, answer, text, tuple(reasons), table, scope)
 
 
-def _trust(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
-    failed, n = evidence.get("failed_checks"), (evidence.get("gain") or {}).get("n_scenarios", 0)
+def _trust(evidence: Numbers, n_scenarios: int, limits: Thresholds) -> list[_Condition]:
+    failed = evidence.get("failed_checks")
     if failed is None:
         checks = _open("the self-checks were not run")
     else:
         checks = _open(f"self-checks failed: {', '.join(failed)}") if failed else _met("all self-checks pass")
-    enough = f"{n} held-out scenarios, of at least {limits.scenarios}"
-    return [checks, _met(enough) if n >= limits.scenarios else _open(f"there are only {enough}")]
+    enough = f"{n_scenarios} held-out scenarios, of at least {limits.scenarios}"
+    return [checks, _met(enough) if n_scenarios >= limits.scenarios else _open(f"there are only {enough}")]
 
 
 def _same_circuit(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
     """Equivalence, not the absence of a difference.
 
-    A circuit that is not faithful establishes nothing; a different circuit is one where the base's is surely worse
+    Circuits that are not faithful establish nothing; a different circuit is one where the base's is surely worse
     in the variant than the variant's own, or whose effects are surely not the base's.
     """
     circuits, base, variant = evidence.get("circuits") or {}, evidence["base"], evidence["variant"]
@@ -133,20 +147,36 @@ def _same_circuit(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
     if len(circuits) < 2:
         conditions.append(_open(f"circuits were compared under {len(circuits)} of at least 2 ablations"))
     for ablation, found in circuits.items():
-        for own, model in (("base_own", base), ("variant_own", variant)):
-            what = f"{model}'s own circuit has a normalised faithfulness ({ablation} ablation)"
-            faithful = _within(what, found.get(own), limits.faithful, limits.too_faithful)
-            conditions.append(_undecided(faithful))
-        for rows, where in (("transfer", ""), ("transfer_where_only_variant_right", f" where only {variant} is right")):
-            what = f"{base}'s circuit in {variant} differs from {variant}'s own{where} ({ablation} ablation)"
-            differs = _within(what, found.get(rows), -limits.margin, limits.margin)
-            better = differs.answer == "no" and _number(found[rows]["low"]) > 0
-            conditions.append(_undecided(differs) if better else differs)
+        faithful = [
+            _within(
+                f"{model}'s own circuit has a normalised faithfulness ({ablation} ablation)",
+                found.get(own),
+                limits.faithful,
+                limits.too_faithful,
+            )
+            for own, model in (("base_own", base), ("variant_own", variant))
+        ]
+        carried = [
+            _carries_over(f"{base}'s circuit in {variant}{where} ({ablation} ablation)", found.get(rows), limits)
+            for rows, where in (("transfer", ""), ("transfer_where_only_variant_right", ", where only it is right"))
+        ]
+        sure = all(each.answer == "yes" for each in faithful)
+        conditions += [*map(_undecided, faithful), *(each if sure else _undecided(each) for each in carried)]
     if not measures:
         conditions.append(_open("effect maps and overlaps were not compared"))
     for measure, found in measures.items():
         conditions += _alike(measure, found.get("value"), found.get("retest"), found.get("different"), limits.margin)
     return conditions
+
+
+def _carries_over(what: str, found: Numbers | None, limits: Thresholds) -> _Condition:
+    """The base's circuit does what the variant's own does; that it does better says nothing against it."""
+    n = (found or {}).get("n", limits.scenarios)
+    if n < limits.scenarios:
+        return _open(f"{what}: there are only {n} such prompts, of at least {limits.scenarios}")
+    differs = _within(f"{what} differs from the variant's own", found, -limits.margin, limits.margin)
+    better = found is not None and differs.answer == "no" and _number(found["low"]) > 0
+    return _undecided(differs) if better else differs
 
 
 def _same_function(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
@@ -157,6 +187,19 @@ def _same_function(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
         floor = f"the trained floor of {group}"
         conditions.append(_clearly_lower(floor, found.get("floor"), found.get("transferred")))
     return conditions or [_open("no component masks were carried over")]
+
+
+def _listed(groups: Sequence[str]) -> str:
+    """The groups that were tested, and that they have what follows."""
+    if not groups:
+        return "each group has"
+    *others, last = groups
+    return f"{', '.join(others)} and {last} have" if others else f"{last} has"
+
+
+def _unknown(evidence: Numbers) -> str:
+    groups = evidence.get("unknown") or []
+    return f" (of {', '.join(groups)} no function is known)" if groups else ""
 
 
 def _caused_by(best: str, evidence: Numbers, limits: Thresholds) -> list[_Condition]:
@@ -173,8 +216,8 @@ def _caused_by(best: str, evidence: Numbers, limits: Thresholds) -> list[_Condit
 
 
 def _caused_in(best: str, layers: Mapping[str, Mapping[str, Numbers]], limits: Thresholds) -> list[_Condition]:
-    """The same of a range of layers; the others are its controls."""
-    return _alone_and_needed(best, layers, limits) if layers else [_open("no ranges of layers were grafted")]
+    """The same of a range of layers; the others, and what lies outside all layers, are its controls."""
+    return _alone_and_needed(best, layers, limits) if best in layers else [_open("no ranges of layers were grafted")]
 
 
 def _alone_and_needed(best: str, parts: Mapping[str, Mapping[str, Numbers]], limits: Thresholds) -> list[_Condition]:
@@ -186,22 +229,24 @@ def _alone_and_needed(best: str, parts: Mapping[str, Mapping[str, Numbers]], lim
     ]
 
 
-def _visible(shown: str, evidence: Numbers, limits: Thresholds) -> list[_Condition]:
-    parts = _parts(evidence, "cmap")
+def _visible(
+    shown: Sequence[str], parts: Mapping[str, Mapping[str, Numbers]], limits: Thresholds
+) -> list[_Condition]:
+    """Each of these, patched alone, brings the gain: it is there whatever brought it there."""
     if not parts:
         return [_open("no activations were patched")]
-    return [_reaches(f"{shown} patched in causal order brings", parts[shown]["in_order"], limits.share)]
+    return [_reaches(f"{part} patched alone brings", parts[part]["alone"], limits.share) for part in shown]
 
 
 def _parts(evidence: Numbers, method: str, which: str = "parts") -> Mapping[str, Mapping[str, Numbers]]:
     return (evidence.get(method) or {}).get(which) or {}
 
 
-def _largest(parts: Mapping[str, Mapping[str, Numbers]], how: str) -> str:
-    """The part with the largest share; its contribution stands in for a share that is undefined."""
+def _largest(parts: Mapping[str, Mapping[str, Numbers]]) -> str:
+    """The part with the largest share alone; its contribution stands in for a share that is undefined."""
 
     def size(part: str) -> tuple[float, float]:
-        share, value = (_number(parts[part][how].get(key)) for key in ("share", "value"))
+        share, value = (_number(parts[part]["alone"].get(key)) for key in ("share", "value"))
         return (share if isfinite(share) else -1.0, value if isfinite(value) else -1.0)
 
     return max(parts, key=size) if parts else "one part"
@@ -266,7 +311,7 @@ def _alike(
 ) -> list[_Condition]:
     """Surely no more than the margin below the retest, and above another circuit; surely neither is a "no"."""
     low = _number((retest or {}).get("low"))
-    above = _clearly_lower(f"{what} with another circuit", different, found)
+    above = _clearly_lower(f"{what} with another circuit or by chance", different, found)
     if not isfinite(low):
         return [_open(f"{what}: no retest of one model on other prompts to compare with"), _undecided(above)]
     reaches = _judged(

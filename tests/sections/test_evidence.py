@@ -1,10 +1,10 @@
-"""What the verdict is given of the masks."""
+"""What the verdict is given of the masks and of the comparison of effects."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from circuitdiff.sections.evidence import functions_evidence
+from circuitdiff.sections.evidence import functions_evidence, groups_without_function, same_work, similarity_evidence
 
 
 def carried(above_floor: float, *, carries: bool = True) -> dict[str, Any]:
@@ -49,3 +49,55 @@ def test_a_variant_without_masks_leaves_the_evidence_open():
     found = functions_evidence(results(), "base", "other")
     assert found == {"fetcher (object)": {"difference": None, "transferred": {}, "floor": None}}
     assert functions_evidence({}, "base", "tuned") == {}
+
+
+def test_groups_that_carry_nothing_are_named():
+    assert groups_without_function(results(), "base") == ["reader"]
+    assert groups_without_function({}, "base") == []
+
+
+def profile(base: str, variant: str, attention: float, effect: float) -> dict[str, Any]:
+    cosines = {"attention": attention, "effect": effect}
+    named = {how: {"value": x, "low": x - 0.1, "high": x + 0.1} for how, x in cosines.items()}
+    return {"base": base, "variant": variant} | named
+
+
+def test_groups_do_the_same_work_if_each_is_surely_most_like_its_namesake():
+    same = [profile("a", "a", 0.9, 0.95), profile("b", "b", 0.8, 0.9)]
+    others = [profile("a", "b", 0.5, 0.2), profile("b", "a", 0.5, 0.2)]
+    judged = lambda rows: same_work({"overlap": {"tuned": {"moved": rows}}}, "tuned")  # noqa: E731
+    assert judged([*same, *others])
+    assert not judged([*same, others[0], profile("b", "a", 0.65, 0.2)])  # it may look like the other group
+    assert not judged([same[0], profile("b", "b", 0.8, 0.3), *others])  # it may act like the other group
+    assert not judged([same[0], *others])  # the variant's circuit has no such group
+    assert not judged(same[:1])  # nothing to tell it from
+    assert not judged([])
+
+
+def likeness(between: float, base: float, variant: float) -> dict[str, Any]:
+    named = {"between": between, "base": base, "variant": variant}
+    return {name: {"value": value, "low": value - 0.1, "high": value + 0.1} for name, value in named.items()}
+
+
+def test_effects_and_chosen_heads_are_compared_stage_by_stage_with_the_lower_retest():
+    different = {"value": 0.3, "low": 0.2, "high": 0.4}
+    stage = {
+        "stage": "fetcher",
+        "n_chosen": [5, 6],
+        "correlation": likeness(0.8, 0.9, 0.95),
+        "different": different,
+        "jaccard": [{"k": 5} | likeness(0.1, 0.1, 0.1), {"k": 6} | likeness(0.6, 0.75, 0.7) | {"floor": 0.04}],
+    }
+    nothing = stage | {"stage": "reader", "n_chosen": [0, 0]}
+    found = similarity_evidence({"overlap": {"tuned": {"stages": [stage, nothing], "not_run": ["writer"]}}}, "tuned")
+    correlation, overlap, missing = found.values()
+    assert list(found) == [
+        "the correlation of effects, stage fetcher,",
+        "the overlap of the 6 strongest heads, stage fetcher,",
+        "the effects of stage writer",
+    ]
+    assert (correlation["value"]["value"], correlation["retest"]["value"]) == (0.8, 0.9)
+    assert correlation["different"] == different
+    assert (overlap["value"]["value"], overlap["retest"]["value"]) == (0.6, 0.7)
+    assert overlap["different"] == {"value": 0.04, "low": 0.04, "high": 0.04}
+    assert missing == {}

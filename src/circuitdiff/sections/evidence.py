@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Results = Mapping[str, Any]
 
+_PROFILES = ("attention", "effect")
+
 
 def similarity_evidence(results: Results, variant: str) -> dict[str, Any]:
-    """By stage: how alike base and variant are, the lower of their retests, and the control, another stage's map.
+    """How alike base and variant are, stage by stage, with the lower of their retests and a control.
 
-    A stage that chose heads in neither model has nothing to be alike in.
+    Of effect maps, the control is another stage's; of the chosen heads, it is chance. A stage that chose heads in
+    neither model has nothing to be alike in; one that could not be run in the variant leaves its rows open.
     """
     entry = (results.get("overlap") or {}).get(variant) or {}
-    return {
-        f"the correlation of effects, stage {stage['stage']},": {
-            "value": stage["correlation"]["between"],
-            "retest": _lower(stage["correlation"]["base"], stage["correlation"]["variant"]),
-            "different": stage["different"],
-        }
-        for stage in entry.get("stages") or []
-        if any(stage["n_chosen"])
-    }
+    found: dict[str, Any] = {}
+    for stage in entry.get("stages") or []:
+        name, most = stage["stage"], max(stage["n_chosen"])
+        if most:
+            found[f"the correlation of effects, stage {name},"] = _alike(stage["correlation"], stage["different"])
+            shared = next(each for each in stage["jaccard"] if each["k"] == most)
+            chance = dict.fromkeys(("value", "low", "high"), shared["floor"])
+            found[f"the overlap of the {most} strongest heads, stage {name},"] = _alike(shared, chance)
+    return found | {f"the effects of stage {name}": {} for name in entry.get("not_run") or []}
 
 
-def _lower(first: Mapping[str, float], second: Mapping[str, float]) -> Mapping[str, float]:
-    return min(first, second, key=lambda spread: spread["low"])
+def _alike(measured: Mapping[str, Any], different: Mapping[str, float] | None) -> dict[str, Any]:
+    retest = min(measured["base"], measured["variant"], key=lambda spread: spread["low"])
+    return {"value": measured["between"], "retest": retest, "different": different}
+
+
+def same_work(results: Results, variant: str) -> bool:
+    """Whether each group of the base looks and acts surely more like its namesake in the variant's own circuit.
+
+    More, that is, than like any other group of it: then other heads do the same work.
+    """
+    rows = ((results.get("overlap") or {}).get(variant) or {}).get("moved") or []
+    groups = dict.fromkeys(row["base"] for row in rows)
+    return len(groups) > 1 and all(_like_its_namesake(group, rows, how) for group in groups for how in _PROFILES)
+
+
+def _like_its_namesake(group: str, rows: Sequence[Mapping[str, Any]], how: str) -> bool:
+    alike = {row["variant"]: row[how] for row in rows if row["base"] == group}
+    own, others = alike.get(group), [each["high"] for name, each in alike.items() if name != group]
+    return own is not None and bool(others) and own["low"] > max(others)
 
 
 def functions_evidence(results: Results, base: str, variant: str) -> dict[str, Any]:
@@ -34,7 +54,7 @@ def functions_evidence(results: Results, base: str, variant: str) -> dict[str, A
     models = (results.get("functions") or {}).get(base) or {}
     found = {}
     for group, cells in (models.get(base) or {}).items():
-        carried = [name for name, cell in cells.items() if cell.get("carries")]
+        carried = _carried(cells)
         theirs = (models.get(variant) or {}).get(group) or {}
         if not carried:
             continue
@@ -47,3 +67,13 @@ def functions_evidence(results: Results, base: str, variant: str) -> dict[str, A
             "floor": (cell.get("controls") or {}).get("shuffled"),
         }
     return found
+
+
+def groups_without_function(results: Results, base: str) -> list[str]:
+    """The groups of the base's circuit that carry nothing that was asked for."""
+    groups = ((results.get("functions") or {}).get(base) or {}).get(base) or {}
+    return [group for group, cells in groups.items() if not _carried(cells)]
+
+
+def _carried(cells: Mapping[str, Any]) -> list[str]:
+    return [name for name, cell in cells.items() if cell.get("carries")]

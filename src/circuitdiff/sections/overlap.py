@@ -54,13 +54,15 @@ def overlap_section(
 
 def _searched(base: Found, variant: Found) -> dict[str, Any]:
     """Where the plan was run in both models: heads in common, and effects stage by stage."""
+    theirs = {result.stage: result for result in variant.stages}
     return {
         "groups": _groups(base.circuit, variant.circuit),
         "stages": [
-            _stage(first, second) | {"different": _different(first, variant.stages)}
-            for first, second in zip(base.stages, variant.stages, strict=False)
-            if first.stage == second.stage
+            _stage(first, theirs[first.stage]) | {"different": _different(first, variant.stages)}
+            for first in base.stages
+            if first.stage in theirs
         ],
+        "not_run": [first.stage.name for first in base.stages if first.stage not in theirs],
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from circuitdiff.evaluation import Evaluation, moved
 from circuitdiff.sections.cross_settings import VerdictSettings
 from circuitdiff.sections.directions import direction_of, gain_entry
 from circuitdiff.sections.entries import ratio_entry, with_heads
-from circuitdiff.sections.graft import LAYERS
+from circuitdiff.sections.evidence import same_work
 from circuitdiff.statistics import normalised_ratio_interval, ratio_interval
 from circuitdiff.verdict import verdict
 from circuitdiff.workbench import Subject, Workbench
@@ -30,11 +30,12 @@ def verdict_section(
     *,
     similarity: Mapping[str, Any] | None = None,
     functions: Mapping[str, Any] | None = None,
+    unknown: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The verdict on one variant, from the results so far; run after the other sections.
 
-    `circuits`: each model's own main circuit, by the model's name; `similarity` and `functions` as `verdict.verdict`
-    wants them, if they were measured.
+    `circuits`: each model's own main circuit, by the model's name; `similarity`, `functions` and `unknown` as
+    `verdict.verdict` wants them, if they were measured.
     """
     base, other = bench.subject(bench.base), bench.subject(variant)
     patched, grafted = (bench.results.get(method, {}).get(variant) or {} for method in ("cmap", "graft"))
@@ -44,12 +45,15 @@ def verdict_section(
         "base": bench.base,
         "variant": variant,
         "donor": between.donor,
-        "scope": _scope(bench, variant, gain),
+        "scope": _scope(bench, variant),
+        "measured": _measured(bench, variant, gain, patched, grafted),
         "failed_checks": failed_checks(bench.results),
         "gain": gain,
         "circuits": circuit_numbers(bench, variant, circuits),
         "similarity": similarity,
+        "same_work": same_work(bench.results, variant),
         "functions": functions,
+        "unknown": list(unknown),
         "cmap": _patched_parts(patched, "to_base" if between.recipient == bench.base else "to_variant"),
         "graft": _grafted_parts(grafted),
     }
@@ -138,14 +142,42 @@ def _grafted_parts(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "parts": entry["scores"]["accuracy"]["parts"],
         "controls": entry.get("controls") or {},
-        "layers": {name: credits for name, credits in layers.items() if name.startswith(LAYERS)},
+        "layers": layers,
     }
 
 
-def _scope(bench: Workbench, variant: str, gain: Mapping[str, Any]) -> str:
+def _scope(bench: Workbench, variant: str) -> str:
     task = bench.settings.task
     wording = ", ".join([task.name, *(f"{key} {value}" for key, value in task.options.items())])
-    return (
-        f"{variant} against {bench.base}; {wording}; accuracy on {gain['n_prompts']} held-out prompts of "
-        f"{gain['n_scenarios']} scenarios; {' and '.join(_KINDS.values())}; attention heads only"
-    )
+    return f"{variant} against {bench.base}; {wording}"
+
+
+def _measured(
+    bench: Workbench,
+    variant: str,
+    gain: Mapping[str, Any],
+    patched: Mapping[str, Any],
+    grafted: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """By section, on what and how many prompts its numbers were taken."""
+    found: dict[str, dict[str, Any]] = {"models": _on(gain, "accuracy")}
+    maps = bench.subject(variant).splits.discovery
+    n_maps = len(maps.scenarios.unique())
+    by = f"; {' and '.join(_KINDS.values())}; effects on {len(maps)} other prompts; attention heads only"
+    circuits = _on(gain, "accuracy of circuits", by)
+    found["ablations"] = circuits | {"n_scenarios": min(circuits["n_scenarios"], n_maps)}
+    study = getattr(bench.settings, "functions", None)
+    if study:
+        n = {"n_prompts": study.test, "n_scenarios": study.test}
+        found["masks"] = _on(n, "accuracy of the target", "; attention heads only")
+    directions = [*(patched.get("to_base") or {}).values(), *(patched.get("to_variant") or {}).values()]
+    if directions:
+        found["cmap"] = _on(directions[0], "accuracy", "; attention heads only")
+    if grafted:
+        found["graft"] = _on(grafted, "accuracy", "; all weights")
+    return found
+
+
+def _on(numbers: Mapping[str, Any], what: str, more: str = "") -> dict[str, Any]:
+    n, scenarios = numbers["n_prompts"], numbers["n_scenarios"]
+    return {"scope": f"{what} on {n} held-out prompts of {scenarios} scenarios{more}", "n_scenarios": scenarios}
