@@ -88,7 +88,8 @@ def test_where_a_gain_is_visible_stands_beside_what_caused_it():
     assert rows["the gain", ""]["patched z"] == "0.312 (0.263 to 0.362)"
     assert list(rows)[-2:] == [("all together", ""), ("what no part explains", "")]
     far = "the run with reader lies far from clean activations <so>"
-    assert both.note == f"No share is defined: {far} (patched z of reader, {GRAFTED} of reader)."
+    undefined = f"No share is defined: {far} (patched z of reader, {GRAFTED} of reader). "
+    assert both.note == f"{undefined}The same in both models: norms."
     assert "norms" not in {part for part, _ in rows}, "a part that is the same in both models says nothing"
 
 
@@ -99,6 +100,8 @@ def test_no_number_of_a_gain_stands_in_two_tables():
         "weights); what each part adds to the accuracy, and its share of the gain",
         f"patched z, single heads of fetcher of {VARIANT} in base",
         f"grafted weights of layers of {VARIANT} in base",
+        f"patched z of {VARIANT} in base: every run",
+        f"grafted weights of {VARIANT} in base: every run",
         f"Controls, {VARIANT}",
     ]
     assert side_by_side_rows({}) == []
@@ -130,15 +133,49 @@ def test_sentences_on_a_gain_link_to_the_direction_in_which_weights_went():
     ]
 
 
-def test_a_share_that_is_undefined_is_hollow_and_says_why():
+def test_a_share_that_is_undefined_is_pale_and_says_why():
     figure = gain_figures(gains())[gain_key(VARIANT, "to_base", "patched z")]
     readers = [row for row in drawn(figure) if row.get("part") == "reader"]
     assert {row["share"] for row in readers} == {"undefined"}
     assert all("far from clean activations" in row["note"] for row in readers)
-    layers = figure.to_dict()["layer"]
-    hollow = [layer for layer in layers if layer["mark"].get("filled") is False]
-    assert len(hollow) == 1
-    assert "!==" in json.dumps(hollow[0]["transform"]), "only rows with a note are hollow"
+    bars, *_ = figure.to_dict()["layer"]
+    assert bars["mark"]["type"] == "bar"
+    assert "===" in json.dumps(bars["encoding"]["opacity"]["condition"]), "only rows without a note are dark"
+
+
+def test_controls_are_drawn_beside_the_group_that_they_stand_in_for():
+    results = gains()
+    controls = results["cmap"][VARIANT]["controls"]["fetcher"]
+    controls["noise"] = credit(0.015625, 0.05)
+    controls["same_layers"]["nothing"] = 0.5
+    found = gain_figures(results)
+    by_how = {row["how"]: row for row in drawn(found[gain_key(VARIANT, "to_base", "patched z")]) if "how" in row}
+    assert by_how["control: noise"]["value"] == 0.015625
+    random = by_how["control: random heads of its layers"]
+    assert (random["part"], random["value"]) == ("fetcher", pytest.approx(0.03125 / 3))
+    for other in (GRAFTED, "patched z, single heads of fetcher"):
+        rows = drawn(found[gain_key(VARIANT, "to_base", other)])
+        assert not [row for row in rows if str(row.get("how")).startswith("control")]
+
+
+def test_the_page_says_which_weights_went_along_and_which_are_the_same():
+    results = gains()
+    results["graft"][VARIANT]["also_touched"] = {"fetcher": [[3, 1], [3, 2]]}
+    both, *_ = gain_tables(results, VARIANT)
+    assert "With fetcher the keys and values of 3.1, 3.2 were grafted, too: they are the same weights." in both.note
+    assert both.note.endswith("The same in both models: norms.")
+
+
+def test_every_run_and_the_other_scores_stand_in_tables():
+    results = gains()
+    scores = results["cmap"][VARIANT]["to_base"]["z"]["scores"]
+    scores["log_prob"] = scores["accuracy"] | {"gain": {"value": 2.0, "low": 1.0, "high": 3.0}}
+    tables = {table.caption: table for table in gain_tables(results, VARIANT) if table.rows}
+    runs = tables[f"patched z of {VARIANT} in base: every run"]
+    assert [row["parts"] for row in runs.rows] == ["none", "reader + fetcher"]
+    other = tables[f"patched z of {VARIANT} in base: answer's log probability"]
+    assert other.columns["printed"] == "adds to the answer's log probability"
+    assert list(tables[f"grafted weights of layers of {VARIANT} in base"].ids) == [anchor("layers", VARIANT)]
 
 
 def test_runs_and_controls_print_what_was_measured_and_nothing_else():

@@ -17,6 +17,7 @@ from circuitdiff.heads import Head
 from circuitdiff.methods.cross_model import patch_across
 from circuitdiff.methods.graft import graft
 from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
+from circuitdiff.sections import cross_entries
 from circuitdiff.sections.cross_entries import cross_from, cross_record
 from circuitdiff.sections.cross_model import cross_model_section
 from circuitdiff.sections.cross_settings import CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings
@@ -107,6 +108,27 @@ def test_the_patching_sections_controls_name_what_was_done(bench, gains):
         assert found["n_prompts"] == 4
     assert entry["controls"]["reader"]["other_role"] == "other_label"
     assert entry["controls"]["fetcher"]["other_role"] == "after_query_label"
+
+
+def far_in(found: dict) -> set[str]:
+    return {name for name, each in found.items() if isinstance(each, dict) and each.get("incompatible")}
+
+
+def test_a_control_that_ends_far_from_clean_runs_has_no_share(bench, gains, monkeypatch):
+    gains("tuned", bench.base)
+    asked: dict[float, list[bool]] = {}
+    for distance in (1e-9, 1e9):
+        told = asked.setdefault(distance, [])
+        monkeypatch.setattr(
+            cross_entries,
+            "control_entry",
+            lambda *args, compatible=True, told=told: told.append(compatible) or control_entry(*args),
+        )
+        patching = PATCHING.model_copy(update={"distance": distance})
+        entry = cross_model_section(bench, "tuned", FOUND, patching)["cmap"]["tuned"]["controls"]["reader"]
+        assert entry["what"] == "z"
+        assert len(far_in(entry)) == (5 if distance < 1 else 0)
+    assert (any(asked[1e-9]), all(asked[1e9])) == (False, True)
 
 
 def test_a_second_run_takes_nothing_from_the_models(bench, monkeypatch):
@@ -255,6 +277,8 @@ def test_controls_are_shares_of_the_gain_and_random_groups_have_a_percentile():
     donor, nothing = answers([1] * 16 + [0] * 4), answers([1] * 6 + [0] * 14)
     half = answers([1] * 11 + [0] * 9)
     assert control_entry(donor, nothing, half)["share"] == pytest.approx(0.5)
+    far = control_entry(donor, nothing, half, compatible=False)
+    assert (np.isnan(far["share"]), "the run with control" in far["undefined"]) == (True, True)
     drawn = [answers([1] * n + [0] * (20 - n)) for n in (6, 7, 8, 11)]
     entry = random_entry(donor, nothing, half, drawn)
     assert entry["percentile"] == pytest.approx(87.5)  # beats three, ties with one
@@ -276,15 +300,21 @@ def test_transfer_is_the_difference_of_normalised_faithfulness():
     assert transfer(model, base, own, ablated, np.arange(10) == 5)["note"] == "there are 1 such prompts"
 
 
-def test_the_verdict_says_nothing_on_nine_prompts_and_says_why(bench):
+def test_the_verdict_says_nothing_on_so_few_prompts_and_says_on_how_many(bench):
     bench.add(cross_model_section(bench, "tuned", FOUND, PATCHING))
     bench.add(graft_section(bench, "tuned", FOUND, GRAFTING))
     circuits = {bench.base: FOUND, "tuned": TESTED}
     entry = stored(verdict_section(bench, "tuned", circuits, VerdictSettings()))["verdict"]["tuned"]
+    numbers = {"better": 9, "same_circuit": 6, "improved_part": 5, "cause_layers": 5, "visible_part": 5}
     for sentence in entry["sentences"]:
         assert sentence["answer"] == "not established"
-        assert "only 9 held-out scenarios" in sentence["text"]
-        assert sentence["scope"].endswith("mean by kind with heads at every segment; attention heads only")
+        n = numbers.get(sentence["claim"], 9)
+        assert f"only {n} held-out scenarios" in sentence["text"]
+    scopes = {sentence["claim"]: sentence["scope"].split("; ", 2)[2] for sentence in entry["sentences"][:2]}
+    assert scopes["better"] == "accuracy on 9 held-out prompts of 9 scenarios"
+    assert scopes["same_circuit"].endswith("effects on 6 other prompts; attention heads only")
+    patched = entry["sentences"][-1]["scope"]
+    assert patched.endswith("accuracy on 5 held-out prompts of 5 scenarios; attention heads only")
     gain = float((_hits(bench, "tuned") - _hits(bench, bench.base)).mean())
     assert entry["evidence"]["gain"]["value"] == pytest.approx(gain)
     same = entry["evidence"]["circuits"]["mean by slot"]["transfer"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import altair as alt
+import numpy as np
 
 from circuitdiff.report.accuracy import among_random
 from circuitdiff.report.look import CATEGORIES, INK, MUTED, Figure, finish, inline
@@ -25,7 +26,9 @@ CARRIED = {
     "contribution": "patched contributions",
 }
 GRAFTED = "grafted weights"
-_GRAFTED_FURTHER = {"layers": "grafted weights of layers", "heads": "grafted weights of single heads"}
+GRAFTED_LAYERS = "grafted weights of layers"
+_GRAFTED_FURTHER = {"layers": GRAFTED_LAYERS, "heads": "grafted weights of single heads"}
+RANDOM_GROUPS = "same_layers"
 _NAMED = 10  # parts in a sentence; the table has all
 DIRECTIONS = ("to_base", "to_variant")
 _CONTROLS = {
@@ -101,7 +104,7 @@ def gain_figures(results: dict) -> dict[str, Figure]:
     for variant in variants(results):
         for direction, method, entry in measured(results, variant):
             if share_rows(entry, method):
-                drawn[gain_key(variant, direction, method)] = gain_dots(entry, method)
+                drawn[gain_key(variant, direction, method)] = gain_bars(entry, method, _held_against(results, variant))
         drawn |= _control_figures(results, variant)
     return drawn
 
@@ -137,15 +140,37 @@ def _row(part: str, how: str, credit: dict, method: str) -> dict:
     }
 
 
-def gain_dots(entry: dict, method: str) -> Figure:
-    """What each part adds to the accuracy, with intervals; the line is the whole gain. Hollow: without a share."""
+def _held_against(results: dict, variant: str) -> list[dict]:
+    """What random heads and noise bring in a group's stead, for the figures."""
+    drawn = {RANDOM_GROUPS: "random heads of its layers", "noise": "noise"}
+    return [
+        row | {"how": f"control: {said}"}
+        for row in control_rows(results, variant)
+        for which, said in drawn.items()
+        if row["control"] == which
+    ]
+
+
+def gain_bars(entry: dict, method: str, controls: Sequence[dict] = ()) -> Figure:
+    """What each part adds to the accuracy, with intervals; the dashed line is the donor. Pale: without a share.
+
+    `controls` of the same method are drawn beside the parts that they stand in for.
+    """
     rows = [row for row in share_rows(entry, method) if row["how"]]
+    parts = {row["part"] for row in rows}
+    rows += [
+        {key: control[key] for key in rows[0]}
+        for control in controls
+        if control["part"] in parts and control["value"] is not None and _same_method(control, method, entry)
+    ]
     gain = entry["scores"]["accuracy"]["gain"]
     ways = list(dict.fromkeys(row["how"] for row in rows))
+    title = "what the part adds to the accuracy"
     base = alt.Chart(inline(rows)).encode(
         y=alt.Y("part:N", sort=None, title=None, axis=alt.Axis(labelLimit=200)),
         yOffset=alt.YOffset("how:N", sort=ways),
         color=alt.Color("how:N", sort=ways, scale=alt.Scale(domain=ways, range=CATEGORIES), title="counted"),
+        opacity=alt.condition(alt.datum.note == "", alt.value(0.85), alt.value(0.3)),
         tooltip=[
             "part:N",
             "how:N",
@@ -154,21 +179,27 @@ def gain_dots(entry: dict, method: str) -> Figure:
             "note:N",
         ],
     )
-    title = "what the part adds to the accuracy"
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
-    known, unknown = (base.transform_filter(test) for test in (alt.datum.note == "", alt.datum.note != ""))
-    dots = known.mark_point(filled=True, size=55, opacity=1).encode(x=alt.X("value:Q", title=title))
-    hollow = unknown.mark_point(filled=False, size=55, strokeWidth=2).encode(x=alt.X("value:Q", title=title))
-    rules = [("0", 0.0, MUTED), ("the gain", finite(gain.get("value")), INK)]
+    bars = base.mark_bar().encode(x=alt.X("value:Q", title=title))
+    ends = base.mark_rule(strokeWidth=1.5).encode(
+        x=alt.X("low:Q", title=title), x2="high:Q", color=alt.value(INK), opacity=alt.value(1)
+    )
+    rules = [("0", 0.0, MUTED), (f"{entry.get('donor')}: the gain", finite(gain.get("value")), INK)]
     lines = [
-        alt.Chart(inline([{"at": at, "what": what}])).mark_rule(color=colour, strokeDash=[4, 3]).encode(x="at:Q")
+        alt.Chart(inline([{"at": at, "what": what}]))
+        .mark_rule(color=colour, strokeDash=[4, 3])
+        .encode(x="at:Q", tooltip="what:N")
         for what, at, colour in rules
         if at is not None
     ]
     heading = f"{method[0].upper()}{method[1:]}: {entry.get('donor')} into {entry.get('recipient')}"
-    said = f"gain {number(gain.get('value'))} ({interval(gain)}), dashed; {entry.get('n_scenarios')} scenarios"
-    subtitle = [said, "with 95 % intervals; hollow: no share, the note says why"]
-    return finish([*lines, bars, dots, hollow], heading, subtitle, width=420, height=alt.Step(11))
+    level = f"dashed: the donor, {number(gain.get('value'))} ({interval(gain)}) above the recipient"
+    subtitle = [f"{level}; {entry.get('n_scenarios')} scenarios", "with 95 % intervals; pale: no share, the note says why"]
+    return finish([bars, ends, *lines], heading, subtitle, width=420, height=alt.Step(11))
+
+
+def _same_method(control: dict, method: str, entry: dict) -> bool:
+    """Controls are of grafts, or of the first kind of activation, patched from the better model."""
+    return is_graft(method) if is_graft(control["method"]) else control["beside"] == (method, entry.get("recipient"))
 
 
 def run_rows(entry: dict) -> list[dict]:
@@ -187,22 +218,50 @@ def run_rows(entry: dict) -> list[dict]:
 
 
 def control_rows(results: dict, variant: str) -> list[dict]:
-    """The table of controls: what each brings in the stead of a group, patched or grafted."""
+    """The table of controls: what each brings in the stead of a group, patched or grafted.
+
+    Not printed: `control`, which one it is, and `beside`, the kind of activation and the recipient.
+    """
     rows = []
     patched, grafted = _sections(results, variant)
     for group, controls in (patched.get("controls") or {}).items():
         known = {"group": "the group itself"} | _CONTROLS
-        named = [(said, controls[name]) for name, said in known.items() if controls.get(name)]
-        named += [_among(controls["same_layers"])] if controls.get("same_layers") else []
-        rows += [_row(group, said, credit, "patched") | {"note": _note(credit)} for said, credit in named]
+        named = [(name, said, controls[name]) for name, said in known.items() if controls.get(name)]
+        named += [(RANDOM_GROUPS, *_among(controls["same_layers"]))] if controls.get("same_layers") else []
+        beside = (_carried(controls.get("what") or "z"), _worse(results, variant))
+        rows += [
+            _row(group, said, credit, "patched") | {"note": _note(credit), "control": name, "beside": beside}
+            for name, said, credit in named
+        ]
     for group, controls in (grafted.get("controls") or {}).items():
-        rows += [_row(group, said, credit, GRAFTED) for said, credit in controls.items()]
+        rows += [_row(group, said, credit, GRAFTED) | {"control": ""} for said, credit in controls.items()]
     return rows
+
+
+def _worse(results: dict, variant: str) -> str | None:
+    """The recipient of the controls, single heads and grafts: the worse of the two models."""
+    patched, grafted = _sections(results, variant)
+    return ((patched.get("heads") or grafted) or {}).get("recipient")
 
 
 def _among(entry: dict) -> tuple[str, dict]:
     beaten = f"{number(entry.get('percentile')).split('.')[0]} of 100"
-    return f"{entry.get('n')} random groups of its layers (the group is above {beaten})", entry
+    said = f"{entry.get('n')} random groups of its layers (the group is above {beaten})"
+    return said, entry | _mean_of_random(entry)
+
+
+def _mean_of_random(entry: dict) -> dict:
+    """What random groups add on average, and the middle 95 % of them, over the recipient without any."""
+    nothing = finite(entry.get("nothing"))
+    accuracies = [a for a in map(finite, entry.get("accuracies") or []) if a is not None]
+    if nothing is None or not accuracies:
+        return {}
+    low, high = np.quantile(accuracies, [0.025, 0.975])
+    return {
+        "value": float(np.mean(accuracies)) - nothing,
+        "low": float(low) - nothing,
+        "high": float(high) - nothing,
+    }
 
 
 def _note(credit: dict) -> str:
@@ -217,7 +276,7 @@ def _control_figures(results: dict, variant: str) -> dict[str, Figure]:
         accuracies = [a for a in map(finite, random.get("accuracies") or []) if a is not None]
         if accuracies:
             own = ((controls.get("group") or {}).get("accuracy") or {}).get("value")
-            title = f"{group} of {variant} in its base, among random groups of its layers"
+            title = f"{group} patched into {_worse(results, variant)}, among random groups of its layers"
             drawn[control_key(variant, group)] = among_random(
                 title, accuracies, {"the group": own}, controls.get("n_prompts"), "random groups"
             )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from circuitdiff.heads import Head
 from circuitdiff.report.cross_model import (
     DIRECTIONS,
     GRAFTED,
+    GRAFTED_LAYERS,
     HOW,
     by_group,
     control_rows,
     divided_otherwise,
     is_graft,
+    run_rows,
     share_rows,
 )
 from circuitdiff.report.numbers import interval, number
@@ -20,6 +23,9 @@ from circuitdiff.report.verdict import anchor
 
 _ENDS = ("all together", "what no part explains")
 _SECTIONS = ("cmap", "graft")
+_OTHER_SCORES = {"probability": "answer's probability", "log_prob": "answer's log probability"}
+_RUN_COLUMNS = {"parts": "from the donor", "accuracy": "accuracy", "probability": "probability"}
+_RUN_COLUMNS |= {"log_prob": "log probability", "distance": "distance from clean runs", "note": ""}
 
 
 def gain_tables(results: dict, variant: str) -> list[Table]:
@@ -35,11 +41,20 @@ def gain_tables(results: dict, variant: str) -> list[Table]:
         tables.append(_side_by_side(both[direction], variant, {each for table in tables for each in table.ids}))
     columns = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
     for _, method, entry in divided_otherwise(results, variant):
-        title = f"{method} of {entry.get('donor')} in {entry.get('recipient')}"
-        tables.append(Table(title, columns, share_rows(entry, method)))
+        ids = [anchor("layers", variant)] if method == GRAFTED_LAYERS else []
+        tables.append(Table(_title(method, entry), columns, share_rows(entry, method), ids, _shared_weights(entry)))
+    for _, method, entry in by_group(results, variant):
+        for score, said in _OTHER_SCORES.items():
+            adds = columns | {"printed": f"adds to the {said}"}
+            tables.append(Table(_title(method, entry, said), adds, share_rows(entry, method, score)))
+        tables.append(Table(_title(method, entry, "every run"), _RUN_COLUMNS, run_rows(entry)))
     controls = {"part": "group", "how": "in its stead", "method": "method"}
     controls |= {"printed": "adds to the accuracy", "share": "share", "note": ""}
     return [*tables, Table(f"Controls, {variant}", controls, control_rows(results, variant))]
+
+
+def _title(method: str, entry: dict, what: str = "") -> str:
+    return f"{method} of {entry.get('donor')} in {entry.get('recipient')}" + (what and f": {what}")
 
 
 def _side_by_side(methods: Mapping[str, dict], variant: str, linked: set[str]) -> Table:
@@ -49,7 +64,20 @@ def _side_by_side(methods: Mapping[str, dict], variant: str, linked: set[str]) -
         columns |= {method: method, _share(method): "share"}
     sections = [section for section in _SECTIONS if any(is_graft(method) == (section == "graft") for method in known)]
     ids = [each for section in sections if (each := anchor(section, variant)) not in linked]
-    return Table(_caption(known, sections), columns, side_by_side_rows(known), ids, _notes(known))
+    weights = " ".join(_shared_weights(entry) for method, entry in known.items() if is_graft(method))
+    note = " ".join(filter(None, [_notes(known), weights]))
+    return Table(_caption(known, sections), columns, side_by_side_rows(known), ids, note)
+
+
+def _shared_weights(entry: dict) -> str:
+    """What was grafted along with a group's heads, and what is the same in both models."""
+    said = [
+        f"With {part} the keys and values of {', '.join(str(Head(*head)) for head in heads)} were grafted, too: they "
+        f"are the same weights."
+        for part, heads in (entry.get("also_touched") or {}).items()
+    ]
+    unchanged = entry.get("unchanged") or []
+    return " ".join([*said, f"The same in both models: {', '.join(unchanged)}." if unchanged else ""]).strip()
 
 
 def _caption(methods: Mapping[str, dict], sections: list[str]) -> str:

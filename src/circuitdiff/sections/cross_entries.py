@@ -80,17 +80,19 @@ def controls_record(donor: Evaluation, ran: Controls) -> Record:
     return Record({**evaluations.tensors, "distances": distances}, [evaluations.data, list(named)])
 
 
-def controls_entry(record: Record, other_role: str | None, limits: Limits) -> dict[str, Any]:
+def controls_entry(record: Record, what: str, other_role: str | None, limits: Limits) -> dict[str, Any]:
+    """By control, what it brings; one that ends far from clean runs has no share."""
     n, names = record.data
     donor, *answers = form.evaluations_from(Record(record.tensors, n))
     found, drawn = dict(zip(names, answers, strict=False)), answers[len(names) :]
     far = dict(zip(names, record.tensors["distances"].mean(1).tolist(), strict=False))
-    entry: dict[str, Any] = {"n_prompts": len(donor.hits), "other_role": other_role}
+    entry: dict[str, Any] = {"n_prompts": len(donor.hits), "other_role": other_role, "what": what}
     for name in names[1:]:
-        entry[name] = control_entry(donor, found["nothing"], found[name]) | {
+        incompatible = far[name] > limits.distance
+        entry[name] = control_entry(donor, found["nothing"], found[name], compatible=not incompatible) | {
             "accuracy": form.share(found[name].hits, found[name].scenarios),
             "distance": far[name],
-            "incompatible": far[name] > limits.distance,
+            "incompatible": incompatible,
         }
     if drawn:
         entry["same_layers"] = random_entry(donor, found["nothing"], found["group"], drawn)

@@ -170,8 +170,9 @@ class _Patching:
             )
             for name, group in self.circuit.groups.items()
         }
+        what = self.settings.what[0]
         return {
-            name: controls_entry(self._controls(donor, recipient, name, pairs, chosen), role, self.settings.limits)
+            name: controls_entry(self._controls(donor, recipient, name, pairs, chosen), what, role, self.settings.limits)
             for name, role in roles.items()
         }
 

@@ -40,11 +40,19 @@ def score_entries(answers: Evaluation) -> dict[str, Any]:
     return entries
 
 
-def control_entry(donor: Evaluation, nothing: Evaluation, control: Evaluation, score: Score = "accuracy") -> dict:
-    """What a control brings, as a credit of the gain."""
+def control_entry(
+    donor: Evaluation,
+    nothing: Evaluation,
+    control: Evaluation,
+    score: Score = "accuracy",
+    *,
+    compatible: bool = True,
+) -> dict:
+    """What a control brings, as a credit of the gain; without a share if the model could not have run so itself."""
     name = "control"
     scores = {frozenset(): scored(nothing, score).numpy(), frozenset([name]): scored(control, score).numpy()}
-    found = attribute(scores, scored(donor, score).numpy(), donor.scenarios.numpy(), [name])
+    far = [] if compatible else [frozenset([name])]
+    found = attribute(scores, scored(donor, score).numpy(), donor.scenarios.numpy(), [name], incompatible=far)
     return dict(found.parts[name][ALONE]._asdict())
 
 
@@ -65,6 +73,7 @@ def random_entry(donor: Evaluation, nothing: Evaluation, group: Evaluation, draw
         "n_prompts": len(donor.hits),
         "percentile": 100 * below,
         "accuracies": accuracies.tolist(),
+        "nothing": float(nothing.hits.double().mean()),
         "share": None if bounds[0] is None else float(bounds[0]),
         "share_low": None if bounds[1] is None else float(bounds[1]),
         "share_high": None if bounds[2] is None else float(bounds[2]),
