@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-import circuitdiff.sections.preflight
 import circuitdiff.stages
 import circuitdiff.workbench
 from circuitdiff.circuit import Circuit
@@ -21,12 +19,11 @@ from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activa
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, CheckError
 from circuitdiff.models.family_registry import caution_about
-from circuitdiff.sections.preflight import check_study
+from circuitdiff.sections.inputs import inputs_of
 from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.study import run_study
 from circuitdiff.workbench import sample_splits
 from tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, study_yaml
-from tiny_tokenizers import word_level
 
 
 def silent(*_: object) -> None:
@@ -123,6 +120,20 @@ def test_a_finished_run_loads_no_model_unless_a_file_of_it_was_touched(finished,
     with pytest.raises(Loaded):
         run_study(settings, finished, silent)
     assert loaded == [str(model)]
+
+
+def test_a_finished_run_depends_on_the_files_that_it_names(model, tmp_path):
+    triples = tmp_path / "mine.jsonl"
+    triples.write_text("one")
+    wanted = {"functions": f"{{desiderata: [{triples}], further: {{fetcher: [{tmp_path / 'other.jsonl'}]}}}}"}
+    settings = settings_of(tmp_path, model, **wanted)
+    before = inputs_of(settings)
+    assert inputs_of(settings) == before
+    triples.write_text("two")
+    assert inputs_of(settings) != before
+    triples.write_text("one")
+    (tmp_path / "other.jsonl").write_text("three")
+    assert inputs_of(settings) != before
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(finished, model, tmp_path, monkeypatch):
@@ -300,74 +311,3 @@ def test_a_circuit_file_that_does_not_fit_is_refused_before_any_work(model, tmp_
     with pytest.raises(InputError, match=message):
         run_study(settings, tmp_path / "run", silent)
     assert not (tmp_path / "run").exists()
-
-
-def refuses(model: Path, folder: Path, monkeypatch, message: str, **changes: object) -> None:
-    """The study is refused with the message, and no weights are read, which everything else begins with."""
-    monkeypatch.setattr("circuitdiff.workbench.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    with pytest.raises(InputError, match=message) as refusal:
-        run_study(settings_of(folder, model, **changes), folder / "run", silent)
-    assert "\n" not in str(refusal.value)
-    assert not (folder / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ({"num_hidden_layers": 4}, r"variant 'second' .*base '.*': it differs in layers \(4, not 3\)"),
-        ({"num_key_value_heads": 4}, r"key/value heads \(4, not 2\)"),
-        ({"head_dim": 8}, r"head size \(8, not 6\)"),
-    ],
-)
-def test_a_variant_of_another_shape_is_refused_before_any_model_is_loaded(model, tmp_path, monkeypatch, shape, message):
-    other = save_tiny_model(tmp_path / "other", **shape)
-    refuses(model, tmp_path, monkeypatch, message, variants=f"{{second: {other}}}")
-
-
-def test_a_variant_with_another_tokenizer_is_refused_before_any_model_is_loaded(model, tmp_path, monkeypatch):
-    other = save_tiny_model(tmp_path / "other")
-    tokenizer = AutoTokenizer.from_pretrained(other)
-    words = list(tokenizer.get_vocab())
-    word_level([*reversed(words[3:])]).save_pretrained(other)
-    message = r"second.*tokenizer \(the task's prompts come out as other tokens\); choose models tuned from one base"
-    refuses(model, tmp_path, monkeypatch, message, variants=f"{{second: {other}}}")
-
-
-def test_a_token_that_no_prompt_has_matters_only_where_models_are_mixed(model, tmp_path, monkeypatch):
-    other = save_tiny_model(tmp_path / "other", vocab_size=300)
-    tokenizer = AutoTokenizer.from_pretrained(other)
-    tokenizer.add_tokens(["<|chat|>"])
-    tokenizer.save_pretrained(other)
-    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}")
-    check_study(settings)
-    grafted = {"variants": f"{{second: {other}}}", "graft": "{}"}
-    refuses(model, tmp_path, monkeypatch, r"it differs in tokenizer \(", **grafted)
-
-
-def test_a_recipes_variant_is_judged_by_what_the_recipe_starts_from(model, tmp_path, monkeypatch):
-    other = save_tiny_model(tmp_path / "other", num_hidden_layers=4)
-    recipe = {
-        "name": "longer",
-        "base": str(other),
-        "method": "full",
-        "training": {"steps": 1, "batch": 1, "learning_rate": 0.1},
-        "data": {"task": "entity_tracking", "n_prompts": 4},
-        "held_out": 1,
-    }
-    (tmp_path / "longer.yaml").write_text(json.dumps(recipe))
-    monkeypatch.setattr("circuitdiff.workbench.made_by", lambda *_: pytest.fail("trained"))
-    refuses(model, tmp_path, monkeypatch, r"layers \(4, not 3\)", variants="{second: {recipe: longer.yaml}}")
-
-
-def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
-    read: list[str] = []
-    whole = circuitdiff.sections.preflight.read_outline
-
-    def counted(source: str) -> object:
-        read.append(source)
-        return whole(source)
-
-    monkeypatch.setattr(circuitdiff.sections.preflight, "read_outline", counted)
-    (tmp_path / "s.yaml").write_text("name: s\nbase: tracker-base\nvariants: {a: tracker-plus, b: smollm2}\n")
-    check_study(read_study(tmp_path / "s.yaml"))
-    assert read == ["tracker-base"]

@@ -68,7 +68,7 @@ def run_study(
     inputs = inputs_of(settings)
     if inputs is not None and Store(Path(folder)).is_finished(inputs):
         return write_report(read_results(folder), Path(folder) / "report.html")
-    check_study(settings)
+    check_study(settings, next(iter(plans.values())))
     store = Store.open(folder)
     store.write_json("settings.json", settings.model_dump(mode="json"))
     bench = Workbench(settings, store, monitor)

@@ -52,7 +52,7 @@ class KnockoutSettings(Settings):
     curves: tuple[tuple[str, str], ...] | None = None  # (query, key); default: the matrix's pairs
     layer_step: int = Field(default=2, ge=1)
     single_layers: bool = False  # curves of single layers instead of from a layer upward
-    query_roles: tuple[str, ...] = ("query_box", "query_label", "after_query_label", "last")  # no random key is there
+    query_roles: tuple[str, ...] | None = None  # no random key is there; None: those of the task's question
     margin: float = Field(default=0.05, gt=0)  # a loss of accuracy surely below it is none
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.errors import InputError
 from circuitdiff.sections.entries import with_heads
 from circuitdiff.sections.functions_cells import FILE, Cells, main_desiderata, title_of, wanted_of
 from circuitdiff.sections.functions_settings import FunctionSettings
-from circuitdiff.tasks.desiderata import desideratum_named
+from circuitdiff.sections.preflight_triples import check_desiderata
 from circuitdiff.tasks.entity_tracking import EntityTracking
 from circuitdiff.workbench import Workbench
 
@@ -31,7 +29,7 @@ def functions_section(
     if settings.desiderata is None and not isinstance(bench.task, EntityTracking):
         bench.warn(f"no desiderata are written for the task {bench.task.name}, so what groups encode was not asked")
         return {}
-    check_desiderata(bench, tested, settings)
+    check_desiderata(bench.task, _all_wanted(tested.groups, settings))
     home = (bench.results["circuits"].get(name) or {}).get("model", bench.base)
     here = Cells(bench, model, name, tested, home, settings)
     there = here if model == home else Cells(bench, home, name, tested, home, settings)
@@ -47,24 +45,6 @@ def functions_section(
         for wanted, entry in redrawn.items():
             entries[group][wanted]["redrawn"] = entry
     return {"functions": {name: {model: entries}}}
-
-
-def check_desiderata(bench: Workbench, circuit: Circuit, settings: FunctionSettings) -> None:
-    """Raises: InputError for a desideratum that is unknown, is no file, or belongs to another task."""
-    for wanted in _all_wanted(circuit.groups, settings):
-        if wanted.endswith(FILE):
-            if not Path(wanted).is_file():
-                raise InputError(f"there is no file {wanted} of triples; give the path of a JSONL file")
-        elif not isinstance(bench.task, EntityTracking):
-            raise InputError(
-                f"desideratum {wanted!r} is one of entity_tracking and the task is {bench.task.name}: give JSONL files "
-                f"of triples"
-            )
-        else:
-            desideratum_named(wanted)
-    strange = [group for group in settings.further if group not in circuit.groups]
-    if strange:
-        bench.warn(f"further desiderata are wanted of {', '.join(strange)}, which some circuits do not have")
 
 
 def _all_wanted(groups: Iterable[str], settings: FunctionSettings) -> list[str]:

@@ -28,7 +28,7 @@ class RedrawSettings(Settings):
 class FunctionSettings(Settings):
     """See `MaskOptions` and `Training`. The paper's sizes are train 1000, validation 500, test 500."""
 
-    desiderata: tuple[str, ...] | None = None  # names, or JSONL files of triples; None: the task's main ones
+    desiderata: tuple[str, ...] | None = Field(default=None, min_length=1)  # names, or JSONL files; None: the main ones
     circuits: tuple[str, ...] | None = None  # found ones go by their model's name; None: every model's own
     models: tuple[str, ...] | None = None  # of the study; None: all
     further: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # by group: more, in the circuit's own model

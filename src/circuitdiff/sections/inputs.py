@@ -10,12 +10,13 @@ import circuitdiff
 from circuitdiff import results as form
 from circuitdiff.models.origins import origin_of
 from circuitdiff.recipes import is_made, made_by
+from circuitdiff.sections.functions_cells import FILE, main_desiderata
 from circuitdiff.sections.whole_study import WholeStudy
 from circuitdiff.settings import ModelSettings
 
 
 def inputs_of(study: WholeStudy) -> dict[str, Any] | None:
-    """Settings, versions, our own code, circuit files, and the files of every model; None if a model is not there yet.
+    """Settings, versions, our own code, and the files of circuits, triples and models; None if a model is not there yet.
 
     Raises: InputError if a model's package, adapter or recipe cannot be read.
     """
@@ -27,8 +28,16 @@ def inputs_of(study: WholeStudy) -> dict[str, Any] | None:
         "versions": form.versions(),
         "code": _digest(*sorted(Path(circuitdiff.__file__).parent.rglob("*.py"))),
         "circuits": {name: _digest(Path(path)) for name, path in study.circuits.items()},
+        "triples": {path: _digest(Path(path)) for path in _files_of_triples(study)},
         "models": origins,
     }
+
+
+def _files_of_triples(study: WholeStudy) -> list[str]:
+    if not study.functions:
+        return []
+    wanted = [main_desiderata(study.functions), *study.functions.further.values()]
+    return sorted({name for names in wanted for name in names if name.endswith(FILE)})
 
 
 def _origin(model: ModelSettings) -> list[Any] | None:

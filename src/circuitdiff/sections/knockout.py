@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def _matrix(
     bench: Workbench, subject: Subject, pairs: Pairs, roles: Sequence[str], settings: KnockoutSettings
 ) -> dict[str, Any]:
     title, seed = f"attention between roles in {subject.model.name}", bench.settings.seed
-    query_roles = _known(pairs, settings)
+    query_roles = _question(bench, pairs, settings)
 
     def run(on: Pairs, executor: str) -> list[Evaluation]:
         found = knockout_matrix(
@@ -120,7 +120,7 @@ def _curves(
     """A curve for each pair of roles, and for each query one with a random key."""
     model, seed = subject.model, bench.settings.seed
     layers = list(range(0, model.n_layers, settings.layer_step))
-    query_roles = _known(pairs, settings)
+    query_roles = _question(bench, pairs, settings)
     wanted: list[tuple[str, str]] = [*chosen, *((query, RANDOM) for query in dict.fromkeys(q for q, _ in chosen))]
     if not wanted:
         return []
@@ -166,6 +166,7 @@ def curve_entry(
     }
 
 
-def _known(pairs: Pairs, settings: KnockoutSettings) -> tuple[str, ...]:
-    positions: Mapping[str, torch.Tensor] = pairs.positions
-    return tuple(role for role in settings.query_roles if role in positions and bool((positions[role] >= 0).all()))
+def _question(bench: Workbench, pairs: Pairs, settings: KnockoutSettings) -> tuple[str, ...]:
+    """The roles that the random key avoids; one that some prompts lack cannot be avoided there."""
+    wanted = bench.task.question_roles if settings.query_roles is None else settings.query_roles
+    return tuple(role for role in wanted if bool((pairs.positions[role] >= 0).all()))

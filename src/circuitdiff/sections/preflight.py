@@ -1,4 +1,4 @@
-"""What can be refused before any model is loaded: models that do not compare, circuit files that do not fit."""
+"""What can be refused before any model is loaded: models that do not compare, files and names that do not fit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from circuitdiff.circuit import Circuit
+from circuitdiff.discovery import Plan
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import check_groups
 from circuitdiff.models.comparable import Shape, differences
@@ -15,7 +16,9 @@ from circuitdiff.models.family_registry import MEMBERS
 from circuitdiff.models.sources import Outline, read_outline
 from circuitdiff.prompts import Pairs
 from circuitdiff.recipes import read_recipe
-from circuitdiff.sections.whole_study import WholeStudy, main_circuits
+from circuitdiff.sections.preflight_names import check_names, groups_asked
+from circuitdiff.sections.preflight_triples import check_triples
+from circuitdiff.sections.whole_study import WholeStudy
 from circuitdiff.settings import ModelSettings
 from circuitdiff.tasks import get_task
 
@@ -23,18 +26,24 @@ _NEEDED = ("n_layers", "n_heads", "n_kv_heads", "d_head")  # by all that holds a
 _N_PROMPTS = 64  # in whose tokens all models must agree; the study's own are compared once models are loaded
 
 
-def check_study(study: WholeStudy) -> None:
-    """Holds all variants against the base, and circuit files against the base, without reading any weights.
+def check_study(study: WholeStudy, plan: Plan) -> None:
+    """Holds all variants against the base, and files and names in the settings, without reading any weights.
 
     Sections that put a variant's activations or weights into the base need more in common than the others.
 
-    Raises: InputError naming the model and everything in which it differs, or the file and what it names; or the
-    name in the settings that is no circuit or model of this study.
+    `plan`: the main one.
+
+    Raises: InputError naming the model and everything in which it differs; the file and what it names; or the setting
+    and what this study lacks.
     """
-    _check_functions(study)
     base, *variants = _outlined(study)
     for path in study.circuits.values():
         _check_file(str(path), base)
+    task = get_task(study.task.name, **study.task.options)
+    check_names(study, plan, task, base.shape.n_layers)
+    if study.functions:
+        groups = groups_asked(study, plan)
+        check_triples(study.functions, groups, task, base.outline.tokenizer, study.seed)
     mixed = bool(study.cross_model or study.graft)
     for variant in variants:
         found = differences(variant.shape, base.shape)
@@ -53,6 +62,7 @@ def check_study(study: WholeStudy) -> None:
 class _Outlined:
     """A model of the study, and some of the study's prompts in its tokens."""
 
+    outline: Outline
     shape: Shape
     pairs: Pairs
 
@@ -67,7 +77,7 @@ def _outlined(study: WholeStudy) -> Iterator[_Outlined]:
             outline = read_outline(source)
             known[origin] = outline, _prompts(study, name, outline)
         outline, pairs = known[origin]
-        yield _Outlined(Shape.outlined(name, outline), pairs)
+        yield _Outlined(outline, Shape.outlined(name, outline), pairs)
 
 
 def _source(model: ModelSettings) -> str:
@@ -88,23 +98,6 @@ def _prompts(study: WholeStudy, name: str, outline: Outline) -> Pairs:
 def _same_tokens(base: _Outlined, variant: _Outlined) -> bool:
     ours, theirs = base.pairs, variant.pairs
     return torch.equal(ours.clean, theirs.clean) and torch.equal(ours.counterfactual, theirs.counterfactual)
-
-
-def _check_functions(study: WholeStudy) -> None:
-    """Circuits have to be found or given, models to be in the study."""
-    wanted = study.functions
-    if not wanted:
-        return
-    for what, names, known in (
-        ("circuits", wanted.circuits, [*main_circuits(study), *study.circuits]),
-        ("models", wanted.models, list(study.models)),
-    ):
-        for name in names or ():
-            if name not in known:
-                raise InputError(
-                    f"functions.{what} names {name!r}, and this study has no such {what.removesuffix('s')}; choose of "
-                    f"{', '.join(known)}"
-                )
 
 
 def _check_file(path: str, base: _Outlined) -> None:

@@ -70,6 +70,11 @@ class EntityTracking:
         segments = [f"segment_{i}.{slot}" for i in range(self.n_boxes) for slot in _SEGMENT_SLOTS]
         return (*segments, *_QUERY_SLOTS, *_QUERIED, *_OTHER)
 
+    @property
+    def question_roles(self) -> tuple[str, ...]:
+        """The roles at the tokens that ask for a box."""
+        return _QUERY_SLOTS
+
     def every_segment(self, role: str) -> list[str]:
         """The same kind of role in each segment, so that nothing depends on the query.
 

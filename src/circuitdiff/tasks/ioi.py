@@ -76,6 +76,11 @@ class IndirectObjects:
         """The names of all roles; every prompt has each of them."""
         return (*_NAMED, "io", "s1", *_AFTER.values())
 
+    @property
+    def question_roles(self) -> tuple[str, ...]:
+        """The roles from the name that comes again on, but for the object that is given."""
+        return ("s2", _AFTER["s2"], "last")
+
     def every_segment(self, role: str) -> list[str]:
         """The same kind of role at both listed names, so that nothing depends on which comes again.
 

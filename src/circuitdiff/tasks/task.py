@@ -22,6 +22,11 @@ class Task(Protocol):
         """The names of all roles."""
         ...
 
+    @property
+    def question_roles(self) -> tuple[str, ...]:
+        """The roles at the tokens that ask, whatever is asked for."""
+        ...
+
     def every_segment(self, role: str) -> list[str]:
         """The same kind of role at each place that could be asked for, so that nothing depends on the answer."""
         ...

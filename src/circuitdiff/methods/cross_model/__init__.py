@@ -3,9 +3,10 @@
 from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_activations, read_several
 from circuitdiff.methods.cross_model.controls import ControlGroups, Controls, control_groups, run_controls
 from circuitdiff.methods.cross_model.hybrids import Ran
-from circuitdiff.methods.cross_model.patching import CrossPatch, Limits, patch_across, patch_across_several
+from circuitdiff.methods.cross_model.patching import MOST_GROUPS, CrossPatch, Limits, patch_across, patch_across_several
 
 __all__ = [
+    "MOST_GROUPS",
     "Activations",
     "Carrier",
     "ControlGroups",

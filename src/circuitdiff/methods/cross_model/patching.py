@@ -26,6 +26,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.evaluation.scores import Score, scored
+from circuitdiff.heads import Head
 from circuitdiff.methods.cross_model.activations import Activations, Carrier, patches, read_activations, read_several
 from circuitdiff.methods.cross_model.compatibility import Basis, basis_of
 from circuitdiff.methods.cross_model.hybrids import Clean, Hybrid, Ran, run_hybrids
@@ -35,7 +36,7 @@ from circuitdiff.shares import Attribution, Subset, all_subsets, attribute, need
 
 Parts = Group | Circuit | Mapping[str, Group]
 
-_MOST_GROUPS = 6  # 2^6 runs of every prompt
+MOST_GROUPS = 6  # 2^6 runs of every prompt
 _ITSELF = 16  # prompts on which the recipient is given its own activations
 _VECTORS = ("z", "q", "k", "v")
 
@@ -153,6 +154,8 @@ def patch_across_several(
     parts = _parts(group, per_head=per_head)
     ordered = _ordered(parts, order, per_head=per_head)
     subsets = needed_subsets(ordered) if per_head else all_subsets(ordered)
+    if "contribution" in donor:
+        _check_apart(parts)
     for what, theirs in donor.items():
         check_donor(theirs, recipient, parts, pairs, what)
     own = own or read_several(recipient, pairs, parts.values(), list(donor))
@@ -209,9 +212,22 @@ def _parts(group: Parts, *, per_head: bool) -> dict[str, Group]:
     empty = [name for name, part in parts.items() if not part.heads]
     if empty or not parts:
         raise InputError(f"a group to patch needs heads; {', '.join(empty) or 'the circuit'} has none: leave it out")
-    if len(parts) > _MOST_GROUPS:
-        raise InputError(f"every subset of at most {_MOST_GROUPS} groups is patched; got {len(parts)}: join some")
+    if len(parts) > MOST_GROUPS:
+        raise InputError(f"every subset of at most {MOST_GROUPS} groups is patched; got {len(parts)}: join some")
     return parts
+
+
+def _check_apart(parts: Mapping[str, Group]) -> None:
+    """Raises: InputError if two groups have a head in common, whose contribution would be added twice."""
+    owner: dict[tuple[str, Head], str] = {}
+    for name, part in parts.items():
+        for head in part.heads:
+            other = owner.setdefault((part.at, head), name)
+            if other != name:
+                raise InputError(
+                    f"head {head} at {part.at!r} is in both {other} and {name}, so its contribution would be patched "
+                    f"twice; leave it in one of them, or patch z"
+                )
 
 
 def _ordered(parts: Mapping[str, Group], order: Sequence[str] | None, *, per_head: bool) -> tuple[str, ...]:

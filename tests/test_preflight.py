@@ -1,0 +1,187 @@
+"""What a study refuses before any weights are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+import circuitdiff.sections.preflight
+from circuitdiff.errors import InputError
+from circuitdiff.sections.preflight import check_study
+from circuitdiff.sections.whole_study import WholeStudy, read_study
+from circuitdiff.study import plans_of, run_study
+from tiny_folder import CIRCUIT_ONLY, save_tiny_model, study_yaml
+from tiny_tokenizers import word_level
+
+
+def silent(*_: object) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def settings_of(folder: Path, model: Path, **changes: object) -> WholeStudy:
+    path = folder / "tiny.yaml"
+    path.write_text(study_yaml(model, **CIRCUIT_ONLY | changes))
+    return read_study(path)
+
+
+def refuses(model: Path, folder: Path, monkeypatch, message: str, **changes: object) -> None:
+    """The study is refused with the message, and no weights are read, which everything else begins with."""
+    monkeypatch.setattr("circuitdiff.workbench.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(InputError, match=message) as refusal:
+        run_study(settings_of(folder, model, **changes), folder / "run", silent)
+    assert "\n" not in str(refusal.value)
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"num_hidden_layers": 4}, r"variant 'second' .*base '.*': it differs in layers \(4, not 3\)"),
+        ({"num_key_value_heads": 4}, r"key/value heads \(4, not 2\)"),
+        ({"head_dim": 8}, r"head size \(8, not 6\)"),
+    ],
+)
+def test_a_variant_of_another_shape_is_refused_before_any_model_is_loaded(model, tmp_path, monkeypatch, shape, message):
+    other = save_tiny_model(tmp_path / "other", **shape)
+    refuses(model, tmp_path, monkeypatch, message, variants=f"{{second: {other}}}")
+
+
+def test_a_variant_with_another_tokenizer_is_refused_before_any_model_is_loaded(model, tmp_path, monkeypatch):
+    other = save_tiny_model(tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    words = list(tokenizer.get_vocab())
+    word_level([*reversed(words[3:])]).save_pretrained(other)
+    message = r"second.*tokenizer \(the task's prompts come out as other tokens\); choose models tuned from one base"
+    refuses(model, tmp_path, monkeypatch, message, variants=f"{{second: {other}}}")
+
+
+def test_a_token_that_no_prompt_has_matters_only_where_models_are_mixed(model, tmp_path, monkeypatch):
+    other = save_tiny_model(tmp_path / "other", vocab_size=300)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<|chat|>"])
+    tokenizer.save_pretrained(other)
+    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}")
+    check_study(settings, main_plan(settings))
+    grafted = {"variants": f"{{second: {other}}}", "graft": "{}"}
+    refuses(model, tmp_path, monkeypatch, r"it differs in tokenizer \(", **grafted)
+
+
+def test_a_recipes_variant_is_judged_by_what_the_recipe_starts_from(model, tmp_path, monkeypatch):
+    other = save_tiny_model(tmp_path / "other", num_hidden_layers=4)
+    recipe = {
+        "name": "longer",
+        "base": str(other),
+        "method": "full",
+        "training": {"steps": 1, "batch": 1, "learning_rate": 0.1},
+        "data": {"task": "entity_tracking", "n_prompts": 4},
+        "held_out": 1,
+    }
+    (tmp_path / "longer.yaml").write_text(json.dumps(recipe))
+    monkeypatch.setattr("circuitdiff.workbench.made_by", lambda *_: pytest.fail("trained"))
+    refuses(model, tmp_path, monkeypatch, r"layers \(4, not 3\)", variants="{second: {recipe: longer.yaml}}")
+
+
+def main_plan(study):
+    return next(iter(plans_of(study).values()))
+
+
+def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
+    read: list[str] = []
+    whole = circuitdiff.sections.preflight.read_outline
+
+    def counted(source: str) -> object:
+        read.append(source)
+        return whole(source)
+
+    monkeypatch.setattr(circuitdiff.sections.preflight, "read_outline", counted)
+    (tmp_path / "s.yaml").write_text("name: s\nbase: tracker-base\nvariants: {a: tracker-plus, b: smollm2}\n")
+    study = read_study(tmp_path / "s.yaml")
+    check_study(study, main_plan(study))
+    assert read == ["tracker-base"]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"cross_model": "{null_donors: [nope]}"}, r"cross_model\.null_donors names 'nope', .* choose of second"),
+        ({"knockout": "{roles: [nope]}"}, r"knockout\.roles names 'nope'"),
+        ({"knockout": "{curves: [[last, nope]]}"}, r"knockout\.curves names 'nope'"),
+        ({"knockout": "{query_roles: [nope]}"}, r"knockout\.query_roles names 'nope'"),
+        ({"graft": "{layers: [0]}"}, r"ranges of layers begin at rising layers between 1 and 2; got 0"),
+        ({"graft": "{layers: [40]}"}, r"ranges of layers .*; got 40"),
+        ({"graft": "{projections: [q, q]}"}, r"graft\.projections are some of q, k, v, o, each once"),
+        ({"functions": "{models: [nope]}"}, r"functions\.models names 'nope'"),
+        ({"functions": "{circuits: [nope]}"}, r"functions\.circuits names 'nope'"),
+        ({"functions": "{further: {nope: [order]}}"}, r"functions\.further names 'nope', .* fetcher, transmitter"),
+        ({"functions": "{sweep: {group: nope}}"}, r"functions\.sweep\.group names 'nope'"),
+        ({"functions": "{desiderata: [nope]}"}, r"expected a desideratum, one of .*; got 'nope'"),
+        ({"functions": "{desiderata: [nope.jsonl]}"}, r"there is no file nope\.jsonl of triples"),
+        ({"functions": "{desiderata: []}"}, r"desiderata: Tuple should have at least 1 item"),
+    ],
+)
+def test_a_name_in_the_settings_that_nothing_has_is_refused(model, tmp_path, monkeypatch, section, message):
+    second = save_tiny_model(tmp_path / "second", seed=1)
+    refuses(model, tmp_path, monkeypatch, message, variants=f"{{second: {second}}}", **section)
+
+
+STAGE = "{name: %s, at: last, select: {top: 1}}"
+
+
+@pytest.mark.parametrize(
+    ("names", "section", "message"),
+    [
+        (list("abcdefg"), "cross_model", r"at most 6 groups, and the main plan has 7 stages"),
+        (["mlps"], "graft", r"'mlps' is the name of what the groups leave in a graft"),
+    ],
+)
+def test_stages_that_cannot_be_patched_or_grafted_are_refused(model, tmp_path, monkeypatch, names, section, message):
+    second = save_tiny_model(tmp_path / "second", seed=1)
+    plans = f"{{main: {{stages: [{', '.join(STAGE % name for name in names)}]}}}}"
+    refuses(
+        model, tmp_path, monkeypatch, message, variants=f"{{second: {second}}}", plans=plans, **{section: "{}"}
+    )
+
+
+def test_a_head_in_two_groups_is_refused_where_its_contribution_would_be_patched_twice(model, tmp_path, monkeypatch):
+    second = save_tiny_model(tmp_path / "second", seed=1)
+    plans = f"{{main: {{shared_heads: both, stages: [{STAGE % 'a'}, {STAGE % 'b'}]}}}}"
+    changes = {"variants": f"{{second: {second}}}", "plans": plans, "cross_model": "{}"}
+    refuses(model, tmp_path, monkeypatch, "whose contribution would be patched twice", **changes)
+
+
+def written(path: Path, n: int, role: str = "last") -> Path:
+    """So many triples; the tiny tokenizer knows these words."""
+    base = "The apple is in Box F, the book is in Box K, the ring is in Box S. Box F contains the"
+    line = {"base": base, "source": base, "answer": " apple", "target": " book"}
+    spans = {} if role == "last" else {"base_roles": {role: [0, 3]}, "source_roles": {role: [0, 3]}}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(line | spans) + "\n" for _ in range(n)))
+    return path
+
+
+def test_files_of_triples_that_cannot_be_used_are_refused_before_any_work(model, tmp_path, monkeypatch):
+    sizes = "train: 2, validation: 2, test: 2"
+    few, enough = written(tmp_path / "few.jsonl", 5), written(tmp_path / "enough.jsonl", 6)
+    twice = written(tmp_path / "more" / "enough.jsonl", 6)
+    strange = tmp_path / "strange.jsonl"
+    strange.write_bytes(b"\xff\xfe")
+    for files, message in (
+        ([few], r"few\.jsonl: the parts need 2 \+ 2 \+ 2 triples"),
+        ([enough, twice], r"two desiderata are called 'enough'"),
+        ([strange], r"cannot read triples from .*strange\.jsonl"),
+    ):
+        named = ", ".join(map(str, files))
+        refuses(model, tmp_path, monkeypatch, message, functions=f"{{desiderata: [{named}], {sizes}}}")
+    plans = "{main: {stages: [{name: a, at: query_label, select: {top: 1}}]}}"
+    functions = f"{{desiderata: [{enough}], {sizes}}}"
+    refuses(model, tmp_path, monkeypatch, r"at role 'query_label'", functions=functions, plans=plans)
+    study = settings_of(tmp_path, model, functions=functions)
+    check_study(study, main_plan(study))
