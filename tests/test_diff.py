@@ -87,6 +87,39 @@ def test_the_furthest_comes_first_and_rows_are_known_by_what_they_are_not_by_the
     assert found.moved[0].second.value == 0.2
 
 
+def test_rows_of_overlaps_and_edges_are_known_by_what_they_compare():
+    """Another size of a group adds a k, and a group without heads takes its edges away."""
+    first, second = results(), results()
+    edge = {"sender": "reader", "receiver": "fetcher", "via": "q"}
+    for data, ks, edges in ((first, (5, 10), [edge | {"via": "k"}, edge]), (second, (5, 9, 10), [edge])):
+        jaccard = [{"k": k, "between": near(k / 20)} for k in ks]
+        moved = [{"base": "a", "variant": name, "effect": near(0.5)} for name in ("a", "b")][-len(edges) :]
+        data["overlap"] = {
+            "tuned": {
+                "stages": [{"stage": "fetcher", "jaccard": jaccard}],
+                "edges": [each | {"base": near(len(each["via"]))} for each in edges],
+                "moved": moved,
+            }
+        }
+    found = diff_runs(first, second)
+    assert found.moved == ()
+    assert [each.split(" / ")[-1] for each in found.only_second] == ["k 9"]
+    assert [each.split(" / ")[-1] for each in found.only_first] == [
+        "sender reader, receiver fetcher, via k",
+        "base a, variant a",
+    ]
+
+
+def test_shares_of_a_gain_are_compared_beside_what_adds_to_it():
+    first, second = results(), results()
+    for data, share in ((first, 0.2), (second, 0.9)):
+        credit = near(0.1) | {"share": share, "share_low": share - 0.1, "share_high": share + 0.1}
+        data["graft"]["tuned"]["scores"] = {"accuracy": {"parts": {"fetcher": {"alone": credit}}}}
+    [moved] = diff_runs(first, second).moved
+    assert moved.where.endswith("fetcher / alone / share")
+    assert (moved.first.value, moved.second.value) == (0.2, 0.9)
+
+
 def test_effects_of_single_heads_are_compared():
     other = results()
     stage = other["discovery"]["base"]["stages"][0]

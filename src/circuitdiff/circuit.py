@@ -94,8 +94,8 @@ class Circuit:
     def from_json(cls, path: str | Path) -> Circuit:
         """Raises: InputError if the file is missing, not JSON, or not a circuit."""
         try:
-            data = json.loads(Path(path).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(f"cannot read a circuit from {path}: {error}") from error
         return cls.from_dict(data, source=str(path))
 

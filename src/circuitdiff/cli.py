@@ -77,6 +77,7 @@ def diff(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where everything goes, for machines.")] = None,
 ) -> None:
     """Show what moved between two runs beyond its interval, without loading a model."""
+    _check_folder(json_file)
     found = diff_runs(read_results(first), read_results(second))
     if json_file:
         json_file.write_text(to_json(found.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -248,6 +249,10 @@ def _show_results(folder: Path) -> None:
                 "-" if drawn is None else _beaten(drawn),
             )
     out.print(table)
+    for variant, entry in (results.get("verdict") or {}).items():
+        out.print(f"\n{variant} against its base:", markup=False)
+        for sentence in entry["sentences"]:
+            out.print(f"  {sentence['text']}", soft_wrap=True, markup=False)
     for warning in results["warnings"]:
         out.print(f"warning: {warning}", soft_wrap=True)
 

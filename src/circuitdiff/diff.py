@@ -27,7 +27,16 @@ _NAMES = (
     "layer",
     "queried",
     "claim",
+    "stage",
+    "k",
+    "group",
+    "sender",
+    "receiver",
+    "via",
+    "role",
 )  # what tells rows of a list apart
+_SHARE = ("share", "share_low", "share_high")  # of a gain, beside what adds to it
+_NAMES_IF_TEXT = ("base", "variant")  # two groups that are compared; elsewhere they are numbers
 _NOT_NUMBERS = ("study", "versions", "checks", "circuits", "example", "warnings", "matrix")  # the matrix repeats others
 
 
@@ -144,6 +153,9 @@ def _estimates(data: Any, path: Path = ()) -> Iterator[tuple[Path, Estimate]]:
         found = _as_estimate(data)
         if found:
             yield path, found
+        share = _as_estimate(data, _SHARE)
+        if share:
+            yield (*path, "share"), share
         if isinstance(data.get("effects"), Sequence):
             yield from _effects(data, path)
         for key, value in data.items():
@@ -164,8 +176,8 @@ def _effects(stage: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Estim
                 yield (*path, f"head {Head(layer, index)}"), found
 
 
-def _as_estimate(data: Mapping[str, Any]) -> Estimate | None:
-    bounds = [data.get(key) for key in ("value", "low", "high")]
+def _as_estimate(data: Mapping[str, Any], keys: Sequence[str] = ("value", "low", "high")) -> Estimate | None:
+    bounds = [data.get(key) for key in keys]
     known = all(isinstance(bound, int | float) and not isinstance(bound, bool) and bound == bound for bound in bounds)
     return Estimate(*(float(bound) for bound in bounds)) if known else None  # pyright: ignore[reportArgumentType]
 
@@ -173,6 +185,7 @@ def _as_estimate(data: Mapping[str, Any]) -> Estimate | None:
 def _name(row: Mapping[str, Any], place: int) -> str:
     """What tells a row of a list from the others, in both runs."""
     said = [f"{key} {_printed(row[key])}" for key in _NAMES if isinstance(row.get(key), str | int | list)]
+    said += [f"{key} {row[key]}" for key in _NAMES_IF_TEXT if isinstance(row.get(key), str)]
     return ", ".join(said) or f"number {place + 1}"
 
 

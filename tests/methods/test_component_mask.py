@@ -189,8 +189,7 @@ FEW = MaskOptions(n_triples=(48, 24, 48), n_seeds=1, n_random=2, training=Traini
 @pytest.mark.parametrize("gates", ["clamped", "hard_concrete"])
 def test_of_a_group_the_heads_that_carry_the_position_are_found_and_no_others(planted, gates):
     shared, triples, wired = planted
-    slower = {"n_steps": 45, "patience": 9} if gates == "hard_concrete" else {}
-    how = replace(FEW, training=replace(FEW.training, gates=gates, **slower))
+    how = replace(FEW, training=Training(prompts_per_step=16, gates=gates))  # steps and patience as the gates need
     fit = fit_shared(shared, "transmitters", triples["position"], how)
     assert set(fit.heads) == set(wired)
     assert fit.above_floor.low > 0.2
@@ -310,6 +309,16 @@ def test_training_ends_once_the_rounded_mask_stays_the_same():
         (10, 4),
         (12, 4),
     ]
+
+
+def test_a_mask_that_could_not_have_moved_yet_does_not_end_the_training():
+    """At a fifth of the learning rate no head can be patched before step 25."""
+    part = Part(torch.arange(10), torch.ones(10, dtype=torch.long))
+    how = Training(n_steps=40, check_every=5, patience=3, learning_rate=0.02)
+    mask = train_mask(answering({0: 0.5, 4: 0.7}), HEADS, part, part, how, penalty=0.0)
+    assert how.first_move == 25
+    assert len(mask.patched) == 4
+    assert [check.step for check in mask.checks] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
 
 
 def test_wide_windows_take_fewer_prompts_a_step(monkeypatch):

@@ -50,12 +50,13 @@ def _row(entry: dict) -> dict:
 def cost_bars(circuit: str, group: str, entry: dict) -> Figure:
     """Bars to the right: the circuit loses by the head's removal. With intervals; the line is the threshold."""
     rows, rule = cost_rows(entry["groups"][group]), entry.get("rule") or {}
+    level = _level(rule)
     base = alt.Chart(inline(rows)).encode(
         y=alt.Y("head:N", sort=None, title="head"),
         tooltip=[
             alt.Tooltip("head:N"),
             alt.Tooltip("printed:N", title="cost"),
-            alt.Tooltip("interval:N", title="95 % interval"),
+            alt.Tooltip("interval:N", title=f"{level} interval"),
             alt.Tooltip("in_hits:N", title="cost as a share of hits"),
             alt.Tooltip("adjusted_p:N", title="adjusted p"),
             alt.Tooltip("removed_with:N", title="removed before"),
@@ -79,13 +80,17 @@ def _unit(rule: dict) -> str:
     return f"cost of the head, in {score}"
 
 
+def _level(rule: dict) -> str:
+    return f"{100 * (finite(rule.get('level')) or 0.95):g} %"
+
+
 def _subtitle(entry: dict, rows: list[dict]) -> list[str]:
     n_kept = sum(row["status"] == KEPT for row in rows)
     counted = entry.get("n_prompts") or {}
     tested, chosen = finite(counted.get("testing")), finite(counted.get("choosing"))
     prompts = "" if tested is None or chosen is None else f"; removal sets from {chosen:g} prompts, costs on {tested:g}"
     held_out = " others" if (entry.get("rule") or {}).get("held_out") and prompts else ""
-    return [f"{n_kept} of {len(rows)} heads kept{prompts}{held_out}", "with 95 % intervals over scenarios"]
+    return [f"{n_kept} of {len(rows)} heads kept{prompts}{held_out}", f"with {_level(entry.get('rule') or {})} intervals over scenarios"]
 
 
 def minimality_sentence(circuit: str, entry: dict) -> str:

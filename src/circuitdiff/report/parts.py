@@ -97,11 +97,11 @@ def _overlap(results: dict) -> Part:
     overlaps = (results.get("overlap") or {}).items()
     for variant, entry in overlaps:
         tables += [table for table in _overlap_tables(variant, entry) if table.rows]
-    said = [overlap_sentence(variant, entry) for variant, entry in overlaps]
     return Part(
         "Is it the same circuit?",
         "Overlaps and correlations stand between chance and what one model repeats on other prompts. Negative effects "
-        "help; a head gained helps more in the variant, on the same prompts, false discoveries controlled at 5 %.",
+        "help; a head gained helps more in the variant, on the same prompts, false discoveries controlled at 5 % in each "
+        "stage. Where a stage's receivers differ between the models, so may the change be the receivers'.",
         [
             said
             for variant, entry in (results.get("overlap") or {}).items()
@@ -169,7 +169,8 @@ def _minimality(results: dict) -> Part:
     found = results.get("minimality") or {}
     return Part(
         "Does the circuit need every head?",
-        "A head's cost is what the circuit loses without it, once the heads that stand in for it are gone.",
+        "A head's cost is what the circuit loses without it, once the heads that stand in for it are gone. Everything "
+        "outside the circuit is at its mean by slot, so a head that writes only what any prompt has there costs nothing.",
         [minimality_sentence(circuit, entry) for circuit, entry in found.items()],
         minimality_figures(results),
     )

@@ -71,6 +71,20 @@ def _no_better_than_random(results: dict) -> Iterator[str]:
             )
 
 
+def _counted_further(results: dict) -> Iterator[tuple[str, object]]:
+    """How many prompts stand behind the numbers on single heads, parts and functions."""
+    for circuit, found in (results.get("minimality") or {}).items():
+        yield f"the costs of {circuit}'s heads", (found.get("n_prompts") or {}).get("testing")
+    for circuit, models in (results.get("completeness") or {}).items():
+        for model, found in models.items():
+            yield f"the completeness of {circuit} in {model}", found.get("n_prompts")
+    for circuit, models in (results.get("functions") or {}).items():
+        for model, groups in models.items():
+            cells = [cell for by_name in groups.values() for cell in by_name.values()]
+            if cells:
+                yield f"the functions of {circuit} in {model}", min(cell.get("n_test") or 0 for cell in cells)
+
+
 def _few(results: dict) -> Iterator[str]:
     counted = [(name, (model.get("accuracy") or {}).get("n")) for name, model in (results.get("models") or {}).items()]
     counted += [
@@ -82,6 +96,7 @@ def _few(results: dict) -> Iterator[str]:
         for circuit, models in (results.get("random") or {}).items()
         for model, random in models.items()
     ]
+    counted += _counted_further(results)
     few = [f"{what} ({n:g})" for what, count in counted if (n := finite(count)) is not None and n < FEW]
     if few:
         yield f"Fewer than {FEW} prompts tell little; see the intervals of {', '.join(few)}."

@@ -169,7 +169,7 @@ class _Costs:
         swept = wanted.sweep and stage.name == (wanted.sweep.group or self._main.stages[0].name)
         others = main * (len(wanted.sweep.penalties) + wanted.sweep.seeds - 1) if wanted.sweep and swept else 0
         prompts = min(wanted.prompts_per_step, max(1.0, wanted.positions_per_step / self.work.width(stage.at)))
-        steps = wanted.steps * _TRAINED
+        steps = wanted.options(0, swept=False).training.most_steps * _TRAINED
         learned = (
             (masks + floors + others)
             * steps

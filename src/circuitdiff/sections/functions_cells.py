@@ -225,7 +225,7 @@ class Cells:
         known = {key: value for key, value in self._subject.stages.key("means").items() if key != "prompts"}
         text = Path(wanted).read_text(encoding="utf-8") if wanted.endswith(FILE) else wanted
         heads = {group: self._circuit.groups[group]} if group else self._circuit.groups
-        options = self._settings.model_dump(exclude={"circuits", "desiderata", "further", "sweep", "redraw"})
+        options = self._settings.model_dump(exclude={"circuits", "models", "desiderata", "further", "sweep", "redraw"})
         swept = self._options(group).other_penalties if group else ()
         return known | {
             "group": Circuit(heads).to_dict(),

@@ -38,12 +38,12 @@ class FunctionSettings(Settings):
     penalty: float = Field(default=0.02, ge=0)
     loss: Literal["cross_entropy", "target_logit"] = "cross_entropy"
     gates: Literal["clamped", "hard_concrete"] = "clamped"
-    steps: int = Field(default=40, ge=1)  # at most; see patience
+    steps: int | None = Field(default=None, ge=1)  # at most; None: 40, or 60 for hard-concrete gates
     prompts_per_step: int = Field(default=32, ge=1)
     positions_per_step: int = Field(default=224, ge=1)
     learning_rate: float = Field(default=0.1, gt=0)
     check_every: int = Field(default=5, ge=1)
-    patience: int = Field(default=3, ge=1)
+    patience: int | None = Field(default=None, ge=1)  # None: 3, or 8 for hard-concrete gates
     minimum: float = Field(default=0.05, ge=0)  # a group carries what lifts accuracy by so much above the floor, surely
     random_groups: int = Field(default=3, ge=0)
     control_triples: int = Field(default=100, ge=1)  # of the test triples

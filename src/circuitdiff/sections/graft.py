@@ -129,11 +129,16 @@ class _Grafts:
         donor, recipient = self._subjects
         pairs = first_prompts(recipient.splits.evaluation, min(self.settings.control_prompts, self.settings.prompts))
         title = f"controls of {name}, weights of {self.between.donor} in {self.between.recipient}"
+        touched = known.parts[name].also_touched
 
         def compute() -> Record:
             model, g = recipient.model, torch.Generator().manual_seed(self.bench.settings.seed)
-            drawn = [random_group(group, model.n_layers, model.n_heads, g) for _ in range(self.settings.random_groups)]
-            anywhere = random_group(group, model.n_layers, model.n_heads, g, same_layers=False)
+
+            def draw(**how: Any) -> Group:  # heads that read the group's own keys and values would not be a control
+                return random_group(group, model.n_layers, model.n_heads, g, besides=touched, **how)
+
+            drawn = [draw() for _ in range(self.settings.random_groups)]
+            anywhere = draw(same_layers=False)
             found = graft_alone(
                 donor.model,
                 model,
@@ -145,6 +150,7 @@ class _Grafts:
             return form.evaluations_record(found)
 
         named = {"group": [group.at, heads_entry(group.heads)], "random": self.settings.random_groups}
+        named["besides"] = heads_entry(touched)
         record = recipient.stages.kept(title, self._key(len(pairs)) | named, compute)
         anywhere, *drawn = form.evaluations_from(record)
         runs = (known.donor, known.recipient, known.runs[frozenset([name])])

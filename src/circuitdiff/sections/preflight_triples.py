@@ -32,6 +32,7 @@ def check_triples(
     if wanted.desiderata is None and not isinstance(task, EntityTracking):
         return  # the section says that none are written for this task
     check_desiderata(task, names)
+    _check_steps(wanted)
     triples = _drawn(names, task, tokenizer, seed)
     for file in filter(_is_file, names):
         triples[file] = read_triples(file, tokenizer)
@@ -42,6 +43,15 @@ def check_triples(
     for group, each in asked.items():
         for name in each:
             triples[name].check_role(groups[group])
+
+
+def _check_steps(wanted: FunctionSettings) -> None:
+    training = wanted.options(0, swept=False).training
+    if training.most_steps < training.first_move:
+        raise InputError(
+            f"functions.steps must be at least {training.first_move} with a learning rate of {training.learning_rate:g}"
+            f", or no head could ever be patched; got {training.most_steps}"
+        )
 
 
 def check_desiderata(task: Task, names: Iterable[str]) -> None:

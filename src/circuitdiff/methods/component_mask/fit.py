@@ -55,7 +55,7 @@ class MaskOptions:
     @property
     def n_steps(self) -> int:
         """Of all trainings together at most, the one with shuffled targets included."""
-        return (self.n_seeds + len(set(self.other_penalties) - {self.penalty}) + 1) * self.training.n_steps
+        return (self.n_seeds + len(set(self.other_penalties) - {self.penalty}) + 1) * self.training.most_steps
 
 
 @dataclass(frozen=True)

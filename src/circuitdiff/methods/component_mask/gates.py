@@ -20,11 +20,14 @@ class Gates:
     """How keep values are parametrised. All start at 1: nothing patched."""
 
     start: float  # of each parameter
+    halfway: float  # how far a parameter must go before its head counts as patched
     pace: float  # how far a parameter goes where a clamped keep value goes from 1 to 0; scales the learning rate
     sample: Callable[[Float[Tensor, " head"], torch.Generator], Float[Tensor, " head"]]  # keep, while training
     keep: Callable[[Float[Tensor, " head"]], Float[Tensor, " head"]]  # without chance
     n_patched: Callable[[Float[Tensor, " head"]], Float[Tensor, ""]]  # what the penalty counts; differentiable
     project: Callable[[Tensor], object]  # in place, after each step
+    n_steps: int  # that a training takes, at most
+    patience: int  # checks in a row with the same rounded mask that end it
 
 
 def gates_named(name: str) -> Gates:
@@ -58,18 +61,24 @@ def _expected_patched(log_alpha: Tensor) -> Tensor:
 _GATES = {
     "clamped": Gates(
         start=1.0,
+        halfway=0.5,
         pace=1.0,
         sample=lambda keep, _: keep,
         keep=lambda keep: keep,
         n_patched=lambda keep: (1 - keep).sum(),
         project=lambda keep: keep.clamp_(0, 1),
+        n_steps=40,
+        patience=3,
     ),
     "hard_concrete": Gates(
         start=-_SHUT,
+        halfway=_SHUT,
         pace=2.0,
         sample=_hard_concrete,
         keep=lambda log_alpha: 1 - _stretched(torch.sigmoid(log_alpha)),
         n_patched=_expected_patched,
         project=lambda log_alpha: log_alpha.clamp_(-_SHUT, _SHUT),  # a gate shut further would hardly ever open
+        n_steps=60,  # they move by chance, and shut ones often have no gradient
+        patience=8,
     ),
 }

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -33,23 +34,34 @@ class Training:
     """How a mask is learned."""
 
     loss: str = "cross_entropy"  # or "target_logit"
-    gates: str = "clamped"  # or "hard_concrete", which moves by chance and wants some 60 steps and a patience of 8
-    n_steps: int = 40  # at most
+    gates: str = "clamped"  # or "hard_concrete"
+    n_steps: int | None = None  # at most; None: as the gates need
     prompts_per_step: int = 32
     positions_per_step: int = 224  # a group far from the end takes fewer prompts a step, so that no step costs much
     learning_rate: float = 0.1
     check_every: int = 5  # steps
-    patience: int = 3  # checks in a row with the same rounded mask end the training
+    patience: int | None = None  # checks in a row with the same rounded mask end the training; None: as the gates need
 
     def __post_init__(self) -> None:
         if self.loss not in _LOSSES:
             raise InputError(f"expected a loss, one of {', '.join(_LOSSES)}; got {self.loss!r}")
         gates_named(self.gates)
         for name in ("n_steps", "prompts_per_step", "positions_per_step", "check_every", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise InputError(f"{name} must be at least 1; got {given}")
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate must be above 0; got {self.learning_rate}")
+
+    @property
+    def most_steps(self) -> int:
+        return self.n_steps or gates_named(self.gates).n_steps
+
+    @property
+    def first_move(self) -> int:
+        """The first step after which a head can be patched at all; sameness before it means nothing."""
+        gates = gates_named(self.gates)
+        return ceil(round(gates.halfway / (self.learning_rate * gates.pace), 6))
 
 
 class Check(NamedTuple):
@@ -104,15 +116,16 @@ def train_mask(
     found = _Best()
     found.see(patching, heads, gates.keep(parameter.detach()), validation, 0)
     batches = _batches(train.rows, _prompts_per_step(patching, train.rows, how), generator)
-    for step, rows in zip(range(1, how.n_steps + 1), batches, strict=False):
+    patience = how.patience or gates.patience
+    for step, rows in zip(range(1, how.most_steps + 1), batches, strict=False):
         parameter.grad = gradient(patching, heads, parameter, gates, penalty, rows, quantity, generator)
         adam.step()
         with torch.no_grad():
             gates.project(parameter)
         progress()
-        if step % how.check_every == 0 or step == how.n_steps:
+        if step % how.check_every == 0 or step == how.most_steps:
             found.see(patching, heads, gates.keep(parameter.detach()), validation, step)
-            if found.n_same >= how.patience:
+            if found.n_same >= patience and step >= how.first_move:
                 break
     return Mask(heads, found.keep, penalty, seed, tuple(found.checks), found.accuracy)
 
