@@ -69,7 +69,7 @@ def test_a_token_that_no_prompt_has_matters_only_where_models_are_mixed(model, t
     tokenizer.add_tokens(["<|chat|>"])
     tokenizer.save_pretrained(other)
     settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}")
-    check_study(settings, main_plan(settings))
+    check_study(settings, plans_of(settings))
     grafted = {"variants": f"{{second: {other}}}", "graft": "{}"}
     refuses(model, tmp_path, monkeypatch, r"it differs in tokenizer \(", **grafted)
 
@@ -89,10 +89,6 @@ def test_a_recipes_variant_is_judged_by_what_the_recipe_starts_from(model, tmp_p
     refuses(model, tmp_path, monkeypatch, r"layers \(4, not 3\)", variants="{second: {recipe: longer.yaml}}")
 
 
-def main_plan(study):
-    return next(iter(plans_of(study).values()))
-
-
 def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
     read: list[str] = []
     whole = circuitdiff.sections.preflight.read_outline
@@ -104,7 +100,7 @@ def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(circuitdiff.sections.preflight, "read_outline", counted)
     (tmp_path / "s.yaml").write_text("name: s\nbase: tracker-base\nvariants: {a: tracker-plus, b: smollm2}\n")
     study = read_study(tmp_path / "s.yaml")
-    check_study(study, main_plan(study))
+    check_study(study, plans_of(study))
     assert read == ["tracker-base"]
 
 
@@ -152,6 +148,25 @@ def test_stages_that_cannot_be_patched_or_grafted_are_refused(model, tmp_path, m
     )
 
 
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("{name: b, at: query_label, select: {top: 1}}", r"stage 'b': straight into the logits only the last position"),
+        (
+            "{name: b, at: last, via: q, receivers_from: a, receivers_at: last, select: {top: 1}}",
+            r"stage 'b': receivers_at goes with via 'k' or 'v'",
+        ),
+        (
+            "{name: b, at: last, via: k, receivers_from: a, receivers_at: query_label, select: {top: 1}}",
+            r"stage 'b': receivers at 'query_label' cannot read 'last'",
+        ),
+    ],
+)
+def test_a_stage_that_reaches_nothing_is_refused(model, tmp_path, monkeypatch, stage, message):
+    plans = f"{{main: {{stages: [{STAGE % 'c'}]}}, other: {{stages: [{STAGE % 'a'}, {stage}]}}}}"
+    refuses(model, tmp_path, monkeypatch, message, plans=plans)
+
+
 def test_a_head_in_two_groups_is_refused_where_its_contribution_would_be_patched_twice(model, tmp_path, monkeypatch):
     second = save_tiny_model(tmp_path / "second", seed=1)
     plans = f"{{main: {{shared_heads: both, stages: [{STAGE % 'a'}, {STAGE % 'b'}]}}}}"
@@ -182,8 +197,9 @@ def test_files_of_triples_that_cannot_be_used_are_refused_before_any_work(model,
     ):
         named = ", ".join(map(str, files))
         refuses(model, tmp_path, monkeypatch, message, functions=f"{{desiderata: [{named}], {sizes}}}")
-    plans = "{main: {stages: [{name: a, at: query_label, select: {top: 1}}]}}"
+    stage = "{name: b, at: query_label, via: v, receivers_from: a, select: {top: 1}}"
+    plans = f"{{main: {{stages: [{STAGE % 'a'}, {stage}]}}}}"
     functions = f"{{desiderata: [{enough}], {sizes}}}"
     refuses(model, tmp_path, monkeypatch, r"at role 'query_label'", functions=functions, plans=plans)
     study = settings_of(tmp_path, model, functions=functions)
-    check_study(study, main_plan(study))
+    check_study(study, plans_of(study))

@@ -68,7 +68,7 @@ def run_study(
     inputs = inputs_of(settings)
     if inputs is not None and Store(Path(folder)).is_finished(inputs):
         return write_report(read_results(folder), Path(folder) / "report.html")
-    check_study(settings, next(iter(plans.values())))
+    check_study(settings, plans)
     store = Store.open(folder)
     store.write_json("settings.json", settings.model_dump(mode="json"))
     bench = Workbench(settings, store, monitor)
@@ -145,19 +145,20 @@ def _measure_and_discover(bench: Workbench, plans: Mapping[str, Plan], models: S
 
 
 def _examine(bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[str, Circuit]) -> None:
-    """Every circuit in one model; whether its own main circuit is the circuit; and where attention carries what."""
+    """Every circuit in one model; whether its own main circuit, or one that is given, is the circuit; and knockouts."""
     for name, circuit in circuits.items():
         bench.add(faithfulness_section(bench, model, name, circuit))
-    if study.knockout and bench.base in circuits:
-        bench.add(knockout_section(bench, model, circuits[bench.base], study.knockout))
-    if model not in circuits:
-        return
-    if study.minimality:
-        bench.add(minimality_section(bench, model, model, circuits[model], study.minimality))
-    if study.completeness:
-        bench.add(completeness_section(bench, model, model, circuits[model], study.completeness))
-    if study.ablations:
-        bench.add(ablations_section(bench, model, model, circuits[model], study.ablations))
+    if study.knockout and (bench.base in circuits or study.knockout.roles):
+        bench.add(knockout_section(bench, model, circuits.get(bench.base, Circuit({})), study.knockout))
+    for name in (model, *(study.circuits if model == bench.base else ())):
+        if name not in circuits:
+            continue
+        if study.minimality:
+            bench.add(minimality_section(bench, model, name, circuits[name], study.minimality))
+        if study.completeness:
+            bench.add(completeness_section(bench, model, name, circuits[name], study.completeness))
+        if study.ablations:
+            bench.add(ablations_section(bench, model, name, circuits[name], study.ablations))
 
 
 def _ask_functions(bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[str, Circuit]) -> None:
@@ -191,8 +192,6 @@ def _compare(
 
 def _judge(bench: Workbench, study: WholeStudy, variant: str, circuits: Mapping[str, Circuit]) -> None:
     """What may be said of a variant."""
-    if bench.base not in circuits:
-        return
     said = verdict_section(
         bench,
         variant,

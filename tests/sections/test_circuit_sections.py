@@ -134,8 +134,25 @@ def test_the_ablations_section_holds_each_quantity_of_each_ablation(bench):
     subject = bench.subject(bench.base)
     entry = stored(ablations_section(bench, bench.base, "mine", FOUND, AblationsSettings()))
     entry = entry["ablations"]["mine"][bench.base]
-    assert list(entry) == ["mean_by_slot", "mean_by_kind", "resample", "zero"]
+    assert list(entry) == [
+        "mean_by_slot",
+        "mean_by_kind",
+        "mean_by_kind_every_segment",
+        "resample",
+        "zero",
+        "zero_every_segment",
+    ]
     pairs = subject.splits.evaluation
+    everywhere = [f"segment_{i}.label" for i in range(3)]
+    heads = {"fetcher": FOUND.groups["fetcher"]}
+    heads |= {f"reader {role}": Group(role, FOUND.groups["reader"].heads) for role in everywhere}
+    by_hand = evaluate_circuit(subject.model, Circuit(heads), pairs, "zero")
+    assert entry["zero_every_segment"]["probability"]["circuit"]["value"] == pytest.approx(
+        float(by_hand.probabilities.mean()), abs=1e-6
+    )
+    only_last = Circuit({"fetcher": FOUND.groups["fetcher"]})
+    alone = ablations_section(bench, bench.base, "last", only_last, AblationsSettings())["ablations"]["last"]
+    assert list(alone[bench.base]) == ["mean_by_slot", "mean_by_kind", "resample", "zero"]
     for name in ("resample", "zero"):
         rows = [evaluate_circuit(subject.model, circuit, pairs, name) for circuit in (TESTED, Circuit({}))]
         scores = ablation_scores(Ablated(rows[0], evaluate_model(subject.model, pairs), rows[1]), "logit_difference")
@@ -171,7 +188,7 @@ def test_resampling_is_left_out_and_said_where_a_counterfactual_lacks_a_slot(ben
     monkeypatch.setattr("circuitdiff.sections.ablations.check_replacement", lacking)
     settings = AblationsSettings(ablations=("resample", "zero"))
     entry = ablations_section(bench, bench.base, "mine", FOUND, settings)["ablations"]["mine"][bench.base]
-    assert list(entry) == ["zero"]
+    assert list(entry) == ["zero", "zero_every_segment"]
     assert any("not evaluated with resampled activations: the counter" in text for text in bench.results["warnings"])
 
 

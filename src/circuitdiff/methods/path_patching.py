@@ -174,17 +174,22 @@ def check_path(model: Model, pairs: Pairs, path: Path, *, empty_receivers: bool 
         raise InputError("receivers and via go together: name both (via q, k or v), or neither for the logits")
     if path.via not in (None, "q", "k", "v"):
         raise InputError(f"via must be 'q', 'k' or 'v'; got {path.via!r}")
-    if not path.receivers and (pairs.positions[path.at] != pairs.lengths - 1).any():
+    check_reach(pairs, path.at, path.via, path.receivers_at)
+
+
+def check_reach(pairs: Pairs, at: str, via: str | None, receivers_at: str | None) -> None:
+    """Raises: InputError if nothing reads what is patched at `at`; the roles are known to exist."""
+    if via is None and (pairs.positions[at] != pairs.lengths - 1).any():
         raise InputError(
-            f"straight into the logits only the last position has an effect, and {path.at!r} is not the last; "
-            f"name receivers that read it"
+            f"straight into the logits only the last position has an effect, and {at!r} is not the last; name "
+            f"receivers that read it"
         )
-    if path.receivers_at is None:
+    if receivers_at is None:
         return
-    if path.via not in ("k", "v"):
+    if via not in ("k", "v"):
         raise InputError("receivers_at goes with via 'k' or 'v'; via 'q' the receivers sit at the sender's role")
-    if (pairs.positions[path.receivers_at] < pairs.positions[path.at]).any():
-        raise InputError(f"receivers at {path.receivers_at!r} cannot read {path.at!r}, which comes later")
+    if (pairs.positions[receivers_at] < pairs.positions[at]).any():
+        raise InputError(f"receivers at {receivers_at!r} cannot read {at!r}, which comes later")
 
 
 class _Sweep:

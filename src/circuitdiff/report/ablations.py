@@ -10,8 +10,10 @@ from circuitdiff.report.numbers import finite, interval, number
 ABLATIONS = {
     "mean_by_slot": "mean of the slot",
     "mean_by_kind": "mean of the kind of slot",
+    "mean_by_kind_every_segment": "mean of the kind of slot, heads kept at every segment",
     "resample": "counterfactual's own",
     "zero": "zero",
+    "zero_every_segment": "zero, heads kept at every segment",
 }
 QUANTITIES = {"accuracy": "accuracy", "probability": "probability", "logit_difference": "logit difference"}
 _COLUMNS = ("circuit", "model", "ablated", "ratio", "normalised")

@@ -288,7 +288,8 @@ def _controls(entry: dict) -> dict:
 def _transferred(entry: dict) -> str:
     """The mask of the circuit's own model, unchanged in this one."""
     found = entry.get("transferred")
-    return _printed(found) if found else ""
+    above = (found or {}).get("above_floor")
+    return _printed(found) + (f"; {_printed(above)} above the floor" if above else "") if found else ""
 
 
 def _printed(found: dict) -> str:

@@ -208,7 +208,8 @@ def _ablations(results: dict) -> Part:
     ]
     return Part(
         "Faithfulness under other ablations",
-        "What all heads outside the circuit are replaced with decides the result.",
+        "What all heads outside the circuit are replaced with decides the result. Means of a kind of slot and zeros are "
+        "the same in all segments: heads kept at the queried one alone mark it, and so the answer.",
         figures=ablations_figures(results),
         tables=tables,
     )

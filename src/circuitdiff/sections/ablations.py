@@ -9,7 +9,7 @@ import torch
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation import Replacement, check_replacement
+from circuitdiff.evaluation import Replacement, check_replacement, moved
 from circuitdiff.methods.ablations import QUANTITIES, Ablated, AblationName, ablation_scores
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.circuit_settings import AblationsSettings
@@ -17,10 +17,17 @@ from circuitdiff.sections.entries import interval_entry, ratio_entry, with_heads
 from circuitdiff.workbench import Workbench
 
 
+EVERY_SEGMENT = "_every_segment"  # how the names end of those with heads kept at every segment
+_MARKING: tuple[AblationName, ...] = ("mean_by_kind", "zero")
+
+
 def ablations_section(
     bench: Workbench, model: str, name: str, circuit: Circuit, settings: AblationsSettings
 ) -> dict[str, Any]:
     """A circuit in a model under each ablation: accuracy, probability and logit difference, as they are and as ratios.
+
+    Means by kind and zeros are the same in all segments, so heads kept at one segment alone mark it: under these the
+    circuit is evaluated with its heads kept at every segment, too.
 
     Resampling is left out, and said, where counterfactuals lack a slot of their prompts.
 
@@ -39,8 +46,11 @@ def ablations_section(
     entry = {}
     for ablation in _possible(bench, name, pairs, settings.ablations):
         title = f"ablations of circuit {name} in {model}: {ablation}"
-        alone, nothing = subject.stages.circuits(title, [tested, Circuit({})], pairs, replacements[ablation])
-        entry[ablation] = ablation_entry(Ablated(alone, answers, nothing))
+        everywhere = moved(tested, bench.task.every_segment) if ablation in _MARKING else tested
+        kept = [tested] if set(everywhere.roles) == set(tested.roles) else [tested, everywhere]
+        *alone, nothing = subject.stages.circuits(title, [*kept, Circuit({})], pairs, replacements[ablation])
+        for key, each in zip((ablation, ablation + EVERY_SEGMENT), alone, strict=False):
+            entry[key] = ablation_entry(Ablated(each, answers, nothing))
     return {"ablations": {name: {model: entry}}}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Plan
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import check_groups
+from circuitdiff.methods.path_patching import check_reach
 from circuitdiff.models.comparable import Shape, differences
 from circuitdiff.models.family_registry import MEMBERS
 from circuitdiff.models.sources import Outline, read_outline
@@ -26,12 +27,12 @@ _NEEDED = ("n_layers", "n_heads", "n_kv_heads", "d_head")  # by all that holds a
 _N_PROMPTS = 64  # in whose tokens all models must agree; the study's own are compared once models are loaded
 
 
-def check_study(study: WholeStudy, plan: Plan) -> None:
+def check_study(study: WholeStudy, plans: Mapping[str, Plan]) -> None:
     """Holds all variants against the base, and files and names in the settings, without reading any weights.
 
     Sections that put a variant's activations or weights into the base need more in common than the others.
 
-    `plan`: the main one.
+    `plans`: the main one first.
 
     Raises: InputError naming the model and everything in which it differs; the file and what it names; or the setting
     and what this study lacks.
@@ -39,10 +40,12 @@ def check_study(study: WholeStudy, plan: Plan) -> None:
     base, *variants = _outlined(study)
     for path in study.circuits.values():
         _check_file(str(path), base)
-    task = get_task(study.task.name, **study.task.options)
-    check_names(study, plan, task, base.shape.n_layers)
+    for plan in plans.values():
+        _check_stages(plan, base.pairs)
+    task, main = get_task(study.task.name, **study.task.options), next(iter(plans.values()))
+    check_names(study, main, task, base.shape.n_layers)
     if study.functions:
-        groups = groups_asked(study, plan)
+        groups = groups_asked(study, main)
         check_triples(study.functions, groups, task, base.outline.tokenizer, study.seed)
     mixed = bool(study.cross_model or study.graft)
     for variant in variants:
@@ -98,6 +101,14 @@ def _prompts(study: WholeStudy, name: str, outline: Outline) -> Pairs:
 def _same_tokens(base: _Outlined, variant: _Outlined) -> bool:
     ours, theirs = base.pairs, variant.pairs
     return torch.equal(ours.clean, theirs.clean) and torch.equal(ours.counterfactual, theirs.counterfactual)
+
+
+def _check_stages(plan: Plan, pairs: Pairs) -> None:
+    for stage in plan.stages:
+        try:
+            check_reach(pairs, stage.at, stage.via, stage.receivers_at)
+        except InputError as error:
+            raise InputError(f"stage {stage.name!r}: {error}") from error
 
 
 def _check_file(path: str, base: _Outlined) -> None:
