@@ -245,7 +245,7 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
         "minimality": "{prompts: 8}",
         "completeness": "{prompts: 4, random_parts: 2, greedy_steps: 1, greedy_candidates: 2, greedy_prompts: 4}",
         "ablations": "{}",
-        "functions": "{desiderata: [position], train: 6, validation: 4, test: 4, steps: 2, check_every: 1,"
+        "functions": "{desiderata: [position], train: 6, validation: 4, test: 4, steps: 5, check_every: 1,"
         " random_groups: 1, sweep: null, redraw: {times: 1, triples: 4}}",
         "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 4}",
         "graft": "{prompts: 4, random_groups: 2}",
@@ -273,6 +273,22 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
     assert (tmp_path / "run" / "report.html").read_text() == before
 
 
+def test_without_a_circuit_the_rest_is_measured_and_judged(model, tmp_path):
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    plans = "{main: {stages: [{name: none, at: last, select: {minimum: 1.0e+9}}]}}"
+    knockout = "{roles: [last, query_label], prompts: 4, layer_step: 2}"
+    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", plans=plans, knockout=knockout)
+    run_study(settings, tmp_path / "run", silent)
+    results = results_of(tmp_path / "run")
+    assert "has no heads" in " ".join(results["warnings"])
+    assert set(results["knockout"]) == {model.name, "second"}
+    gain = results["verdict"]["second"]["evidence"]["gain"]
+    accuracies = [results["models"][name]["accuracy"]["value"] for name in ("second", model.name)]
+    assert gain["value"] == pytest.approx(accuracies[0] - accuracies[1])
+    texts = {each["claim"]: each["text"] for each in results["verdict"]["second"]["sentences"]}
+    assert set(texts) == {"better", "same_circuit", "same_function", "improved_part", "cause_layers", "visible_part"}
+
+
 def test_what_must_be_known_of_a_shipped_model_is_known_by_its_name(model):
     assert "installed circuit" in caution_about("tracker-base")
     assert caution_about("tracker-plus") == caution_about("tracker-base")
@@ -282,8 +298,10 @@ def test_what_must_be_known_of_a_shipped_model_is_known_by_its_name(model):
 def test_a_circuit_file_is_evaluated_like_a_circuit_that_is_found(model, tmp_path):
     given = {"groups": {"mine": {"at": "last", "heads": [[0, 1], [2, 3]]}}}
     (tmp_path / "c.json").write_text(json.dumps(given))
-    run_study(settings_of(tmp_path, model, circuits=f"{{published: {tmp_path / 'c.json'}}}"), tmp_path / "run", silent)
+    changes = {"circuits": f"{{published: {tmp_path / 'c.json'}}}", "ablations": "{}"}
+    run_study(settings_of(tmp_path, model, **changes), tmp_path / "run", silent)
     results = results_of(tmp_path / "run")
+    assert list(results["ablations"]) == [model.name, "published"]
     assert results["circuits"]["published"] == {"model": model.name, **given}
     loaded = load_model(model)
     splits = sample_splits(settings_of(tmp_path, model), loaded)

@@ -166,6 +166,23 @@ def test_random_groups_have_the_groups_layers_and_none_of_its_heads():
     assert {head.layer for drawn in anywhere for head in drawn.heads} == set(range(N_LAYERS))
 
 
+def test_random_groups_leave_out_heads_that_are_touched_along_while_there_are_others():
+    g, group = torch.Generator().manual_seed(0), Group("last", (Head(1, 0),))
+    touched = [Head(1, i) for i in range(1, N_HEADS - 1)]
+    for _ in range(20):
+        assert random_group(group, N_LAYERS, N_HEADS, g, besides=touched).heads == (Head(1, N_HEADS - 1),)
+    everyone = [Head(1, i) for i in range(1, N_HEADS)]
+    assert random_group(group, N_LAYERS, N_HEADS, g, besides=everyone).heads[0] in everyone
+
+
+def test_a_head_of_two_groups_is_refused_where_its_contribution_would_be_patched_twice():
+    recipient, donor = subject("llama"), donor_of("llama")
+    groups = {"a": Group("last", (Head(1, 0), Head(2, 1))), "b": Group("last", (Head(2, 1),))}
+    with pytest.raises(InputError, match=r"head 2\.1 at 'last' is in both a and b"):
+        patch_across(donor.model, recipient.model, groups, fake_pairs(), what="contribution")
+    patch_across(donor.model, recipient.model, groups, fake_pairs())
+
+
 def test_a_hybrid_between_recipient_and_donor_is_near_and_one_beside_is_far():
     recipient, donor = torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]])
     ends = {"half way": [2.0, 0.0], "beside": [2.0, 3.0], "beyond": [7.0, 4.0], "before": [-3.0, 4.0]}
