@@ -143,9 +143,7 @@ STAGE = "{name: %s, at: last, select: {top: 1}}"
 def test_stages_that_cannot_be_patched_or_grafted_are_refused(model, tmp_path, monkeypatch, names, section, message):
     second = save_tiny_model(tmp_path / "second", seed=1)
     plans = f"{{main: {{stages: [{', '.join(STAGE % name for name in names)}]}}}}"
-    refuses(
-        model, tmp_path, monkeypatch, message, variants=f"{{second: {second}}}", plans=plans, **{section: "{}"}
-    )
+    refuses(model, tmp_path, monkeypatch, message, variants=f"{{second: {second}}}", plans=plans, **{section: "{}"})
 
 
 @pytest.mark.parametrize(

@@ -168,9 +168,11 @@ def read_settings(path: str | Path, kind: type[Study] = StudySettings) -> Study:
     Raises: InputError naming the key that is unknown, missing or out of range.
     """
     study = parse_settings(read_yaml(path), str(path), kind)
-    folder = Path(path).parent  # a recipe's path is relative to the study that names it
+    folder = Path(path).parent  # the paths of recipes and circuits are relative to the study that names them
     variants = {name: _found_from(folder, model) for name, model in study.variants.items()}
-    return study.model_copy(update={"base": _found_from(folder, study.base), "variants": variants})
+    circuits = {name: folder / file for name, file in study.circuits.items()}
+    base = _found_from(folder, study.base)
+    return study.model_copy(update={"base": base, "variants": variants, "circuits": circuits})
 
 
 def _found_from(folder: Path, model: ModelSettings) -> ModelSettings:

@@ -229,9 +229,7 @@ def _alone_and_needed(best: str, parts: Mapping[str, Mapping[str, Numbers]], lim
     ]
 
 
-def _visible(
-    shown: Sequence[str], parts: Mapping[str, Mapping[str, Numbers]], limits: Thresholds
-) -> list[_Condition]:
+def _visible(shown: Sequence[str], parts: Mapping[str, Mapping[str, Numbers]], limits: Thresholds) -> list[_Condition]:
     """Each of these, patched alone, brings the gain: it is there whatever brought it there."""
     if not parts:
         return [_open("no activations were patched")]

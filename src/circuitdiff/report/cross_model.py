@@ -193,7 +193,10 @@ def gain_bars(entry: dict, method: str, controls: Sequence[dict] = ()) -> Figure
     ]
     heading = f"{method[0].upper()}{method[1:]}: {entry.get('donor')} into {entry.get('recipient')}"
     level = f"dashed: the donor, {number(gain.get('value'))} ({interval(gain)}) above the recipient"
-    subtitle = [f"{level}; {entry.get('n_scenarios')} scenarios", "with 95 % intervals; pale: no share, the note says why"]
+    subtitle = [
+        f"{level}; {entry.get('n_scenarios')} scenarios",
+        "with 95 % intervals; pale: no share, the note says why",
+    ]
     return finish([bars, ends, *lines], heading, subtitle, width=420, height=alt.Step(11))
 
 

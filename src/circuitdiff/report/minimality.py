@@ -90,7 +90,10 @@ def _subtitle(entry: dict, rows: list[dict]) -> list[str]:
     tested, chosen = finite(counted.get("testing")), finite(counted.get("choosing"))
     prompts = "" if tested is None or chosen is None else f"; removal sets from {chosen:g} prompts, costs on {tested:g}"
     held_out = " others" if (entry.get("rule") or {}).get("held_out") and prompts else ""
-    return [f"{n_kept} of {len(rows)} heads kept{prompts}{held_out}", f"with {_level(entry.get('rule') or {})} intervals over scenarios"]
+    return [
+        f"{n_kept} of {len(rows)} heads kept{prompts}{held_out}",
+        f"with {_level(entry.get('rule') or {})} intervals over scenarios",
+    ]
 
 
 def minimality_sentence(circuit: str, entry: dict) -> str:

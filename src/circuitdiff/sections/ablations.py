@@ -16,7 +16,6 @@ from circuitdiff.sections.circuit_settings import AblationsSettings
 from circuitdiff.sections.entries import interval_entry, ratio_entry, with_heads
 from circuitdiff.workbench import Workbench
 
-
 EVERY_SEGMENT = "_every_segment"  # how the names end of those with heads kept at every segment
 _MARKING: tuple[AblationName, ...] = ("mean_by_kind", "zero")
 

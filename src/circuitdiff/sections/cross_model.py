@@ -172,7 +172,9 @@ class _Patching:
         }
         what = self.settings.what[0]
         return {
-            name: controls_entry(self._controls(donor, recipient, name, pairs, chosen), what, role, self.settings.limits)
+            name: controls_entry(
+                self._controls(donor, recipient, name, pairs, chosen), what, role, self.settings.limits
+            )
             for name, role in roles.items()
         }
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.sections.entries import with_heads
-from circuitdiff.sections.functions_cells import FILE, Cells, main_desiderata, title_of, wanted_of
-from circuitdiff.sections.functions_settings import FunctionSettings
+from circuitdiff.sections.functions_cells import Cells, main_desiderata, title_of, wanted_of
+from circuitdiff.sections.functions_settings import FILE, FunctionSettings
 from circuitdiff.sections.preflight_triples import check_desiderata
 from circuitdiff.tasks.entity_tracking import EntityTracking
 from circuitdiff.workbench import Workbench

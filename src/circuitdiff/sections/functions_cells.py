@@ -16,14 +16,13 @@ from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, fit_shared
 from circuitdiff.models.checks import Check, at_most, difference, tolerance_of
 from circuitdiff.sections.functions_entry import fit_record, redraw_entry, transfer_entry
-from circuitdiff.sections.functions_settings import FunctionSettings
+from circuitdiff.sections.functions_settings import FILE, FunctionSettings
 from circuitdiff.store import Record
 from circuitdiff.tasks.desiderata import MAIN, read_triples, sample_desiderata
 from circuitdiff.tasks.entity_tracking import EntityTracking
 from circuitdiff.triples import Triples, split_by_scenario
 from circuitdiff.workbench import Subject, Workbench
 
-FILE = ".jsonl"
 _FEW = 2  # triples that the full executor runs; a check, not a measurement
 
 Redrawn = Mapping[str, Mapping[str, dict[str, Any]]]  # by group and desideratum

@@ -9,6 +9,8 @@ from pydantic import Field
 from circuitdiff.methods.component_mask import MaskOptions, Training
 from circuitdiff.settings import Settings
 
+FILE = ".jsonl"  # how a desideratum is named that is a file of triples
+
 
 class SweepSettings(Settings):
     """One group gets several seeds, and several penalties: the trade-off of heads against accuracy."""

@@ -10,7 +10,8 @@ import circuitdiff
 from circuitdiff import results as form
 from circuitdiff.models.origins import origin_of
 from circuitdiff.recipes import is_made, made_by
-from circuitdiff.sections.functions_cells import FILE, main_desiderata
+from circuitdiff.sections.functions_cells import main_desiderata
+from circuitdiff.sections.functions_settings import FILE
 from circuitdiff.sections.whole_study import WholeStudy
 from circuitdiff.settings import ModelSettings
 

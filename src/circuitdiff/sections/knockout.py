@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import Evaluation

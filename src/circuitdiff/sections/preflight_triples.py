@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
-from circuitdiff.sections.functions_cells import FILE, title_of, wanted_of
-from circuitdiff.sections.functions_settings import FunctionSettings
+from circuitdiff.sections.functions_cells import title_of, wanted_of
+from circuitdiff.sections.functions_settings import FILE, FunctionSettings
 from circuitdiff.tasks import Task
 from circuitdiff.tasks.desiderata import desideratum_named, read_triples, sample_desiderata
 from circuitdiff.tasks.entity_tracking import EntityTracking
@@ -73,9 +73,7 @@ def check_desiderata(task: Task, names: Iterable[str]) -> None:
         raise InputError(f"two desiderata are called {twice[0]!r}, by which results know them; rename a file")
 
 
-def _drawn(
-    names: Iterable[str], task: Task, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> dict[str, Triples]:
+def _drawn(names: Iterable[str], task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Triples]:
     written = [name for name in names if not _is_file(name)]
     if not written or not isinstance(task, EntityTracking):
         return {}

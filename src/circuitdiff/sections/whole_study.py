@@ -14,7 +14,7 @@ from circuitdiff.sections.circuit_settings import (
     OverlapSettings,
 )
 from circuitdiff.sections.cross_settings import CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings
-from circuitdiff.sections.functions_settings import FunctionSettings
+from circuitdiff.sections.functions_settings import FILE, FunctionSettings
 from circuitdiff.settings import StudySettings, read_settings
 
 Off = Literal[False]
@@ -48,8 +48,20 @@ def main_circuits(study: StudySettings) -> tuple[str, ...]:
 
 
 def read_study(path: str | Path) -> WholeStudy:
-    """The study in a YAML file.
+    """The study in a YAML file; paths in it are relative to it.
 
     Raises: InputError naming the key that is unknown, missing or out of range.
     """
-    return read_settings(path, WholeStudy)
+    study = read_settings(path, WholeStudy)
+    if not study.functions:
+        return study
+    folder, wanted = Path(path).parent, study.functions
+    further = {group: _found_from(folder, names) for group, names in wanted.further.items()}
+    desiderata = None if wanted.desiderata is None else _found_from(folder, wanted.desiderata)
+    functions = wanted.model_copy(update={"desiderata": desiderata, "further": further})
+    return study.model_copy(update={"functions": functions})
+
+
+def _found_from(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Desiderata, those that are files as seen from here."""
+    return tuple(str(folder / name) if name.endswith(FILE) else name for name in names)
