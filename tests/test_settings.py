@@ -8,6 +8,7 @@ import pytest
 
 from circuitdiff.discovery import Stage
 from circuitdiff.errors import InputError
+from circuitdiff.sections.whole_study import read_study
 from circuitdiff.selection import Discoveries, TopK
 from circuitdiff.settings import parse_settings, read_settings
 from tiny_folder import study_yaml
@@ -78,3 +79,17 @@ def test_series_and_circuit_files_are_named_after_nothing_else(tmp_path, changes
     (tmp_path / "s.yaml").write_text(study_yaml(Path("model"), **changes))
     with pytest.raises(InputError, match=message):
         read_settings(tmp_path / "s.yaml")
+
+
+def test_paths_in_a_study_are_relative_to_it(tmp_path):
+    other = tmp_path / "elsewhere.json"
+    changes = {
+        "circuits": f"{{mine: mine.json, theirs: {other}}}",
+        "functions": "{desiderata: [position, mine.jsonl], further: {fetcher: [deep/more.jsonl, order]}}",
+    }
+    (tmp_path / "s.yaml").write_text(study_yaml(Path("model"), **changes))
+    study = read_study(tmp_path / "s.yaml")
+    assert study.circuits == {"mine": tmp_path / "mine.json", "theirs": other}
+    assert study.functions
+    assert study.functions.desiderata == ("position", str(tmp_path / "mine.jsonl"))
+    assert study.functions.further == {"fetcher": (str(tmp_path / "deep" / "more.jsonl"), "order")}

@@ -100,8 +100,8 @@ def _overlap(results: dict) -> Part:
     return Part(
         "Is it the same circuit?",
         "Overlaps and correlations stand between chance and what one model repeats on other prompts. Negative effects "
-        "help; a head gained helps more in the variant, on the same prompts, false discoveries controlled at 5 % in each "
-        "stage. Where a stage's receivers differ between the models, so may the change be the receivers'.",
+        "help; a head gained helps more in the variant, on the same prompts, false discoveries controlled at 5 % in "
+        "each stage. Where a stage's receivers differ between the models, so may the change be the receivers'.",
         [
             said
             for variant, entry in (results.get("overlap") or {}).items()
@@ -170,7 +170,7 @@ def _minimality(results: dict) -> Part:
     return Part(
         "Does the circuit need every head?",
         "A head's cost is what the circuit loses without it, once the heads that stand in for it are gone. Everything "
-        "outside the circuit is at its mean by slot, so a head that writes only what any prompt has there costs nothing.",
+        "outside the circuit is at its mean by slot: a head that writes only what any prompt has there costs nothing.",
         [minimality_sentence(circuit, entry) for circuit, entry in found.items()],
         minimality_figures(results),
     )
@@ -208,8 +208,8 @@ def _ablations(results: dict) -> Part:
     ]
     return Part(
         "Faithfulness under other ablations",
-        "What all heads outside the circuit are replaced with decides the result. Means of a kind of slot and zeros are "
-        "the same in all segments: heads kept at the queried one alone mark it, and so the answer.",
+        "What all heads outside the circuit are replaced with decides the result. Means of a kind of slot and zeros "
+        "are the same in all segments: heads kept at the queried one alone mark it, and so the answer.",
         figures=ablations_figures(results),
         tables=tables,
     )

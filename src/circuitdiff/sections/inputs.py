@@ -17,7 +17,7 @@ from circuitdiff.settings import ModelSettings
 
 
 def inputs_of(study: WholeStudy) -> dict[str, Any] | None:
-    """Settings, versions, our own code, and the files of circuits, triples and models; None if a model is not there yet.
+    """Settings, versions, our own code, the files of circuits, triples and models; None if a model is not there yet.
 
     Raises: InputError if a model's package, adapter or recipe cannot be read.
     """
