@@ -15,7 +15,7 @@ from circuitdiff.workbench import Workbench
 from tiny_folder import CIRCUIT_ONLY, study_yaml
 
 SMALL = (
-    "desiderata: [position], train: 6, validation: 4, test: 4, steps: 2, check_every: 1, random_groups: 1, "
+    "desiderata: [position], train: 6, validation: 4, test: 4, steps: 5, check_every: 1, random_groups: 1, "
     "sweep: null, redraw: {times: 1, triples: 4}"
 )
 

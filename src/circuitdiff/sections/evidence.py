@@ -23,12 +23,12 @@ def similarity_evidence(results: Results, variant: str) -> dict[str, Any]:
         if most:
             found[f"the correlation of effects, stage {name},"] = _alike(stage["correlation"], stage["different"])
             shared = next(each for each in stage["jaccard"] if each["k"] == most)
-            chance = dict.fromkeys(("value", "low", "high"), shared["floor"])
+            chance = {bound: shared["floor"] for bound in ("value", "low", "high")}
             found[f"the overlap of the {most} strongest heads, stage {name},"] = _alike(shared, chance)
     return found | {f"the effects of stage {name}": {} for name in entry.get("not_run") or []}
 
 
-def _alike(measured: Mapping[str, Any], different: Mapping[str, float] | None) -> dict[str, Any]:
+def _alike(measured: Mapping[str, Any], different: Mapping[str, Any] | None) -> dict[str, Any]:
     retest = min(measured["base"], measured["variant"], key=lambda spread: spread["low"])
     return {"value": measured["between"], "retest": retest, "different": different}
 
