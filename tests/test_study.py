@@ -245,7 +245,7 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
         "minimality": "{prompts: 8}",
         "completeness": "{prompts: 4, random_parts: 2, greedy_steps: 1, greedy_candidates: 2, greedy_prompts: 4}",
         "ablations": "{}",
-        "functions": "{desiderata: [position], train: 6, validation: 4, test: 4, steps: 5, check_every: 1,"
+        "functions": "{desiderata: [position], train: 6, validation: 4, test: 4, steps: 6, check_every: 1,"
         " random_groups: 1, sweep: null, redraw: {times: 1, triples: 4}}",
         "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 4}",
         "graft": "{prompts: 4, random_groups: 2}",

@@ -312,11 +312,11 @@ def test_training_ends_once_the_rounded_mask_stays_the_same():
 
 
 def test_a_mask_that_could_not_have_moved_yet_does_not_end_the_training():
-    """At a fifth of the learning rate no head can be patched before step 25."""
+    """At a fifth of the learning rate no head can be patched before step 26."""
     part = Part(torch.arange(10), torch.ones(10, dtype=torch.long))
     how = Training(n_steps=40, check_every=5, patience=3, learning_rate=0.02)
     mask = train_mask(answering({0: 0.5, 4: 0.7}), HEADS, part, part, how, penalty=0.0)
-    assert how.first_move == 25
+    assert how.first_move == 26
     assert len(mask.patched) == 4
     assert [check.step for check in mask.checks] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
 

@@ -15,7 +15,7 @@ from circuitdiff.workbench import Workbench
 from tiny_folder import CIRCUIT_ONLY, study_yaml
 
 SMALL = (
-    "desiderata: [position], train: 6, validation: 4, test: 4, steps: 5, check_every: 1, random_groups: 1, "
+    "desiderata: [position], train: 6, validation: 4, test: 4, steps: 6, check_every: 1, random_groups: 1, "
     "sweep: null, redraw: {times: 1, triples: 4}"
 )
 
@@ -85,7 +85,7 @@ def test_a_circuit_is_asked_once_and_only_those_that_are_looked_for_unless_they_
     [
         ("circuits: [base, tined]", {}, r"functions\.circuits names 'tined'.*choose of base, tuned, given$"),
         ("circuits: [tuned]", {"discover_in": "[]"}, r"functions\.circuits names 'tuned'.*choose of base, given$"),
-        ("models: [base, given]", {}, r"functions\.models names 'given'.*no such model; choose of base, tuned$"),
+        ("models: [base, given]", {}, r"functions\.models names 'given', which this study lacks; choose of base, tuned$"),
     ],
 )
 def test_a_name_that_is_no_circuit_or_model_of_the_study_is_refused_before_any_work(

@@ -45,8 +45,6 @@ def cross_model_rows(subject: Subject) -> list[Row]:
         part = _KINDS.get(truth.improved_part, truth.improved_part)
         rows += _grafted_rows(truth.name, part, grafted.attribution())
         rows += _patched_rows(truth.name, part, circuit, patched.attribution())
-        if truth.name in _SPLIT:
-            rows += _split_rows(truth.name, patch_across(subject.model, base, circuit, pairs).attribution())
     if truth.name == _TURNED:
         rows += _turned_rows(truth.name, base, subject.model, circuit, pairs)
     return rows
@@ -78,15 +76,9 @@ def _patched_rows(name: str, part: str, circuit: Circuit, found: Attribution) ->
     else:
         claim = "patched: share that no head group explains"
         rows.append(at_least(name, claim, found.unexplained.share, _CREDITED, _interval(found.unexplained)))
-    return rows
-
-
-def _split_rows(name: str, found: Attribution) -> list[Row]:
-    """Symmetric Shapley on z splits the gain among the part that improved and those that show it."""
-    rows = []
-    for group in _SPLIT[name]:
+    for group in _SPLIT.get(name, ()):  # in contributions, for it is the output projection that improved, not z
         credit = found.parts[group][SYMMETRIC]
-        claim = f"patched z of {group}: share, symmetric Shapley, is split"
+        claim = f"patched {group}: share, symmetric Shapley, is split"
         rows.append(between(name, claim, credit.share, 0.35, 0.65, _interval(credit)))
     return rows
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -61,7 +60,7 @@ class Training:
     def first_move(self) -> int:
         """The first step after which a head can be patched at all; sameness before it means nothing."""
         gates = gates_named(self.gates)
-        return ceil(round(gates.halfway / (self.learning_rate * gates.pace), 6))
+        return int(round(gates.halfway / (self.learning_rate * gates.pace), 6)) + 1
 
 
 class Check(NamedTuple):
