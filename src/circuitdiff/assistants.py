@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -46,7 +48,16 @@ def assisted(work: Callable[..., None], settings: Any, folder: Path, n_assistant
 
 def _assist(work: Callable[..., None], settings: Any, folder: Path, number: int, n_threads: int) -> None:
     torch.set_num_threads(n_threads)
+    Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(settings, folder, number)
     except (InputError, CheckError, KeyboardInterrupt):
         return
+
+
+def _end_with_parent() -> None:
+    """A process that was killed cannot end its assistants; they see that it is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -85,7 +85,11 @@ def test_a_circuit_is_asked_once_and_only_those_that_are_looked_for_unless_they_
     [
         ("circuits: [base, tined]", {}, r"functions\.circuits names 'tined'.*choose of base, tuned, given$"),
         ("circuits: [tuned]", {"discover_in": "[]"}, r"functions\.circuits names 'tuned'.*choose of base, given$"),
-        ("models: [base, given]", {}, r"functions\.models names 'given', which this study lacks; choose of base, tuned$"),
+        (
+            "models: [base, given]",
+            {},
+            r"functions\.models names 'given', which this study lacks; choose of base, tuned$",
+        ),
     ],
 )
 def test_a_name_that_is_no_circuit_or_model_of_the_study_is_refused_before_any_work(
