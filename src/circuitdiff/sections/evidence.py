@@ -7,6 +7,7 @@ from typing import Any
 
 Results = Mapping[str, Any]
 
+_BOUNDS: tuple[str, ...] = ("value", "low", "high")
 _PROFILES = ("attention", "effect")
 
 
@@ -23,7 +24,7 @@ def similarity_evidence(results: Results, variant: str) -> dict[str, Any]:
         if most:
             found[f"the correlation of effects, stage {name},"] = _alike(stage["correlation"], stage["different"])
             shared = next(each for each in stage["jaccard"] if each["k"] == most)
-            chance = {bound: shared["floor"] for bound in ("value", "low", "high")}
+            chance = dict.fromkeys(_BOUNDS, shared["floor"])
             found[f"the overlap of the {most} strongest heads, stage {name},"] = _alike(shared, chance)
     return found | {f"the effects of stage {name}": {} for name in entry.get("not_run") or []}
 
