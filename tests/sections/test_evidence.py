@@ -21,7 +21,7 @@ def tried(accuracy: float) -> dict[str, Any]:
 
 def results() -> dict[str, Any]:
     of_base = {
-        "fetcher": {"object": carried(0.5), "position": carried(0.3), "label": carried(0.9, carries=False)},
+        "fetcher": {"object": carried(0.5), "position": carried(0.3), "label": carried(0.9, carries=False), "comma": carried(0.8)},
         "reader": {"position": carried(0.1, carries=False)},
     }
     of_variant = {"fetcher": {"object": tried(0.7), "position": tried(0.4)}, "reader": {"position": tried(0.3)}}
@@ -47,7 +47,7 @@ def test_a_groups_best_carried_mask_of_the_bases_circuit_is_judged_in_the_varian
 
 def test_a_variant_without_masks_leaves_the_evidence_open():
     found = functions_evidence(results(), "base", "other")
-    assert found == {"fetcher (object)": {"difference": None, "transferred": {}, "floor": None}}
+    assert found == {"fetcher (comma)": {"difference": None, "transferred": {}, "floor": None}}
     assert functions_evidence({}, "base", "tuned") == {}
 
 

@@ -51,12 +51,15 @@ def _like_its_namesake(group: str, rows: Sequence[Mapping[str, Any]], how: str) 
 
 
 def functions_evidence(results: Results, base: str, variant: str) -> dict[str, Any]:
-    """By group of the base's circuit: its mask, of the desideratum that it carries best, unchanged in the variant."""
+    """By group of the base's circuit: its mask, of the desideratum that it carries best, unchanged in the variant.
+
+    Further desiderata, which are asked in the base alone, say nothing of the variant.
+    """
     models = (results.get("functions") or {}).get(base) or {}
     found = {}
     for group, cells in (models.get(base) or {}).items():
-        carried = _carried(cells)
         theirs = (models.get(variant) or {}).get(group) or {}
+        carried = [name for name in _carried(cells) if not theirs or name in theirs]
         if not carried:
             continue
         best = max(carried, key=lambda name: cells[name]["above_floor"]["value"])
