@@ -296,6 +296,17 @@ def test_weights_that_went_into_the_variant_are_drawn_as_such():
     assert ("to_variant", GRAFTED) in [(direction, method) for direction, method, _ in measured(results, variant)]
 
 
+def test_each_sentence_of_the_page_carries_its_own_scope(tmp_path):
+    results = gains()
+    sentences = results["verdict"][VARIANT]["sentences"]
+    for sentence, n in zip(sentences, (500, 200), strict=True):
+        sentence["scope"] = f"accuracy on {n} prompts"
+    page = write_report(results, tmp_path / "report.html").read_text()
+    for sentence, n in zip(sentences, (500, 200), strict=True):
+        line = next(line for line in page.splitlines() if sentence["text"].split(",")[0] in line)
+        assert f"accuracy on {n} prompts." in line
+
+
 def test_a_sentence_links_to_its_table_or_to_nothing(tmp_path):
     """As where a section was left out."""
     results = gains()
