@@ -33,14 +33,18 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc whether a process lives")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_an_assistant_ends_with_the_process_that_started_it(tmp_path, how):
     (tmp_path / "main.py").write_text(MAIN)
     main = subprocess.Popen([sys.executable, str(tmp_path / "main.py"), str(tmp_path)])
-    assistant = int(waited_for(tmp_path / "assistant"))
-    assert alive(assistant)
-    os.kill(main.pid, how)
-    main.wait(60)
+    try:
+        assistant = int(waited_for(tmp_path / "assistant"))
+        assert alive(assistant)
+        os.kill(main.pid, how)
+        main.wait(60)
+    finally:
+        main.kill()
+        main.wait()
     ends = time.monotonic() + 30
     while alive(assistant) and time.monotonic() < ends:
         time.sleep(0.1)
