@@ -21,7 +21,12 @@ def tried(accuracy: float) -> dict[str, Any]:
 
 def results() -> dict[str, Any]:
     of_base = {
-        "fetcher": {"object": carried(0.5), "position": carried(0.3), "label": carried(0.9, carries=False), "comma": carried(0.8)},
+        "fetcher": {
+            "object": carried(0.5),
+            "position": carried(0.3),
+            "label": carried(0.9, carries=False),
+            "comma": carried(0.8),  # asked in the base alone
+        },
         "reader": {"position": carried(0.1, carries=False)},
     }
     of_variant = {"fetcher": {"object": tried(0.7), "position": tried(0.4)}, "reader": {"position": tried(0.3)}}
