@@ -11,25 +11,15 @@ from transformers import AutoTokenizer
 import circuitdiff.sections.preflight
 from circuitdiff.errors import InputError
 from circuitdiff.sections.preflight import check_study
-from circuitdiff.sections.whole_study import WholeStudy, read_study
+from circuitdiff.sections.whole_study import read_study
 from circuitdiff.study import plans_of, run_study
-from tiny_folder import CIRCUIT_ONLY, save_tiny_model, study_yaml
+from tiny_folder import save_tiny_model, settings_of, silent
 from tiny_tokenizers import word_level
-
-
-def silent(*_: object) -> None:
-    """No progress."""
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-def settings_of(folder: Path, model: Path, **changes: object) -> WholeStudy:
-    path = folder / "tiny.yaml"
-    path.write_text(study_yaml(model, **CIRCUIT_ONLY | changes))
-    return read_study(path)
 
 
 def refuses(model: Path, folder: Path, monkeypatch, message: str, **changes: object) -> None:

@@ -20,25 +20,14 @@ from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, CheckError
 from circuitdiff.models.family_registry import caution_about
 from circuitdiff.sections.inputs import inputs_of
-from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.study import run_study
 from circuitdiff.workbench import sample_splits
-from tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, study_yaml
-
-
-def silent(*_: object) -> None:
-    """No progress."""
+from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-def settings_of(folder: Path, model: Path, **changes: object) -> WholeStudy:
-    path = folder / "tiny.yaml"
-    path.write_text(study_yaml(model, **CIRCUIT_ONLY | changes))
-    return read_study(path)
 
 
 @pytest.fixture(scope="module")

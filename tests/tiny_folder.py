@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.tasks import entity_tracking
 from tiny_models import randomise
 from tiny_tokenizers import FRAME, word_level
@@ -57,3 +58,13 @@ def study_yaml(model: Path, **changes: object) -> str:
         "evaluation": "{random_circuits: 5, random_prompts: 4}",
     } | changes
     return "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
+def silent(*_: object) -> None:
+    """No progress."""
+
+
+def settings_of(folder: Path, model: Path, **changes: object) -> WholeStudy:
+    path = folder / "tiny.yaml"
+    path.write_text(study_yaml(model, **CIRCUIT_ONLY | changes))
+    return read_study(path)
