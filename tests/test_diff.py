@@ -120,6 +120,29 @@ def test_shares_of_a_gain_are_compared_beside_what_adds_to_it():
     assert (moved.first.value, moved.second.value) == (0.2, 0.9)
 
 
+def test_costs_of_heads_and_accuracies_of_masks_are_compared():
+    first, second = results(), results()
+    for data, x, penalties in ((first, 0.3, (0.05, 0.2)), (second, 0.0, (0.02, 0.05))):
+        bounds = {"low": x - 0.05, "high": x + 0.05}
+        data["minimality"] = {"base": {"base": {"groups": {"fetcher": [{"head": [3, 1], "cost": x} | bounds]}}}}
+        trade_off = [{"penalty": p, "seed": 0} | near(10 * p) for p in penalties]
+        mask = {"accuracy": x, "trade_off": trade_off} | bounds
+        data["functions"] = {"base": {"base": {"fetcher": {"object": mask}}}}
+    found = diff_runs(first, second)
+    assert sorted(each.where for each in found.moved) == [
+        "functions / base / base / fetcher / object / accuracy",
+        "minimality / base / base / groups / fetcher / head 3 + 1 / cost",
+    ]
+    assert [each.split(" / ")[-1] for each in found.only_first] == ["penalty 0.2, seed 0"]
+
+
+def test_random_parts_of_two_circuits_are_not_compared():
+    first, second = results(), results()
+    for data, x in ((first, 0.1), (second, 0.9)):
+        data["completeness"] = {"base": {"base": {"random": [{"n_removed": 3, "difference": near(x)}]}}}
+    assert diff_runs(first, second).moved == ()
+
+
 def test_effects_of_single_heads_are_compared():
     other = results()
     stage = other["discovery"]["base"]["stages"][0]

@@ -129,3 +129,15 @@ def test_measuring_with_a_model_is_path_patching_on_the_split():
     expected = path_effects(model, pairs, "query_label", receivers, "v", "last", metric="log_prob")
     assert torch.equal(found.per_prompt, expected.per_prompt)
     assert found.metric == "log_prob"
+
+
+def test_later_stages_patch_into_no_heads_that_the_rule_did_not_choose():
+    few = Stage("first", "last", TopK(1), n_receivers=2)
+    asked: list = []
+    discover(Plan((few, SECOND)), scripted(TABLES, asked))
+    assert asked[1] == ("second", ["3.1"], "discovery")
+
+
+def test_a_stage_that_reads_from_none_before_it_is_refused():
+    with pytest.raises(InputError, match="takes its receivers from 'frist', which is not an earlier stage"):
+        discover(Plan((FIRST, Stage("second", "last", TopK(2), "q", "frist"))), scripted(TABLES))

@@ -111,3 +111,28 @@ def test_minutes_are_flop_at_the_measured_speed(planned):
     speeds = {part.flop / part.minutes for part in expected.parts}
     assert max(speeds) == pytest.approx(min(speeds))
     assert expected.memory_gb > 0.6
+
+
+def test_with_variants_two_models_are_counted(planned):
+    parts, work, study = planned()
+    both = study.model_copy(update={"variants": {"tuned": study.base}})
+    more = [estimate(parts.values(), each, work).memory_gb for each in (study, both)]
+    weights = sum(p.numel() for p in work.model.module.parameters()) * 4
+    assert (more[1] - more[0]) * 2**30 == pytest.approx(weights)
+
+
+def test_kept_clean_runs_are_counted_as_far_as_they_may_or_can_be_kept(planned):
+    parts, work, study = planned()
+    all_prompts = sum(study.prompts.model_dump(include={"discovery", "replication", "evaluation", "means"}).values())
+    per_token = N_LAYERS * (2 * 28 + (N_HEADS + 2 * 2) * 6)
+    can = all_prompts * 4 * (work.length * per_token + len(work.model.tokenizer)) / 2**30
+    small, large = can / 4, can / 2
+
+    def memory(memory_gb: float, kept_gb: float = 0.0) -> float:
+        chosen = study.model_copy(update={"memory_gb": memory_gb})
+        return estimate(parts.values(), chosen, work, kept_gb=kept_gb).memory_gb
+
+    rows_and_all = memory(1.0) - can  # a memory of more than can be kept
+    assert memory(2.0) == pytest.approx(rows_and_all + can)
+    assert memory(small, large) - memory(small) == pytest.approx(large - small)
+    assert memory(small, small / 2) == pytest.approx(memory(small))

@@ -8,7 +8,7 @@ import pytest
 
 from circuitdiff.discovery import Stage
 from circuitdiff.errors import InputError
-from circuitdiff.sections.whole_study import read_study
+from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.selection import Discoveries, TopK
 from circuitdiff.settings import parse_settings, read_settings
 from tiny_folder import study_yaml
@@ -93,3 +93,34 @@ def test_paths_in_a_study_are_relative_to_it(tmp_path):
     assert study.functions
     assert study.functions.desiderata == ("position", str(tmp_path / "mine.jsonl"))
     assert study.functions.further == {"fetcher": (str(tmp_path / "deep" / "more.jsonl"), "order")}
+
+
+def test_folders_of_models_and_adapters_are_relative_to_the_study_but_names_are_not(tmp_path):
+    (tmp_path / "org" / "base").mkdir(parents=True)
+    models = "\n".join(
+        [
+            "name: s",
+            "base: {source: org/base, adapters: [./lora, smollm2, hub/lora]}",
+            "variants: {file: weights.gguf, hub: org/other, whole: /somewhere/model, above: ../up}",
+        ]
+    )
+    (tmp_path / "s.yaml").write_text(models)
+    study = read_settings(tmp_path / "s.yaml")
+    assert study.base.source == str(tmp_path / "org" / "base")
+    assert study.base.adapters == (str(tmp_path / "lora"), "smollm2", "hub/lora")
+    found = {name: model.source for name, model in study.variants.items()}
+    assert found == {
+        "file": str(tmp_path / "weights.gguf"),
+        "hub": "org/other",
+        "whole": "/somewhere/model",
+        "above": str(tmp_path / ".." / "up"),
+    }
+    assert (study.base.name, list(study.variants)) == ("base", ["file", "hub", "whole", "above"])
+
+
+@pytest.mark.parametrize("sweep", [False, None])
+def test_a_sweep_and_a_verdict_can_be_left_out(sweep):
+    study = parse_settings({"name": "s", "base": "m", "verdict": False, "functions": {"sweep": sweep}}, "s", WholeStudy)
+    assert study.verdict is False
+    assert study.functions
+    assert study.functions.options(0, swept=True).other_penalties == ()

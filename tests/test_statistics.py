@@ -96,11 +96,19 @@ def test_a_paired_difference_loses_what_both_share():
     assert paired == pytest.approx((0.5, 0.5, 0.5))
 
 
+def test_hits_that_never_differ_may_differ_on_other_prompts():
+    hits, scenarios = np.arange(80) % 3 == 0, np.arange(80) // 2
+    most = accuracy_interval(np.zeros(80), scenarios).high  # Wilson's bound for none of 40 scenarios
+    assert difference_interval(hits, hits, scenarios) == pytest.approx((0, -most, most))
+    assert difference_interval(hits.astype(float), hits.astype(float), scenarios) == (0, 0, 0)
+    one = hits.copy()
+    one[0] = False
+    assert difference_interval(hits, one, scenarios).value == pytest.approx(1 / 80)
+
+
 def test_a_ratio_resamples_numerator_and_denominator_together():
     denominator = np.random.default_rng(5).uniform(0.2, 1, size=80)
     assert ratio_interval(0.75 * denominator, denominator, PAIRS_OF_PROMPTS)[:3] == pytest.approx((0.75,) * 3)
-    reversed_sign = ratio_interval(-0.75 * denominator, -denominator, PAIRS_OF_PROMPTS)
-    assert reversed_sign.value == pytest.approx(0.75)
 
 
 def test_a_ratio_agrees_with_the_delta_method():
@@ -120,6 +128,12 @@ def test_a_ratio_by_what_may_be_zero_is_undefined_and_says_why():
     assert np.isnan(result[:3]).all()
     assert result.undefined is not None
     assert "the denominator is 0.05" in result.undefined
+
+
+def test_a_share_of_what_is_below_0_is_undefined():
+    below = ratio_interval(np.full(80, -3.0), np.full(80, -1.0), PAIRS_OF_PROMPTS)
+    assert np.isnan(below[:3]).all()
+    assert "not surely above 0" in str(below.undefined)
 
 
 def test_the_normalised_ratio_is_0_for_the_ablated_and_1_for_the_model():

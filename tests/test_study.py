@@ -318,3 +318,20 @@ def test_a_circuit_file_that_does_not_fit_is_refused_before_any_work(model, tmp_
     with pytest.raises(InputError, match=message):
         run_study(settings, tmp_path / "run", silent)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_study_in_16_bits_passes_its_own_checks(model, tmp_path, dtype):
+    tuned = save_tiny_model(tmp_path / "tuned", seed=1)
+    sections = {
+        "completeness": "{prompts: 4, random_parts: 1, greedy_steps: 0}",
+        "functions": "{train: 4, validation: 3, test: 4, steps: 6, sweep: false, redraw: {times: 0}}",
+        "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 3}",
+        "graft": "{prompts: 4, random_groups: 1, control_prompts: 3}",
+        "knockout": "{prompts: 4}",
+    }
+    settings = settings_of(tmp_path, model, dtype=dtype, variants=f"{{tuned: {tuned}}}", **sections)
+    run_study(settings, tmp_path / "run", silent)
+    results = results_of(tmp_path / "run")
+    assert all(check["passed"] for check in results["checks"])
+    assert {"faithfulness", "functions", "cmap", "graft", "knockout", "verdict"} <= set(results)

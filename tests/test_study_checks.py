@@ -58,6 +58,21 @@ def test_where_no_head_has_an_effect_the_executors_need_not_agree_on_noise(monke
     assert not check_stage(model, replace(sweep(), found=found), pairs, "logit_difference").passed
 
 
+@pytest.mark.parametrize(("steps", "passes"), [(1.9, True), (2.1, False)])
+def test_the_executors_need_not_agree_below_the_noise_floor(monkeypatch, steps, passes):
+    """As in 16 bits, where one step between two logits is a large part of an effect."""
+    found = sweep().found
+    coarse = replace(found, noise_floor=float(found.effects.abs().max()) / 3)
+    off_by = {"window": steps * coarse.noise_floor, "full": 0.0}
+    monkeypatch.setattr(
+        circuitdiff.study_checks,
+        "path_effects",
+        lambda *_, executor: replace(coarse, per_prompt=coarse.per_prompt + off_by[executor]),
+    )
+    check = check_stage(subject("llama").model, replace(sweep(), found=coarse), fake_pairs(), "logit_difference")
+    assert check.passed == passes
+
+
 def test_a_second_run_that_is_a_little_off_fails(monkeypatch):
     result, right = sweep("q"), WindowExecutor.run
     monkeypatch.setattr(WindowExecutor, "run", lambda *args: right(*args) + 0.01)

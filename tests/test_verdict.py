@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from circuitdiff.verdict import Thresholds, verdict
+from circuitdiff.verdict import SHARED, Thresholds, verdict
 
 
 def near(value: float, spread: float = 0.02) -> dict[str, float]:
@@ -113,7 +113,8 @@ def test_of_a_variant_that_is_surely_worse_it_is_said_what_it_lacks():
     worse = evidence(gain=near(-0.3) | {"n_scenarios": 80}, donor="base")
     assert said(worse, "better")["answer"] == "no"
     assert said(worse, "improved_part")["text"] == "Yes: the part that tuned lacks: fetcher."
-    assert said(worse, "visible_part")["answer"] == "yes"
+    assert said(worse, "visible_part")["text"] == "Yes: what tuned lacks is visible at fetcher."
+    assert said(worse, "cause_layers")["text"] == "Yes: what tuned lacks is caused in layers 5 to 9."
     even = evidence(gain=near(0.0) | {"n_scenarios": 80}, donor="base")
     assert "the gain of base over tuned is -0.00 [-0.02, 0.02]" in said(even, "improved_part")["text"]
     mlps = evidence(gain=near(-0.3) | {"n_scenarios": 80}, donor="base")
@@ -163,7 +164,7 @@ def test_a_handful_of_prompts_that_only_the_variant_gets_right_establishes_nothi
         found = said(changed_circuit("transfer_where_only_variant_right", near(0.0) | {"n": n}), "same_circuit")
         assert found["answer"] == answer
     few = changed_circuit("transfer_where_only_variant_right", near(-0.9) | {"n": 2})
-    assert "there are only 2 such prompts, of at least 50" in said(few, "same_circuit")["text"]
+    assert "there are only 2 such scenarios, of at least 50" in said(few, "same_circuit")["text"]
 
 
 def test_the_reason_that_a_ratio_is_undefined_is_handed_on():
@@ -179,10 +180,13 @@ def test_a_no_says_that_the_circuit_is_a_different_one():
 
 
 def test_heads_that_moved_are_not_called_a_different_circuit():
-    moved = changed_circuit("transfer", near(-0.9)) | {"same_work": True}
+    work = {"moved": True, "n_scenarios": 50}
+    moved = changed_circuit("transfer", near(-0.9)) | {"same_work": work}
     assert said(moved, "same_circuit")["text"].startswith(
         "No: other heads are at work, in groups that look and act alike, because"
     )
+    for other in (work | {"n_scenarios": 49}, work | {"moved": False}):
+        assert "a different circuit" in said(moved | {"same_work": other}, "same_circuit")["text"]
 
 
 def test_one_ablation_is_not_enough_for_the_same_circuit():
@@ -200,6 +204,7 @@ def test_one_ablation_is_not_enough_for_the_same_circuit():
         ({"value": near(0.1), "retest": near(0.91), "different": near(0.2)}, "no"),
         ({"value": near(0.1), "retest": near(0.91)}, "not established"),
         ({"value": near(0.85, 0.1), "retest": near(0.91), "different": near(0.2)}, "not established"),
+        ({"value": near(0.6), "retest": near(0.7, 0.2), "different": near(0.2)}, "not established"),  # a noisy retest
         ({"value": near(0.9), "retest": None, "different": near(0.2)}, "not established"),
         ({"value": near(0.9), "retest": near(0.91), "different": near(0.87)}, "not established"),
         ({"value": near(0.9), "retest": near(0.91), "different": near(0.95)}, "not established"),
@@ -217,6 +222,7 @@ def test_the_same_circuit_needs_likeness_up_to_the_retest_and_above_another_circ
     [
         ({"difference": near(-0.04)}, "not established"),
         ({"difference": near(-0.2)}, "no"),
+        ({"difference": near(0.2)}, "not established"),  # the base's mask does better than the variant's own
         ({"floor": near(0.79)}, "not established"),
         ({"floor": near(0.9)}, "no"),
         ({"floor": None}, "not established"),
@@ -257,6 +263,16 @@ def grafts(**parts: Any) -> dict[str, Any]:
         (grafts() | {"controls": {}}, "not established", "no controls of fetcher"),
         (grafts() | {"controls": {"fetcher": {"random heads": credit(0.7)}}}, "no", "the control random heads brings"),
         (grafts() | {"controls": {"fetcher": {"random heads": credit(0.45)}}}, "not established", "the control"),
+        (
+            grafts() | {"also_touched": {"fetcher": [[1, 2]]}},
+            "not established",
+            "1 other heads that read the same keys and values were not grafted without fetcher",
+        ),
+        (
+            grafts() | {"controls": {"fetcher": {SHARED: credit(0.9)}}},  # it may be the keys and values alone
+            "not established",
+            f"the control {SHARED} brings",
+        ),
         (None, "not established", "no weights were grafted"),
     ],
 )
@@ -285,6 +301,12 @@ def test_a_cause_is_in_layers_that_bring_the_gain_and_are_needed_for_it_while_th
     found = said(evidence(graft=grafts() | {"layers": layers}), "cause_layers")
     assert found["answer"] == answer
     assert any(reason in each for each in found["reasons"])
+
+
+def test_keys_and_values_that_others_share_must_bring_nothing_with_the_others():
+    controls = {"fetcher": {"random heads": credit(0.1), SHARED: credit(0.1)}}
+    shared = grafts() | {"controls": controls, "also_touched": {"fetcher": [[1, 2]], "reader": [[0, 1]]}}
+    assert said(evidence(graft=shared), "improved_part")["answer"] == "yes"
 
 
 @pytest.mark.parametrize("kind", ["mlps", "unembedding"])
@@ -325,7 +347,7 @@ def test_a_gain_made_below_is_visible_late_and_caused_below():
 
 def test_a_section_with_too_few_scenarios_of_its_own_establishes_nothing_and_states_its_own_prompts():
     own = {"scope": "accuracy on 10 prompts", "n_scenarios": 10}
-    data = evidence(measured={"graft": own, "cmap": own | {"n_scenarios": 50}})
+    data = evidence(measured={"graft": own, "layers": own, "cmap": own | {"n_scenarios": 50}})
     for claim in ("improved_part", "cause_layers"):
         assert said(data, claim)["answer"] == "not established"
         assert "only 10 held-out scenarios" in said(data, claim)["text"]

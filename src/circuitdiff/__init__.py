@@ -8,9 +8,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from circuitdiff import tasks
 from circuitdiff.circuit import Circuit, Group
-from circuitdiff.discovery import Plan, Stage, circuit_of, discover, measure_with
+from circuitdiff.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
+    Evaluation,
+    Means,
+    all_heads,
     evaluate_circuit,
     evaluate_circuits,
     evaluate_model,
@@ -21,24 +24,37 @@ from circuitdiff.heads import Head
 from circuitdiff.methods.ablations import compare_ablations
 from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask import MaskOptions, fit_mask
-from circuitdiff.methods.cross_model import patch_across
+from circuitdiff.methods.cross_model import Limits, patch_across
 from circuitdiff.methods.graft import graft
-from circuitdiff.methods.knockout import attention_knockout
-from circuitdiff.methods.minimality import minimality
-from circuitdiff.methods.path_patching import path_effects
+from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
+from circuitdiff.methods.minimality import MinimalityRule, minimality
+from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.models import load_model
+from circuitdiff.models.checks import CheckError
+from circuitdiff.prompts import Pairs, PromptSet
 from circuitdiff.selection import Discoveries, TopK, lowest
+from circuitdiff.triples import Triples
 
 __all__ = [
+    "CheckError",
     "Circuit",
     "Discoveries",
+    "Evaluation",
     "Group",
     "Head",
     "InputError",
+    "Limits",
     "MaskOptions",
+    "Means",
+    "MinimalityRule",
+    "Pairs",
+    "PathEffects",
     "Plan",
+    "PromptSet",
     "Stage",
     "TopK",
+    "Triples",
+    "all_heads",
     "attention_knockout",
     "circuit_of",
     "compare_ablations",
@@ -49,7 +65,9 @@ __all__ = [
     "evaluate_model",
     "evaluate_without",
     "fit_mask",
+    "gaps",
     "graft",
+    "knockout_matrix",
     "load_model",
     "lowest",
     "mean_activations",

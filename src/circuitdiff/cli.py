@@ -23,7 +23,7 @@ from circuitdiff.diff import diff_runs, diff_tables
 from circuitdiff.errors import InputError
 from circuitdiff.ground_truth import Share, check_ground_truth, compute_share, render_page
 from circuitdiff.models import load_model
-from circuitdiff.models.sources import read_source
+from circuitdiff.models.sources import read_outline
 from circuitdiff.planning import Estimate
 from circuitdiff.recipes import run_recipe
 from circuitdiff.report import write_report
@@ -120,7 +120,7 @@ def prompts(
 ) -> None:
     """Show prompts with their roles marked, and each one's counterfactual under it."""
     built = get_task(task.replace("-", "_"))
-    tokenizer = read_source(model).tokenizer
+    tokenizer = read_outline(model).tokenizer
     pairs = built.sample(tokenizer, n, seed, split, counterfactual=counterfactual)
     for i in range(n):
         pair = built.describe(pairs, i, tokenizer)
@@ -196,7 +196,8 @@ def ground_truth(
     share: Annotated[str, typer.Option(help="1/2 or 2/2: every second part only, and no page.")] = "",
 ) -> None:
     """Hold discovery and evaluation against planted circuits. Exit code 0 only if every claim holds."""
-    _check_folder(page, json_file)
+    if not share:
+        _check_folder(page, json_file)
     with _progress() as monitor:
         if share:
             compute_share(kept, Share.read(share), plantings, monitor=monitor)

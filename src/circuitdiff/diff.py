@@ -34,9 +34,13 @@ _NAMES = (
     "receiver",
     "via",
     "role",
+    "penalty",
+    "seed",
 )  # what tells rows of a list apart
 _SHARE = ("share", "share_low", "share_high")  # of a gain, beside what adds to it
+_BOUNDED = ("value", "cost", "accuracy")  # what stands between "low" and "high"
 _NAMES_IF_TEXT = ("base", "variant")  # two groups that are compared; elsewhere they are numbers
+_DRAWN = "random"  # parts of a circuit, which are others in every circuit
 _NOT_NUMBERS = ("study", "versions", "checks", "circuits", "example", "warnings", "matrix")  # the matrix repeats others
 
 
@@ -150,16 +154,16 @@ def diff_runs(first: Results, second: Results) -> RunDiff:
 def _estimates(data: Any, path: Path = ()) -> Iterator[tuple[Path, Estimate]]:
     """Every number with an interval, by where it is: {"value", "low", "high"}, or a stage's tables of effects."""
     if isinstance(data, Mapping):
-        found = _as_estimate(data)
-        if found:
-            yield path, found
+        found = [(name, each) for name in _BOUNDED if (each := _as_estimate(data, (name, "low", "high")))]
+        for name, each in found[:1]:
+            yield path if name == "value" else (*path, name), each
         share = _as_estimate(data, _SHARE)
         if share:
             yield (*path, "share"), share
         if isinstance(data.get("effects"), Sequence):
             yield from _effects(data, path)
         for key, value in data.items():
-            if path or key not in _NOT_NUMBERS:
+            if key != _DRAWN and (path or key not in _NOT_NUMBERS):
                 yield from _estimates(value, (*path, str(key)))
     elif isinstance(data, Sequence) and not isinstance(data, str):
         for i, each in enumerate(data):
@@ -184,7 +188,7 @@ def _as_estimate(data: Mapping[str, Any], keys: Sequence[str] = ("value", "low",
 
 def _name(row: Mapping[str, Any], place: int) -> str:
     """What tells a row of a list from the others, in both runs."""
-    said = [f"{key} {_printed(row[key])}" for key in _NAMES if isinstance(row.get(key), str | int | list)]
+    said = [f"{key} {_printed(row[key])}" for key in _NAMES if isinstance(row.get(key), str | int | float | list)]
     said += [f"{key} {row[key]}" for key in _NAMES_IF_TEXT if isinstance(row.get(key), str)]
     return ", ".join(said) or f"number {place + 1}"
 

@@ -14,7 +14,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
 from circuitdiff.prompts import Pairs
-from circuitdiff.selection import Discoveries, Sample, Selection, TopK, drop_shared, lowest, select
+from circuitdiff.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
 
 Shared = Literal["later", "earlier", "both"]
 Progress = Callable[[int, int], None]  # done, of how many
@@ -47,14 +47,14 @@ class Plan:
         named = (role for stage in self.stages for role in (stage.at, stage.receivers_at) if role is not None)
         return list(dict.fromkeys(named))
 
-    def check(self, roles: Sequence[str]) -> None:
-        """Raises: InputError if a stage repeats a name, names an unknown role, or reads from no earlier stage."""
+    def check(self, roles: Sequence[str] | None = None) -> None:
+        """Raises: InputError if a stage repeats a name, names none of `roles`, or reads from no earlier stage."""
         earlier: list[str] = []
         for stage in self.stages:
             if stage.name in earlier:
                 raise InputError(f"two stages are called {stage.name!r}; give each its own name")
             for role in (stage.at, stage.receivers_at):
-                if role is not None and role not in roles:
+                if role is not None and roles is not None and role not in roles:
                     raise InputError(f"stage {stage.name!r} names role {role!r}; the task has {', '.join(roles)}")
             if (stage.receivers_from is None) != (stage.via is None):
                 raise InputError(f"stage {stage.name!r}: receivers and via go together; name both, or neither")
@@ -79,11 +79,7 @@ class StageResult:
     @property
     def as_receivers(self) -> tuple[Head, ...]:
         """The heads that later stages patch into."""
-        if self.stage.n_receivers is None:
-            return self.selection.helping
-        audible = self.found.effects.clone()
-        audible[self.selection.below_noise] = 0.0
-        return tuple(lowest(audible, self.stage.n_receivers, helping_only=True))
+        return self.selection.helping[: self.stage.n_receivers]
 
 
 # The effects of one stage into the given receivers (None: the logits), on the split of that name.
@@ -96,7 +92,10 @@ def discover(plan: Plan, measure: Measure) -> list[StageResult]:
     `measure` runs the model (see `measure_with`); a rule that wants its discoveries replicated asks it for the split
     "replication", too. A stage is left out of the results if the stage that it patches into chose no heads, or was
     left out itself: `gaps` says so in words.
+
+    Raises: InputError if a stage takes its receivers from none before it.
     """
+    plan.check()
     results: dict[str, StageResult] = {}
     for stage in plan.stages:
         receivers = _receivers(stage, results)

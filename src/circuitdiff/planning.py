@@ -73,11 +73,25 @@ class Work:
         return float((self.sample.lengths - self.sample.positions[role]).double().mean())
 
 
-def estimate(parts: Iterable[Part], settings: StudySettings, work: Work, workers: int = 1) -> Estimate:
-    """The cost of these parts on this machine, shared out to so many processes."""
+def estimate(
+    parts: Iterable[Part], settings: StudySettings, work: Work, workers: int = 1, kept_gb: float = 0.0
+) -> Estimate:
+    """The cost of these parts on this machine, shared out to so many processes.
+
+    `kept_gb`: what another section may keep of the clean runs of prompts of its own.
+    """
     speed = workers * _flop_per_second(work.model, work.sample)
     costs = tuple(Cost(part.what, round(part.forwards), part.flop, part.flop / speed / 60) for part in parts)
-    return Estimate(costs, workers * _memory_gb(settings, work.model, work.sample))
+    kept = max(min(settings.memory_gb, _clean_runs_gb(settings, work)), kept_gb)
+    return Estimate(costs, workers * (_memory_gb(settings, work.model, work.sample) + kept))
+
+
+def _clean_runs_gb(settings: StudySettings, work: Work) -> float:
+    """All that could be kept of clean runs on the study's prompts."""
+    model, config, wanted = work.model, work.model.module.config.get_text_config(), settings.prompts
+    per_token = model.n_layers * (2 * config.hidden_size + (model.n_heads + 2 * model.n_kv_heads) * model.d_head)
+    per_prompt = model.dtype.itemsize * (work.length * per_token + config.vocab_size)
+    return (wanted.discovery + wanted.replication + wanted.evaluation + wanted.means) * per_prompt / 2**30
 
 
 @torch.no_grad()
@@ -91,19 +105,29 @@ def _flop_per_second(model: Model, sample: Pairs) -> float:
     seconds = []
     with handled_by(attend):
         for _ in range(4):
-            begin = time.perf_counter()
+            begin = _now(resid.device)
             run_layer(model.layers[0], hidden, row | allowed)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(_now(resid.device) - begin)
     return flop / min(seconds[1:])
 
 
+def _now(device: torch.device) -> float:
+    """Seconds, when the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def _memory_gb(settings: StudySettings, model: Model, sample: Pairs) -> float:
-    """Weights, means, one batch of rows at work, its logits, and what Python and torch take themselves."""
+    """Weights, means, a batch of rows at work, its logits, and what Python and torch take; all but kept clean runs.
+
+    With variants two models are in memory at once; what adapters leave alone they share, which is not counted.
+    """
     size = model.dtype.itemsize
-    weights = sum(p.numel() for p in model.module.parameters()) * size
+    weights = sum(p.numel() for p in model.module.parameters()) * size * (2 if settings.variants else 1)
     slots = len(sample.clean_prompts.slot_names) * model.n_layers * model.n_heads * model.d_head * 8 * 3
     config = model.module.config.get_text_config()
     d_mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     rows = rows_at_once(model, settings.memory_gb) * size * (6 * config.hidden_size + 3 * d_mlp)
     logits = 512 * config.vocab_size * 4 * 2
-    return (weights * 1.5 + slots + 2 * rows + logits) / 2**30 + 0.6
+    return (weights + slots + 2 * rows + logits) / 2**30 + 0.6

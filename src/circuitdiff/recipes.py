@@ -115,12 +115,13 @@ class Recipe(Settings):
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """The recipe in a YAML file.
+    """The recipe in a YAML file; paths in it are relative to it.
 
     Raises: InputError naming the key that is unknown, missing or out of range.
     """
     try:
-        return Recipe.model_validate(read_yaml(path))
+        recipe = Recipe.model_validate(read_yaml(path))
+        return recipe.model_copy(update={"base": recipe.base.seen_from(Path(path).parent)})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the recipe"

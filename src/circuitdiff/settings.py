@@ -18,7 +18,10 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """Where a model comes from: a source and adapters, merged in order; or a recipe, which makes it when needed."""
+    """Where a model comes from: a source and adapters, merged in order; or a recipe, which makes it when needed.
+
+    Paths are relative to the YAML file that names them; a folder without a slash is written ./folder.
+    """
 
     source: str = ""
     adapters: tuple[str, ...] = ()
@@ -35,6 +38,13 @@ class ModelSettings(Settings):
         """What it is called unless the study says so."""
         return Path(self.source).name if self.recipe is None else self.recipe.stem
 
+    def seen_from(self, folder: Path) -> ModelSettings:
+        """The same with its paths, which are relative to the file in `folder` that names them, as seen from here."""
+        if self.recipe is not None:
+            return self.model_copy(update={"recipe": folder / self.recipe})
+        adapters = tuple(_place(folder, adapter) for adapter in self.adapters)
+        return self.model_copy(update={"source": _place(folder, self.source), "adapters": adapters})
+
     @model_validator(mode="before")
     @classmethod
     def _a_lone_name_is_a_source(cls, value: Any) -> Any:
@@ -42,6 +52,8 @@ class ModelSettings(Settings):
 
 
 class TaskSettings(Settings):
+    """A built-in task; options are the arguments of its function in `circuitdiff.tasks`."""
+
     name: str = "entity_tracking"
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -50,11 +62,11 @@ class PromptSettings(Settings):
     """How many prompts each purpose gets; all splits are disjoint."""
 
     discovery: int = Field(default=100, ge=2)
-    replication: int = Field(default=100, ge=2)
+    replication: int = Field(default=100, ge=2)  # for stages that want their discoveries replicated
     evaluation: int = Field(default=300, ge=2)
-    means: int = Field(default=300, ge=2)
+    means: int = Field(default=300, ge=2)  # their counterfactuals are always unrelated prompts
     queries_per_scenario: int = Field(default=1, ge=1)
-    counterfactual: str = "unrelated"
+    counterfactual: str = "unrelated"  # one of the task's kinds; an unknown one is refused with a list of them
 
 
 class TopSettings(Settings):
@@ -80,12 +92,14 @@ class DiscoverySettings(Settings):
 
 
 class StageSettings(Settings):
+    """One sweep of path patching; see `discovery.Stage`."""
+
     name: str
-    at: str
-    via: Literal["q", "k", "v"] | None = None
-    receivers_from: str | None = None
-    receivers_at: str | None = None
-    n_receivers: int | None = Field(default=None, ge=1)
+    at: str  # the role at which heads are patched
+    via: Literal["q", "k", "v"] | None = None  # of the receivers; None: straight into the logits
+    receivers_from: str | None = None  # an earlier stage
+    receivers_at: str | None = None  # the role at which receivers read k or v; None: every position
+    n_receivers: int | None = Field(default=None, ge=1)  # strongest heads that later stages patch into; None: all
     select: TopSettings | DiscoverySettings = Field(default_factory=DiscoverySettings)
 
     def stage(self) -> Stage:
@@ -101,15 +115,19 @@ class StageSettings(Settings):
 
 
 class PlanSettings(Settings):
+    """How a circuit is looked for."""
+
     stages: tuple[StageSettings, ...] = Field(min_length=1)
     metric: Literal["logit_difference", "log_prob", "relative_probability"] = "logit_difference"
-    shared_heads: Literal["later", "earlier", "both"] = "later"
+    shared_heads: Literal["later", "earlier", "both"] = "later"  # which of two stages at one role keeps a common head
 
     def plan(self) -> Plan:
         return Plan(tuple(stage.stage() for stage in self.stages), self.metric, self.shared_heads)
 
 
 class EvaluationSettings(Settings):
+    """Every circuit in every model, against random ones."""
+
     random_circuits: int = Field(default=100, ge=0)
     random_prompts: int = Field(default=100, ge=2)  # random circuits see this many of the evaluation prompts
 
@@ -129,9 +147,9 @@ class StudySettings(Settings):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     seed: int = 0
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    device: str = "cpu"
-    executor: Literal["window", "full"] = "window"
-    memory_gb: float = Field(default=1.0, gt=0)
+    device: str = "cpu"  # one of torch's, such as cuda or cuda:1
+    executor: Literal["window", "full"] = "window"  # full: the whole model for every run, to compare with
+    memory_gb: float = Field(default=1.0, gt=0)  # for runs at work and kept clean runs, beside the models' weights
 
     @model_validator(mode="after")
     def _names_differ(self) -> StudySettings:
@@ -168,15 +186,20 @@ def read_settings(path: str | Path, kind: type[Study] = StudySettings) -> Study:
     Raises: InputError naming the key that is unknown, missing or out of range.
     """
     study = parse_settings(read_yaml(path), str(path), kind)
-    folder = Path(path).parent  # the paths of recipes and circuits are relative to the study that names them
-    variants = {name: _found_from(folder, model) for name, model in study.variants.items()}
+    folder = Path(path).parent  # paths are relative to the study that names them
+    variants = {name: model.seen_from(folder) for name, model in study.variants.items()}
     circuits = {name: folder / file for name, file in study.circuits.items()}
-    base = _found_from(folder, study.base)
+    base = study.base.seen_from(folder)
     return study.model_copy(update={"base": base, "variants": variants, "circuits": circuits})
 
 
-def _found_from(folder: Path, model: ModelSettings) -> ModelSettings:
-    return model if model.recipe is None else model.model_copy(update={"recipe": folder / model.recipe})
+def _place(folder: Path, named: str) -> str:
+    """A path as seen from here; a hub id or a lone name, which may be a family member's, stays what it is.
+
+    A path begins with a dot, ends with .gguf, or holds a slash and is there beside the file.
+    """
+    is_path = named.startswith(".") or named.endswith(".gguf") or ("/" in named and (folder / named).exists())
+    return str(folder / named) if is_path and not named.startswith("~") else named
 
 
 def read_yaml(path: str | Path) -> Any:

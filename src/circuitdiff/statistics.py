@@ -81,7 +81,14 @@ def difference_interval(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Mean of first - second on the same prompts: paired, so what both share cancels."""
+    """Mean of first - second on the same prompts: paired, so what both share cancels.
+
+    The bootstrap over scenarios, except for hits (booleans) that differ on no prompt, where every resample is alike:
+    there Wilson's bound for no success in so many scenarios, either way (wider than the bootstrap's for one success).
+    """
+    if first.dtype == second.dtype == np.bool_ and (first == second).all():
+        most = accuracy_interval(np.zeros_like(first), scenarios, level=level).high
+        return Interval(0.0, -float(most), float(most))
     difference = first.astype(np.float64) - second.astype(np.float64)
     return _lone(mean_interval(difference, scenarios, level=level, n_resamples=n_resamples, seed=seed))
 
@@ -119,8 +126,8 @@ def ratio_interval(
 ) -> RatioInterval:
     """Mean numerator over mean denominator, both resampled together; faithfulness is one.
 
-    Undefined when a resample's denominator is zero or of another sign than the estimate's: a ratio by a number that may
-    be zero has no bounded interval.
+    Undefined unless every resample's denominator is above 0: a ratio by a number that may be zero has no bounded
+    interval, and the share of a score that is below 0 means nothing.
 
     Source: Fieller 1954 (doi:10.1111/j.2517-6161.1954.tb00159.x), for why.
     """
@@ -128,9 +135,9 @@ def ratio_interval(
     rows = np.stack([numerator, denominator]).astype(np.float64)
     above, below = rows.mean(-1).tolist()
     resampled = _resampled_means(rows, weights)
-    if not (resampled[:, 1] * below > 0).all():
+    if not (resampled[:, 1] > 0).all():
         spread = f"{resampled[:, 1].min():.4g} to {resampled[:, 1].max():.4g}"
-        reason = f"the denominator is {below:.4g} and its resamples run from {spread}, so it may be zero"
+        reason = f"the denominator is {below:.4g} and its resamples run from {spread}, so it is not surely above 0"
         return RatioInterval(np.nan, np.nan, np.nan, reason)
     low, high = _bounds(resampled[:, :1] / resampled[:, 1:], level, scenarios)
     return RatioInterval(above / below, float(low[0]), float(high[0]))

@@ -124,7 +124,8 @@ def _introduce(
     base = bench.subject(bench.base)
     if announce:
         work = Work(base.model, base.splits.evaluation)
-        announce(estimate(study_costs(study, plans, work), study, work, workers))
+        kept_gb = study.functions.memory_gb if study.functions else 0.0
+        announce(estimate(study_costs(study, plans, work), study, work, workers, kept_gb))
     bench.add({"example": form.example(base.splits.evaluation, 0, base.model.tokenizer)})
 
 
@@ -192,6 +193,8 @@ def _compare(
 
 def _judge(bench: Workbench, study: WholeStudy, variant: str, circuits: Mapping[str, Circuit]) -> None:
     """What may be said of a variant."""
+    if not study.verdict:
+        return
     said = verdict_section(
         bench,
         variant,

@@ -14,7 +14,7 @@ from circuitdiff.engine import IMPLEMENTATION, Model
 from circuitdiff.evaluation import Means, evaluate_circuits
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import path_effects
-from circuitdiff.models.checks import Check, at_most, difference, tolerance_of
+from circuitdiff.models.checks import Check, at_most, difference, log_prob_tolerance, step_of_logits, tolerance_of
 from circuitdiff.prompts import Pairs
 
 _NOISE = 20  # times: rounding is that much larger on some heads and prompts than on the few that measure it
@@ -39,8 +39,8 @@ def check_stage(model: Model, result: StageResult, pairs: Pairs, metric: str) ->
     worst = float((window.per_prompt[measured] - full.per_prompt[measured]).abs().max())
     largest, allowed = float(result.found.effects.nan_to_num().abs().max()), max(1e-3, tolerance_of(model.dtype))
     detail = f"stage {stage.name}, {len(senders)} heads x {len(few)} prompts, in units of the largest effect"
-    if largest <= 2 * result.found.noise_floor:  # no head has an effect: two executors' noise need not agree
-        largest = max(largest, _NOISE * result.found.noise_floor / allowed)
+    noise = max(result.found.noise_floor, step_of_logits(model.dtype))  # below which two executors need not agree
+    largest = max(largest, (_NOISE if largest <= 2 * noise else 2) * noise / allowed)
     value = worst / max(largest, 1e-30)
     return at_most("window executor vs full executor", model, value, allowed, detail)
 
@@ -54,7 +54,7 @@ def check_ablation(model: Model, circuits: Sequence[Circuit], pairs: Pairs, mean
         for a, b in zip(window, full, strict=True)
     )
     detail = f"{len(circuits)} circuits alone x {len(few)} prompts, relative log probability"
-    return at_most("window executor vs full executor", model, worst, max(1e-3, tolerance_of(model.dtype)), detail)
+    return at_most("window executor vs full executor", model, worst, log_prob_tolerance(model.dtype), detail)
 
 
 @torch.no_grad()

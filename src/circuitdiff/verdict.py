@@ -20,6 +20,7 @@ NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "t
 _SHOWN = 2  # reasons in the text; all of them stand beside it
 _OTHER = "a different circuit is at work"
 _MOVED = "other heads are at work, in groups that look and act alike"
+SHARED = "other heads that read the same keys and values"  # a control that says whether the group's own heads matter
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,15 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
     `evidence`: "base", "variant" and "scope" (texts), "failed_checks" (names; None: not run), "gain" (an interval with
     "n_scenarios"), and what was measured of
     "circuits": by ablation "base_own", "variant_own", "transfer" and "transfer_where_only_variant_right", the last with
-    "n" prompts;
-    "similarity": by measure "value", "retest" and "different"; "same_work": whether the groups' profiles are the same;
+    "n" scenarios;
+    "similarity": by measure "value", "retest" and "different"; "same_work": whether other heads have the groups' own
+    profiles ("moved"), on how many scenarios ("n_scenarios");
     "functions": by group "difference", "transferred" and "floor"; "unknown": the groups that carry nothing known;
     "measured": by section, the "scope" and "n_scenarios" of its own prompts, where these are not the gain's;
     "donor": which of the two models is asked for what it has more; the variant, unless it is surely worse.
     "cmap" and "graft": "parts", by part the credits of `shares.attribute`; of a graft also "controls", by part and
-    name, and "layers", by range of layers the credits. An interval is {"value", "low", "high"}, a credit as in
-    `shares.Credit`.
+    name, "also_touched", by part the query heads beyond its own that its keys and values serve, and "layers", by range
+    of layers the credits. An interval is {"value", "low", "high"}, a credit as in `shares.Credit`.
     """
     limits = thresholds or Thresholds()
     base, variant, gained = evidence["base"], evidence["variant"], evidence.get("gain")
@@ -79,15 +81,18 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
     subject = f"the part that {variant} lacks" if lacks else "the improved part"
     named = subject if lacks else "improved part"
     improved = f"{subject} is no head group: {best}" if best in NO_HEAD_GROUP else f"{named}: {best}"
-    visible = f"the gain is visible at {' and '.join(shown)}{cause}"
+    gained_or_lacked = f"what {variant} lacks" if lacks else "the gain"
+    visible = f"{gained_or_lacked} is visible at {' and '.join(shown)}{cause}"
+    caused = f"{gained_or_lacked} is caused in {deepest}"
     function = f"{_listed(list(evidence.get('functions') or {}))} the same function{_unknown(evidence)}"
-    other = _MOVED if evidence.get("same_work") else _OTHER
+    work = evidence.get("same_work") or {}
+    other = _MOVED if work.get("moved") and work["n_scenarios"] >= limits.scenarios else _OTHER
     claims = [
         ("better", "models", f"{variant} does the task better than {base}", [], [gain]),
         ("same_circuit", "ablations", "the same circuit is at work", [more], _same_circuit(evidence, limits), other),
         ("same_function", "masks", function, [more], _same_function(evidence, limits)),
         ("improved_part", "graft", improved, [more], _caused_by(best, evidence, limits)),
-        ("cause_layers", "layers", f"the gain is caused in {deepest}", [more], _caused_in(deepest, layers, limits)),
+        ("cause_layers", "layers", caused, [more], _caused_in(deepest, layers, limits)),
         ("visible_part", "cmap", visible, [more], _visible(shown, patched, limits)),
     ]
     return {
@@ -110,7 +115,7 @@ def _sentence(
 
     `contrary`: what a "no" says.
     """
-    measured = (evidence.get("measured") or {}).get("graft" if table == "layers" else table) or {}
+    measured = (evidence.get("measured") or {}).get(table) or {}
     n = measured.get("n_scenarios", (evidence.get("gain") or {}).get("n_scenarios", 0))
     closed = [each.reason for each in [*_trust(evidence, n, limits), *gate] if each.answer != "yes"]
     refuted = [each.reason for each in conditions if each.answer == "no"]
@@ -173,17 +178,15 @@ def _carries_over(what: str, found: Numbers | None, limits: Thresholds) -> _Cond
     """The base's circuit does what the variant's own does; that it does better says nothing against it."""
     n = (found or {}).get("n", limits.scenarios)
     if n < limits.scenarios:
-        return _open(f"{what}: there are only {n} such prompts, of at least {limits.scenarios}")
-    differs = _within(f"{what} differs from the variant's own", found, -limits.margin, limits.margin)
-    better = found is not None and differs.answer == "no" and _number(found["low"]) > 0
-    return _undecided(differs) if better else differs
+        return _open(f"{what}: there are only {n} such scenarios, of at least {limits.scenarios}")
+    return _as_good(f"{what} differs from the variant's own", found, limits.margin)
 
 
 def _same_function(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
     base, variant, conditions = evidence["base"], evidence["variant"], []
     for group, found in (evidence.get("functions") or {}).items():
         what = f"{base}'s mask of {group} in {variant} differs from {variant}'s own"
-        conditions.append(_within(what, found.get("difference"), -limits.margin, limits.margin))
+        conditions.append(_as_good(what, found.get("difference"), limits.margin))
         floor = f"the trained floor of {group}"
         conditions.append(_clearly_lower(floor, found.get("floor"), found.get("transferred")))
     return conditions or [_open("no component masks were carried over")]
@@ -211,7 +214,12 @@ def _caused_by(best: str, evidence: Numbers, limits: Thresholds) -> list[_Condit
     controls = (evidence["graft"].get("controls") or {}).get(best) or {}
     if not controls and best not in NO_HEAD_GROUP:
         conditions.append(_open(f"no controls of {best} were grafted"))
-    conditions += [_stays_below(f"the control {name} brings", each, limits.share) for name, each in controls.items()]
+    for name, each in controls.items():
+        below = _stays_below(f"the control {name} brings", each, limits.share)
+        conditions.append(_undecided(below) if name == SHARED else below)
+    touched = (evidence["graft"].get("also_touched") or {}).get(best)
+    if touched and SHARED not in controls:
+        conditions.append(_open(f"{len(touched)} {SHARED} were not grafted without {best}"))
     return conditions
 
 
@@ -284,6 +292,12 @@ def _within(what: str, found: Numbers | None, least: float, most: float) -> _Con
     )
 
 
+def _as_good(what: str, found: Numbers | None, margin: float) -> _Condition:
+    """Surely no other by more than the margin. To be surely better is not that, but says nothing against it."""
+    differs = _within(what, found, -margin, margin)
+    return _undecided(differs) if found is not None and _number(found.get("low")) > 0 else differs
+
+
 def _reaches(what: str, credit: Numbers, share: float) -> _Condition:
     return _judged(
         what,
@@ -307,8 +321,12 @@ def _stays_below(what: str, credit: Numbers, share: float) -> _Condition:
 def _alike(
     what: str, found: Numbers | None, retest: Numbers | None, different: Numbers | None, margin: float
 ) -> list[_Condition]:
-    """Surely no more than the margin below the retest, and above another circuit; surely neither is a "no"."""
-    low = _number((retest or {}).get("low"))
+    """No more than the margin below the retest, surely and on average, and above another circuit.
+
+    Surely neither is a "no".
+    """
+    low, mean = (_number((retest or {}).get(key)) for key in ("low", "value"))
+    value = _number((found or {}).get("value"))
     above = _clearly_lower(f"{what} with another circuit or by chance", different, found)
     if not isfinite(low):
         return [_open(f"{what}: no retest of one model on other prompts to compare with"), _undecided(above)]
@@ -316,7 +334,7 @@ def _alike(
         f"{what} is",
         found,
         f"to be surely within {margin:g} of the retest's {_printed(retest or {})}",
-        met=lambda own, _: own >= low - margin,
+        met=lambda own, _: own >= low - margin and value >= mean - margin,
         refuted=lambda _, high: high < low - margin,
     )
     both = reaches.answer == "no" and above.answer != "yes" and different is not None

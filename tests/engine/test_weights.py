@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from circuitdiff.engine.attention import AttentionCall, attend, expand_kv, handled_by
 from circuitdiff.engine.mixtures import same_weights
 from circuitdiff.engine.weights import Slice, complement, head_slices, sharing_heads, swapped
 from circuitdiff.errors import InputError
-from tiny_models import ARCHITECTURES, D_HEAD, N_HEADS, N_KV_HEADS, random_tokens, subject
+from tiny_models import ARCHITECTURES, D_HEAD, N_HEADS, N_KV_HEADS, as_model, random_tokens, randomise, subject
 from two_tiny_models import donor_of
 
 LAYER, HEADS = 1, [1, 5]
@@ -143,3 +146,17 @@ def test_where_one_group_has_all_of_a_parameter_and_another_some_nothing_of_it_i
     assert complement(module, [Slice("weight", 0, (0,)), Slice("weight", 0, (1, 2))], ["weight"]) == [
         Slice("weight", 0, (3,))
     ]
+
+
+def test_in_16_bits_the_same_entries_belong_to_a_head():
+    """A gradient in 16 bits is zero by accident here and there: of a thousand entries of the output's bias, say."""
+    config = GPT2Config(n_embd=1024, n_head=8, n_layer=3, n_inner=4, vocab_size=9, n_positions=16)
+    wide = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    randomise(wide)
+    narrow = copy.deepcopy(wide).to(torch.bfloat16)
+    models = [as_model("gpt2", module) for module in (wide, narrow)]
+    for layer in range(3):
+        for what in ("q", "k", "v", "o"):
+            expected, found = (head_slices(model, layer, HEADS, what) for model in models)
+            assert found == expected
+    assert all(p.grad is None and not p.requires_grad and p.dtype == torch.bfloat16 for p in narrow.parameters())

@@ -73,7 +73,7 @@ def test_a_model_at_zero_has_no_ratio_and_says_why():
     nothing = evaluation([1.0, 2.0, 1.0, 2.0])
     scores = ablation_scores(Ablated(FOUND.circuit, nothing, nothing), "hits")
     assert np.isnan(scores.ratio.value)
-    assert "may be zero" in str(scores.ratio.undefined)
+    assert "not surely above 0" in str(scores.ratio.undefined)
 
 
 def test_a_missing_mean_and_an_empty_group_are_refused():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_path_patching import logit_difference
 
 from circuitdiff.circuit import Group
 from circuitdiff.engine import Edit
@@ -12,6 +11,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from fake_pairs import fake_pairs
+from test_path_patching import logit_difference
 from tiny_models import subject
 
 ROLES = ["last", "query_label", "previous_query_label"]

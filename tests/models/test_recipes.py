@@ -45,6 +45,10 @@ def recipe(tmp_path):
     return write
 
 
+def test_a_recipes_base_is_relative_to_it(recipe, tmp_path):
+    assert read_recipe(recipe(base="./base")).base.source == str(tmp_path / "base")
+
+
 def test_a_recipe_makes_an_adapter_that_loads_and_scores_as_its_summary_says(recipe, tmp_path):
     path = recipe(test={"jsonl": "data.jsonl", "n_prompts": 10})
     heard = []

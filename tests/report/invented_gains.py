@@ -59,8 +59,8 @@ def gains() -> dict:
         "any_layer": credit(0.03125, 0.0625),
         "elsewhere": credit(-0.0625, -0.1875) | {"incompatible": True},
         "noise": None,
-        "same_layers": {"n": 4, "percentile": 100.0, "accuracies": [0.5, 0.53125, 0.5, None], "share": 0.0625}
-        | {"share_low": 0.0, "share_high": 0.125, "undefined": None},
+        "same_layers": credit(0.0078125, 0.0625)
+        | {"n": 4, "percentile": 100.0, "accuracies": [0.5, 0.53125, 0.5, None]},
         "n_prompts": 48,
     }
     patched = _entry(("alone", "left_out", "in_order", "shapley"))

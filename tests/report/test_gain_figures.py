@@ -147,12 +147,11 @@ def test_controls_are_drawn_beside_the_group_that_they_stand_in_for():
     results = gains()
     controls = results["cmap"][VARIANT]["controls"]["fetcher"]
     controls["noise"] = credit(0.015625, 0.05)
-    controls["same_layers"]["nothing"] = 0.5
     found = gain_figures(results)
     by_how = {row["how"]: row for row in drawn(found[gain_key(VARIANT, "to_base", "patched z")]) if "how" in row}
     assert by_how["control: noise"]["value"] == 0.015625
     random = by_how["control: random heads of its layers"]
-    assert (random["part"], random["value"]) == ("fetcher", pytest.approx(0.03125 / 3))
+    assert (random["part"], random["value"]) == ("fetcher", 0.0078125)
     for other in (GRAFTED, "patched z, single heads of fetcher"):
         rows = drawn(found[gain_key(VARIANT, "to_base", other)])
         assert not [row for row in rows if str(row.get("how")).startswith("control")]

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from two_tiny_folders import two_model_bench
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, evaluate_model
 from circuitdiff.heads import Head
 from circuitdiff.methods.cross_model import patch_across
-from circuitdiff.methods.graft import graft
+from circuitdiff.methods.graft import graft, graft_alone
 from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
 from circuitdiff.sections import cross_entries
 from circuitdiff.sections.cross_entries import cross_from, cross_record
@@ -28,7 +27,9 @@ from circuitdiff.sections.knockout import RANDOM, knockout_section, matrix_cell
 from circuitdiff.sections.verdict import failed_checks, transfer, verdict_section
 from circuitdiff.stages import Stages
 from circuitdiff.store import to_json
+from circuitdiff.verdict import SHARED
 from circuitdiff.workbench import Workbench
+from two_tiny_folders import two_model_bench
 
 FOUND = Circuit(
     {
@@ -173,7 +174,7 @@ def test_the_graft_section_holds_the_librarys_numbers(bench, gains):
     assert {"norms", "embeddings"} <= set(entry["unchanged"])
     assert entry["also_touched"]["fetcher"] == [[1, 2], [2, 0]]
     [(group, controls)] = entry["controls"].items()
-    assert set(controls) == {"random heads of any layer", "random heads of the same layers"}
+    assert set(controls) == {"random heads of any layer", "random heads of the same layers", SHARED}
     assert entry["heads"]["group"] == group
     drawn = controls["random heads of the same layers"]
     assert (drawn["n"], drawn["n_prompts"]) == (2, 4)
@@ -181,6 +182,22 @@ def test_the_graft_section_holds_the_librarys_numbers(bench, gains):
     assert entry["layers"]["order"] == list(split.order)
     for row, answers in zip(entry["layers"]["runs"], split.runs.values(), strict=True):
         assert row["log_prob"]["value"] == pytest.approx(float(answers.log_probs.mean()), abs=1e-4)
+
+
+def test_a_control_grafts_the_other_readers_of_the_groups_keys_and_values(tmp_path, gains, monkeypatch):
+    bench, asked = two_model_bench(tmp_path), []
+
+    def spy(donor, recipient, groups, *args, **kwargs):
+        asked.append([group.heads for group in groups])
+        return graft_alone(donor, recipient, groups, *args, **kwargs)
+
+    monkeypatch.setattr("circuitdiff.sections.graft.graft_alone", spy)
+    gains("tuned", bench.base)
+    entry = graft_section(bench, "tuned", FOUND, GRAFTING)["graft"]["tuned"]
+    [(group, controls)] = entry["controls"].items()
+    drawn, shared = asked
+    assert (len(drawn), shared) == (3, [tuple(Head(*place) for place in entry["also_touched"][group])])
+    assert SHARED in controls
 
 
 def test_without_a_gain_fewer_prompts_are_run_and_no_controls(bench):
@@ -263,12 +280,13 @@ def answers(hits: list[int], scenarios: list[int] | None = None) -> Evaluation:
     [
         ([0] * 20, [1] * 20, "yes"),  # blocking the key costs all, a random position nothing
         ([0] * 20, [0] * 20, "not established"),  # so does a random position
-        ([1] * 20, [1] * 20, "no"),
+        ([1] * 80, [1] * 80, "no"),
+        ([1] * 20, [1] * 20, "not established"),  # 20 prompts do not show that it would cost none of others
         ([1] * 18 + [0] * 2, [1] * 20, "not established"),
     ],
 )
 def test_information_flows_where_blocking_costs_more_than_a_random_position(blocked, control, answer):
-    cell = matrix_cell("last", "object", answers([1] * 20), answers(blocked), answers(control), margin=0.05)
+    cell = matrix_cell("last", "object", answers([1] * len(blocked)), answers(blocked), answers(control), margin=0.05)
     assert cell["answer"] == answer
     assert matrix_cell("a", "b", answers([1]), None, None, 0.05)["answer"] is None
 
@@ -283,7 +301,12 @@ def test_controls_are_shares_of_the_gain_and_random_groups_have_a_percentile():
     entry = random_entry(donor, nothing, half, drawn)
     assert entry["percentile"] == pytest.approx(87.5)  # beats three, ties with one
     assert entry["share"] == pytest.approx(np.mean([0, 0.1, 0.2, 0.5]))
-    assert entry["share_high"] == pytest.approx(np.quantile([0, 0.1, 0.2, 0.5], 0.975))
+    bounds = [control_entry(donor, nothing, each) for each in drawn]  # of each group, over prompts
+    assert entry["share_low"] == pytest.approx(np.quantile([each["share_low"] for each in bounds], 0.025))
+    assert entry["share_high"] == pytest.approx(np.quantile([each["share_high"] for each in bounds], 0.975))
+    alone = random_entry(donor, nothing, half, drawn[3:])
+    assert (alone["share"], alone["n_scenarios"]) == (pytest.approx(0.5), 20)
+    assert alone["share_low"] < 0.45 < 0.55 < alone["share_high"], "one group's share is no surer than its prompts"
     none = random_entry(nothing, nothing, half, drawn)
     assert none["share"] is None
     assert "covers 0" in none["undefined"]
@@ -297,7 +320,9 @@ def test_transfer_is_the_difference_of_normalised_faithfulness():
     among = np.array([False] * 4 + [True] * 4 + [False] * 2)
     only = transfer(model, base, own, ablated, among)
     assert (only["value"], only["n"]) == (pytest.approx((1 - 3) / 4), 4)
-    assert transfer(model, base, own, ablated, np.arange(10) == 5)["note"] == "there are 1 such prompts"
+    assert transfer(model, base, own, ablated, np.arange(10) == 5)["note"] == "there are 1 such scenarios"
+    paired = answers([1] * 8 + [0] * 2, scenarios=[0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    assert transfer(paired, base, own, ablated, among)["n"] == 2
 
 
 def test_the_verdict_says_nothing_on_so_few_prompts_and_says_on_how_many(bench):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from circuitdiff.sections.evidence import functions_evidence, groups_without_function, same_work, similarity_evidence
+from circuitdiff.sections.evidence import (
+    functions_evidence,
+    groups_without_function,
+    mask_cells,
+    same_work,
+    similarity_evidence,
+)
 
 
 def carried(above_floor: float, *, carries: bool = True) -> dict[str, Any]:
@@ -67,16 +73,38 @@ def profile(base: str, variant: str, attention: float, effect: float) -> dict[st
     return {"base": base, "variant": variant} | named
 
 
+def compared(rows: list[dict[str, Any]], shared: float = 0.3) -> dict[str, Any]:
+    jaccard = [{"k": 5} | likeness(0.9, 0.9, 0.9), {"k": 6} | likeness(shared, 0.75, 0.7)]
+    stage = {"stage": "fetcher", "n_chosen": [5, 6], "jaccard": jaccard}
+    return {"overlap": {"tuned": {"stages": [stage], "moved": rows, "n_scenarios": 70}}}
+
+
 def test_groups_do_the_same_work_if_each_is_surely_most_like_its_namesake():
-    same = [profile("a", "a", 0.9, 0.95), profile("b", "b", 0.8, 0.9)]
+    same = [profile("a", "a", 0.95, 0.95), profile("b", "b", 0.92, 0.95)]
     others = [profile("a", "b", 0.5, 0.2), profile("b", "a", 0.5, 0.2)]
-    judged = lambda rows: same_work({"overlap": {"tuned": {"moved": rows}}}, "tuned")  # noqa: E731
+    judged = lambda rows: same_work(compared(rows), "tuned")["moved"]  # noqa: E731
     assert judged([*same, *others])
-    assert not judged([*same, others[0], profile("b", "a", 0.65, 0.2)])  # it may look like the other group
-    assert not judged([same[0], profile("b", "b", 0.8, 0.3), *others])  # it may act like the other group
+    assert not judged([*same, others[0], profile("b", "a", 0.75, 0.2)])  # it may look like the other group
+    assert not judged([same[0], profile("b", "b", 0.92, 0.3), *others])  # it may act like the other group
+    assert not judged([same[0], profile("b", "b", 0.89, 0.95), *others])  # most like it, but not surely alike
     assert not judged([same[0], *others])  # the variant's circuit has no such group
     assert not judged(same[:1])  # nothing to tell it from
     assert not judged([])
+    assert same_work({}, "tuned") == {"moved": False, "n_scenarios": 0}
+
+
+def test_heads_that_are_common_have_not_moved():
+    rows = [profile("a", "a", 0.95, 0.95), profile("b", "b", 0.95, 0.95), profile("a", "b", 0.5, 0.2)]
+    rows.append(profile("b", "a", 0.5, 0.2))
+    assert same_work(compared(rows), "tuned") == {"moved": True, "n_scenarios": 70}
+    assert not same_work(compared(rows, shared=0.55), "tuned")["moved"]  # not surely fewer than a retest shares
+
+
+def test_masks_of_base_and_variant_are_counted_together():
+    cells = [{"n_scenarios": n} for n in (1, 2, 3)]
+    models = {"base": {"fetcher": {"object": cells[0]}}, "tuned": {"fetcher": {"object": cells[1]}}, "other": {}}
+    assert mask_cells({"functions": {"base": models}}, "base", "tuned") == cells[:2]
+    assert mask_cells({}, "base", "tuned") == []
 
 
 def likeness(between: float, base: float, variant: float) -> dict[str, Any]:

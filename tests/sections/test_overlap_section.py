@@ -47,7 +47,7 @@ def test_edges_and_profiles_are_measured_in_every_model(results):
     found = results["overlap"]
     assert list(found) == ["tuned", "plain"]
     assert set(found["plain"]) == {"edges", "profiles"}
-    assert set(found["tuned"]) == {"edges", "profiles", "groups", "stages", "not_run", "moved"}
+    assert set(found["tuned"]) == {"edges", "profiles", "groups", "stages", "not_run", "moved", "n_scenarios"}
     for entry in found.values():
         assert {(edge["sender"], edge["receiver"], edge["via"]) for edge in entry["edges"]} >= {("fetcher", None, None)}
         for edge, of_base in zip(entry["edges"], found["tuned"]["edges"], strict=True):

@@ -8,18 +8,19 @@ in any order, and weights stored either way round are all found alike.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from circuitdiff.engine.attention import AttentionCall, expand_kv, handled_by
 from circuitdiff.engine.attention_edits import edited_output
 from circuitdiff.engine.model import Model
-from circuitdiff.engine.replay import embed, run_layer
+from circuitdiff.engine.replay import embed
 from circuitdiff.errors import InputError
 
 Projection = Literal["q", "k", "v", "o"]
@@ -97,16 +98,16 @@ def complement(module: nn.Module, slices: Sequence[Slice], among: Sequence[str])
 def _swapped(own: nn.Parameter, theirs: nn.Parameter, part: Slice) -> Iterator[None]:
     if part.axis is None:
         before = own.data
-        own.data = theirs.data.to(own.device)
         try:
+            own.data = theirs.data.to(own.device)
             yield
         finally:
             own.data = before
         return
     index = torch.tensor(part.index, device=own.device)
     before = own.data.index_select(part.axis, index)
-    own.data.index_copy_(part.axis, index, _entries(theirs, part).to(own.device))
     try:
+        own.data.index_copy_(part.axis, index, _entries(theirs, part).to(own.device))
         yield
     finally:
         own.data.index_copy_(part.axis, index, before)
@@ -160,24 +161,41 @@ def _refusal(model: Model, layer: int, projection: Projection, why: str) -> Inpu
 def _touched(
     model: Model, layer: int, heads: Sequence[int], projection: Projection, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """By parameter, which entries change what these heads compute from random numbers: those with a gradient."""
+    """By parameter, which entries change what these heads compute from random numbers: those with a gradient.
+
+    In double precision: in 16 bits a gradient that is a sum of two terms is exactly zero now and then.
+    """
     g = torch.Generator().manual_seed(layer)
-    wanted = list(parameters.values())
-    with torch.enable_grad(), _differentiable(wanted):
-        computed = _computed(model, layer, heads, projection, g)
-        total = (computed * _random(computed.shape, g, computed)).sum()
+    of_layer = {id(parameter): name for name, parameter in model.layers[layer].named_parameters()}
+    attention = {of_layer[id(p)]: p.detach().double().requires_grad_() for p in model.attentions[layer].parameters()}
+    wanted = [attention[of_layer[id(parameter)]] for parameter in parameters.values()]
+    with torch.enable_grad():
+        computed = _computed(model, layer, heads, projection, attention, g)
+        total = (computed * _random(computed.shape, g).to(computed.device)).sum()
         found = torch.autograd.grad(total, wanted, allow_unused=True)
     nothing = [torch.zeros_like(parameter, dtype=torch.bool) for parameter in wanted]
     touched = [zero if slope is None else slope != 0 for zero, slope in zip(nothing, found, strict=True)]
     return dict(zip(parameters, touched, strict=True))
 
 
+class _Enough(Exception):
+    """The attention has run; what follows it in the layer need not."""
+
+
 def _computed(
-    model: Model, layer: int, heads: Sequence[int], projection: Projection, generator: torch.Generator
+    model: Model,
+    layer: int,
+    heads: Sequence[int],
+    projection: Projection,
+    weights: Mapping[str, Tensor],
+    generator: torch.Generator,
 ) -> Float[Tensor, "*any"]:
-    """q, k or v of the heads when the layer reads random numbers; or what it writes when only they have a z."""
+    """q, k or v of the heads when the layer reads random numbers; or what it writes when only they have a z.
+
+    `weights`: the attention's, by their names in the layer.
+    """
     resid, keywords = embed(model, torch.zeros(1, 2, dtype=torch.long))
-    hidden = _random(resid.shape, generator, resid)
+    hidden = _random(resid.shape, generator).to(resid.device)
     calls: list[AttentionCall] = []
     written: list[Tensor] = []
 
@@ -185,32 +203,23 @@ def _computed(
         calls.append(call)
         z = torch.zeros_like(call.q).transpose(1, 2)
         if projection == "o":
-            z = z.index_copy(2, torch.tensor(list(heads), device=z.device), _random(z[:, :, heads].shape, generator, z))
+            shape = z[:, :, heads].shape
+            z = z.index_copy(2, torch.tensor(list(heads), device=z.device), _random(shape, generator).to(z.device))
         return z.detach()
 
     def keep(output: Tensor) -> Tensor:
         written.append(output)
-        return output
+        raise _Enough
 
-    with handled_by(handler), edited_output(model.attentions[layer], keep):
-        run_layer(model.layers[layer], hidden, keywords[layer])
+    module = model.layers[layer]
+    others = {name: p.detach().double() for name, p in module.named_parameters() if name not in weights and p.dim() < 2}
+    with handled_by(handler), edited_output(model.attentions[layer], keep), suppress(_Enough):
+        functional_call(module, {**others, **weights}, (hidden,), dict(keywords[layer]))
     if projection == "o":
         return written[0]
     values = {"q": calls[0].q, "k": calls[0].k, "v": calls[0].v}[projection]
     return expand_kv(values, model.n_heads)[:, list(heads)]
 
 
-def _random(shape: torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
-
-
-@contextmanager
-def _differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    before = [parameter.requires_grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter, flag in zip(parameters, before, strict=True):
-            parameter.requires_grad_(flag)
+def _random(shape: torch.Size, generator: torch.Generator) -> Float[Tensor, "*any"]:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)

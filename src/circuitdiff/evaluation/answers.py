@@ -27,8 +27,8 @@ class Evaluation:
 
     hits: Bool[Tensor, " prompt"]  # the most likely token of the whole vocabulary is the answer
     predictions: Int[Tensor, " prompt"]
-    logit_differences: Float[Tensor, " prompt"]
-    log_probs: Float[Tensor, " prompt"]
+    logit_differences: Float[Tensor, " prompt"]  # the answer's logit minus that of the best other listed answer
+    log_probs: Float[Tensor, " prompt"]  # of the answer, over the whole vocabulary, in nats
     scenarios: Int[Tensor, " prompt"]
 
     def select(self, prompts: Int[Tensor, " chosen"]) -> Evaluation:

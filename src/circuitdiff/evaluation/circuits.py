@@ -25,7 +25,8 @@ def evaluate_circuit(
 
     Instead of means: "resample", each head's z in the counterfactual prompt, at the same slot; or "zero".
 
-    Raises: InputError if the circuit names a head that the model lacks or a role that the task lacks.
+    Raises: InputError if the circuit names a head that the model lacks or a role that the task lacks, or a prompt has
+    a slot of which there is no mean.
     """
     return evaluate_circuits(model, [circuit], pairs, means, executor)[0]
 
@@ -46,6 +47,8 @@ def evaluate_circuits(
 
     What they have in common is computed once, and what several calls have in common, too, if they are given the same
     `shared`.
+
+    Raises: InputError as `evaluate_circuit` does.
     """
     for circuit in circuits:
         circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)

@@ -92,7 +92,7 @@ def _shared_constants(
 ) -> Float[Tensor, " layer 1 pos head d_head"]:
     if isinstance(replacement, Means):
         values = replacement.values
-        return values[slots.to(values.device)].transpose(0, 1)[:, None]
+        return values[slots.to(values.device)].transpose(0, 1)[:, None].to(model.device, model.dtype)
     shape = (model.n_layers, 1, len(slots), model.n_heads, model.d_head)
     return torch.zeros(shape, dtype=model.dtype, device=model.device)
 

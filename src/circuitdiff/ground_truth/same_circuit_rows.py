@@ -12,6 +12,7 @@ from circuitdiff.ground_truth.rows import Row, exactly
 from circuitdiff.ground_truth.subjects import NAME_BINDERS, PLAN, Sizes
 from circuitdiff.models.planted import build_planted
 from circuitdiff.sections.circuit_settings import OverlapSettings
+from circuitdiff.sections.cross_settings import VerdictSettings
 from circuitdiff.sections.discovery import Found, discovery_section
 from circuitdiff.sections.evidence import similarity_evidence
 from circuitdiff.sections.overlap import overlap_section
@@ -35,7 +36,7 @@ def same_circuit_rows(names: Sequence[str], sizes: Sizes, folder: Path) -> list[
     for name in names:
         bench.add(overlap_section(bench, name, maps, OverlapSettings()))
         similarity = similarity_evidence(bench.results, name)
-        bench.add(verdict_section(bench, name, circuits, study.verdict, similarity=similarity))
+        bench.add(verdict_section(bench, name, circuits, study.verdict or VerdictSettings(), similarity=similarity))
     return [same_circuit_row(name, bench.results["verdict"][name]["sentences"]) for name in names]
 
 

@@ -67,7 +67,7 @@ class Scores:
 def ablation_scores(found: Ablated, quantity: Quantity) -> Scores:
     """Accuracy (of hits), mean probability or mean logit difference, with intervals over scenarios.
 
-    A ratio is undefined where its denominator may be zero, and says so.
+    A ratio is undefined where its denominator is not surely above 0, and says so.
     """
     scenarios = found.model.scenarios.numpy()
     circuit, model, ablated = (

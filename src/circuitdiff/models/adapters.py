@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, first_line
 from circuitdiff.models.checks import Check, difference, refuse_failures, tolerance_of
 from circuitdiff.models.family_registry import embedded_adapter
 from circuitdiff.models.structure import probe_tokens
@@ -41,7 +41,7 @@ def adapter_folder(source: str | Path) -> Path:
 
     Raises: InputError if there is none, or the folder lacks the adapter's settings or weights.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = embedded_adapter(str(source)) or _downloaded(str(source))
     missing = [part for part in ("adapter_config.json",) if not (folder / part).is_file()]
@@ -58,7 +58,7 @@ def _downloaded(hub_id: str) -> Path:
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError) as error:
         raise InputError(
             f"no adapter {hub_id!r}: it is not a folder, not an embedded adapter, and the hub has none or could not "
-            f"be reached ({_first_line(error)})"
+            f"be reached ({first_line(error)})"
         ) from error
 
 
@@ -107,7 +107,7 @@ def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         with torch.random.fork_rng(devices=[]):  # peft fills the deltas from the global generator first
             adapted = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
-        raise InputError(f"adapter {folder} does not fit this model: {_first_line(error)}") from error
+        raise InputError(f"adapter {folder} does not fit this model: {first_line(error)}") from error
     _check_keys(folder, weights, get_peft_model_state_dict(adapted, save_embedding_layers=False))
     rest = set_peft_model_state_dict(adapted, weights)
     landed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -120,7 +120,7 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], PeftConfig]:
     try:
         return load_peft_weights(str(folder), device="cpu"), PeftConfig.from_pretrained(str(folder))
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, EOFError, RuntimeError) as error:
-        raise InputError(f"cannot read the adapter {folder}: {_first_line(error)}; copy it again") from error
+        raise InputError(f"cannot read the adapter {folder}: {first_line(error)}; copy it again") from error
 
 
 def _check_keys(folder: Path, weights: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
@@ -144,7 +144,3 @@ def _refuse(folder: Path, what: str, keys: Iterable[str]) -> None:
             f"adapter {folder} was not made for this model: the model {what} {', '.join(found[:3])}{more}; "
             f"give the base model that it was trained on"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

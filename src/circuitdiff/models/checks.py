@@ -48,6 +48,19 @@ def tolerance_of(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 3e-2)
 
 
+def log_prob_tolerance(dtype: torch.dtype) -> float:
+    """How far two correct edited runs may lie apart in log probabilities, relative to the largest one, or to 1 nat.
+
+    At least two steps of the largest logits.
+    """
+    return max(1e-3, tolerance_of(dtype), 2 * step_of_logits(dtype))
+
+
+def step_of_logits(dtype: torch.dtype) -> float:
+    """The distance of neighbouring numbers from 16 to 32, where the largest logits lie."""
+    return 16 * torch.finfo(dtype).eps
+
+
 def refuse_failures(checks: list[Check]) -> None:
     """Raises: CheckError naming every check that failed."""
     failed = [f"{c.name} ({c.detail}): {c.value:.3g}, allowed {c.tolerance:.3g}" for c in checks if not c.passed]

@@ -33,14 +33,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from transformers.utils import logging
 
 from circuitdiff.engine import Model
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, first_line
 from circuitdiff.models.adapters import adapter_folder, merge_adapter
 from circuitdiff.models.checks import Check, difference, tolerance_of
 from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter, sha256_of
 from circuitdiff.models.in_memory import origin_in, sharing_weights, with_first_adapters
+from circuitdiff.models.placement import dtype_named, placed_on
 from circuitdiff.models.structure import probe_tokens
 
-_DTYPES = ("float32", "float64", "float16", "bfloat16")
 _UNREADABLE = (
     *(OSError, ValueError, RuntimeError, KeyError, IndexError, EOFError),
     *(SafetensorError, StrictDataclassError, struct.error),
@@ -92,13 +92,13 @@ def read_source(
     """The decoder at `source` with `adapters` (PEFT folders or embedded adapters' names) merged in, in order.
 
     `source` is a family name, a folder, a `.gguf` file or a hub id, looked for in this order. `device` is one of
-    torch's, or "auto" to spread the layers over all devices. If the wanted model is one of `like`, which are in
+    torch's, or "auto" for the first of CUDA if there is one. If the wanted model is one of `like`, which are in
     memory, with further adapters, only these are read, and whatever they leave alone is shared with that one.
 
     Raises: InputError if there is no such source, it is not a causal decoder, is damaged, incomplete, or lacks its
     tokenizer, or an adapter does not fit; CheckError if an adapter changes nothing or does not merge exactly.
     """
-    torch_dtype, placed = _dtype(dtype), _device(device)
+    torch_dtype, placed = dtype_named(dtype), placed_on(device)
     member = MEMBERS.get(str(source))
     own = [] if member is None else [_embedded(name) for name in member.adapters]
     folders, merged = [*own, *map(adapter_folder, adapters)], list[dict[str, Any]]()
@@ -113,7 +113,7 @@ def read_source(
             model, tokenizer, origin = _read_packaged(member.origin, torch_dtype, placed)
         else:
             model, tokenizer = member.origin.build(torch_dtype)
-            model.to("cpu" if device == "auto" else device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            model.to(placed[""] if placed else "cpu")  # pyright: ignore[reportArgumentType, reportCallIssue]
             origin = {"kind": "built"}
         model, checks, more = _with_adapters(model, folders[len(merged) :])
     model.eval().requires_grad_(False)
@@ -163,26 +163,6 @@ def _with_adapters(
     return model, tuple(checks), merged
 
 
-def _dtype(name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        raise InputError(f"unknown dtype {name!r}: choose one of {', '.join(_DTYPES)}")
-    return getattr(torch, name)
-
-
-def _device(name: str) -> str | dict[str, str] | None:
-    """What transformers is told about where the weights go."""
-    if name == "auto":
-        return "auto"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"cannot use device {name!r} ({_first_line(error)}): choose cpu, auto, or a device that this torch has, "
-            f"like cuda or cuda:1"
-        ) from error
-    return None if name == "cpu" else {"": name}
-
-
 def _embedded(name: str) -> Path:
     folder = embedded_adapter(name)
     if folder is None:
@@ -214,7 +194,7 @@ def _gguf(path: Path) -> _Place:
 
 
 def _read_packaged(
-    packaged: PackagedFile, dtype: torch.dtype, device_map: str | dict[str, str] | None
+    packaged: PackagedFile, dtype: torch.dtype, device_map: dict[str, str] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """The model in a packaged GGUF file."""
     place, path = _converted(packaged)
@@ -262,7 +242,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _read(
-    place: _Place, dtype: torch.dtype, device_map: str | dict[str, str] | None
+    place: _Place, dtype: torch.dtype, device_map: dict[str, str] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     config = _read_config(place)
     _check_decoder(place, config)
@@ -291,12 +271,12 @@ def _hub_error(place: _Place, error: BaseException) -> InputError:
         )
     return InputError(
         f"no model {place.path!r}: it is not a folder, not a .gguf file, not a family member "
-        f"({', '.join(MEMBERS)}), and neither the hub's cache nor the hub gave it ({_first_line(error)})"
+        f"({', '.join(MEMBERS)}), and neither the hub's cache nor the hub gave it ({first_line(error)})"
     )
 
 
 def _damaged(place: _Place, error: BaseException) -> InputError:
-    return InputError(f"cannot read {place}: damaged, incomplete or unknown to transformers ({_first_line(error)})")
+    return InputError(f"cannot read {place}: damaged, incomplete or unknown to transformers ({first_line(error)})")
 
 
 def _check_decoder(place: _Place, config: PreTrainedConfig) -> None:
@@ -313,7 +293,7 @@ def _read_tokenizer(place: _Place) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
     except (*_UNREADABLE, ImportError, TypeError, AttributeError) as error:
         raise InputError(
-            f"cannot read a tokenizer from {place} ({_first_line(error)}): put its tokenizer.json beside config.json"
+            f"cannot read a tokenizer from {place} ({first_line(error)}): put its tokenizer.json beside config.json"
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"the tokenizer at {place} knows no words: put its tokenizer.json beside config.json")
@@ -321,7 +301,7 @@ def _read_tokenizer(place: _Place) -> PreTrainedTokenizerBase:
 
 
 def _read_weights(
-    place: _Place, config: PreTrainedConfig, dtype: torch.dtype, device_map: str | dict[str, str] | None
+    place: _Place, config: PreTrainedConfig, dtype: torch.dtype, device_map: dict[str, str] | None
 ) -> PreTrainedModel:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
@@ -334,7 +314,7 @@ def _read_weights(
             ignore_mismatched_sizes=True,
         )
     except torch.OutOfMemoryError as error:
-        raise InputError(f"{place} does not fit into memory: use a 16-bit dtype or device='auto'") from error
+        raise InputError(f"{place} does not fit into memory: use a 16-bit dtype or a larger device") from error
     except (*_UNREADABLE, ImportError) as error:
         raise _damaged(place, error) from error
     mismatched = [f"{key} ({list(file)}, not {list(own)})" for key, file, own in info["mismatched_keys"]]
@@ -388,7 +368,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

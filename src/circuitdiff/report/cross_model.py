@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import altair as alt
-import numpy as np
 
 from circuitdiff.report.accuracy import among_random
 from circuitdiff.report.look import CATEGORIES, INK, MUTED, Figure, finish, inline
@@ -250,21 +249,7 @@ def _worse(results: dict, variant: str) -> str | None:
 def _among(entry: dict) -> tuple[str, dict]:
     beaten = f"{number(entry.get('percentile')).split('.')[0]} of 100"
     said = f"{entry.get('n')} random groups of its layers (the group is above {beaten})"
-    return said, entry | _mean_of_random(entry)
-
-
-def _mean_of_random(entry: dict) -> dict:
-    """What random groups add on average, and the middle 95 % of them, over the recipient without any."""
-    nothing = finite(entry.get("nothing"))
-    accuracies = [a for a in map(finite, entry.get("accuracies") or []) if a is not None]
-    if nothing is None or not accuracies:
-        return {}
-    low, high = np.quantile(accuracies, [0.025, 0.975])
-    return {
-        "value": float(np.mean(accuracies)) - nothing,
-        "low": float(low) - nothing,
-        "high": float(high) - nothing,
-    }
+    return said, entry
 
 
 def _note(credit: dict) -> str:

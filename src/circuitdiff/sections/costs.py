@@ -203,7 +203,7 @@ class _Costs:
         parts = [stage.name for stage in self._main.stages] + ["other heads", "mlps"]
         ranges = [str(i) for i in range(1 + len((0,) if wanted.layers is None else wanted.layers))]
         runs = len(needed_subsets(parts)) + len(needed_subsets(ranges)) - 2  # both have the donor and the recipient
-        n_controls = wanted.control_prompts * (wanted.random_groups + 1 if wanted.random_groups else 0)
+        n_controls = wanted.control_prompts * (wanted.random_groups + 2 if wanted.random_groups else 0)
         n = len(self.study.variants) * (wanted.prompts * runs + n_controls)
         return Part("grafts", n, self.work.passes(n * _GRAFTED))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.models.checks import Check, at_most, tolerance_of
+from circuitdiff.models.checks import Check, at_most, log_prob_tolerance
 from circuitdiff.store import Record
 from circuitdiff.workbench import Subject, Workbench
 
@@ -26,7 +26,7 @@ def check_executors(
     def compute() -> Record:
         window, full = (torch.stack([each.log_probs for each in run(name)]) for name in ("window", "full"))
         worst = float((window - full).abs().max() / full.abs().max().clamp(min=1.0))
-        tolerance = max(1e-3, tolerance_of(subject.model.dtype))
+        tolerance = log_prob_tolerance(subject.model.dtype)
         detail = f"{title}: {len(full)} runs x {full.shape[1]} prompts, relative log probability"
         check = at_most("window executor vs full executor", subject.model, worst, tolerance, detail)
         return Record({}, check.to_dict())
@@ -39,6 +39,6 @@ def check_itself(bench: Workbench, subject: Subject, title: str, noise_floor: fl
 
     Raises: CheckError if it does not.
     """
-    tolerance = max(1e-3, tolerance_of(subject.model.dtype))
+    tolerance = log_prob_tolerance(subject.model.dtype)
     value = noise_floor / max(1.0, float(answers.log_probs.abs().max()))
     bench.keep([at_most("a recipient given its own activations", subject.model, value, tolerance, title)])

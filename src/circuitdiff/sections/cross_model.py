@@ -86,6 +86,7 @@ def cross_model_section(
         entry["heads"] = {"group": best} | heads[first]
     if settings.random_groups and between.gains:
         entry["controls"] = patching.controls(donor, recipient)
+    del donor  # the workbench keeps two models, which must not be three
     for name in settings.null_donors if between.recipient == bench.base else ():
         found = with_fields(patching, gains=False).entries(bench.subject(name), recipient, [first])
         entry.setdefault("null_donors", {})[name] = found[first]

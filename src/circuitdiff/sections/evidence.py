@@ -9,6 +9,7 @@ Results = Mapping[str, Any]
 
 _BOUNDS: tuple[str, ...] = ("value", "low", "high")
 _PROFILES = ("attention", "effect")
+_ALIKE = 0.8  # cosine of two profiles, above which they are called alike
 
 
 def similarity_evidence(results: Results, variant: str) -> dict[str, Any]:
@@ -34,20 +35,30 @@ def _alike(measured: Mapping[str, Any], different: Mapping[str, Any] | None) -> 
     return {"value": measured["between"], "retest": retest, "different": different}
 
 
-def same_work(results: Results, variant: str) -> bool:
-    """Whether each group of the base looks and acts surely more like its namesake in the variant's own circuit.
+def same_work(results: Results, variant: str) -> dict[str, Any]:
+    """Whether other heads do the same work in the variant ("moved"), and on how many scenarios that was seen.
 
-    More, that is, than like any other group of it: then other heads do the same work.
+    They do if at some stage fewer of the strongest heads are common than one model repeats, surely, and each group of
+    the base looks and acts like its namesake in the variant's own circuit, and surely more than like any other of it.
     """
-    rows = ((results.get("overlap") or {}).get(variant) or {}).get("moved") or []
+    entry = (results.get("overlap") or {}).get(variant) or {}
+    rows = entry.get("moved") or []
     groups = dict.fromkeys(row["base"] for row in rows)
-    return len(groups) > 1 and all(_like_its_namesake(group, rows, how) for group in groups for how in _PROFILES)
+    alike = len(groups) > 1 and all(_like_its_namesake(group, rows, how) for group in groups for how in _PROFILES)
+    others = any(_surely_fewer(stage) for stage in entry.get("stages") or [])
+    return {"moved": alike and others, "n_scenarios": entry.get("n_scenarios", 0)}
+
+
+def _surely_fewer(stage: Mapping[str, Any]) -> bool:
+    """Whether base and variant share surely fewer of their strongest heads than either shares with itself."""
+    shared = next((each for each in stage["jaccard"] if each["k"] == max(stage["n_chosen"])), None)
+    return shared is not None and shared["between"]["high"] < min(shared[model]["low"] for model in ("base", "variant"))
 
 
 def _like_its_namesake(group: str, rows: Sequence[Mapping[str, Any]], how: str) -> bool:
     alike = {row["variant"]: row[how] for row in rows if row["base"] == group}
     own, others = alike.get(group), [each["high"] for name, each in alike.items() if name != group]
-    return own is not None and bool(others) and own["low"] > max(others)
+    return own is not None and bool(others) and own["low"] > max(_ALIKE, *others)
 
 
 def functions_evidence(results: Results, base: str, variant: str) -> dict[str, Any]:
@@ -71,6 +82,13 @@ def functions_evidence(results: Results, base: str, variant: str) -> dict[str, A
             "floor": (cell.get("controls") or {}).get("shuffled"),
         }
     return found
+
+
+def mask_cells(results: Results, base: str, variant: str) -> list[Mapping[str, Any]]:
+    """Every mask of the base's circuit in base and variant, as results.json has them."""
+    models = (results.get("functions") or {}).get(base) or {}
+    groups = [cells for model in (base, variant) for cells in (models.get(model) or {}).values()]
+    return [cell for cells in groups for cell in cells.values()]
 
 
 def groups_without_function(results: Results, base: str) -> list[str]:

@@ -36,7 +36,8 @@ def functions_section(
     bench.keep([here.check(group) for group in tested.groups])
     entries: dict[str, dict[str, Any]] = {group: {} for group in tested.groups}
     for group, wanted in here.all:
-        entries[group][title_of(wanted)] = dict(here.fit(group, wanted).data)
+        cell = here.fit(group, wanted)
+        entries[group][title_of(wanted)] = cell.data | {"n_scenarios": len(cell.tensors["scenarios"].unique())}
     found = {cell: there.fit(*cell) for cell in here.all}
     for (group, wanted), record in found.items() if model != home else ():
         entries[group][title_of(wanted)]["transferred"] = here.transferred(group, wanted, record)

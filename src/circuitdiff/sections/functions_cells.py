@@ -14,7 +14,7 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit
 from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, fit_shared
-from circuitdiff.models.checks import Check, at_most, difference, tolerance_of
+from circuitdiff.models.checks import Check, at_most, difference, log_prob_tolerance
 from circuitdiff.sections.functions_entry import fit_record, redraw_entry, transfer_entry
 from circuitdiff.sections.functions_settings import FILE, FunctionSettings
 from circuitdiff.store import Record
@@ -142,7 +142,7 @@ class Cells:
             with torch.no_grad():
                 worst = difference(logits("window"), logits("full"))
             detail = f"{title}: {_FEW} prompts, half patched, logit of the target"
-            tolerance = max(1e-3, tolerance_of(model.dtype))
+            tolerance = log_prob_tolerance(model.dtype)
             return Record({}, at_most("window executor vs full executor", model, worst, tolerance, detail).to_dict())
 
         return Check(**self._subject.stages.kept(title, self._key(group, wanted), compute).data)
@@ -157,7 +157,7 @@ class Cells:
 
     def _options(self, group: str) -> MaskOptions:
         sweep = self._settings.sweep
-        chosen = None if sweep is None else sweep.group or next(iter(self._circuit.groups))
+        chosen = (sweep.group or next(iter(self._circuit.groups))) if sweep else None
         swept = group == chosen and self.model == self._home
         return self._settings.options(self._bench.settings.seed, swept=swept)
 

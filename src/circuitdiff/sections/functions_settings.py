@@ -28,7 +28,10 @@ class RedrawSettings(Settings):
 
 
 class FunctionSettings(Settings):
-    """See `MaskOptions` and `Training`. The paper's sizes are train 1000, validation 500, test 500."""
+    """See `MaskOptions` and `Training`; here one seed unless swept, and fewer random groups and control triples.
+
+    The paper's sizes are train 1000, validation 500, test 500.
+    """
 
     desiderata: tuple[str, ...] | None = Field(default=None, min_length=1)  # names, or JSONL files; None: the main ones
     circuits: tuple[str, ...] | None = None  # found ones go by their model's name; None: every model's own
@@ -49,7 +52,7 @@ class FunctionSettings(Settings):
     minimum: float = Field(default=0.05, ge=0)  # a group carries what lifts accuracy by so much above the floor, surely
     random_groups: int = Field(default=3, ge=0)
     control_triples: int = Field(default=100, ge=1)  # of the test triples
-    sweep: SweepSettings | None = Field(default_factory=SweepSettings)
+    sweep: SweepSettings | Literal[False] | None = Field(default_factory=SweepSettings)  # false or null: none
     redraw: RedrawSettings = Field(default_factory=RedrawSettings)
     memory_gb: float = Field(default=2.0, gt=0)  # for the base prompts' clean runs; what does not fit runs anew
 

@@ -18,6 +18,8 @@ from circuitdiff.sections.entries import interval_entry
 from circuitdiff.shares import ALONE, Attribution, Subset, attribute
 from circuitdiff.statistics import mean_interval
 
+_CREDITED = ("value", "low", "high", "share", "share_low", "share_high")  # of a credit
+
 
 def attribution_entry(found: Attribution) -> dict[str, Any]:
     return {
@@ -53,32 +55,40 @@ def control_entry(
     scores = {frozenset(): scored(nothing, score).numpy(), frozenset([name]): scored(control, score).numpy()}
     far = [] if compatible else [frozenset([name])]
     found = attribute(scores, scored(donor, score).numpy(), donor.scenarios.numpy(), [name], incompatible=far)
-    return dict(found.parts[name][ALONE]._asdict())
+    return {**found.parts[name][ALONE]._asdict(), "n_scenarios": len(donor.scenarios.unique())}
 
 
 def random_entry(donor: Evaluation, nothing: Evaluation, group: Evaluation, drawn: Sequence[Evaluation]) -> dict:
     """The group among random ones: their shares of the gain, and how many of them it beats.
 
-    The bounds are percentiles over the random groups, not over prompts. Undefined where the gain's interval covers 0.
+    `value` and `share` are the random groups' means. Their bounds hold for single groups and for other prompts:
+    percentiles, over the groups, of each group's own bounds. Shares are undefined where the gain's interval covers 0.
     """
     real = control_entry(donor, nothing, group)
-    gain = float((donor.hits.double() - nothing.hits.double()).mean())
     accuracies = _accuracies(drawn)
     own = float(group.hits.double().mean())
     below = float((accuracies < own).mean() + (accuracies == own).mean() / 2)
-    shares = (accuracies - float(nothing.hits.double().mean())) / gain if real["undefined"] is None else None
-    bounds = [None] * 3 if shares is None else [shares.mean(), *np.quantile(shares, [0.025, 0.975])]
+    credits = [control_entry(donor, nothing, each) for each in drawn]
     return {
         "n": len(drawn),
         "n_prompts": len(donor.hits),
+        "n_scenarios": real["n_scenarios"],
         "percentile": 100 * below,
         "accuracies": accuracies.tolist(),
         "nothing": float(nothing.hits.double().mean()),
-        "share": None if bounds[0] is None else float(bounds[0]),
-        "share_low": None if bounds[1] is None else float(bounds[1]),
-        "share_high": None if bounds[2] is None else float(bounds[2]),
         "undefined": real["undefined"],
+        **{name: _of_all(name, credits) for name in _CREDITED},
     }
+
+
+def _of_all(name: str, credits: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean of a value or share; of its bounds those that 95 % of the groups keep to. None where it is undefined."""
+    values = [credit[name] for credit in credits]
+    if any(np.isnan(value) for value in values):
+        return None
+    if name.endswith("low"):
+        return float(np.quantile(values, 0.025))
+    return float(np.quantile(values, 0.975) if name.endswith("high") else np.mean(values))
 
 
 def first_prompts(pairs: Pairs, n: int) -> Pairs:

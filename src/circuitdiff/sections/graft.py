@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,10 +12,12 @@ import torch
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.errors import InputError
+from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.random_groups import random_group
 from circuitdiff.evaluation.scores import SCORES
 from circuitdiff.heads import Head
 from circuitdiff.methods.graft import Graft, Grafting, Part, graft_alone, graft_several
+from circuitdiff.prompts import Pairs
 from circuitdiff.sections.cross_settings import GraftSettings
 from circuitdiff.sections.directions import Direction, direction_of
 from circuitdiff.sections.entries import heads_entry, with_heads
@@ -30,6 +32,7 @@ from circuitdiff.sections.gains import (
 )
 from circuitdiff.shares import ALONE, needed_subsets
 from circuitdiff.store import Record
+from circuitdiff.verdict import SHARED
 from circuitdiff.workbench import Subject, Workbench
 
 LAYERS = "layers"  # how the names of ranges of layers begin
@@ -122,43 +125,57 @@ class _Grafts:
         }
 
     def controls(self, name: str, group: Group, known: Graft) -> dict[str, Any]:
-        """Random heads of the same layers, and as many from any layer, grafted in the group's stead, on fewer prompts.
+        """Random heads of the same layers, as many from any layer, and those that share the group's keys and values.
 
-        `known`: the graft of the group itself.
+        Each is grafted in the group's stead, on fewer prompts. `known`: the graft of the group itself.
         """
-        donor, recipient = self._subjects
+        _, recipient = self._subjects
         pairs = first_prompts(recipient.splits.evaluation, min(self.settings.control_prompts, self.settings.prompts))
         title = f"controls of {name}, weights of {self.between.donor} in {self.between.recipient}"
         touched = known.parts[name].also_touched
 
-        def compute() -> Record:
+        def random_groups() -> list[Group]:
             model, g = recipient.model, torch.Generator().manual_seed(self.bench.settings.seed)
 
             def draw(**how: Any) -> Group:  # heads that read the group's own keys and values would not be a control
                 return random_group(group, model.n_layers, model.n_heads, g, besides=touched, **how)
 
             drawn = [draw() for _ in range(self.settings.random_groups)]
-            anywhere = draw(same_layers=False)
+            return [draw(same_layers=False), *drawn]
+
+        named = {"group": [group.at, heads_entry(group.heads)], "random": self.settings.random_groups}
+        named["besides"] = heads_entry(touched)
+        anywhere, *drawn = self._alone(title, random_groups, named, pairs)
+        runs = (known.donor, known.recipient, known.runs[frozenset([name])])
+        theirs, nothing, real = (each.select(torch.arange(len(pairs))) for each in runs)
+        entry = {
+            "random heads of any layer": control_entry(theirs, nothing, anywhere),
+            "random heads of the same layers": random_entry(theirs, nothing, real, drawn),
+        }
+        if touched:
+            besides = Group(group.at, touched)
+            [readers] = self._alone(f"{title}, {SHARED}", lambda: [besides], {"parts": _named(besides)}, pairs)
+            entry[SHARED] = control_entry(theirs, nothing, readers)
+        return entry
+
+    def _alone(
+        self, title: str, groups: Callable[[], list[Group]], named: dict[str, Any], pairs: Pairs
+    ) -> list[Evaluation]:
+        """Each group's weights grafted, one group at a time; `named` is what the groups depend on."""
+        donor, recipient = self._subjects
+
+        def compute() -> Record:
             found = graft_alone(
                 donor.model,
-                model,
-                [anywhere, *drawn],
+                recipient.model,
+                groups(),
                 pairs,
                 projections=self.settings.projections,
                 progress=lambda done, total: self.bench.monitor(title, done, total),
             )
             return form.evaluations_record(found)
 
-        named = {"group": [group.at, heads_entry(group.heads)], "random": self.settings.random_groups}
-        named["besides"] = heads_entry(touched)
-        record = recipient.stages.kept(title, self._key(len(pairs)) | named, compute)
-        anywhere, *drawn = form.evaluations_from(record)
-        runs = (known.donor, known.recipient, known.runs[frozenset([name])])
-        theirs, nothing, real = (each.select(torch.arange(len(pairs))) for each in runs)
-        return {
-            "random heads of any layer": control_entry(theirs, nothing, anywhere),
-            "random heads of the same layers": random_entry(theirs, nothing, real, drawn),
-        }
+        return form.evaluations_from(recipient.stages.kept(title, self._key(len(pairs)) | named, compute))
 
     def _key(self, n: int) -> dict[str, Any]:
         donor, recipient = self._subjects

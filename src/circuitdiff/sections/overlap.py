@@ -49,6 +49,7 @@ def overlap_section(
         entry |= {"edges": _edges(ours, theirs), "profiles": _profiles(ours, theirs)}
         if own is not None and own.circuit.roles:
             entry["moved"] = _same_work(ours, _measured(bench, variant, own.circuit, n, edges=False))
+            entry["n_scenarios"] = len(ours.scenarios.unique())
     return {"overlap": {variant: entry} if entry else {}}
 
 
@@ -93,7 +94,7 @@ def _stage(first: StageResult, second: StageResult) -> dict[str, Any]:
     changed = changed_heads(ours, theirs, scenarios, minimum=smallest)
     return {
         "stage": first.stage.name,
-        "same_receivers": first.receivers == second.receivers,
+        "same_receivers": set(first.receivers) == set(second.receivers),
         "n_chosen": [len(result.selection.helping) for result in (first, second)],
         "correlation": _likeness(compared.correlation),
         **{
@@ -236,10 +237,13 @@ def _same_work(ours: _Measured, own: _Measured) -> list[dict[str, Any]]:
 def _cosine(
     one: Float[Tensor, "role prompt"], other: Float[Tensor, "role prompt"], scenarios: Tensor
 ) -> dict[str, float]:
-    """The cosine of two mean profiles, with a 95 % bootstrap interval over scenarios, both resampled together."""
+    """The cosine of two mean profiles, with a 95 % bootstrap interval over scenarios, both resampled together.
+
+    With one scenario the bounds are nan.
+    """
     weights = cluster_resamples(scenarios.numpy(), _RESAMPLES, np.random.default_rng(0))
     means = [np.concatenate([np.ones((1, len(scenarios))), weights]) @ x.double().numpy().T for x in (one, other)]
     first, second = (torch.from_numpy(mean) for mean in means)
     value, *resampled = torch.nn.functional.cosine_similarity(first, second, dim=1).tolist()
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    low, high = np.quantile(resampled, [0.025, 0.975]) if len(scenarios.unique()) > 1 else (math.nan, math.nan)
     return {"value": value, "low": float(low), "high": float(high)}

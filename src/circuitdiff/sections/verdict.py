@@ -13,7 +13,7 @@ from circuitdiff.evaluation import Evaluation, moved
 from circuitdiff.sections.cross_settings import VerdictSettings
 from circuitdiff.sections.directions import direction_of, gain_entry
 from circuitdiff.sections.entries import ratio_entry, with_heads
-from circuitdiff.sections.evidence import same_work
+from circuitdiff.sections.evidence import mask_cells, same_work
 from circuitdiff.statistics import normalised_ratio_interval, ratio_interval
 from circuitdiff.verdict import verdict
 from circuitdiff.workbench import Subject, Workbench
@@ -108,11 +108,10 @@ def transfer(
     rows = np.ones(len(model.hits), dtype=bool) if among is None else among
     hits = [each.hits.numpy()[rows].astype(float) for each in (base_circuit, own_circuit, model, ablated)]
     scenarios = model.scenarios.numpy()[rows]
-    if len(np.unique(scenarios)) < 2:
-        few = f"there are {int(rows.sum())} such prompts"
-        return {"value": None, "low": None, "high": None, "note": few, "n": int(rows.sum())}
-    ratio = ratio_interval(hits[0] - hits[1], hits[2] - hits[3], scenarios)
-    return ratio_entry(ratio) | {"n": int(rows.sum())}
+    n = len(np.unique(scenarios))
+    if n < 2:
+        return {"value": None, "low": None, "high": None, "note": f"there are {n} such scenarios", "n": n}
+    return ratio_entry(ratio_interval(hits[0] - hits[1], hits[2] - hits[3], scenarios)) | {"n": n}
 
 
 def _evaluated(subject: Subject, circuits: Mapping[str, Circuit], by: str) -> tuple[Evaluation, list[Evaluation]]:
@@ -142,6 +141,7 @@ def _grafted_parts(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "parts": entry["scores"]["accuracy"]["parts"],
         "controls": entry.get("controls") or {},
+        "also_touched": entry["also_touched"],
         "layers": layers,
     }
 
@@ -166,15 +166,20 @@ def _measured(
     by = f"; {' and '.join(_KINDS.values())}; effects on {len(maps)} other prompts; attention heads only"
     circuits = _on(gain, "accuracy of circuits", by)
     found["ablations"] = circuits | {"n_scenarios": min(circuits["n_scenarios"], n_maps)}
-    study = getattr(bench.settings, "functions", None)
-    if study:
-        n = {"n_prompts": study.test, "n_scenarios": study.test}
+    if cells := mask_cells(bench.results, bench.base, variant):
+        fewest = min(cells, key=lambda cell: cell["n_scenarios"])
+        n = {"n_prompts": fewest["n_test"], "n_scenarios": fewest["n_scenarios"]}
         found["masks"] = _on(n, "accuracy of the target", "; attention heads only")
     directions = [*(patched.get("to_base") or {}).values(), *(patched.get("to_variant") or {}).values()]
     if directions:
         found["cmap"] = _on(directions[0], "accuracy", "; attention heads only")
     if grafted:
-        found["graft"] = _on(grafted, "accuracy", "; all weights")
+        found["layers"] = found["graft"] = _on(grafted, "accuracy", "; all weights")
+    controls = [each for named in (grafted.get("controls") or {}).values() for each in named.values()]
+    if controls:
+        n_controls = min(each["n_scenarios"] for each in controls)
+        scope = f"{found['graft']['scope']}; controls on {n_controls} scenarios"
+        found["graft"] = {"scope": scope, "n_scenarios": min(n_controls, found["graft"]["n_scenarios"])}
     return found
 
 

@@ -31,7 +31,7 @@ class WholeStudy(StudySettings):
     cross_model: CrossModelSettings | Off = Field(default_factory=CrossModelSettings)
     graft: GraftSettings | Off = Field(default_factory=GraftSettings)
     knockout: KnockoutSettings | Off = Field(default_factory=KnockoutSettings)
-    verdict: VerdictSettings = Field(default_factory=VerdictSettings)
+    verdict: VerdictSettings | Off = Field(default_factory=VerdictSettings)
 
 
 def asked_circuits(study: WholeStudy) -> list[str]:

@@ -114,9 +114,9 @@ class MaskFit:
 
     @property
     def carries(self) -> bool:
-        """Whether the group carries what is asked for: surely above the floor, and by at least `minimum`."""
-        above = self.above_floor
-        return bool(above.low > 0 and above.value >= self.minimum)
+        """Whether the group carries what is asked for: surely above both floors, and by at least `minimum`."""
+        above = [self.above(name) for name in ("nothing", "shuffled") if name in self.answers]
+        return all(each.low > 0 and each.value >= self.minimum for each in above)
 
     @property
     def random_accuracy(self) -> float:
@@ -224,8 +224,9 @@ def dealt_order(parts: Sequence[Int[Tensor, " _part"]], n_triples: int, seed: in
 
 def _may_carry(answers: Mapping[str, Int[Tensor, " test"]], targets: Int[Tensor, " test"], minimum: float) -> bool:
     """Whether a floor that is as low as can be, no head patched, would leave enough above it."""
-    mask, nothing = ((answers[name] == targets).double().mean() for name in ("mask", "nothing"))
-    return bool(mask > nothing and mask - nothing >= minimum)
+    mask, nothing = ((answers[name] == targets).double() for name in ("mask", "nothing"))
+    above = (mask - nothing).mean()
+    return bool(above > 0 and above >= minimum)
 
 
 def _jobs(options: MaskOptions) -> list[tuple[float, int]]:
