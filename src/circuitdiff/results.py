@@ -19,6 +19,7 @@ from circuitdiff.engine import Model
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects
+from circuitdiff.own_code import digest_of_numbers
 from circuitdiff.prompts import Pairs
 from circuitdiff.settings import StudySettings
 from circuitdiff.statistics import (
@@ -35,8 +36,10 @@ _FEW_SCENARIOS = 50
 
 
 def versions() -> dict[str, str]:
+    """What computes our numbers: packages, and our own code by what is in it."""
     packages = ("circuitdiff", "torch", "transformers", "peft", "numpy", "scipy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found, "code": digest_of_numbers()}
 
 
 def header(settings: StudySettings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.ground_truth.subjects import Sizes
 from circuitdiff.models.loading import fingerprint
 from circuitdiff.models.planted import build_planted
+from circuitdiff.own_code import digest_of_code
 from circuitdiff.results import versions
 from circuitdiff.store import Record, Store
 
@@ -51,14 +52,14 @@ def carry_out(
 ) -> list[dict[str, Any]]:
     """What each part of the share comes to, from the folder if it was finished before.
 
-    Kept under the versions of all packages, the sizes and the planted weights; not under the code, so whoever changes
-    the code begins with another folder.
+    Kept under the versions of all packages, our own code, the sizes and the planted weights.
     """
     chosen = parts[share.which - 1 :: share.of]
     came = []
     for done, part in enumerate(chosen):
         monitor("ground truth", done, len(chosen))
-        key = {"version": versions(), "sizes": asdict(sizes), "weights": [_weights(*each) for each in part.planted]}
+        weights = [_weights(*each) for each in part.planted]
+        key = {"version": versions(), "code": digest_of_code(), "sizes": asdict(sizes), "weights": weights}
         came.append(kept.stage(part.name, key, lambda part=part: Record({}, part.compute())).data)
     monitor("ground truth", len(chosen), len(chosen))
     return came
@@ -66,4 +67,5 @@ def carry_out(
 
 @cache
 def _weights(name: str, seed: int) -> str:
-    return fingerprint(build_planted(name, seed=seed).model)
+    planted = build_planted(name, seed=seed)
+    return fingerprint(planted.model, planted.tokenizer)

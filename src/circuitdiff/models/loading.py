@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitdiff.engine import Model
 from circuitdiff.models.checks import Check, checks_at_load, refuse_failures
 from circuitdiff.models.sources import read_source
 from circuitdiff.models.structure import find_structure
+
+_AT_ONCE = 2**22  # numbers of a tensor whose bits are added up at once
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SAYS_NOTHING = ("architectures", "transformers_version")  # of a config: who wrote it
 
 
 def load_model(
@@ -51,7 +56,7 @@ def as_model(
     Raises: InputError if its architecture cannot be edited; CheckError if a self-check fails.
     """
     parts = find_structure(module, name)
-    known = {**provenance, "fingerprint": fingerprint(module)}
+    known = {**provenance, "fingerprint": fingerprint(module, tokenizer)}
     model = Model(
         name=name,
         module=module,
@@ -71,11 +76,11 @@ def as_model(
 
 
 # What weights passed that were loaded before in this process: a study loads its models again and again.
-_passed: dict[tuple[str, str, str, str], list[Check]] = {}
+_passed: dict[tuple[str, str, str], list[Check]] = {}
 
 
 def _checks_once(model: Model) -> list[Check]:
-    key = (model.provenance["fingerprint"], model.module.config.to_json_string(), str(model.dtype), str(model.device))
+    key = (model.provenance["fingerprint"], str(model.dtype), str(model.device))
     if key not in _passed:
         measured = checks_at_load(model)
         refuse_failures(measured)
@@ -84,10 +89,36 @@ def _checks_once(model: Model) -> list[Check]:
 
 
 @torch.no_grad()
-def fingerprint(module: nn.Module) -> str:
-    """The same for the same weights: a hash of every tensor's name, shape, sum and sum of squares."""
+def fingerprint(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The same for the same weights, config and tokenizer, wherever they were read from, on any device.
+
+    Of every tensor the name, shape and two sums of its bits, which are exact in any order of adding up.
+    """
     digest = hashlib.sha256()
-    for name, parameter in module.state_dict().items():
-        wide = parameter.double()
-        digest.update(f"{name} {tuple(parameter.shape)} {wide.sum().item()!r} {wide.square().sum().item()!r}".encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_sums_of_bits(tensor)}".encode())
+    config = {key: value for key, value in module.config.to_diff_dict().items() if key not in _SAYS_NOTHING}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(_tokenizer_in_words(tokenizer).encode())
     return digest.hexdigest()[:16]
+
+
+def _sums_of_bits(tensor: Tensor) -> tuple[int, int]:
+    """The numbers' bits as integers: their sum, and their sum weighted by place, modulo 2 to the 64."""
+    flat = tensor.detach().reshape(-1)
+    plain = weighted = 0
+    for start in range(0, len(flat), _AT_ONCE):
+        bits = flat[start : start + _AT_ONCE].contiguous().view(_BITS[flat.element_size()]).long()
+        places = torch.arange(start, start + len(bits), device=bits.device) * 2 + 1
+        plain += int(bits.sum())
+        weighted += int((bits * places).sum())
+    return plain % 2**64, weighted % 2**64
+
+
+def _tokenizer_in_words(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that decides which tokens a text becomes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        whole = json.loads(backend.to_str())
+        return json.dumps({key: part for key, part in whole.items() if key not in ("padding", "truncation")})
+    return json.dumps(sorted(tokenizer.get_vocab().items()))

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import circuitdiff
 from circuitdiff import results as form
 from circuitdiff.models.origins import origin_of
+from circuitdiff.own_code import digest_of_code
 from circuitdiff.recipes import is_made, made_by
 from circuitdiff.sections.functions_cells import main_desiderata
 from circuitdiff.sections.functions_settings import FILE
@@ -27,7 +27,7 @@ def inputs_of(study: WholeStudy) -> dict[str, Any] | None:
     return {
         "settings": study.model_dump(mode="json"),
         "versions": form.versions(),
-        "code": _digest(*sorted(Path(circuitdiff.__file__).parent.rglob("*.py"))),
+        "code": digest_of_code(),
         "circuits": {name: _digest(Path(path)) for name, path in study.circuits.items()},
         "triples": {path: _digest(Path(path)) for path in _files_of_triples(study)},
         "models": origins,
@@ -47,10 +47,5 @@ def _origin(model: ModelSettings) -> list[Any] | None:
     return origin_of(*made_by(model.recipe)) if is_made(model.recipe) else None
 
 
-def _digest(*paths: Path) -> str | None:
-    digest = hashlib.sha256()
-    for path in paths:
-        if not path.is_file():
-            return None
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

@@ -152,7 +152,7 @@ def _measured(bench: Workbench, model: str, circuit: Circuit, n_prompts: int, *,
 
     def compute() -> Record:
         found = edge_effects(subject.model, groups, asked, pairs, executor, bench.settings.memory_gb)
-        tensors = {f"edge.{i}": each for i, each in enumerate(found)}
+        tensors = dict(zip(map(_kept_as, asked), found, strict=True))
         attention = attention_by_role(subject.model, groups, pairs, roles)
         tensors |= {f"attention.{name}": each.mean(0) for name, each in attention.items()}
         effects = effect_by_role(subject.model, groups, pairs, roles, executor=executor)
@@ -161,12 +161,17 @@ def _measured(bench: Workbench, model: str, circuit: Circuit, n_prompts: int, *,
     key = subject.stages.key("evaluation") | {"circuit": circuit.to_dict(), "n": len(pairs), "roles": roles}
     kept = subject.stages.kept(f"what groups do in {model}", key | {"edges": edges}, compute).tensors
     return _Measured(
-        {edge: kept[f"edge.{i}"] for i, edge in enumerate(asked)},
+        {edge: kept[_kept_as(edge)] for edge in asked},
         {name: kept[f"attention.{name}"] for name in groups},
         {name: kept[f"effect.{name}"] for name in groups},
         roles,
         pairs.scenarios,
     )
+
+
+def _kept_as(edge: Edge) -> str:
+    """An edge's name in a record, whatever the order of the groups."""
+    return ".".join(["edge", *map(str, edge)])
 
 
 def _everywhere(pairs: Pairs, role: str) -> bool:
