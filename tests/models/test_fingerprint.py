@@ -24,10 +24,9 @@ def module(read):
 
 def test_it_is_the_same_with_any_number_of_threads_and_wherever_the_model_was(read, module):
     g = torch.Generator().manual_seed(0)
-    large = torch.nn.Parameter(
-        torch.randn(1000, 3000, generator=g), requires_grad=False
-    )  # large enough to be added up in parts
-    module.get_submodule("model.layers")[0].register_parameter("large", large)
+    for i in range(6):  # large enough to be added up in parts
+        large = torch.nn.Parameter(torch.randn(1000, 1000, generator=g), requires_grad=False)
+        module.get_submodule("model.layers")[0].register_parameter(f"large_{i}", large)
     threads, known = torch.get_num_threads(), set()
     module.config._name_or_path = "elsewhere"
     try:
