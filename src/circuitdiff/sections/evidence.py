@@ -64,13 +64,13 @@ def _like_its_namesake(group: str, rows: Sequence[Mapping[str, Any]], how: str) 
 def functions_evidence(results: Results, base: str, variant: str) -> dict[str, Any]:
     """By group of the base's circuit: its mask, of the desideratum that it carries best, unchanged in the variant.
 
-    Further desiderata, which are asked in the base alone, say nothing of the variant.
+    Further desiderata, which are asked in the base alone, say nothing of the variant; nothing does if none was asked.
     """
     models = (results.get("functions") or {}).get(base) or {}
     found = {}
-    for group, cells in (models.get(base) or {}).items():
-        theirs = (models.get(variant) or {}).get(group) or {}
-        carried = [name for name in _carried(cells) if not theirs or name in theirs]
+    for group, cells in (models.get(base) or {}).items() if variant in models else ():
+        theirs = models[variant].get(group) or {}
+        carried = [name for name in _carried(cells) if name in theirs]
         if not carried:
             continue
         best = max(carried, key=lambda name: cells[name]["above_floor"]["value"])
