@@ -7,6 +7,13 @@ import torch
 
 from circuitdiff.errors import InputError
 from circuitdiff.models.placement import placed_on
+from circuitdiff.models.sources import read_source
+
+
+@pytest.mark.parametrize("option", [{"dtype": "int4"}, {"device": "warp:9"}, {"device": "cuda:77"}])
+def test_an_unknown_dtype_or_device_is_refused_before_anything_is_read(option):
+    with pytest.raises(InputError, match=r"choose (one of float32|cpu)"):
+        read_source("no-such-model", **option)
 
 
 def test_a_device_without_double_precision_is_refused():
