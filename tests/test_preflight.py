@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import circuitdiff.sections.preflight
 from circuitdiff.errors import InputError
 from circuitdiff.sections.preflight import check_study
 from circuitdiff.sections.whole_study import read_study
 from circuitdiff.study import plans_of, run_study
+from tiny_decoders import save_random_adapter, tiny_decoder
 from tiny_folder import save_tiny_model, settings_of, silent
 from tiny_tokenizers import word_level
 
@@ -42,6 +43,44 @@ def refuses(model: Path, folder: Path, monkeypatch, message: str, **changes: obj
 def test_a_variant_of_another_shape_is_refused_before_any_model_is_loaded(model, tmp_path, monkeypatch, shape, message):
     other = save_tiny_model(tmp_path / "other", **shape)
     refuses(model, tmp_path, monkeypatch, message, variants=f"{{second: {other}}}")
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": 21}, {"num_hidden_layers": 4}])
+def test_an_adapter_of_another_base_is_refused_before_any_model_is_loaded(model, tmp_path, monkeypatch, changes):
+    adapter = save_random_adapter(tmp_path / "other", tiny_decoder(**changes))
+    variants = f"{{second: {{source: {model}, adapters: [{adapter}]}}}}"
+    refuses(model, tmp_path, monkeypatch, r"second: adapter .*other was not made for this model", variants=variants)
+
+
+def test_a_base_of_a_recipe_with_another_bases_adapter_is_refused(model, tmp_path, monkeypatch):
+    save_random_adapter(tmp_path / "other", tiny_decoder(num_hidden_layers=4))
+    recipe = {
+        "name": "more",
+        "base": {"source": str(model), "adapters": ["./other"]},
+        "method": "full",
+        "training": {"steps": 1, "batch": 1, "learning_rate": 0.1},
+        "data": {"task": "entity_tracking", "n_prompts": 4},
+        "held_out": 1,
+    }
+    (tmp_path / "more.yaml").write_text(json.dumps(recipe))
+    refuses(model, tmp_path, monkeypatch, r"second: adapter .*other", variants="{second: {recipe: more.yaml}}")
+
+
+def test_an_adapter_that_fits_is_not_refused(model, tmp_path):
+    decoder = AutoModelForCausalLM.from_pretrained(model)
+    adapter = save_random_adapter(tmp_path / "own", decoder)
+    settings = settings_of(tmp_path, model, variants=f"{{second: {{source: {model}, adapters: [{adapter}]}}}}")
+    check_study(settings, plans_of(settings))
+
+
+def test_too_few_scenarios_to_split_are_refused(model, tmp_path, monkeypatch):
+    second = save_tiny_model(tmp_path / "second", seed=1)
+    prompts = "{discovery: 8, evaluation: 12, means: 8, queries_per_scenario: 3}"
+    message = r"minimality\.prompts is 9, with 3 prompts a scenario: 3 scenarios, of at least 4; set it to 10 or more"
+    refuses(model, tmp_path, monkeypatch, message, prompts=prompts, minimality="{prompts: 9}")
+    prompts = "{discovery: 3, evaluation: 12, means: 8, queries_per_scenario: 3}"
+    message, variants = r"prompts\.discovery is 3, .* 1 scenarios, of at least 2", f"{{second: {second}}}"
+    refuses(model, tmp_path, monkeypatch, message, prompts=prompts, variants=variants, overlap="{prompts: 4}")
 
 
 def test_a_variant_with_another_tokenizer_is_refused_before_any_model_is_loaded(model, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from circuitdiff.errors import InputError, first_line
 from circuitdiff.models.checks import Check, difference, refuse_failures, tolerance_of
@@ -62,6 +62,23 @@ def _downloaded(hub_id: str) -> Path:
         ) from error
 
 
+def check_adapter(config: PreTrainedConfig, source: str | Path) -> None:
+    """Holds an adapter against a model that is given by its settings alone: no weights but the adapter's are read.
+
+    An adapter that cannot be laid out without the model's weights is left to `merge_adapter`.
+
+    Raises: InputError as `merge_adapter` does, and if there is no such adapter.
+    """
+    folder = adapter_folder(source)
+    weights, settings = _read(folder)
+    try:
+        with torch.device("meta"):
+            adapted = _laid_out(AutoModelForCausalLM.from_config(config), folder, settings)
+    except NotImplementedError:  # torch's, of what it cannot compute without numbers
+        return
+    _check_keys(folder, weights, get_peft_model_state_dict(adapted, save_embedding_layers=False))
+
+
 def merge_adapter(model: PreTrainedModel, source: str | Path) -> Merged:
     """`model` with the adapter added to its weights. The model given is changed, but no memory that it shares.
 
@@ -101,19 +118,24 @@ def _probe(model: nn.Module) -> Float[Tensor, "prompt pos d_vocab"]:
 
 def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """`model` with the adapter's layers, unmerged, holding exactly the tensors of the file."""
-    weights, config = _read(folder)
-    config.inference_mode = True
-    try:
-        with torch.random.fork_rng(devices=[]):  # peft fills the deltas from the global generator first
-            adapted = get_peft_model(model, config)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"adapter {folder} does not fit this model: {first_line(error)}") from error
+    weights, settings = _read(folder)
+    adapted = _laid_out(model, folder, settings)
     _check_keys(folder, weights, get_peft_model_state_dict(adapted, save_embedding_layers=False))
     rest = set_peft_model_state_dict(adapted, weights)
     landed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     lost = [key for key, value in weights.items() if not torch.equal(landed[key].cpu(), value.to(landed[key].dtype))]
     _refuse(folder, "did not take the values of", [*rest.unexpected_keys, *lost])
     return adapted.eval()  # pyright: ignore[reportReturnType]
+
+
+def _laid_out(model: PreTrainedModel, folder: Path, settings: PeftConfig) -> PeftModel:
+    """`model` with the adapter's layers, which hold nothing of the file yet."""
+    settings.inference_mode = True
+    try:
+        with torch.random.fork_rng(devices=[]):  # peft fills the deltas from the global generator first
+            return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"adapter {folder} does not fit this model: {first_line(error)}") from error
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], PeftConfig]:

@@ -12,6 +12,7 @@ from circuitdiff.discovery import Plan
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import check_groups
 from circuitdiff.methods.path_patching import check_reach
+from circuitdiff.models.adapters import check_adapter
 from circuitdiff.models.comparable import Shape, differences
 from circuitdiff.models.family_registry import MEMBERS
 from circuitdiff.models.sources import Outline, read_outline
@@ -28,7 +29,7 @@ _N_PROMPTS = 64  # in whose tokens all models must agree; the study's own are co
 
 
 def check_study(study: WholeStudy, plans: Mapping[str, Plan]) -> None:
-    """Holds all variants against the base, and files and names in the settings, without reading any weights.
+    """Holds all variants against the base, and files and names in the settings, without reading any model's weights.
 
     Sections that put a variant's activations or weights into the base need more in common than the others.
 
@@ -74,18 +75,27 @@ def _outlined(study: WholeStudy) -> Iterator[_Outlined]:
     """Each source is read once, however many models are tuned from it."""
     known: dict[object, tuple[Outline, Pairs]] = {}
     for name, model in study.models.items():
-        source = _source(model)
-        origin = MEMBERS[source].origin if source in MEMBERS else source
+        start = _start(model)
+        origin = MEMBERS[start.source].origin if start.source in MEMBERS else start.source
         if origin not in known:
-            outline = read_outline(source)
+            outline = read_outline(start.source)
             known[origin] = outline, _prompts(study, name, outline)
         outline, pairs = known[origin]
+        _check_adapters(name, start, outline)
         yield _Outlined(outline, Shape.outlined(name, outline), pairs)
 
 
-def _source(model: ModelSettings) -> str:
+def _start(model: ModelSettings) -> ModelSettings:
     """Where the weights come from; those that a recipe is yet to make have the shape of what it starts from."""
-    return model.source if model.recipe is None else read_recipe(model.recipe).base.source
+    return model if model.recipe is None else read_recipe(model.recipe).base
+
+
+def _check_adapters(name: str, model: ModelSettings, outline: Outline) -> None:
+    for adapter in model.adapters:
+        try:
+            check_adapter(outline.config, adapter)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
 
 
 def _prompts(study: WholeStudy, name: str, outline: Outline) -> Pairs:

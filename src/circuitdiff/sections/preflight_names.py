@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Plan
@@ -20,6 +21,7 @@ def check_names(study: WholeStudy, plan: Plan, task: Task, n_layers: int) -> Non
     Raises: InputError naming the setting, what it names, and what there is to choose from.
     """
     _check_models(study)
+    _check_scenarios(study)
     _check_roles(study, task)
     _check_groups(study, plan)
     _check_parts(study, plan)
@@ -33,6 +35,22 @@ def _check_models(study: WholeStudy) -> None:
         _known("functions.models", study.functions.models, list(study.models))
     if study.cross_model:
         _known("cross_model.null_donors", study.cross_model.null_donors, list(study.variants))
+
+
+def _check_scenarios(study: WholeStudy) -> None:
+    """Prompts are split by scenario."""
+    each = study.prompts.queries_per_scenario
+    split: dict[str, tuple[int, int]] = {}
+    if study.minimality and study.minimality.held_out:
+        split["minimality.prompts"] = study.minimality.prompts, 4
+    if study.overlap and study.variants:
+        split["prompts.discovery"] = study.prompts.discovery, 2
+    for where, (n, least) in split.items():
+        if ceil(n / each) < least:
+            raise InputError(
+                f"{where} is {n}, with {each} prompts a scenario: {ceil(n / each)} scenarios, of at least {least}; "
+                f"set it to {(least - 1) * each + 1} or more"
+            )
 
 
 def _check_roles(study: WholeStudy, task: Task) -> None:

@@ -16,7 +16,7 @@ from circuitdiff.tasks.desiderata import desideratum_named, read_triples, sample
 from circuitdiff.tasks.entity_tracking import EntityTracking
 from circuitdiff.triples import Triples, split_by_scenario
 
-_FEW = 16  # triples that are drawn to see whether a desideratum goes with tokenizer and roles
+_FEW = 64  # triples that are drawn to see whether a desideratum goes with tokenizer and roles
 
 
 def check_triples(
