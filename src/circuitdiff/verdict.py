@@ -19,7 +19,7 @@ Numbers = Mapping[str, Any]
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
 _SHOWN = 2  # reasons in the text; all of them stand beside it
 _OTHER = "a different circuit is at work"
-_MOVED = "other heads are at work, in groups that look and act alike"
+_MOVED = "other heads are at work, in groups that look and act alike"  # a mechanism that moved has not changed
 SHARED = "other heads that read the same keys and values"  # a control that says whether the group's own heads matter
 
 
@@ -61,7 +61,9 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
     "n" scenarios;
     "similarity": by measure "value", "retest" and "different"; "same_work": whether other heads have the groups' own
     profiles ("moved"), on how many scenarios ("n_scenarios");
-    "functions": by group "difference", "transferred" and "floor"; "unknown": the groups that carry nothing known;
+    "functions": by group "difference", of the base's mask in the variant less the variant's own, "above_floor", the
+    same above the higher floor, and whether one of the floors was "trained"; "unknown": the groups that carry nothing
+    known;
     "measured": by section, the "scope" and "n_scenarios" of its own prompts, where these are not the gain's;
     "donor": which of the two models is asked for what it has more; the variant, unless it is surely worse.
     "cmap" and "graft": "parts", by part the credits of `shares.attribute`; of a graft also "controls", by part and
@@ -80,13 +82,12 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
     shown = shown or [_largest(patched)]
     subject = f"the part that {variant} lacks" if lacks else "the improved part"
     named = subject if lacks else "improved part"
-    improved = f"{subject} is no head group: {best}" if best in NO_HEAD_GROUP else f"{named}: {best}"
+    improved = f"{subject} is {best}, which is no head group" if best in NO_HEAD_GROUP else f"{named}: {best}"
     gained_or_lacked = f"what {variant} lacks" if lacks else "the gain"
     visible = f"{gained_or_lacked} is visible at {' and '.join(shown)}{cause}"
     caused = f"{gained_or_lacked} is caused in {deepest}"
     function = f"{_listed(list(evidence.get('functions') or {}))} the same function{_unknown(evidence)}"
-    work = evidence.get("same_work") or {}
-    other = _MOVED if work.get("moved") and work["n_scenarios"] >= limits.scenarios else _OTHER
+    other = _otherwise(evidence.get("same_work") or {}, limits)
     claims = [
         ("better", "models", f"{variant} does the task better than {base}", [], [gain]),
         ("same_circuit", "ablations", "the same circuit is at work", [more], _same_circuit(evidence, limits), other),
@@ -99,6 +100,14 @@ def verdict(evidence: Numbers, thresholds: Thresholds | None = None) -> dict[str
         "sentences": [asdict(_sentence(evidence, limits, *claim)) for claim in claims],
         "thresholds": asdict(limits),
     }
+
+
+def _otherwise(work: Numbers, limits: Thresholds) -> str:
+    """What there is where the base's circuit is not; groups that look and act alike on few scenarios leave it open."""
+    n = work.get("n_scenarios", 0)
+    if not work.get("moved"):
+        return _OTHER
+    return _MOVED if n >= limits.scenarios else f"{_OTHER}, or {_MOVED} (so far on {n} of {limits.scenarios} scenarios)"
 
 
 def _sentence(
@@ -183,12 +192,21 @@ def _carries_over(what: str, found: Numbers | None, limits: Thresholds) -> _Cond
 
 
 def _same_function(evidence: Numbers, limits: Thresholds) -> list[_Condition]:
+    """A group of the base has lost its function where its mask, which works in the base, does next to nothing."""
     base, variant, conditions = evidence["base"], evidence["variant"], []
     for group, found in (evidence.get("functions") or {}).items():
-        what = f"{base}'s mask of {group} in {variant} differs from {variant}'s own"
-        conditions.append(_as_good(what, found.get("difference"), limits.margin))
-        floor = f"the trained floor of {group}"
-        conditions.append(_clearly_lower(floor, found.get("floor"), found.get("transferred")))
+        mask = f"{base}'s mask of {group} in {variant}"
+        conditions.append(_as_good(f"{mask} differs from {variant}'s own", found.get("difference"), limits.margin))
+        works = _judged(
+            f"{mask}, above the floor, is",
+            found.get("above_floor"),
+            "to be surely above 0",
+            met=lambda low, _: low > 0,
+            refuted=lambda _, high: high < limits.margin,
+        )
+        conditions.append(works)
+        if works.answer == "yes" and not found.get("trained"):
+            conditions.append(_open(f"{mask} was not held against a trained floor"))
     return conditions or [_open("no component masks were carried over")]
 
 

@@ -19,8 +19,9 @@ def carried(above_floor: float, *, carries: bool = True) -> dict[str, Any]:
 
 def tried(accuracy: float) -> dict[str, Any]:
     """What the base's mask did in a variant: below its own mask by 0.1, the trained floor at 0.2."""
+    moved = {"above_own_mask": {"value": -0.1}, "above_floor": {"value": accuracy - 0.2}}
     return {
-        "transferred": {"value": accuracy, "above_own_mask": {"value": -0.1}},
+        "transferred": {"value": accuracy} | moved,
         "controls": {"shuffled": {"value": 0.2}},
     }
 
@@ -50,10 +51,16 @@ def test_a_groups_best_carried_mask_of_the_bases_circuit_is_judged_in_the_varian
     assert found == {
         "fetcher (object)": {
             "difference": {"value": -0.1},
-            "transferred": tried(0.7)["transferred"],
-            "floor": {"value": 0.2},
+            "above_floor": tried(0.7)["transferred"]["above_floor"],
+            "trained": True,
         }
     }
+
+
+def test_a_mask_that_was_not_held_against_a_trained_floor_is_known_as_such():
+    found = results()
+    del found["functions"]["base"]["tuned"]["fetcher"]["object"]["controls"]["shuffled"]
+    assert functions_evidence(found, "base", "tuned")["fetcher (object)"]["trained"] is False
 
 
 def test_a_variant_without_masks_leaves_the_evidence_open():

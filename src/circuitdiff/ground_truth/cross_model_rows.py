@@ -119,7 +119,8 @@ def _verdict_row(subject: Subject, grafted: Graft, patched: CrossPatch, controls
         right = sentence["answer"] != "yes"
         return exactly(name, "verdict: no improved part is named", float(right), 1, sentence["text"])
     expected = _KINDS.get(part, part)
-    words = f"no head group: {expected}" if expected in NO_HEAD_GROUP else f"improved part: {expected}"
+    outside = expected in NO_HEAD_GROUP
+    words = f"improved part is {expected}, which is no head group" if outside else f"improved part: {expected}"
     right = sentence["answer"] == "yes" and sentence["text"].endswith(f"{words}.")
     return exactly(name, "verdict: the improved part is named", float(right), 1, sentence["text"])
 

@@ -78,8 +78,8 @@ def functions_evidence(results: Results, base: str, variant: str) -> dict[str, A
         moved = cell.get("transferred") or {}
         found[f"{group} ({best})"] = {
             "difference": moved.get("above_own_mask"),
-            "transferred": moved,
-            "floor": (cell.get("controls") or {}).get("shuffled"),
+            "above_floor": moved.get("above_floor"),
+            "trained": "shuffled" in (cell.get("controls") or {}),
         }
     return found
 

@@ -129,9 +129,12 @@ def _normalised(model: Evaluation, circuit: Evaluation, ablated: Evaluation) -> 
 
 def _patched_parts(entry: Mapping[str, Any], direction: str) -> dict[str, Any] | None:
     """Contributions, where they were patched: z misses what the donor's output projection changed."""
-    by_what = entry.get(direction) or {}
-    chosen = by_what.get("contribution") or next(iter(by_what.values()), None)
+    chosen = _judged_patches(entry.get(direction) or {})
     return None if chosen is None else {"parts": chosen["scores"]["accuracy"]["parts"]}
+
+
+def _judged_patches(by_what: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return by_what.get("contribution") or next(iter(by_what.values()), None)
 
 
 def _grafted_parts(entry: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -170,9 +173,8 @@ def _measured(
         fewest = min(cells, key=lambda cell: cell["n_scenarios"])
         n = {"n_prompts": fewest["n_test"], "n_scenarios": fewest["n_scenarios"]}
         found["masks"] = _on(n, "accuracy of the target", "; attention heads only")
-    directions = [*(patched.get("to_base") or {}).values(), *(patched.get("to_variant") or {}).values()]
-    if directions:
-        found["cmap"] = _on(directions[0], "accuracy", "; attention heads only")
+    if chosen := _judged_patches(patched.get("to_base") or patched.get("to_variant") or {}):
+        found["cmap"] = _on(chosen, f"accuracy with patched {chosen['what']}", "; attention heads only")
     if grafted:
         found["layers"] = found["graft"] = _on(grafted, "accuracy", "; all weights")
     controls = [each for named in (grafted.get("controls") or {}).values() for each in named.values()]
