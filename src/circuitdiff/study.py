@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from circuitdiff import results as form
 from circuitdiff.assistants import assisted, threads_shared_by
@@ -29,7 +31,7 @@ from circuitdiff.sections.matrix import matrix_section
 from circuitdiff.sections.minimality import minimality_section
 from circuitdiff.sections.overlap import overlap_section
 from circuitdiff.sections.preflight import check_study
-from circuitdiff.sections.verdict import verdict_section
+from circuitdiff.sections.verdict import circuit_numbers, verdict_section
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits
 from circuitdiff.settings import StudySettings
 from circuitdiff.stages import Monitor
@@ -98,7 +100,7 @@ def _from_the_other_end(settings: WholeStudy, folder: Path, _: int) -> None:
         _examine(bench, settings, model, circuits)
     readings = Readings()
     for variant in reversed(bench.variants):
-        _compare(bench, settings, variant, found, circuits, readings)
+        _compare(bench, settings, variant, found, circuits, readings, last_first=True)
     for model in models:
         _ask_functions(bench, settings, model, circuits)
 
@@ -178,17 +180,26 @@ def _compare(
     found: Mapping[str, Found],
     circuits: Mapping[str, Circuit],
     readings: Readings,
+    *,
+    last_first: bool = False,
 ) -> None:
-    """A variant against the base."""
+    """A variant against the base, and what its verdict needs beyond that.
+
+    Two processes that come to the same variant begin at either end of it.
+    """
+    parts: list[Callable[[], dict[str, Any]]] = []
     if study.overlap:
         mains = {name: each for name, each in found.items() if name in study.models}
-        bench.add(overlap_section(bench, variant, mains, study.overlap))
-    if bench.base not in circuits:
-        return
-    if study.cross_model:
-        bench.add(cross_model_section(bench, variant, circuits[bench.base], study.cross_model, readings))
-    if study.graft:
-        bench.add(graft_section(bench, variant, circuits[bench.base], study.graft))
+        parts.append(partial(overlap_section, bench, variant, mains, study.overlap))
+    base = circuits.get(bench.base)
+    if base is not None and study.cross_model:
+        parts.append(partial(cross_model_section, bench, variant, base, study.cross_model, readings))
+    if base is not None and study.graft:
+        parts.append(partial(graft_section, bench, variant, base, study.graft))
+    for part in reversed(parts) if last_first else parts:
+        bench.add(part())
+    if study.verdict:
+        circuit_numbers(bench, variant, circuits)  # kept, and read again for the verdict
 
 
 def _judge(bench: Workbench, study: WholeStudy, variant: str, circuits: Mapping[str, Circuit]) -> None:
