@@ -40,7 +40,7 @@ def _entry(how: tuple[str, ...], **more: object) -> dict:
         "recipient": "base",
         "n_prompts": 96,
         "n_scenarios": 80,
-        "scores": {"accuracy": found},
+        "scores": {"accuracy": found | {"runs": [{"parts": ["reader", "fetcher"]} | credit(0.25, 0.8125)]}},
         "runs": [
             {"parts": [], "accuracy": _estimate(0.5), "probability": _estimate(0.25), "log_prob": _estimate(-1.5)},
             {
@@ -72,6 +72,7 @@ def gains() -> dict:
     return {
         "cmap": {
             VARIANT: {
+                "recipient": "base",
                 "to_base": {"z": patched},
                 "to_variant": {"z": nothing},
                 "heads": {"group": "fetcher", "what": "z"} | _entry(("alone", "left_out", "in_order")),

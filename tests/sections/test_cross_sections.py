@@ -307,6 +307,10 @@ def test_controls_are_shares_of_the_gain_and_random_groups_have_a_percentile():
     alone = random_entry(donor, nothing, half, drawn[3:])
     assert (alone["share"], alone["n_scenarios"]) == (pytest.approx(0.5), 20)
     assert alone["share_low"] < 0.45 < 0.55 < alone["share_high"], "one group's share is no surer than its prompts"
+    far = random_entry(donor, nothing, half, drawn, [3])
+    assert (far["n_far"], far["share"]) == (1, pytest.approx(0.1)), "a run far from clean ones has no share"
+    assert far["value"] == entry["value"]
+    assert random_entry(donor, nothing, half, drawn, range(4))["share"] is None
     none = random_entry(nothing, nothing, half, drawn)
     assert none["share"] is None
     assert "covers 0" in none["undefined"]
@@ -339,7 +343,8 @@ def test_the_verdict_says_nothing_on_so_few_prompts_and_says_on_how_many(bench):
     assert scopes["better"] == "accuracy on 9 held-out prompts of 9 scenarios"
     assert scopes["same_circuit"].endswith("effects on 6 other prompts; attention heads only")
     patched = entry["sentences"][-1]["scope"]
-    assert patched.endswith("accuracy on 5 held-out prompts of 5 scenarios; attention heads only")
+    on = "on 5 held-out prompts of 5 scenarios; attention heads only"
+    assert patched.endswith(f"accuracy with patched contribution {on}")
     gain = float((_hits(bench, "tuned") - _hits(bench, bench.base)).mean())
     assert entry["evidence"]["gain"]["value"] == pytest.approx(gain)
     same = entry["evidence"]["circuits"]["mean by slot"]["transfer"]

@@ -124,8 +124,6 @@ def share_rows(entry: dict, method: str, score: str = "accuracy") -> list[dict]:
 
 
 def _row(part: str, how: str, credit: dict, method: str) -> dict:
-    share = {"value": credit.get("share"), "low": credit.get("share_low"), "high": credit.get("share_high")}
-    undefined = credit.get("undefined")
     return {
         "part": part,
         "how": how,
@@ -134,9 +132,14 @@ def _row(part: str, how: str, credit: dict, method: str) -> dict:
         "low": finite(credit.get("low")),
         "high": finite(credit.get("high")),
         "printed": f"{number(credit.get('value'))} ({interval(credit)})",
-        "share": "undefined" if undefined else f"{number(share['value'])} ({interval(share)})",
-        "note": undefined or "",
+        "share": _share(credit),
+        "note": credit.get("undefined") or "",
     }
+
+
+def _share(credit: dict) -> str:
+    share = {"value": credit.get("share"), "low": credit.get("share_low"), "high": credit.get("share_high")}
+    return "undefined" if credit.get("undefined") else f"{number(share['value'])} ({interval(share)})"
 
 
 def _held_against(results: dict, variant: str) -> list[dict]:
@@ -205,11 +208,14 @@ def _same_method(control: dict, method: str, entry: dict) -> bool:
 
 
 def run_rows(entry: dict) -> list[dict]:
-    """The table of runs: which parts came from the donor, the accuracy, and how far from clean runs it ends."""
+    """The table of runs: which parts came from the donor, the accuracy, its share, and how far from clean it ends."""
+    credits = ((entry.get("scores") or {}).get("accuracy") or {}).get("runs") or []
+    shares = {tuple(credit["parts"]): credit for credit in credits}
     return [
         {
             "parts": " + ".join(run["parts"]) or "none",
             "accuracy": f"{number((run.get('accuracy') or {}).get('value'))} ({interval(run.get('accuracy'))})",
+            "share": _share(shares.get(tuple(run["parts"])) or {}),
             "probability": number((run.get("probability") or {}).get("value")),
             "log_prob": number((run.get("log_prob") or {}).get("value")),
             "distance": number(run.get("distance")),
@@ -243,12 +249,13 @@ def control_rows(results: dict, variant: str) -> list[dict]:
 def _worse(results: dict, variant: str) -> str | None:
     """The recipient of the controls, single heads and grafts: the worse of the two models."""
     patched, grafted = _sections(results, variant)
-    return ((patched.get("heads") or grafted) or {}).get("recipient")
+    return patched.get("recipient") or grafted.get("recipient")
 
 
 def _among(entry: dict) -> tuple[str, dict]:
     beaten = f"{number(entry.get('percentile')).split('.')[0]} of 100"
-    said = f"{entry.get('n')} random groups of its layers (the group is above {beaten})"
+    far = f"; {entry['n_far']} of them end far from clean runs and have no share" if entry.get("n_far") else ""
+    said = f"{entry.get('n')} random groups of its layers (the group is above {beaten}{far})"
     return said, entry
 
 

@@ -24,7 +24,7 @@ from circuitdiff.report.verdict import anchor
 _ENDS = ("all together", "what no part explains")
 _SECTIONS = ("cmap", "graft")
 _OTHER_SCORES = {"probability": "answer's probability", "log_prob": "answer's log probability"}
-_RUN_COLUMNS = {"parts": "from the donor", "accuracy": "accuracy", "probability": "probability"}
+_RUN_COLUMNS = {"parts": "from the donor", "accuracy": "accuracy", "share": "share", "probability": "probability"}
 _RUN_COLUMNS |= {"log_prob": "log probability", "distance": "distance from clean runs", "note": ""}
 
 

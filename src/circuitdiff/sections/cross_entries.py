@@ -85,7 +85,8 @@ def controls_entry(record: Record, what: str, other_role: str | None, limits: Li
     n, names = record.data
     donor, *answers = form.evaluations_from(Record(record.tensors, n))
     found, drawn = dict(zip(names, answers, strict=False)), answers[len(names) :]
-    far = dict(zip(names, record.tensors["distances"].mean(1).tolist(), strict=False))
+    distances = record.tensors["distances"].mean(1).tolist()
+    far = dict(zip(names, distances, strict=False))
     entry: dict[str, Any] = {"n_prompts": len(donor.hits), "other_role": other_role, "what": what}
     for name in names[1:]:
         incompatible = far[name] > limits.distance
@@ -95,5 +96,6 @@ def controls_entry(record: Record, what: str, other_role: str | None, limits: Li
             "incompatible": incompatible,
         }
     if drawn:
-        entry["same_layers"] = random_entry(donor, found["nothing"], found["group"], drawn)
+        too_far = [i for i, distance in enumerate(distances[len(names) :]) if distance > limits.distance]
+        entry["same_layers"] = random_entry(donor, found["nothing"], found["group"], drawn, too_far)
     return entry

@@ -73,7 +73,7 @@ def cross_model_section(
     """
     tested, between = with_heads(circuit), direction_of(bench, variant)
     patching = _Patching(bench, tested, settings, readings or Readings(), between.gains)
-    entry: dict[str, Any] = {"circuit": tested.to_dict()}
+    entry: dict[str, Any] = {"circuit": tested.to_dict(), "recipient": between.recipient}  # of heads and controls
     for direction, donor, recipient in (("to_base", variant, bench.base), ("to_variant", bench.base, variant)):
         if settings.both_directions or recipient == between.recipient:
             entry[direction] = patching.entries(bench.subject(donor), bench.subject(recipient), settings.what)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ def attribution_entry(found: Attribution) -> dict[str, Any]:
         "parts": {part: {how: c._asdict() for how, c in credits.items()} for part, credits in found.parts.items()},
         "together": found.together._asdict(),
         "unexplained": found.unexplained._asdict(),
+        "runs": [{"parts": [p for p in found.parts if p in run], **c._asdict()} for run, c in found.runs.items()],
     }
 
 
@@ -58,19 +59,27 @@ def control_entry(
     return {**found.parts[name][ALONE]._asdict(), "n_scenarios": len(donor.scenarios.unique())}
 
 
-def random_entry(donor: Evaluation, nothing: Evaluation, group: Evaluation, drawn: Sequence[Evaluation]) -> dict:
+def random_entry(
+    donor: Evaluation,
+    nothing: Evaluation,
+    group: Evaluation,
+    drawn: Sequence[Evaluation],
+    far: Collection[int] = (),
+) -> dict:
     """The group among random ones: their shares of the gain, and how many of them it beats.
 
     `value` and `share` are the random groups' means. Their bounds hold for single groups and for other prompts:
-    percentiles, over the groups, of each group's own bounds. Shares are undefined where the gain's interval covers 0.
+    percentiles, over the groups, of each group's own bounds. Shares are undefined where the gain's interval covers 0;
+    `far`: the groups, by number, whose runs the model could not have made itself, which have none.
     """
     real = control_entry(donor, nothing, group)
     accuracies = _accuracies(drawn)
     own = float(group.hits.double().mean())
     below = float((accuracies < own).mean() + (accuracies == own).mean() / 2)
-    credits = [control_entry(donor, nothing, each) for each in drawn]
+    credits = [control_entry(donor, nothing, each, compatible=i not in far) for i, each in enumerate(drawn)]
     return {
         "n": len(drawn),
+        "n_far": len(far),
         "n_prompts": len(donor.hits),
         "n_scenarios": real["n_scenarios"],
         "percentile": 100 * below,
@@ -82,9 +91,9 @@ def random_entry(donor: Evaluation, nothing: Evaluation, group: Evaluation, draw
 
 
 def _of_all(name: str, credits: Sequence[Mapping[str, Any]]) -> float | None:
-    """The mean of a value or share; of its bounds those that 95 % of the groups keep to. None where it is undefined."""
-    values = [credit[name] for credit in credits]
-    if any(np.isnan(value) for value in values):
+    """The mean of a value or share; of its bounds those that 95 % of the groups keep to. None where none has one."""
+    values = [credit[name] for credit in credits if not np.isnan(credit[name])]
+    if not values:
         return None
     if name.endswith("low"):
         return float(np.quantile(values, 0.025))
