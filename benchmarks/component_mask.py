@@ -82,7 +82,8 @@ def main() -> None:
     model = cd.load_model(options.model)
     row = time_step(model, options.prompts, options.repeats)
     rows = {"step at last": row} | ({"fit at last": time_fit(model)} if options.fit else {})
-    table = Table("", "full s", "window s", "ratio", "wanted", "largest difference of gradients", box=None)
+    ratio = "ratio of processor times"
+    table = Table("", "full s", "window s", ratio, "wanted", "largest difference of gradients", box=None)
     times = (f"{row['full']:.3f}", f"{row['window']:.4f}", f"{row['ratio']:.1f}x")
     table.add_row(f"a step of {options.prompts} prompts at last", *times, f"{WANTED}x", f"{row['error']:.1e}")
     console = Console(width=140)

@@ -66,8 +66,12 @@ def test_the_results_have_every_section(finished, model):
     drawn = results["random"][name][name]
     assert len(drawn["accuracies"]) == 5
     assert 0 <= drawn["percentile"] <= 100
+    assert drawn["low"] <= drawn["mean"] <= drawn["high"]
+    assert drawn["mean"] == pytest.approx(sum(drawn["accuracies"]) / 5)
     titles = [row["row"] for row in results["faithfulness_rows"][name][name]]
     assert "heads at a wrong segment, slot means" in titles
+    margins = [row["logit_difference"] for row in results["faithfulness_rows"][name][name]]
+    assert all(margin["low"] < margin["value"] < margin["high"] for margin in margins)
     assert "all heads at the circuit's roles, kind means" in titles
     assert all(check["passed"] for check in results["checks"])
     names = {check["name"] for check in results["checks"]}

@@ -37,5 +37,5 @@ def accuracies(
         pairs = built.sample(model.tokenizer, n_prompts, seed, split)
         evaluation = evaluate_model(model, pairs)
         monitor(name, 1, 1)
-        margins = {"logit_difference": float(evaluation.logit_differences.mean())}
+        margins = {"logit_difference": form.mean_logit_difference(evaluation)}
         yield {"model": name} | form.accuracy_entry(evaluation, pairs) | margins

@@ -282,7 +282,8 @@ def _show_accuracies(title: str, rows: Sequence[dict]) -> None:
     for row in rows:
         shares = " ".join(f"{entry['value']:.2f}" for entry in row["accuracy_by_queried"])
         hits = f"{row['accuracy']['hits']}/{row['accuracy']['n']}"
-        table.add_row(row["model"], hits, _interval(row["accuracy"], 3), f"{row['logit_difference']:.2f}", shares)
+        accuracy, difference = _interval(row["accuracy"], 3), _interval(row["logit_difference"])
+        table.add_row(row["model"], hits, accuracy, difference, shares)
     out.print(table)
 
 

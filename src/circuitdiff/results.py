@@ -26,6 +26,7 @@ from circuitdiff.statistics import (
     Interval,
     RatioInterval,
     accuracy_interval,
+    mean_interval,
     normalised_ratio_interval,
     ratio_interval,
 )
@@ -227,8 +228,13 @@ def _faithfulness(rows: EvaluationRows) -> dict[str, Any]:
     }
 
 
-def _bounds(ratio: RatioInterval | Interval) -> dict[str, Any]:
-    return {"value": ratio.value, "low": ratio.low, "high": ratio.high}
+def mean_logit_difference(evaluation: Evaluation) -> dict[str, float]:
+    """Its mean with a 95 % interval over scenarios."""
+    return _bounds(mean_interval(evaluation.logit_differences.double().numpy(), evaluation.scenarios.numpy()))
+
+
+def _bounds(found: RatioInterval | Interval) -> dict[str, float]:
+    return {"value": float(found.value), "low": float(found.low), "high": float(found.high)}
 
 
 _ROWS = (
@@ -258,7 +264,7 @@ def _rows(rows: EvaluationRows) -> list[dict[str, Any]]:
                 "row": title,
                 "accuracy": share(evaluation.hits, evaluation.scenarios),
                 "faithfulness": _bounds(ratio),
-                "logit_difference": float(evaluation.logit_differences.mean()),
+                "logit_difference": mean_logit_difference(evaluation),
                 "note": ratio.undefined or note,
             }
         )
@@ -266,11 +272,15 @@ def _rows(rows: EvaluationRows) -> list[dict[str, Any]]:
 
 
 def _random(drawn: Sequence[Evaluation], own: Evaluation) -> dict[str, Any]:
-    accuracies = np.array([float(evaluation.hits.double().mean()) for evaluation in drawn])
+    hits = np.stack([evaluation.hits.numpy().astype(float) for evaluation in drawn])
+    accuracies = hits.mean(1)
     circuit = float(own.hits.double().mean())
+    mean = mean_interval(hits.mean(0), own.scenarios.numpy())  # of these circuits; over scenarios
     below = float((accuracies < circuit).mean() + (accuracies == circuit).mean() / 2)
     return {
-        "mean": float(accuracies.mean()),
+        "mean": float(mean.value),
+        "low": float(mean.low),
+        "high": float(mean.high),
         "percentile": 100 * below,
         "circuit": circuit,
         "n_prompts": len(own.hits),

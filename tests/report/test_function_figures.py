@@ -191,6 +191,13 @@ def test_the_trained_floor_has_a_column_where_there_is_one(results):
     assert ("transferred" in here.columns, "transferred" in there.columns) == (False, True)
 
 
+def test_controls_say_on_how_many_triples_they_were_tried(results):
+    assert function_tables(results)[0].columns["ranked"] == "strongest heads"
+    for entry in results["functions"][CIRCUIT][BASE]["fetcher"].values():
+        entry["controls"]["all"]["n"] = 40
+    assert function_tables(results)[0].columns["ranked"] == "strongest heads, 40 triples"
+
+
 def test_a_sentence_names_only_what_is_above_its_floor(results):
     first, second = function_sentences(results)
     assert first == (

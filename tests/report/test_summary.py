@@ -104,3 +104,21 @@ def test_a_narrow_column_breaks_before_an_interval_and_not_in_it():
     assert unbroken("0.500 (−0.300 to −0.100)").count(" ") == 1
     assert unbroken("last to query_label") == "last to query_label"
     assert unbroken(7) == "7"
+
+
+def test_a_caution_names_each_section_with_the_fewest_prompts_behind_it(results):
+    found = {
+        "minimality": {"c": {"n_prompts": {"choosing": 20, "testing": 30}}},
+        "completeness": {"c": {"m": {"n_prompts": 12}, "other": {"n_prompts": 40}}},
+        "overlap": {"v": {"n_scenarios": 10}, "w": {}},
+        "functions": {"c": {"m": {"fetcher": {"object": {"n_test": 45}, "label": {"n_test": 90}}}}},
+        "cmap": {"v": {"to_base": {"z": {"n_prompts": 49}}, "controls": {"fetcher": {"n_prompts": 11}}}},
+        "graft": {"v": {"n_prompts": 50}},
+        "knockout": {"m": {"n_prompts": 48, "n_scenarios": 47}},
+    }
+    (alarm,) = alarms(found)
+    assert alarm.text == (
+        "Fewer than 50 prompts tell little; see the intervals of the costs of heads (30), completeness (12), the ways "
+        "between groups and their profiles (10), functions (45), patching (49), the controls of patching (11), "
+        "knockouts (47)."
+    )

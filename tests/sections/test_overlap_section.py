@@ -46,7 +46,7 @@ def test_the_matrix_has_every_circuit_in_every_model_and_whose_it_is(results):
 def test_edges_and_profiles_are_measured_in_every_model(results):
     found = results["overlap"]
     assert list(found) == ["tuned", "plain"]
-    assert set(found["plain"]) == {"edges", "profiles"}
+    assert set(found["plain"]) == {"edges", "profiles", "n_scenarios"}
     assert set(found["tuned"]) == {"edges", "profiles", "groups", "stages", "not_run", "moved", "n_scenarios"}
     for entry in found.values():
         assert {(edge["sender"], edge["receiver"], edge["via"]) for edge in entry["edges"]} >= {("fetcher", None, None)}

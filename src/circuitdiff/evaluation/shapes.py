@@ -36,7 +36,10 @@ def moved(circuit: Circuit, roles_of: Callable[[str], Sequence[str]]) -> Circuit
 
 
 def random_circuit(circuit: Circuit, n_heads: int, generator: torch.Generator) -> Circuit:
-    """As many heads at each role, without repeats, from the layers between the circuit's first and last there."""
+    """As many heads at each role, without repeats, from the layers between the circuit's first and last there.
+
+    The circuit's own heads may be among them: where a role has few layers and many heads, most will be.
+    """
     groups: dict[str, Group] = {}
     for role in circuit.roles:
         heads = circuit.heads_at(role)

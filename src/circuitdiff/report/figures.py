@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from circuitdiff.report.accuracy import among_random, by_queried
 from circuitdiff.report.drawing import circuit_drawing
 from circuitdiff.report.effects import effect_map
 from circuitdiff.report.look import Figure, circuit_key, random_key, stage_key
 from circuitdiff.report.numbers import finite
-from circuitdiff.report.parts import parts
+from circuitdiff.report.parts import Part, parts
 from circuitdiff.report.scene import scene
 
 ACCURACY_BY_QUERIED = "accuracy_by_queried"
@@ -19,8 +21,8 @@ def circuit_names(results: dict) -> list[str]:
     return list(dict.fromkeys(name for section in sections for name in section))
 
 
-def figures(results: dict) -> dict[str, Figure]:
-    """The figures that `results` has numbers for, in the page's order.
+def figures(results: dict, shown: Sequence[Part] | None = None) -> dict[str, Figure]:
+    """The figures that `results` has numbers for, in the page's order; `shown`: its parts, if they are there already.
 
     A section that is missing has no figure.
     """
@@ -28,7 +30,7 @@ def figures(results: dict) -> dict[str, Figure]:
     drawn = {ACCURACY_BY_QUERIED: accuracy} if accuracy else {}
     for circuit in circuit_names(results):
         drawn |= _drawing(results, circuit) | _effects(results, circuit) | _random(results, circuit)
-    for part in parts(results):
+    for part in parts(results) if shown is None else shown:
         drawn |= part.figures
     return drawn
 

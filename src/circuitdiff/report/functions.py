@@ -272,7 +272,9 @@ def _columns(rows: list[dict]) -> dict[str, str]:
     """Controls that no mask has are left out."""
     columns = {"group": "group", "desideratum": "desideratum", "printed": "accuracy", "interval": "95 % interval"}
     columns |= {"floor_printed": "floor", "shuffled": "trained floor", "above": "above the floor"}
-    columns |= {"all": "all heads", "random": "random heads", "ranked": "strongest heads"}
+    few = min((row["n_controls"] for row in rows if row["n_controls"]), default=None)
+    on = "" if few is None else f", {few} triples"
+    columns |= {"all": f"all heads{on}", "random": f"random heads{on}", "ranked": f"strongest heads{on}"}
     columns |= {"transferred": "the mask of the circuit's own model"}
     optional = ("shuffled", "transferred")
     return {key: said for key, said in columns.items() if key not in optional or any(row[key] for row in rows)}
@@ -282,7 +284,8 @@ def _controls(entry: dict) -> dict:
     found = entry.get("controls") or {}
     shares = {name: number((found.get(name) or {}).get("value")) for name in ("nothing", "all", "ranked")}
     trained = found.get("shuffled")
-    return shares | {"random": number(found.get("random")), "shuffled": _printed(trained) if trained else ""}
+    shares |= {"random": number(found.get("random")), "shuffled": _printed(trained) if trained else ""}
+    return shares | {"n_controls": (found.get("all") or {}).get("n")}
 
 
 def _transferred(entry: dict) -> str:

@@ -37,7 +37,8 @@ def write_report(results: dict, path: str | Path) -> Path:
 
 
 def _render(results: dict) -> str:
-    drawn, shown = figures(results), parts(results)
+    shown = parts(results)
+    drawn = figures(results, shown)  # drawing takes seconds: once
     return (
         _environment()
         .get_template("template.html.jinja")

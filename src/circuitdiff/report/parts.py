@@ -123,15 +123,16 @@ def _overlap_tables(variant: str, entry: dict) -> list[Table]:
     edges |= {"difference": "difference", "adjusted_p": "adjusted p"}
     profile = {"group": "the base's group", "role": "role"} | pair
     moved = {"base": "the base's group", "variant": f"{variant}'s own group"}
+    on = f", on {entry['n_scenarios']} scenarios" if "n_scenarios" in entry else ""
     return [
         Table(f"Heads of the base's circuit and of {variant}'s", heads | {"jaccard": "Jaccard"}, group_rows(entry)),
         Table(f"Correlation of all heads' effects, base and {variant}", maps, stage_rows(entry)),
         Table(f"Heads in common among the k strongest, base and {variant}", curves, curve_rows(entry)),
-        Table(f"Effects between the base's groups, base and {variant}", edges, edge_rows(entry)),
-        Table("Attention of the base's groups, by role attended to", profile, profile_rows(entry, "attention")),
-        Table("Effect of the base's groups, by role where they are patched", profile, profile_rows(entry, "effect")),
+        Table(f"Effects between the base's groups, base and {variant}{on}", edges, edge_rows(entry)),
+        Table(f"Attention of the base's groups, by role attended to{on}", profile, profile_rows(entry, "attention")),
+        Table(f"Effect of the base's groups, by role they are patched at{on}", profile, profile_rows(entry, "effect")),
         Table(
-            "Do other heads do the same? Cosine of profiles, the base's groups and the variant's own",
+            f"Do other heads do the same? Cosine of profiles, the base's groups and the variant's own{on}",
             moved | {"attention": "attention", "effect": "effect"},
             moved_rows(entry),
         ),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from circuitdiff.report.numbers import finite, hits, interval, number, significant
 
 FEW = 50  # prompts below which an interval is wide enough to warn of
+_COUNTS = ("testing", "n_prompts", "n_test", "n_scenarios")  # what entries call theirs
 TOO_FAITHFUL = 1.1
 BEATS = 0.95  # share of random circuits that a real one should beat
 
@@ -72,17 +73,31 @@ def _no_better_than_random(results: dict) -> Iterator[str]:
 
 
 def _counted_further(results: dict) -> Iterator[tuple[str, object]]:
-    """How many prompts stand behind the numbers on single heads, parts and functions."""
-    for circuit, found in (results.get("minimality") or {}).items():
-        yield f"the costs of {circuit}'s heads", (found.get("n_prompts") or {}).get("testing")
-    for circuit, models in (results.get("completeness") or {}).items():
-        for model, found in models.items():
-            yield f"the completeness of {circuit} in {model}", found.get("n_prompts")
-    for circuit, models in (results.get("functions") or {}).items():
-        for model, groups in models.items():
-            cells = [cell for by_name in groups.values() for cell in by_name.values()]
-            if cells:
-                yield f"the functions of {circuit} in {model}", min(cell.get("n_test") or 0 for cell in cells)
+    """The fewest prompts that stand behind the numbers of each further section."""
+    patched = list((results.get("cmap") or {}).values())
+    directions = [found.get(direction) or {} for found in patched for direction in ("to_base", "to_variant")]
+    counted = {
+        "the costs of heads": [found.get("n_prompts") for found in (results.get("minimality") or {}).values()],
+        "completeness": _second_level(results, "completeness"),
+        "the ways between groups and their profiles": (results.get("overlap") or {}).values(),
+        "functions": [cell for by_name in _second_level(results, "functions") for cell in _leaves(by_name)],
+        "patching": [entry for by_what in directions for entry in by_what.values()],
+        "the controls of patching": [each for found in patched for each in (found.get("controls") or {}).values()],
+        "grafts": (results.get("graft") or {}).values(),
+        "knockouts": (results.get("knockout") or {}).values(),
+    }
+    for name, entries in counted.items():
+        known = [n for entry in entries for key in _COUNTS if (n := finite((entry or {}).get(key))) is not None]
+        if known:
+            yield name, min(known)
+
+
+def _second_level(results: dict, section: str) -> list[dict]:
+    return [found for models in (results.get(section) or {}).values() for found in models.values()]
+
+
+def _leaves(groups: dict) -> list[dict]:
+    return [cell for by_name in groups.values() for cell in by_name.values()]
 
 
 def _few(results: dict) -> Iterator[str]:

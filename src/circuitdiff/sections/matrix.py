@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_OF_RANDOM = ("mean", "low", "high", "circuit", "percentile", "n_prompts")  # circuit: its accuracy on the same prompts
+
 
 def matrix_section(results: Mapping[str, Any]) -> dict[str, Any]:
     """Of each circuit in each model, what was measured already: faithfulness, accuracies, random circuits.
@@ -30,5 +32,5 @@ def _cell(results: Mapping[str, Any], circuit: str, model: str, entry: Mapping[s
         "normalised": entry["normalised"],
         "circuit_accuracy": entry["circuit_accuracy"],
         "model_accuracy": entry["model_accuracy"],
-        "random": None if drawn is None else {key: drawn[key] for key in ("mean", "percentile", "n_prompts")},
+        "random": None if drawn is None else {key: drawn[key] for key in _OF_RANDOM},
     }

@@ -47,9 +47,9 @@ def overlap_section(
         ours = _measured(bench, bench.base, base.circuit, n, edges=True)
         theirs = _measured(bench, variant, base.circuit, n, edges=True)
         entry |= {"edges": _edges(ours, theirs), "profiles": _profiles(ours, theirs)}
+        entry["n_scenarios"] = len(ours.scenarios.unique())
         if own is not None and own.circuit.roles:
             entry["moved"] = _same_work(ours, _measured(bench, variant, own.circuit, n, edges=False))
-            entry["n_scenarios"] = len(ours.scenarios.unique())
     return {"overlap": {variant: entry} if entry else {}}
 
 
