@@ -179,6 +179,7 @@ def test_every_run_and_the_other_scores_stand_in_tables():
 
 def test_runs_and_controls_print_what_was_measured_and_nothing_else():
     runs = run_rows(gains()["cmap"][VARIANT]["to_base"]["z"])
+    assert [run["share"].split(" ")[0] for run in runs] == ["–", "0.812"]  # of each subset of the parts
     assert [run["parts"] for run in runs] == ["none", "reader + fetcher"]
     assert (runs[1]["distance"], runs[1]["note"]) == ("1.250", "far <away>")
     rows = {row["how"]: row for row in control_rows(gains(), VARIANT)}
