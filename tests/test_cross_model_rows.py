@@ -10,6 +10,7 @@ from circuitdiff.ground_truth import Sizes
 from circuitdiff.ground_truth.cross_model_rows import (
     _grafted_rows,
     _patched_rows,
+    _split_rows,
     _turned_rows,
     cross_model_rows,
 )
@@ -23,7 +24,7 @@ FEW = Sizes(discovery=7, evaluation=50, random_circuits=2, random_prompts=21, tr
 
 def test_the_truth_about_a_planted_pair_is_found():
     rows = cross_model_rows(named_subject("planted-clearer-addresses", FEW))
-    assert len(rows) == 9
+    assert len(rows) == 11
     assert [row.claim for row in rows if not row.passed] == []
 
 
@@ -62,10 +63,10 @@ def test_a_gain_credited_to_another_part_fails_every_claim():
     assert not any(row.passed for row in patched)
     no_group = _patched_rows("any", "mlps", circuit, wrong)
     assert not any(row.passed for row in no_group)
-    split = _patched_rows(
-        "planted-clearer-addresses", "position_transmitter", circuit, credited_to("position_transmitter")
-    )
+    split = _split_rows("planted-clearer-addresses", circuit, credited_to("position_transmitter"))
     assert [row.passed for row in split] == [True, True, False, False]
+    later = _split_rows("planted-clearer-addresses", circuit, credited_to("value_fetcher"))
+    assert not any(row.passed for row in later)
 
 
 def test_a_gain_credited_to_the_right_part_passes():

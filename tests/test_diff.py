@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from circuitdiff.cli import app
-from circuitdiff.diff import Changed, Heads, diff_runs, diff_tables
+from circuitdiff.diff import Changed, Heads, diff_runs, diff_tables, paired
+from circuitdiff.errors import InputError
 from circuitdiff.store import to_json
 
 
@@ -176,6 +177,46 @@ def test_what_only_one_run_measured_is_named_once():
     found = diff_runs(results(), other)
     assert found.only_first == ("models / tuned", "graft")
     assert found.only_second == ("models / third",)
+
+
+def test_models_of_other_names_are_compared_where_they_are_paired():
+    ours, theirs = results(), results()
+    ours["circuits"]["tuned (paper)"] = ours["circuits"]["base"] | {"model": "tuned"}
+    theirs["circuits"]["other (paper)"] = theirs["circuits"]["base"] | {"model": "other"}
+    for section in ("models", "graft", "verdict"):
+        theirs[section]["other"] = theirs[section].pop("tuned")
+    assert diff_runs(ours, theirs).only_second
+    found = diff_runs(ours, paired(ours, theirs, ["tuned=other"]))
+    assert (found.only_first, found.only_second, found.answers) == ((), (), ())
+    assert found.n_compared == diff_runs(ours, ours).n_compared
+    renamed = paired(ours, theirs, ["tuned=other"])
+    assert renamed["circuits"]["tuned (paper)"]["model"] == "tuned"
+    assert renamed["study"] == theirs["study"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["mine=tuned"], "the first run has no model 'mine'; it has base, tuned"),
+        (["tuned=theirs"], "the second run has no model 'theirs'"),
+        (["tuned"], "the second run has no model ''"),
+        (["base=tuned"], "two models of the second run would be called 'base'"),
+    ],
+)
+def test_pairs_that_cannot_be_made_are_refused(pairs, message):
+    with pytest.raises(InputError, match=message):
+        paired(results(), results(), pairs)
+
+
+def test_gains_in_opposite_directions_are_named_and_not_compared():
+    ours, theirs = results(), results()
+    ours["graft"]["tuned"]["recipient"], theirs["graft"]["tuned"]["recipient"] = "base", "tuned"
+    theirs["graft"]["tuned"]["runs"][0]["accuracy"] = near(0.1)
+    found = diff_runs(ours, theirs)
+    assert found.answers == (Changed("graft / tuned / recipient", "base", "tuned"),)
+    assert (found.moved, found.only_first) == ((), ())
+    theirs["graft"]["tuned"]["recipient"] = "base"
+    assert len(diff_runs(ours, theirs).moved) == 1
 
 
 def test_runs_without_anything_are_compared_too():

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import circuitdiff.stages
+import circuitdiff.study
 import circuitdiff.workbench
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
@@ -19,6 +20,7 @@ from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activa
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, CheckError
 from circuitdiff.models.family_registry import caution_about
+from circuitdiff.report import write_report
 from circuitdiff.sections.inputs import inputs_of
 from circuitdiff.study import run_study
 from circuitdiff.workbench import sample_splits
@@ -113,6 +115,29 @@ def test_a_finished_run_loads_no_model_unless_a_file_of_it_was_touched(finished,
     with pytest.raises(Loaded):
         run_study(settings, finished, silent)
     assert loaded == [str(model)]
+
+
+def test_the_report_of_a_finished_run_is_drawn_again_only_where_it_is_gone_or_other(
+    finished, model, tmp_path, monkeypatch
+):
+    settings, page = settings_of(tmp_path, model), finished / "report.html"
+    run_study(settings, finished, silent)
+    drawn: list[Path] = []
+
+    def draw(results: dict, path: Path) -> Path:
+        drawn.append(path)
+        return write_report(results, path)
+
+    monkeypatch.setattr(circuitdiff.study, "write_report", draw)
+    before = page.read_bytes()
+    assert run_study(settings, finished, silent) == page
+    assert not drawn
+    page.unlink()
+    run_study(settings, finished, silent)
+    page.write_text("half a page")
+    run_study(settings, finished, silent)
+    assert drawn == [page, page]
+    assert page.read_bytes() == before
 
 
 def test_a_finished_run_depends_on_the_files_that_it_names(model, tmp_path):

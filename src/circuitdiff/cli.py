@@ -19,7 +19,7 @@ from typer.exceptions import TyperException
 
 from circuitdiff.accuracy import accuracies
 from circuitdiff.conformance import conformance as check_conformance
-from circuitdiff.diff import diff_runs, diff_tables
+from circuitdiff.diff import diff_runs, diff_tables, paired
 from circuitdiff.errors import InputError
 from circuitdiff.ground_truth import Share, check_ground_truth, compute_share, render_page
 from circuitdiff.models import load_model
@@ -29,7 +29,7 @@ from circuitdiff.recipes import run_recipe
 from circuitdiff.report import write_report
 from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.stages import Monitor
-from circuitdiff.store import read_results, to_json
+from circuitdiff.store import REPORT, read_results, to_json
 from circuitdiff.study import run_study
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.describe import DescribedPrompt
@@ -45,6 +45,7 @@ _ROWS = 40  # of a table that is printed
 _INTERRUPTED = 130  # what typer returns after Ctrl-C
 
 Adapters = Annotated[list[str], typer.Option("--adapter", help="PEFT adapter, merged in; repeat in order.")]
+Pairings = Annotated[list[str], typer.Option("--pair", help="FIRST=SECOND: what one model is called in each run.")]
 
 
 @app.command()
@@ -67,18 +68,20 @@ def demo(folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Pa
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
     """Write a run's report again, without loading a model."""
-    out.print(f"report: {write_report(read_results(folder), folder / 'report.html')}", soft_wrap=True)
+    out.print(f"report: {write_report(read_results(folder), folder / REPORT)}", soft_wrap=True)
 
 
 @app.command()
 def diff(
     first: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
+    pair: Pairings = [],  # noqa: B006 (typer wants a list)
     json_file: Annotated[Path | None, typer.Option("--json", help="Where everything goes, for machines.")] = None,
 ) -> None:
     """Show what moved between two runs beyond its interval, without loading a model."""
     _check_folder(json_file)
-    found = diff_runs(read_results(first), read_results(second))
+    ours, theirs = read_results(first), read_results(second)
+    found = diff_runs(ours, paired(ours, theirs, pair))
     if json_file:
         json_file.write_text(to_json(found.to_dict(), indent=1) + "\n", encoding="utf-8")
     for title, columns, rows in diff_tables(found, str(first), str(second)):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from circuitdiff.circuit import Circuit
+from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 
 Path = tuple[str, ...]
@@ -130,8 +131,50 @@ def _listed(heads: Sequence[str]) -> str:
     return ", ".join(heads) or "none"
 
 
+def paired(first: Results, second: Results, pairs: Sequence[str]) -> Results:
+    """The second run's results with models renamed, "FIRST=SECOND" each, so that they stand beside the first run's.
+
+    Raises: InputError if a run has no such model, or a model would stand for two.
+    """
+    names: dict[str, str] = {}
+    for pair in pairs:
+        old, _, new = pair.partition("=")
+        for run, name, models in (("first", old, _models(first)), ("second", new, _models(second))):
+            if name not in models:
+                raise InputError(f"--pair {pair}: the {run} run has no model {name!r}; it has {', '.join(models)}")
+        names[new] = old
+    after = [names.get(name, name) for name in _models(second)]
+    if twice := next((name for name in after if after.count(name) > 1), None):
+        raise InputError(f"--pair: two models of the second run would be called {twice!r}; pair each with another one")
+    untouched = ("study", "versions")
+    return {key: value if key in untouched else _renamed(value, names) for key, value in second.items()}
+
+
+def _models(results: Results) -> list[str]:
+    return list(results.get("models") or {})
+
+
+def _renamed(data: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(data, Mapping):
+        return {_new_name(key, names): _renamed(value, names) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_renamed(value, names) for value in data]
+    return _new_name(data, names) if isinstance(data, str) else data
+
+
+def _new_name(name: str, names: Mapping[str, str]) -> str:
+    """A circuit of a further plan is called "MODEL (PLAN)"."""
+    model, bracket, plan = name.partition(" (")
+    return names.get(name) or names.get(model, model) + bracket + plan
+
+
 def diff_runs(first: Results, second: Results) -> RunDiff:
-    """Everything that differs between two runs' results, as data."""
+    """Everything that differs between two runs' results, as data.
+
+    Gains that were looked for in opposite directions are named, and not compared.
+    """
+    turned = list(_turned(first, second))
+    first, second = (_without(results, [path for path, *_ in turned]) for results in (first, second))
     ours, theirs = (dict(_estimates(results)) for results in (first, second))
     common = [path for path in ours if path in theirs]
     moved = [
@@ -143,12 +186,32 @@ def diff_runs(first: Results, second: Results) -> RunDiff:
         moved=tuple(sorted(moved, key=lambda each: (-_size(each), each.where))),
         n_compared=len(common),
         heads=tuple(_heads(first, second)),
-        answers=tuple(_changed(_answers(first), _answers(second))),
+        answers=(
+            *_changed(_answers(first), _answers(second)),
+            *(Changed(_said((*path, "recipient")), ours, theirs) for path, ours, theirs in turned),
+        ),
         checks=tuple(_changed(_checks(first), _checks(second), both=True)),
         settings=tuple(_changed(_settings(first), _settings(second))),
         only_first=_only(ours, theirs),
         only_second=_only(theirs, ours),
     )
+
+
+def _turned(first: Results, second: Results) -> Iterator[tuple[Path, str, str]]:
+    """Where the better model of a pair is another one in each run, and which models the gain was brought into."""
+    for method in ("cmap", "graft"):
+        ours, theirs = first.get(method) or {}, second.get(method) or {}
+        for variant in ours:
+            into = [(run.get(variant) or {}).get("recipient") for run in (ours, theirs)]
+            if None not in into and into[0] != into[1]:
+                yield (method, variant), into[0], into[1]
+
+
+def _without(results: Results, paths: Sequence[Path]) -> Results:
+    left = {method: dict(results.get(method) or {}) for method, _ in paths}
+    for method, variant in paths:
+        left[method].pop(variant)
+    return {**results, **left}
 
 
 def _estimates(data: Any, path: Path = ()) -> Iterator[tuple[Path, Estimate]]:

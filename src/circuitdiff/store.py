@@ -19,6 +19,8 @@ from torch import Tensor
 from circuitdiff.claims import claimed
 from circuitdiff.errors import InputError
 
+RESULTS = "results.json"
+REPORT = "report.html"
 _PATIENCE = 0.2  # seconds between two looks for what another process computes
 
 
@@ -81,17 +83,17 @@ class Store:
         self._write(path, save(own, metadata={"data": to_json(record.data)}))
         return _read(path) or record
 
-    def finish(self, depends_on: Any, results: Any) -> None:
-        """Writes results.json, and what it depends on beside it."""
-        path = self.write_json("results.json", results)
-        self.write_json("finished.json", {"key": hashed(depends_on), "results": _sha256(path)})
+    def finish(self, depends_on: Any, *names: str) -> None:
+        """Keeps what these files of the folder were made from, and which bytes they are."""
+        files = {name: _sha256(self.folder / name) for name in names}
+        self.write_json("finished.json", {"key": hashed(depends_on), "files": files})
 
-    def is_finished(self, depends_on: Any) -> bool:
-        """Whether results.json is the one that was made from the same."""
+    def is_finished(self, depends_on: Any, name: str) -> bool:
+        """Whether the file is the one that was made from the same."""
         try:
             known = json.loads((self.folder / "finished.json").read_text())
-            return known == {"key": hashed(depends_on), "results": _sha256(self.folder / "results.json")}
-        except (OSError, json.JSONDecodeError):
+            return known["key"] == hashed(depends_on) and known["files"][name] == _sha256(self.folder / name)
+        except (OSError, json.JSONDecodeError, KeyError):
             return False
 
     def write_json(self, name: str, data: Any) -> Path:
@@ -124,7 +126,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 
     Raises: InputError if there is none or it is damaged.
     """
-    path = Path(folder) / "results.json"
+    path = Path(folder) / RESULTS
     try:
         return json.loads(path.read_text())
     except OSError as error:

@@ -35,7 +35,7 @@ from circuitdiff.sections.verdict import circuit_numbers, verdict_section
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits
 from circuitdiff.settings import StudySettings
 from circuitdiff.stages import Monitor
-from circuitdiff.store import Store, read_results
+from circuitdiff.store import REPORT, RESULTS, Store, read_results
 from circuitdiff.tasks import get_task
 from circuitdiff.workbench import Workbench
 
@@ -68,8 +68,8 @@ def run_study(
     """
     plans = plans_of(settings)
     inputs = inputs_of(settings)
-    if inputs is not None and Store(Path(folder)).is_finished(inputs):
-        return write_report(read_results(folder), Path(folder) / "report.html")
+    if inputs is not None and Store(Path(folder)).is_finished(inputs, RESULTS):
+        return _reported(Store(Path(folder)), inputs)
     check_study(settings, plans)
     store = Store.open(folder)
     store.write_json("settings.json", settings.model_dump(mode="json"))
@@ -87,8 +87,17 @@ def run_study(
             for variant in bench.variants:
                 _compare(bench, settings, variant, found, circuits, readings)
                 _judge(bench, settings, variant, circuits)
-    store.finish(inputs_of(settings), bench.results)
-    return write_report(read_results(store.folder), store.folder / "report.html")
+    store.write_json(RESULTS, bench.results)
+    return _reported(store, inputs_of(settings))
+
+
+def _reported(store: Store, inputs: Any) -> Path:
+    """The report on finished results; drawing it takes seconds, so it is kept, too."""
+    path = store.folder / REPORT
+    if not store.is_finished(inputs, REPORT):
+        write_report(read_results(store.folder), path)
+        store.finish(inputs, RESULTS, REPORT)
+    return path
 
 
 def _from_the_other_end(settings: WholeStudy, folder: Path, _: int) -> None:

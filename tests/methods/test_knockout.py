@@ -113,4 +113,4 @@ def test_a_query_left_without_keys_is_an_error_before_anything_runs():
     with pytest.raises(InputError, match="'first' would see no key"):
         attention_knockout(subject("llama").model, replace(pairs, clean_prompts=first), "first", "first")
     with pytest.raises(InputError, match="no position before 'first'"):
-        random_keys(replace(pairs, clean_prompts=first), "first")
+        random_keys(replace(pairs, clean_prompts=first), "first", [])

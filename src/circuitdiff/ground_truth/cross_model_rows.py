@@ -26,7 +26,7 @@ _CREDITED = 0.9  # of the gain
 _N_RANDOM = 5  # groups of random heads
 # Where the planted part is no group of the circuit: which weights it is.
 _KINDS = {"mlp": "mlps", "unembedding": "unembedding", "negative": "other heads"}
-# What a late group carries holds what the improved part before it did, so both show all of the gain alone.
+# The improved group, and a later one whose z holds what it did: both show all of the gain alone.
 _SPLIT = {"planted-clearer-addresses": ("position_transmitter", "value_fetcher")}
 _TURNED = "planted-rotated-values"
 
@@ -45,6 +45,8 @@ def cross_model_rows(subject: Subject) -> list[Row]:
         part = _KINDS.get(truth.improved_part, truth.improved_part)
         rows += _grafted_rows(truth.name, part, grafted.attribution())
         rows += _patched_rows(truth.name, part, circuit, patched.attribution())
+    if truth.name in _SPLIT:
+        rows += _split_rows(truth.name, circuit, patch_across(subject.model, base, circuit, pairs).attribution())
     if truth.name == _TURNED:
         rows += _turned_rows(truth.name, base, subject.model, circuit, pairs)
     return rows
@@ -76,10 +78,23 @@ def _patched_rows(name: str, part: str, circuit: Circuit, found: Attribution) ->
     else:
         claim = "patched: share that no head group explains"
         rows.append(at_least(name, claim, found.unexplained.share, _CREDITED, _interval(found.unexplained)))
-    for group in _SPLIT.get(name, ()):  # in contributions, for it is the output projection that improved, not z
-        credit = found.parts[group][SYMMETRIC]
-        claim = f"patched {group}: share, symmetric Shapley, is split"
-        rows.append(between(name, claim, credit.share, 0.35, 0.65, _interval(credit)))
+    return rows
+
+
+def _split_rows(name: str, circuit: Circuit, found: Attribution) -> list[Row]:
+    """With z patched, causal order credits the improved group, and symmetric Shapley values are split."""
+    improved, shows = _SPLIT[name]
+    others = [group for group in circuit.groups if group != improved]
+    credits = found.parts[improved][IN_ORDER]
+    claim = f"patched z of {improved}: share, causal order"
+    rows = [
+        at_least(name, claim, credits.share, _CREDITED, _interval(credits)),
+        _nothing(name, "patched z, causal order: other groups whose share is not 0", others, found, IN_ORDER),
+    ]
+    for group in (improved, shows):
+        split = found.parts[group][SYMMETRIC]
+        claim = f"patched z of {group}: share, symmetric Shapley, is split"
+        rows.append(between(name, claim, split.share, 0.35, 0.65, _interval(split)))
     return rows
 
 

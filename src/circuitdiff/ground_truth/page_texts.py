@@ -31,8 +31,9 @@ PAIRS = """## A planted variant and its base
 
 Expected: grafting the improved part's weights brings at least 0.9 of the gain, alone and left out last, and no
 other part has a share whose interval does not cover 0; patching contributions in causal order credits the same
-part, or, where it is no head group, leaves the gain unexplained; the symmetric share is split between a part
-that got better and the one that shows it. The verdict names the improved part, and none where none was planted.
+part, or, where it is no head group, leaves the gain unexplained; with z patched, the paper's way, the symmetric
+share is split between the group that got better and the one that shows it, where causal order credits the first.
+The verdict names the improved part, and none where none was planted.
 A study's verdict answers yes to the same circuit, and no for `planted-new-route`: from circuits that it discovered
 itself, alone in base and variant under both kinds of means, and from their effect maps.
 z in another basis is refused.

@@ -125,7 +125,7 @@ def knockout_matrix(
     pairs: Pairs,
     roles: Sequence[str],
     *,
-    query_roles: Sequence[str] = (),
+    query_roles: Sequence[str],
     seed: int = 0,
     executor: str = "window",
     memory_gb: float = DEFAULT_MEMORY_GB,
@@ -133,7 +133,7 @@ def knockout_matrix(
 ) -> KnockoutMatrix:
     """Does information flow here? Each role blocked from each role before it, in all layers; and a random key instead.
 
-    `query_roles`: tokens of the question, which the random key avoids (see `random_keys`).
+    `query_roles`: tokens of the question, which the random key avoids (see `random_keys`); () if the task has none.
 
     Raises: InputError if a role does not exist or a query has no key that a control could block.
     """
@@ -152,7 +152,7 @@ def knockout_matrix(
     )
 
 
-def random_keys(pairs: Pairs, query: str, query_roles: Iterable[str] = (), *, seed: int = 0) -> Int[Tensor, " prompt"]:
+def random_keys(pairs: Pairs, query: str, query_roles: Iterable[str], *, seed: int = 0) -> Int[Tensor, " prompt"]:
     """A position of each prompt before the query, drawn evenly, the same for the same seed.
 
     Never the first token (where heads look that look nowhere), a token of the answer, or one of `query_roles`.

@@ -40,13 +40,14 @@ def verdict_section(
     base, other = bench.subject(bench.base), bench.subject(variant)
     patched, grafted = (bench.results.get(method, {}).get(variant) or {} for method in ("cmap", "graft"))
     between = direction_of(bench, variant)
+    direction = "to_base" if between.recipient == bench.base else "to_variant"
     gain = gain_entry(other, base, base.splits.evaluation)
     evidence = {
         "base": bench.base,
         "variant": variant,
         "donor": between.donor,
         "scope": _scope(bench, variant),
-        "measured": _measured(bench, variant, gain, patched, grafted),
+        "measured": _measured(bench, variant, gain, patched.get(direction) or {}, grafted),
         "failed_checks": failed_checks(bench.results),
         "gain": gain,
         "circuits": circuit_numbers(bench, variant, circuits),
@@ -54,7 +55,7 @@ def verdict_section(
         "same_work": same_work(bench.results, variant),
         "functions": functions,
         "unknown": list(unknown),
-        "cmap": _patched_parts(patched, "to_base" if between.recipient == bench.base else "to_variant"),
+        "cmap": _patched_parts(patched, direction),
         "graft": _grafted_parts(grafted),
     }
     shown = {key: evidence[key] for key in ("gain", "circuits", "similarity", "functions")}
@@ -162,7 +163,7 @@ def _measured(
     patched: Mapping[str, Any],
     grafted: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """By section, on what and how many prompts its numbers were taken."""
+    """By section, on what and how many prompts its numbers were taken; `patched` in the direction that is judged."""
     found: dict[str, dict[str, Any]] = {"models": _on(gain, "accuracy")}
     maps = bench.subject(variant).splits.discovery
     n_maps = len(maps.scenarios.unique())
@@ -173,7 +174,7 @@ def _measured(
         fewest = min(cells, key=lambda cell: cell["n_scenarios"])
         n = {"n_prompts": fewest["n_test"], "n_scenarios": fewest["n_scenarios"]}
         found["masks"] = _on(n, "accuracy of the target", "; attention heads only")
-    if chosen := _judged_patches(patched.get("to_base") or patched.get("to_variant") or {}):
+    if chosen := _judged_patches(patched):
         found["cmap"] = _on(chosen, f"accuracy with patched {chosen['what']}", "; attention heads only")
     if grafted:
         found["layers"] = found["graft"] = _on(grafted, "accuracy", "; all weights")

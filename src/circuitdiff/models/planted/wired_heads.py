@@ -165,11 +165,12 @@ def _place(space: Space, wiring: Wiring) -> Float[Tensor, "d_model box"]:
 
 
 def _transmitted(space: Space, wiring: Wiring, member: Member) -> Move:
+    """What leaks does so on reading (v), so that z carries it."""
     code = neighbour_leak(wiring.transmitter_leak)
     if wiring.grid_addresses:
         code = code @ grid_codes()[member.index]
     share = 1.0 if wiring.grid_addresses else member.share
-    return Move(space.of("query_address"), share * wiring.transmitter_gain * code @ space.of("last_address").T)
+    return Move(space.of("query_address") @ code, share * wiring.transmitter_gain * space.of("last_address").T)
 
 
 def _copy_names(space: Space, member: Member, n_dimensions: int, to: str, gain: float) -> Move:
