@@ -198,6 +198,24 @@ def test_controls_say_on_how_many_triples_they_were_tried(results):
     assert function_tables(results)[0].columns["ranked"] == "strongest heads, 40 triples"
 
 
+def test_a_table_says_which_answer_is_followed_in_conflict(results):
+    cells = results["functions"][CIRCUIT][BASE]
+    cells["fetcher"]["object"]["pointed"] = {"mask": {"unpatched": 0.5, "object": 0.25, "other": 0.25}}
+    cells["reader"]["conflict_position"]["pointed"] = {
+        "mask": {"unpatched": 0.5, "object": 0.0, "position": 0.375, "other": 0.125},
+        "all": {"unpatched": 0.25, "object": 0.0, "position": 0.75, "other": 0.0},
+    }
+    (table,) = (table for table in function_tables(results) if table.caption.startswith("In conflict"))
+    assert list(table.columns.values()) == [
+        *("group", "desideratum", "patched"),
+        *("the answer without a patch", "object", "position", "anything else"),
+    ]
+    assert [[row[key] for key in table.columns] for row in table.rows] == [
+        ["reader", "conflict_position", "the mask's heads", "0.500", "0.000", "0.375", "0.125"],
+        ["reader", "conflict_position", "all heads", "0.250", "0.000", "0.750", "0.000"],
+    ]
+
+
 def test_a_sentence_names_only_what_is_above_its_floor(results):
     first, second = function_sentences(results)
     assert first == (

@@ -13,6 +13,8 @@ from circuitdiff.report.table import Table
 from circuitdiff.report.verdict import anchor
 
 _CARRIES, _NOT = "above its floor", "not above its floor"
+_FOLLOWED = {"unpatched": "the answer without a patch", "other": "anything else"}  # the others go by their kind
+_PATCHED = {"mask": "the mask's heads", "all": "all heads"}
 _MAIN = ("object", "label", "position")  # in the order and colours of every figure; others follow
 
 
@@ -265,7 +267,24 @@ def function_tables(results: dict) -> list[Table]:
         tables.append(Table(f"M{masks[1:]}", _columns(rows), rows, ids if linked[model] == circuit else []))
         heads = {"group": "group", "desideratum": "desideratum", "heads": "patched", "which": "heads"}
         tables.append(Table(f"Heads that the {masks} patch", heads, rows))
+        if followed := followed_rows(results["functions"][circuit][model]):
+            kinds = list(dict.fromkeys(kind for row in followed for kind in row["kinds"]))
+            columns = {"group": "group", "desideratum": "desideratum", "patched": "patched"}
+            columns |= {kind: _FOLLOWED.get(kind, kind) for kind in kinds}
+            tables.append(Table(f"In conflict, what is followed: {masks}", columns, followed))
     return tables
+
+
+def followed_rows(groups: dict) -> list[dict]:
+    """Where position, label and object point to three listed answers: the share of test triples that follow each."""
+    return [
+        {"group": group, "desideratum": name, "patched": _PATCHED[patched], "kinds": list(shares)}
+        | {kind: number(share) for kind, share in shares.items()}
+        for group, entries in groups.items()
+        for name, entry in _ordered(entries)
+        for patched, shares in (entry.get("pointed") or {}).items()
+        if name.startswith("conflict")
+    ]
 
 
 def _columns(rows: list[dict]) -> dict[str, str]:
