@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group
+from circuitdiff.engine import Batch
+from circuitdiff.engine.clean import run_clean
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
     Evaluation,
@@ -143,6 +145,27 @@ def test_removals_run_in_parts_give_what_they_give_together(monkeypatch):
     whole = evaluate_without(model, WITHOUT, pairs, "zero")
     monkeypatch.setattr("circuitdiff.evaluation.edited.rows_at_once", lambda *_: 1)
     for first, second in zip(whole, evaluate_without(model, WITHOUT, pairs, "zero"), strict=True):
+        torch.testing.assert_close(first.log_probs, second.log_probs, rtol=0, atol=1e-10)
+
+
+def test_a_clean_run_that_removals_build_on_takes_a_quarter_of_the_memory_at_most(monkeypatch):
+    pairs, model = fake_pairs().select(torch.zeros(7, dtype=torch.long)), subject("llama").model
+    whole = evaluate_without(model, WITHOUT, pairs, "zero")
+    sizes: list[int] = []
+
+    def batch(model, tokens, start):
+        clean = run_clean(model, tokens)
+        per_layer = (clean.resid_pre, clean.q, clean.k, clean.v, clean.z, clean.attention_output)
+        sizes.append(sum(each.numel() * each.element_size() for layers in per_layer for each in layers))
+        return Batch(model, tokens, start)
+
+    batch(model, pairs.clean[:1, : int(pairs.lengths[0])], 0)
+    one = sizes.pop()
+    monkeypatch.setattr("circuitdiff.evaluation.edited.Batch", batch)
+    monkeypatch.setattr("circuitdiff.evaluation.edited.rows_at_once", lambda *_: 2048)
+    parts = evaluate_without(model, WITHOUT, pairs, "zero", memory_gb=4 * 2.5 * one / 2**30)
+    assert sizes == [2 * one, 2 * one, 2 * one, one]
+    for first, second in zip(whole, parts, strict=True):
         torch.testing.assert_close(first.log_probs, second.log_probs, rtol=0, atol=1e-10)
 
 

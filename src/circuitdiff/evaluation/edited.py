@@ -14,7 +14,7 @@ from torch import Tensor
 from circuitdiff.engine import Batch, Edit, Knockout, Model, executor_named
 from circuitdiff.engine.branch import branched
 from circuitdiff.engine.executor import Readout
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, rows_at_once
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, clean_prompts_at_once, rows_at_once
 from circuitdiff.evaluation.answers import answers_readout
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.prompts import Bucket, Pairs, buckets
@@ -53,7 +53,10 @@ def run_edited(
     runner, rows = executor_named(executor), rows_at_once(model, memory_gb)
     found: Tensor | None = None
     done, width = 0, int(pairs.lengths.max() - min(int(pairs.positions[role].min()) for role in editing.roles))
-    at_once = max(_FEWEST_PROMPTS, rows // max(1, len(variants) * width))
+    at_once = min(
+        clean_prompts_at_once(model, int(pairs.lengths.max()), memory_gb),
+        max(_FEWEST_PROMPTS, rows // max(1, len(variants) * width)),
+    )
     for bucket in buckets(pairs.clean_prompts, editing.roles, at_once):
         readout = readout_of(bucket) if readout_of else answers_readout(pairs.select(bucket.prompts), model.device)
         begin = (editing.begins(variant, bucket) for variant in variants)
