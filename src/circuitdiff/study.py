@@ -101,12 +101,20 @@ def _reported(store: Store, inputs: Any) -> Path:
 
 
 def _from_the_other_end(settings: WholeStudy, folder: Path, _: int) -> None:
-    """What an assistant does: the same parts, the last models first. Its results are in the run folder's records."""
+    """What an assistant does: the same parts, the last models first. Its results are in the run folder's records.
+
+    Once half of the models are searched, only discoveries that another process runs are left: meanwhile it asks what
+    groups do in the last model, as far as the circuits are known.
+    """
     bench, plans = Workbench(settings, Store.open(folder), lambda *_: None), plans_of(settings)
     models = list(reversed(settings.models))
+    _find(bench, plans, models[: len(models) // 2])
+    _, circuits = _find(bench, plans, [bench.base])
+    for model in _asked_models(settings)[-1:]:
+        _ask_functions(bench, settings, model, circuits)
     found, circuits = _find(bench, plans, models)
     for model in models:
-        _examine(bench, settings, model, circuits)
+        _examine(bench, settings, model, circuits, last_first=True)
     readings = Readings()
     for variant in reversed(bench.variants):
         _compare(bench, settings, variant, found, circuits, readings, last_first=True)
@@ -156,26 +164,40 @@ def _measure_and_discover(bench: Workbench, plans: Mapping[str, Plan], models: S
     return found
 
 
-def _examine(bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[str, Circuit]) -> None:
+def _examine(
+    bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[str, Circuit], *, last_first: bool = False
+) -> None:
     """Every circuit in one model; whether its own main circuit, or one that is given, is the circuit; and knockouts."""
-    for name, circuit in circuits.items():
-        bench.add(faithfulness_section(bench, model, name, circuit))
+    parts = [partial(faithfulness_section, bench, model, name, circuit) for name, circuit in circuits.items()]
     if study.knockout and (bench.base in circuits or study.knockout.roles):
-        bench.add(knockout_section(bench, model, circuits.get(bench.base, Circuit({})), study.knockout))
+        known = circuits.get(bench.base, Circuit({}))
+        parts.append(partial(knockout_section, bench, model, known, study.knockout))
     for name in (model, *(study.circuits if model == bench.base else ())):
         if name not in circuits:
             continue
         if study.minimality:
-            bench.add(minimality_section(bench, model, name, circuits[name], study.minimality))
+            parts.append(partial(minimality_section, bench, model, name, circuits[name], study.minimality))
         if study.completeness:
-            bench.add(completeness_section(bench, model, name, circuits[name], study.completeness))
+            parts.append(partial(completeness_section, bench, model, name, circuits[name], study.completeness))
         if study.ablations:
-            bench.add(ablations_section(bench, model, name, circuits[name], study.ablations))
+            parts.append(partial(ablations_section, bench, model, name, circuits[name], study.ablations))
+    _add(bench, parts, last_first=last_first)
+
+
+def _add(bench: Workbench, parts: Sequence[Callable[[], dict[str, Any]]], *, last_first: bool) -> None:
+    """Two processes that come to the same model begin at either end of what is to be done on it."""
+    for part in reversed(parts) if last_first else parts:
+        bench.add(part())
+
+
+def _asked_models(study: WholeStudy) -> tuple[str, ...]:
+    """The models in which groups are asked what they do."""
+    return tuple(study.functions.models or study.models) if study.functions else ()
 
 
 def _ask_functions(bench: Workbench, study: WholeStudy, model: str, circuits: Mapping[str, Circuit]) -> None:
     """What each chosen circuit's groups encode in one model."""
-    if not study.functions or model not in (study.functions.models or study.models):
+    if not study.functions or model not in _asked_models(study):
         return
     for name in asked_circuits(study):
         if name in circuits:
@@ -192,21 +214,27 @@ def _compare(
     *,
     last_first: bool = False,
 ) -> None:
-    """A variant against the base, and what its verdict needs beyond that.
-
-    Two processes that come to the same variant begin at either end of it.
-    """
+    """A variant against the base, and what its verdict needs beyond that."""
     parts: list[Callable[[], dict[str, Any]]] = []
     if study.overlap:
         mains = {name: each for name, each in found.items() if name in study.models}
         parts.append(partial(overlap_section, bench, variant, mains, study.overlap))
     base = circuits.get(bench.base)
     if base is not None and study.cross_model:
-        parts.append(partial(cross_model_section, bench, variant, base, study.cross_model, readings))
+        parts.append(
+            partial(
+                cross_model_section,
+                bench,
+                variant,
+                base,
+                study.cross_model,
+                readings,
+                controls_first=last_first,
+            )
+        )
     if base is not None and study.graft:
         parts.append(partial(graft_section, bench, variant, base, study.graft))
-    for part in reversed(parts) if last_first else parts:
-        bench.add(part())
+    _add(bench, parts, last_first=last_first)
     if study.verdict:
         circuit_numbers(bench, variant, circuits)  # kept, and read again for the verdict
 

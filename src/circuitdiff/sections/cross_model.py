@@ -62,17 +62,21 @@ def cross_model_section(
     circuit: Circuit,
     settings: CrossModelSettings,
     readings: Readings | None = None,
+    *,
+    controls_first: bool = False,
 ) -> dict[str, Any]:
     """Every subset of a circuit's groups patched from the variant into the base, and back.
 
     From the better model into the worse one also the single heads of the group that shows most and, where there is a
     gain to share out, controls of each group; into the base also donors that did not improve. Without a gain
-    fewer prompts are run.
+    fewer prompts are run. `controls_first`: for one of two processes on the same variant.
 
     Raises: InputError if the circuit has no heads or more than six groups, or the models do not fit together.
     """
     tested, between = with_heads(circuit), direction_of(bench, variant)
     patching = _Patching(bench, tested, settings, readings or Readings(), between.gains)
+    if controls_first and settings.random_groups and between.gains:
+        patching.controls(bench.subject(between.donor), bench.subject(between.recipient))
     entry: dict[str, Any] = {"circuit": tested.to_dict(), "recipient": between.recipient}  # of heads and controls
     for direction, donor, recipient in (("to_base", variant, bench.base), ("to_variant", bench.base, variant)):
         if settings.both_directions or recipient == between.recipient:
