@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -203,7 +204,14 @@ def false_discovery_adjusted(p: Float[ndarray, "*row"]) -> Float[ndarray, "*row"
 def _weights(scenarios: ndarray, n_resamples: int, seed: int) -> ndarray:
     if len(scenarios) == 0:
         raise InputError("an interval needs at least one prompt, got none; sample some")
-    return cluster_resamples(scenarios, n_resamples, np.random.default_rng(seed))
+    return _drawn(tuple(scenarios.tolist()), n_resamples, seed)
+
+
+@lru_cache(maxsize=8)  # a study asks for thousands of intervals on the same few sets of prompts
+def _drawn(scenarios: tuple[int, ...], n_resamples: int, seed: int) -> ndarray:
+    weights = cluster_resamples(np.array(scenarios), n_resamples, np.random.default_rng(seed))
+    weights.flags.writeable = False
+    return weights
 
 
 def _resampled_means(rows: ndarray, weights: ndarray) -> ndarray:
