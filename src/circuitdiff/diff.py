@@ -202,9 +202,9 @@ def _turned(first: Results, second: Results) -> Iterator[tuple[Path, str, str]]:
     for method in ("cmap", "graft"):
         ours, theirs = first.get(method) or {}, second.get(method) or {}
         for variant in ours:
-            into = [(run.get(variant) or {}).get("recipient") for run in (ours, theirs)]
-            if None not in into and into[0] != into[1]:
-                yield (method, variant), into[0], into[1]
+            into, other = ((run.get(variant) or {}).get("recipient") for run in (ours, theirs))
+            if into is not None and other is not None and into != other:
+                yield (method, variant), into, other
 
 
 def _without(results: Results, paths: Sequence[Path]) -> Results:

@@ -109,7 +109,7 @@ def _from_the_other_end(settings: WholeStudy, folder: Path, _: int) -> None:
     bench, plans = Workbench(settings, Store.open(folder), lambda *_: None), plans_of(settings)
     models = list(reversed(settings.models))
     _find(bench, plans, models[: len(models) // 2])
-    _, circuits = _find(bench, plans, [bench.base])
+    circuits = _find(bench, plans, [bench.base])[1]
     for model in _asked_models(settings)[-1:]:
         _ask_functions(bench, settings, model, circuits)
     found, circuits = _find(bench, plans, models)
