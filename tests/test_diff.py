@@ -74,6 +74,15 @@ def test_a_number_has_moved_if_neither_value_is_in_the_others_interval(value, sp
     assert [each.where for each in found.moved] == (["models / base / accuracy"] if moved else [])
 
 
+def test_a_mean_outside_its_percentiles_has_not_moved_from_itself():
+    skewed = {"value": 0.247, "low": 0.25, "high": 0.25}
+    first, same, other = results(), results(), results()
+    for run, value in ((first, 0.247), (same, 0.247), (other, 0.24)):
+        run["models"]["base"]["accuracy"] = skewed | {"value": value}
+    assert diff_runs(first, same).moved == ()
+    assert diff_runs(other, first).moved == (), "0.247 lies between 0.24 and its percentiles"
+
+
 def test_the_furthest_comes_first_and_rows_are_known_by_what_they_are_not_by_their_place():
     other = results()
     other["models"]["tuned"]["accuracy"] = near(0.2)

@@ -54,7 +54,8 @@ class Estimate:
     high: float
 
     def holds(self, value: float) -> bool:
-        return self.low <= value <= self.high
+        """A mean over random draws may lie outside the draws' percentiles; what it is itself is never a move."""
+        return min(self.low, self.value) <= value <= max(self.high, self.value)
 
 
 @dataclass(frozen=True)
