@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from circuitdiff.engine.attention import AttentionCall, attend, expand_kv, handled_by
-from circuitdiff.engine.mixtures import same_weights
+from circuitdiff.engine.mixtures import Mixture, mixtures_of
 from circuitdiff.engine.weights import Slice, complement, head_slices, sharing_heads, swapped
 from circuitdiff.errors import InputError
 from tiny_models import ARCHITECTURES, D_HEAD, N_HEADS, N_KV_HEADS, as_model, random_tokens, randomise, subject
@@ -41,6 +41,10 @@ def seen(model, tokens: Tensor) -> dict[str, Tensor]:
     with handled_by(handler):
         model.forward(tokens)
     return found
+
+
+def same_weights(model, other, slices) -> bool:
+    return not any(mixtures_of(model, other, [Mixture(tuple(slices))]).entries)
 
 
 def changed_heads(before: dict[str, Tensor], after: dict[str, Tensor], what: str) -> set[int]:

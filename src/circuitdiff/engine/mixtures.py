@@ -79,11 +79,6 @@ def mixtures_of(model: Model, other: Model, wanted: Sequence[Mixture]) -> Mixtur
     return Mixtures(model, other, {name: axes.get(name) for name in differs}, differs, entries)
 
 
-def same_weights(model: Model, other: Model, slices: Sequence[Slice]) -> bool:
-    """Whether the two models have the same weights in these slices."""
-    return not any(mixtures_of(model, other, [Mixture(tuple(slices))]).entries)
-
-
 @torch.no_grad()
 def run_mixtures(
     mixtures: Mixtures,

@@ -19,7 +19,7 @@ import torch
 from circuitdiff.circuit import Group
 from circuitdiff.engine import Model
 from circuitdiff.engine.capture import read_model
-from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures, same_weights
+from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures
 from circuitdiff.engine.weights import Projection, Slice, swapped
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluation_of
@@ -165,7 +165,8 @@ class _Divided:
         parts = split(recipient, wanted.parts, wanted.projections, per_head=wanted.per_head)
         order = wanted.order if wanted.order is not None else _upwards(wanted.parts)
         ordered = _ordered(parts, order, per_head=wanted.per_head)
-        changed = frozenset(name for name, part in parts.items() if not same_weights(recipient, donor, part.slices))
+        alone = mixtures_of(recipient, donor, [Mixture(part.slices) for part in parts.values()])
+        changed = frozenset(name for name, differs in zip(parts, alone.entries, strict=True) if differs)
         mixtures = {subset: _mixture(parts, changed, subset & changed) for subset in needed_subsets(ordered)}
         mixtures[frozenset(ordered)] = _DONOR
         return cls(ordered, parts, changed, mixtures)
