@@ -64,6 +64,9 @@ at fault each time:
   in either model was compared: now it is left out. By kind the base's circuit was *too* faithful, 1.105, because heads
   kept at the queried segment alone mark it: now they are kept at every segment. And circuits that are not faithful
   say nothing against the claim any more.
+- *The wiring, for z.* Transmitters leaked on writing, behind z, so that patching z could not bring what
+  `planted-clearer-addresses` does better, and the split of its symmetric share was shown with contributions. They leak
+  on reading now, which makes the same function; z carries it, and the rows of z are new.
 - *The truth of coverage* is the mean of 210 prompts instead of 1,000, to save time; intervals are widened for its
   error.
 """
