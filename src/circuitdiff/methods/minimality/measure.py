@@ -23,6 +23,7 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit
 from circuitdiff.engine import Model
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
     Evaluation,
     Progress,
@@ -65,17 +66,21 @@ def minimality(
     executor: str = "window",
     progress: Progress | None = None,
     *,
+    tables: Mapping[str, PairTable] | None = None,
     shared: Shared | None = None,
     memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> MinimalityResult:
     """What each head costs the circuit, and which ones it needs by `rule`; every group inside the whole circuit.
 
     A group of n heads takes n (n + 1) / 2 circuits on the prompts that choose, and at most 2 n on those that test.
+    `tables`: pair tables that are known already, by group, as those of another model; only the others are measured.
 
-    Raises: InputError if a group is empty, the model or task lacks a head or role, or the scenarios are too few.
+    Raises: InputError if a group is empty, the model or task lacks a head or role, the scenarios are too few, or a
+    table is not one of a group's heads.
     """
-    rule = rule or MinimalityRule()
+    rule, given = rule or MinimalityRule(), tables or {}
     check_circuit(model, circuit, pairs)
+    _check_tables(given, circuit)
     choosing, testing = halves(pairs) if rule.held_out else (pairs, pairs)
     known = shared or Shared()
 
@@ -85,21 +90,32 @@ def minimality(
         found = evaluate_circuits(model, circuits, on, means, executor, progress, shared=known, memory_gb=memory_gb)
         return dict(zip(distinct, found, strict=True))
 
-    tables = _pair_tables(circuit, rule, evaluate(_pairs_of(circuit, rule), choosing))
+    unknown = Circuit({name: group for name, group in circuit.groups.items() if name not in given})
+    alone = evaluate(_pairs_of(unknown, rule), choosing) if unknown.groups else {}
+    used = {**_pair_tables(unknown, rule, alone), **given}
     sets = [
-        (name, head, tuple(removal_set(tables[name], head, rule.fraction)))
+        (name, head, tuple(removal_set(used[name], head, rule.fraction)))
         for name, group in circuit.groups.items()
         for head in group.heads
     ]
     found = evaluate((removal for one in sets for removal in _ends(circuit, *one)), testing)
     tested = [_Tested(*one, *(found[removal] for removal in _ends(circuit, *one))) for one in sets]
-    return MinimalityResult(_judged(circuit, tables, tested, rule), rule, testing.scenarios, len(choosing))
+    return MinimalityResult(_judged(circuit, used, tested, rule), rule, testing.scenarios, len(choosing))
 
 
 def score(evaluation: Evaluation, rule: MinimalityRule) -> float:
     """The answer's mean probability, or the number of hits, which compares exactly."""
     values = evaluation.per_prompt(rule.score)
     return float(values.sum() if rule.score == "hits" else values.mean())
+
+
+def _check_tables(tables: Mapping[str, PairTable], circuit: Circuit) -> None:
+    for name, table in tables.items():
+        if name not in circuit.groups:
+            raise InputError(f"a pair table is given of {name!r}; the circuit has {', '.join(circuit.groups)}")
+        if sorted(table.heads) != sorted(circuit.groups[name].heads):
+            heads = ", ".join(map(str, circuit.groups[name].heads))
+            raise InputError(f"the pair table of {name!r} must have the group's heads, {heads}, each once")
 
 
 def _pair(at: str, first: Head, second: Head, rule: MinimalityRule) -> _Removal:
