@@ -141,6 +141,7 @@ def test_a_known_pair_table_chooses_the_removal_sets_and_is_not_measured(monkeyp
     [
         ({"writer": PairTable(FETCHERS, torch.zeros(1, 1))}, "of 'writer'; the circuit has fetcher, reader"),
         ({"fetcher": PairTable(FETCHERS[1:], torch.zeros(1, 1))}, "must have the group's heads"),
+        ({"fetcher": PairTable(FETCHERS, torch.zeros(1, 2))}, r"heads; got scores of shape \(1, 2\)"),
     ],
 )
 def test_a_table_of_other_heads_is_refused(tables, message):

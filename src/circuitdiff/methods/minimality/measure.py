@@ -73,7 +73,8 @@ def minimality(
     """What each head costs the circuit, and which ones it needs by `rule`; every group inside the whole circuit.
 
     A group of n heads takes n (n + 1) / 2 circuits on the prompts that choose, and at most 2 n on those that test.
-    `tables`: pair tables that are known already, by group, as those of another model; only the others are measured.
+    `tables`: pair tables that are known already, by group, only the others are measured. They choose removal sets:
+    where they were measured on the prompts that test, costs are somewhat too large.
 
     Raises: InputError if a group is empty, the model or task lacks a head or role, the scenarios are too few, or a
     table is not one of a group's heads.
@@ -116,6 +117,11 @@ def _check_tables(tables: Mapping[str, PairTable], circuit: Circuit) -> None:
         if sorted(table.heads) != sorted(circuit.groups[name].heads):
             heads = ", ".join(map(str, circuit.groups[name].heads))
             raise InputError(f"the pair table of {name!r} must have the group's heads, {heads}, each once")
+        if table.scores.shape != (len(table.heads), len(table.heads)):
+            raise InputError(
+                f"the pair table of {name!r} must have a row and a column for each of its {len(table.heads)} heads; "
+                f"got scores of shape {tuple(table.scores.shape)}"
+            )
 
 
 def _pair(at: str, first: Head, second: Head, rule: MinimalityRule) -> _Removal:
