@@ -104,6 +104,22 @@ def test_a_desideratum_of_one_group_is_cheaper_than_one_of_all_groups(planned):
     assert few["functions"].flop < one["functions"].flop < everyone["functions"].flop
 
 
+def test_questions_about_one_scenario_cost_their_own_tokens_and_a_share_of_the_context(planned):
+    of_one, work, _ = planned(variants="{other: planted-base}", graft="{prompts: 8}")
+    of_two, *_ = planned(variants="{other: planted-base}", graft="{prompts: 8, queries_per_scenario: 2}")
+    n_own = 4  # " Box B contains the"
+    layers, head = token_flop(work)
+    whole, shared = work.length * layers + head, (n_own + (work.length - n_own) / 2) * layers + head
+    assert of_two["grafts"].forwards == of_one["grafts"].forwards
+    assert of_two["grafts"].flop / of_one["grafts"].flop == pytest.approx(shared / whole, rel=0.02)
+
+
+def test_the_runs_of_a_matrix_are_those_of_curves_from_the_first_layer_upward(planned):
+    upward, work, _ = planned(knockout="{roles: [last, query_label], layer_step: 1}")
+    single, *_ = planned(knockout="{roles: [last, query_label], layer_step: 1, single_layers: true}")
+    assert single["knockouts"].flop > upward["knockouts"].flop > work.passes(9)
+
+
 def test_minutes_are_flop_at_the_measured_speed(planned):
     parts, work, study = planned()
     expected = estimate(parts.values(), study, work)

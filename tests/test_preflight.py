@@ -151,6 +151,7 @@ def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
         ({"functions": "{desiderata: [nope.jsonl]}"}, r"there is no file .*nope\.jsonl of triples"),
         ({"functions": "{learning_rate: 0.01}"}, r"functions\.steps must be at least 51 .*; got 40"),
         ({"functions": "{gates: hard_concrete, steps: 11}"}, r"functions\.steps must be at least 12 .*; got 11"),
+        ({"graft": "{queries_per_scenario: 4}"}, r"graft: queries_per_scenario must be from 1 to 3; got 4"),
         ({"functions": "{desiderata: []}"}, r"desiderata: Tuple should have at least 1 item"),
     ],
 )

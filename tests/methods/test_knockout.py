@@ -10,7 +10,16 @@ from torch import Tensor
 
 from circuitdiff.engine import Knockout
 from circuitdiff.errors import InputError
-from circuitdiff.methods.knockout import attention_knockout, knockout_matrix, random_keys
+from circuitdiff.evaluation import evaluate_model
+from circuitdiff.methods import knockout
+from circuitdiff.methods.knockout import (
+    EVERYWHERE,
+    Blocking,
+    attention_knockout,
+    knockout_matrix,
+    random_keys,
+    several_knockouts,
+)
 from fake_pairs import fake_pairs
 from tiny_models import N_HEADS, N_LAYERS, subject
 
@@ -76,6 +85,34 @@ def test_the_matrix_holds_every_role_before_another_and_a_random_control():
     for query, ran in found.control.items():
         drawn = random_keys(pairs, query, ["query_label"], seed=3)
         assert_close(ran.log_probs, by_definition("llama", query, [drawn], range(N_LAYERS)))
+
+
+@torch.no_grad()
+def test_several_knockouts_are_each_by_itself_and_run_what_they_share_once(monkeypatch):
+    pairs, model = fake_pairs(), subject("llama").model
+    wanted = [
+        Blocking("last", "query_label", EVERYWHERE),
+        Blocking("last", "query_label", (0, 2)),
+        Blocking("last", pairs.positions["query_label"], (2, 3)),
+        Blocking("query_label", "previous_query_label", (1,), upward=False),
+    ]
+    asked: list[int] = []
+    run = knockout.run_edited
+
+    def spy(model, pairs, variants, *args, **kwargs):
+        asked.append(len(variants))
+        return run(model, pairs, variants, *args, **kwargs)
+
+    monkeypatch.setattr(knockout, "run_edited", spy)
+    clean, found = several_knockouts(model, pairs, wanted)
+    assert asked == [1 + 4], "the clean model; from layers 0, 2 and 3 upward; and in layer 1"
+    assert_close(clean.log_probs, evaluate_model(model, pairs).log_probs)
+    for each, curve in zip(wanted, found, strict=True):
+        alone = attention_knockout(model, pairs, each.query, each.keys, layers=each.layers, upward=each.upward)
+        assert curve.layers == alone.layers
+        for one, other in zip(curve.blocked, alone.blocked, strict=True):
+            assert_close(one.log_probs, other.log_probs)
+    assert_close(several_knockouts(model, pairs, [])[0].log_probs, clean.log_probs)
 
 
 def test_random_keys_are_neither_the_answer_nor_the_query_nor_the_first_token():

@@ -15,7 +15,7 @@ from circuitdiff.evaluation import Evaluation, evaluate_model
 from circuitdiff.heads import Head
 from circuitdiff.methods.cross_model import patch_across
 from circuitdiff.methods.graft import graft, graft_alone
-from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
+from circuitdiff.methods.knockout import attention_knockout, knockout_matrix, random_keys
 from circuitdiff.sections import cross_entries
 from circuitdiff.sections.cross_entries import cross_from, cross_record
 from circuitdiff.sections.cross_model import cross_model_section
@@ -184,6 +184,28 @@ def test_the_graft_section_holds_the_librarys_numbers(bench, gains):
         assert row["log_prob"]["value"] == pytest.approx(float(answers.log_probs.mean()), abs=1e-4)
 
 
+def test_grafts_ask_several_questions_about_the_evaluation_scenarios(bench, gains):
+    gains("tuned", bench.base)
+    settings = GRAFTING.model_copy(update={"prompts": 8, "queries_per_scenario": 2, "heads": False})
+    entry = stored(graft_section(bench, "tuned", FOUND, settings))["graft"]["tuned"]
+    assert (entry["n_prompts"], entry["n_scenarios"]) == (8, 4)
+    subject, evaluation = bench.subject(bench.base), bench.subject(bench.base).splits.evaluation
+    asked = bench.task.sample(subject.model.tokenizer, 8, bench.settings.seed, "evaluation", 2)
+    for i, scenario in enumerate(asked.scenarios.tolist()):
+        context = asked.positions["query_box"][i]
+        same = int((evaluation.scenarios == scenario).nonzero()[0])
+        assert torch.equal(asked.clean[i, :context], evaluation.clean[same, :context]), "of the held-out scenarios"
+    found = graft(bench.subject("tuned").model, subject.model, TESTED, asked)
+    for row, answers in zip(entry["runs"], found.runs.values(), strict=True):
+        assert row["log_prob"]["value"] == pytest.approx(float(answers.log_probs.mean()), abs=1e-4)
+    [controls] = entry["controls"].values()
+    drawn = controls["random heads of the same layers"]
+    assert (drawn["n_prompts"], drawn["n_scenarios"]) == (4, 2)
+    more = settings.model_copy(update={"prompts": 1000, "control_prompts": 2, "layers": ()})
+    entry = graft_section(bench, "tuned", FOUND, more)["graft"]["tuned"]
+    assert (entry["n_prompts"], entry["n_scenarios"]) == (18, 9), "nine evaluation prompts, of as many scenarios"
+
+
 def test_a_control_grafts_the_other_readers_of_the_groups_keys_and_values(tmp_path, gains, monkeypatch):
     bench, asked = two_model_bench(tmp_path), []
 
@@ -252,14 +274,18 @@ def test_the_knockout_section_holds_the_librarys_numbers(bench):
     entry = stored(knockout_section(bench, "tuned", FOUND, KNOCKOUT))["knockout"]["tuned"]
     model, pairs = bench.subject("tuned").model, first(bench, 6)
     assert entry["matrix"]["roles"] == ["last", "previous_query_label"]
-    named = [(c["query"], c["key"]) for c in entry["curves"]]
-    assert ("last", RANDOM) in named
-    curve = entry["curves"][named.index(("last", "previous_query_label"))]
+    curve_of = {(curve["query"], curve["key"]): curve for curve in entry["curves"]}
+    assert list(curve_of) == [("last", "previous_query_label"), ("last", RANDOM)]
+    curve = curve_of["last", "previous_query_label"]
     found = attention_knockout(model, pairs, "last", "previous_query_label", layers=[0, 2])
     assert [point["layer"] for point in curve["points"]] == [0, 2]
     for point, ran in zip(curve["points"], found.blocked, strict=True):
         assert point["hits"] == int(ran.hits.sum())
+    drawn = curve_of[("last", RANDOM)]["points"]
     roles = ["query_box", "query_label", "after_query_label", "last"]
+    keys = random_keys(pairs, "last", roles, seed=bench.settings.seed)
+    at_random = attention_knockout(model, pairs, "last", keys, layers=[0, 2])
+    assert [point["hits"] for point in drawn] == [int(ran.hits.sum()) for ran in at_random.blocked]
     matrix = knockout_matrix(model, pairs, entry["matrix"]["roles"], query_roles=roles)
     for cell in entry["matrix"]["cells"]:
         ran = matrix.blocked.get((cell["query"], cell["key"]))

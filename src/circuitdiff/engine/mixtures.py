@@ -2,7 +2,7 @@
 
 Each mixture is written as which entries of which parameters come from the other model, layer by layer, where the two
 differ at all. Mixtures with the same entries in all layers below have the same residual stream there, so a layer is run
-once for each distinct beginning, not once for each mixture.
+once for each distinct beginning, not once for each mixture. Prompts that begin alike share their first tokens.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitdiff.engine.attention import attend, handled_by
+from circuitdiff.engine.attention import handled_by
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.model import Model
-from circuitdiff.engine.replay import Keywords, embed, run_layer
+from circuitdiff.engine.packing import Pack, packs
+from circuitdiff.engine.replay import Keywords, cut, embed, run_layer
 from circuitdiff.engine.weights import Slice, swapped
-from circuitdiff.prompts import PromptSet, buckets
+from circuitdiff.prompts import PromptSet
 
 _PROMPTS_AT_ONCE = 32
 _OUTSIDE = -1  # the place of what belongs to no layer: embeddings, the last norm, the unembedding
@@ -89,20 +90,23 @@ def run_mixtures(
     """What `readout` says of each mixture's logits after each prompt. The model is afterwards what it was."""
     found: Tensor | None = None
     done, n = 0, len(mixtures.entries)
-    for bucket in buckets(prompts, [], _PROMPTS_AT_ONCE):
-        tokens = prompts.tokens[bucket.prompts, : bucket.length]
+    for pack in packs(prompts, _PROMPTS_AT_ONCE):
+        mine = pack.prompts.flatten()
 
-        def keep(some: Sequence[int], logits: Tensor, rows: Tensor = bucket.prompts) -> None:
+        def keep(
+            some: Sequence[int], final: Float[Tensor, "row place d_model"], pack: Pack = pack, mine: Tensor = mine
+        ) -> None:
             nonlocal found
-            values = readout(logits, rows.to(logits.device)).cpu()
+            logits = mixtures.model.unembed(final[:, pack.ends].flatten(0, 1))
+            values = readout(logits, mine.to(logits.device)).cpu()
             found = values.new_empty(n, len(prompts), values.shape[-1]) if found is None else found
-            found[torch.tensor(some)[:, None], rows] = values
+            found[torch.tensor(some)[:, None], mine] = values
 
         for outside, some in _alike(mixtures, list(range(n)), _OUTSIDE):
-            with swapped(mixtures.model, mixtures.slices(outside), mixtures.other), handled_by(attend):
-                hidden, keywords = embed(mixtures.model, tokens)
-                _go_on(mixtures, some, 0, hidden, keywords, keep)
-        done += len(bucket.prompts)
+            with swapped(mixtures.model, mixtures.slices(outside), mixtures.other), handled_by(pack.attend):
+                each, keywords = embed(mixtures.model, prompts.tokens[mine, : pack.length])
+                _go_on(mixtures, some, 0, pack.join(each), [cut(layer, pack.positions) for layer in keywords], keep)
+        done += len(mine)
         if progress:
             progress(n * done, n * len(prompts))
     assert found is not None, "there is a mixture and a prompt"
@@ -113,14 +117,14 @@ def _go_on(
     mixtures: Mixtures,
     some: list[int],
     layer: int,
-    hidden: Float[Tensor, "prompt pos d_model"],
+    hidden: Float[Tensor, "row place d_model"],
     keywords: Sequence[Keywords],
     keep: Callable[[Sequence[int], Tensor], None],
 ) -> None:
     """From `layer` to the end, for mixtures that are alike below it."""
     model = mixtures.model
     if layer == model.n_layers:
-        keep(some, model.unembed(hidden[:, -1]))
+        keep(some, hidden)
         return
     for entries, alike in _alike(mixtures, some, layer):
         with swapped(model, mixtures.slices(entries), mixtures.other):

@@ -9,7 +9,7 @@ the control, whose random key is never the answer, the query, or the first token
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
@@ -25,6 +25,8 @@ from circuitdiff.prompts import Bucket, Pairs
 
 Blocked = str | Sequence[str] | Int[Tensor, " prompt"]  # a role, several together, or a position of each prompt
 Keys = Int[Tensor, "prompt key"]  # positions that are blocked
+
+EVERYWHERE = (0,)  # from the first layer upward
 
 
 @dataclass(frozen=True)
@@ -49,45 +51,53 @@ class KnockoutMatrix:
 
 
 @dataclass(frozen=True, eq=False)
+class Blocking:
+    """A role that cannot look at others: in a run for each layer, from there upward or in that layer alone."""
+
+    query: str
+    keys: Blocked
+    layers: Sequence[int] | None = None  # None: every layer
+    upward: bool = True
+
+
+@dataclass(frozen=True)
 class _Variant:
     query: str
-    keys: Keys
+    keys: tuple[tuple[int, ...], ...]  # of each prompt
     layers: range
 
 
 @torch.no_grad()
-def knockout_curves(
+def several_knockouts(
     model: Model,
     pairs: Pairs,
-    blocked: Sequence[tuple[str, Blocked]],
+    wanted: Sequence[Blocking],
     *,
-    layers: Sequence[int] | None = None,
-    upward: bool = True,
     executor: str = "window",
     memory_gb: float = DEFAULT_MEMORY_GB,
     progress: Progress | None = None,
-) -> list[KnockoutCurve]:
-    """`attention_knockout` for several queries and keys, which share the run of the clean model.
+) -> tuple[Evaluation, list[KnockoutCurve]]:
+    """The clean model, and `attention_knockout` of each that is wanted. What two of them have in common runs once.
 
     Raises: InputError as `attention_knockout` does.
     """
-    chosen = tuple(range(model.n_layers)) if layers is None else tuple(layers)
-    if not chosen or min(chosen) < 0 or max(chosen) >= model.n_layers:
-        raise InputError(f"layers are from 0 to {model.n_layers - 1} in {model.name}; got {list(chosen)}")
-    places = [_positions(pairs, query, keys) for query, keys in blocked]
-    variants = [
-        _Variant(query, keys, range(n, model.n_layers if upward else n + 1))
-        for (query, _), keys in zip(blocked, places, strict=True)
-        for n in chosen
-    ]
-    clean, *found = _run(model, pairs, variants, executor, memory_gb, progress)
-    return [
-        KnockoutCurve(query, _named(keys), upward, chosen, clean, tuple(found[i * len(chosen) : (i + 1) * len(chosen)]))
-        for i, (query, keys) in enumerate(blocked)
+    variants = [_variants(model, pairs, each) for each in wanted]
+    clean = _Variant("", (), range(0))
+    needed = list(dict.fromkeys([clean, *(variant for its in variants for variant in its)]))
+    found = dict(zip(needed, _run(model, pairs, needed, executor, memory_gb, progress), strict=True))
+    return found[clean], [
+        KnockoutCurve(
+            query=each.query,
+            keys=_named(each.keys),
+            upward=each.upward,
+            layers=tuple(variant.layers.start for variant in its),
+            clean=found[clean],
+            blocked=tuple(found[variant] for variant in its),
+        )
+        for each, its in zip(wanted, variants, strict=True)
     ]
 
 
-@torch.no_grad()
 def attention_knockout(
     model: Model,
     pairs: Pairs,
@@ -106,20 +116,11 @@ def attention_knockout(
 
     Raises: InputError if a role or layer does not exist, a key comes after the query, or a query is left without keys.
     """
-    [curve] = knockout_curves(
-        model,
-        pairs,
-        [(query, keys)],
-        layers=layers,
-        upward=upward,
-        executor=executor,
-        memory_gb=memory_gb,
-        progress=progress,
-    )
+    wanted = Blocking(query, keys, layers, upward)
+    _, [curve] = several_knockouts(model, pairs, [wanted], executor=executor, memory_gb=memory_gb, progress=progress)
     return curve
 
 
-@torch.no_grad()
 def knockout_matrix(
     model: Model,
     pairs: Pairs,
@@ -137,19 +138,33 @@ def knockout_matrix(
 
     Raises: InputError if a role does not exist or a query has no key that a control could block.
     """
-    _check_roles(pairs, roles)
-    at = {role: pairs.positions[role] for role in roles}
-    before = [(query, key) for query in roles for key in roles if bool((at[key] < at[query]).all())]
+    before = roles_before(pairs, roles)
     queries = list(dict.fromkeys(query for query, _ in before))
-    every = range(model.n_layers)
-    variants = [_Variant(query, at[key][:, None], every) for query, key in before]
-    variants += [_Variant(q, random_keys(pairs, q, query_roles, seed=seed)[:, None], every) for q in queries]
-    clean, *found = _run(model, pairs, variants, executor, memory_gb, progress)
+    keys = [*before, *((query, random_keys(pairs, query, query_roles, seed=seed)) for query in queries)]
+    clean, found = several_knockouts(
+        model,
+        pairs,
+        [Blocking(query, key, EVERYWHERE) for query, key in keys],
+        executor=executor,
+        memory_gb=memory_gb,
+        progress=progress,
+    )
+    blocked = [curve.blocked[0] for curve in found]
     return KnockoutMatrix(
         clean,
-        dict(zip(before, found[: len(before)], strict=True)),
-        dict(zip(queries, found[len(before) :], strict=True)),
+        dict(zip(before, blocked[: len(before)], strict=True)),
+        dict(zip(queries, blocked[len(before) :], strict=True)),
     )
+
+
+def roles_before(pairs: Pairs, roles: Sequence[str]) -> list[tuple[str, str]]:
+    """Each role with each that comes before it in every prompt: what it could look at.
+
+    Raises: InputError if a role does not exist.
+    """
+    _check_roles(pairs, roles)
+    at = {role: pairs.positions[role] for role in roles}
+    return [(query, key) for query in roles for key in roles if bool((at[key] < at[query]).all())]
 
 
 def random_keys(pairs: Pairs, query: str, query_roles: Iterable[str], *, seed: int = 0) -> Int[Tensor, " prompt"]:
@@ -173,6 +188,14 @@ def random_keys(pairs: Pairs, query: str, query_roles: Iterable[str], *, seed: i
     return torch.where(free, torch.rand(free.shape, generator=g), -1.0).argmax(1)
 
 
+def _variants(model: Model, pairs: Pairs, wanted: Blocking) -> list[_Variant]:
+    chosen = range(model.n_layers) if wanted.layers is None else wanted.layers
+    if not chosen or min(chosen) < 0 or max(chosen) >= model.n_layers:
+        raise InputError(f"layers are from 0 to {model.n_layers - 1} in {model.name}; got {list(chosen)}")
+    keys = tuple(map(tuple, _positions(pairs, wanted.query, wanted.keys).tolist()))
+    return [_Variant(wanted.query, keys, range(n, model.n_layers if wanted.upward else n + 1)) for n in chosen]
+
+
 def _run(
     model: Model,
     pairs: Pairs,
@@ -181,15 +204,19 @@ def _run(
     memory_gb: float,
     progress: Progress | None,
 ) -> list[Evaluation]:
-    """The clean model, then each variant; the clean one is a variant that blocks in no layer."""
-    if not variants:
-        return [evaluate_model(model, pairs)]
-    roles = list(dict.fromkeys(variant.query for variant in variants))
+    """What the model answers; one that blocks in no layer is the clean model."""
+    roles = list(dict.fromkeys(variant.query for variant in variants if variant.layers))
+    if not roles:
+        return [evaluate_model(model, pairs) for _ in variants]
+
+    def begins(variant: _Variant, bucket: Bucket) -> int:
+        return bucket.positions[variant.query] if variant.layers else max(bucket.positions.values())
+
     values = run_edited(
         model,
         pairs,
-        [replace(variants[-1], layers=range(0)), *variants],
-        Editing(roles, lambda variant, bucket: bucket.positions[variant.query], lambda some, b: _edits(model, some, b)),
+        variants,
+        Editing(roles, begins, lambda some, bucket: _edits(model, some, bucket)),
         executor=executor,
         memory_gb=memory_gb,
         progress=progress,
@@ -200,19 +227,21 @@ def _run(
 def _edits(model: Model, variants: Sequence[_Variant], bucket: Bucket) -> list[Knockout]:
     """One for each layer and query role, of all the variants that block there."""
     heads = torch.arange(model.n_heads, device=model.device)
-    blocked = torch.stack([_blocked(variant.keys[bucket.prompts], bucket.length) for variant in variants])
     found = []
-    for query in dict.fromkeys(variant.query for variant in variants):
+    for query in dict.fromkeys(variant.query for variant in variants if variant.layers):
+        mine = [i for i, variant in enumerate(variants) if variant.query == query and variant.layers]
+        blocked = torch.stack([_blocked(variants[i], bucket) for i in mine]).to(model.device)
         for layer in range(model.n_layers):
-            mine = [i for i, v in enumerate(variants) if v.query == query and layer in v.layers]
-            if mine:
-                at = bucket.positions[query]
-                found.append(Knockout(layer, at, heads, torch.tensor(mine), blocked[mine].to(model.device)))
+            here = [j for j, i in enumerate(mine) if layer in variants[i].layers]
+            if here:
+                numbers = torch.tensor([mine[j] for j in here])
+                found.append(Knockout(layer, bucket.positions[query], heads, numbers, blocked[here]))
     return found
 
 
-def _blocked(keys: Keys, length: int) -> Bool[Tensor, "prompt pos"]:
-    return torch.zeros(len(keys), length, dtype=torch.bool).scatter(1, keys, True)
+def _blocked(variant: _Variant, bucket: Bucket) -> Bool[Tensor, "prompt pos"]:
+    keys = torch.tensor([variant.keys[i] for i in bucket.prompts.tolist()])
+    return torch.zeros(len(keys), bucket.length, dtype=torch.bool).scatter(1, keys, True)
 
 
 def _named(keys: Blocked) -> str:

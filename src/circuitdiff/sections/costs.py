@@ -15,6 +15,7 @@ from circuitdiff.sections.functions_settings import FunctionSettings
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits
 from circuitdiff.selection import Discoveries, TopK
 from circuitdiff.shares import all_subsets, needed_subsets
+from circuitdiff.tasks import get_task
 from circuitdiff.tasks.desiderata import DESIDERATA
 
 _HEADS = 10  # of a group whose rule does not say
@@ -205,7 +206,7 @@ class _Costs:
         runs = len(needed_subsets(parts)) + len(needed_subsets(ranges)) - 2  # both have the donor and the recipient
         n_controls = wanted.control_prompts * (wanted.random_groups + 2 if wanted.random_groups else 0)
         n = len(self.study.variants) * (wanted.prompts * runs + n_controls)
-        return Part("grafts", n, self.work.passes(n * _GRAFTED))
+        return Part("grafts", n, self.work.passes(n * _GRAFTED * self._share_of_a_row(wanted.queries_per_scenario)))
 
     def _knockout(self) -> Part:
         wanted = self.study.knockout
@@ -214,12 +215,18 @@ class _Costs:
         roles = list(wanted.roles or dict.fromkeys(["last", *(stage.at for stage in self._main.stages)]))
         widths = sorted((self.work.width(role) for role in roles), reverse=True)
         points = self.work.model.n_layers / wanted.layer_step / 2  # curves run, on average, half of the layers
+        cells = 1.0 if wanted.single_layers else 0.0  # of the matrix; curves from the first layer upward hold them
         earlier = [(i, width) for i, width in enumerate(widths)]  # a query sees the roles before it, and a random key
-        rows = sum((i + 1) * width * (1 + points) for i, width in earlier if i)
+        rows = sum((i + 1) * width * (cells + points) for i, width in earlier if i)
         n = len(self.study.models) * wanted.prompts
-        return Part(
-            "knockouts", n * (1 + 2 * points) * len(roles), self.work.passes(2 * n) + self.work.runs(n * rows, 1)
-        )
+        return Part("knockouts", n * (1 + 2 * points) * len(roles), self.work.passes(n) + self.work.runs(n * rows, 1))
+
+    def _share_of_a_row(self, queries_per_scenario: int | None) -> float:
+        """Of a prompt's tokens, what a question takes that shares a row with others about its scenario."""
+        each, study = queries_per_scenario or self.study.prompts.queries_per_scenario, self.study
+        asking = get_task(study.task.name, **study.task.options).question_roles
+        own = max((self.work.width(role) for role in asking if role in self.work.roles), default=self.work.length)
+        return own / self.work.length + (1 - own / self.work.length) / each
 
     @property
     def _roles(self) -> int:

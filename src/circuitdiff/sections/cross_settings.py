@@ -33,9 +33,13 @@ class CrossModelSettings(Settings):
 
 
 class GraftSettings(Settings):
-    """Weight grafting of a circuit's groups and of the rest of the model by kind."""
+    """Weight grafting of a circuit's groups and of the rest of the model by kind.
 
-    prompts: int = Field(default=200, ge=2)  # of the evaluation prompts
+    Questions about one scenario share the run of what they have in common, so several cost little more than one.
+    """
+
+    prompts: int = Field(default=200, ge=2)  # of the evaluation scenarios
+    queries_per_scenario: int | None = Field(default=None, ge=1)  # None: the study's
     projections: tuple[Projections, ...] = Field(default=("q", "k", "v", "o"), min_length=1)
     heads: bool = False  # also the single heads of the group with the largest share
     layers: tuple[int, ...] | None = None  # also ranges of layers, beginning here; None: halves; (): none

@@ -21,10 +21,10 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.sections.cross_settings import GraftSettings
 from circuitdiff.sections.directions import Direction, direction_of
 from circuitdiff.sections.entries import heads_entry, with_heads
+from circuitdiff.sections.further_prompts import evaluation_questions
 from circuitdiff.sections.gains import (
     attribution_entry,
     control_entry,
-    first_prompts,
     largest_part,
     random_entry,
     run_entry,
@@ -94,11 +94,14 @@ class _Grafts:
     def _subjects(self) -> tuple[Subject, Subject]:
         return self.bench.subject(self.between.donor), self.bench.subject(self.between.recipient)
 
+    def _prompts(self, wanted: int) -> Pairs:
+        each = self.settings.queries_per_scenario
+        return evaluation_questions(self.bench, self._subjects[1], min(wanted, self.settings.prompts), each)
+
     def several(self, asked: Mapping[str, Circuit | Group | Mapping[str, range]]) -> dict[str, Graft]:
         """Each division of the weights into parts, by name. Those that are not kept yet run together."""
         donor, recipient = self._subjects
-        wanted = self.settings.prompts if self.between.gains else self.settings.without_gain
-        pairs = first_prompts(recipient.splits.evaluation, min(wanted, self.settings.prompts))
+        pairs = self._prompts(self.settings.prompts if self.between.gains else self.settings.without_gain)
         title = f"weights of {self.between.donor} in {self.between.recipient}"
         divisions = [Grafting(p, self.settings.projections, per_head=isinstance(p, Group)) for p in asked.values()]
         ran: list[Graft] = []
@@ -130,7 +133,7 @@ class _Grafts:
         Each is grafted in the group's stead, on fewer prompts. `known`: the graft of the group itself.
         """
         _, recipient = self._subjects
-        pairs = first_prompts(recipient.splits.evaluation, min(self.settings.control_prompts, self.settings.prompts))
+        pairs = self._prompts(self.settings.control_prompts)
         title = f"controls of {name}, weights of {self.between.donor} in {self.between.recipient}"
         touched = known.parts[name].also_touched
 
@@ -178,9 +181,10 @@ class _Grafts:
         return form.evaluations_from(recipient.stages.kept(title, self._key(len(pairs)) | named, compute))
 
     def _key(self, n: int) -> dict[str, Any]:
-        donor, recipient = self._subjects
+        (donor, recipient), each = self._subjects, self.settings.queries_per_scenario
         known = {"donor": donor.model.provenance["fingerprint"], "projections": list(self.settings.projections)}
-        return recipient.stages.key("evaluation") | known | {"n": n}
+        asked = {} if each is None else {"queries_per_scenario": each}
+        return recipient.stages.key("evaluation") | known | {"n": n} | asked
 
 
 def _named(parts: Circuit | Group | Mapping[str, range]) -> Any:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.methods.knockout import knockout_curves, knockout_matrix, random_keys
+from circuitdiff.methods.knockout import (
+    EVERYWHERE,
+    Blocked,
+    Blocking,
+    random_keys,
+    roles_before,
+    several_knockouts,
+)
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.cross_checks import FEW, check_executors
 from circuitdiff.sections.cross_settings import KnockoutSettings
 from circuitdiff.sections.entries import interval_entry
 from circuitdiff.sections.gains import first_prompts
 from circuitdiff.statistics import difference_interval
-from circuitdiff.store import Record
 from circuitdiff.workbench import Subject, Workbench
 
 RANDOM = "a random position"
+
+_Pair = tuple[str, str]  # a query's role and a key's, or `RANDOM`
 
 
 def knockout_section(bench: Workbench, model: str, circuit: Circuit, settings: KnockoutSettings) -> dict[str, Any]:
@@ -29,52 +37,74 @@ def knockout_section(bench: Workbench, model: str, circuit: Circuit, settings: K
     subject = bench.subject(model)
     pairs = first_prompts(subject.splits.evaluation, settings.prompts)
     roles = list(settings.roles or dict.fromkeys(["last", *circuit.roles]))
-    matrix = _matrix(bench, subject, pairs, roles, settings)
-    chosen = settings.curves
-    if chosen is None:
-        chosen = tuple((cell["query"], cell["key"]) for cell in matrix["cells"] if cell["answer"] is not None)
-    curves = _curves(bench, subject, pairs, chosen, settings)
-    entry = {"n_prompts": len(pairs), "n_scenarios": len(pairs.scenarios.unique()), "matrix": matrix, "curves": curves}
+    before = roles_before(pairs, roles)
+    chosen = before if settings.curves is None else settings.curves
+    cells = [*before, *((query, RANDOM) for query in dict.fromkeys(q for q, _ in before))]
+    curves = [*chosen, *((query, RANDOM) for query in dict.fromkeys(q for q, _ in chosen))]
+    layers = range(0, subject.model.n_layers, settings.layer_step)
+    clean, in_cells, in_curves = _knockouts(bench, subject, pairs, cells, curves, layers, settings)
+    entry = {
+        "n_prompts": len(pairs),
+        "n_scenarios": len(pairs.scenarios.unique()),
+        "matrix": _matrix_entry(roles, clean, dict(zip(cells, in_cells, strict=True)), settings.margin),
+        "curves": [
+            curve_entry(query, key, layers, [clean, *found], single=settings.single_layers)
+            for (query, key), found in zip(curves, in_curves, strict=True)
+        ],
+    }
     return {"knockout": {model: entry}}
 
 
-def _matrix(
-    bench: Workbench, subject: Subject, pairs: Pairs, roles: Sequence[str], settings: KnockoutSettings
-) -> dict[str, Any]:
-    title, seed = f"attention between roles in {subject.model.name}", bench.settings.seed
+def _knockouts(
+    bench: Workbench,
+    subject: Subject,
+    pairs: Pairs,
+    cells: Sequence[_Pair],
+    curves: Sequence[_Pair],
+    layers: range,
+    settings: KnockoutSettings,
+) -> tuple[Evaluation, list[Evaluation], list[list[Evaluation]]]:
+    """The clean model; with attention blocked in all layers, for each cell; and by layer, for each curve."""
+    model, title = subject.model, f"attention between roles in {subject.model.name}"
     query_roles = _question(bench, pairs, settings)
 
-    def run(on: Pairs, executor: str) -> list[Evaluation]:
-        found = knockout_matrix(
-            subject.model,
+    def keys(on: Pairs, query: str, key: str) -> Blocked:
+        return random_keys(on, query, query_roles, seed=bench.settings.seed) if key == RANDOM else key
+
+    def run(on: Pairs, executor: str, curves: Sequence[_Pair]) -> list[Evaluation]:
+        everywhere = [Blocking(q, keys(on, q, key), EVERYWHERE) for q, key in cells]
+        by_layer = [Blocking(q, keys(on, q, key), layers, not settings.single_layers) for q, key in curves]
+        clean, found = several_knockouts(
+            model,
             on,
-            roles,
-            query_roles=query_roles,
-            seed=seed,
+            [*everywhere, *by_layer],
             executor=executor,
             memory_gb=bench.settings.memory_gb,
             progress=lambda done, total: bench.monitor(title, done, total),
         )
-        return [found.clean, *found.blocked.values(), *found.control.values()]
+        return [clean, *(each for curve in found for each in curve.blocked)]
 
-    key = subject.stages.key("evaluation") | {"n": len(pairs), "roles": roles, "query_roles": list(query_roles)}
-    check_executors(bench, subject, title, key, lambda name: run(first_prompts(pairs, FEW), name))
-    record = subject.stages.kept(title, key, lambda: form.evaluations_record(run(pairs, bench.settings.executor)))
-    clean, *rest = form.evaluations_from(record)
-    at = {role: pairs.positions[role] for role in roles}
-    before = [(query, key) for query in roles for key in roles if bool((at[key] < at[query]).all())]
-    queries = list(dict.fromkeys(query for query, _ in before))
-    blocked = dict(zip(before, rest[: len(before)], strict=True))
-    control = dict(zip(queries, rest[len(before) :], strict=True))
-    cells = [
-        matrix_cell(q, k, clean, blocked.get((q, k)), control.get(q), settings.margin) for q in roles for k in roles
-    ]
+    key = subject.stages.key("evaluation") | {"n": len(pairs), "cells": cells, "query_roles": list(query_roles)}
+    check_executors(bench, subject, title, key, lambda name: run(first_prompts(pairs, FEW), name, []))
+    own = {"curves": curves, "layers": list(layers), "single": settings.single_layers}
+    record = subject.stages.kept(
+        title, key | own, lambda: form.evaluations_record(run(pairs, bench.settings.executor, curves))
+    )
+    clean, *found = form.evaluations_from(record)
+    by_layer, n = found[len(cells) :], len(layers)
+    return clean, found[: len(cells)], [by_layer[i * n : (i + 1) * n] for i in range(len(curves))]
+
+
+def _matrix_entry(
+    roles: Sequence[str], clean: Evaluation, found: Mapping[_Pair, Evaluation], margin: float
+) -> dict[str, Any]:
+    control = {query: each for (query, key), each in found.items() if key == RANDOM}
     return {
-        "roles": roles,
+        "roles": list(roles),
         "clean": form.share(clean.hits, clean.scenarios),
-        "cells": cells,
+        "cells": [matrix_cell(q, k, clean, found.get((q, k)), control.get(q), margin) for q in roles for k in roles],
         "control": {query: form.share(each.hits, each.scenarios) for query, each in control.items()},
-        "margin": settings.margin,
+        "margin": margin,
     }
 
 
@@ -106,45 +136,6 @@ def matrix_cell(
         "loss": interval_entry(loss),
         "loss_beyond_random": interval_entry(beyond),
     }
-
-
-def _curves(
-    bench: Workbench,
-    subject: Subject,
-    pairs: Pairs,
-    chosen: Sequence[tuple[str, str]],
-    settings: KnockoutSettings,
-) -> list[dict[str, Any]]:
-    """A curve for each pair of roles, and for each query one with a random key."""
-    model, seed = subject.model, bench.settings.seed
-    layers = list(range(0, model.n_layers, settings.layer_step))
-    query_roles = _question(bench, pairs, settings)
-    wanted: list[tuple[str, str]] = [*chosen, *((query, RANDOM) for query in dict.fromkeys(q for q, _ in chosen))]
-    if not wanted:
-        return []
-    title, random = f"attention in {model.name}, by layer", {"query_roles": list(query_roles)}
-
-    def compute() -> Record:
-        found = knockout_curves(
-            model,
-            pairs,
-            [(q, random_keys(pairs, q, query_roles, seed=seed) if key == RANDOM else key) for q, key in wanted],
-            layers=layers,
-            upward=not settings.single_layers,
-            executor=bench.settings.executor,
-            memory_gb=bench.settings.memory_gb,
-            progress=lambda done, total: bench.monitor(title, done, total),
-        )
-        return form.evaluations_record([found[0].clean, *(each for curve in found for each in curve.blocked)])
-
-    own = {"n": len(pairs), "curves": wanted, "layers": layers, "single": settings.single_layers}
-    record = subject.stages.kept(title, subject.stages.key("evaluation") | own | random, compute)
-    clean, *blocked = form.evaluations_from(record)
-    n = len(layers)
-    return [
-        curve_entry(query, key, layers, [clean, *blocked[i * n : (i + 1) * n]], single=settings.single_layers)
-        for i, (query, key) in enumerate(wanted)
-    ]
 
 
 def curve_entry(

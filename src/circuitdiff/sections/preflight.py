@@ -22,7 +22,7 @@ from circuitdiff.sections.preflight_names import check_names, groups_asked
 from circuitdiff.sections.preflight_triples import check_triples
 from circuitdiff.sections.whole_study import WholeStudy
 from circuitdiff.settings import ModelSettings
-from circuitdiff.tasks import get_task
+from circuitdiff.tasks import Task, get_task
 
 _NEEDED = ("n_layers", "n_heads", "n_kv_heads", "d_head")  # by all that holds a variant against the base
 _N_PROMPTS = 64  # in whose tokens all models must agree; the study's own are compared once models are loaded
@@ -48,6 +48,8 @@ def check_study(study: WholeStudy, plans: Mapping[str, Plan]) -> None:
     if study.functions:
         groups = groups_asked(study, main)
         check_triples(study.functions, groups, task, base.outline.tokenizer, study.seed)
+    if study.graft:
+        _check_questions(study.graft.queries_per_scenario, study, task, base.outline)
     mixed = bool(study.cross_model or study.graft)
     for variant in variants:
         found = differences(variant.shape, base.shape)
@@ -106,6 +108,13 @@ def _prompts(study: WholeStudy, name: str, outline: Outline) -> Pairs:
         return task.sample(outline.tokenizer, n, study.seed, "evaluation", each, counterfactual=kind)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+
+
+def _check_questions(each: int | None, study: WholeStudy, task: Task, outline: Outline) -> None:
+    try:
+        task.sample(outline.tokenizer, each or 1, study.seed, "evaluation", each or 1)
+    except InputError as error:
+        raise InputError(f"graft: {error}") from error
 
 
 def _same_tokens(base: _Outlined, variant: _Outlined) -> bool:
