@@ -50,7 +50,8 @@ def after(edit: Edit, variant: int, prompt: int, head: int, own: Tensor) -> Tens
     new = of_variant[prompt if of_variant.shape[0] > 1 else 0][which]
     if edit.keep is None:
         return new
-    keep = edit.keep[row if edit.keep.shape[0] > 1 else 0][which]
+    of_variant = edit.keep[row if edit.keep.shape[0] > 1 else 0]
+    keep = of_variant[prompt if of_variant.shape[0] > 1 else 0][which]
     return keep * own + (1 - keep) * new
 
 

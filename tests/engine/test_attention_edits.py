@@ -35,7 +35,7 @@ def knockout(layer: int, at: int, keys: list[list[int]], variants: list[int], he
 
 def pattern(draw: Draw, layer: int, at: int, heads: list[int], variants: list[int], *, kept: bool = False) -> Edit:
     weights = draw.normal(len(variants), N_PROMPTS, len(heads), LENGTH).masked_fill(torch.arange(LENGTH) > at, -1e9)
-    keep = draw.normal(len(variants), len(heads)).sigmoid() if kept else None
+    keep = draw.normal(len(variants), N_PROMPTS, len(heads)).sigmoid() if kept else None
     return Edit(layer, "pattern", at, torch.tensor(heads), torch.tensor(variants), weights.softmax(-1), keep)
 
 

@@ -165,7 +165,7 @@ def test_one_variant_and_one_prompt_give_what_they_give_among_many(executor):
                 e.heads,
                 torch.tensor([0]),
                 (e.replacement.expand(len(e.variants), 3, -1, -1)[e.variants == variant])[:, 1:2],
-                e.keep.expand(len(e.variants), -1)[e.variants == variant],
+                (e.keep.expand(len(e.variants), 3, -1)[e.variants == variant])[:, 1:2],
                 e.read_at,
             )
             for e in edits

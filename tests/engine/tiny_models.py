@@ -169,7 +169,7 @@ class Draw:
         """A random replacement, of each variant and prompt its own, or `shared`."""
         n_some, n_prompts = (1, 1) if shared else (len(variants), self._n_prompts)
         replacement = 2 * self.normal(n_some, n_prompts, len(heads), D_HEAD)
-        keep = torch.rand(n_some, len(heads), generator=self._g, dtype=torch.float64) if kept else None
+        keep = torch.rand(n_some, n_prompts, len(heads), generator=self._g, dtype=torch.float64) if kept else None
         return Edit(layer, what, at, torch.tensor(heads), torch.tensor(variants), replacement, keep, read_at)
 
 

@@ -15,6 +15,7 @@ from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Training, fit_mask, fit_shared
+from circuitdiff.methods.component_mask import patching as component_patching
 from circuitdiff.methods.component_mask.fit import dealt_order
 from circuitdiff.methods.component_mask.gates import gates_named
 from circuitdiff.methods.component_mask.patching import Patching
@@ -44,7 +45,7 @@ def by_definition(chosen: Subject, triples: Triples, at: str, i: int, source: in
         mine = [n for n, head in enumerate(HEADS) if head.layer == layer]
         index = [HEADS[n].index for n in mine]
         z = torch.stack([seen[layer, "z"][:, there, j] for j in index], 1)[None]
-        edits.append(Edit(layer, "z", here, torch.tensor(index), torch.tensor([0]), z, keep[mine][None]))
+        edits.append(Edit(layer, "z", here, torch.tensor(index), torch.tensor([0]), z, keep[mine][None, None]))
     return chosen.reference.run(base, edits, 1)[0]
 
 
@@ -105,6 +106,36 @@ def test_patched_runs_are_those_of_the_looped_definition_however_few_clean_runs_
         expected = torch.stack(logits)[:, 0, 3]
         torch.testing.assert_close(values(patching, patched), expected, rtol=0, atol=1e-10)
         assert ((expected - clean).abs() > 1e-6).all() == bool(patched)
+
+
+@pytest.mark.parametrize("allowed", [0, -1])
+def test_few_prompts_run_with_those_whose_window_begins_earlier(monkeypatch, allowed):
+    """Until they would cost more positions than a run of their own."""
+    patching = patching_of(subject("llama"), fake_triples(), "middle")
+    base, everyone = patching.runs.prompts, torch.arange(N_TRIPLES)
+    length, at = 9, base.positions["middle"]
+    late, early = (everyone[(base.lengths == length) & (at == position)] for position in (5, 4))
+    monkeypatch.setattr(component_patching, "_A_RUN", len(late) + allowed)
+    found = [b for b in patching.buckets(everyone, training=True) if b.length == length]
+    expected = (
+        [(4, {*late.tolist(), *early.tolist()})] if allowed == 0 else [(5, {*late.tolist()}), (4, {*early.tolist()})]
+    )
+    assert [(b.positions["middle"], {*b.prompts.tolist()}) for b in found] == expected
+
+
+def test_prompts_that_are_kept_do_not_run_with_those_that_are_not():
+    patching = patching_of(subject("llama"), fake_triples(), "middle", memory_gb=1.5e-4)
+    kept = [b.prompts < patching.runs.n_kept for b in patching.buckets(torch.arange(N_TRIPLES), training=False)]
+    assert all(bool(each.all()) or not bool(each.any()) for each in kept)
+    assert len({bool(each.all()) for each in kept}) == 2
+
+
+def test_a_bucket_is_no_larger_than_memory_allows(monkeypatch):
+    patching = patching_of(subject("llama"), fake_triples(), "middle", memory_gb=1.0)
+    width = int(patching.widths.max())
+    monkeypatch.setattr(component_patching, "rows_at_once", lambda *_: 3 * width)
+    sizes = [len(b.prompts) for b in patching.buckets(torch.arange(N_TRIPLES), training=True)]
+    assert (max(sizes), sum(sizes)) == (3, N_TRIPLES)
 
 
 def test_answers_are_the_most_likely_tokens_of_the_looped_definition():

@@ -33,7 +33,7 @@ class Edit:
     heads: Int[Tensor, " edited"]
     variants: Int[Tensor, " some"]
     replacement: Float[Tensor, "#some #prompt edited width"]  # d_head; the prompt's length; or d_model
-    keep: Float[Tensor, "#some edited"] | None = None
+    keep: Float[Tensor, "#some #prompt edited"] | None = None
     read_at: int | None = None
 
     def __post_init__(self) -> None:
@@ -86,6 +86,6 @@ def replace(
     )
     new = edit.replacement
     if edit.keep is not None:
-        keep = edit.keep[:, None, :, None]
+        keep = edit.keep[..., None]
         new = keep * own[index] + (1 - keep) * new
     return own.index_put(index, new.expand(len(rows), n_prompts, *new.shape[2:]))

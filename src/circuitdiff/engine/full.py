@@ -27,7 +27,7 @@ def _put(x: Float[Tensor, "prompt head pos d"], edit: Edit, variant: int) -> Flo
     prompts = torch.arange(len(x), device=x.device)
     index = (prompts[:, None], edit.heads[None, :], torch.tensor(edit.at, device=x.device))
     if edit.keep is not None:
-        keep = edit.keep[row if len(edit.keep) > 1 else 0][None, :, None]
+        keep = edit.keep[row if len(edit.keep) > 1 else 0][..., None]
         new = keep * x[index] + (1 - keep) * new
     return x.index_put(index, new.expand_as(x[index]))
 

@@ -66,8 +66,12 @@ class KeptRuns:
         """The bucket's prompts, ready for edits at the need's role from its layer on."""
         start, tokens = bucket.positions[need.role], self.prompts.tokens[bucket.prompts, : bucket.length]
         tokens = tokens.to(self.model.device)
-        kept = bool((bucket.prompts < self.n_kept).all())
-        return Batch(self.model, tokens, start, self._clean(need, bucket, tokens) if kept else None)
+        known = self._clean(need, bucket, tokens) if self.are_kept(bucket) else None
+        return Batch(self.model, tokens, start, known)
+
+    def are_kept(self, bucket: Bucket) -> bool:
+        """Whether all of the bucket's prompts are."""
+        return bool((bucket.prompts < self.n_kept).all())
 
     def _clean(self, need: Need, bucket: Bucket, tokens: Int[Tensor, "prompt pos"]) -> CleanRun:
         """A clean run that holds what the need asks for, and nan where it is not to be read."""

@@ -67,9 +67,9 @@ def cross_model_section(
 ) -> dict[str, Any]:
     """Every subset of a circuit's groups patched from the variant into the base, and back.
 
-    From the better model into the worse one also the single heads of the group that shows most and, where there is a
-    gain to share out, controls of each group; into the base also donors that did not improve. Without a gain
-    fewer prompts are run. `controls_first`: for one of two processes on the same variant.
+    From the better model into the worse one, where there is a gain to share out, also the single heads of the group that
+    shows most, and controls of each group; into the base also donors that did not improve. Without a gain fewer prompts
+    are run. `controls_first`: for one of two processes on the same variant.
 
     Raises: InputError if the circuit has no heads or more than six groups, or the models do not fit together.
     """
@@ -85,7 +85,7 @@ def cross_model_section(
     first, *_ = settings.what
     forward = entry["to_base" if between.recipient == bench.base else "to_variant"]
     best = largest_part(forward[first]["scores"]["accuracy"], IN_ORDER)
-    if settings.heads:
+    if settings.heads and between.gains:
         heads = patching.entries(donor, recipient, [first], tested.groups[best])
         entry["heads"] = {"group": best} | heads[first]
     if settings.random_groups and between.gains:

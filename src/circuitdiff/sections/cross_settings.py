@@ -19,7 +19,7 @@ class CrossModelSettings(Settings):
     prompts: int = Field(default=200, ge=2)  # of the evaluation prompts
     what: tuple[Carrier, ...] = Field(default=("z", "contribution"), min_length=1)
     both_directions: bool = True
-    heads: bool = True  # also the single heads of the group with the largest share
+    heads: bool = True  # also the single heads of the group with the largest share, if there is a gain
     random_groups: int = Field(default=100, ge=0)  # 0: no controls
     control_prompts: int = Field(default=100, ge=2)
     without_gain: int = Field(default=100, ge=2)  # prompts for pairs of models of which none is surely better

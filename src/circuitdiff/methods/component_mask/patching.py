@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from dataclasses import replace as with_fields
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,8 @@ from circuitdiff.prompts import Bucket
 
 # Logits after each prompt, and which of the base prompts these are, to a number each.
 Quantity = Callable[[Float[Tensor, "row d_vocab"], Int[Tensor, " row"]], Float[Tensor, " row"]]
+
+_A_RUN = 32  # positions that take as long as one more run of all layers (small models on CPUs)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Patching:
     def dealt(self, order: Int[Tensor, " prompt"]) -> Patching:
         """The same with base prompt i patched from source prompt `order[i]`."""
         order = order.to(self.model.device)
-        return replace(self, source_z={head: z[order] for head, z in self.source_z.items()}, _answers={})
+        return with_fields(self, source_z={head: z[order] for head, z in self.source_z.items()}, _answers={})
 
     def values(
         self, heads: Sequence[Head], keep: Float[Tensor, " head"], bucket: Bucket, quantity: Quantity
@@ -78,20 +81,40 @@ class Patching:
         width = int(self.widths[rows].max())
         n_layers = self.model.n_layers - self._first_layer(self.source_z) if training else 1
         largest = rows_at_once(self.model, self.memory_gb / n_layers) // width
-        return self.runs.buckets(self.at, rows, max(1, largest))
+        return list(self._together(self.runs.buckets(self.at, rows, max(1, largest)), largest))
+
+    def _together(self, buckets: Sequence[Bucket], largest: int) -> Iterator[Bucket]:
+        """Few prompts run with others whose window begins earlier, where that costs less than a run of their own."""
+        kinds: dict[tuple[int, bool], list[Bucket]] = {}
+        for bucket in buckets:
+            kinds.setdefault((bucket.length, self.runs.are_kept(bucket)), []).append(bucket)
+        for kind in kinds.values():
+            narrow, *wider = sorted(kind, key=lambda bucket: -bucket.positions[self.at])
+            for wide in wider:
+                n, further = len(narrow.prompts), narrow.positions[self.at] - wide.positions[self.at]
+                if n * further > _A_RUN or n + len(wide.prompts) > largest:
+                    yield narrow
+                    narrow = wide
+                else:
+                    narrow = with_fields(wide, prompts=torch.cat([narrow.prompts, wide.prompts]))
+            yield narrow
 
     def _first_layer(self, heads: Iterable[Head]) -> int:
         """Of these heads; without any, of all that may be patched."""
         return min(head.layer for head in (list(heads) or self.source_z))
 
     def _edits(self, heads: Sequence[Head], keep: Float[Tensor, " head"], bucket: Bucket) -> list[Edit]:
-        """One edit for each layer with heads."""
+        """One edit for each layer with heads and each position; prompts that have the role elsewhere keep their own."""
         device, everyone = self.model.device, torch.zeros(1, dtype=torch.long)
+        positions = self.runs.prompts.positions[self.at][bucket.prompts]
         edits = []
         for layer in sorted({head.layer for head in heads}):
             mine = [i for i, head in enumerate(heads) if head.layer == layer]
             index = torch.tensor([heads[i].index for i in mine], device=device)
             source = torch.stack([self.source_z[heads[i]][bucket.prompts.to(device)] for i in mine], dim=1)
-            own = keep[mine][None].to(self.model.dtype)
-            edits.append(Edit(layer, "z", bucket.positions[self.at], index, everyone, source[None], own))
+            own = keep[mine].to(self.model.dtype)
+            for position in positions.unique().tolist():
+                here = (positions == position).to(device)[:, None]
+                kept = own[None] if bool(here.all()) else torch.where(here, own, 1.0)
+                edits.append(Edit(layer, "z", position, index, everyone, source[None], kept[None]))
         return edits
