@@ -67,9 +67,9 @@ def cross_model_section(
 ) -> dict[str, Any]:
     """Every subset of a circuit's groups patched from the variant into the base, and back.
 
-    From the better model into the worse one, where there is a gain to share out, also the single heads of the group that
-    shows most, and controls of each group; into the base also donors that did not improve. Without a gain fewer prompts
-    are run. `controls_first`: for one of two processes on the same variant.
+    From the better model into the worse one, where there is a gain to share out, also the single heads of the group
+    that shows most, and controls of each group; into the base also donors that did not improve. Without a gain fewer
+    prompts are run. `controls_first`: for one of two processes on the same variant.
 
     Raises: InputError if the circuit has no heads or more than six groups, or the models do not fit together.
     """

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from circuitdiff.methods.component_mask import MaskOptions, Training
+from circuitdiff.methods.component_mask.shared import MEMORY_GB
 from circuitdiff.settings import Settings
 
 FILE = ".jsonl"  # how a desideratum is named that is a file of triples
@@ -54,7 +55,7 @@ class FunctionSettings(Settings):
     control_triples: int = Field(default=100, ge=1)  # of the test triples
     sweep: SweepSettings | Literal[False] | None = Field(default_factory=SweepSettings)  # false or null: none
     redraw: RedrawSettings = Field(default_factory=RedrawSettings)
-    memory_gb: float = Field(default=2.0, gt=0)  # for the base prompts' clean runs; what does not fit runs anew
+    memory_gb: float = Field(default=MEMORY_GB, gt=0)  # for the base prompts' clean runs; what does not fit runs anew
 
     def options(self, seed: int, *, swept: bool) -> MaskOptions:
         sweep = self.sweep if swept else None

@@ -21,7 +21,7 @@ from circuitdiff.methods.component_mask.patching import Patching
 from circuitdiff.prompts import PromptSet
 from circuitdiff.triples import Triples
 
-MEMORY_GB = 2.0  # keeps the clean runs of 750 prompts of 53 tokens of a model of 135M parameters
+MEMORY_GB = 2.25  # keeps the clean runs of 750 prompts of 53 tokens of a model of 135M parameters, for four groups
 Progress = Callable[[int, int], None]  # done, of how many
 SourceZ = Mapping[tuple[str, Head], Float[Tensor, "prompt d_head"]]
 
