@@ -77,6 +77,17 @@ def test_rows_are_at_most_twice_as_long_as_a_prompt_and_few_at_once():
     assert sorted(i for pack in found for i in pack.prompts.flatten().tolist()) == list(range(40))
 
 
+def test_few_prompts_run_together_however_much_they_share():
+    twice = questions().select(torch.tensor([3] * 40))
+    found = list(packs(twice, at_once=2))
+    assert [pack.prompts.shape for pack in found] == [(1, 8)] * 5
+    six = torch.arange(3, 3 + 6 * LENGTH).remainder(D_VOCAB).reshape(6, LENGTH).repeat_interleave(8, dim=0)
+    lengths = torch.full((48,), LENGTH)
+    changed = {"tokens": six, "lengths": lengths, "positions": {"last": lengths - 1}, "slots": torch.zeros_like(six)}
+    rows = [pack.prompts.shape for pack in packs(replace(twice, **changed), at_once=8)]
+    assert rows == [(4, 8), (2, 8)], "32 prompts of four rows, though five rows have no more than 8 x 13 tokens"
+
+
 def test_prompts_that_are_the_same_keep_a_token_of_their_own():
     twice = questions().select(torch.tensor([3, 3]))
     [pack] = packs(twice, at_once=2)

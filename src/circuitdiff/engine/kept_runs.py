@@ -63,7 +63,7 @@ class KeptRuns:
         ]
 
     def batch(self, need: Need, bucket: Bucket) -> Batch:
-        """The bucket's prompts, ready for edits at the need's role from its layer on."""
+        """The bucket's prompts, ready for edits from its position of the need's role, and from the need's layer, on."""
         start, tokens = bucket.positions[need.role], self.prompts.tokens[bucket.prompts, : bucket.length]
         tokens = tokens.to(self.model.device)
         known = self._clean(need, bucket, tokens) if self.are_kept(bucket) else None

@@ -19,6 +19,7 @@ from circuitdiff.engine.attention import AttentionCall, attend
 from circuitdiff.prompts import PromptSet, buckets
 
 _LONGEST = 2  # a row, in lengths of a prompt: attention grows with its square
+_MOST = 4  # prompts in rows that run together, in `at_once`: each has logits
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,20 @@ class Pack:
 
 
 def packs(prompts: PromptSet, at_once: int) -> Iterator[Pack]:
-    """Every prompt once; as many rows together as have no more tokens than `at_once` prompts.
+    """Every prompt once; as many rows together as have the tokens of `at_once` prompts, and few times so many prompts.
 
     Prompts that agree in the first half of their tokens share a row, as long as it stays short.
     """
     for bucket in buckets(prompts, []):
         rows: dict[tuple[int, int], list[Tensor]] = {}
         for alike, n_shared in _alike(prompts.tokens[bucket.prompts, : bucket.length]):
-            n_members = (_LONGEST * bucket.length - n_shared) // (bucket.length - n_shared)
+            n_members = min(_MOST * at_once, (_LONGEST * bucket.length - n_shared) // (bucket.length - n_shared))
             for members in alike.split(n_members):
                 rows.setdefault((len(members), n_shared), []).append(bucket.prompts[members])
-        for (_, n_shared), some in rows.items():
+        for (n_members, n_shared), some in rows.items():
             whole = Pack(torch.stack(some), bucket.length, n_shared)
-            for part in whole.prompts.split(max(1, at_once * bucket.length // len(whole.positions))):
+            n_rows = min(at_once * bucket.length // len(whole.positions), _MOST * at_once // n_members)
+            for part in whole.prompts.split(max(1, n_rows)):
                 yield replace(whole, prompts=part)
 
 

@@ -215,7 +215,7 @@ class _Costs:
         roles = list(wanted.roles or dict.fromkeys(["last", *(stage.at for stage in self._main.stages)]))
         widths = sorted((self.work.width(role) for role in roles), reverse=True)
         points = self.work.model.n_layers / wanted.layer_step / 2  # curves run, on average, half of the layers
-        cells = 1.0 if wanted.single_layers else 0.0  # of the matrix; curves from the first layer upward hold them
+        cells = 1.0 if wanted.single_layers or wanted.curves is not None else 0.0  # else the curves hold the matrix's
         earlier = [(i, width) for i, width in enumerate(widths)]  # a query sees the roles before it, and a random key
         rows = sum((i + 1) * width * (cells + points) for i, width in earlier if i)
         n = len(self.study.models) * wanted.prompts

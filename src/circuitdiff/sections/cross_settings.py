@@ -38,8 +38,8 @@ class GraftSettings(Settings):
     Questions about one scenario share the run of what they have in common, so several cost little more than one.
     """
 
-    prompts: int = Field(default=200, ge=2)  # of the evaluation scenarios
-    queries_per_scenario: int | None = Field(default=None, ge=1)  # None: the study's
+    prompts: int = Field(default=200, ge=2)  # questions about the first evaluation scenarios
+    queries_per_scenario: int | None = Field(default=None, ge=1)  # None: the study's; a verdict needs 50 scenarios
     projections: tuple[Projections, ...] = Field(default=("q", "k", "v", "o"), min_length=1)
     heads: bool = False  # also the single heads of the group with the largest share
     layers: tuple[int, ...] | None = None  # also ranges of layers, beginning here; None: halves; (): none

@@ -183,7 +183,9 @@ class _Grafts:
     def _key(self, n: int) -> dict[str, Any]:
         (donor, recipient), each = self._subjects, self.settings.queries_per_scenario
         known = {"donor": donor.model.provenance["fingerprint"], "projections": list(self.settings.projections)}
-        asked = {} if each is None else {"queries_per_scenario": each}
+        asked = (
+            {} if each in (None, self.bench.settings.prompts.queries_per_scenario) else {"queries_per_scenario": each}
+        )
         return recipient.stages.key("evaluation") | known | {"n": n} | asked
 
 

@@ -84,7 +84,10 @@ class Patching:
         return list(self._together(self.runs.buckets(self.at, rows, max(1, largest)), largest))
 
     def _together(self, buckets: Sequence[Bucket], largest: int) -> Iterator[Bucket]:
-        """Few prompts run with others whose window begins earlier, where that costs less than a run of their own."""
+        """Few prompts run with others whose window begins earlier, where that costs less than a run of their own.
+
+        A bucket's position is then the earliest of its prompts'.
+        """
         kinds: dict[tuple[int, bool], list[Bucket]] = {}
         for bucket in buckets:
             kinds.setdefault((bucket.length, self.runs.are_kept(bucket)), []).append(bucket)
