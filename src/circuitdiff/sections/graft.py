@@ -183,9 +183,8 @@ class _Grafts:
     def _key(self, n: int) -> dict[str, Any]:
         (donor, recipient), each = self._subjects, self.settings.queries_per_scenario
         known = {"donor": donor.model.provenance["fingerprint"], "projections": list(self.settings.projections)}
-        asked = (
-            {} if each in (None, self.bench.settings.prompts.queries_per_scenario) else {"queries_per_scenario": each}
-        )
+        usual = self.bench.settings.prompts.queries_per_scenario
+        asked = {} if each in (None, usual) else {"queries_per_scenario": each}
         return recipient.stages.key("evaluation") | known | {"n": n} | asked
 
 
