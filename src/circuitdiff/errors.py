@@ -1,11 +1,18 @@
 """The one exception that bad input raises: a line that says what to do."""
 
+_LONGEST = 600  # letters of a message
+
 
 class InputError(ValueError):
     """Something a user gave cannot be used: what was expected, what came, what to do.
 
-    The command line prints the message as one line and exits with code 2.
+    The command line prints the message as one line and exits with code 2. Messages quote what users gave, so what cannot
+    be printed is escaped, and a long one loses its middle: what it is about comes first, what to do last.
     """
+
+    def __init__(self, message: str):
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.splitlines()))
+        super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 205]} ... {line[-200:]}")
 
 
 def first_line(error: BaseException) -> str:
