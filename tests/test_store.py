@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import shutil
-from threading import Timer
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import circuitdiff.locks
+import circuitdiff.store
 from circuitdiff.errors import InputError
-from circuitdiff.store import Record, Store, hashed, read_results
+from circuitdiff.records import hashed
+from circuitdiff.store import Record, Store, read_results
 
 
 def counting(store: Store):
@@ -36,14 +45,89 @@ def test_a_stage_is_computed_once_for_each_key(tmp_path):
     assert len(calls) == 2
 
 
-def test_a_damaged_record_is_computed_again(tmp_path):
+@pytest.fixture
+def record(tmp_path) -> Path:
+    """The file of a record, of a store that is asked for it again in `asked_again`."""
     store = Store.open(tmp_path)
-    calls, compute = counting(store)
-    store.stage("effects", 0, compute)
+    store.stage("effects", 0, counting(store)[1])
     (path,) = (tmp_path / "stages").iterdir()
-    path.write_bytes(path.read_bytes()[:-4])
-    store.stage("effects", 0, compute)
-    assert len(calls) == 2
+    return path
+
+
+def asked_again(record: Path) -> tuple[int, list[str]]:
+    """How often it is computed when it is asked for again, and what the user is told."""
+    told: list[str] = []
+    store = Store.open(record.parents[1], told.append)
+    calls, compute = counting(store)
+    again = store.stage("effects", 0, compute)
+    assert torch.equal(again.tensors["x"], torch.arange(3.0))
+    assert again.data == {"n": [1, None]}
+    return len(calls), told
+
+
+def without_our_metadata(path: Path) -> None:
+    save_file(load_file(path), path)
+
+
+def with_other_metadata(path: Path) -> None:
+    save_file(load_file(path), path, {"record": "not json", "data": "[["})
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    (path / "somebody's").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-4]),
+        lambda path: path.write_bytes(path.read_bytes()[:50]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"garbage" * 99),
+        without_our_metadata,
+        with_other_metadata,
+        a_folder,
+    ],
+)
+def test_a_damaged_record_is_told_of_and_computed_again(record, damage):
+    damage(record)
+    times, (line,) = asked_again(record)
+    assert times == 1
+    assert f"{record} is damaged" in line
+    assert asked_again(record) == (0, [])
+
+
+def test_no_bit_of_a_record_can_flip_unseen(record):
+    content = record.read_bytes()
+    used = []
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        record.write_bytes(flipped)
+        if asked_again(record)[0] != 1:
+            used.append(place)
+    assert len(content) > 100
+    assert used == []
+    assert record.read_bytes() == content
+
+
+def test_a_record_is_a_safetensors_file_with_the_hash_of_its_whole_content(record):
+    content = record.read_bytes()
+    assert torch.equal(load_file(record)["x"], torch.arange(3.0))
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    digest = json.loads(header["__metadata__"]["record"])["sha256"]
+    assert hashlib.sha256(content.replace(digest.encode(), b"0" * 64)).hexdigest() == digest
+
+
+def test_names_that_differ_never_share_a_record(tmp_path):
+    store = Store.open(tmp_path)
+    names = ["a/b", "a_b", "a b", "../a", "/abs", "", "..", "x[/b]y", "\x1b]0;x\a", "n" * 250, "n" * 251, "\ud800"]
+    for number, name in enumerate(names):
+        store.stage(name, 0, lambda number=number: Record({}, number))
+    assert [store.stage(name, 0, lambda: Record({}, None)).data for name in names] == list(range(len(names)))
+    assert len(list((tmp_path / "stages").iterdir())) == len(names)
+    assert {path.name for path in tmp_path.iterdir()} == {"stages", "locks", "timings.jsonl"}
 
 
 def test_a_stage_that_fails_leaves_nothing_behind(tmp_path):
@@ -52,7 +136,7 @@ def test_a_stage_that_fails_leaves_nothing_behind(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         Store.open(tmp_path).stage("effects", 0, compute)
-    assert list((tmp_path / "stages").iterdir()) == []
+    assert list((tmp_path / "stages").iterdir()) == list((tmp_path / "locks").iterdir()) == []
 
 
 def test_the_same_record_has_the_same_bytes(tmp_path):
@@ -73,7 +157,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_says_what_to_do(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"No space left on device; make room and run again"):
+    with pytest.raises(InputError, match=r"No space left on device; make room or .* run again"):
         store.write_json("results.json", {"old": False})
     assert read_results(tmp_path) == {"old": True}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "stages"]
@@ -84,10 +168,11 @@ def test_equal_settings_have_equal_hashes_whatever_their_order():
     assert hashed({"a": 1}) != hashed({"a": 2})
 
 
-def test_results_of_no_run_or_a_damaged_one_are_refused(tmp_path):
+@pytest.mark.parametrize("content", [b'{"a":', b"", b"\xff\xfe{}", b"[]", b"null", b"1", b"[" * 100_000])
+def test_results_of_no_run_or_a_damaged_one_are_refused(tmp_path, content):
     with pytest.raises(InputError, match="not a finished run"):
         read_results(tmp_path)
-    (tmp_path / "results.json").write_text('{"a":')
+    (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(InputError, match=r"damaged.*run the study again"):
         read_results(tmp_path)
 
@@ -106,19 +191,177 @@ def test_timings_go_to_a_log_beside_the_results(tmp_path):
     assert json.loads(line)["stage"] == "effects"
 
 
-def test_what_another_process_computes_is_waited_for_and_not_computed_again(tmp_path):
+OTHER = """
+import os, sys, time
+from pathlib import Path
+from circuitdiff.store import Record, Store
+
+def compute(missing):
+    for number in missing:
+        with open("computed", "a") as file:
+            file.write(f"{number}\\n")
+    Path("computes").touch()
+    time.sleep(float(sys.argv[1]))
+    return [Record({}, number) for number in missing]
+
+Store.open("run", print).stages("effects", range(10), compute)
+"""
+
+
+def started(folder: Path, seconds: float) -> subprocess.Popen[bytes]:
+    """Another process that computes ten records in so many seconds, once it has begun."""
+    other = subprocess.Popen([sys.executable, "-c", OTHER, str(seconds)], cwd=folder)
+    until(lambda: (folder / "computes").exists())
+    return other
+
+
+def until(holds, seconds: float = 100) -> None:
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def computed_here(folder: Path, told: list[str]) -> list[int]:
+    """Which of the ten records this process had to compute."""
+    made: list[int] = []
+
+    def compute(missing: list[int]) -> list[Record]:
+        made.extend(missing)
+        return [Record({}, number) for number in missing]
+
+    records = Store.open(folder / "run", told.append).stages("effects", range(10), compute)
+    assert [record.data for record in records] == list(range(10))
+    assert not list((folder / "run" / "locks").rglob("*.lock"))
+    return made
+
+
+def test_what_another_process_computes_is_waited_for_with_a_line_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(circuitdiff.store, "_FIRST_NOTICE", 0.5)
+    monkeypatch.setattr(circuitdiff.store, "_NOTICE", 0.7)
+    told: list[str] = []
+    other = started(tmp_path, 3.0)
+    assert computed_here(tmp_path, told) == []
+    assert other.wait() == 0
+    assert 2 <= len(told) <= 5
+    assert all(line.startswith("waiting for 'effects', which another process computes") for line in told)
+    assert str(tmp_path / "run" / "locks") in told[0]
+
+
+def test_what_a_killed_process_left_undone_is_computed_here_even_while_it_is_a_zombie(tmp_path):
+    other = started(tmp_path, 600)
+    os.kill(other.pid, signal.SIGKILL)
+    told: list[str] = []
+    assert computed_here(tmp_path, told) == list(range(10))
+    assert told == []
+    other.wait()
+
+
+def test_a_process_that_waits_goes_on_when_the_other_is_killed(tmp_path):
+    other = started(tmp_path, 600)
+    made: list[int] = []
+    waits = Thread(target=lambda: made.extend(computed_here(tmp_path, [])))
+    waits.start()
+    time.sleep(0.5)
+    assert made == []
+    os.kill(other.pid, signal.SIGKILL)
+    waits.join(20)
+    assert made == list(range(10))
+    other.wait()
+
+
+def test_two_processes_at_once_compute_every_record_once(tmp_path):
+    others = [subprocess.Popen([sys.executable, "-c", OTHER, "0.3"], cwd=tmp_path) for _ in range(2)]
+    assert [other.wait(150) for other in others] == [0, 0]
+    assert sorted(map(int, (tmp_path / "computed").read_text().split())) == list(range(10))
+
+
+def test_what_an_earlier_run_left_keeps_nobody_waiting(tmp_path, record):
+    record.unlink()
+    record.with_suffix(".claim").write_text(str(os.getppid()))  # as earlier versions locked
+    (tmp_path / "locks").mkdir(exist_ok=True)
+    (tmp_path / "locks" / f"{record.stem}.lock").touch()
+    assert asked_again(record) == (1, [])
+
+
+def test_of_many_records_a_process_locks_some_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(circuitdiff.locks, "_AT_ONCE", 4)
+    batches: list[list[int]] = []
+    held: list[int] = []
+
+    def compute(missing: list[int]) -> list[Record]:
+        batches.append(missing)
+        held.append(len(list((tmp_path / "locks").iterdir())))
+        return [Record({}, number) for number in missing]
+
+    records = Store.open(tmp_path).stages("effects", range(10), compute)
+    assert [record.data for record in records] == list(range(10))
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert held == [4, 4, 2]
+    assert not list((tmp_path / "locks").iterdir())
+
+
+def test_a_folder_that_takes_no_locks_is_refused_in_a_line(tmp_path):
     store = Store.open(tmp_path)
-    calls, compute = counting(store)
-    other = Store.open(tmp_path / "other")
-    other.stage("effects", 0, counting(other)[1])
-    (done,) = (other.folder / "stages").iterdir()
-    claim = (store.folder / "stages" / done.name).with_suffix(".claim")
-    claim.write_text(str(os.getppid()))
+    (tmp_path / "locks").write_text("")  # whatever the system says: read-only, full, no locks on this network
+    with pytest.raises(InputError, match=r"cannot lock .*effects.*; make room, or choose a run folder"):
+        store.stage("effects", 0, counting(store)[1])
 
-    def finish() -> None:
-        shutil.copy(done, store.folder / "stages" / done.name)
-        claim.unlink()
 
-    Timer(0.3, finish).start()
-    assert torch.equal(store.stage("effects", 0, compute).tensors["x"], torch.arange(3.0))
-    assert calls == []
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"key"',
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'"x"',
+        b'{"key": null, "files": null}',
+        b'{"files": {"a": "b"}}',
+        b"[" * 100_000,
+        None,
+    ],
+)
+def test_a_run_whose_last_file_is_damaged_is_not_finished(tmp_path, content):
+    store = Store.open(tmp_path)
+    store.write("results.json", b"{}")
+    store.finish({"seed": 0}, {"results.json": b"{}"})
+    assert store.finished({"seed": 0}, "results.json") == b"{}"
+    assert store.finished({"seed": 1}, "results.json") is None
+    (tmp_path / "finished.json").unlink()
+    (tmp_path / "finished.json").mkdir() if content is None else (tmp_path / "finished.json").write_bytes(content)
+    assert store.finished({"seed": 0}, "results.json") is None
+
+
+def test_a_run_whose_file_somebody_else_wrote_is_not_finished(tmp_path):
+    store = Store.open(tmp_path)
+    store.write("results.json", b'{"ours": 1}')
+    store.write("results.json", b'{"theirs": 1}')  # another process, before we come to the end
+    store.finish({"seed": 0}, {"results.json": b'{"ours": 1}'})
+    assert store.finished({"seed": 0}, "results.json") is None
+
+
+USES = """
+import sys, time
+from pathlib import Path
+from circuitdiff.store import Store
+with Store.open(sys.argv[1]).used_by({"seed": 0}):
+    Path(sys.argv[1], "uses").touch()
+    time.sleep(600)
+"""
+
+
+def test_two_processes_of_one_study_share_a_folder_and_another_study_is_refused(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", USES, str(tmp_path)])
+    until(lambda: (tmp_path / "uses").exists())
+    with Store.open(tmp_path).used_by({"seed": 0}):
+        pass
+    refused = pytest.raises(InputError, match=r"another study is running in .*; wait for its end")
+    with refused, Store.open(tmp_path).used_by({"seed": 1}):
+        pass
+    other.kill()
+    other.wait()
+    with Store.open(tmp_path).used_by({"seed": 1}):
+        pass
+    assert not list((tmp_path / "locks").rglob("*.lock"))

@@ -20,7 +20,7 @@ from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activa
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, CheckError
 from circuitdiff.models.family_registry import caution_about
-from circuitdiff.report import write_report
+from circuitdiff.report import report_page
 from circuitdiff.sections.inputs import inputs_of
 from circuitdiff.study import run_study
 from circuitdiff.workbench import sample_splits
@@ -122,13 +122,13 @@ def test_the_report_of_a_finished_run_is_drawn_again_only_where_it_is_gone_or_ot
 ):
     settings, page = settings_of(tmp_path, model), finished / "report.html"
     run_study(settings, finished, silent)
-    drawn: list[Path] = []
+    drawn: list[str] = []
 
-    def draw(results: dict, path: Path) -> Path:
-        drawn.append(path)
-        return write_report(results, path)
+    def draw(results: dict) -> str:
+        drawn.append(results["study"]["name"])
+        return report_page(results)
 
-    monkeypatch.setattr(circuitdiff.study, "write_report", draw)
+    monkeypatch.setattr(circuitdiff.study, "report_page", draw)
     before = page.read_bytes()
     assert run_study(settings, finished, silent) == page
     assert not drawn
@@ -136,7 +136,7 @@ def test_the_report_of_a_finished_run_is_drawn_again_only_where_it_is_gone_or_ot
     run_study(settings, finished, silent)
     page.write_text("half a page")
     run_study(settings, finished, silent)
-    assert drawn == [page, page]
+    assert drawn == ["tiny", "tiny"]
     assert page.read_bytes() == before
 
 
@@ -180,7 +180,7 @@ def test_two_workers_give_the_results_of_one_and_neither_does_what_the_other_did
     assert (tmp_path / "run" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
     stages = [json.loads(line)["stage"] for line in (tmp_path / "run" / "timings.jsonl").read_text().splitlines()]
     assert len(stages) == len((finished / "timings.jsonl").read_text().splitlines())
-    assert not list((tmp_path / "run" / "stages").glob("*.claim"))
+    assert not list((tmp_path / "run" / "locks").rglob("*.lock"))
 
 
 def test_another_rule_keeps_the_sweeps_and_another_seed_does_not(finished, model, tmp_path):

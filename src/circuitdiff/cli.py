@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -21,15 +21,17 @@ from circuitdiff.accuracy import accuracies
 from circuitdiff.conformance import conformance as check_conformance
 from circuitdiff.diff import diff_runs, diff_tables, paired
 from circuitdiff.errors import InputError
+from circuitdiff.files import write_whole
 from circuitdiff.ground_truth import Share, check_ground_truth, compute_share, render_page
 from circuitdiff.models import load_model
 from circuitdiff.models.sources import read_outline
+from circuitdiff.names import printable
 from circuitdiff.planning import Estimate
 from circuitdiff.recipes import run_recipe
 from circuitdiff.report import write_report
 from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.stages import Monitor
-from circuitdiff.store import REPORT, read_results, to_json
+from circuitdiff.store import REPORT, json_bytes, read_results
 from circuitdiff.study import run_study
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.describe import DescribedPrompt
@@ -40,7 +42,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
 _ROWS = 40  # of a table that is printed
 _INTERRUPTED = 130  # what typer returns after Ctrl-C
 
@@ -68,7 +70,7 @@ def demo(folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Pa
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
     """Write a run's report again, without loading a model."""
-    out.print(f"report: {write_report(read_results(folder), folder / REPORT)}", soft_wrap=True)
+    _say(f"report: {write_report(read_results(folder), folder / REPORT)}")
 
 
 @app.command()
@@ -83,15 +85,13 @@ def diff(
     ours, theirs = read_results(first), read_results(second)
     found = diff_runs(ours, paired(ours, theirs, pair))
     if json_file:
-        json_file.write_text(to_json(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_whole(json_file, json_bytes(found.to_dict()))
     for title, columns, rows in diff_tables(found, str(first), str(second)):
-        table = Table(*columns, title=title, box=None)
-        for row in rows[:_ROWS]:
-            table.add_row(*(escape(cell) for cell in row))
-        out.print(table)
+        _show_table(columns, rows[:_ROWS], title)
         if len(rows) > _ROWS:
-            out.print(f"and {len(rows) - _ROWS} more; --json has all\n")
-    out.print(f"{len(found.moved)} of {found.n_compared} numbers with an interval moved beyond it")
+            _say(f"and {len(rows) - _ROWS} more; --json has all")
+            out.print()
+    _say(f"{len(found.moved)} of {found.n_compared} numbers with an interval moved beyond it")
 
 
 @app.command()
@@ -103,13 +103,13 @@ def check(
 ) -> None:
     """Load a model and show its self-checks."""
     loaded = load_model(model, adapter, dtype, device)
-    table = Table("check", "value", "allowed", "result", box=None)
+    rows = []
     for row in loaded.provenance["checks"]:
         allowed = "> 0" if row["tolerance"] == 0 else f"<= {row['tolerance']:.1g}"
-        table.add_row(row["name"], f"{row['value']:.2g}", allowed, "ok" if row["passed"] else "FAILED")
+        rows.append((row["name"], f"{row['value']:.2g}", allowed, "ok" if row["passed"] else "FAILED"))
     size = f"{loaded.n_layers} layers x {loaded.n_heads} heads ({loaded.n_kv_heads} key/value heads)"
-    out.print(f"{loaded.name}: {type(loaded.module).__name__}, {size}, {dtype}", soft_wrap=True)
-    out.print(table)
+    _say(f"{loaded.name}: {type(loaded.module).__name__}, {size}, {dtype}")
+    _show_table(("check", "value", "allowed", "result"), rows)
 
 
 @app.command()
@@ -155,7 +155,7 @@ def accuracy(
         if rows:
             _show_accuracies(f"{task}, split {split}, seed {seed}: {n} prompts", rows)
         if rows and json_file:
-            json_file.write_text(to_json(rows, indent=1) + "\n", encoding="utf-8")
+            write_whole(json_file, json_bytes(rows))
 
 
 @app.command()
@@ -166,24 +166,22 @@ def finetune(
     """Fine-tune a model by a recipe; a killed run goes on where it was."""
     with _progress() as monitor:
         summary = run_recipe(recipe, folder, monitor)
-    out.print(f"{summary['steps_done']} steps, held-out accuracy {summary['held_out_accuracy']:.3f}")
+    _say(f"{summary['steps_done']} steps, held-out accuracy {summary['held_out_accuracy']:.3f}")
     if "test" in summary:
         test = summary["test"]
         low, high = test["wilson_95"]
-        out.print(
-            f"test accuracy {test['accuracy']:.3f} [{low:.3f}, {high:.3f}], {test['n_hits']} of {test['n_prompts']}"
-        )
-    out.print(f"{', '.join(summary['files'])}", soft_wrap=True)
+        _say(f"test accuracy {test['accuracy']:.3f} [{low:.3f}, {high:.3f}], {test['n_hits']} of {test['n_prompts']}")
+    _say(", ".join(summary["files"]))
 
 
 @app.command()
 def conformance(table: Annotated[Path, typer.Argument(help="A published table, a JSON file.")]) -> None:
     """Do our selection rules come to a published circuit? Exit code 0 only if all six claims hold."""
     found = check_conformance(table)
-    out.print(f"published tables of {found.model}")
+    _say(f"published tables of {found.model}")
     for claim in found.claims:
         word = {True: "holds", False: "DOES NOT HOLD", None: "not checkable"}[claim.holds]
-        out.print(f"{claim.claim}: {word}; {claim.detail}", soft_wrap=True, markup=False)
+        _say(f"{claim.claim}: {word}; {claim.detail}")
     if not all(claim.holds for claim in found.claims):
         raise typer.Exit(1)
 
@@ -206,59 +204,54 @@ def ground_truth(
             compute_share(kept, Share.read(share), plantings, monitor=monitor)
             raise typer.Exit
         truth = check_ground_truth(kept, plantings, monitor=monitor)
-    page.write_text(render_page(truth), encoding="utf-8")
+    write_whole(page, render_page(truth).encode())
     if json_file:
-        json_file.write_text(to_json(truth.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_whole(json_file, json_bytes(truth.to_dict()))
     for row in truth.rows:
         if not row.passed:
             claim = f"{row.model}, {row.claim}: {row.value:.3g}, expected {row.expectation}"
-            out.print(f"DOES NOT HOLD: {claim}; {row.detail}", soft_wrap=True, markup=False)
-    out.print(f"{sum(row.passed for row in truth.rows)} of {len(truth.rows)} claims hold; page: {page}", soft_wrap=True)
+            _say(f"DOES NOT HOLD: {claim}; {row.detail}")
+    _say(f"{sum(row.passed for row in truth.rows)} of {len(truth.rows)} claims hold; page: {page}")
     if not truth.passed:
         raise typer.Exit(1)
 
 
 def _run(settings: WholeStudy, folder: Path | None, workers: int = 1) -> None:
     with _progress() as monitor:
-        path = run_study(settings, folder or Path("runs") / settings.name, monitor, _show_plan, workers)
+        folder = folder or Path("runs") / settings.name
+        path = run_study(settings, folder, monitor, _show_plan, workers, lambda text: _say(f"note: {text}"))
     _show_results(path.parent)
-    out.print(f"report: {path}", soft_wrap=True)
+    _say(f"report: {path}")
 
 
 def _show_plan(expected: Estimate) -> None:
-    table = Table("part", "plain forwards", "TFLOP", "minutes", title="plan", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for part in expected.parts:
-        table.add_row(part.what, f"{part.forwards:,}", f"{part.flop / 1e12:.1f}", f"{part.minutes:.1f}")
+    rows = [
+        (part.what, f"{part.forwards:,}", f"{part.flop / 1e12:.1f}", f"{part.minutes:.1f}") for part in expected.parts
+    ]
     minutes = sum(part.minutes for part in expected.parts)
-    out.print(table)
-    out.print(f"at most about {minutes:.0f} minutes and {expected.memory_gb:.1f} GB on this machine\n")
+    _show_table(("part", "plain forwards", "TFLOP", "minutes"), rows, "plan", numbers=True)
+    _say(f"at most about {minutes:.0f} minutes and {expected.memory_gb:.1f} GB on this machine")
+    out.print()
 
 
 def _show_results(folder: Path) -> None:
     results = read_results(folder)
-    table = Table("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "percentile", box=None)
+    rows = []
     for circuit, models in results["faithfulness"].items():
         n_heads = sum(len(group["heads"]) for group in results["circuits"][circuit]["groups"].values())
         for model, entry in models.items():
             drawn = results["random"].get(circuit, {}).get(model)
-            table.add_row(
-                circuit,
-                model,
-                str(n_heads),
-                f"{entry['circuit_accuracy']['value']:.3f}",
-                f"{entry['model_accuracy']['value']:.3f}",
-                _interval(entry),
-                "-" if drawn is None else _beaten(drawn),
-            )
-    out.print(table)
+            accuracies = (f"{entry[whose]['value']:.3f}" for whose in ("circuit_accuracy", "model_accuracy"))
+            percentile = "-" if drawn is None else _beaten(drawn)
+            rows.append((circuit, model, str(n_heads), *accuracies, _interval(entry), percentile))
+    _show_table(("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "percentile"), rows)
     for variant, entry in (results.get("verdict") or {}).items():
-        out.print(f"\n{variant} against its base:", markup=False)
+        out.print()
+        _say(f"{variant} against its base:")
         for sentence in entry["sentences"]:
-            out.print(f"  {sentence['text']}", soft_wrap=True, markup=False)
+            _say(f"  {sentence['text']}")
     for warning in results["warnings"]:
-        out.print(f"warning: {warning}", soft_wrap=True)
+        _say(f"warning: {warning}")
 
 
 def _beaten(drawn: dict) -> str:
@@ -276,43 +269,62 @@ def _interval(entry: dict, digits: int = 2) -> str:
 def _check_folder(*files: Path | None) -> None:
     """Before the work: is there a place for its results?"""
     for path in files:
-        if path and not path.parent.is_dir():
+        if path and not os.path.isdir(path.parent):
             raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or name another file")
+        if path and (os.path.isdir(path) or not os.access(path.parent, os.W_OK)):
+            raise InputError(f"cannot write {path}: it is a folder, or its folder is read-only; name another file")
+
+
+def _say(line: str) -> None:
+    """Prints a line as it is, whoever wrote it: nothing in it is markup, or obeyed by a terminal."""
+    out.print(printable(line), soft_wrap=True)
+
+
+def _show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", *, numbers: bool = False
+) -> None:
+    """The same of a table. `numbers`: all columns but the first are."""
+    table = Table(*map(printable, columns), title=printable(title) or None, box=None)
+    for column in table.columns[1:]:
+        column.justify = "right" if numbers else "left"
+    for row in rows:
+        table.add_row(*map(printable, row))
+    out.print(table)
 
 
 def _show_accuracies(title: str, rows: Sequence[dict]) -> None:
-    table = Table("model", "hits", "accuracy", "logit difference", "by queried index", title=title, box=None)
+    cells = []
     for row in rows:
         shares = " ".join(f"{entry['value']:.2f}" for entry in row["accuracy_by_queried"])
         hits = f"{row['accuracy']['hits']}/{row['accuracy']['n']}"
         accuracy, difference = _interval(row["accuracy"], 3), _interval(row["logit_difference"])
-        table.add_row(row["model"], hits, accuracy, difference, shares)
-    out.print(table)
+        cells.append((row["model"], hits, accuracy, difference, shares))
+    _show_table(("model", "hits", "accuracy", "logit difference", "by queried index"), cells, title)
 
 
 def _show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> None:
     text = Text(f"{title}: ", style="bold")
     for token, roles in zip(prompt.tokens, prompt.roles, strict=True):
         named = [role for role in roles if "." not in role]
-        text.append(token, style="reverse" if named else "")
+        text.append(printable(token), style="reverse" if named else "")
     text.append(f" -> {answer!r}" if answer else "   (no valid answer)", style="bold")
     out.print(text, soft_wrap=True)
     for place, roles in enumerate(prompt.roles):
         named = [role for role in roles if "." not in role]
         if named:
-            out.print(f"  {place:3d} {prompt.tokens[place]!r:12} {', '.join(named)}", soft_wrap=True, markup=False)
+            _say(f"  {place:3d} {prompt.tokens[place]!r:12} {', '.join(named)}")
 
 
 @contextmanager
 def _progress() -> Iterator[Monitor]:
     """A bar per part of the work, with the time left; in a pipe, a line per finished part."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=out) as bars:
         known: dict[str, int] = {}
 
         def monitor(title: str, done: int, total: int) -> None:
             if title not in known:
-                known[title] = int(bars.add_task(title, total=total))
+                known[title] = int(bars.add_task(printable(title), total=total))
             task = bars.tasks[known[title]]
             whole = max(total, int(task.total or 0))
             bars.update(task.id, completed=whole if done >= total else done, total=whole)
@@ -321,15 +333,21 @@ def _progress() -> Iterator[Monitor]:
 
 
 def main() -> None:
-    """Runs the command; bad input ends in one line and exit code 2."""
+    """Runs the command; bad input, and what the system refuses, end in one line and exit code 2."""
     try:
         code = app(standalone_mode=False)
     except InputError as error:
-        print(f"circuitdiff: {error}", file=sys.stderr)
-        code = 2
+        code = _complained(str(error))
     except TyperException as error:
-        print(f"circuitdiff: {error.message}; see circuitdiff --help", file=sys.stderr)  # pyright: ignore
-        code = 2
+        code = _complained(f"{error.message}; see circuitdiff --help")  # pyright: ignore
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        code = _complained(f"{where}{error.strerror or error}")
     if code == _INTERRUPTED:
-        print("circuitdiff: interrupted; run again to go on, finished stages are kept", file=sys.stderr)
+        _complained("interrupted; run again to go on, finished stages are kept")
     raise SystemExit(code)
+
+
+def _complained(line: str) -> int:
+    print(f"circuitdiff: {printable(line)}", file=sys.stderr)
+    return 2

@@ -1,35 +1,30 @@
-"""The run folder: what each stage made, kept under the hash of everything it depends on."""
+"""The run folder: what each stage made, cached under the hash of everything it depends on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
-
-from circuitdiff.claims import claimed
 from circuitdiff.errors import InputError
+from circuitdiff.files import write_whole
+from circuitdiff.locks import lock_file, locked, used_for
+from circuitdiff.names import file_name
+from circuitdiff.reading import read_json
+from circuitdiff.records import Record, hashed, packed, to_json, unpacked
 
 RESULTS = "results.json"
 REPORT = "report.html"
-_PATIENCE = 0.2  # seconds between two looks for what another process computes
+_FINISHED = "finished.json"
+_FIRST_NOTICE, _NOTICE = 30.0, 300.0  # seconds of waiting for another process after which the user is told
 
-
-@dataclass(frozen=True)
-class Record:
-    """What a stage keeps: tensors, and JSON beside them."""
-
-    tensors: Mapping[str, Tensor]
-    data: Any
+Notify = Callable[[str], None]  # is told, in a line, what the user should know
 
 
 @dataclass(frozen=True)
@@ -37,88 +32,134 @@ class Store:
     """A run folder. A stage whose record is there under the same key is not computed again."""
 
     folder: Path
+    notify: Notify = warnings.warn
 
     @classmethod
-    def open(cls, folder: str | Path) -> Store:
+    def open(cls, folder: str | Path, notify: Notify = warnings.warn) -> Store:
         """Raises: InputError if the folder cannot be made or written to."""
         path = Path(folder)
         try:
             (path / "stages").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}; choose another run folder") from error
-        return cls(path)
+        return cls(path, notify)
+
+    @contextmanager
+    def used_by(self, study: Any) -> Iterator[None]:
+        """While this lasts no other study runs in this folder; further processes of the same study can.
+
+        Raises: InputError if another one runs here now.
+        """
+        with used_for(self._locks / "studies", hashed(study)[:16]) as free:
+            if not free:
+                raise InputError(
+                    f"another study is running in {self.folder}; wait for its end, or give this one another run folder"
+                )
+            yield
 
     def stage(self, name: str, depends_on: Any, compute: Callable[[], Record]) -> Record:
-        """The stage's record: from the folder if it is there, else computed and kept."""
+        """The stage's record: from the folder if it is there, else computed and cached."""
         return self.stages(name, [depends_on], lambda _: [compute()])[0]
 
     def stages(
         self, name: str, depends_on: Sequence[Any], compute: Callable[[list[int]], Sequence[Record]]
     ) -> list[Record]:
-        """Records of the same name; those that are not there, by number, are computed together.
+        """Records of the same name; `compute` makes several that are not there, given their numbers.
 
-        What another process on this machine computes for the same folder is waited for.
+        What another process on this machine computes for the same folder is waited for. A record is made under its
+        lock, so never twice at once; if its maker dies the lock is free, and another process makes it.
         """
-        paths = [self.folder / "stages" / f"{_safe(name)}-{hashed(key)[:16]}.safetensors" for key in depends_on]
-        numbers = {path: i for i, path in reversed(list(enumerate(paths)))}
-        kept: dict[Path, Record] = {}
+        keys = [f"{file_name(name)}-{hashed(each)[:16]}" for each in depends_on]
+        numbers = {key: number for number, key in reversed(list(enumerate(keys)))}
+        records: dict[str, Record] = {}
         while True:
-            kept |= {path: record for path in numbers.keys() - kept if (record := _read(path)) is not None}
-            missing = sorted(numbers.keys() - kept, key=numbers.__getitem__)
+            records |= self._read(numbers.keys() - records)
+            missing = sorted(numbers.keys() - records, key=numbers.__getitem__)
             if not missing:
-                return [kept[path] for path in paths]
-            with claimed(missing) as mine:
-                wanted = [path for path in mine if _read(path) is None]  # nobody was faster
-                if wanted:
+                return [records[key] for key in keys]
+            with locked(self._locks, missing) as ours:
+                records |= self._read(ours, self.notify)  # somebody was faster
+                absent = [key for key in ours if key not in records]
+                if absent:
                     begin = time.perf_counter()
-                    found = compute([numbers[path] for path in wanted])
-                    kept |= {path: self._keep(path, record) for path, record in zip(wanted, found, strict=True)}
+                    made = compute([numbers[key] for key in absent])
+                    records |= {key: self._write_record(key, each) for key, each in zip(absent, made, strict=True)}
                     self._log(name, time.perf_counter() - begin)
-            if not mine:
-                time.sleep(_PATIENCE)
+            if not ours:
+                self._wait(name, missing[0])
 
-    def _keep(self, path: Path, record: Record) -> Record:
+    def _read(self, keys: Iterable[str], notify: Notify | None = None) -> dict[str, Record]:
+        """Those records that are there and whole; `notify` is told of damaged ones, which are as good as none."""
+        records: dict[str, Record] = {}
+        for key in keys:
+            try:
+                records[key] = unpacked(self._path(key).read_bytes())
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                if notify:
+                    reason = error.strerror if isinstance(error, OSError) else error
+                    notify(f"{self._path(key)} is damaged ({reason}), so it is computed again")
+        return records
+
+    def _write_record(self, key: str, record: Record) -> Record:
         """The record as a later run will see it."""
-        own = {name: tensor.contiguous().clone() for name, tensor in record.tensors.items()}  # no views can be saved
-        self._write(path, save(own, metadata={"data": to_json(record.data)}))
-        return _read(path) or record
+        path, content = self._path(key), packed(record)
+        if path.is_dir():  # a file cannot take a folder's place, and we delete nobody's folder
+            with suppress(OSError):
+                path.rename(path.with_suffix(".not-a-record"))
+        write_whole(path, content)
+        return unpacked(content)
 
-    def finish(self, depends_on: Any, *names: str) -> None:
-        """Keeps what these files of the folder were made from, and which bytes they are."""
-        files = {name: _sha256(self.folder / name) for name in names}
-        self.write_json("finished.json", {"key": hashed(depends_on), "files": files})
+    def _wait(self, name: str, key: str) -> None:
+        """Until no other process has the record's lock."""
+        patience, begin = _FIRST_NOTICE, time.monotonic()
+        while True:
+            with locked(self._locks, [key], patience) as free:
+                if free:
+                    return
+            waited, patience = time.monotonic() - begin, _NOTICE
+            self.notify(
+                f"waiting for {name!r}, which another process computes (for {waited:.0f} s so far; "
+                f"it holds {lock_file(self._locks, key)})"
+            )
 
-    def is_finished(self, depends_on: Any, name: str) -> bool:
-        """Whether the file is the one that was made from the same."""
+    def finish(self, depends_on: Any, files: Mapping[str, bytes]) -> None:
+        """Keeps what these files of the folder were made from, and which bytes were written to them."""
+        digests = {name: _sha256(content) for name, content in files.items()}
+        self.write_json(_FINISHED, {"key": hashed(depends_on), "files": digests})
+
+    def finished(self, depends_on: Any, name: str) -> bytes | None:
+        """The file's content, if it is what was made from the same."""
         try:
-            known = json.loads((self.folder / "finished.json").read_text())
-            return known["key"] == hashed(depends_on) and known["files"][name] == _sha256(self.folder / name)
-        except (OSError, json.JSONDecodeError, KeyError):
-            return False
+            finished = read_json(self.folder / _FINISHED)
+            content = (self.folder / name).read_bytes()
+        except (InputError, OSError):
+            return None
+        digests = finished.get("files")
+        whole = isinstance(digests, dict) and digests.get(name) == _sha256(content)
+        return content if whole and finished.get("key") == hashed(depends_on) else None
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Writes the whole file or nothing."""
+        write_whole(self.folder / name, content)
+        return self.folder / name
 
     def write_json(self, name: str, data: Any) -> Path:
-        """Writes the whole file or nothing."""
-        return self._write(self.folder / name, (to_json(data, indent=1) + "\n").encode())
+        """The same of JSON."""
+        return self.write(name, json_bytes(data))
 
-    def _write(self, path: Path, content: bytes) -> Path:
-        """Writes beside the file and renames, so that a killed run leaves the old file or the new one."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise InputError(
-                f"cannot write {path}: {error.strerror}; make room and run again, finished stages are kept"
-            ) from error
-        return path
+    @property
+    def _locks(self) -> Path:
+        return self.folder / "locks"
+
+    def _path(self, key: str) -> Path:
+        return self.folder / "stages" / f"{key}.safetensors"
 
     def _log(self, name: str, seconds: float) -> None:
-        with (self.folder / "timings.jsonl").open("a") as file:
-            file.write(json.dumps({"stage": name, "seconds": round(seconds, 3)}) + "\n")
+        line = json.dumps({"stage": name, "seconds": round(seconds, 3)}) + "\n"
+        with suppress(OSError), (self.folder / "timings.jsonl").open("a") as file:  # nothing depends on it
+            file.write(line)
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
@@ -127,50 +168,18 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     Raises: InputError if there is none or it is damaged.
     """
     path = Path(folder) / RESULTS
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{folder} is not a finished run: cannot read {path.name} ({error.strerror})") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is damaged ({error}); run the study again, finished stages are kept") from error
-
-
-def to_json(data: Any, indent: int | None = None) -> str:
-    """JSON in the order of `data`; nan becomes null."""
-    return json.dumps(_without_nan(data), indent=indent, allow_nan=False)
-
-
-def hashed(data: Any) -> str:
-    """The same for equal data in any order of its keys, in every process."""
-    return hashlib.sha256(json.dumps(_without_nan(data), sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _without_nan(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, Mapping):
-        return {str(key): _without_nan(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_without_nan(value) for value in data]
-    return data
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-
-
-def _read(path: Path) -> Record | None:
-    """A record that is there and whole."""
     if not path.exists():
-        return None
-    content = path.read_bytes()
+        raise InputError(f"{folder} is not a finished run: it has no {RESULTS}; run the study, or name its run folder")
     try:
-        tensors = load(content)
-    except SafetensorError:
-        return None  # damaged: compute it again
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return Record(tensors, json.loads(header["__metadata__"]["data"]))
+        return read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; it is damaged: run the study again, finished stages are kept") from error
+
+
+def json_bytes(data: Any) -> bytes:
+    """JSON as we write it to files: indented, nan as null."""
+    return (to_json(data, indent=1) + "\n").encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from circuitdiff import results as form
-from circuitdiff.assistants import assisted, threads_shared_by
+from circuitdiff.assistants import Assistants, threads_shared_by
 from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Plan
 from circuitdiff.planning import Estimate, Work, estimate
 from circuitdiff.plans import default_plans
-from circuitdiff.report import write_report
+from circuitdiff.report import report_page
 from circuitdiff.sections.ablations import ablations_section
 from circuitdiff.sections.accuracy import accuracy_section
 from circuitdiff.sections.completeness import completeness_section
@@ -35,7 +37,7 @@ from circuitdiff.sections.verdict import circuit_numbers, verdict_section
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits
 from circuitdiff.settings import StudySettings
 from circuitdiff.stages import Monitor
-from circuitdiff.store import REPORT, RESULTS, Store, read_results
+from circuitdiff.store import REPORT, RESULTS, Notify, Store, json_bytes
 from circuitdiff.tasks import get_task
 from circuitdiff.workbench import Workbench
 
@@ -58,25 +60,28 @@ def run_study(
     monitor: Monitor,
     announce: Callable[[Estimate], None] | None = None,
     workers: int = 1,
+    notify: Notify = warnings.warn,
 ) -> Path:
     """Runs what the run folder does not have yet, and writes results.json and report.html. The report's path.
 
     `announce` is told what the study will cost before the work starts. With two `workers` a second process starts at
-    the study's other end, and the processor's threads are shared out.
+    the study's other end, and the processor's threads are shared out. `notify` is told, in a line each, of
+    damaged records, of long waits for another process, and of a second process that was killed.
 
     Raises: InputError for settings that cannot work; CheckError if a self-check fails, with nothing lost.
     """
     plans = plans_of(settings)
     inputs = inputs_of(settings)
-    if inputs is not None and Store(Path(folder)).is_finished(inputs, RESULTS):
-        return _reported(Store(Path(folder)), inputs)
+    if inputs is not None and (finished := Store(Path(folder)).finished(inputs, RESULTS)) is not None:
+        return _reported(Store(Path(folder)), inputs, finished)
     check_study(settings, plans)
-    store = Store.open(folder)
-    store.write_json("settings.json", settings.model_dump(mode="json"))
-    bench = Workbench(settings, store, monitor)
-    with threads_shared_by(workers):
+    store, written = Store.open(folder, notify), settings.model_dump(mode="json")
+    second = Assistants(workers - 1, _from_the_other_end, settings, store.folder, notify)
+    bench = Workbench(settings, store, second.watched(monitor))
+    with store.used_by(written), threads_shared_by(workers):
+        store.write_json("settings.json", written)
         _introduce(bench, settings, plans, announce, workers)
-        with assisted(_from_the_other_end, settings, store.folder, n_assistants=workers - 1):
+        with second.at_work():
             found, circuits = _find(bench, plans, list(settings.models))
             for model in settings.models:
                 _examine(bench, settings, model, circuits)
@@ -87,26 +92,27 @@ def run_study(
             for variant in bench.variants:
                 _compare(bench, settings, variant, found, circuits, readings)
                 _judge(bench, settings, variant, circuits)
-    store.write_json(RESULTS, bench.results)
-    return _reported(store, inputs_of(settings))
+        results = json_bytes(bench.results)
+        store.write(RESULTS, results)
+        return _reported(store, inputs or inputs_of(settings), results)  # a file may have changed meanwhile
 
 
-def _reported(store: Store, inputs: Any) -> Path:
-    """The report on finished results; drawing it takes seconds, so it is kept, too."""
-    path = store.folder / REPORT
-    if not store.is_finished(inputs, REPORT):
-        write_report(read_results(store.folder), path)
-        store.finish(inputs, RESULTS, REPORT)
-    return path
+def _reported(store: Store, inputs: Any, results: bytes) -> Path:
+    """The report on results.json as it was written; drawing it takes seconds, so it is kept, too."""
+    if store.finished(inputs, RESULTS) != results or store.finished(inputs, REPORT) is None:
+        page = report_page(json.loads(results)).encode()
+        store.write(REPORT, page)
+        store.finish(inputs, {RESULTS: results, REPORT: page})
+    return store.folder / REPORT
 
 
-def _from_the_other_end(settings: WholeStudy, folder: Path, _: int) -> None:
+def _from_the_other_end(settings: WholeStudy, folder: Path, _: int, notify: Notify) -> None:
     """What an assistant does: the same parts, the last models first. Its results are in the run folder's records.
 
     Once half of the models are searched, only discoveries that another process runs are left: meanwhile it asks what
     groups do in the last model, as far as the circuits are known.
     """
-    bench, plans = Workbench(settings, Store.open(folder), lambda *_: None), plans_of(settings)
+    bench, plans = Workbench(settings, Store.open(folder, notify), lambda *_: None), plans_of(settings)
     models = list(reversed(settings.models))
     _find(bench, plans, models[: len(models) // 2])
     circuits = _find(bench, plans, [bench.base])[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import vl_convert
 import yaml
 from markupsafe import Markup
 
+from circuitdiff.files import write_whole
 from circuitdiff.heads import Head
 from circuitdiff.report import look, numbers
 from circuitdiff.report.effects import HURTING, SELECTED, describe, effect_rows
@@ -27,16 +27,14 @@ from circuitdiff.report.verdict import anchor, threshold_sentence, verdict_rows
 def write_report(results: dict, path: str | Path) -> Path:
     """The report on `results` (the content of a run's results.json), written whole or not at all.
 
-    The same results give the same bytes.
+    Raises: InputError if the file cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(_render(results), encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    write_whole(Path(path), report_page(results).encode())
+    return Path(path)
 
 
-def _render(results: dict) -> str:
+def report_page(results: dict) -> str:
+    """The report's HTML. The same results give the same text."""
     shown = parts(results)
     drawn = figures(results, shown)  # drawing takes seconds: once
     return (

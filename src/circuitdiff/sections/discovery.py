@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Plan, StageResult, circuit_of, discover, gaps
+from circuitdiff.names import file_name
 from circuitdiff.study_checks import check_noise
 from circuitdiff.workbench import Workbench
 
@@ -30,10 +31,10 @@ def discovery_section(
         bench.keep([subject.stages.check_sweep(result, subject.splits.discovery, plan.metric)])
         bench.keep([check_noise(subject.model, result)])
     circuit = circuit_of(found, plan.shared)
-    file = f"circuit-{plan_name}.json" if model == bench.base else f"circuit-{plan_name}-{model}.json"
+    of_variant = "" if model == bench.base else f"@{file_name(model)}"
     for gap in gaps(plan, found):
         bench.warn(f"circuit {name}: {gap}")
-    circuit.to_json(bench.store.folder / file)
+    bench.store.write_json(f"circuit-{file_name(plan_name)}{of_variant}.json", circuit.to_dict())
     return Found(circuit, found), {
         "circuits": {name: {"model": model, **circuit.to_dict()}},
         "discovery": {name: form.discovery_entry(model, plan_name, plan.metric, found)},
