@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,7 @@ from circuitdiff.methods.cross_model.compatibility import basis_of, distance_fro
 from circuitdiff.prompts import buckets
 from circuitdiff.shares import Subset, all_subsets
 from fake_pairs import fake_pairs
-from tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, subject
+from tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, as_model, subject
 from two_tiny_models import donor_of
 
 LATE = Group("last", (Head(3, 5), Head(2, 0), Head(3, 1)))
@@ -267,19 +268,43 @@ def test_models_that_do_not_fit_together_are_refused_with_what_differs(donor, me
         patch_across(subject(donor).model, subject("llama").model, LATE, fake_pairs())
 
 
-def test_another_tokenizer_is_refused():
-    recipient = subject("llama").model
-    other = replace(recipient, name="other", tokenizer=_other_tokenizer())
-    with pytest.raises(InputError, match=r"differ in tokenizer"):
-        patch_across(other, recipient, LATE, fake_pairs())
+def test_another_tokenizer_is_refused_by_the_tokens_that_differ():
+    recipient, pairs = subject("llama").model, fake_pairs()
+    token = int(pairs.clean[0, 1])
+    names = [f"w{i}" for i in range(token + 1)]
+    ours, theirs = (
+        replace(recipient, name=n, tokenizer=_words(w)) for n, w in (("own", names), ("other", names[::-1]))
+    )
+    with pytest.raises(InputError, match=r"differ in tokens of the prompts \(\d+ is 'w\d+', not 'w\d+', .* more\)"):
+        patch_across(theirs, ours, LATE, pairs)
 
 
-def _other_tokenizer():
+def _words(names):
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+    words = WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+
+
+def extended(model, n_tokens=3):
+    """The same model with tokens added behind the others, which answer as often as they were pushed to."""
+    module = copy.deepcopy(model.module)
+    module.resize_token_embeddings(model.d_vocab + n_tokens, mean_resizing=False)
+    return as_model("extended", module)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_added_tokens_change_nothing_of_what_is_patched(swap):
+    recipient, donor, pairs = subject("llama").model, donor_of("llama").model, fake_pairs()
+    plain = patch_across(donor, recipient, CIRCUIT, pairs)
+    wide = patch_across(*((donor, extended(recipient)) if swap else (extended(donor), recipient)), CIRCUIT, pairs)
+    for subset, ran in plain.runs.items():
+        torch.testing.assert_close(
+            wide.runs[subset].answers.logit_differences, ran.answers.logit_differences, rtol=1e-9, atol=1e-9
+        )
+        torch.testing.assert_close(wide.runs[subset].distance, ran.distance, rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()

@@ -206,3 +206,13 @@ def test_models_of_another_form_or_dtype_are_refused():
 
 
 assert N_HEADS // 3 == 2, "two key/value heads, as `take_heads` has it"
+
+
+def test_a_donor_with_added_tokens_grafts_as_the_one_without():
+    recipient, donor, pairs = subject("llama").model, donor_of("llama").model, fake_pairs()
+    module = copy.deepcopy(donor.module)
+    module.resize_token_embeddings(donor.d_vocab + 3, mean_resizing=False)
+    plain, wide = (graft(each, recipient, CIRCUIT, pairs) for each in (donor, as_model("wide", module)))
+    assert wide.order == plain.order
+    for subset, run in plain.runs.items():
+        torch.testing.assert_close(wide.runs[subset].logit_differences, run.logit_differences, rtol=1e-9, atol=1e-9)

@@ -7,9 +7,13 @@ import copy
 import pytest
 import torch
 
-from circuitdiff.models.loading import fingerprint
+from circuitdiff.models import fingerprint as fingerprints
 from circuitdiff.models.sources import read_source
 from tiny_decoders import save_decoder
+
+
+def fingerprint(module, tokenizer):
+    return fingerprints.fingerprint(fingerprints.weight_digests(module), module.config, tokenizer)
 
 
 @pytest.fixture(scope="module")

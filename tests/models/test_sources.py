@@ -11,11 +11,8 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
 
 from circuitdiff.errors import InputError
-from circuitdiff.models import family_registry, load_model, sources
-from circuitdiff.models.checks import CheckError
+from circuitdiff.models import family_registry
 from circuitdiff.models.family_registry import Built, Member, PackagedFile
-from circuitdiff.models.in_memory import with_first_adapters
-from circuitdiff.models.loading import fingerprint
 from circuitdiff.models.sources import read_source
 from tiny_decoders import SHAPE, save_decoder, save_random_adapter, tiny_decoder, tiny_tokenizer
 
@@ -90,7 +87,7 @@ def test_reading_prints_nothing_and_leaves_the_verbosity(folder, capfd):
 
 
 def test_an_unknown_source_says_what_was_tried():
-    with pytest.raises(InputError, match=r"'no/such-model'.*not a folder.*family member \(.*tracker-base.*hub"):
+    with pytest.raises(InputError, match=r"'no/such-model'.*not a folder.*embedded model.*hub"):
         read_source("no/such-model")
 
 
@@ -115,7 +112,7 @@ def test_an_adapter_given_as_a_model_says_where_it_belongs(adapter):
 
 def test_a_config_that_is_not_json_is_refused(copy):
     (copy / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"cannot read .*JSON"):
+    with pytest.raises(InputError, match=r"config\.json is not JSON"):
         read_source(copy)
 
 
@@ -214,150 +211,6 @@ def test_a_truncated_gguf_file_is_refused(tmp_path, content):
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(InputError, match=r"model\.gguf.*(copy it again|damaged)"):
         read_source(tmp_path / "model.gguf")
-
-
-# Adapters
-
-
-@torch.no_grad()
-def with_delta_by_hand(adapter, alpha=6, rank=2):
-    """The tiny decoder with `alpha / rank * B A` added to each weight that the adapter names."""
-    model, tensors = tiny_decoder(), load_file(adapter / "adapter_model.safetensors")
-    for key, a in tensors.items():
-        if key.endswith("lora_A.weight"):
-            name = key.removeprefix("base_model.model.").replace("lora_A.", "")
-            model.get_parameter(name).add_(alpha / rank * tensors[key.replace("lora_A", "lora_B")] @ a)
-    return model
-
-
-def test_an_adapter_is_merged_as_by_hand(folder, adapter):
-    source = read_source(folder, [adapter])
-    torch.testing.assert_close(logits(source.model), logits(with_delta_by_hand(adapter)), rtol=1e-5, atol=1e-5)
-    assert type(source.model) is tf.LlamaForCausalLM
-    assert not any(p.requires_grad for p in source.model.parameters())
-    assert source.name == f"{folder.name}+{adapter.name}"
-
-
-def test_the_measured_numbers_are_kept(folder, adapter):
-    checks = {check.name: check for check in read_source(folder, [adapter]).checks}
-    assert list(checks) == ["every adapter key landed", "merged equals unmerged", "the adapter changes the logits"]
-    assert all(check.passed for check in checks.values())
-    assert 0 <= checks["merged equals unmerged"].value <= checks["merged equals unmerged"].tolerance == 1e-4
-    plain, adapted = logits(tiny_decoder()), logits(with_delta_by_hand(adapter))
-    assert checks["the adapter changes the logits"].value > 0.01
-    assert float((plain - adapted).abs().max()) > 0.01
-
-
-def test_adapters_merge_one_after_the_other(folder, adapter, tmp_path):
-    other = save_random_adapter(tmp_path / "other", seed=2, targets=("q_proj", "v_proj"))
-    source = read_source(folder, [adapter, other])
-    by_hand, second = with_delta_by_hand(adapter), with_delta_by_hand(other)
-    for parameter, twice, plain in zip(
-        by_hand.parameters(), second.parameters(), tiny_decoder().parameters(), strict=True
-    ):
-        parameter.data += twice.data - plain.data
-    torch.testing.assert_close(logits(source.model), logits(by_hand), rtol=1e-5, atol=1e-5)
-    assert [record["name"] for record in source.provenance["adapters"]] == [adapter.name, "other"]
-    assert len(source.checks) == 6
-
-
-def test_a_model_with_one_adapter_more_is_made_from_the_one_in_memory(folder, adapter, tmp_path, monkeypatch):
-    other = save_random_adapter(tmp_path / "other", seed=2, targets=("q_proj", "v_proj"))
-    plain, one = load_model(folder), load_model(folder, [adapter])
-    anew, before = load_model(folder, [adapter, other]), one.provenance["fingerprint"]
-    monkeypatch.setattr(sources, "_read", lambda *_: pytest.fail("read again"))
-    grown = load_model(folder, [adapter, other], like=[plain, one])
-    for key in ("fingerprint", "adapters", "kind", "path", "source"):
-        assert grown.provenance[key] == anew.provenance[key]
-    assert fingerprint(one.module, one.tokenizer) == before
-    assert [check["name"] for check in grown.provenance["checks"]].count("every adapter key landed") == 1
-
-
-def test_what_the_adapters_leave_alone_is_in_memory_once(folder, adapter, tmp_path):
-    other = save_random_adapter(tmp_path / "other", seed=2, targets=("q_proj", "v_proj"))
-    one = load_model(folder, [adapter])
-    grown = load_model(folder, [adapter, other], like=[one])
-    theirs = {name: parameter.data_ptr() for name, parameter in one.module.named_parameters()}
-    own = {name for name, parameter in grown.module.named_parameters() if parameter.data_ptr() != theirs[name]}
-    assert own == {name for name in theirs if ".q_proj." in name or ".v_proj." in name}
-
-
-@pytest.mark.parametrize("wanted", ["another order", "fewer", "another dtype", "another folder"])
-def test_only_the_first_adapters_of_the_same_weights_in_the_same_dtype_are_taken_from_memory(
-    folder, adapter, tmp_path, wanted
-):
-    other = save_random_adapter(tmp_path / "other", seed=2, targets=("q_proj", "v_proj"))
-    both = load_model(folder, [adapter, other])
-    source, adapters, dtype = {
-        "another order": (folder, [other, adapter], "float32"),
-        "fewer": (folder, [adapter], "float32"),
-        "another dtype": (folder, [adapter, other], "float64"),
-        "another folder": (save_decoder(tmp_path / "copy"), [adapter, other], "float32"),
-    }[wanted]
-    assert with_first_adapters([both], str(source), adapters, (dtype, "cpu")) is None
-    assert with_first_adapters([both], str(folder), [adapter, other], ("float32", "cpu")) is both
-
-
-def test_an_adapter_that_changes_nothing_is_refused(folder, tmp_path):
-    save_random_adapter(tmp_path / "zero", scale=0)
-    with pytest.raises(CheckError, match="the adapter changes the logits"):
-        read_source(folder, [tmp_path / "zero"])
-
-
-def _rename(tensors):
-    return {key.replace("q_proj", "query"): value for key, value in tensors.items()}
-
-
-def _drop_one(tensors):
-    return {key: value for key, value in tensors.items() if "layers.2.mlp.up_proj.lora_B" not in key}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (_rename, r"has no place for .*query.*and 3 more"),
-        (_drop_one, r"finds in the file no .*layers\.2\.mlp\.up_proj"),
-    ],
-)
-def test_an_adapter_whose_keys_do_not_land_is_refused(folder, tmp_path, change, message):
-    broken = save_random_adapter(tmp_path / "broken")
-    change_weights(broken, change)
-    with pytest.raises(InputError, match=message):
-        read_source(folder, [broken])
-
-
-def test_an_adapter_of_a_base_of_another_shape_is_refused(folder, tmp_path):
-    other = save_random_adapter(tmp_path / "other", tiny_decoder(hidden_size=21))
-    with pytest.raises(InputError, match=r"another shape at .*\[2, 24\], not \[2, 21\]"):
-        read_source(folder, [other])
-
-
-def test_an_adapter_of_a_deeper_base_is_refused(folder, tmp_path):
-    deeper = save_random_adapter(tmp_path / "deeper", tiny_decoder(num_hidden_layers=4))
-    with pytest.raises(InputError, match=r"has no place for .*layers\.3\."):
-        read_source(folder, [deeper])
-
-
-def test_an_adapter_whose_targets_the_model_lacks_is_refused(folder, adapter, tmp_path):
-    broken = save_random_adapter(tmp_path / "broken")
-    change_json(broken / "adapter_config.json", target_modules=["c_attn"])
-    with pytest.raises(InputError, match=r"does not fit this model.*c_attn"):
-        read_source(folder, [broken])
-
-
-def test_a_truncated_adapter_is_refused(folder, tmp_path):
-    broken = save_random_adapter(tmp_path / "broken")
-    path = broken / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(InputError, match=r"cannot read the adapter"):
-        read_source(folder, [broken])
-
-
-def test_what_is_not_an_adapter_is_refused(folder, tmp_path):
-    with pytest.raises(InputError, match=r"not a PEFT adapter: it has no adapter_config\.json"):
-        read_source(folder, [tmp_path])
-    with pytest.raises(InputError, match="no adapter 'nowhere': it is not a folder"):
-        read_source(folder, ["nowhere"])
 
 
 # Families

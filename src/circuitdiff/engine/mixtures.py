@@ -16,13 +16,15 @@ from torch import Tensor
 
 from circuitdiff.engine.attention import handled_by
 from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.fits import check_prompts
+from circuitdiff.engine.memory import prompts_at_once
 from circuitdiff.engine.model import Model
-from circuitdiff.engine.packing import Pack, packs
+from circuitdiff.engine.packing import LONGEST, Pack, packs
 from circuitdiff.engine.replay import Keywords, cut, embed, run_layer
 from circuitdiff.engine.weights import Slice, swapped
 from circuitdiff.prompts import PromptSet
 
-_PROMPTS_AT_ONCE = 32
+_ENOUGH_PROMPTS = 32
 _OUTSIDE = -1  # the place of what belongs to no layer: embeddings, the last norm, the unembedding
 
 Entries = tuple[tuple[str, bytes], ...]  # by parameter, which of its rows or columns come from the other model
@@ -88,9 +90,10 @@ def run_mixtures(
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[Tensor, "mixture prompt value"]:
     """What `readout` says of each mixture's logits after each prompt. The model is afterwards what it was."""
+    check_prompts(mixtures.model, prompts)
     found: Tensor | None = None
     done, n = 0, len(mixtures.entries)
-    for pack in packs(prompts, _PROMPTS_AT_ONCE):
+    for pack in packs(prompts, min(_ENOUGH_PROMPTS, _most(mixtures.model, prompts))):
         mine = pack.prompts.flatten()
 
         def keep(
@@ -111,6 +114,12 @@ def run_mixtures(
             progress(n * done, n * len(prompts))
     assert found is not None, "there is a mixture and a prompt"
     return found
+
+
+def _most(model: Model, prompts: PromptSet) -> int:
+    """Each layer's residual stream is there while the layers above it run; rows are longer than prompts."""
+    d_model = model.module.config.get_text_config().hidden_size
+    return prompts_at_once(model, LONGEST * int(prompts.lengths.max()), held=d_model)
 
 
 def _go_on(
@@ -144,6 +153,9 @@ def _differences(model: Model, other: Model, axes: Mapping[str, int]) -> dict[st
     """Of every parameter that differs, which of its rows or columns do; as a whole where it has no axis."""
     theirs, found = dict(other.module.named_parameters()), {}
     for name, own in model.module.named_parameters():
+        if own.shape != theirs[name].shape and name not in axes:  # a larger vocabulary
+            found[name] = torch.ones(1, dtype=torch.bool)
+            continue
         unequal, axis = own.data != theirs[name].data.to(own.device), axes.get(name)
         if not unequal.any():
             continue

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,10 +27,17 @@ class Model:
     n_kv_heads: int
     d_head: int
     provenance: dict[str, Any]
+    weights: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of each weight as it was loaded, by name
 
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def d_vocab(self) -> int:
+        """How many logits there are."""
+        head = self.module.get_output_embeddings()
+        return self.module.config.get_text_config().vocab_size if head is None else len(head.weight)  # pyright: ignore[reportArgumentType]
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from circuitdiff.errors import InputError
 from circuitdiff.ground_truth.subjects import Sizes
-from circuitdiff.models.loading import fingerprint
+from circuitdiff.models.fingerprint import fingerprint, weight_digests
 from circuitdiff.models.planted import build_planted
 from circuitdiff.own_code import digest_of_code
 from circuitdiff.results import versions
@@ -68,4 +68,4 @@ def carry_out(
 @cache
 def _weights(name: str, seed: int) -> str:
     planted = build_planted(name, seed=seed)
-    return fingerprint(planted.model, planted.tokenizer)
+    return fingerprint(weight_digests(planted.model), planted.model.config, planted.tokenizer)

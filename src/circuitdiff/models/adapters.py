@@ -1,30 +1,36 @@
 """PEFT adapters, merged into a model and proved to be there.
 
 An adapter that is silently not applied, or half applied, gives a base model's numbers under a variant's name. So every
-key of the file must have a place in the model, merging must not change the logits, and the adapter must.
+tensor of the file must have a place in the model, merging must not change the logits, and the adapter must.
+
+The model may share memory with others (see `in_memory`). So the adapter is first laid out on a copy without memory,
+which shows the weights that PEFT will write to, whatever the kind of adapter; these get memory of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from circuitdiff.errors import InputError, first_line
+from circuitdiff.models.adapter_settings import SETTINGS, check_expressions, read_settings
 from circuitdiff.models.checks import Check, difference, refuse_failures, tolerance_of
 from circuitdiff.models.family_registry import embedded_adapter
+from circuitdiff.models.libraries import library_errors, listed, quiet
 from circuitdiff.models.structure import probe_tokens
+from circuitdiff.reading import looks_like_path, no_such_path
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -36,6 +42,21 @@ class Merged(NamedTuple):
     checks: tuple[Check, ...]
 
 
+class _Adapter(NamedTuple):
+    """What an adapter's folder holds."""
+
+    folder: Path
+    settings: PeftConfig
+    weights: Mapping[str, Tensor]
+
+
+class _Layout(NamedTuple):
+    """An adapter on a copy of the model that has no memory."""
+
+    adapted: PeftModel
+    parts: Mapping[int, nn.Module | nn.Parameter]  # by the copy's id: each module and parameter of the model itself
+
+
 def adapter_folder(source: str | Path) -> Path:
     """The folder of an adapter given as a folder, an embedded adapter's name or a hub id.
 
@@ -44,7 +65,7 @@ def adapter_folder(source: str | Path) -> Path:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = embedded_adapter(str(source)) or _downloaded(str(source))
-    missing = [part for part in ("adapter_config.json",) if not (folder / part).is_file()]
+    missing = [part for part in (SETTINGS,) if not (folder / part).is_file()]
     if not any((folder / weights).is_file() for weights in _WEIGHTS):
         missing.append(_WEIGHTS[0])
     if missing:
@@ -53,6 +74,8 @@ def adapter_folder(source: str | Path) -> Path:
 
 
 def _downloaded(hub_id: str) -> Path:
+    if looks_like_path(hub_id):
+        raise InputError(f"no adapter {hub_id!r}: {no_such_path(hub_id)}")
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["adapter_*"]))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError) as error:
@@ -69,100 +92,169 @@ def check_adapter(config: PreTrainedConfig, source: str | Path) -> None:
 
     Raises: InputError as `merge_adapter` does, and if there is no such adapter.
     """
-    folder = adapter_folder(source)
-    weights, settings = _read(folder)
-    try:
-        with torch.device("meta"):
-            adapted = _laid_out(AutoModelForCausalLM.from_config(config), folder, settings)
-    except NotImplementedError:  # torch's, of what it cannot compute without numbers
-        return
-    _check_keys(folder, weights, get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    with quiet():
+        adapter = _read(adapter_folder(source))
+        with _fitting(adapter), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        if (layout := _laid_out_without_memory(model, adapter)) is not None:
+            _check_keys(model, adapter, layout)
 
 
 def merge_adapter(model: PreTrainedModel, source: str | Path) -> Merged:
     """`model` with the adapter added to its weights. The model given is changed, but no memory that it shares.
 
-    Raises: InputError if a key of the adapter finds no place in the model or lacks a counterpart, or a shape
+    A head or embedding that the model ties to the other is no longer tied once an adapter changes only one of them.
+
+    Raises: InputError if a tensor of the adapter finds no place in the model or lacks a counterpart, or a shape
     differs; CheckError if the adapter changes nothing or merging changes the logits.
     """
-    folder = adapter_folder(source)
-    before = _probe(model)
-    adapted = _with_adapter(model, folder)
-    unmerged = _probe(adapted)
-    _unshare(adapted)
-    merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=False)  # pyright: ignore[reportCallIssue, reportAssignmentType]
-    tolerance = tolerance_of(model.dtype)
-    error, change = difference(_probe(merged), unmerged), difference(unmerged, before)
+    adapter = _read(adapter_folder(source))
+    layout = _laid_out_without_memory(model, adapter)
+    if layout is None:
+        _own_memory(list(model.modules()))
+    else:
+        _check_keys(model, adapter, layout)
+        _unshare(adapter, layout)
+    tokens = _probe_tokens(model, adapter.settings)
+    before = _logits(model, tokens)
+    adapted = _with_weights(_laid_out(model, adapter), adapter)
+    unmerged = _logits(adapted, tokens)
+    with library_errors(lambda said: f"adapter {adapter.folder} cannot be merged into this model: {said}"):
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=False)  # pyright: ignore[reportCallIssue, reportAssignmentType]
+    return Merged(merged, _checks(adapter, before, unmerged, _logits(merged, tokens), tolerance_of(model.dtype)))
+
+
+def _checks(adapter: _Adapter, before: Tensor, unmerged: Tensor, merged: Tensor, tolerance: float) -> tuple[Check, ...]:
+    name, n_tensors = adapter.folder.name, len(adapter.weights)
+    error, change = difference(merged, unmerged), difference(unmerged, before)
     checks = (
-        Check("every adapter key landed", folder.name, 0.0, 0.0, True, "keys without a place, missing or misshapen"),
-        Check("merged equals unmerged", folder.name, error, tolerance, error <= tolerance, "relative, random tokens"),
-        Check("the adapter changes the logits", folder.name, change, 0.0, change > 0, "must be above 0"),
+        Check("adapter tensors without a place", name, 0.0, 0.0, True, f"of {n_tensors} in the file"),
+        Check("merged equals unmerged", name, error, tolerance, error <= tolerance, "relative, random tokens"),
+        Check("the adapter changes the logits", name, change, 0.0, change > 0, "must be above 0", above=True),
     )
     refuse_failures(list(checks))
-    return Merged(merged, checks)
+    return checks
 
 
-def _unshare(adapted: PeftModel) -> None:
-    """Own memory for the weights that merging changes: other models may hold the same."""
-    for layer in adapted.modules():
-        if isinstance(layer, BaseTunerLayer):
-            for parameter in layer.get_base_layer().parameters():
-                parameter.data = parameter.data.clone()
+def _probe_tokens(model: PreTrainedModel, settings: PeftConfig) -> Int[Tensor, "prompt pos"]:
+    """Random tokens, among them those that the adapter trained one by one."""
+    tokens, trained = probe_tokens(model), getattr(settings, "trainable_token_indices", None) or []
+    indices = [each for some in trained.values() for each in some] if isinstance(trained, dict) else list(trained)
+    few = indices[: tokens.shape[1] - 1]
+    tokens[:, : len(few)] = torch.tensor(few, dtype=tokens.dtype, device=tokens.device)
+    return tokens
 
 
 @torch.no_grad()
-def _probe(model: nn.Module) -> Float[Tensor, "prompt pos d_vocab"]:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return model(input_ids=probe_tokens(base), use_cache=False).logits  # pyright: ignore[reportArgumentType]
+def _logits(model: nn.Module, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos d_vocab"]:
+    return model(input_ids=tokens, use_cache=False, return_dict=True).logits
 
 
-def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """`model` with the adapter's layers, unmerged, holding exactly the tensors of the file."""
-    weights, settings = _read(folder)
-    adapted = _laid_out(model, folder, settings)
-    _check_keys(folder, weights, get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    rest = set_peft_model_state_dict(adapted, weights)
-    landed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    lost = [key for key, value in weights.items() if not torch.equal(landed[key].cpu(), value.to(landed[key].dtype))]
-    _refuse(folder, "did not take the values of", [*rest.unexpected_keys, *lost])
+def _read(folder: Path) -> _Adapter:
+    settings = read_settings(folder)
+    with library_errors(lambda said: f"cannot read the adapter {folder}: {said}; copy it again"):
+        return _Adapter(folder, settings, load_peft_weights(str(folder), device="cpu"))
+
+
+def _fitting(adapter: _Adapter):
+    return library_errors(lambda said: f"adapter {adapter.folder} does not fit this model: {said}")
+
+
+def _laid_out(model: PreTrainedModel, adapter: _Adapter) -> PeftModel:
+    """`model` with the adapter's layers, which hold nothing of the file yet."""
+    settings = copy.copy(adapter.settings)
+    settings.inference_mode = True
+    with _fitting(adapter), torch.random.fork_rng(devices=[]):  # peft fills the deltas from the global generator first
+        return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
+
+
+def _laid_out_without_memory(model: PreTrainedModel, adapter: _Adapter) -> _Layout | None:
+    """The adapter on a copy whose parameters are placeholders; None if it cannot be laid out without numbers."""
+    check_expressions(adapter.folder, adapter.settings, [name for name, _ in model.named_modules()])
+    copies: dict[int, object] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()
+    }
+    outline = copy.deepcopy(model, copies)  # which notes the copy of every module, too
+    parts = {id(copies[id(part)]): part for part in (*model.modules(), *model.parameters())}
+    settings = copy.copy(adapter.settings)
+    if isinstance(getattr(settings, "init_lora_weights", None), str):
+        settings.init_lora_weights = True  # pyright: ignore[reportAttributeAccessIssue]  others need the model's numbers
+    try:
+        with torch.device("meta"):
+            return _Layout(_laid_out(outline, adapter._replace(settings=settings)), parts)
+    except InputError as error:
+        if isinstance(error.__cause__, NotImplementedError):  # torch's, of what it cannot compute without numbers
+            return None
+        raise
+
+
+def _unshare(adapter: _Adapter, layout: _Layout) -> None:
+    """Own memory for all weights that PEFT will write to: other models may hold the same."""
+    tuned = [part.get_base_layer() for part in layout.adapted.modules() if isinstance(part, BaseTunerLayer)]
+    _own_memory([part for each in tuned if isinstance(part := layout.parts.get(id(each)), nn.Module)])
+    for parameter in _stored(adapter, layout).values():
+        parameter.data = parameter.data.clone()
+
+
+def _own_memory(modules: list[nn.Module]) -> None:
+    """New parameters with the same numbers; another module that was tied to one of these keeps the old one."""
+    for part in dict.fromkeys(part for module in modules for part in module.modules()):
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            part.register_parameter(name, nn.Parameter(parameter.data.clone(), requires_grad=False))
+
+
+def _stored(adapter: _Adapter, layout: _Layout) -> dict[str, nn.Parameter]:
+    """The model's own weights that the file has, too, by the file's name: trained biases, kept embeddings."""
+    placed = dict(layout.adapted.named_parameters(remove_duplicate=False))
+    own = {key: layout.parts.get(id(placed[key])) for key in adapter.weights if key in placed}
+    return {key: parameter for key, parameter in own.items() if isinstance(parameter, nn.Parameter)}
+
+
+def _with_weights(adapted: PeftModel, adapter: _Adapter) -> PeftModel:
+    """The adapter's layers holding exactly the tensors of the file.
+
+    PEFT keeps frozen embeddings beside the deltas, rounded to the file's type: where that is all that differs, the
+    model's own numbers stay.
+    """
+    state = adapted.state_dict()
+    places = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    new = {
+        key: value
+        for key, value in adapter.weights.items()
+        if key in places or not torch.equal(state[key].to("cpu", value.dtype), value)
+    }
+    with _fitting(adapter):
+        rest = set_peft_model_state_dict(adapted, dict(new))
+    landed = {**adapted.state_dict(), **get_peft_model_state_dict(adapted, save_embedding_layers=False)}
+    lost = [key for key, value in new.items() if not torch.equal(landed[key].cpu(), value.to(landed[key].dtype))]
+    _refuse(adapter, "did not take the values of", [*rest.unexpected_keys, *lost])
     return adapted.eval()  # pyright: ignore[reportReturnType]
 
 
-def _laid_out(model: PreTrainedModel, folder: Path, settings: PeftConfig) -> PeftModel:
-    """`model` with the adapter's layers, which hold nothing of the file yet."""
-    settings.inference_mode = True
-    try:
-        with torch.random.fork_rng(devices=[]):  # peft fills the deltas from the global generator first
-            return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
-    except (ValueError, TypeError) as error:
-        raise InputError(f"adapter {folder} does not fit this model: {first_line(error)}") from error
-
-
-def _read(folder: Path) -> tuple[dict[str, Tensor], PeftConfig]:
-    try:
-        return load_peft_weights(str(folder), device="cpu"), PeftConfig.from_pretrained(str(folder))
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, EOFError, RuntimeError) as error:
-        raise InputError(f"cannot read the adapter {folder}: {first_line(error)}; copy it again") from error
-
-
-def _check_keys(folder: Path, weights: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
-    _refuse(folder, "has no place for", [key for key in weights if key not in places])
-    _refuse(folder, "finds in the file no", [key for key in places if key not in weights])
+def _check_keys(model: PreTrainedModel, adapter: _Adapter, layout: _Layout) -> None:
+    """Each tensor of the file has a place of its shape, and each place has a tensor."""
+    places = dict(get_peft_model_state_dict(layout.adapted, save_embedding_layers=False))
+    both_ends = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
+    embeddings = {id(parameter) for part in both_ends for parameter in part.parameters()}
+    kept = {key: p for key, p in _stored(adapter, layout).items() if key not in places and id(p) in embeddings}
+    _refuse(adapter, "has no place for", [key for key in adapter.weights if key not in places and key not in kept])
+    _refuse(adapter, "finds in the file no", [key for key in places if key not in adapter.weights])
+    shapes = {key: list(place.shape) for key, place in (places | kept).items()}
     _refuse(
-        folder,
+        adapter,
         "has another shape at",
         [
-            f"{key} ({list(places[key].shape)}, not {list(value.shape)})"
-            for key, value in weights.items()
-            if value.shape != places[key].shape
+            f"{key} ({shapes[key]}, not {list(value.shape)})"
+            for key, value in adapter.weights.items()
+            if list(value.shape) != shapes[key]
         ],
+        "; was the base's vocabulary extended before training? Then give the extended base" if kept else "",
     )
 
 
-def _refuse(folder: Path, what: str, keys: Iterable[str]) -> None:
-    if found := sorted(keys):
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+def _refuse(adapter: _Adapter, what: str, keys: list[str], hint: str = "") -> None:
+    if keys:
         raise InputError(
-            f"adapter {folder} was not made for this model: the model {what} {', '.join(found[:3])}{more}; "
-            f"give the base model that it was trained on"
+            f"adapter {adapter.folder} was not made for this model: the model {what} {listed(keys)}; "
+            f"give the base model that it was trained on{hint}"
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -11,11 +10,17 @@ from transformers import PreTrainedTokenizerBase
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.models.sources import Outline
+from circuitdiff.prompts import Pairs
+
+Tokens = Mapping[int, str | None]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What two models must have in common before one's heads can stand in for the other's."""
+    """What two models must have in common before one's heads can stand in for the other's on some prompts.
+
+    Their vocabularies may differ, as after tokens were added, but not in the tokens of these prompts.
+    """
 
     model: str
     n_layers: int
@@ -24,10 +29,10 @@ class Shape:
     d_head: int
     d_model: int
     architecture: str
-    vocabulary: str  # hash of every token and its id
+    tokens: Tokens  # of the prompts and their answers, as the tokenizer writes them
 
     @classmethod
-    def of(cls, model: Model) -> Shape:
+    def of(cls, model: Model, pairs: Pairs) -> Shape:
         return cls(
             model=model.name,
             n_layers=model.n_layers,
@@ -36,11 +41,11 @@ class Shape:
             d_head=model.d_head,
             d_model=model.module.config.get_text_config().hidden_size,
             architecture=type(model.module).__name__,
-            vocabulary=_hash_of(model.tokenizer),
+            tokens=_tokens_of(pairs, model.tokenizer),
         )
 
     @classmethod
-    def outlined(cls, name: str, outline: Outline) -> Shape:
+    def outlined(cls, name: str, outline: Outline, pairs: Pairs) -> Shape:
         """As the model's settings say it, before its weights are read; to be held against another such."""
         config = outline.config.get_text_config()
         n_heads = int(getattr(config, "num_attention_heads", 0))
@@ -53,13 +58,16 @@ class Shape:
             d_head=int(getattr(config, "head_dim", None) or d_model // max(1, n_heads)),
             d_model=d_model,
             architecture=", ".join(outline.config.architectures or [outline.config.model_type]),
-            vocabulary=_hash_of(outline.tokenizer),
+            tokens=_tokens_of(pairs, outline.tokenizer),
         )
 
 
-def _hash_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
+def _tokens_of(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    own = pairs.counterfactual_answers
+    parts = (pairs.clean, pairs.counterfactual, pairs.answers, pairs.alternatives, *(() if own is None else (own,)))
+    ids = sorted({token for part in parts for token in part.unique().tolist()})
+    size = len(tokenizer)
+    return {token: tokenizer.convert_ids_to_tokens(token) if token < size else None for token in ids}  # pyright: ignore[reportReturnType]
 
 
 _NAMES = {
@@ -69,17 +77,23 @@ _NAMES = {
     "n_kv_heads": "key/value heads",
     "d_head": "head size",
     "d_model": "width",
-    "vocabulary": "tokenizer",
 }
 
 
 def differences(one: Shape, other: Shape) -> dict[str, str]:
     """In words, by field, in what the first differs from the second."""
-    return {
+    differ = {
         field: f"{words} ({getattr(one, field)}, not {getattr(other, field)})"
         for field, words in _NAMES.items()
         if getattr(one, field) != getattr(other, field)
     }
+    renamed = [
+        f"{i} is {one.tokens[i]!r}, not {other.tokens[i]!r}" for i in one.tokens if one.tokens[i] != other.tokens.get(i)
+    ]
+    if renamed:
+        more = f" and {len(renamed) - 3} more" if len(renamed) > 3 else ""
+        differ["tokens"] = f"tokens of the prompts ({', '.join(renamed[:3])}{more})"
+    return differ
 
 
 def check_comparable(donor: Shape, recipient: Shape) -> None:

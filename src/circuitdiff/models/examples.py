@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
+from circuitdiff.reading import read_jsonl
 
 NO_ANSWER = -100  # fills answers up
 
@@ -71,19 +71,10 @@ def read_examples(
     Raises: InputError naming the line that is not such an object, or whose answer the tokenizer splits or joins to
     its prompt.
     """
-    try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read examples from {path}: {error}; give a JSONL file of prompt and answer"
-        ) from error
+    lines = read_jsonl(path, n_examples)
     if not lines or len(lines) < (n_examples or 0):
         raise InputError(f"{path} holds {len(lines)} examples; expected {n_examples or 'at least one'}")
-    rows = [
-        _encode_line(line, f"{path} line {i}", tokenizer, whole_answers)
-        for i, line in enumerate(lines[:n_examples], start=1)
-    ]
-    return _padded(rows)
+    return _padded([_encode_line(line, origin, tokenizer, whole_answers) for origin, line in lines])
 
 
 def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> Examples:
@@ -96,14 +87,11 @@ def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> Examples:
 
 
 def _encode_line(
-    line: str, where: str, tokenizer: PreTrainedTokenizerBase, whole_answers: bool
+    example: Mapping[str, object], where: str, tokenizer: PreTrainedTokenizerBase, whole_answers: bool
 ) -> tuple[list[int], list[int]]:
-    try:
-        example = json.loads(line)
-        prompt, answer = example["prompt"], example["answer"]
-        _ = prompt + answer  # both must be text
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise InputError(f'{where}: expected {{"prompt": "...", "answer": "..."}}; got {line[:60]!r}') from error
+    prompt, answer = example.get("prompt"), example.get("answer")
+    if not isinstance(prompt, str) or not isinstance(answer, str):
+        raise InputError(f'{where}: expected {{"prompt": "...", "answer": "..."}}; got {str(example)[:60]!r}')
     before, after = _encode(prompt, answer, tokenizer, where)
     if len(after) > 1 and not whole_answers:
         raise InputError(

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitdiff.engine import Model
 from circuitdiff.models.checks import Check, checks_at_load, refuse_failures
+from circuitdiff.models.fingerprint import fingerprint, refuse_changed, weight_digests
 from circuitdiff.models.sources import read_source
 from circuitdiff.models.structure import find_structure
 
-_AT_ONCE = 2**22  # numbers of a tensor whose bits are added up at once
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_SAYS_NOTHING = ("architectures", "transformers_version")  # of a config: who wrote it
-
 
 def load_model(
-    source: str | Path,
+    source: str | Path | PreTrainedModel,
     adapters: Sequence[str | Path] = (),
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str | None = None,
+    device: str | None = None,
     *,
     name: str | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     like: Sequence[Model] = (),
 ) -> Model:
     """A causal decoder with its adapters merged in, in order, proven to be edited exactly.
 
-    `source` is a hub id, a folder, a `.gguf` file or a family name such as "smollm2" or "tracker-base". If it is one of
-    `like`, which are in memory, with further adapters, only these are read, and whatever they leave alone is shared
-    with that one.
+    `source` is a hub id, a folder, a `.gguf` file, a family name such as "smollm2" or "tracker-base", or a model of
+    transformers that is in memory. That one is left as it is, but its weights are shared: do not train it on.
+
+    `dtype` and `device` are float32 and cpu unless given; a model in memory keeps its own. `tokenizer` names another
+    source whose tokenizer is taken, or is one in memory: for a checkpoint without its own.
+
+    If the model is one of `like`, which are in memory, with further adapters, only these are read, and whatever they
+    leave alone is shared with that one. All of `like` are held against the weights that they were loaded with.
 
     Raises: InputError if the source cannot be read or its architecture cannot be edited; CheckError if a self-check
-    fails.
+    fails, or if a model of `like` is no longer what was loaded.
     """
-    read = read_source(source, adapters, dtype, device, like)
-    return as_model(read.model, read.tokenizer, name or read.name, read.provenance, read.checks)
+    read = read_source(source, adapters, dtype, device, like, tokenizer)
+    digests: dict[object, str] = {}  # of memory: what the new model shares with others is read once
+    model = as_model(read.model, read.tokenizer, name or read.name, read.provenance, read.checks, digests)
+    refuse_changed(like, digests, model.name)
+    return model
 
 
 def as_model(
@@ -50,13 +52,17 @@ def as_model(
     name: str,
     provenance: Mapping[str, Any],
     checks: Sequence[Check] = (),
+    digests: dict[object, str] | None = None,
 ) -> Model:
     """A decoder that is in memory already, proven to be edited exactly; `checks` are those that it has passed so far.
+
+    `digests`: see `weight_digests`.
 
     Raises: InputError if its architecture cannot be edited; CheckError if a self-check fails.
     """
     parts = find_structure(module, name)
-    known = {**provenance, "fingerprint": fingerprint(module, tokenizer)}
+    weights = weight_digests(module, digests)
+    known = {**provenance, "fingerprint": fingerprint(weights, module.config, tokenizer)}
     model = Model(
         name=name,
         module=module,
@@ -68,6 +74,7 @@ def as_model(
         n_kv_heads=parts.n_kv_heads,
         d_head=parts.d_head,
         provenance=known,
+        weights=weights,
     )
     measured = [*checks, *_checks_once(model)]
     refuse_failures(measured)
@@ -86,39 +93,3 @@ def _checks_once(model: Model) -> list[Check]:
         refuse_failures(measured)
         _passed[key] = measured
     return _passed[key]
-
-
-@torch.no_grad()
-def fingerprint(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The same for the same weights, config and tokenizer, wherever they were read from, on any device.
-
-    Of every tensor the name, shape and two sums of its bits, which are exact in any order of adding up.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_sums_of_bits(tensor)}".encode())
-    config = {key: value for key, value in module.config.to_diff_dict().items() if key not in _SAYS_NOTHING}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    digest.update(_tokenizer_in_words(tokenizer).encode())
-    return digest.hexdigest()[:16]
-
-
-def _sums_of_bits(tensor: Tensor) -> tuple[int, int]:
-    """The numbers' bits as integers: their sum, and their sum weighted by place, modulo 2 to the 64."""
-    flat = tensor.detach().reshape(-1)
-    plain = weighted = 0
-    for start in range(0, len(flat), _AT_ONCE):
-        bits = flat[start : start + _AT_ONCE].contiguous().view(_BITS[flat.element_size()]).long()
-        places = torch.arange(start, start + len(bits), device=bits.device) * 2 + 1
-        plain += int(bits.sum())
-        weighted += int((bits * places).sum())
-    return plain % 2**64, weighted % 2**64
-
-
-def _tokenizer_in_words(tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that decides which tokens a text becomes."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        whole = json.loads(backend.to_str())
-        return json.dumps({key: part for key, part in whole.items() if key not in ("padding", "truncation")})
-    return json.dumps(sorted(tokenizer.get_vocab().items()))

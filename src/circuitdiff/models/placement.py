@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from circuitdiff.errors import InputError, first_line
+from circuitdiff.errors import InputError, choices, first_line
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -12,7 +12,7 @@ _DTYPES = ("float32", "float64", "float16", "bfloat16")
 def dtype_named(name: str) -> torch.dtype:
     """Raises: InputError if it is none that a model is read in."""
     if name not in _DTYPES:
-        raise InputError(f"unknown dtype {name!r}: choose one of {', '.join(_DTYPES)}")
+        raise InputError(f"unknown dtype {name!r}{choices(name, _DTYPES)}")
     return getattr(torch, name)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Plan
 from circuitdiff.errors import InputError
@@ -24,7 +22,7 @@ from circuitdiff.sections.whole_study import WholeStudy
 from circuitdiff.settings import ModelSettings
 from circuitdiff.tasks import Task, get_task
 
-_NEEDED = ("n_layers", "n_heads", "n_kv_heads", "d_head")  # by all that holds a variant against the base
+_NEEDED = ("n_layers", "n_heads", "n_kv_heads", "d_head", "tokens")  # by all that holds a variant against the base
 _N_PROMPTS = 64  # in whose tokens all models must agree; the study's own are compared once models are loaded
 
 
@@ -55,8 +53,8 @@ def check_study(study: WholeStudy, plans: Mapping[str, Plan]) -> None:
         found = differences(variant.shape, base.shape)
         if found and not mixed:
             found = {field: words for field, words in found.items() if field in _NEEDED}
-        if not _same_tokens(base, variant):
-            found["vocabulary"] = "tokenizer (the task's prompts come out as other tokens)"
+        if "tokens" not in found and (where := _first_other_token(base, variant)):
+            found["tokens"] = f"the tokens of the task's prompts ({where})"
         if found:
             raise InputError(
                 f"variant {variant.shape.model!r} cannot be held against base {base.shape.model!r}: it differs in "
@@ -84,7 +82,8 @@ def _outlined(study: WholeStudy) -> Iterator[_Outlined]:
             known[origin] = outline, _prompts(study, name, outline)
         outline, pairs = known[origin]
         _check_adapters(name, start, outline)
-        yield _Outlined(outline, Shape.outlined(name, outline), pairs)
+        _, base_pairs = next(iter(known.values()))
+        yield _Outlined(outline, Shape.outlined(name, outline, base_pairs), pairs)
 
 
 def _start(model: ModelSettings) -> ModelSettings:
@@ -117,9 +116,20 @@ def _check_questions(each: int | None, study: WholeStudy, task: Task, outline: O
         raise InputError(f"graft: {error}") from error
 
 
-def _same_tokens(base: _Outlined, variant: _Outlined) -> bool:
-    ours, theirs = base.pairs, variant.pairs
-    return torch.equal(ours.clean, theirs.clean) and torch.equal(ours.counterfactual, theirs.counterfactual)
+def _first_other_token(base: _Outlined, variant: _Outlined) -> str:
+    """Where the task's prompts come out as other tokens than the base's, in words; nothing if nowhere."""
+    both = ((base.pairs.clean, variant.pairs.clean), (base.pairs.counterfactual, variant.pairs.counterfactual))
+    for ours, theirs in both:
+        for row, (one, other) in enumerate(zip(ours.tolist(), theirs.tolist(), strict=True)):
+            if one != other:
+                at = next(
+                    (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+                )
+                tokens = [
+                    each.outline.tokenizer.decode(ids[at : at + 1]) for each, ids in ((variant, other), (base, one))
+                ]
+                return f"prompt {row}, place {at}: {tokens[0]!r}, not {tokens[1]!r}"
+    return ""
 
 
 def _check_stages(plan: Plan, pairs: Pairs) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,6 +16,7 @@ from circuitdiff.circuit import Group
 from circuitdiff.engine import Model
 from circuitdiff.engine.capture_heads import Carried, read_heads_and_ends
 from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.fits import check_pairs
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
 from circuitdiff.heads import Head
@@ -35,6 +38,11 @@ class Activations:
     values: Mapping[str, Carried]  # of these heads, in their order
     answers: Evaluation
     logits: Float[Tensor, "prompt sampled"]  # of a fixed sample of tokens, centred
+    d_vocab: int  # that the sample is drawn from
+
+    def ends_in(self, d_vocab: int) -> Float[Tensor, "prompt shared"]:
+        """`logits` of the tokens that are also in the sample of a model with another vocabulary."""
+        return shared(self.logits, self.d_vocab, d_vocab)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +68,7 @@ def read_several(
     model: Model, pairs: Pairs, groups: Iterable[Group], whats: Sequence[Carrier]
 ) -> dict[Carrier, Activations]:
     """`read_activations` of several kinds, off the same runs."""
+    check_pairs(model, pairs)
     wanted = heads_by_role(groups)
     for what in whats:
         _check(model, pairs, wanted, what)
@@ -68,8 +77,11 @@ def read_several(
         for role, by in wanted.items()
     }
     values, ends = read_heads_and_ends(model, pairs.clean_prompts, whats, indices, _answers_and_ends(pairs, model))
-    answers, shape = evaluation_of(ends[:, :N_VALUES], pairs), Shape.of(model)
-    return {what: Activations(shape, what, wanted, values[what], answers, ends[:, N_VALUES:]) for what in whats}
+    answers, shape = evaluation_of(ends[:, :N_VALUES], pairs), Shape.of(model, pairs)
+    return {
+        what: Activations(shape, what, wanted, values[what], answers, ends[:, N_VALUES:], model.d_vocab)
+        for what in whats
+    }
 
 
 def heads_by_role(groups: Iterable[Group]) -> dict[str, dict[int, tuple[int, ...]]]:
@@ -92,9 +104,23 @@ def patches(source: Activations, group: Group) -> tuple[Patch, ...]:
 
 def sampled(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row sampled"]:
     """Logits of a fixed random sample of the vocabulary, centred: a random projection of the final stream."""
-    tokens = torch.randperm(logits.shape[1], generator=torch.Generator().manual_seed(0))[:_SAMPLED_TOKENS]
-    chosen = logits[:, tokens.to(logits.device)]
+    chosen = logits[:, _sample_of(logits.shape[1]).to(logits.device)]
     return chosen - chosen.mean(1, keepdim=True)
+
+
+def shared(ends: Float[Tensor, "row sampled"], d_vocab: int, other_d_vocab: int) -> Float[Tensor, "row shared"]:
+    """What is sampled from one vocabulary, of the tokens that are sampled from the other, too; centred."""
+    if d_vocab == other_d_vocab:
+        return ends
+    chosen = ends[:, torch.isin(_sample_of(d_vocab), _sample_of(other_d_vocab)).to(ends.device)]
+    return chosen - chosen.mean(1, keepdim=True)
+
+
+@cache
+def _sample_of(d_vocab: int) -> Int[Tensor, " sampled"]:
+    """Tokens in their order: nearly the same for a vocabulary to which some were added."""
+    rank = torch.from_numpy(np.random.default_rng(0).random(d_vocab))  # of a token, whatever comes after it
+    return rank.argsort()[:_SAMPLED_TOKENS].sort().values
 
 
 def _answers_and_ends(pairs: Pairs, model: Model) -> Readout:

@@ -16,7 +16,7 @@ from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.evaluation.edited import Editing, run_edited
-from circuitdiff.methods.cross_model.activations import Activations, Patch, sampled
+from circuitdiff.methods.cross_model.activations import Activations, Patch, sampled, shared
 from circuitdiff.methods.cross_model.compatibility import distance_from_clean, spread
 from circuitdiff.prompts import Bucket, Pairs
 
@@ -104,12 +104,14 @@ def _for_bucket(patch: Patch, bucket: Bucket) -> Float[Tensor, "1 prompt head wi
 
 def _readout(pairs: Pairs, bucket: Bucket, clean: Clean, device: torch.device) -> Readout:
     answers = answers_readout(pairs, device)
-    donor, own = (source.logits[bucket.prompts].to(device) for source in (clean.donor, clean.recipient))
-    scale = spread(clean.recipient.logits)
+    vocabularies = clean.recipient.d_vocab, clean.donor.d_vocab
+    recipient_ends = clean.recipient.ends_in(clean.donor.d_vocab)
+    donor = clean.donor.ends_in(clean.recipient.d_vocab)[bucket.prompts].to(device)
+    own, scale = recipient_ends[bucket.prompts].to(device), spread(recipient_ends)
 
     def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
         columns = answers(logits, prompt)
-        ends = sampled(logits).to(columns.dtype)
+        ends = shared(sampled(logits), *vocabularies).to(columns.dtype)
         far = distance_from_clean(ends, donor[prompt], own[prompt], scale)
         return torch.cat([columns, far[:, None]], dim=1)
 

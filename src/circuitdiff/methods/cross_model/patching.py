@@ -185,7 +185,7 @@ def patch_across_several(
 
 def check_donor(donor: Activations, recipient: Model, parts: Mapping[str, Group], pairs: Pairs, what: str) -> None:
     """Raises: InputError if what was read is of another kind of model, or not of these prompts and heads."""
-    check_comparable(donor.shape, Shape.of(recipient))
+    check_comparable(donor.shape, Shape.of(recipient, pairs))
     if donor.what != what:
         raise InputError(f"the donor's {donor.what} was read, but {what} is to be patched; read it with what={what!r}")
     if len(donor.answers.hits) != len(pairs) or not torch.equal(donor.answers.scenarios, pairs.scenarios):
@@ -240,7 +240,7 @@ def _ordered(parts: Mapping[str, Group], order: Sequence[str] | None, *, per_hea
 
 
 def _read_donor(donor: Model, recipient: Model, parts: Mapping[str, Group], pairs: Pairs, what: Carrier) -> Activations:
-    check_comparable(Shape.of(donor), Shape.of(recipient))
+    check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
     return read_activations(donor, pairs, parts.values(), what)
 
 

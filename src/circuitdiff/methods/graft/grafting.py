@@ -19,6 +19,7 @@ import torch
 from circuitdiff.circuit import Group
 from circuitdiff.engine import Model
 from circuitdiff.engine.capture import read_model
+from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures
 from circuitdiff.engine.weights import Projection, Slice, swapped
 from circuitdiff.errors import InputError
@@ -107,7 +108,8 @@ def graft_several(
 
     Raises: InputError as `graft` does.
     """
-    check_comparable(Shape.of(donor), Shape.of(recipient))
+    check_pairs(recipient, pairs)
+    check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
     _check_dtypes(donor, recipient)
     divided = [_Divided.of(donor, recipient, each) for each in wanted]
     everything = [piece for part in divided[0].parts.values() for piece in part.slices]
@@ -141,7 +143,8 @@ def graft_alone(
 
     Raises: InputError as `graft` does.
     """
-    check_comparable(Shape.of(donor), Shape.of(recipient))
+    check_pairs(recipient, pairs)
+    check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
     _check_dtypes(donor, recipient)
     mixtures = [Mixture(head_part(recipient, group, projections).slices) for group in groups]
     return _answers(donor, recipient, mixtures, pairs, progress)

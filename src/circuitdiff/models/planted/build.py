@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuitdiff.circuit import Circuit, Group
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 from circuitdiff.heads import Head
 from circuitdiff.models.planted.assemble import attention_weights, embedding_weights, make_model, norm_weights
 from circuitdiff.models.planted.decoys import decoy
@@ -78,7 +78,7 @@ def build_planted(
     Raises: InputError if there is no such model.
     """
     if name not in PLANTED:
-        raise InputError(f"there is no planted model {name!r}: choose from {', '.join(PLANTED)}")
+        raise InputError(f"there is no planted model {name!r}{choices(name, PLANTED)}")
     entry, vocabulary = PLANTED[name], make_vocabulary(words)
     wiring, space = entry.wiring, make_space(vocabulary, seed)
     parts = _parts(wiring, seed)
