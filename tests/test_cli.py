@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from circuitdiff import cli
+from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
 from circuitdiff.tasks import entity_tracking
@@ -77,7 +79,7 @@ def test_prompts_marks_roles_and_shows_the_counterfactual_under_each(monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "none.yaml"), "cannot read none.yaml: No such file or directory; give the path of a YAML file"),
+        (("run", "none.yaml"), "there is no none.yaml"),
         (("report", "nowhere"), "nowhere is not a finished run"),
         (("check", "no/such/model"), "no/such/model"),
         (("prompts", "chess"), "unknown task 'chess'"),
@@ -93,7 +95,9 @@ def test_an_unknown_option_exits_with_two(monkeypatch):
 
 def test_an_unknown_setting_is_named_before_any_model_is_loaded(monkeypatch, capsys, tmp_path):
     (tmp_path / "s.yaml").write_text(json.dumps({"name": "x", "base": "no/such/model", "sede": 1}))
-    assert "sede: Extra inputs are not permitted" in refused(monkeypatch, capsys, "run", tmp_path / "s.yaml")
+    assert "there is no key 'sede' here (did you mean 'seed'?)" in refused(
+        monkeypatch, capsys, "run", tmp_path / "s.yaml"
+    )
 
 
 def test_an_interrupted_run_says_that_nothing_is_lost(monkeypatch, capsys, model, tmp_path):
@@ -125,3 +129,76 @@ def test_accuracy_shows_what_it_has_when_a_later_model_cannot_be_loaded(monkeypa
     assert "no model 'nothing'" in told.err
     assert "/7" in told.out
     assert len(json.loads(file.read_text())) == 1
+
+
+NAME = "org/chat[/b] :cat: [red]"
+RED = "\x1b[31mred\x1b]0;x\a"
+
+
+def test_markup_and_escape_sequences_are_printed_and_not_obeyed(monkeypatch, capsys):
+    def fails(*_: object, **__: object) -> None:
+        with cli._progress() as monitor:
+            monitor(f"bar of {NAME} {RED}", 1, 2)
+        cli._say(f"line of {NAME} {RED}")
+        cli._show_table([f"column of {NAME}"], [[f"cell of {NAME} {RED}"]], f"title of {NAME}")
+        raise InputError(f"error of {NAME} {RED}")
+
+    monkeypatch.setattr(cli, "read_results", fails)
+    both = Both(capsys)
+    line = refused(monkeypatch, both, "report", "folder")
+    escaped = r"\x1b[31mred\x1b]0;x\x07"
+    assert line == f"circuitdiff: error of {NAME} {escaped}"
+    for what in ("bar", "line", "cell"):
+        assert f"{what} of {NAME} {escaped}" in both.out
+    for what in ("column", "title"):
+        assert f"{what} of {NAME}" in both.out
+    assert "\x1b" not in both.out + both.err
+
+
+class Both:
+    """What was printed, also after it was read."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def readouterr(self):
+        read = self.capsys.readouterr()
+        self.out, self.err = read
+        return read
+
+
+def test_a_strangers_results_reach_no_terminal_raw(monkeypatch, capsys, tmp_path):
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6}
+    for run_name, value in (("a", 0.5), ("b", 0.9)):
+        (tmp_path / run_name).mkdir()
+        moved = {"faithfulness": {RED + NAME: {NAME: entry | {"value": value, "low": value, "high": value}}}}
+        (tmp_path / run_name / "results.json").write_text(json.dumps(moved))
+    assert run(monkeypatch, "diff", tmp_path / "a", tmp_path / "b") == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"\x1b[31mred" in out
+    assert "[/b] :cat:" in " ".join(out.split())
+
+
+def test_an_output_file_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_path):
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    file = tmp_path / "table.json"
+    line = refused(monkeypatch, capsys, "accuracy", "entity-tracking", "planted-base", "-n", 7, "--json", file)
+    assert f"cannot write {file}: Permission denied; make room or name another place" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_file_that_is_a_folder_is_refused_before_the_work(monkeypatch, capsys, tmp_path):
+    line = refused(monkeypatch, capsys, "accuracy", "entity-tracking", "planted-base", "--json", tmp_path)
+    assert f"cannot write {tmp_path}: it is a folder" in line
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device", "some/file")
+
+    monkeypatch.setattr(cli, "read_results", refuse)
+    assert refused(monkeypatch, capsys, "report", "folder") == "circuitdiff: some/file: No space left on device"

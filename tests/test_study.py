@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 import circuitdiff.stages
 import circuitdiff.study
 import circuitdiff.workbench
+from circuitdiff import cli
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activations
@@ -24,7 +26,7 @@ from circuitdiff.report import report_page
 from circuitdiff.sections.inputs import inputs_of
 from circuitdiff.study import run_study
 from circuitdiff.workbench import sample_splits
-from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent
+from tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent, study_yaml
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,28 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(finished, model, tmp_pa
     run_study(settings, tmp_path / "run", silent)
     for name in ("results.json", "report.html"):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_names_may_look_like_paths_and_markup_through_a_whole_run(model, tmp_path, monkeypatch, capsys):
+    plan = "{stages: [{name: '[b]x/', at: last, select: {top: 2}}]}"
+    variants = f"{{'org/chat[/b]': {save_tiny_model(tmp_path / 'other', seed=1)}}}"
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        study_yaml(model, **CIRCUIT_ONLY | {"variants": variants, "plans": f"{{'a/b': {plan}, ../c: {plan}}}"})
+    )
+    monkeypatch.setattr(sys, "argv", ["circuitdiff", "run", str(path), "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert "org/chat[/b] against its base:" in capsys.readouterr().out
+    assert "org/chat[/b]" in (tmp_path / "run" / "report.html").read_text()
+    circuits = sorted(file.name for file in (tmp_path / "run").glob("circuit-*.json"))
+    assert [re.sub("~.{8}", "~", name) for name in circuits] == [
+        "circuit-_._c~.json",
+        "circuit-a_b~.json",
+        "circuit-a_b~@org_chat__b_~.json",
+    ]
+    assert {file.name for file in tmp_path.iterdir()} == {"other", "tiny.yaml", "run"}
 
 
 def test_two_workers_give_the_results_of_one_and_neither_does_what_the_other_did(finished, model, tmp_path):

@@ -26,16 +26,16 @@ def file_name(name: str) -> str:
 def check_name(name: str) -> str:
     """The name itself. Raises: ValueError if it is empty, too long, or holds what cannot be printed."""
     if not name.strip():
-        raise ValueError("expected a name, which has a letter at least")
+        raise ValueError(f"expected a name; got {name[:9]!r}, which is empty")
     if len(name) > _MOST_LETTERS:
-        raise ValueError(f"expected a name of at most {_MOST_LETTERS} letters; it has {len(name)}")
+        raise ValueError(f"expected a name of at most {_MOST_LETTERS} letters; got {len(name)}: {name[:20]!r}...")
     if not name.isprintable():
-        raise ValueError("expected a name without control characters")
+        raise ValueError(f"expected a name without control characters; got {name!r}")
     return name
 
 
 def check_folder_name(name: str) -> str:
     """The name itself. Raises: ValueError if a folder of that name would not lie where it belongs."""
     if check_name(name) in (".", "..") or re.search(r"[/\\]", name):
-        raise ValueError("expected a name that a folder can have, without / and \\")
+        raise ValueError(f"expected a name that a folder can have, without / and \\; got {name!r}")
     return name
