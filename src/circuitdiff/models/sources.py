@@ -41,6 +41,8 @@ from circuitdiff.models.placement import dtype_named, placed_on
 from circuitdiff.models.probe import prepare, probe_tokens, probing
 from circuitdiff.reading import looks_like_path, no_such_path
 
+_GGUF_READING = 2  # raised whenever we read GGUF files otherwise; 1 did not split digits as the file says
+
 
 @dataclass(frozen=True)
 class Source:
@@ -267,7 +269,8 @@ def _converted(packaged: PackagedFile) -> tuple[_Place, Path]:
     A GGUF file takes transformers some twenty seconds, which a converted copy saves every later load.
     """
     path = packaged.path()
-    copy = cache_folder() / f"{packaged.package}-{packaged.sha256[:16]}-transformers-{transformers.__version__}"
+    read_by = f"transformers-{transformers.__version__}-{_GGUF_READING}"
+    copy = cache_folder() / f"{packaged.package}-{packaged.sha256[:16]}-{read_by}"
     if not copy.is_dir():
         _convert(path, copy)
     return _Place("folder", str(copy)), path
