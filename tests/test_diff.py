@@ -181,11 +181,43 @@ def test_heads_verdicts_checks_and_settings_that_differ_are_named():
 def test_what_only_one_run_measured_is_named_once():
     other = results()
     del other["graft"]
-    other["models"]["tuned"]["accuracy"] = near(None)
+    del other["models"]["tuned"]["accuracy"]
     other["models"]["third"] = {"accuracy": near(0.3), "probability": near(0.2)}
     found = diff_runs(results(), other)
     assert found.only_first == ("models / tuned", "graft")
     assert found.only_second == ("models / third",)
+
+
+@pytest.mark.parametrize("undefined_in", [0, 1])
+def test_a_number_that_is_undefined_in_one_run_is_named_with_its_value_in_the_other(undefined_in):
+    """As faithfulness is if a model is never right; what it is made of may still be defined."""
+    runs = [results(), results()]
+    for run in runs:
+        run["faithfulness"] = {"base": {"base": near(0.5) | {"agreement": near(0.7)}}}
+        run["discovery"]["base"]["stages"][0]["effects"][1][0] = 0.3
+        run["discovery"]["base"]["stages"][0]["low"][1][0], run["discovery"]["base"]["stages"][0]["high"][1][0] = (
+            0.2,
+            0.4,
+        )
+    runs[undefined_in]["faithfulness"]["base"]["base"] |= near(None)
+    runs[undefined_in]["discovery"]["base"]["stages"][0]["effects"][1][0] = None
+    found = diff_runs(*runs)
+    assert [each.where for each in found.undefined] == [
+        "discovery / base / stages / name fetcher / head 1.0",
+        "faithfulness / base / base",
+    ]
+    assert [(run.first, run.second)[undefined_in] for run in found.undefined] == [None, None]
+    assert (found.moved, found.only_first, found.only_second) == ((), (), ())
+    [(title, _, rows)] = diff_tables(found, "a", "b")
+    assert title == "what is undefined in one run"
+    assert sorted(rows[1][1:]) == ["0.500 [0.400, 0.600]", "undefined"]
+
+
+def test_a_number_whose_place_holds_only_its_parts_in_the_other_run_is_named():
+    first, second = results(), results()
+    first["faithfulness"] = {"base": {"base": near(0.5) | {"agreement": near(0.7)}}}
+    second["faithfulness"] = {"base": {"base": {"agreement": near(0.7)}}}
+    assert diff_runs(first, second).only_first == ("faithfulness / base / base",)
 
 
 def test_models_of_other_names_are_compared_where_they_are_paired():

@@ -8,9 +8,11 @@ import pytest
 
 from circuitdiff.discovery import Stage
 from circuitdiff.errors import InputError
+from circuitdiff.plans import default_plans
 from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.selection import Discoveries, TopK
 from circuitdiff.settings import parse_settings, read_settings
+from circuitdiff.tasks import get_task
 from tiny_folder import study_yaml
 
 STUDY = """
@@ -44,12 +46,15 @@ def test_a_study_reads_as_written(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"name": "x", "base": "m", "sede": 1}, "s.yaml: sede: Extra inputs"),
-        ({"name": "x"}, "base: Field required"),
-        ({"name": "x", "base": "m", "prompts": {"discovery": 1}}, "prompts.discovery: .*greater than or equal to 2"),
+        (
+            {"name": "x", "base": "m", "sede": 1},
+            r"s.yaml: there is no key 'sede' here \(did you mean 'seed'\?\); choose one of name, base",
+        ),
+        ({"name": "x"}, "base: this is missing"),
+        ({"name": "x", "base": "m", "prompts": {"discovery": 1}}, "prompts.discovery: expected at least 2; got 1"),
         ({"name": "x", "base": "m", "variants": {"m": "n"}}, "a variant is called 'm', like the base"),
         ({"name": "x", "base": "m", "plans": {"p": {"stages": []}}}, "plans.p.stages"),
-        ([1], "s.yaml: the file: "),
+        ([1], "s.yaml: expected a mapping of keys to values"),
     ],
 )
 def test_what_cannot_be_a_study_is_refused_by_name(data, message):
@@ -58,10 +63,10 @@ def test_what_cannot_be_a_study_is_refused_by_name(data, message):
 
 
 def test_a_file_that_is_missing_or_not_yaml_is_refused_in_one_line(tmp_path):
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match=r"there is no .*none\.yaml: .* has no 'none.yaml'"):
         read_settings(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1\nb: }")
-    with pytest.raises(InputError, match="is not YAML") as caught:
+    with pytest.raises(InputError, match=r"bad\.yaml: line 2: expected") as caught:
         read_settings(tmp_path / "bad.yaml")
     assert "\n" not in str(caught.value)
 
@@ -96,12 +101,16 @@ def test_paths_in_a_study_are_relative_to_it(tmp_path):
 
 
 def test_folders_of_models_and_adapters_are_relative_to_the_study_but_names_are_not(tmp_path):
-    (tmp_path / "org" / "base").mkdir(parents=True)
+    for folder in ("org/base", "lora", "base+chat"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "weights.gguf").write_text("")
     models = "\n".join(
         [
             "name: s",
             "base: {source: org/base, adapters: [./lora, smollm2, hub/lora]}",
-            "variants: {file: weights.gguf, hub: org/other, whole: /somewhere/model, above: ../up}",
+            f"variants: {{file: weights.gguf, hub: org/other, whole: {tmp_path}/lora,",
+            f"  above: ./../{tmp_path.name}/lora,",
+            "  chat: smollm2+./lora+hub/lora, plus: ./base+chat, both: ./base+chat+./lora}",
         ]
     )
     (tmp_path / "s.yaml").write_text(models)
@@ -112,10 +121,15 @@ def test_folders_of_models_and_adapters_are_relative_to_the_study_but_names_are_
     assert found == {
         "file": str(tmp_path / "weights.gguf"),
         "hub": "org/other",
-        "whole": "/somewhere/model",
-        "above": str(tmp_path / ".." / "up"),
+        "whole": str(tmp_path / "lora"),
+        "above": str(tmp_path / ".." / tmp_path.name / "lora"),
+        "chat": "smollm2",
+        "plus": str(tmp_path / "base+chat"),
+        "both": str(tmp_path / "base+chat"),
     }
-    assert (study.base.name, list(study.variants)) == ("base", ["file", "hub", "whole", "above"])
+    adapters = {name: model.adapters for name, model in study.variants.items() if model.adapters}
+    assert adapters == {"chat": (str(tmp_path / "lora"), "hub/lora"), "both": (str(tmp_path / "lora"),)}
+    assert study.base.name == "base"
 
 
 @pytest.mark.parametrize("sweep", [False, None])
@@ -124,3 +138,76 @@ def test_a_sweep_and_a_verdict_can_be_left_out(sweep):
     assert study.verdict is False
     assert study.functions
     assert study.functions.options(0, swept=True).other_penalties == ()
+
+
+def plan(select: object) -> dict:
+    return {"plans": {"main": {"stages": [{"name": "first", "at": "last", "select": select}]}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"functions": {"sweep": {"penalties": [-0.1]}}}, "functions.sweep.penalties.0: expected at least 0; got -0.1"),
+        ({"functions": {"sweep": {"penalties": [0.1, float("nan")]}}}, "penalties.1: expected a finite number"),
+        ({"functions": {"learning_rate": float("inf")}}, "functions.learning_rate: expected a finite number"),
+        ({"minimality": {"threshold": float("nan")}}, "minimality.threshold: expected a finite number; got nan"),
+        ({"verdict": {"margin": float("inf")}}, "verdict.margin: expected a finite number"),
+        ({"memory_gb": float("inf")}, "memory_gb: expected a finite number"),
+        ({"memory_gb": 1e-9}, "memory_gb: expected at least 0.001; got 1e-09"),
+        (plan({"top": True}), "plans.main.stages.0.select.top: expected a valid integer; got True"),
+        (plan({"top": "3"}), "select.top: expected a valid integer; got '3'"),
+        (plan({"tpo": 3}), r"select: there is no key 'tpo' here \(did you mean 'top'"),
+        (plan({"error_rate": 2}), "select.error_rate: expected less than 1; got 2"),
+        ({"seed": -5}, "seed: expected at least 0; got -5"),
+        ({"seed": 2**63}, "seed: expected less than 9223372036854775808"),
+        ({"prompts": {"evaluation": 10**9}}, "prompts.evaluation: expected at most 100000"),
+        ({"prompts": {"evaluation": "300"}}, "prompts.evaluation: expected a valid integer; got '300'"),
+        ({"variants": {"v": "n"}, "series": {"s": {"m": 0, "v": -1}}}, "series.s.v: expected at least 0"),
+        ({"dtype": "flaot32"}, r"dtype: unknown 'flaot32' \(did you mean 'float32'\?\); choose one of float32, "),
+        ({"plans": {"p": {"stages": [{"name": "a", "at": "b"}], "metric": "logprob"}}}, "did you mean 'log_prob'"),
+        ({"minimality": {"promts": 3}}, r"minimality: there is no key 'promts' here \(did you mean 'prompts'\?"),
+        ({"cross_model": {"heads": "yes"}}, "cross_model.heads: expected true or false; got 'yes'"),
+        ({"variants": {"chat": "base+"}}, "variants.chat: expected SOURCE or SOURCE.ADAPTER; got 'base.'"),
+        ({"discover_in": ["chta"], "variants": {"chat": "n"}}, r"discover_in names 'chta'.*did you mean 'chat'"),
+    ],
+)
+def test_a_value_that_would_be_converted_or_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(InputError, match=f"^s: .*{message}"):
+        parse_settings({"name": "x", "base": "m"} | changes, "s", WholeStudy)
+
+
+def test_a_whole_number_will_do_where_a_fraction_may_stand():
+    study = parse_settings({"name": "x", "base": "m", "memory_gb": 2, "variants": {"v": "n"}}, "s")
+    assert study.memory_gb == 2.0
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("../t_ful", "/t_ful: .* has no 't_ful'; did you mean 't_full'"),
+        ("./t_full/deep/base", "has no 'deep'; check the path"),
+        ("nowhere/t_full/base", "has no 'nowhere'"),
+        ("m.ggfu/m.gguf", "has no 'm.ggfu'"),
+        ("~/no-such-folder-of-mine", "has no 'no-such-folder-of-mine'"),
+        (r"C:\models\base", "there is no "),
+        ("./t_full+../t_ful", "did you mean 't_full'"),
+    ],
+)
+def test_a_path_that_is_not_there_is_refused_before_a_library_sees_it(tmp_path, source, message):
+    (tmp_path / "t_full").mkdir()
+    (tmp_path / "studies" / "t_full").mkdir(parents=True)
+    (tmp_path / "studies" / "s.yaml").write_text(f"name: s\nbase: m\nvariants: {{v: '{source}'}}\n")
+    with pytest.raises(InputError, match=message) as caught:
+        read_settings(tmp_path / "studies" / "s.yaml")
+    assert len(str(caught.value)) < 600
+
+
+def test_an_unknown_task_or_option_is_named_with_what_there_is():
+    with pytest.raises(InputError, match="'greater_than' has no plan of its own; choose one of entity_tracking, ioi"):
+        default_plans("greater_than")
+    with pytest.raises(InputError, match=r"unknown task 'iio' \(did you mean 'ioi'\?\); choose one of entity_tracking"):
+        get_task("iio")
+    with pytest.raises(InputError, match=r"no option 'n_boxs' \(did you mean 'n_boxes'\?\); choose one of n_boxes"):
+        get_task("entity_tracking", n_boxs=3)
+    with pytest.raises(InputError, match="option n_boxes: expected a valid integer; got True"):
+        get_task("entity_tracking", n_boxes=True)

@@ -8,6 +8,7 @@ from typing import Any
 from circuitdiff import results as form
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
+from circuitdiff.reading import split_adapters
 from circuitdiff.tasks import get_task
 
 
@@ -32,7 +33,7 @@ def accuracies(
     built = get_task(task)
     for name in models:
         monitor(name, 0, 1)
-        source, *adapters = name.split("+")
+        source, *adapters = split_adapters(name)
         model = load_model(source, adapters, dtype, device, name=name)
         pairs = built.sample(model.tokenizer, n_prompts, seed, split)
         evaluation = evaluate_model(model, pairs)

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 from circuitdiff.heads import Head
+from circuitdiff.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Circuit:
         for name, group in self.groups.items():
             if group.at not in known:
                 raise InputError(
-                    f"group {name!r} sits at role {group.at!r}, which the task lacks; it has {', '.join(sorted(known))}"
+                    f"group {name!r} sits at role {group.at!r}, which the task lacks{choices(group.at, sorted(known))}"
                 )
             for head in group.heads:
                 if not (0 <= head.layer < n_layers and 0 <= head.index < n_heads):
@@ -93,11 +94,7 @@ class Circuit:
     @classmethod
     def from_json(cls, path: str | Path) -> Circuit:
         """Raises: InputError if the file is missing, not JSON, or not a circuit."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"cannot read a circuit from {path}: {error}") from error
-        return cls.from_dict(data, source=str(path))
+        return cls.from_dict(read_json(path), source=str(path))
 
 
 def _whole(number: object) -> int:

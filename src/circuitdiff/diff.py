@@ -1,7 +1,7 @@
 """What moved between two runs: their results.json compared number by number, without a model.
 
 A number with an interval has moved if neither run's value lies in the other's interval. Numbers without an interval are
-not compared: nothing says how far they would move by themselves.
+not compared: nothing says how far they would move by themselves. One that is undefined in one of the runs is named.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _NAMES = (
     "penalty",
     "seed",
 )  # what tells rows of a list apart
+_BOUNDS = ("value", "low", "high")
 _SHARE = ("share", "share_low", "share_high")  # of a gain, beside what adds to it
 _BOUNDED = ("value", "cost", "accuracy")  # what stands between "low" and "high"
 _NAMES_IF_TEXT = ("base", "variant")  # two groups that are compared; elsewhere they are numbers
@@ -93,6 +94,7 @@ class RunDiff:
 
     moved: tuple[Moved, ...]  # the furthest first, in units of the wider half interval
     n_compared: int
+    undefined: tuple[Changed, ...]  # numbers with an interval in one run and undefined in the other
     heads: tuple[Heads, ...]
     answers: tuple[Changed, ...]  # of verdicts
     checks: tuple[Changed, ...]
@@ -107,12 +109,17 @@ class RunDiff:
 def diff_tables(found: RunDiff, first: str, second: str) -> list[Table]:
     """What differs as text: title, columns and rows of each table that has a row."""
     numbers = [(each.where, _shown(each.first), _shown(each.second)) for each in found.moved]
+    undefined = [
+        (each.where, *(_shown(run) if run else "undefined" for run in (each.first, each.second)))
+        for each in found.undefined
+    ]
     groups = [
         (f"{each.circuit} / {each.group}", _listed(each.only_first), _listed(each.only_second), str(each.both))
         for each in found.heads
     ]
     tables: list[Table] = [
         ("what moved beyond its interval", ("number", first, second), numbers),
+        ("what is undefined in one run", ("number", first, second), undefined),
         ("heads", ("group", f"only {first}", f"only {second}", "in both"), groups),
     ]
     for title, rows in (("verdicts", found.answers), ("checks", found.checks), ("settings", found.settings)):
@@ -177,15 +184,17 @@ def diff_runs(first: Results, second: Results) -> RunDiff:
     turned = list(_turned(first, second))
     first, second = (_without(results, [path for path, *_ in turned]) for results in (first, second))
     ours, theirs = (dict(_estimates(results)) for results in (first, second))
-    common = [path for path in ours if path in theirs]
+    both = {path: (ours[path], theirs[path]) for path in ours if path in theirs}
+    compared = [(path, one, other) for path, (one, other) in both.items() if one and other]
     moved = [
-        Moved(_said(path), ours[path], theirs[path])
-        for path in common
-        if not ours[path].holds(theirs[path].value) and not theirs[path].holds(ours[path].value)
+        Moved(_said(path), one, other)
+        for path, one, other in compared
+        if not one.holds(other.value) and not other.holds(one.value)
     ]
     return RunDiff(
         moved=tuple(sorted(moved, key=lambda each: (-_size(each), each.where))),
-        n_compared=len(common),
+        n_compared=len(compared),
+        undefined=tuple(Changed(_said(path), *pair) for path, pair in both.items() if sum(map(bool, pair)) == 1),
         heads=tuple(_heads(first, second)),
         answers=(
             *_changed(_answers(first), _answers(second)),
@@ -215,16 +224,18 @@ def _without(results: Results, paths: Sequence[Path]) -> Results:
     return {**results, **left}
 
 
-def _estimates(data: Any, path: Path = ()) -> Iterator[tuple[Path, Estimate]]:
-    """Every number with an interval, by where it is: {"value", "low", "high"}, or a stage's tables of effects."""
+def _estimates(data: Any, path: Path = ()) -> Iterator[tuple[Path, Estimate | None]]:
+    """Every number with an interval, by where it is: {"value", "low", "high"}, or a stage's tables of effects.
+
+    None stands for one that is undefined.
+    """
     if isinstance(data, Mapping):
-        found = [(name, each) for name in _BOUNDED if (each := _as_estimate(data, (name, "low", "high")))]
-        for name, each in found[:1]:
-            yield path if name == "value" else (*path, name), each
-        share = _as_estimate(data, _SHARE)
-        if share:
-            yield (*path, "share"), share
-        if isinstance(data.get("effects"), Sequence):
+        bounded = [name for name in _BOUNDED if {name, "low", "high"} <= data.keys()]
+        for name in sorted(bounded, key=lambda name: data[name] is None)[:1]:
+            yield path if name == "value" else (*path, name), _as_estimate(data, (name, "low", "high"))
+        if data.keys() >= set(_SHARE):
+            yield (*path, "share"), _as_estimate(data, _SHARE)
+        if isinstance(data.get("effects"), list):
             yield from _effects(data, path)
         for key, value in data.items():
             if key != _DRAWN and (path or key not in _NOT_NUMBERS):
@@ -235,16 +246,14 @@ def _estimates(data: Any, path: Path = ()) -> Iterator[tuple[Path, Estimate]]:
                 yield from _estimates(each, (*path, _name(each, i)))
 
 
-def _effects(stage: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Estimate]]:
+def _effects(stage: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Estimate | None]]:
     tables = [stage["effects"], stage.get("low") or [], stage.get("high") or []]
     for layer, rows in enumerate(zip(*tables, strict=False)):
         for index, bounds in enumerate(zip(*rows, strict=False)):
-            found = _as_estimate(dict(zip(("value", "low", "high"), bounds, strict=True)))
-            if found:
-                yield (*path, f"head {Head(layer, index)}"), found
+            yield (*path, f"head {Head(layer, index)}"), _as_estimate(dict(zip(_BOUNDS, bounds, strict=True)))
 
 
-def _as_estimate(data: Mapping[str, Any], keys: Sequence[str] = ("value", "low", "high")) -> Estimate | None:
+def _as_estimate(data: Mapping[str, Any], keys: Sequence[str] = _BOUNDS) -> Estimate | None:
     bounds = [data.get(key) for key in keys]
     known = all(isinstance(bound, int | float) and not isinstance(bound, bool) and bound == bound for bound in bounds)
     return Estimate(*(float(bound) for bound in bounds)) if known else None  # pyright: ignore[reportArgumentType]
@@ -323,11 +332,11 @@ def _changed(first: Mapping[Path, Any], second: Mapping[Path, Any], *, both: boo
             yield Changed(_said(path), first.get(path), second.get(path))
 
 
-def _only(ours: Mapping[Path, Estimate], theirs: Mapping[Path, Estimate]) -> tuple[str, ...]:
+def _only(ours: Mapping[Path, Estimate | None], theirs: Mapping[Path, Estimate | None]) -> tuple[str, ...]:
     """Where one run has numbers and the other none: the shortest path that says so."""
     shared = {path[:n] for path in theirs for n in range(len(path) + 1)}
-    missing = [path for path in ours if path not in theirs]
-    lengths = [next(n for n in range(1, len(path) + 1) if path[:n] not in shared) for path in missing]
+    missing = [path for path, estimate in ours.items() if estimate and path not in theirs]
+    lengths = [next((n for n in range(1, len(path)) if path[:n] not in shared), len(path)) for path in missing]
     found = dict.fromkeys(path[:n] for path, n in zip(missing, lengths, strict=True))
     return tuple(_said(path) for path in found)
 

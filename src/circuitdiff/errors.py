@@ -37,4 +37,4 @@ def choices(name: object, names: Iterable[str]) -> str:
     names = list(names)
     listed = ", ".join(names[:_MOST_CHOICES]) or "none"
     more = f" and {len(names) - _MOST_CHOICES} more" if len(names) > _MOST_CHOICES else ""
-    return f"{nearest(str(name), names)}; choose of {listed}{more}"
+    return f"{nearest(str(name)[:100], names)}; choose one of {listed}{more}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from circuitdiff.discovery import Plan, Stage
+from circuitdiff.errors import InputError, choices
 from circuitdiff.selection import Discoveries, TopK
 
 # Prakash et al. 2024 (arXiv:2402.14811), section 3.2, with the k of its code's command line. Their structure readers
@@ -39,5 +40,10 @@ _PLANS = {"entity_tracking": {"paper": _ENTITY_TRACKING}, "ioi": {"main": _INDIR
 
 
 def default_plans(task: str) -> dict[str, Plan]:
-    """What a study of the task runs if it names no plan of its own."""
+    """What a study of the task runs if it names no plan of its own.
+
+    Raises: InputError if the task has none.
+    """
+    if task not in _PLANS:
+        raise InputError(f"task {task!r} has no plan of its own{choices(task, _PLANS)}, or give `plans`")
     return dict(_PLANS[task])

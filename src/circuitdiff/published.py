@@ -5,27 +5,18 @@ Source: Prakash et al. 2024 (arXiv:2402.14811) and its result files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group
-from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
+from circuitdiff.reading import read_json
+from circuitdiff.validation import Strict, validated
 
 # In the order of discovery: the receivers of each stage are the strongest heads of the one before.
 STAGES = {
@@ -53,8 +44,8 @@ LLAMA_HEADS = (
 )
 
 
-class _Form(BaseModel):
-    model_config = ConfigDict(frozen=True)
+class _Form(Strict, extra="ignore"):
+    """Other parts of a published file are none of ours."""
 
 
 HeadPair = tuple[NonNegativeInt, NonNegativeInt]
@@ -63,18 +54,18 @@ HeadPair = tuple[NonNegativeInt, NonNegativeInt]
 class Parameters(_Form):
     receivers: dict[str, PositiveInt]  # how many of each stage serve the next
     candidates: dict[str, PositiveInt]
-    theta: FiniteFloat
+    theta: float
 
 
 class PairRow(_Form):
     head: HeadPair
-    others: list[tuple[HeadPair, FiniteFloat]] = Field(alias="with")
+    others: list[tuple[HeadPair, float]] = Field(alias="with")
 
 
 class SignificanceRow(_Form):
     head: HeadPair
-    before: FiniteFloat
-    after: FiniteFloat
+    before: float
+    after: float
 
 
 class Minimality(_Form):
@@ -83,7 +74,7 @@ class Minimality(_Form):
 
 
 class MaskEntry(_Form):
-    mask: list[FiniteFloat]
+    mask: list[float]
     selected: list[HeadPair]
 
 
@@ -92,7 +83,7 @@ class PublishedTables(_Form):
 
     model: str
     parameters: Parameters
-    path_patching: dict[str, list[list[FiniteFloat]]]
+    path_patching: dict[str, list[list[float]]]
     minimality: dict[str, Minimality]
     circuit: dict[str, list[HeadPair]]
     dcm: dict[str, dict[str, MaskEntry]]
@@ -186,24 +177,12 @@ def llama_circuit() -> Circuit:
 
 def read_tables(path: Path) -> PublishedTables:
     """Raises: InputError if the file cannot be read or has another form."""
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read published tables from {path}: {error}") from error
-    return parse_tables(data, str(path))
+    return parse_tables(read_json(path), str(path))
 
 
 def parse_tables(data: object, source: str) -> PublishedTables:
     """Raises: InputError naming the first place of another form; `source` says where the data came from."""
-    try:
-        return PublishedTables.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the top"
-        raise InputError(
-            f"{source} does not hold published tables: at {where}: {first['msg']}; "
-            "expected model, parameters, path_patching, minimality, circuit and dcm"
-        ) from error
+    return validated(PublishedTables, data, source)
 
 
 def _require(part: Mapping[str, object], stages: Sequence[str]) -> None:

@@ -79,6 +79,22 @@ def looks_like_path(named: str) -> bool:
     return named.startswith((".", "/", "~")) or named.endswith(".gguf") or named.count("/") > 1 or "\\" in named
 
 
+def split_adapters(named: str, folder: str | Path = "") -> list[str]:
+    """The source, then each adapter, of SOURCE+ADAPTER+...; a path that itself holds a `+` and is there stays whole.
+
+    Raises: InputError if one of them is empty.
+    """
+    parts, models = named.split("+"), list[str]()
+    while parts:
+        joined = ("+".join(parts[:n]) for n in range(len(parts), 1, -1))
+        first = next((path for path in joined if os.path.exists(Path(folder) / Path(path).expanduser())), parts[0])
+        models.append(first)
+        parts = parts[first.count("+") + 1 :]
+    if not all(models):
+        raise InputError(f"expected SOURCE or SOURCE+ADAPTER; got {named!r}")
+    return models
+
+
 def no_such_path(path: str | Path) -> str:
     """What to say of a path that is not there: where it ends, and what there is nearly of that name."""
     whole = Path(path).expanduser()
@@ -277,6 +293,8 @@ class _Values:
             if not isinstance(key_node, yaml.ScalarNode):
                 _fail(key_node, "a key is text; got a list or a mapping")
             key = self.of(key_node, depth + 1)
+            if not isinstance(key, str):
+                _fail(key_node, f"a key is text; write {str(key)[:40]!r} in quotes")
             if key in own:
                 _fail(key_node, f"the key {key!r} stands twice; keep one")
             own[key] = value

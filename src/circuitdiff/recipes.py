@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from scipy.stats import binomtest
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 from circuitdiff.heads import Head
 from circuitdiff.models.examples import Examples, encode_examples, read_examples
 from circuitdiff.models.family_registry import sha256_of
@@ -25,9 +25,11 @@ from circuitdiff.models.head_slices import silence
 from circuitdiff.models.lora import Lora, add_lora
 from circuitdiff.models.saving import save_adapter, save_model, writing
 from circuitdiff.models.sources import Source, read_source
-from circuitdiff.settings import ModelSettings, Settings, read_yaml
+from circuitdiff.reading import read_json, read_yaml
+from circuitdiff.settings import Count, CountOrZero, FolderName, ModelSettings, Seed, Settings
 from circuitdiff.tasks import get_task
 from circuitdiff.training_data import generate
+from circuitdiff.validation import validated
 
 
 class CircuitHeads(Settings):
@@ -43,7 +45,7 @@ Heads = tuple[tuple[int, int], ...] | CircuitHeads
 class LoraSettings(Settings):
     """See `models.lora.Lora`; heads are [layer, index], or those of a circuit file."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, le=10_000)
     alpha: float = Field(16, gt=0)
     targets: tuple[str, ...] = Field(min_length=1)
     layers: tuple[int, ...] | None = None
@@ -53,15 +55,15 @@ class LoraSettings(Settings):
 class TrainingSettings(Settings):
     """See `models.finetune.Training`."""
 
-    steps: int = Field(ge=1)
-    batch: int = Field(ge=1)
+    steps: Count
+    batch: Count
     learning_rate: float = Field(gt=0)
-    warmup: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
+    warmup: CountOrZero = 0
+    seed: Seed = 0
     weight_decay: float = Field(0.0, ge=0)
-    evaluate_every: int | None = Field(None, ge=1)
+    evaluate_every: Count | None = None
     target_accuracy: float | None = Field(None, gt=0, le=1)
-    checkpoint_every: int | None = Field(10, ge=1)
+    checkpoint_every: Count | None = 10
     stored_as: Literal["float16", "bfloat16"] = "float16"
 
 
@@ -75,8 +77,8 @@ class DataSettings(Settings):
     generator: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     split: str = "train"
-    seed: int = Field(0, ge=0)
-    n_prompts: int | None = Field(None, ge=1)  # of a JSONL file: its first so many lines, or all
+    seed: Seed = 0
+    n_prompts: Count | None = None  # of a JSONL file: its first so many lines, or all
     jsonl: Path | None = None
     answers: Literal["one_token", "text"] = "one_token"  # of a JSONL file
 
@@ -92,14 +94,14 @@ class DataSettings(Settings):
 class Recipe(Settings):
     """Everything a fine-tuned model depends on."""
 
-    name: str
+    name: FolderName
     base: ModelSettings
     method: Literal["lora", "full"] = "lora"
     lora: LoraSettings | None = None
     ablated: Heads | None = None  # heads taken out of the base, for good: the result is then a whole model
     training: TrainingSettings
     data: DataSettings
-    held_out: DataSettings | Annotated[int, Field(gt=0)]  # a number: so many of the data's last, kept out of training
+    held_out: DataSettings | Count  # a number: so many of the data's last, kept out of training
     test: DataSettings | None = None  # only measured, once, at the end
     device: str = "cpu"
 
@@ -119,13 +121,9 @@ def read_recipe(path: str | Path) -> Recipe:
 
     Raises: InputError naming the key that is unknown, missing or out of range.
     """
-    try:
-        recipe = Recipe.model_validate(read_yaml(path))
-        return recipe.model_copy(update={"base": recipe.base.seen_from(Path(path).parent)})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the recipe"
-        raise InputError(f"{path}: {where}: {first['msg']}; got {str(first['input'])[:80]!r}") from error
+    folder = Path(path).parent
+    recipe = validated(Recipe, read_yaml(path), str(path), folder=folder)
+    return recipe.model_copy(update={"base": recipe.base.seen_from(folder)})
 
 
 def run_recipe(
@@ -190,11 +188,15 @@ def is_made(path: str | Path) -> bool:
 def _made(recipe: Recipe, out: Path) -> bool:
     """Whether `out` holds what this very recipe makes, whole."""
     try:
-        summary = json.loads((out / "summary.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return False
-    there = all((out / file).is_file() and sha256_of(out / file) == sha for file, sha in summary["files"].items())
-    return there and summary["recipe"] == recipe.model_dump(mode="json")
+        summary = read_json(out / "summary.json")
+    except InputError:
+        return False  # there is none, or it is damaged
+    files = summary.get("files")
+    return (
+        isinstance(files, dict)
+        and all((out / file).is_file() and sha256_of(out / file) == sha for file, sha in files.items())
+        and summary.get("recipe") == recipe.model_dump(mode="json")
+    )
 
 
 def _trainable(recipe: Recipe, base: Source, folder: Path) -> nn.Module:
@@ -214,7 +216,7 @@ def _heads(wanted: Heads | None, folder: Path) -> tuple[Head, ...]:
         return tuple(Head(layer, index) for layer, index in wanted or ())
     groups = Circuit.from_json(folder / wanted.circuit).groups
     if wanted.group is not None and wanted.group not in groups:
-        raise InputError(f"{wanted.circuit} has no group {wanted.group!r}; it has {', '.join(groups)}")
+        raise InputError(f"{wanted.circuit} has no group {wanted.group!r}{choices(wanted.group, groups)}")
     chosen = groups.values() if wanted.group is None else [groups[wanted.group]]
     return tuple(dict.fromkeys(head for group in chosen for head in group.heads))
 

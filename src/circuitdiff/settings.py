@@ -1,31 +1,47 @@
-"""The settings of a study, read from YAML. An unknown key is an error."""
+"""The settings of a study, read from YAML. An unknown key is an error, and so is a value that would be converted."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from circuitdiff.discovery import Plan, Stage
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
+from circuitdiff.names import check_folder_name, check_name
+from circuitdiff.reading import looks_like_path, no_such_path, read_yaml, split_adapters
 from circuitdiff.selection import Discoveries, TopK
+from circuitdiff.validation import Strict, validated
+
+# What a machine could run; beyond it a number is a slip of the pen.
+Prompts = Annotated[int, Field(ge=2, le=100_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Gigabytes = Annotated[float, Field(ge=0.001, le=100_000)]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+
+Name = Annotated[str, AfterValidator(check_name)]
+FolderName = Annotated[str, AfterValidator(check_folder_name)]  # a folder is called by it
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Settings(Strict):
+    """What a section of a study, or of a recipe, may say."""
 
 
 class ModelSettings(Settings):
     """Where a model comes from: a source and adapters, merged in order; or a recipe, which makes it when needed.
 
-    Paths are relative to the YAML file that names them; a folder without a slash is written ./folder.
+    A lone text is a source, or SOURCE+ADAPTER+ADAPTER. Paths are relative to the YAML file that names them; a folder
+    without a slash is written ./folder.
     """
 
     source: str = ""
-    adapters: tuple[str, ...] = ()
-    recipe: Path | None = None
+    adapters: tuple[str, ...] = Field(default=(), strict=False)  # a list will do
+    recipe: Path | None = Field(default=None, strict=False)  # a text will do
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSettings:
@@ -47,8 +63,11 @@ class ModelSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_lone_name_is_a_source(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
+    def _a_lone_text_is_a_source_with_adapters(cls, value: Any, info: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        source, *adapters = split_adapters(value, (info.context or {}).get("folder", Path()))
+        return {"source": source, "adapters": tuple(adapters)}
 
 
 class TaskSettings(Settings):
@@ -61,18 +80,18 @@ class TaskSettings(Settings):
 class PromptSettings(Settings):
     """How many prompts each purpose gets; all splits are disjoint."""
 
-    discovery: int = Field(default=100, ge=2)
-    replication: int = Field(default=100, ge=2)  # for stages that want their discoveries replicated
-    evaluation: int = Field(default=300, ge=2)
-    means: int = Field(default=300, ge=2)  # their counterfactuals are always unrelated prompts
-    queries_per_scenario: int = Field(default=1, ge=1)
+    discovery: Prompts = 100
+    replication: Prompts = 100  # for stages that want their discoveries replicated
+    evaluation: Prompts = 300
+    means: Prompts = 300  # their counterfactuals are always unrelated prompts
+    queries_per_scenario: Count = 1
     counterfactual: str = "unrelated"  # one of the task's kinds; an unknown one is refused with a list of them
 
 
 class TopSettings(Settings):
     """The k strongest heads."""
 
-    top: int = Field(ge=1)
+    top: Count
 
     def rule(self) -> TopK:
         return TopK(self.top)
@@ -81,11 +100,11 @@ class TopSettings(Settings):
 class DiscoverySettings(Settings):
     """Heads that survive false-discovery control and replicate; see `selection.Discoveries`."""
 
-    error_rate: float = Field(default=0.05, gt=0, lt=1)
+    error_rate: Share = 0.05
     minimum: float = Field(default=0.0, ge=0)
     method: Literal["bh", "max_t"] = "bh"
     replicated: bool = True
-    replication_level: float = Field(default=0.05, gt=0, lt=1)
+    replication_level: Share = 0.05
 
     def rule(self) -> Discoveries:
         return Discoveries(self.error_rate, self.minimum, self.method, self.replicated, self.replication_level)
@@ -94,12 +113,12 @@ class DiscoverySettings(Settings):
 class StageSettings(Settings):
     """One sweep of path patching; see `discovery.Stage`."""
 
-    name: str
+    name: Name
     at: str  # the role at which heads are patched
     via: Literal["q", "k", "v"] | None = None  # of the receivers; None: straight into the logits
     receivers_from: str | None = None  # an earlier stage
     receivers_at: str | None = None  # the role at which receivers read k or v; None: every position
-    n_receivers: int | None = Field(default=None, ge=1)  # strongest heads that later stages patch into; None: all
+    n_receivers: Count | None = None  # strongest heads that later stages patch into; None: all
     select: TopSettings | DiscoverySettings = Field(default_factory=DiscoverySettings)
 
     def stage(self) -> Stage:
@@ -128,40 +147,43 @@ class PlanSettings(Settings):
 class EvaluationSettings(Settings):
     """Every circuit in every model, against random ones."""
 
-    random_circuits: int = Field(default=100, ge=0)
-    random_prompts: int = Field(default=100, ge=2)  # random circuits see this many of the evaluation prompts
+    random_circuits: CountOrZero = 100
+    random_prompts: Prompts = 100  # random circuits see this many of the evaluation prompts
 
 
 class StudySettings(Settings):
     """Everything a study depends on."""
 
-    name: str
+    name: FolderName
     base: ModelSettings
-    variants: dict[str, ModelSettings] = Field(default_factory=dict)
+    variants: dict[Name, ModelSettings] = Field(default_factory=dict)
     task: TaskSettings = Field(default_factory=TaskSettings)
     prompts: PromptSettings = Field(default_factory=PromptSettings)
-    circuits: dict[str, Path] = Field(default_factory=dict)  # circuit files to evaluate beside those that are found
-    series: dict[str, dict[str, int]] = Field(default_factory=dict)  # by title: models and their training steps
-    plans: dict[str, PlanSettings] = Field(default_factory=dict)  # empty: the task's own plan
+    circuits: dict[Name, Path] = Field(default_factory=dict)  # circuit files to evaluate beside those that are found
+    series: dict[Name, dict[str, Seed]] = Field(default_factory=dict)  # by title: models and their training steps
+    plans: dict[Name, PlanSettings] = Field(default_factory=dict)  # empty: the task's own plan
     discover_in: tuple[str, ...] | None = None  # variants whose own circuit is looked for, too; None: all
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
-    seed: int = 0
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    seed: Seed = 0
+    dtype: Dtype = "float32"
     device: str = "cpu"  # one of torch's, such as cuda or cuda:1
     executor: Literal["window", "full"] = "window"  # full: the whole model for every run, to compare with
-    memory_gb: float = Field(default=1.0, gt=0)  # for runs at work and kept clean runs, beside the models' weights
+    memory_gb: Gigabytes = 1.0  # for runs at work and kept clean runs, beside the models' weights
 
     @model_validator(mode="after")
     def _names_differ(self) -> StudySettings:
         if self.base.name in self.variants:
             raise ValueError(f"a variant is called {self.base.name!r}, like the base")
         if strange := set(self.discover_in or ()) - set(self.variants):
-            raise ValueError(f"discover_in names {sorted(strange)[0]!r}, which is no variant of this study")
+            raise ValueError(
+                f"discover_in names {min(strange)!r}, no variant of this study{choices(min(strange), self.variants)}"
+            )
         if taken := set(self.circuits) & {*self.models, *(f"{self.base.name} ({plan})" for plan in self.plans)}:
             raise ValueError(f"a circuit file is called {min(taken)!r}, like a circuit that is found")
         for title, steps in self.series.items():
             if strange := set(steps) - set(self.models):
-                raise ValueError(f"series {title!r} names {min(strange)!r}, which is no model of this study")
+                known = choices(min(strange), self.models)
+                raise ValueError(f"series {title!r} names {min(strange)!r}, which is no model of this study{known}")
             if len(steps) < 2 or len(set(steps.values())) < len(steps):
                 raise ValueError(f"series {title!r} needs two models or more, each at another step")
         return self
@@ -185,8 +207,8 @@ def read_settings(path: str | Path, kind: type[Study] = StudySettings) -> Study:
 
     Raises: InputError naming the key that is unknown, missing or out of range.
     """
-    study = parse_settings(read_yaml(path), str(path), kind)
     folder = Path(path).parent  # paths are relative to the study that names them
+    study = parse_settings(read_yaml(path), str(path), kind, folder)
     variants = {name: model.seen_from(folder) for name, model in study.variants.items()}
     circuits = {name: folder / file for name, file in study.circuits.items()}
     base = study.base.seen_from(folder)
@@ -197,27 +219,16 @@ def _place(folder: Path, named: str) -> str:
     """A path as seen from here; a hub id or a lone name, which may be a family member's, stays what it is.
 
     A path begins with a dot, ends with .gguf, or holds a slash and is there beside the file.
+
+    Raises: InputError if it can only be a path, and is not there: a library would take it for a hub id.
     """
-    is_path = named.startswith(".") or named.endswith(".gguf") or ("/" in named and (folder / named).exists())
-    return str(folder / named) if is_path and not named.startswith("~") else named
+    is_path = named.startswith(".") or named.endswith(".gguf") or ("/" in named and os.path.exists(folder / named))
+    place = str(folder / named) if is_path and not named.startswith("~") else named
+    if looks_like_path(named) and not os.path.exists(os.path.expanduser(place)):
+        raise InputError(no_such_path(place))
+    return place
 
 
-def read_yaml(path: str | Path) -> Any:
-    """Raises: InputError if the file is missing or not YAML."""
-    try:
-        return yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-
-
-def parse_settings(data: Any, origin: str, kind: type[Study] = StudySettings) -> Study:
+def parse_settings(data: Any, origin: str, kind: type[Study] = StudySettings, folder: Path = Path()) -> Study:
     """Raises: InputError naming the key that is unknown, missing or out of range."""
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise InputError(f"{origin}: {where}: {first['msg']}; got {str(first['input'])[:80]!r}{more}") from error
+    return validated(kind, data, origin, folder=folder)

@@ -33,7 +33,9 @@ def test_examples_are_read_from_jsonl(tmp_path):
         ('{"prompt": "w0", "answer": "5"}', r"line 2: .*does not keep the answer '5' apart from its prompt"),
         ('{"prompt": "w0"}', r'line 2: expected \{"prompt"'),
         ('{"prompt": "w0", "answer": 5}', r"line 2: expected"),
-        ("w0 w1", r"line 2: expected"),
+        ('{"prompt": [1], "answer": [2]}', r"line 2: expected"),
+        (r'{"prompt": "\ud800", "answer": " w1"}', r"line 2: half a pair of surrogates"),
+        ("w0 w1", r"line 2 is not JSON"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path, line, message):
@@ -43,10 +45,15 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path, line, message):
         read_examples(path, tiny_tokenizer())
 
 
+def test_a_line_separator_inside_a_text_does_not_end_its_line(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "w0\u2028w1", "answer": " w2"}\n', encoding="utf-8")
+    assert read_examples(tmp_path / "data.jsonl", tiny_tokenizer()).lengths.tolist() == [2]
+
+
 def test_too_few_examples_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds 1 examples; expected 3"):
         read_examples(jsonl(tmp_path / "data.jsonl", [("w0", " w1")]), tiny_tokenizer(), 3)
-    with pytest.raises(InputError, match="cannot read examples"):
+    with pytest.raises(InputError, match=r"there is no .*none\.jsonl"):
         read_examples(tmp_path / "none.jsonl", tiny_tokenizer())
 
 

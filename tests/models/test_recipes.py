@@ -95,9 +95,9 @@ def test_a_killed_recipe_goes_on_where_it_was(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimiser": "sgd"}, r"recipe\.yaml: optimiser: Extra inputs are not permitted"),
-        ({"training": RECIPE["training"] | {"lr": 1}}, r"training\.lr: Extra inputs"),
-        ({"training": RECIPE["training"] | {"batch": 0}}, r"training\.batch: .*got '0'"),
+        ({"optimiser": "sgd"}, r"recipe\.yaml: there is no key 'optimiser' here"),
+        ({"training": RECIPE["training"] | {"lr": 1}}, r"training: there is no key 'lr' here"),
+        ({"training": RECIPE["training"] | {"batch": 0}}, r"training\.batch: .*got 0"),
         ({"method": "full"}, r"method lora needs a `lora` section, and method full takes none"),
         (
             {"data": {"jsonl": "data.jsonl", "task": "entity_tracking", "n_prompts": 4}},
@@ -145,7 +145,7 @@ def test_a_circuit_file_names_the_heads_that_may_change(recipe, tmp_path):
     stored = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
     (rows,) = (tensor for name, tensor in stored.items() if "lora_B" in name)
     assert (rows.unflatten(0, (3, 10)) != 0).any(dim=(1, 2)).tolist() == [True, False, False]
-    with pytest.raises(InputError, match=r"circuit\.json has no group 'fetchers'; it has readers"):
+    with pytest.raises(InputError, match=r"circuit\.json has no group 'fetchers'; choose one of readers"):
         run_recipe(recipe(lora=lora | {"heads": {"circuit": "circuit.json", "group": "fetchers"}}), tmp_path / "other")
 
 

@@ -207,7 +207,7 @@ def test_triples_of_ones_own_are_tested_beside_the_tasks(bench, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"desiderata": ("colour",)}, "expected a desideratum, one of object"),
+        ({"desiderata": ("colour",)}, "there is no desideratum 'colour'.*; choose one of object"),
         ({"desiderata": ("none.jsonl",)}, "there is no file none.jsonl of triples"),
         ({"desiderata": ("next_segment",)}, "3 boxes are too few"),
     ],

@@ -250,7 +250,7 @@ def test_a_desideratum_written_in_python_is_used_and_its_mistakes_are_named():
 
 def test_what_cannot_be_sampled_is_refused():
     tokenizer = _tokenizer("words")
-    with pytest.raises(InputError, match=r"expected a desideratum, one of object, position.*got 'colour'"):
+    with pytest.raises(InputError, match=r"there is no desideratum 'colour'.*; choose one of object, position"):
         sample_triples(TASK, tokenizer, "colour")
     with pytest.raises(InputError, match="3 boxes are too few"):
         sample_triples(get_task("entity_tracking", n_boxes=3), tokenizer, "conflict_label", 3)

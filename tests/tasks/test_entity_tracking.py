@@ -255,7 +255,7 @@ def test_roles_at_every_segment_and_at_a_wrong_one():
     assert {role: task.wrong_segment(role) for role in pairs} == pairs
     assert set(task.every_segment("correct_object")) < set(task.roles)
     for function in (task.every_segment, task.wrong_segment):
-        with pytest.raises(InputError, match="no role 'middle'; it has segment_0"):
+        with pytest.raises(InputError, match="no role 'middle'; choose one of segment_0"):
             function("middle")
 
 
@@ -278,14 +278,14 @@ def test_a_described_pair_shows_each_token_with_its_slot_and_roles(whole_words):
 def test_bad_options_say_what_is_allowed(whole_words):
     task = entity_tracking(n_boxes=3)
     for options, message in (
-        ({"split": "test"}, "unknown split 'test': choose one of train"),
-        ({"counterfactual": "same"}, "unknown counterfactual 'same': choose one of unrelated"),
-        ({"n_prompts": 0}, "n_prompts must be at least 1; got 0"),
+        ({"split": "test"}, "unknown split 'test'; choose one of train"),
+        ({"counterfactual": "same"}, "unknown counterfactual 'same'; choose one of unrelated"),
+        ({"n_prompts": 0}, "n_prompts must be from 1 to 1,000,000; got 0"),
         ({"queries_per_scenario": 4}, "from 1 to 3; got 4"),
     ):
         with pytest.raises(InputError, match=message):
             task.sample(whole_words, **options)
-    with pytest.raises(InputError, match="at least 2 boxes; got 1"):
+    with pytest.raises(InputError, match="2 to 100 boxes; got 1"):
         entity_tracking(n_boxes=1)
     with pytest.raises(InputError, match="both have apple"):
         entity_tracking(objects=("apple",), train_objects=("apple",))
@@ -294,15 +294,15 @@ def test_bad_options_say_what_is_allowed(whole_words):
 def test_tasks_are_found_by_name():
     assert get_task("entity_tracking", n_boxes=4) == entity_tracking(n_boxes=4)
     assert get_task("entity_tracking").name == "entity_tracking"
-    with pytest.raises(InputError, match="unknown task 'boxes': choose one of entity_tracking"):
+    with pytest.raises(InputError, match="unknown task 'boxes'; choose one of entity_tracking"):
         get_task("boxes")
-    with pytest.raises(InputError, match=r"option 'boxes'.*it has n_boxes, objects"):
+    with pytest.raises(InputError, match=r"option 'boxes'.*choose one of n_boxes, objects"):
         get_task("entity_tracking", boxes=4)
     with pytest.raises(InputError, match=r"option 'n_boxes'.*got 'seven'"):
         get_task("entity_tracking", n_boxes="seven")
     with pytest.raises(InputError, match="option 'objects'"):
         get_task("entity_tracking", objects="apple")
-    with pytest.raises(InputError, match="at least 2 boxes"):
+    with pytest.raises(InputError, match="2 to 100 boxes"):
         get_task("entity_tracking", n_boxes=1)
 
 

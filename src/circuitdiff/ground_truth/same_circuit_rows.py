@@ -18,6 +18,7 @@ from circuitdiff.sections.evidence import similarity_evidence
 from circuitdiff.sections.overlap import overlap_section
 from circuitdiff.sections.verdict import verdict_section
 from circuitdiff.sections.whole_study import WholeStudy
+from circuitdiff.settings import parse_settings
 from circuitdiff.store import Store
 from circuitdiff.workbench import Workbench
 
@@ -65,7 +66,7 @@ def study_of(names: Sequence[str], sizes: Sizes) -> WholeStudy:
         },
         "dtype": "float64",
     }
-    return WholeStudy.model_validate(data)
+    return parse_settings(data, "planted", WholeStudy)
 
 
 def _settings(stage: Any) -> dict[str, Any]:

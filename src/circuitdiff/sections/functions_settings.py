@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from circuitdiff.methods.component_mask import MaskOptions, Training
 from circuitdiff.methods.component_mask.shared import MEMORY_GB
-from circuitdiff.settings import Settings
+from circuitdiff.settings import Count, CountOrZero, Gigabytes, Prompts, Settings
 
 FILE = ".jsonl"  # how a desideratum is named that is a file of triples
+
+
+Penalty = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class SweepSettings(Settings):
     """One group gets several seeds, and several penalties: the trade-off of heads against accuracy."""
 
     group: str | None = None  # None: the circuit's first
-    penalties: tuple[float, ...] = (0.002, 0.005, 0.05, 0.1, 0.2)
-    seeds: int = Field(default=3, ge=1)
+    penalties: tuple[Penalty, ...] = (0.002, 0.005, 0.05, 0.1, 0.2)
+    seeds: Count = 3
 
 
 class RedrawSettings(Settings):
     """Activation patching of the found heads with source prompts drawn anew, for test triples."""
 
-    times: int = Field(default=10, ge=0)
-    triples: int = Field(default=40, ge=2)
+    times: CountOrZero = 10
+    triples: Prompts = 40
 
 
 class FunctionSettings(Settings):
@@ -38,24 +41,24 @@ class FunctionSettings(Settings):
     circuits: tuple[str, ...] | None = None  # found ones go by their model's name; None: every model's own
     models: tuple[str, ...] | None = None  # of the study; None: all
     further: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # by group: more, in the circuit's own model
-    train: int = Field(default=300, ge=1)
-    validation: int = Field(default=150, ge=1)
-    test: int = Field(default=300, ge=2)
-    penalty: float = Field(default=0.02, ge=0)
+    train: Count = 300
+    validation: Count = 150
+    test: Prompts = 300
+    penalty: Penalty = 0.02
     loss: Literal["cross_entropy", "target_logit"] = "cross_entropy"
     gates: Literal["clamped", "hard_concrete"] = "clamped"
-    steps: int | None = Field(default=None, ge=1)  # at most; None: 40, or 60 for hard-concrete gates
-    prompts_per_step: int = Field(default=32, ge=1)
-    positions_per_step: int = Field(default=224, ge=1)
+    steps: Count | None = None  # at most; None: 40, or 60 for hard-concrete gates
+    prompts_per_step: Count = 32
+    positions_per_step: Count = 224
     learning_rate: float = Field(default=0.1, gt=0)
-    check_every: int = Field(default=5, ge=1)
-    patience: int | None = Field(default=None, ge=1)  # None: 3, or 8 for hard-concrete gates
+    check_every: Count = 5
+    patience: Count | None = None  # None: 3, or 8 for hard-concrete gates
     minimum: float = Field(default=0.05, ge=0)  # a group carries what lifts accuracy by so much above the floor, surely
-    random_groups: int = Field(default=3, ge=0)
-    control_triples: int = Field(default=100, ge=1)  # of the test triples
+    random_groups: CountOrZero = 3
+    control_triples: Count = 100  # of the test triples
     sweep: SweepSettings | Literal[False] | None = Field(default_factory=SweepSettings)  # false or null: none
     redraw: RedrawSettings = Field(default_factory=RedrawSettings)
-    memory_gb: float = Field(default=MEMORY_GB, gt=0)  # for the base prompts' clean runs; what does not fit runs anew
+    memory_gb: Gigabytes = MEMORY_GB  # for the base prompts' clean runs; what does not fit runs anew
 
     def options(self, seed: int, *, swept: bool) -> MaskOptions:
         sweep = self.sweep if swept else None

@@ -7,7 +7,7 @@ from math import ceil
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Plan
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.cross_model import MOST_GROUPS
 from circuitdiff.methods.graft import KINDS
 from circuitdiff.sections.graft import layer_ranges
@@ -106,4 +106,4 @@ def _check_parts(study: WholeStudy, plan: Plan) -> None:
 def _known(where: str, names: Sequence[str] | Mapping[str, object] | None, known: Sequence[str]) -> None:
     for name in names or ():
         if name not in known:
-            raise InputError(f"{where} names {name!r}, which this study lacks; choose of {', '.join(known)}")
+            raise InputError(f"{where} names {name!r}, which this study lacks{choices(name, known)}")

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 from circuitdiff.prompts import Pairs
 from circuitdiff.tasks.describe import DescribedPair, describe_pair
 from circuitdiff.tasks.scenarios import (
@@ -29,6 +29,7 @@ from circuitdiff.tasks.template import Piece, Prompt, check_places, tokenise
 from circuitdiff.tasks.vocabulary import Words, one_token_words
 from circuitdiff.words import LABELS, OBJECTS, TRAIN_OBJECTS
 
+_MOST_BOXES = 100
 _FEWEST_WORDS = 14  # two disjoint contexts of seven boxes
 _SEGMENT_SLOTS = ("article", "object", "after_object", "in", "box", "label", "after_label")
 _QUERY_SLOTS = ("query_box", "query_label", "after_query_label", "last")
@@ -138,7 +139,7 @@ class EntityTracking:
 
     def _check_role(self, role: str) -> None:
         if role not in self.roles:
-            raise InputError(f"entity_tracking has no role {role!r}; it has {', '.join(self.roles)}")
+            raise InputError(f"entity_tracking has no role {role!r}{choices(role, self.roles)}")
 
 
 def entity_tracking(
@@ -152,8 +153,8 @@ def entity_tracking(
 
     Raises: InputError if there are fewer than two boxes, or an object serves both training and evaluation.
     """
-    if n_boxes < 2:
-        raise InputError(f"entity tracking needs at least 2 boxes; got {n_boxes}")
+    if not 2 <= n_boxes <= _MOST_BOXES:
+        raise InputError(f"entity tracking takes 2 to {_MOST_BOXES} boxes; got {n_boxes}")
     if shared := sorted(set(objects) & set(train_objects)):
         raise InputError(f"train_objects must not occur in objects; both have {', '.join(shared)}")
     return EntityTracking(n_boxes, tuple(objects), tuple(train_objects), tuple(labels))

@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 from circuitdiff.prompts import Pairs, PromptSet
 from circuitdiff.tasks.describe import DescribedPair, describe_pair
 from circuitdiff.tasks.ioi_scenarios import (
@@ -178,7 +178,7 @@ class IndirectObjects:
 
     def _check_role(self, role: str) -> None:
         if role not in self.roles:
-            raise InputError(f"ioi has no role {role!r}; it has {', '.join(self.roles)}")
+            raise InputError(f"ioi has no role {role!r}{choices(role, self.roles)}")
 
 
 def ioi(

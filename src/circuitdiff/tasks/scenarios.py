@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 
 SPLITS = ("train", "discovery", "replication", "mask", "evaluation")
 COUNTERFACTUALS = ("unrelated", "other_query", "objects_swapped", "labels_swapped")
+_MOST_PROMPTS = 1_000_000  # hours to draw; more is a slip of the pen
 MOST_DRAWS = 2000  # one in five hits its split; 0.8 ** 2000 is nothing, so failing means that none is left
 
 
@@ -54,11 +55,11 @@ def check_options(
 ) -> None:
     """Raises: InputError if what a task's `sample` is asked for does not exist."""
     if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+        raise InputError(f"unknown split {split!r}{choices(split, SPLITS)}")
     if counterfactual not in kinds:
-        raise InputError(f"unknown counterfactual {counterfactual!r}: choose one of {', '.join(kinds)}")
-    if n_prompts < 1:
-        raise InputError(f"n_prompts must be at least 1; got {n_prompts}")
+        raise InputError(f"unknown counterfactual {counterfactual!r}{choices(counterfactual, kinds)}")
+    if not 1 <= n_prompts <= _MOST_PROMPTS:
+        raise InputError(f"n_prompts must be from 1 to {_MOST_PROMPTS:,}; got {n_prompts}")
     if not 1 <= n_queries <= most_queries:
         raise InputError(f"queries_per_scenario must be from 1 to {most_queries}; got {n_queries}")
 

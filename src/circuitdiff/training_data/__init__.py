@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 from circuitdiff.training_data.arithmetic import arithmetic
 from circuitdiff.training_data.conversations import conversations
 from circuitdiff.training_data.example import TextExample
@@ -27,10 +27,10 @@ def generate(
     Raises: InputError if the name or an option is unknown.
     """
     if name not in GENERATORS:
-        raise InputError(f"there is no built-in data {name!r}; there is {', '.join(GENERATORS)}")
+        raise InputError(f"there is no built-in data {name!r}{choices(name, GENERATORS)}")
     known = list(inspect.signature(GENERATORS[name]).parameters)[3:]
-    if unknown := set(options) - set(known):
-        raise InputError(f"data {name!r} has no option {sorted(unknown)[0]!r}; it has {', '.join(known) or 'none'}")
+    if unknown := sorted(set(options) - set(known)):
+        raise InputError(f"data {name!r} has no option {unknown[0]!r}{choices(unknown[0], known)}")
     return GENERATORS[name](tokenizer, n_examples, seed, **options)
 
 

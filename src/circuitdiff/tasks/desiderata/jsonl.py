@@ -14,20 +14,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
+from circuitdiff.reading import read_jsonl
 from circuitdiff.tasks.template import Piece, Prompt, tokenise
 from circuitdiff.triples import Triples
+from circuitdiff.validation import Strict, validated
 
 Span = tuple[int, int]
 
 
-class Line(BaseModel):
+class Line(Strict):
     """One triple as written; see the module."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str = Field(min_length=1)
     source: str = Field(min_length=1)
@@ -35,9 +35,9 @@ class Line(BaseModel):
     target: str = Field(min_length=1)
     base_roles: dict[str, Span] = Field(default_factory=dict)
     source_roles: dict[str, Span] = Field(default_factory=dict)
-    scenario: int | None = None
-    queried: int = Field(default=-1, ge=-1)
-    source_queried: int = Field(default=-1, ge=-1)
+    scenario: int | None = Field(default=None, ge=0, lt=2**62)  # a 64-bit number, with room for those that lack one
+    queried: int = Field(default=-1, ge=-1, lt=2**31)
+    source_queried: int = Field(default=-1, ge=-1, lt=2**31)
 
 
 def read_triples(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> Triples:
@@ -46,14 +46,10 @@ def read_triples(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> Triple
     Raises: InputError naming the line whose form is wrong, whose target is not one token, or is the answer.
     """
     path = Path(path)
-    try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read triples from {path}: {error}; give a JSONL file in UTF-8") from error
-    lines = {number: _parsed(text, f"{path}, line {number}") for number, text in enumerate(texts, 1) if text.strip()}
+    lines = {origin: validated(Line, line, origin) for origin, line in read_jsonl(path)}
     if not lines:
         raise InputError(f"{path} has no triples; expected one JSON object a line")
-    return triples_of(lines.values(), tokenizer, path.stem, [f"{path}, line {number}" for number in lines])
+    return triples_of(lines.values(), tokenizer, path.stem, list(lines))
 
 
 def triples_of(
@@ -65,7 +61,7 @@ def triples_of(
     places = list(zip(lines, origins, strict=True))
     base = [_prompt(line.base, line.base_roles, origin) for line, origin in places]
     source = [_prompt(line.source, line.source_roles, origin) for line, origin in places]
-    triples = Triples(
+    return Triples(
         name=name,
         base=tokenise(tokenizer, base),
         source=tokenise(tokenizer, source),
@@ -76,17 +72,6 @@ def triples_of(
         queried=torch.tensor([line.queried for line in lines]),
         source_queried=torch.tensor([line.source_queried for line in lines]),
     )
-    triples.check()
-    return triples
-
-
-def _parsed(text: str, origin: str) -> Line:
-    try:
-        return Line.model_validate_json(text)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"])) or "the line"
-        raise InputError(f"{origin}: {where}: {wrong['msg']}; it has {', '.join(Line.model_fields)}") from error
 
 
 def _prompt(text: str, roles: Mapping[str, Span], origin: str) -> Prompt:

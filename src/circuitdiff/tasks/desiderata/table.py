@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 from circuitdiff.tasks.desiderata import pairing, wording
 from circuitdiff.tasks.desiderata.pairing import Pairing
 from circuitdiff.tasks.desiderata.wording import Wording
@@ -84,5 +84,5 @@ DESIDERATA: Mapping[str, Desideratum] = MappingProxyType({each.name: each for ea
 def desideratum_named(name: str) -> Desideratum:
     """Raises: InputError naming the desiderata there are."""
     if name not in DESIDERATA:
-        raise InputError(f"expected a desideratum, one of {', '.join(DESIDERATA)}; got {name!r}")
+        raise InputError(f"there is no desideratum {name!r}{choices(name, DESIDERATA)}")
     return DESIDERATA[name]
