@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitdiff.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,56 @@ class PromptSet:
     slot_names: Sequence[str]  # like "segment_3.label"
     slot_kinds: Sequence[str]  # the same with the segment taken out, "segment.label"
 
+    def __post_init__(self) -> None:
+        check_numbers("PromptSet.tokens", self.tokens, (None, None))
+        shape = n, width = self.tokens.shape
+        check_numbers("PromptSet.lengths", self.lengths, (n,))
+        check_numbers("PromptSet.slots", self.slots, shape)
+        _check_rows("PromptSet.lengths", self.lengths, (self.lengths < 1) | (self.lengths > width), f"1 to {width}")
+        inside = torch.arange(width) < self.lengths[:, None]
+        _check_rows("PromptSet.tokens", self.tokens, inside & (self.tokens < 0), "token ids, from 0")
+        self._check_padding(inside)
+        self._check_positions()
+        self._check_slots(inside)
+
+    def _check_padding(self, inside: Bool[Tensor, "prompt pos"]) -> None:
+        """Only tokens[:length] are run, so padding in front would cut the question off: the end then holds real tokens.
+
+        Prompts that all end in the same token, one longer than the others, give that token away at their end.
+        """
+        beyond = self.tokens[~inside]
+        if not len(beyond):
+            return
+        right = f"only padding beyond the length, which is one token everywhere, here {int(beyond[0])}"
+        advice = "move the padding to the right (tokenizer.padding_side = 'right')"
+        _check_rows("PromptSet.tokens", self.tokens, ~inside & (self.tokens != beyond[0]), right, advice)
+        last = self.tokens.gather(1, self.lengths[:, None] - 1)
+        ends = "a prompt that does not end in what pads the others"
+        _check_rows("PromptSet.tokens", last, last == beyond[0], ends, advice + ", or pad with another token")
+
+    def _check_positions(self) -> None:
+        for role, at in self.positions.items():
+            field = f"PromptSet.positions[{role!r}]"
+            check_numbers(field, at, self.lengths.shape, at_least=-1)
+            _check_rows(field, at, at >= self.lengths, "a position before the prompt's length, or -1 for none")
+
+    def _check_slots(self, inside: Bool[Tensor, "prompt pos"]) -> None:
+        n_names, n_kinds = len(self.slot_names), len(self.slot_kinds)
+        if n_names != n_kinds or len(set(self.slot_names)) < n_names:
+            raise InputError(
+                f"PromptSet.slot_names: expected names that differ, and a kind for each; got {n_names} names, "
+                f"{len(set(self.slot_names))} of them different, and {n_kinds} slot_kinds"
+            )
+        expected = f"a slot from 0 to {n_names - 1} within the prompt's length, and -1 beyond it"
+        wrong = (self.slots >= n_names) | ((self.slots >= 0) != inside) | (self.slots < -1)
+        _check_rows("PromptSet.slots", self.slots, wrong, expected)
+
     def __len__(self) -> int:
         return len(self.tokens)
 
     def select(self, prompts: Int[Tensor, " chosen"]) -> PromptSet:
         """The chosen prompts, in the order given."""
-        return replace(
+        return selected(
             self,
             tokens=self.tokens[prompts],
             lengths=self.lengths[prompts],
@@ -48,6 +96,26 @@ class Pairs:
     counterfactual_answers: Int[Tensor, " prompt"] | None  # None: the counterfactual has no answer of its own
     scenarios: Int[Tensor, " prompt"]
     queried: Int[Tensor, " prompt"]  # index of the queried item, from zero
+
+    def __post_init__(self) -> None:
+        n, clean, other = len(self.clean_prompts), self.clean_prompts, self.counterfactual_prompts
+        check_count("Pairs.counterfactual_prompts", other, n)
+        if set(clean.positions) != set(other.positions) or list(clean.slot_names) != list(other.slot_names):
+            raise InputError(
+                f"Pairs.counterfactual_prompts: expected the clean prompts' roles ({', '.join(clean.positions)}) and "
+                f"slot_names; got roles {', '.join(other.positions)}, and slot_names that "
+                f"{'agree' if list(clean.slot_names) == list(other.slot_names) else 'differ'}: give both the same"
+            )
+        check_numbers("Pairs.answers", self.answers, (n,), at_least=0)
+        check_numbers("Pairs.alternatives", self.alternatives, (n, None), at_least=0)
+        if self.counterfactual_answers is not None:
+            check_numbers("Pairs.counterfactual_answers", self.counterfactual_answers, (n,), at_least=0)
+        check_numbers("Pairs.scenarios", self.scenarios, (n,))
+        check_numbers("Pairs.queried", self.queried, (n,), at_least=0)
+        if self.alternatives.shape[1] == 0:
+            raise InputError("Pairs.alternatives: expected at least one other listed answer of each prompt; got none")
+        twice = self.alternatives == self.answers[:, None]
+        _check_rows("Pairs.alternatives", self.alternatives, twice, "other tokens than the answer")
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -79,15 +147,57 @@ class Pairs:
     def select(self, prompts: Int[Tensor, " chosen"]) -> Pairs:
         """The chosen pairs, in the order given."""
         own = self.counterfactual_answers
-        return Pairs(
-            self.clean_prompts.select(prompts),
-            self.counterfactual_prompts.select(prompts),
-            self.answers[prompts],
-            self.alternatives[prompts],
-            None if own is None else own[prompts],
-            self.scenarios[prompts],
-            self.queried[prompts],
+        return selected(
+            self,
+            clean_prompts=self.clean_prompts.select(prompts),
+            counterfactual_prompts=self.counterfactual_prompts.select(prompts),
+            answers=self.answers[prompts],
+            alternatives=self.alternatives[prompts],
+            counterfactual_answers=None if own is None else own[prompts],
+            scenarios=self.scenarios[prompts],
+            queried=self.queried[prompts],
         )
+
+
+def selected(whole: T, **rows: object) -> T:
+    """Some rows of a set that was checked, not checked again: sets are selected for every batch."""
+    part = copy(whole)
+    part.__dict__.update(rows)
+    return part
+
+
+def check_numbers(field: str, values: object, shape: Sequence[int | None], *, at_least: int | None = None) -> None:
+    """Raises: InputError unless these are int64 on the CPU, of this shape (None: any size), and none is smaller."""
+    if not isinstance(values, Tensor) or values.dtype != torch.int64 or values.device.type != "cpu":
+        kind = f"{values.dtype} on {values.device}" if isinstance(values, Tensor) else type(values).__name__
+        raise InputError(
+            f"{field}: expected an int64 tensor on the CPU; got {kind}: give torch.tensor(..., dtype=int64)"
+        )
+    same = [n if size is None else size for size, n in zip(shape, values.shape, strict=False)] == list(values.shape)
+    if not same or len(shape) != values.dim():
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise InputError(f"{field}: expected the shape [{sizes}]; got {list(values.shape)}: correct it")
+    if at_least is not None:
+        _check_rows(field, values, values < at_least, f"numbers from {at_least}")
+
+
+def check_count(field: str, prompts: PromptSet, n_prompts: int) -> None:
+    """Raises: InputError unless there are so many prompts."""
+    if len(prompts) != n_prompts:
+        raise InputError(f"{field}: expected {n_prompts} prompts, one for each of the others; got {len(prompts)}")
+
+
+def _check_rows(
+    field: str,
+    values: Int[Tensor, " prompt *any"],
+    wrong: Bool[Tensor, " prompt *any"],
+    expected: str,
+    advice: str = "correct it",
+) -> None:
+    """Raises: InputError naming the first value that is wrong."""
+    if wrong.any():
+        place = wrong.nonzero()[0].tolist()
+        raise InputError(f"{field}, row {place[0]} (from 0): expected {expected}; got {int(values[*place])}: {advice}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitdiff.errors import InputError
-from circuitdiff.prompts import PromptSet
+from circuitdiff.prompts import PromptSet, check_count, check_numbers, selected
 
 
 @dataclass(frozen=True)
@@ -27,31 +27,43 @@ class Triples:
     queried: Int[Tensor, " triple"]  # index of the item asked for in the base prompt; -1 unknown
     source_queried: Int[Tensor, " triple"]  # the same in the source prompt
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    def __post_init__(self) -> None:
+        n = len(self.base)
+        check_count("Triples.source", self.source, n)
+        check_numbers("Triples.answers", self.answers, (n,), at_least=0)
+        check_numbers("Triples.targets", self.targets, (n,), at_least=0)
+        for kind, tokens in self.pointers.items():
+            check_numbers(f"Triples.pointers[{kind!r}]", tokens, (n,), at_least=-1)
+        check_numbers("Triples.scenarios", self.scenarios, (n,))
+        check_numbers("Triples.queried", self.queried, (n,), at_least=-1)
+        check_numbers("Triples.source_queried", self.source_queried, (n,), at_least=-1)
+        self._check_targets()
 
-    def select(self, triples: Int[Tensor, " chosen"]) -> Triples:
-        """The chosen triples, in the order given."""
-        return Triples(
-            self.name,
-            self.base.select(triples),
-            self.source.select(triples),
-            self.answers[triples],
-            self.targets[triples],
-            {kind: tokens[triples] for kind, tokens in self.pointers.items()},
-            self.scenarios[triples],
-            self.queried[triples],
-            self.source_queried[triples],
-        )
-
-    def check(self) -> None:
-        """Raises: InputError if a target is the answer anyway: patching nothing would then look like a success."""
+    def _check_targets(self) -> None:
+        """A target that is the answer anyway: patching nothing would look like a success."""
         trivial = (self.targets == self.answers).nonzero()[:, 0].tolist()
         if trivial:
             raise InputError(
                 f"desideratum {self.name!r} must want another answer than the unpatched one; triple {trivial[0] + 1} "
                 f"(and {len(trivial) - 1} more) wants the same: choose another source or target"
             )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def select(self, triples: Int[Tensor, " chosen"]) -> Triples:
+        """The chosen triples, in the order given."""
+        return selected(
+            self,
+            base=self.base.select(triples),
+            source=self.source.select(triples),
+            answers=self.answers[triples],
+            targets=self.targets[triples],
+            pointers={kind: tokens[triples] for kind, tokens in self.pointers.items()},
+            scenarios=self.scenarios[triples],
+            queried=self.queried[triples],
+            source_queried=self.source_queried[triples],
+        )
 
     def check_role(self, role: str) -> None:
         """Raises: InputError if a base or source prompt has no place for `role`."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from circuitdiff.engine.attention import handled_by
 from circuitdiff.engine.packing import packs
@@ -31,9 +32,12 @@ def questions(n_of_other_length: int = 2) -> PromptSet:
     lengths[len(SCENARIOS) :] = LENGTH - 2
     tokens[len(SCENARIOS), :9] = contexts[0, :9]
     tokens[len(SCENARIOS) :, LENGTH - 2 :] = 0
-    return replace(
-        prompt_set(1), tokens=tokens, lengths=lengths, positions={"last": lengths - 1}, slots=torch.zeros_like(tokens)
-    )
+    return of_one_slot(tokens, lengths)
+
+
+def of_one_slot(tokens: Tensor, lengths: Tensor) -> PromptSet:
+    slots = torch.where(torch.arange(LENGTH) < lengths[:, None], 0, -1)
+    return replace(prompt_set(1), tokens=tokens, lengths=lengths, positions={"last": lengths - 1}, slots=slots)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -68,23 +72,18 @@ def test_rows_are_at_most_twice_as_long_as_a_prompt_and_few_at_once():
     tokens = torch.full((40, LENGTH), 5)
     tokens[:, -2:] = torch.arange(80).reshape(40, 2)
     lengths = torch.full((40,), LENGTH)
-    same = replace(
-        prompt_set(1), tokens=tokens, lengths=lengths, positions={"last": lengths - 1}, slots=torch.zeros_like(tokens)
-    )
-    found = list(packs(same, at_once=2))
+    found = list(packs(of_one_slot(tokens, lengths), at_once=2))
     assert [pack.prompts.shape for pack in found] == [(1, 7)] * 5 + [(1, 5)], "2 x 13 = 11 + 7 x 2 and one over"
     assert max(len(pack.positions) for pack in found) == 11 + 7 * 2
     assert sorted(i for pack in found for i in pack.prompts.flatten().tolist()) == list(range(40))
 
 
 def test_few_prompts_run_together_however_much_they_share():
-    twice = questions().select(torch.tensor([3] * 40))
-    found = list(packs(twice, at_once=2))
+    found = list(packs(questions().select(torch.tensor([3] * 40)), at_once=2))
     assert [pack.prompts.shape for pack in found] == [(1, 8)] * 5
     six = torch.arange(3, 3 + 6 * LENGTH).remainder(D_VOCAB).reshape(6, LENGTH).repeat_interleave(8, dim=0)
     lengths = torch.full((48,), LENGTH)
-    changed = {"tokens": six, "lengths": lengths, "positions": {"last": lengths - 1}, "slots": torch.zeros_like(six)}
-    rows = [pack.prompts.shape for pack in packs(replace(twice, **changed), at_once=8)]
+    rows = [pack.prompts.shape for pack in packs(of_one_slot(six, lengths), at_once=8)]
     assert rows == [(4, 8), (2, 8)], "32 prompts of four rows, though five rows have no more than 8 x 13 tokens"
 
 

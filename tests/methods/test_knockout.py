@@ -146,8 +146,14 @@ def test_what_cannot_be_blocked_is_said_in_one_line(change, message):
 
 def test_a_query_left_without_keys_is_an_error_before_anything_runs():
     pairs = fake_pairs()
-    first = replace(pairs.clean_prompts, positions={**pairs.positions, "first": torch.zeros(5, dtype=torch.long)})
+    first = {"first": torch.zeros(5, dtype=torch.long)}
+    clean, other = pairs.clean_prompts, pairs.counterfactual_prompts
+    pairs = replace(
+        pairs,
+        clean_prompts=replace(clean, positions={**clean.positions, **first}),
+        counterfactual_prompts=replace(other, positions={**other.positions, **first}),
+    )
     with pytest.raises(InputError, match="'first' would see no key"):
-        attention_knockout(subject("llama").model, replace(pairs, clean_prompts=first), "first", "first")
+        attention_knockout(subject("llama").model, pairs, "first", "first")
     with pytest.raises(InputError, match="no position before 'first'"):
-        random_keys(replace(pairs, clean_prompts=first), "first", [])
+        random_keys(pairs, "first", [])

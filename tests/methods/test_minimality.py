@@ -165,7 +165,7 @@ def planted(monkeypatch, values: dict[frozenset[Head], torch.Tensor]) -> Pairs:
     tokens = torch.zeros(n, 1, dtype=torch.long)
     prompts = PromptSet(tokens, torch.ones(n, dtype=torch.long), at, tokens, ["last"], ["last"])
     zeros = torch.zeros(n, dtype=torch.long)
-    pairs = Pairs(prompts, prompts, zeros, zeros[:, None], None, torch.arange(n), zeros)
+    pairs = Pairs(prompts, prompts, zeros, zeros[:, None] + 1, None, torch.arange(n), zeros)
 
     def evaluate(model, circuits, on, *_, **__):
         probabilities = [values[frozenset(FETCHERS) - circuit.heads_at("last")][on.scenarios] for circuit in circuits]

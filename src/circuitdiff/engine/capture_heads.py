@@ -12,10 +12,9 @@ from torch import Tensor
 from circuitdiff.engine.attention import AttentionCall, attend, expand_kv, handled_by, pattern_of
 from circuitdiff.engine.edits import What
 from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.memory import batches
 from circuitdiff.engine.model import Model
-from circuitdiff.prompts import Bucket, PromptSet, buckets
-
-_PROMPTS_AT_ONCE = 32
+from circuitdiff.prompts import Bucket, PromptSet
 
 # By layer, the heads; and what each of them carries.
 Wanted = Mapping[int, Int[Tensor, " wanted"]]
@@ -38,7 +37,7 @@ def read_heads_and_ends(
     """`read_heads` of several kinds, and what `readout` says of the logits after each prompt, off the same runs."""
     found: dict[What, dict[str, dict[int, Tensor]]] = {what: {role: {} for role in wanted} for what in whats}
     ends: Tensor | None = None
-    for bucket in buckets(prompts, list(wanted), _PROMPTS_AT_ONCE):
+    for bucket in batches(model, prompts, list(wanted)):
 
         def handler(call: AttentionCall, bucket: Bucket = bucket) -> Tensor:
             z = attend(call)

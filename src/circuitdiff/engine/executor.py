@@ -107,7 +107,7 @@ class NarrowReadout:
         return self.of(logits[:, self.tokens.to(logits.device)], prompt)
 
 
-_UNEMBED_ROWS = 512  # bounds the memory for logits: 512 x 150,000 words x 4 bytes = 300 MB
+_UNEMBED_ROWS, _UNEMBED_BYTES = 512, 2**26  # of logits at once: 64 MB, beside what a readout makes of them
 
 
 def read_out(
@@ -118,8 +118,9 @@ def read_out(
     prompts = torch.arange(n_prompts, device=final.device).repeat(n_variants)
     rows = final.flatten(0, 1)
     tokens, of = (readout.tokens, readout.of) if isinstance(readout, NarrowReadout) else (None, readout)
+    d_vocab = model.module.config.get_text_config().vocab_size if tokens is None else len(tokens)
+    size = max(1, min(_UNEMBED_ROWS, _UNEMBED_BYTES // (d_vocab * model.dtype.itemsize)))
     parts = [
-        of(model.unembed(part, tokens), prompts[i * _UNEMBED_ROWS : i * _UNEMBED_ROWS + len(part)])
-        for i, part in enumerate(rows.split(_UNEMBED_ROWS))
+        of(model.unembed(part, tokens), some) for part, some in zip(rows.split(size), prompts.split(size), strict=True)
     ]
     return torch.cat(parts).unflatten(0, (n_variants, n_prompts))

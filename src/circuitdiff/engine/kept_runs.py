@@ -12,13 +12,15 @@ from torch import Tensor
 
 from circuitdiff.engine.clean import CleanRun, run_clean
 from circuitdiff.engine.executor import Batch
+from circuitdiff.engine.fits import check_prompts
+from circuitdiff.engine.memory import RUN_SHARE, batches, held_by_clean_run
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import Keywords, embed
 from circuitdiff.prompts import Bucket, PromptSet, buckets
 
 Progress = Callable[[int, int], None]  # done, of how many
 
-_PROMPTS_AT_ONCE = 16
+_ENOUGH_PROMPTS = 16
 
 
 class Need(NamedTuple):
@@ -101,11 +103,13 @@ def keep_runs(
     model: Model, prompts: PromptSet, needs: Sequence[Need], memory_gb: float, progress: Progress | None = None
 ) -> KeptRuns:
     """Runs as many of the prompts, from the first on, as can be kept in `memory_gb`."""
-    needs = list(dict.fromkeys(needs))
+    check_prompts(model, prompts)
+    needs, held = list(dict.fromkeys(needs)), held_by_clean_run(model)
     n_kept = min(len(prompts), int(memory_gb * 2**30 / _bytes_per_prompt(model, prompts, needs)))
     few, done = prompts.select(torch.arange(n_kept)), 0
     by_length = {int(n): _room(model, few, needs, int(n), len(prompts)) for n in few.lengths.unique()}
-    for bucket in buckets(few, [], _PROMPTS_AT_ONCE):
+    run_gb = RUN_SHARE * memory_gb
+    for bucket in batches(model, few, (), run_gb, largest=_ENOUGH_PROMPTS, held=held) if n_kept else ():
         kept = by_length[bucket.length]
         clean = run_clean(model, few.tokens[bucket.prompts, : bucket.length], min(kept.start.values(), default=0))
         _fill(kept, clean, bucket)

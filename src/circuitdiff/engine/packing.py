@@ -18,7 +18,7 @@ from torch import Tensor
 from circuitdiff.engine.attention import AttentionCall, attend
 from circuitdiff.prompts import PromptSet, buckets
 
-_LONGEST = 2  # a row, in lengths of a prompt: attention grows with its square
+LONGEST = 2  # a row, in lengths of a prompt: attention grows with its square
 _MOST = 4  # prompts in rows that run together, in `at_once`: each has logits
 
 
@@ -69,7 +69,7 @@ def packs(prompts: PromptSet, at_once: int) -> Iterator[Pack]:
     for bucket in buckets(prompts, []):
         rows: dict[tuple[int, int], list[Tensor]] = {}
         for alike, n_shared in _alike(prompts.tokens[bucket.prompts, : bucket.length]):
-            n_members = min(_MOST * at_once, (_LONGEST * bucket.length - n_shared) // (bucket.length - n_shared))
+            n_members = min(_MOST * at_once, (LONGEST * bucket.length - n_shared) // (bucket.length - n_shared))
             for members in alike.split(n_members):
                 rows.setdefault((len(members), n_shared), []).append(bucket.prompts[members])
         for (n_members, n_shared), some in rows.items():

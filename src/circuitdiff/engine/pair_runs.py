@@ -16,20 +16,25 @@ from torch import Tensor
 from circuitdiff.engine.capture import z_at_positions
 from circuitdiff.engine.clean import CleanRun, run_clean
 from circuitdiff.engine.executor import Batch
+from circuitdiff.engine.memory import KEPT_SHARE, RUN_SHARE, batches, held_by_clean_run
 from circuitdiff.engine.model import Model
-from circuitdiff.prompts import Bucket, Pairs, buckets
+from circuitdiff.prompts import Bucket, Pairs
 
-_SHARE = 0.4  # of the memory may hold clean runs
-_PROMPTS_AT_ONCE = 16
+_ENOUGH_PROMPTS = 16
 
 
 class PairRuns:
-    """Serves sweeps at `roles`. The first prompts' clean runs are kept, as many as fit; the others are run anew."""
+    """Serves sweeps at `roles`. The first prompts' clean runs are kept, as many as fit; the others are run anew.
 
-    def __init__(self, model: Model, pairs: Pairs, roles: Sequence[str], memory_gb: float) -> None:
+    With `keep=False`, for a sweep that shares with none, all are.
+    """
+
+    def __init__(
+        self, model: Model, pairs: Pairs, roles: Sequence[str], memory_gb: float, *, keep: bool = True
+    ) -> None:
         self.model, self.pairs = model, pairs
         self._roles = [role for role in dict.fromkeys(roles) if role in pairs.positions]
-        self._memory_gb = memory_gb
+        self.memory_gb, self._keep = memory_gb, keep
 
     def source(self, role: str) -> Float[Tensor, "layer prompt head d_head"]:
         """Every head's z at a role of each counterfactual prompt."""
@@ -46,7 +51,7 @@ class PairRuns:
     def _sources(self) -> Float[Tensor, "layer prompt role head d_head"]:
         prompts = self.pairs.counterfactual_prompts
         places = torch.stack([prompts.positions[role] for role in self._roles], dim=1)
-        return z_at_positions(self.model, prompts, places.clamp(min=0))
+        return z_at_positions(self.model, prompts, places.clamp(min=0), RUN_SHARE * self.memory_gb)
 
     @cached_property
     def _start(self) -> Int[Tensor, " prompt"]:
@@ -56,9 +61,12 @@ class PairRuns:
     @cached_property
     def _kept(self) -> list[CleanRun]:
         """Of the first prompts, each a batch of one."""
-        n_kept = min(len(self.pairs), int(_SHARE * self._memory_gb * 2**30 / self._bytes_per_prompt()))
+        n_kept = min(len(self.pairs), int(KEPT_SHARE * self.memory_gb * 2**30 / self._bytes_per_prompt()))
+        if not self._keep or not n_kept:
+            return []
         few, kept = self.pairs.clean_prompts.select(torch.arange(n_kept)), dict[int, CleanRun]()
-        for bucket in buckets(few, [], _PROMPTS_AT_ONCE) if n_kept else ():
+        memory_gb, held = RUN_SHARE * self.memory_gb, held_by_clean_run(self.model)
+        for bucket in batches(self.model, few, (), memory_gb, largest=_ENOUGH_PROMPTS, held=held):
             start = self._start[bucket.prompts]
             run = run_clean(self.model, few.tokens[bucket.prompts, : bucket.length], int(start.min()))
             for row, (prompt, first) in enumerate(zip(bucket.prompts.tolist(), start.tolist(), strict=True)):

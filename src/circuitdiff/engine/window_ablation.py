@@ -19,7 +19,7 @@ from torch import Tensor
 from circuitdiff.engine.attention import AttentionCall, handled_by
 from circuitdiff.engine.constant_tokens import ConstantColumns, ConstantTokens
 from circuitdiff.engine.executor import Ablation, Batch, Readout, read_out
-from circuitdiff.engine.memory import rows_at_once
+from circuitdiff.engine.memory import ROWS_SHARE, rows_at_once
 from circuitdiff.engine.replay import Keywords, cut, embed, run_layer
 from circuitdiff.engine.window_attention import Prefix, Window, attend_window
 
@@ -95,7 +95,8 @@ def _branches(scene: _Scene, trunk: _Trunk) -> Iterator[_Branches]:
     """The circuits that differ from the trunk, each once, as many together as the memory takes."""
     differs = (scene.ablation.kept != trunk.kept).any(-1).long()
     begin, first = differs.amax(2).argmax(1), differs.amax(1).argmax(1)
-    most = rows_at_once(scene.batch.model, scene.ablation.memory_gb) // scene.batch.n_prompts
+    memory_gb, batch = ROWS_SHARE * scene.ablation.memory_gb, scene.batch
+    most = rows_at_once(batch.model, memory_gb, batch.length) // batch.n_prompts
     for place in first.unique().tolist():
         mine = ((first == place) & differs.any(-1).any(-1)).nonzero()[:, 0]
         mine = mine[begin[mine].argsort(stable=True)]

@@ -12,6 +12,7 @@ from torch import Tensor
 from circuitdiff.engine import Model
 from circuitdiff.engine.capture import read_model
 from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.fits import check_pairs
 from circuitdiff.metrics import hit, log_prob, logit_difference
 from circuitdiff.prompts import Pairs
 from circuitdiff.statistics import Interval, accuracy_interval
@@ -57,6 +58,7 @@ class Evaluation:
 
 def evaluate_model(model: Model, pairs: Pairs) -> Evaluation:
     """What the model answers to the clean prompts."""
+    check_pairs(model, pairs)
     return evaluation_of(read_model(model, pairs.clean_prompts, answers_readout(pairs, model.device)), pairs)
 
 

@@ -9,6 +9,7 @@ import torch
 from circuitdiff.circuit import Circuit
 from circuitdiff.engine import Batch, Model, executor_named
 from circuitdiff.engine.executor import Ablation
+from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
@@ -50,6 +51,7 @@ def evaluate_circuits(
 
     Raises: InputError as `evaluate_circuit` does.
     """
+    check_pairs(model, pairs)
     for circuit in circuits:
         circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
     roles = list(dict.fromkeys(role for circuit in circuits for role in circuit.roles))
@@ -74,6 +76,7 @@ def evaluate_circuits(
 
 def check_circuit(model: Model, circuit: Circuit, pairs: Pairs) -> None:
     """Raises: InputError if a group is empty or holds a head twice, or the model or task lacks a head or role."""
+    check_pairs(model, pairs)
     check_groups(circuit, model.n_layers, model.n_heads, pairs)
 
 

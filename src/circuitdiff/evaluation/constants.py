@@ -11,7 +11,8 @@ from torch import Tensor
 from circuitdiff.engine import Model
 from circuitdiff.engine.capture import z_at_positions
 from circuitdiff.engine.constant_tokens import ConstantTokens
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, RUN_SHARE
+from circuitdiff.engine.memory import prompts_at_once as prompts_of_one_run
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.means import Means
 from circuitdiff.prompts import Bucket, Pairs, PromptSet
@@ -49,11 +50,13 @@ class Shared:
 
 
 def prompts_at_once(model: Model, pairs: Pairs, replacement: Replacement, memory_gb: float = DEFAULT_MEMORY_GB) -> int:
-    """How many prompts' constants fit the memory."""
+    """How many prompts fit the memory, with their constants where each has its own."""
+    longest = int(pairs.lengths.max())
+    most = min(_MOST_PROMPTS, prompts_of_one_run(model, longest, RUN_SHARE * memory_gb))
     if replacement != "resample":
-        return _MOST_PROMPTS
-    per_prompt = model.n_layers * int(pairs.lengths.max()) * model.n_heads * model.d_head * model.dtype.itemsize
-    return max(1, min(_MOST_PROMPTS, int(_SHARE * memory_gb * 2**30 / per_prompt)))
+        return most
+    per_prompt = model.n_layers * longest * model.n_heads * model.d_head * model.dtype.itemsize
+    return max(1, min(most, int(_SHARE * memory_gb * 2**30 / per_prompt)))
 
 
 def check_replacement(pairs: Pairs, replacement: Replacement) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 from circuitdiff.engine import Batch, Edit, Knockout, Model, executor_named
 from circuitdiff.engine.branch import branched
 from circuitdiff.engine.executor import Readout
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, clean_prompts_at_once, rows_at_once
+from circuitdiff.engine.fits import check_pairs
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, ROWS_SHARE, RUN_SHARE, batches, held_by_clean_run, rows_at_once
 from circuitdiff.evaluation.answers import answers_readout
 from circuitdiff.evaluation.circuits import Progress
-from circuitdiff.prompts import Bucket, Pairs, buckets
+from circuitdiff.prompts import Bucket, Pairs
 
 V = TypeVar("V")
 _FEWEST_PROMPTS = 8  # a clean run of fewer wastes the machine
@@ -50,14 +51,13 @@ def run_edited(
     progress: Progress | None = None,
 ) -> Float[Tensor, "variant prompt value"]:
     """What a readout (by default `answers_readout`) says of each variant's logits after each prompt."""
-    runner, rows = executor_named(executor), rows_at_once(model, memory_gb)
+    check_pairs(model, pairs)
+    runner = executor_named(executor)
+    rows = rows_at_once(model, ROWS_SHARE * memory_gb, int(pairs.lengths.max()))
     found: Tensor | None = None
     done, width = 0, int(pairs.lengths.max() - min(int(pairs.positions[role].min()) for role in editing.roles))
-    at_once = min(
-        clean_prompts_at_once(model, int(pairs.lengths.max()), memory_gb),
-        max(_FEWEST_PROMPTS, rows // max(1, len(variants) * width)),
-    )
-    for bucket in buckets(pairs.clean_prompts, editing.roles, at_once):
+    largest, held = max(_FEWEST_PROMPTS, rows // max(1, len(variants) * width)), held_by_clean_run(model)
+    for bucket in batches(model, pairs.clean_prompts, editing.roles, RUN_SHARE * memory_gb, largest=largest, held=held):
         readout = readout_of(bucket) if readout_of else answers_readout(pairs.select(bucket.prompts), model.device)
         begin = (editing.begins(variant, bucket) for variant in variants)
         tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from circuitdiff.engine import Model
 from circuitdiff.engine.capture import sum_z_by_slot
+from circuitdiff.engine.fits import check_pairs
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Pairs
 
@@ -51,6 +52,7 @@ def slot_sums(model: Model, pairs: Pairs) -> SlotSums:
 
     Raises: InputError if a slot of the clean prompts never occurs in the counterfactual ones.
     """
+    check_pairs(model, pairs)
     prompts = pairs.counterfactual_prompts
     total, count = sum_z_by_slot(model, prompts)
     needed = pairs.clean_prompts.slots[pairs.clean_prompts.slots >= 0].unique()

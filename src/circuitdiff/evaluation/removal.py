@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.engine import Edit, Model
+from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.evaluation.answers import Evaluation, evaluate_model, evaluation_of
 from circuitdiff.evaluation.circuits import Progress, check_places
@@ -36,6 +37,7 @@ def evaluate_without(
 
     Raises: InputError if the model lacks a head or the task a role.
     """
+    check_pairs(model, pairs)
     for heads in removed:
         heads.check_fits(model.n_layers, model.n_heads, pairs.positions)
     roles = list(dict.fromkeys(role for heads in removed for role in heads.roles))

@@ -11,11 +11,11 @@ from torch import Tensor
 from circuitdiff.engine import Model
 from circuitdiff.engine.attention import AttentionCall, attend, handled_by
 from circuitdiff.engine.capture import z_at_role
+from circuitdiff.engine.fits import check_pairs
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, batches, numbers_per_row
 from circuitdiff.errors import InputError
 from circuitdiff.metrics import metric_named
-from circuitdiff.prompts import Pairs, buckets
-
-_PROMPTS_AT_ONCE = 32
+from circuitdiff.prompts import Pairs
 
 
 def attribution_scores(
@@ -32,10 +32,12 @@ def attribution_scores(
     """
     for role in roles:
         _check_role(pairs, role)
+    check_pairs(model, pairs)
     quantity = metric_named(metric).quantity
     source = {role: z_at_role(model, pairs.counterfactual_prompts, role) for role in roles}
     scores = {role: torch.empty(model.n_layers, model.n_heads, len(pairs), dtype=model.dtype) for role in roles}
-    for bucket in buckets(pairs.clean_prompts, roles, _PROMPTS_AT_ONCE):
+    held = numbers_per_row(model, int(pairs.lengths.max()))  # gradients need all that a layer computes
+    for bucket in batches(model, pairs.clean_prompts, roles, DEFAULT_MEMORY_GB, held=held):
         part = pairs.select(bucket.prompts)
         answers, alternatives = part.answers.to(model.device), part.alternatives.to(model.device)
         tokens, positions = part.clean[:, : bucket.length], [bucket.positions[role] for role in roles]

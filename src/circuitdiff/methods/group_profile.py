@@ -15,11 +15,11 @@ from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Batch, Edit, Model, executor_named
 from circuitdiff.engine.attention import AttentionCall, attend, handled_by, pattern_of
 from circuitdiff.engine.capture import z_at_positions
+from circuitdiff.engine.fits import check_pairs
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, ROWS_SHARE, batches, held_by_clean_run, rows_at_once
 from circuitdiff.errors import InputError
 from circuitdiff.metrics import metric_named
-from circuitdiff.prompts import Bucket, Pairs, buckets
-
-_PROMPTS_AT_ONCE = 32
+from circuitdiff.prompts import Bucket, Pairs
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def attention_by_role(
     _check(model, groups, pairs, [*roles, *(group.at for group in groups.values())])
     shape = (len(pairs), len(roles))
     found = {name: torch.zeros(len(group.heads), *shape, dtype=model.dtype) for name, group in groups.items()}
-    for bucket in buckets(pairs.clean_prompts, [], _PROMPTS_AT_ONCE):
+    for bucket in batches(model, pairs.clean_prompts):
         part = pairs.select(bucket.prompts)
         keys = torch.stack([part.positions[role] for role in roles], dim=-1)
 
@@ -73,7 +73,10 @@ def effect_by_role(
     places = torch.stack([pairs.counterfactual_positions[role] for role in roles], dim=-1)
     source = z_at_positions(model, pairs.counterfactual_prompts, places)
     found = torch.empty(len(groups), len(roles), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
-    for bucket in buckets(pairs.clean_prompts, roles, _PROMPTS_AT_ONCE):
+    width = int(pairs.lengths.max() - min(int(pairs.positions[role].min()) for role in roles))
+    rows = rows_at_once(model, ROWS_SHARE * DEFAULT_MEMORY_GB, int(pairs.lengths.max()))
+    largest, held = max(1, rows // (len(groups) * width)), held_by_clean_run(model)
+    for bucket in batches(model, pairs.clean_prompts, roles, largest=largest, held=held):
         tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
         batch = Batch(model, tokens, min(bucket.positions.values()))
         part = pairs.select(bucket.prompts)
@@ -103,6 +106,7 @@ def _edits(groups: Mapping[str, Group], at: int, source: Float[Tensor, "layer pr
 def _check(model: Model, groups: Mapping[str, Group], pairs: Pairs, roles: Sequence[str]) -> None:
     if not groups or not all(group.heads for group in groups.values()):
         raise InputError("a group without heads has no profile; give it heads")
+    check_pairs(model, pairs)
     Circuit(groups).check_fits(model.n_layers, model.n_heads, pairs.positions)
     for role in roles:
         if role not in pairs.positions:

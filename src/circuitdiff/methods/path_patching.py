@@ -12,7 +12,7 @@ We differ in the counterfactual of each prompt, which is drawn once for all send
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,18 +22,18 @@ from torch import Tensor
 
 from circuitdiff.engine import Batch, Edit, Executor, Model, Site, executor_named
 from circuitdiff.engine.executor import NarrowReadout, Readout
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, rows_at_once
+from circuitdiff.engine.fits import check_pairs
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, ROWS_SHARE, RUN_SHARE, batches, held_by_clean_run, rows_at_once
 from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.heads import Head
 from circuitdiff.metrics import Metric, metric_named
-from circuitdiff.prompts import Bucket, Pairs, buckets
+from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.statistics import Interval, mean_interval
 
 Via = Literal["q", "k", "v"]
 Progress = Callable[[int, int], None]  # done, of how many
-
-_PROMPTS_AT_ONCE = 32
+Senders = Sequence[Head]  # heads that are patched together
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def path_effects(
     everyone = [Head(layer, i) for layer in range(model.n_layers) for i in range(model.n_heads)]
     chosen = everyone if senders is None else sorted(set(senders))
     check_heads(model, chosen)
-    runs = shared or PairRuns(model, pairs, path.roles, memory_gb=0)
+    runs = shared or PairRuns(model, pairs, path.roles, memory_gb, keep=False)
     sweep = _Sweep(runs, path, metric_named(metric), executor_named(executor), memory_gb)
     return sweep.run(chosen, progress or (lambda done, total: None))
 
@@ -128,6 +128,8 @@ def group_path_effects(
     metric: str = "logit_difference",
     executor: str = "window",
     shared: PairRuns | None = None,
+    *,
+    memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> dict[str, Float[Tensor, " prompt"]]:
     """`path_effects` of whole groups at role `at`: all heads of a group are patched at once.
 
@@ -137,18 +139,13 @@ def group_path_effects(
     check_path(model, pairs, path, empty_receivers=receivers is not None and not receivers)
     groups = list(senders.values())
     check_heads(model, [head for group in groups for head in group])
-    measure, runs = metric_named(metric), shared or PairRuns(model, pairs, path.roles, memory_gb=0)
-    source = runs.source(at)
-    found = torch.empty(len(groups), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
-    for bucket in buckets(pairs.clean_prompts, path.roles, _PROMPTS_AT_ONCE):
-        batch = open_batch(runs, bucket, path)
-        readout = _readout(pairs, bucket, measure, model.device)
-        patched = sweep_senders(
-            executor_named(executor), batch, bucket, path, groups, source[:, bucket.prompts], readout
-        )
-        clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=batch.clean.logits.device))
-        found[:, bucket.prompts] = measure.effect(patched, clean[None])[:, :, 0].cpu()
-    return dict(zip(senders, found, strict=True))
+    runs = shared or PairRuns(model, pairs, path.roles, memory_gb, keep=False)
+    sweep = _Sweep(runs, path, metric_named(metric), executor_named(executor), memory_gb)
+    per_prompt = torch.empty(len(groups), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
+    for batch, bucket in sweep.batches(len(groups)):
+        effects = [effects for _, effects in sweep.effects(batch, bucket, groups)]
+        per_prompt[:, bucket.prompts] = torch.cat(effects)[:, :, 0]
+    return dict(zip(senders, per_prompt, strict=True))
 
 
 def check_heads(model: Model, heads: Sequence[Head]) -> None:
@@ -162,6 +159,7 @@ def check_heads(model: Model, heads: Sequence[Head]) -> None:
 
 def check_path(model: Model, pairs: Pairs, path: Path, *, empty_receivers: bool = False) -> None:
     """Raises: InputError if a role or head does not exist, or if the path can have no effect on the logits."""
+    check_pairs(model, pairs)
     for role in path.roles:
         if role not in pairs.positions:
             raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
@@ -193,31 +191,29 @@ def check_reach(pairs: Pairs, at: str, via: str | None, receivers_at: str | None
 
 
 class _Sweep:
-    """All senders of one path over all prompts, in batches that fit the memory."""
+    """Senders of one path over all prompts, in batches that fit the memory."""
 
     def __init__(self, runs: PairRuns, path: Path, metric: Metric, executor: Executor, memory_gb: float) -> None:
         self._runs, self._model, self._pairs, self._path = runs, runs.model, runs.pairs, path
-        self._metric, self._executor = metric, executor
-        self._rows = rows_at_once(runs.model, memory_gb)
+        self._metric, self._executor, self._memory_gb = metric, executor, memory_gb
+        self._rows = rows_at_once(runs.model, ROWS_SHARE * memory_gb, int(runs.pairs.lengths.max()))
+        self._width = int((self._pairs.lengths - self._pairs.positions[path.first_changed]).max())
         self._source = runs.source(path.at)
 
-    def run(self, senders: Sequence[Head], progress: Progress) -> PathEffects:
+    def run(self, heads: Sequence[Head], progress: Progress) -> PathEffects:
+        """Each head by itself."""
         model, n_prompts = self._model, len(self._pairs)
         last = self._path.last_layer
-        live = [head for head in senders if last is None or head.layer < last]
+        live = [head for head in heads if last is None or head.layer < last]
         n_answers = 1 if self._pairs.counterfactual_answers is None else 2
         dtype = torch.promote_types(model.dtype, torch.float32)
         per_prompt = torch.full((n_answers, model.n_layers, model.n_heads, n_prompts), torch.nan, dtype=dtype)
-        layers, indices = ([head.layer for head in senders], [head.index for head in senders])
+        layers, indices = ([head.layer for head in heads], [head.index for head in heads])
         per_prompt[:, layers, indices] = 0.0  # exactly, for senders that no receiver can see
         floor, done = 0.0, 0
-        width = int((self._pairs.lengths - self._pairs.positions[self._path.first_changed]).max())
-        prompts_at_once = max(1, self._rows // max(1, len(live) * width))
-        for bucket in buckets(self._pairs.clean_prompts, self._path.roles, prompts_at_once):
-            batch = open_batch(self._runs, bucket, self._path)
-            for part in _parts(live, max(1, self._rows // (len(bucket.prompts) * width))):
-                effects = self._effects(batch, bucket, part, self._source[:, bucket.prompts])
-                rows, columns = [head.layer for head in part], [head.index for head in part]
+        for batch, bucket in self.batches(len(live)):
+            for part, effects in self.effects(batch, bucket, [[head] for head in live]):
+                rows, columns = ([head.layer for [head] in part], [head.index for [head] in part])
                 for answer in range(n_answers):
                     per_prompt[answer, torch.tensor(rows)[:, None], torch.tensor(columns)[:, None], bucket.prompts] = (
                         effects[:, :, answer]
@@ -229,20 +225,35 @@ class _Sweep:
         other = per_prompt[1] if n_answers == 2 else None
         return PathEffects(per_prompt[0], other, floor, self._pairs.scenarios, self._metric.name)
 
-    def _effects(
-        self, batch: Batch, bucket: Bucket, senders: Sequence[Head], source: Float[Tensor, "layer prompt head d_head"]
-    ) -> Float[Tensor, "sender prompt answer"]:
+    def batches(self, n_senders: int) -> Iterator[tuple[Batch, Bucket]]:
+        """Clean prompts whose clean runs fit the memory, and no more than all senders together can be run on."""
+        largest = max(1, self._rows // max(1, n_senders * self._width))
+        prompts, run_gb, held = self._pairs.clean_prompts, RUN_SHARE * self._memory_gb, held_by_clean_run(self._model)
+        for bucket in batches(self._model, prompts, self._path.roles, run_gb, largest=largest, held=held):
+            yield open_batch(self._runs, bucket, self._path), bucket
+
+    def effects(
+        self,
+        batch: Batch,
+        bucket: Bucket,
+        senders: Sequence[Senders],
+        source: Float[Tensor, "layer prompt head d_head"] | None = None,
+    ) -> Iterator[tuple[Sequence[Senders], Float[Tensor, "sender prompt answer"]]]:
+        """As many senders together as the memory takes; their z comes from `source`, by default the counterfactual."""
+        source = self._source[:, bucket.prompts] if source is None else source
         readout = _readout(self._pairs, bucket, self._metric, self._model.device)
-        alone = [[sender] for sender in senders]
-        patched = sweep_senders(self._executor, batch, bucket, self._path, alone, source, readout)
         clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=batch.clean.logits.device))
-        return self._metric.effect(patched, clean[None]).cpu()
+        size = max(1, self._rows // (batch.n_prompts * self._width))
+        for part in (senders[i : i + size] for i in range(0, len(senders), size)):
+            patched = sweep_senders(self._executor, batch, bucket, self._path, part, source, readout)
+            yield part, self._metric.effect(patched, clean[None]).cpu()
 
     def _noise_floor(self, batch: Batch, bucket: Bucket, live: Sequence[Head]) -> float:
         """One sender per layer, replaced by its own clean z."""
         own = torch.stack([batch.clean.z_at(i, bucket.positions[self._path.at]) for i in range(self._model.n_layers)])
-        first_of_layer = list({head.layer: head for head in reversed(live)}.values())
-        return float(self._effects(batch, bucket, sorted(first_of_layer), own).abs().max())
+        first_of_layer = sorted({head.layer: head for head in reversed(live)}.values())
+        parts = self.effects(batch, bucket, [[head] for head in first_of_layer], own)
+        return max(float(effects.abs().max()) for _, effects in parts)
 
 
 def _readout(pairs: Pairs, bucket: Bucket, metric: Metric, device: torch.device) -> Readout:
@@ -326,7 +337,3 @@ def _sites(path: Path, at: int, device: torch.device) -> list[Site]:
         Site(layer, path.via, at, torch.tensor(chosen, device=device))
         for layer, chosen in zip(layers, heads, strict=True)
     ]
-
-
-def _parts(senders: Sequence[Head], size: int) -> list[Sequence[Head]]:
-    return [senders[i : i + size] for i in range(0, len(senders), size)]

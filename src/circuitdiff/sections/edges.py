@@ -74,5 +74,6 @@ def _effect(
         edge.via,
         None if receiver is None or edge.via == "q" else receiver.at,
         executor=executor,
+        memory_gb=shared.memory_gb,
         shared=shared,
     )[edge.sender]

@@ -167,7 +167,6 @@ def fit_mask(
         wanted = sum(options.n_triples)
         triples = sample_triples(task or entity_tracking(), model.tokenizer, desideratum, wanted, options.seed)
     split_by_scenario(triples.scenarios, options.n_triples)
-    triples.check()
     triples.check_role(group.at)
     shared = SharedRuns(
         model,

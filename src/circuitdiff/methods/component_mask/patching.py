@@ -80,7 +80,8 @@ class Patching:
             return []
         width = int(self.widths[rows].max())
         n_layers = self.model.n_layers - self._first_layer(self.source_z) if training else 1
-        largest = rows_at_once(self.model, self.memory_gb / n_layers) // width
+        longest = int(self.runs.prompts.lengths[rows].max())
+        largest = rows_at_once(self.model, self.memory_gb / n_layers, longest) // width
         return list(self._together(self.runs.buckets(self.at, rows, max(1, largest)), largest))
 
     def _together(self, buckets: Sequence[Bucket], largest: int) -> Iterator[Bucket]:

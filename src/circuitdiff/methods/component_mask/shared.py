@@ -12,6 +12,7 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Model, executor_named
 from circuitdiff.engine.capture_heads import read_heads
+from circuitdiff.engine.fits import check_triples
 from circuitdiff.engine.kept_runs import KeptRuns, Need, keep_runs
 from circuitdiff.engine.model import bypassed
 from circuitdiff.errors import InputError
@@ -68,6 +69,7 @@ class SharedRuns:
         Raises: InputError if a base or source prompt lacks the group's role.
         """
         assert triples.base is self._base, "shared runs are of one set of base prompts"
+        check_triples(self.model, triples)
         triples.check_role(self.groups[group].at)
         key = (group, () if order is None else tuple(order.tolist()))
         source = self._source_of(group, triples)

@@ -121,7 +121,7 @@ class Drawing:
                 f"desideratum {wanted.name!r} has no target for triple {int((targets < 0).nonzero()[0]) + 1}: its "
                 f"pairing and its target do not go together"
             )
-        triples = Triples(
+        return Triples(
             name=wanted.name,
             base=self.base,
             source=source,
@@ -132,8 +132,6 @@ class Drawing:
             queried=torch.tensor([base.queried for base, _ in asked]),
             source_queried=torch.tensor([source.queried for _, source in asked]),
         )
-        triples.check()
-        return triples
 
     def _tokens(self, target: Target, asked: Sequence[tuple[Question, Question]]) -> Int[Tensor, " triple"]:
         """What each source points to, as a token; -1 for nothing."""
