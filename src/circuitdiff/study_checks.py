@@ -14,7 +14,15 @@ from circuitdiff.engine import IMPLEMENTATION, Model
 from circuitdiff.evaluation import Means, evaluate_circuits
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import path_effects
-from circuitdiff.models.checks import Check, at_most, difference, log_prob_tolerance, step_of_logits, tolerance_of
+from circuitdiff.models.checks import (
+    Check,
+    at_most,
+    difference,
+    log_prob_tolerance,
+    step_of_logits,
+    tolerance_for,
+    tolerance_of,
+)
 from circuitdiff.prompts import Pairs
 
 _NOISE = 20  # times: rounding is that much larger on some heads and prompts than on the few that measure it
@@ -65,7 +73,7 @@ def check_batching(model: Model, pairs: Pairs) -> list[Check]:
     padded = _padded_by_the_model(model, prompts.tokens, prompts.lengths.tolist())
     rows = [i for i, n in enumerate(prompts.lengths.tolist()) if n == int(prompts.lengths[0])]
     together = model.forward(prompts.tokens[rows, : int(prompts.lengths[0])])
-    tolerance = tolerance_of(model.dtype)
+    tolerance = tolerance_for(model.module)
     return [
         at_most("batch of one vs batch of many", model, difference(together, alone[rows]), tolerance, "logits"),
         at_most("our buckets vs the model's padded batch", model, difference(padded, alone), tolerance, "logits"),

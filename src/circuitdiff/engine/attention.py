@@ -124,7 +124,7 @@ def _attention(
         )
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     call = AttentionCall(module, layer, query, key, value, attention_mask, scaling, softcap)
-    return _handler.get()(call), None
+    return _handler.get()(call).contiguous(), None  # some models take a view of it
 
 
 def _mask(*args: object, **keywords: object) -> Tensor:

@@ -77,9 +77,16 @@ def cut(keywords: Keywords, positions: Int[Tensor, " row"], *, one_each: bool = 
 def run_layer(
     layer: nn.Module, hidden: Float[Tensor, "batch row d_model"], keywords: Keywords
 ) -> Float[Tensor, "batch row d_model"]:
-    """The layer's output; some architectures wrap it in a tuple."""
+    """The layer's output; some architectures wrap it in a tuple.
+
+    Raises: InputError if it is of another form.
+    """
     out = layer(hidden, **keywords)
-    return out[0] if isinstance(out, tuple) else out
+    out = out[0] if isinstance(out, tuple) and out else out
+    if not isinstance(out, Tensor) or out.shape != hidden.shape:
+        form = f"a {tuple(out.shape)} tensor" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise InputError(f"{type(layer).__name__} gives out {form}, not its residual stream; it is not supported")
+    return out
 
 
 def embed(

@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from circuitdiff.errors import InputError, first_line
 from circuitdiff.models.adapter_settings import SETTINGS, check_expressions, read_settings
-from circuitdiff.models.checks import Check, difference, refuse_failures, tolerance_of
+from circuitdiff.models.checks import Check, difference, refuse_failures, tolerance_for
 from circuitdiff.models.family_registry import embedded_adapter
 from circuitdiff.models.libraries import library_errors, listed, quiet
-from circuitdiff.models.structure import probe_tokens
+from circuitdiff.models.probe import probe_tokens
 from circuitdiff.reading import looks_like_path, no_such_path
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -121,7 +121,7 @@ def merge_adapter(model: PreTrainedModel, source: str | Path) -> Merged:
     unmerged = _logits(adapted, tokens)
     with library_errors(lambda said: f"adapter {adapter.folder} cannot be merged into this model: {said}"):
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=False)  # pyright: ignore[reportCallIssue, reportAssignmentType]
-    return Merged(merged, _checks(adapter, before, unmerged, _logits(merged, tokens), tolerance_of(model.dtype)))
+    return Merged(merged, _checks(adapter, before, unmerged, _logits(merged, tokens), tolerance_for(model)))
 
 
 def _checks(adapter: _Adapter, before: Tensor, unmerged: Tensor, merged: Tensor, tolerance: float) -> tuple[Check, ...]:
@@ -138,7 +138,8 @@ def _checks(adapter: _Adapter, before: Tensor, unmerged: Tensor, merged: Tensor,
 
 def _probe_tokens(model: PreTrainedModel, settings: PeftConfig) -> Int[Tensor, "prompt pos"]:
     """Random tokens, among them those that the adapter trained one by one."""
-    tokens, trained = probe_tokens(model), getattr(settings, "trainable_token_indices", None) or []
+    tokens = probe_tokens(model, n_prompts=3, longest=11)
+    trained = getattr(settings, "trainable_token_indices", None) or []
     indices = [each for some in trained.values() for each in some] if isinstance(trained, dict) else list(trained)
     few = indices[: tokens.shape[1] - 1]
     tokens[:, : len(few)] = torch.tensor(few, dtype=tokens.dtype, device=tokens.device)

@@ -184,7 +184,9 @@ def _executors_agree(batch: Batch, edits: list[Edit], edited: Float[Tensor, "var
     worst = max(difference(a, b) for a, b in pairs)
     at, left_out = ", ".join(str(at) for _, at in _places(batch)), uncrossed(model.module.config)
     detail = f"z, q, k, v edited, frozen, ablated at {at} of {batch.length} random tokens{left_out}"
-    return at_most("window executor vs full executor", model, worst, tolerance_for(model.module), detail)
+    # In 16 bits edited runs lie up to twice as far apart as clean ones (0.044 of the largest logit, random weights).
+    tolerance = tolerance_for(model.module) * (2 if model.dtype.itemsize == 2 else 1)
+    return at_most("window executor vs full executor", model, worst, tolerance, detail)
 
 
 def _frozen(batch: Batch, executor: Executor) -> list[Tensor]:

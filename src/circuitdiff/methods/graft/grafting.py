@@ -27,7 +27,7 @@ from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluati
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.evaluation.scores import Score, scored
 from circuitdiff.methods.graft.parts import KINDS, Grafted, Part, head_part, split
-from circuitdiff.models.checks import tolerance_of
+from circuitdiff.models.checks import tolerance_for
 from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs
 from circuitdiff.shares import Attribution, Subset, attribute, needed_subsets
@@ -200,7 +200,7 @@ def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slic
     with swapped(recipient, everything, donor):
         grafted = read_model(recipient, few, lambda logits, _: logits)
     error = float((grafted - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
-    if not error <= tolerance_of(recipient.dtype):
+    if not error <= tolerance_for(recipient.module):
         raise InputError(
             f"all weights of {donor.name} grafted into {recipient.name} do not make {donor.name}: logits differ by "
             f"{error:.2g} of the largest; the two differ outside their weights (another config?): use one base's"
