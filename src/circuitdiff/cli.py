@@ -20,7 +20,7 @@ from typer.exceptions import TyperException
 from circuitdiff.accuracy import accuracies
 from circuitdiff.conformance import conformance as check_conformance
 from circuitdiff.diff import diff_runs, diff_tables, paired
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, form_of_results
 from circuitdiff.files import write_whole
 from circuitdiff.ground_truth import Share, check_ground_truth, compute_share, render_page
 from circuitdiff.models import load_model
@@ -70,7 +70,8 @@ def demo(folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Pa
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
     """Write a run's report again, without loading a model."""
-    _say(f"report: {write_report(read_results(folder), folder / REPORT)}")
+    with form_of_results(f"results.json in {folder}"):
+        _say(f"report: {write_report(read_results(folder), folder / REPORT)}")
 
 
 @app.command()
@@ -83,10 +84,12 @@ def diff(
     """Show what moved between two runs beyond its interval, without loading a model."""
     _check_folder(json_file)
     ours, theirs = read_results(first), read_results(second)
-    found = diff_runs(ours, paired(ours, theirs, pair))
+    with form_of_results(f"results.json in {first} or {second}"):
+        found = diff_runs(ours, paired(ours, theirs, pair))
+        tables = diff_tables(found, str(first), str(second))
     if json_file:
         write_whole(json_file, json_bytes(found.to_dict()))
-    for title, columns, rows in diff_tables(found, str(first), str(second)):
+    for title, columns, rows in tables:
         _show_table(columns, rows[:_ROWS], title)
         if len(rows) > _ROWS:
             _say(f"and {len(rows) - _ROWS} more; --json has all")
