@@ -191,7 +191,7 @@ def test_timings_go_to_a_log_beside_the_results(tmp_path):
     assert json.loads(line)["stage"] == "effects"
 
 
-OTHER = """
+TEN_RECORDS = """
 import os, sys, time
 from pathlib import Path
 from circuitdiff.store import Record, Store
@@ -208,11 +208,19 @@ Store.open("run", print).stages("effects", range(10), compute)
 """
 
 
-def started(folder: Path, seconds: float) -> subprocess.Popen[bytes]:
-    """Another process that computes ten records in so many seconds, once it has begun."""
-    other = subprocess.Popen([sys.executable, "-c", OTHER, str(seconds)], cwd=folder)
-    until(lambda: (folder / "computes").exists())
-    return other
+@pytest.fixture
+def other(tmp_path):
+    """Starts another process in the test's folder; it ends with the test."""
+    others: list[subprocess.Popen[bytes]] = []
+
+    def start(program: str, *arguments: object) -> subprocess.Popen[bytes]:
+        others.append(subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], cwd=tmp_path))
+        return others[-1]
+
+    yield start
+    for process in others:
+        process.kill()
+        process.wait()
 
 
 def until(holds, seconds: float = 100) -> None:
@@ -236,43 +244,44 @@ def computed_here(folder: Path, told: list[str]) -> list[int]:
     return made
 
 
-def test_what_another_process_computes_is_waited_for_with_a_line_now_and_then(tmp_path, monkeypatch):
+def test_what_another_process_computes_is_waited_for_with_a_line_now_and_then(other, tmp_path, monkeypatch):
     monkeypatch.setattr(circuitdiff.store, "_FIRST_NOTICE", 0.5)
     monkeypatch.setattr(circuitdiff.store, "_NOTICE", 0.7)
     told: list[str] = []
-    other = started(tmp_path, 3.0)
+    computing = other(TEN_RECORDS, 3.0)
+    until((tmp_path / "computes").exists)
     assert computed_here(tmp_path, told) == []
-    assert other.wait() == 0
+    assert computing.wait() == 0
     assert 2 <= len(told) <= 5
     assert all(line.startswith("waiting for 'effects', which another process computes") for line in told)
     assert str(tmp_path / "run" / "locks") in told[0]
 
 
-def test_what_a_killed_process_left_undone_is_computed_here_even_while_it_is_a_zombie(tmp_path):
-    other = started(tmp_path, 600)
-    os.kill(other.pid, signal.SIGKILL)
+def test_what_a_killed_process_left_undone_is_computed_here_even_while_it_is_a_zombie(other, tmp_path):
+    computing = other(TEN_RECORDS, 600)
+    until((tmp_path / "computes").exists)
+    os.kill(computing.pid, signal.SIGKILL)
     told: list[str] = []
     assert computed_here(tmp_path, told) == list(range(10))
     assert told == []
-    other.wait()
 
 
-def test_a_process_that_waits_goes_on_when_the_other_is_killed(tmp_path):
-    other = started(tmp_path, 600)
+def test_a_process_that_waits_goes_on_when_the_other_is_killed(other, tmp_path):
+    computing = other(TEN_RECORDS, 600)
+    until((tmp_path / "computes").exists)
     made: list[int] = []
     waits = Thread(target=lambda: made.extend(computed_here(tmp_path, [])))
     waits.start()
     time.sleep(0.5)
     assert made == []
-    os.kill(other.pid, signal.SIGKILL)
+    os.kill(computing.pid, signal.SIGKILL)
     waits.join(20)
     assert made == list(range(10))
-    other.wait()
 
 
-def test_two_processes_at_once_compute_every_record_once(tmp_path):
-    others = [subprocess.Popen([sys.executable, "-c", OTHER, "0.3"], cwd=tmp_path) for _ in range(2)]
-    assert [other.wait(150) for other in others] == [0, 0]
+def test_two_processes_at_once_compute_every_record_once(other, tmp_path):
+    computing = [other(TEN_RECORDS, 0.3) for _ in range(2)]
+    assert [process.wait(150) for process in computing] == [0, 0]
     assert sorted(map(int, (tmp_path / "computed").read_text().split())) == list(range(10))
 
 
@@ -352,16 +361,16 @@ with Store.open(sys.argv[1]).used_by({"seed": 0}):
 """
 
 
-def test_two_processes_of_one_study_share_a_folder_and_another_study_is_refused(tmp_path):
-    other = subprocess.Popen([sys.executable, "-c", USES, str(tmp_path)])
-    until(lambda: (tmp_path / "uses").exists())
+def test_two_processes_of_one_study_share_a_folder_and_another_study_is_refused(other, tmp_path):
+    running = other(USES, tmp_path)
+    until((tmp_path / "uses").exists)
     with Store.open(tmp_path).used_by({"seed": 0}):
         pass
     refused = pytest.raises(InputError, match=r"another study is running in .*; wait for its end")
     with refused, Store.open(tmp_path).used_by({"seed": 1}):
         pass
-    other.kill()
-    other.wait()
+    running.kill()
+    running.wait()
     with Store.open(tmp_path).used_by({"seed": 1}):
         pass
     assert not list((tmp_path / "locks").rglob("*.lock"))
