@@ -93,6 +93,7 @@ def _damaged_tree(tree: Any, n_steps: int, random: Random, lines: bool) -> Mutan
 
 def _damage(whole: dict[str, Any], random: Random) -> str:
     """Changes one place of the tree."""
+    whole.setdefault("root", None)  # the step before may have dropped all
     holder, key, path = random.choice(list(_places(whole, ())))
     kind = random.choice(("value", "value", "value", "drop", "rename", "swap", "repeat", "wrap"))
     if kind == "drop":
