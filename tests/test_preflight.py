@@ -120,9 +120,9 @@ def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
     read: list[str] = []
     whole = circuitdiff.sections.preflight.read_outline
 
-    def counted(source: str) -> object:
+    def counted(source: str, tokenizer: str | None) -> object:
         read.append(source)
-        return whole(source)
+        return whole(source, tokenizer)
 
     monkeypatch.setattr(circuitdiff.sections.preflight, "read_outline", counted)
     (tmp_path / "s.yaml").write_text("name: s\nbase: tracker-base\nvariants: {a: tracker-plus, b: smollm2}\n")
@@ -134,7 +134,7 @@ def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"cross_model": "{null_donors: [nope]}"}, r"cross_model\.null_donors names 'nope', .* choose of second"),
+        ({"cross_model": "{null_donors: [nope]}"}, r"cross_model\.null_donors names 'nope', .* choose one of second"),
         ({"knockout": "{roles: [nope]}"}, r"knockout\.roles names 'nope'"),
         ({"knockout": "{curves: [[last, nope]]}"}, r"knockout\.curves names 'nope'"),
         ({"knockout": "{query_roles: [nope]}"}, r"knockout\.query_roles names 'nope'"),
@@ -145,7 +145,7 @@ def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
         ({"functions": "{circuits: [nope]}"}, r"functions\.circuits names 'nope'"),
         ({"functions": "{further: {nope: [order]}}"}, r"functions\.further names 'nope', .* fetcher, transmitter"),
         ({"functions": "{sweep: {group: nope}}"}, r"functions\.sweep\.group names 'nope'"),
-        ({"functions": "{desiderata: [nope]}"}, r"expected a desideratum, one of .*; got 'nope'"),
+        ({"functions": "{desiderata: [nope]}"}, r"there is no desideratum 'nope'; choose one of .*"),
         ({"functions": "{desiderata: [nope.jsonl]}"}, r"there is no file .*nope\.jsonl of triples"),
         ({"functions": "{learning_rate: 0.01}"}, r"functions\.steps must be at least 51 .*; got 40"),
         ({"functions": "{gates: hard_concrete, steps: 11}"}, r"functions\.steps must be at least 12 .*; got 11"),
@@ -219,7 +219,7 @@ def test_files_of_triples_that_cannot_be_used_are_refused_before_any_work(model,
     for files, message in (
         ([few], r"few\.jsonl: the parts need 2 \+ 2 \+ 2 triples"),
         ([enough, twice], r"two desiderata are called 'enough'"),
-        ([strange], r"cannot read triples from .*strange\.jsonl"),
+        ([strange], r"strange\.jsonl is not UTF-8"),
     ):
         named = ", ".join(map(str, files))
         refuses(model, tmp_path, monkeypatch, message, functions=f"{{desiderata: [{named}], {sizes}}}")

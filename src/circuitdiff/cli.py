@@ -101,18 +101,22 @@ def diff(
 def check(
     model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or family name.")],
     adapter: Adapters = [],  # noqa: B006 (typer wants a list)
+    tokenizer: Annotated[str | None, typer.Option(help="Another source whose tokenizer is taken.")] = None,
     dtype: str = "float32",
     device: str = "cpu",
 ) -> None:
     """Load a model and show its self-checks."""
-    loaded = load_model(model, adapter, dtype, device)
+    loaded = load_model(model, adapter, dtype, device, tokenizer=tokenizer)
     rows = []
     for row in loaded.provenance["checks"]:
-        allowed = "> 0" if row["tolerance"] == 0 else f"<= {row['tolerance']:.1g}"
-        rows.append((row["name"], f"{row['value']:.2g}", allowed, "ok" if row["passed"] else "FAILED"))
+        allowed = f"{'>' if row['above'] else '<='} {row['tolerance']:.1g}"
+        rows.append((row["name"], f"{row['value']:.2g}", allowed, "ok" if row["passed"] else "FAILED", row["detail"]))
     size = f"{loaded.n_layers} layers x {loaded.n_heads} heads ({loaded.n_kv_heads} key/value heads)"
     _say(f"{loaded.name}: {type(loaded.module).__name__}, {size}, {dtype}")
-    _show_table(("check", "value", "allowed", "result"), rows)
+    _show_table(("check", "value", "allowed", "result", "on"), rows)
+    if defaults := loaded.provenance.get("left_to_defaults"):
+        listed = ", ".join(f"{name} = {value!r}" for name, value in defaults.items())
+        _say(f"config.json leaves to the architecture's defaults: {listed}")
 
 
 @app.command()

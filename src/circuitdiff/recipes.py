@@ -141,7 +141,8 @@ def run_recipe(
     recipe = read_recipe(path)
     out, title = Path(out or Path("runs") / recipe.name), f"fine-tune {recipe.name}"
     monitor(title, 0, recipe.training.steps)
-    base = read_source(recipe.base.source, recipe.base.adapters, device=recipe.device)
+    start = recipe.base
+    base = read_source(start.source, start.adapters, device=recipe.device, tokenizer=start.tokenizer)
     data, held_out, test = _all_examples(recipe, base.tokenizer, path.parent)
     model = _trainable(recipe, base, path.parent)
     outcome = finetune(

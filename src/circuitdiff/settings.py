@@ -35,18 +35,19 @@ class Settings(Strict):
 class ModelSettings(Settings):
     """Where a model comes from: a source and adapters, merged in order; or a recipe, which makes it when needed.
 
-    A lone text is a source, or SOURCE+ADAPTER+ADAPTER. Paths are relative to the YAML file that names them; a folder
+    `tokenizer` is the source whose tokenizer is used, for a checkpoint that lacks its own. A lone text is a source, or SOURCE+ADAPTER+ADAPTER. Paths are relative to the YAML file that names them; a folder
     without a slash is written ./folder.
     """
 
     source: str = ""
     adapters: tuple[str, ...] = Field(default=(), strict=False)  # a list will do
+    tokenizer: str | None = None
     recipe: Path | None = Field(default=None, strict=False)  # a text will do
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSettings:
-        if bool(self.source) == (self.recipe is not None) or (self.recipe and self.adapters):
-            raise ValueError("give a model either a source (with adapters) or a recipe")
+        if bool(self.source) == (self.recipe is not None) or (self.recipe and (self.adapters or self.tokenizer)):
+            raise ValueError("give a model either a source (with adapters, and another's tokenizer) or a recipe")
         return self
 
     @property
@@ -59,7 +60,9 @@ class ModelSettings(Settings):
         if self.recipe is not None:
             return self.model_copy(update={"recipe": folder / self.recipe})
         adapters = tuple(_place(folder, adapter) for adapter in self.adapters)
-        return self.model_copy(update={"source": _place(folder, self.source), "adapters": adapters})
+        tokenizer = None if self.tokenizer is None else _place(folder, self.tokenizer)
+        changed = {"source": _place(folder, self.source), "adapters": adapters, "tokenizer": tokenizer}
+        return self.model_copy(update=changed)
 
     @model_validator(mode="before")
     @classmethod

@@ -106,7 +106,15 @@ class Workbench:
             source, adapters = made_by(wanted.recipe, self.monitor)
         self.monitor(f"load {name}", 0, 1)
         known = [subject.model for subject in self._loaded.values()]
-        model = load_model(source, adapters, self.settings.dtype, self.settings.device, name=name, like=known)
+        model = load_model(
+            source,
+            adapters,
+            self.settings.dtype,
+            self.settings.device,
+            name=name,
+            tokenizer=wanted.tokenizer,
+            like=known,
+        )
         self.monitor(f"load {name}", 1, 1)
         if name not in self.results["models"]:
             self.results["checks"] += model.provenance["checks"]

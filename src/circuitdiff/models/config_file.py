@@ -52,7 +52,9 @@ def left_to_defaults(config: PreTrainedConfig, written: Mapping[str, Any]) -> di
     missing = {name: getattr(config, name, None) for name in own if name not in given and name not in common}
     for key in written:
         if key not in own and key not in _LEGACY and key not in config.attribute_map:
-            _refuse_if_nearly(key, missing, f"{CONFIG} of {config.model_type}")
+            _refuse_if_nearly(
+                key, {name: repr(value) for name, value in missing.items()}, f"{CONFIG} of {config.model_type}"
+            )
     for key in ("rope_parameters", "rope_scaling"):
         if isinstance(rotary := written.get(key), dict):
             absent = {name: "its default" for name in _ROTARY if name not in rotary}
@@ -71,10 +73,10 @@ def _innermost(config: PreTrainedConfig, written: Mapping[str, Any]) -> tuple[Pr
     return config, written
 
 
-def _refuse_if_nearly(key: str, missing: Mapping[str, Any], where: str) -> None:
+def _refuse_if_nearly(key: str, missing: Mapping[str, str], where: str) -> None:
     if near := get_close_matches(key, missing, n=1, cutoff=_NEARLY):
         raise InputError(
-            f"{where} has {key!r}, which is not known, and no {near[0]!r}, which would be {missing[near[0]]!r}: rename "
+            f"{where} has {key!r}, which is not known, and no {near[0]!r}, which would be {missing[near[0]]}: rename "
             f"the key, or delete it if the default is meant"
         )
 
@@ -104,9 +106,10 @@ def refuse_quantised(place: object, config: PreTrainedConfig) -> None:
     if stored is None:
         return
     said = stored if isinstance(stored, dict) else stored.to_dict()
+    method = said.get("quant_method", "no method is named")
     bits = next((f", {n} bits" for n in (4, 8) if said.get(f"load_in_{n}bit") or said.get("bits") == n), "")
     raise InputError(
-        f"{place} says in {CONFIG} that its weights are quantised ({said.get('quant_method', 'unnamed method')}{bits}); "
+        f"{place} says in {CONFIG} that its weights are quantised ({method}{bits}); "
         f"circuitdiff needs plain numbers: give the checkpoint before it was quantised, or, if the weights are plain "
         f"and only the setting was left over, delete quantization_config from {CONFIG}"
     )

@@ -21,7 +21,7 @@ from circuitdiff.models.checks import CheckError
 from circuitdiff.models.libraries import listed
 
 _AT_ONCE = 2**24  # bytes that are copied from another device or layout at once
-_SAYS_NOTHING = ("architectures", "transformers_version")  # of a config: who wrote it
+_SAYS_NOTHING = ("architectures", "transformers_version", "dtype")  # of a config: who wrote it, and what weights say
 
 Digests = Mapping[str, str]  # of each tensor of a state dict, by name
 

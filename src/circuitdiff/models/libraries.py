@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr
 import torch
 from transformers.utils import logging
 
-from circuitdiff.errors import InputError, first_line
+from circuitdiff.errors import InputError
 
 _LONGEST = 300  # letters of a library's message that are shown
 
@@ -33,7 +33,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def library_errors(refusal: Callable[[str], str]) -> Iterator[None]:
-    """While a library reads a user's files, whatever it raises is bad input: `refusal` of its first line says so.
+    """While a library reads a user's files, whatever it raises is bad input: `refusal` of its message says so.
 
     A damaged or strange file can make these libraries raise any exception, from KeyError to pickle's own.
 
@@ -46,7 +46,8 @@ def library_errors(refusal: Callable[[str], str]) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise InputError(refusal("it does not fit into memory: use a 16-bit dtype or a larger device")) from error
     except Exception as error:
-        raise InputError(refusal(first_line(error)[:_LONGEST])) from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(refusal(said[:_LONGEST])) from error
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:

@@ -43,7 +43,9 @@ def _files_of_triples(study: WholeStudy) -> list[str]:
 
 def _origin(model: ModelSettings) -> list[Any] | None:
     if model.recipe is None:
-        return origin_of(model.source, model.adapters)
+        tokenizer = [] if model.tokenizer is None else origin_of(model.tokenizer)
+        origin = origin_of(model.source, model.adapters)
+        return None if origin is None or tokenizer is None else [*origin, *tokenizer]
     return origin_of(*made_by(model.recipe)) if is_made(model.recipe) else None
 
 

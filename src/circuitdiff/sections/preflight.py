@@ -76,9 +76,9 @@ def _outlined(study: WholeStudy) -> Iterator[_Outlined]:
     known: dict[object, tuple[Outline, Pairs]] = {}
     for name, model in study.models.items():
         start = _start(model)
-        origin = MEMBERS[start.source].origin if start.source in MEMBERS else start.source
+        origin = (MEMBERS[start.source].origin if start.source in MEMBERS else start.source), start.tokenizer
         if origin not in known:
-            outline = read_outline(start.source)
+            outline = read_outline(start.source, start.tokenizer)
             known[origin] = outline, _prompts(study, name, outline)
         outline, pairs = known[origin]
         _check_adapters(name, start, outline)
