@@ -44,7 +44,7 @@ class AttentionCall:
     layer: int
     q: Float[Tensor, "batch head query d_head"]
     k: Float[Tensor, "batch kv_head key d_head"]
-    v: Float[Tensor, "batch kv_head key d_head"]
+    v: Float[Tensor, "batch kv_head key d_value"]  # d_head in every model that is taken
     allowed: Bool[Tensor, "#batch #head query key_all"]  # key_all > key when the queries are a window
     scaling: float
     softcap: float | None
