@@ -111,8 +111,8 @@ def test_a_later_stage_without_heads_is_a_gap_that_stops_no_other():
     ("stages", "message"),
     [
         ((FIRST, FIRST), "two stages are called 'first'"),
-        ((Stage("a", "nowhere", TopK(1)),), "names role 'nowhere'; the task has last"),
-        ((SECOND, FIRST), "takes its receivers from 'first', which is not an earlier stage; earlier ones are none"),
+        ((Stage("a", "nowhere", TopK(1)),), "names role 'nowhere', which the task lacks; choose one of last"),
+        ((SECOND, FIRST), "takes its receivers from 'first', which is not an earlier stage; choose one of none"),
         ((FIRST, Stage("b", "last", TopK(1), via="q")), "receivers and via go together"),
     ],
 )

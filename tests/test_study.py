@@ -263,7 +263,7 @@ def test_a_failed_check_stops_the_study_and_keeps_its_stages(model, tmp_path, mo
 
 def test_a_plan_with_an_unknown_role_stops_before_any_work(model, tmp_path):
     plans = "\n  main: {stages: [{name: fetcher, at: lst, select: {top: 1}}]}"
-    with pytest.raises(InputError, match="names role 'lst'; the task has"):
+    with pytest.raises(InputError, match=r"names role 'lst', which the task lacks \(did you mean 'last'\?\)"):
         run_study(settings_of(tmp_path, model, plans=plans), tmp_path / "run", silent)
     assert not (tmp_path / "run").exists()
 

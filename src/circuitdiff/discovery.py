@@ -10,7 +10,7 @@ from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Model
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.engine.pair_runs import PairRuns
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
 from circuitdiff.prompts import Pairs
@@ -55,13 +55,15 @@ class Plan:
                 raise InputError(f"two stages are called {stage.name!r}; give each its own name")
             for role in (stage.at, stage.receivers_at):
                 if role is not None and roles is not None and role not in roles:
-                    raise InputError(f"stage {stage.name!r} names role {role!r}; the task has {', '.join(roles)}")
+                    raise InputError(
+                        f"stage {stage.name!r} names role {role!r}, which the task lacks{choices(role, roles)}"
+                    )
             if (stage.receivers_from is None) != (stage.via is None):
                 raise InputError(f"stage {stage.name!r}: receivers and via go together; name both, or neither")
             if stage.receivers_from is not None and stage.receivers_from not in earlier:
                 raise InputError(
                     f"stage {stage.name!r} takes its receivers from {stage.receivers_from!r}, which is not an earlier "
-                    f"stage; earlier ones are {', '.join(earlier) or 'none'}"
+                    f"stage{choices(stage.receivers_from, earlier)}"
                 )
             earlier.append(stage.name)
 

@@ -19,11 +19,11 @@ from circuitdiff.circuit import Circuit
 from circuitdiff.conformance import conformance
 from circuitdiff.models.examples import read_examples
 from circuitdiff.models.sources import read_outline
-from circuitdiff.plans import default_plans
 from circuitdiff.published import STAGES
 from circuitdiff.recipes import _all_examples, _heads, read_recipe
 from circuitdiff.sections import preflight
 from circuitdiff.sections.whole_study import read_study
+from circuitdiff.study import plans_of
 from circuitdiff.tasks import entity_tracking, read_triples
 from invented_results import invented_results
 from tiny_decoders import save_decoder, save_random_adapter
@@ -73,8 +73,7 @@ def _study(folder: Path, tokenizer: Any) -> Input:
 
     def use() -> None:
         study = read_study(path)
-        plans = {name: each.plan() for name, each in study.plans.items()} or default_plans(study.task.name)
-        preflight.check_study(study, plans)
+        preflight.check_study(study, plans_of(study))
 
     return Input(path, use, yaml.safe_load)
 
