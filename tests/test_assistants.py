@@ -14,6 +14,8 @@ import pytest
 MAIN = """
 import os, sys, time
 from pathlib import Path
+if __name__ != "__main__":
+    Path(__file__).with_name("imports").write_text("torch, in the assistant")
 from circuitdiff.assistants import Assistants
 from circuitdiff.errors import InputError
 
@@ -110,7 +112,7 @@ def test_an_assistant_that_is_killed_is_told_of_and_the_work_goes_on(started, tm
 
 def test_ctrl_c_ends_both_without_a_word_of_the_assistant(started, tmp_path):
     main = started()
-    waited_for(tmp_path / "monitored")  # the assistant still imports torch
+    waited_for(tmp_path / "imports")
     os.killpg(main.pid, signal.SIGINT)
     out, err = main.communicate(timeout=60)
     assert out == "KeyboardInterrupt: \n"
