@@ -67,7 +67,7 @@ def test_the_next_boxes_answers_are_one_token():
 
 
 def test_unknown_data_and_options_are_refused():
-    with pytest.raises(InputError, match="no built-in data 'sums'; there is related_tracking, arithmetic"):
+    with pytest.raises(InputError, match="no built-in data 'sums'; choose one of related_tracking, arithmetic"):
         generate("sums", TOKENIZER, 3, 0)
-    with pytest.raises(InputError, match="data 'next_box' has no option 'boxes'; it has split"):
+    with pytest.raises(InputError, match="data 'next_box' has no option 'boxes'; choose one of split"):
         generate("next_box", TOKENIZER, 3, 0, boxes=3)

@@ -137,7 +137,7 @@ def run_recipe(
 
     Raises: InputError if the recipe, its data or its base cannot be used, or the disk is full; nothing is lost then.
     """
-    path, start = Path(path), time.monotonic()
+    path, begin = Path(path), time.monotonic()
     recipe = read_recipe(path)
     out, title = Path(out or Path("runs") / recipe.name), f"fine-tune {recipe.name}"
     monitor(title, 0, recipe.training.steps)
@@ -157,7 +157,7 @@ def run_recipe(
     monitor(title, recipe.training.steps, recipe.training.steps)  # also when it stopped early
     summary = _summary(recipe, base, model, outcome, None if test is None else hits(model, test))
     summary["files"] = _save(recipe, base, model, out)
-    summary["seconds"] = time.monotonic() - start  # of this process: less than the whole if the run was continued
+    summary["seconds"] = time.monotonic() - begin  # of this process: less than the whole if the run was continued
     with writing(out / "summary.json") as partial:
         partial.write_text(json.dumps(summary, indent=1) + "\n")
     (out / "checkpoint.safetensors").unlink(missing_ok=True)

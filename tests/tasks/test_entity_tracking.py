@@ -298,9 +298,9 @@ def test_tasks_are_found_by_name():
         get_task("boxes")
     with pytest.raises(InputError, match=r"option 'boxes'.*choose one of n_boxes, objects"):
         get_task("entity_tracking", boxes=4)
-    with pytest.raises(InputError, match=r"option 'n_boxes'.*got 'seven'"):
+    with pytest.raises(InputError, match=r"option n_boxes: .*got 'seven'"):
         get_task("entity_tracking", n_boxes="seven")
-    with pytest.raises(InputError, match="option 'objects'"):
+    with pytest.raises(InputError, match="option objects"):
         get_task("entity_tracking", objects="apple")
     with pytest.raises(InputError, match="2 to 100 boxes"):
         get_task("entity_tracking", n_boxes=1)
