@@ -68,10 +68,10 @@ def _accounted_for(key: str, value: object) -> bool:
     return key in _USED or harmless or value in _NEUTRAL.get(key, ())
 
 
-def _set_splits(header: GgufHeader, tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_splits(header: GgufHeader, tokenizer: Any) -> None:
     """How text is cut into pieces, within which merges apply."""
     pre = header.metadata.get("tokenizer.ggml.pre", "nothing")
-    backend: Any = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    backend = tokenizer.backend_tokenizer
     if header.metadata.get("tokenizer.ggml.add_space_prefix"):
         header.refuse("tokenizer.ggml.add_space_prefix = True in a byte-level vocabulary, which is not supported")
     if pre in _DIGITS_FIRST:
@@ -82,12 +82,12 @@ def _set_splits(header: GgufHeader, tokenizer: PreTrainedTokenizerBase) -> None:
     backend.model.ignore_merges = pre in _WHOLE_FIRST
 
 
-def _set_space_prefix(header: GgufHeader, tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_space_prefix(header: GgufHeader, tokenizer: Any) -> None:
     """Whether a text that begins with a letter gets a space in front."""
     if (pre := header.metadata.get("tokenizer.ggml.pre", "default")) != "default":
         header.refuse(f"tokenizer.ggml.pre = {pre!r} beside a SentencePiece vocabulary, which is not supported")
     prefixed = header.metadata.get("tokenizer.ggml.add_space_prefix", True)
-    backend: Any = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    backend = tokenizer.backend_tokenizer
     if not prefixed and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
         backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="never", split=False)
     pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))
@@ -95,13 +95,13 @@ def _set_space_prefix(header: GgufHeader, tokenizer: PreTrainedTokenizerBase) ->
         header.refuse(f"tokenizer.ggml.add_space_prefix = {prefixed}, which transformers' tokenizer does not follow")
 
 
-def _drop_other_tokens(header: GgufHeader, tokenizer: PreTrainedTokenizerBase) -> None:
+def _drop_other_tokens(header: GgufHeader, tokenizer: Any) -> None:
     """Takes away the special tokens that transformers adds, of which the model has no embedding."""
     n_tokens = len(header.metadata["tokenizer.ggml.tokens"])
     if max(tokenizer.get_vocab().values()) >= n_tokens:
-        written = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore[reportAttributeAccessIssue]
+        written = json.loads(tokenizer.backend_tokenizer.to_str())
         written["added_tokens"] = [token for token in written["added_tokens"] if token["id"] < n_tokens]
-        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))
 
 
 def _set_ends(header: GgufHeader, tokenizer: Any) -> None:
@@ -110,14 +110,13 @@ def _set_ends(header: GgufHeader, tokenizer: Any) -> None:
     begins = says("tokenizer.ggml.model") == _SENTENCEPIECE or says("tokenizer.ggml.pre") in _WHOLE_FIRST
     bos, eos = says("tokenizer.ggml.add_bos_token", begins), says("tokenizer.ggml.add_eos_token", False)
     tokenizer.add_bos_token, tokenizer.add_eos_token = bos, eos
-    tokenizer.update_post_processor()
     text = tokenizer.encode("a", add_special_tokens=False)
     expected = [tokenizer.bos_token_id] * bos + text + [tokenizer.eos_token_id] * eos
     if (actual := tokenizer.encode("a")) != expected:
         header.refuse(f"a tokenizer that cuts 'a' into {expected}; transformers' cuts it into {actual}")
 
 
-def _check_tokens(header: GgufHeader, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_tokens(header: GgufHeader, tokenizer: Any) -> None:
     """Every token has its id, and those that are matched whole are."""
     tokens = header.metadata["tokenizer.ggml.tokens"]
     if set(tokenizer.get_vocab().values()) != set(range(len(tokens))):
