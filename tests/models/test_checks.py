@@ -78,7 +78,8 @@ def test_the_model_gets_our_attention_back_after_it_was_compared_with_its_own():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 3e-2)]
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.0625), (torch.float16, 3e-2)],
 )
 def test_the_tolerance_follows_the_precision(dtype, tolerance):
     assert checks.tolerance_of(dtype) == tolerance

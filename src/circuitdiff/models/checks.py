@@ -46,8 +46,11 @@ def at_most(name: str, model: Model, value: float, tolerance: float, detail: str
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """How far two correct computations of the same logits may lie apart, relative to the largest logit."""
-    return {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 3e-2)
+    """How far two correct computations of the same logits may lie apart, relative to the largest logit.
+
+    In 16 bits eight steps of the numbers, at least 3 %: bfloat16 logits of two layers were seen to differ by four.
+    """
+    return {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, max(3e-2, 8 * torch.finfo(dtype).eps))
 
 
 def tolerance_for(module: PreTrainedModel) -> float:
@@ -184,9 +187,7 @@ def _executors_agree(batch: Batch, edits: list[Edit], edited: Float[Tensor, "var
     worst = max(difference(a, b) for a, b in pairs)
     at, left_out = ", ".join(str(at) for _, at in _places(batch)), uncrossed(model.module.config)
     detail = f"z, q, k, v edited, frozen, ablated at {at} of {batch.length} random tokens{left_out}"
-    # In 16 bits edited runs lie up to twice as far apart as clean ones (0.044 of the largest logit, random weights).
-    tolerance = tolerance_for(model.module) * (2 if model.dtype.itemsize == 2 else 1)
-    return at_most("window executor vs full executor", model, worst, tolerance, detail)
+    return at_most("window executor vs full executor", model, worst, tolerance_for(model.module), detail)
 
 
 def _frozen(batch: Batch, executor: Executor) -> list[Tensor]:
