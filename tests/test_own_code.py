@@ -1,4 +1,4 @@
-"""Our own code is part of what kept numbers depend on."""
+"""Our own code is part of what cached numbers depend on: what computes them, line by line, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,28 +8,52 @@ import pytest
 
 from circuitdiff import own_code
 
+CODE = '''"""What the module does."""
+
+def double(x):
+    """Twice x."""
+    return 2 * x  # not x + x
+
+
+class Empty:
+    """Nothing."""
+'''
+
 
 @pytest.mark.parametrize(
-    ("file", "whole", "numbers"),
+    ("file", "old", "new", "whole", "computation"),
     [
-        ("engine/window.py", True, True),
-        ("sections/edges.py", True, True),
-        ("statistics.py", True, True),
-        ("sections/verdict.py", True, False),
-        ("report/page.py", True, False),
-        ("cli.py", True, False),
-        ("report/page.css", False, False),
+        ("engine/window.py", "2 * x", "3 * x", True, True),
+        ("evaluation/means.py", "return", "yield", True, True),
+        ("statistics.py", "def double", "def triple", True, True),
+        ("methods/knockout.py", "not x + x", "never x + x", True, False),
+        ("methods/knockout.py", "Twice x", "x, twice", True, False),
+        ("methods/knockout.py", "What the module does", "Something", True, False),
+        ("engine/window.py", "\n\n\n", "\n\n\n\n", True, False),
+        ("sections/verdict.py", "2 * x", "3 * x", True, False),
+        ("report/page.py", "2 * x", "3 * x", True, False),
+        ("tasks/ioi_words.py", "2 * x", "3 * x", True, False),
+        ("cli.py", "2 * x", "3 * x", True, False),
+        ("report/page.css", "2 * x", "3 * x", False, False),
     ],
 )
-def test_a_change_shows_in_the_digests_that_it_can_change_numbers_of(tmp_path, monkeypatch, file, whole, numbers):
-    for name in ("engine/window.py", "sections/edges.py", "statistics.py"):
-        written(tmp_path / name, "a = 1")
-    written(tmp_path / file, "a = 1")
+def test_a_change_shows_in_the_digest_of_computation_only_if_it_can_change_numbers(
+    tmp_path, monkeypatch, file, old, new, whole, computation
+):
+    for name in ("engine/window.py", "sections/edges.py", "statistics.py", file):
+        written(tmp_path / name, CODE)
     monkeypatch.setattr(own_code, "_HOME", tmp_path)
-    digests = [own_code.digest_of_code.__wrapped__, own_code.digest_of_numbers.__wrapped__]
+    digests = [own_code.digest_of_code.__wrapped__, own_code.digest_of_computation.__wrapped__]
     before = [digest() for digest in digests]
-    written(tmp_path / file, "a = 2")
-    assert [digest() != old for digest, old in zip(digests, before, strict=True)] == [whole, numbers]
+    assert old in CODE
+    written(tmp_path / file, CODE.replace(old, new))
+    assert [digest() != old for digest, old in zip(digests, before, strict=True)] == [whole, computation]
+
+
+def test_every_room_that_computes_is_in_the_house():
+    home = Path(own_code.__file__).parent
+    for room in own_code._COMPUTES:
+        assert (home / room).is_dir() or (home / f"{room}.py").is_file()
 
 
 def written(path: Path, text: str) -> None:

@@ -88,7 +88,9 @@ def test_a_variant_with_another_tokenizer_is_refused_before_any_model_is_loaded(
     tokenizer = AutoTokenizer.from_pretrained(other)
     words = list(tokenizer.get_vocab())
     word_level([*reversed(words[3:])]).save_pretrained(other)
-    message = r"second.*tokens of the prompts \(\d+ is '\w+', not '\w+'.* and \d+ more\); choose models tuned from one base"
+    message = (
+        r"second.*tokens of the prompts \(\d+ is '\w+', not '\w+'.* and \d+ more\); choose models tuned from one base"
+    )
     refuses(model, tmp_path, monkeypatch, message, variants=f"{{second: {other}}}")
 
 

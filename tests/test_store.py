@@ -50,7 +50,7 @@ def record(tmp_path) -> Path:
     """The file of a record, of a store that is asked for it again in `asked_again`."""
     store = Store.open(tmp_path)
     store.stage("effects", 0, counting(store)[1])
-    (path,) = (tmp_path / "stages").iterdir()
+    (path,) = (tmp_path / "records").iterdir()
     return path
 
 
@@ -120,14 +120,21 @@ def test_a_record_is_a_safetensors_file_with_the_hash_of_its_whole_content(recor
     assert hashlib.sha256(content.replace(digest.encode(), b"0" * 64)).hexdigest() == digest
 
 
-def test_names_that_differ_never_share_a_record(tmp_path):
+def test_a_title_may_be_anything_and_decides_nothing(tmp_path):
     store = Store.open(tmp_path)
     names = ["a/b", "a_b", "a b", "../a", "/abs", "", "..", "x[/b]y", "\x1b]0;x\a", "n" * 250, "n" * 251, "\ud800"]
     for number, name in enumerate(names):
-        store.stage(name, 0, lambda number=number: Record({}, number))
-    assert [store.stage(name, 0, lambda: Record({}, None)).data for name in names] == list(range(len(names)))
-    assert len(list((tmp_path / "stages").iterdir())) == len(names)
-    assert {path.name for path in tmp_path.iterdir()} == {"stages", "locks", "timings.jsonl"}
+        store.stage(name, number, lambda number=number: Record({}, number))
+    again = [store.stage("another title", number, lambda: Record({}, None)).data for number in range(len(names))]
+    assert again == list(range(len(names)))
+    assert len(list((tmp_path / "records").iterdir())) == len(names)
+    assert {path.name for path in tmp_path.iterdir()} == {"records", "locks", "timings.jsonl"}
+
+
+def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "stages").mkdir()
+    with pytest.raises(InputError, match=r"earlier version of circuitdiff .*another run folder, or delete"):
+        Store.open(tmp_path)
 
 
 def test_a_stage_that_fails_leaves_nothing_behind(tmp_path):
@@ -136,7 +143,7 @@ def test_a_stage_that_fails_leaves_nothing_behind(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         Store.open(tmp_path).stage("effects", 0, compute)
-    assert list((tmp_path / "stages").iterdir()) == list((tmp_path / "locks").iterdir()) == []
+    assert list((tmp_path / "records").iterdir()) == list((tmp_path / "locks").iterdir()) == []
 
 
 def test_the_same_record_has_the_same_bytes(tmp_path):
@@ -144,7 +151,7 @@ def test_the_same_record_has_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         store = Store.open(tmp_path / name)
         store.stage("effects", 0, counting(store)[1])
-        (path,) = (tmp_path / name / "stages").iterdir()
+        (path,) = (tmp_path / name / "records").iterdir()
         contents.append(path.read_bytes())
     assert contents[0] == contents[1]
 
@@ -160,7 +167,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_says_what_to_do(tmp_path, mon
     with pytest.raises(InputError, match=r"No space left on device; make room or .* run again"):
         store.write_json("results.json", {"old": False})
     assert read_results(tmp_path) == {"old": True}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "stages"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["records", "results.json"]
 
 
 def test_equal_settings_have_equal_hashes_whatever_their_order():

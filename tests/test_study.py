@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import circuitdiff.stages
 import circuitdiff.study
@@ -209,27 +210,25 @@ def test_two_workers_give_the_results_of_one_and_neither_does_what_the_other_did
 
 def test_another_rule_keeps_the_sweeps_and_another_seed_does_not(finished, model, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "copy")
-
-    def sweeps() -> set[str]:
-        return {path.name for path in (folder / "stages").iterdir() if path.name.startswith("path-")}
-
-    before = sweeps()
     one = "\n  main: {stages: [{name: fetcher, at: last, select: {top: 1}}]}"
-    run_study(settings_of(tmp_path, model, plans=one), folder, silent)
-    assert sweeps() == before
-    run_study(settings_of(tmp_path, model, plans=one, seed=1), folder, silent)
-    assert len(sweeps()) == len(before) + 1
+    assert "fetcher (discovery)" not in newly_computed(folder, settings_of(tmp_path, model, plans=one))
+    assert "fetcher (discovery)" in newly_computed(folder, settings_of(tmp_path, model, plans=one, seed=1))
+
+
+def newly_computed(folder: Path, settings: WholeStudy) -> list[str]:
+    """The titles of what a run of the study computes that the folder does not have."""
+    log = folder / "timings.jsonl"
+    before = len(log.read_text().splitlines())
+    run_study(settings, folder, silent)
+    return [json.loads(line)["stage"] for line in log.read_text().splitlines()[before:]]
 
 
 def test_another_number_of_prompts_for_the_means_evaluates_circuits_anew(finished, model, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "copy")
-    before = {path.name for path in (folder / "stages").iterdir()}
     prompts = "{discovery: 6, replication: 6, evaluation: 9, means: 15}"
-    run_study(settings_of(tmp_path, model, prompts=prompts), folder, silent)
-    new = {path.name for path in (folder / "stages").iterdir()} - before
-    kinds = {name.rpartition("-")[0] for name in new}
-    assert f"circuit_alone_in_{model.name}" in kinds
-    assert not any(name.startswith(("path-", "accuracy_")) for name in new)
+    new = newly_computed(folder, settings_of(tmp_path, model, prompts=prompts))
+    assert f"circuit alone in {model.name}" in new
+    assert not any("discovery)" in title or title.startswith("accuracy") for title in new)
 
 
 def test_a_variant_is_measured_and_the_bases_circuit_evaluated_in_it(model, tmp_path):
@@ -258,7 +257,7 @@ def test_a_failed_check_stops_the_study_and_keeps_its_stages(model, tmp_path, mo
     with pytest.raises(CheckError, match=r"window executor vs full executor.*no result would be right"):
         run_study(settings_of(tmp_path, model), tmp_path / "run", silent)
     assert not (tmp_path / "run" / "results.json").exists()
-    assert list((tmp_path / "run" / "stages").iterdir())
+    assert list((tmp_path / "run" / "records").iterdir())
 
 
 def test_a_plan_with_an_unknown_role_stops_before_any_work(model, tmp_path):
@@ -307,11 +306,11 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
         assert f">{heading}</h2>" in page
     for row in re.findall(r'href="#(table-[^"]+)"', page):
         assert f'id="{row}"' in page  # every sentence leads to its numbers
-    before, stages = page, {path.name for path in (tmp_path / "run" / "stages").iterdir()}
+    before, stages = page, {path.name for path in (tmp_path / "run" / "records").iterdir()}
     timings = (tmp_path / "run" / "timings.jsonl").read_text()
     run_study(settings, tmp_path / "run", silent)
     assert (tmp_path / "run" / "timings.jsonl").read_text() == timings  # no stage ran again
-    assert {path.name for path in (tmp_path / "run" / "stages").iterdir()} == stages
+    assert {path.name for path in (tmp_path / "run" / "records").iterdir()} == stages
     assert (tmp_path / "run" / "report.html").read_text() == before
 
 
@@ -388,3 +387,31 @@ def test_a_study_in_16_bits_passes_its_own_checks(model, tmp_path, dtype):
     results = results_of(tmp_path / "run")
     assert all(check["passed"] for check in results["checks"])
     assert {"faithfulness", "functions", "cmap", "graft", "knockout", "verdict"} <= set(results)
+
+
+def test_a_variant_with_added_tokens_is_compared_with_a_base_without_them(model, tmp_path):
+    tuned = save_tiny_model(tmp_path / "tuned", seed=1)
+    module, tokenizer = AutoModelForCausalLM.from_pretrained(tuned), AutoTokenizer.from_pretrained(tuned)
+    assert tokenizer.add_tokens(["<|user|>", "<|end|>"]) == 2
+    module.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    module.save_pretrained(tuned)
+    tokenizer.save_pretrained(tuned)
+    sections = {
+        "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 3}",
+        "graft": "{prompts: 4, random_groups: 1, control_prompts: 3}",
+    }
+    run_study(settings_of(tmp_path, model, variants=f"{{tuned: {tuned}}}", **sections), tmp_path / "run", silent)
+    results = results_of(tmp_path / "run")
+    assert set(results["cmap"]) == set(results["graft"]) == {"tuned"}
+    assert all(check["passed"] for check in results["checks"])
+
+
+def test_a_variant_without_a_tokenizer_can_take_the_bases(model, tmp_path):
+    tuned = save_tiny_model(tmp_path / "tuned", seed=1)
+    for file in tuned.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"cannot read a tokenizer from .*tuned"):
+        run_study(settings_of(tmp_path, model, variants=f"{{tuned: {tuned}}}"), tmp_path / "run", silent)
+    variants = f"{{tuned: {{source: {tuned}, tokenizer: {model}}}}}"
+    run_study(settings_of(tmp_path, model, variants=variants), tmp_path / "run", silent)
+    assert set(results_of(tmp_path / "run")["models"]) == {model.name, "tuned"}

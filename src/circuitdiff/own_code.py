@@ -1,35 +1,47 @@
-"""Our own code, as one more thing that kept numbers depend on."""
+"""Our own code, as one more thing that cached numbers depend on."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 _HOME = Path(__file__).parent
-# What only shows, judges or plans from kept numbers: folders, and modules wherever they are.
-_NO_NUMBERS = ("report", "ground_truth", "cli", "diff", "verdict", "evidence", "planning", "costs", "preflight")
+# What computes: folders and modules. Neither what only cuts work into units, names, shows, judges or plans, nor what
+# makes prompts and weights, which have fingerprints of their own.
+_COMPUTES = (
+    *("engine", "evaluation", "methods", "discovery", "effect_maps", "selection", "shares", "statistics", "metrics"),
+    *("prompts", "triples", "circuit", "heads"),
+)
 
 
 @cache
 def digest_of_code() -> str:
     """The same as long as no file of circuitdiff has changed."""
-    return _digest(_HOME.rglob("*.py"))
+    return _digest({path: path.read_bytes() for path in _HOME.rglob("*.py")})
 
 
 @cache
-def digest_of_numbers() -> str:
-    """The same as long as no file has changed that a kept number could come from."""
-    return _digest(path for path in _HOME.rglob("*.py") if not _only_shows(path))
+def digest_of_computation() -> str:
+    """The same as long as no line that computes has changed; comments, docstrings and layout do not count."""
+    files = (path for path in _HOME.rglob("*.py") if path.relative_to(_HOME).with_suffix("").parts[0] in _COMPUTES)
+    return _digest({path: without_prose(path.read_text("utf-8")).encode() for path in files})
 
 
-def _only_shows(path: Path) -> bool:
-    return any(part in _NO_NUMBERS for part in path.relative_to(_HOME).with_suffix("").parts)
+def without_prose(source: str) -> str:
+    """The code alone: what is the same for two sources that compute the same, line by line."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
 
 
-def _digest(paths: Iterable[Path]) -> str:
+def _digest(contents: dict[Path, bytes]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(str(path.relative_to(_HOME)).encode() + b"\0" + path.read_bytes())
+    for path in sorted(contents):
+        digest.update(str(path.relative_to(_HOME)).encode() + b"\0" + contents[path])
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def fingerprint(self) -> str:
+        """The same for the same content: tokens, lengths, roles and slots."""
+        names = [*self.slot_names, *self.slot_kinds, *sorted(self.positions)]
+        roles = [self.positions[role] for role in sorted(self.positions)]
+        return fingerprint_of(names, self.tokens, self.lengths, self.slots, *roles)
+
     def select(self, prompts: Int[Tensor, " chosen"]) -> PromptSet:
         """The chosen prompts, in the order given."""
         return selected(
@@ -120,6 +127,12 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.answers)
 
+    def fingerprint(self) -> str:
+        """The same for the same content: prompts, counterfactuals, answers and scenarios."""
+        both = [self.clean_prompts.fingerprint(), self.counterfactual_prompts.fingerprint()]
+        answers = [self.answers, self.alternatives, self.counterfactual_answers]
+        return fingerprint_of(both, *answers, self.scenarios, self.queried)
+
     @property
     def clean(self) -> Int[Tensor, "prompt pos"]:
         return self.clean_prompts.tokens
@@ -157,6 +170,15 @@ class Pairs:
             scenarios=self.scenarios[prompts],
             queried=self.queried[prompts],
         )
+
+
+def fingerprint_of(names: Sequence[str], *parts: Tensor | None) -> str:
+    """A SHA-256 of names and numbers, in their order."""
+    digest = hashlib.sha256(repr(list(names)).encode())
+    for part in parts:
+        digest.update(b"none" if part is None else repr(tuple(part.shape)).encode())
+        digest.update(b"" if part is None else part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def selected(whole: T, **rows: object) -> T:

@@ -25,10 +25,13 @@ class Record:
     data: Any
 
 
-def packed(record: Record) -> bytes:
-    """A safetensors file. The SHA-256 in its metadata is that of the whole file with zeros in its place."""
+def packed(record: Record, title: str = "") -> bytes:
+    """A safetensors file, with a title for people in its metadata.
+
+    The SHA-256 there is that of the whole file with zeros in its place.
+    """
     tensors = {name: tensor.contiguous().clone() for name, tensor in record.tensors.items()}  # no views can be saved
-    content = save(tensors, metadata={"record": to_json({"sha256": _BLANK, "data": record.data})})
+    content = save(tensors, metadata={"record": to_json({"sha256": _BLANK, "title": title, "data": record.data})})
     begin, end = _place_of_digest(content)
     return content[:begin] + _digest(content, begin, end) + content[end:]
 

@@ -19,7 +19,7 @@ from circuitdiff.engine import Model
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import PathEffects
-from circuitdiff.own_code import digest_of_numbers
+from circuitdiff.own_code import digest_of_computation
 from circuitdiff.prompts import Pairs
 from circuitdiff.settings import StudySettings
 from circuitdiff.statistics import (
@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
     """What computes our numbers: packages, and our own code by what is in it."""
     packages = ("circuitdiff", "torch", "transformers", "peft", "numpy", "scipy")
     found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **found, "code": digest_of_numbers()}
+    return {"python": platform.python_version(), **found, "code": digest_of_computation()}
 
 
 def header(settings: StudySettings) -> dict[str, Any]:

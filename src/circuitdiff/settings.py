@@ -35,7 +35,9 @@ class Settings(Strict):
 class ModelSettings(Settings):
     """Where a model comes from: a source and adapters, merged in order; or a recipe, which makes it when needed.
 
-    `tokenizer` is the source whose tokenizer is used, for a checkpoint that lacks its own. A lone text is a source, or SOURCE+ADAPTER+ADAPTER. Paths are relative to the YAML file that names them; a folder
+    `tokenizer` is the source whose tokenizer is used, for a checkpoint that lacks its own.
+
+    A lone text is a source, or SOURCE+ADAPTER+ADAPTER. Paths are relative to the YAML file that names them; a folder
     without a slash is written ./folder.
     """
 

@@ -26,6 +26,7 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.settings import StudySettings
 from circuitdiff.store import Record, Store
 from circuitdiff.study_checks import check_ablation, check_stage
+from circuitdiff.triples import Triples
 
 Monitor = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 
@@ -38,6 +39,7 @@ class Stages:
     store: Store
     monitor: Monitor
     model: Model
+    means_prompts: str  # the fingerprint of the prompts for means
     shared: Shared = field(default_factory=Shared)  # what all evaluations on this model have in common
 
     def sweeps(self, splits: Mapping[str, Pairs], plan: Plan) -> Measure:
@@ -56,9 +58,8 @@ class Stages:
         def measure(stage: Stage, receivers: Sequence[Head] | None, split: str) -> PathEffects:
             nonlocal title
             title = f"{stage.name} ({split})"
-            key = self.key(split) | form.path_key(stage, receivers, metric)
-            name = f"path-{self.model.name}-{stage.at}-{stage.via or 'direct'}"
-            record = self.store.stage(name, key, lambda: form.effects_record(run(stage, receivers, split)))
+            key = self.key("path effects", splits[split], path=form.path_key(stage, receivers, metric))
+            record = self.store.stage(title, key, lambda: form.effects_record(run(stage, receivers, split)))
             self.monitor(title, 1, 1)
             return form.effects_from(record)
 
@@ -66,23 +67,22 @@ class Stages:
 
     def check_sweep(self, result: StageResult, pairs: Pairs, metric: str) -> Check:
         """Check 3 on a finished sweep."""
-        key = self.key("discovery") | form.path_key(result.stage, result.receivers, metric)
-        strongest = [str(head) for head in result.selection.helping[:1]]
-        return self._check(
-            f"check of {result.stage.name}",
-            key | {"strongest": strongest},
-            lambda: check_stage(self.model, result, pairs, metric),
+        key = self.key(
+            "check of path effects",
+            pairs,
+            path=form.path_key(result.stage, result.receivers, metric),
+            strongest=[str(head) for head in result.selection.helping[:1]],
         )
+        return self.check(f"check of {result.stage.name}", key, lambda: check_stage(self.model, result, pairs, metric))
 
     def check_circuit(self, name: str, circuits: Sequence[Circuit], pairs: Pairs, means: Means) -> Check:
         """Check 3 on circuits alone."""
-        key = self.key("evaluation") | {"circuits": [circuit.to_dict() for circuit in circuits]}
-        key["means"] = self.settings.prompts.means
-        return self._check(f"check of circuit {name}", key, lambda: check_ablation(self.model, circuits, pairs, means))
+        key = self._circuit_key("check of circuits", pairs, means, circuits)
+        return self.check(f"check of circuit {name}", key, lambda: check_ablation(self.model, circuits, pairs, means))
 
     def answers(self, pairs: Pairs) -> Evaluation:
         """What the model answers to the evaluation prompts."""
-        title, key = f"accuracy of {self.model.name}", self.key("evaluation") | {"n": len(pairs), "what": {}}
+        title, key = f"accuracy of {self.model.name}", self.key("answers", pairs)
         record = self.kept(title, key, lambda: form.evaluations_record([evaluate_model(self.model, pairs)]))
         return form.evaluations_from(record)[0]
 
@@ -91,7 +91,7 @@ class Stages:
     ) -> list[Evaluation]:
         """What circuits alone answer to the evaluation prompts. Each is kept by itself: sections ask for the same."""
         self.monitor(title, 0, 1)
-        keys = [self._circuit_key(pairs, replacement) | {"circuit": circuit.to_dict()} for circuit in circuits]
+        keys = [self._circuit_key("circuit alone", pairs, replacement, [circuit]) for circuit in circuits]
 
         def compute(missing: list[int]) -> list[Record]:
             found = self._evaluated(title, [circuits[i] for i in missing], pairs, replacement)
@@ -103,13 +103,15 @@ class Stages:
 
     def random_circuits(self, title: str, circuits: Sequence[Circuit], pairs: Pairs, means: Means) -> list[Evaluation]:
         """The same of many circuits that nobody else asks for, kept together."""
-        key = self._circuit_key(pairs, means) | {"circuits": [circuit.to_dict() for circuit in circuits]}
+        key = self._circuit_key("circuits alone", pairs, means, circuits)
         record = self.kept(title, key, lambda: form.evaluations_record(self._evaluated(title, circuits, pairs, means)))
         return form.evaluations_from(record)
 
-    def _circuit_key(self, pairs: Pairs, replacement: Replacement) -> dict[str, Any]:
-        by = replacement.by if isinstance(replacement, Means) else replacement
-        return self.key("evaluation") | {"n": len(pairs), "replaced": [by, self.settings.prompts.means]}
+    def _circuit_key(
+        self, unit: str, pairs: Pairs, replacement: Replacement, circuits: Sequence[Circuit]
+    ) -> dict[str, Any]:
+        by = [replacement.by, self.means_prompts] if isinstance(replacement, Means) else [replacement]
+        return self.key(unit, pairs, replaced_by=by, circuits=[circuit.to_dict() for circuit in circuits])
 
     def _evaluated(
         self, title: str, circuits: Sequence[Circuit], pairs: Pairs, replacement: Replacement
@@ -132,11 +134,13 @@ class Stages:
             sums = slot_sums(self.model, pairs)
             return Record({by: sums.means(by, self.model.dtype).values.cpu() for by in ("slot", "kind")}, None)
 
-        record = self.kept(f"means of {self.model.name}", self.key("means"), compute)
+        record = self.kept(f"means of {self.model.name}", self.key("means", pairs), compute)
         return {by: Means(record.tensors[by].to(self.model.device), by) for by in ("slot", "kind")}
 
-    def _check(self, title: str, key: Mapping[str, Any], compute: Callable[[], Check]) -> Check:
-        return Check(**self.kept(title, key, lambda: Record({}, compute().to_dict())).data)
+    def check(self, title: str, key: Mapping[str, Any], compute: Callable[[], Check]) -> Check:
+        """A check that is computed once; it names its model, on whose name it therefore depends."""
+        named = {**key, "name": self.model.name}
+        return Check(**self.kept(title, named, lambda: Record({}, compute().to_dict())).data)
 
     def kept(self, title: str, key: Mapping[str, Any], compute: Callable[[], Record]) -> Record:
         """The stage's record, from the run folder or computed now; `key` is all that it depends on."""
@@ -145,17 +149,17 @@ class Stages:
         self.monitor(title, 1, 1)
         return record
 
-    def key(self, split: str) -> dict[str, Any]:
-        """What everything on this model and split depends on."""
-        settings, wanted = self.settings, self.settings.prompts
+    def key(self, unit: str, *prompts: Pairs | Triples, **arguments: Any) -> dict[str, Any]:
+        """All that a unit of work on this model depends on: its name, the prompts' content, and its arguments."""
+        settings = self.settings
         return {
-            "version": form.versions(),
+            "unit": unit,
+            "arguments": arguments,
+            "prompts": [each.fingerprint() for each in prompts],
             "model": self.model.provenance["fingerprint"],
+            "versions": form.versions(),
             "dtype": settings.dtype,
             "device": settings.device,
             "executor": settings.executor,
             "memory_gb": settings.memory_gb,
-            "task": settings.task.model_dump(),
-            "prompts": [split, getattr(wanted, split), wanted.queries_per_scenario, wanted.counterfactual],
-            "seed": settings.seed,
         }

@@ -15,13 +15,13 @@ from typing import Any
 from circuitdiff.errors import InputError
 from circuitdiff.files import write_whole
 from circuitdiff.locks import lock_file, locked, used_for
-from circuitdiff.names import file_name
 from circuitdiff.reading import read_json
 from circuitdiff.records import Record, hashed, packed, to_json, unpacked
 
 RESULTS = "results.json"
 REPORT = "report.html"
 _FINISHED = "finished.json"
+_RECORDS, _EARLIER = "records", "stages"  # folders; the earlier one had other keys
 _FIRST_NOTICE, _NOTICE = 30.0, 300.0  # seconds of waiting for another process after which the user is told
 
 Notify = Callable[[str], None]  # is told, in a line, what the user should know
@@ -36,10 +36,15 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path, notify: Notify = warnings.warn) -> Store:
-        """Raises: InputError if the folder cannot be made or written to."""
+        """Raises: InputError if the folder cannot be made or written to, or an earlier version filled it."""
         path = Path(folder)
+        if (path / _EARLIER).is_dir():
+            raise InputError(
+                f"{path} holds records of an earlier version of circuitdiff ({_EARLIER}/), which cannot be used: "
+                f"choose another run folder, or delete this one"
+            )
         try:
-            (path / "stages").mkdir(parents=True, exist_ok=True)
+            (path / _RECORDS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}; choose another run folder") from error
         return cls(path, notify)
@@ -64,12 +69,14 @@ class Store:
     def stages(
         self, name: str, depends_on: Sequence[Any], compute: Callable[[list[int]], Sequence[Record]]
     ) -> list[Record]:
-        """Records of the same name; `compute` makes several that are not there, given their numbers.
+        """Records by what they depend on, under one title; `compute` makes those that are not there, by their numbers.
+
+        A record's file is called by the hash of what it depends on. The title is inside, for people.
 
         What another process on this machine computes for the same folder is waited for. A record is made under its
         lock, so never twice at once; if its maker dies the lock is free, and another process makes it.
         """
-        keys = [f"{file_name(name)}-{hashed(each)[:16]}" for each in depends_on]
+        keys = [hashed(each) for each in depends_on]
         numbers = {key: number for number, key in reversed(list(enumerate(keys)))}
         records: dict[str, Record] = {}
         while True:
@@ -83,7 +90,8 @@ class Store:
                 if absent:
                     begin = time.perf_counter()
                     made = compute([numbers[key] for key in absent])
-                    records |= {key: self._write_record(key, each) for key, each in zip(absent, made, strict=True)}
+                    for key, each in zip(absent, made, strict=True):
+                        records[key] = self._write_record(key, name, each)
                     self._log(name, time.perf_counter() - begin)
             if not ours:
                 self._wait(name, missing[0])
@@ -102,9 +110,9 @@ class Store:
                     notify(f"{self._path(key)} is damaged ({reason}), so it is computed again")
         return records
 
-    def _write_record(self, key: str, record: Record) -> Record:
+    def _write_record(self, key: str, title: str, record: Record) -> Record:
         """The record as a later run will see it."""
-        path, content = self._path(key), packed(record)
+        path, content = self._path(key), packed(record, title)
         if path.is_dir():  # a file cannot take a folder's place, and we delete nobody's folder
             with suppress(OSError):
                 path.rename(path.with_suffix(".not-a-record"))
@@ -154,7 +162,7 @@ class Store:
         return self.folder / "locks"
 
     def _path(self, key: str) -> Path:
-        return self.folder / "stages" / f"{key}.safetensors"
+        return self.folder / _RECORDS / f"{key}.safetensors"
 
     def _log(self, name: str, seconds: float) -> None:
         line = json.dumps({"stage": name, "seconds": round(seconds, 3)}) + "\n"

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitdiff.errors import InputError
-from circuitdiff.prompts import PromptSet, check_count, check_numbers, selected
+from circuitdiff.prompts import PromptSet, check_count, check_numbers, fingerprint_of, selected
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class Triples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def fingerprint(self) -> str:
+        """The same for the same content, whatever its name: prompts, sources, targets and scenarios."""
+        both, kinds = [self.base.fingerprint(), self.source.fingerprint()], sorted(self.pointers)
+        numbers = [self.answers, self.targets, self.scenarios, self.queried, self.source_queried]
+        return fingerprint_of([*both, *kinds], *numbers, *(self.pointers[kind] for kind in kinds))
 
     def select(self, triples: Int[Tensor, " chosen"]) -> Triples:
         """The chosen triples, in the order given."""

@@ -123,7 +123,10 @@ class Workbench:
                 self.warn(caution)
         if name not in self._splits:
             self._splits[name] = sample_splits(self.settings, model)
-        return Subject(model, self._splits[name], Stages(self.settings, self.store, self.monitor, model))
+        splits = self._splits[name]
+        return Subject(
+            model, splits, Stages(self.settings, self.store, self.monitor, model, splits.means.fingerprint())
+        )
 
     def keep(self, checks: Sequence[Check]) -> None:
         """Puts checks into the results; a failed one ends the study.

@@ -32,7 +32,7 @@ def inputs(tmp_path_factory):
         yield text_inputs(tmp_path_factory.mktemp("texts"), patch) | model_inputs(tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", [*TEXTS, *MODELS])
 def test_a_damaged_file_is_accepted_or_refused_in_one_line(inputs, name):
     check(name, inputs[name], 10 if name in SLOW_ONES else 40)
 

@@ -87,7 +87,7 @@ def where_some_answers_are_right(bench: Workbench, folder: Path, circuit: Circui
     said = [evaluate_model(subject.model, pairs), evaluate_circuit(subject.model, circuit, pairs, means)]
     answers = torch.where(torch.arange(len(pairs)) % 2 == 0, *(one.predictions for one in said))
     splits = replace(subject.splits, evaluation=replace(pairs, answers=answers))
-    stages = Stages(bench.settings, other.store, bench.monitor, subject.model)
+    stages = Stages(bench.settings, other.store, bench.monitor, subject.model, subject.stages.means_prompts)
     other._loaded[bench.base] = Subject(subject.model, splits, stages)
     return other
 

@@ -83,12 +83,12 @@ def test_a_circuit_is_asked_once_and_only_those_that_are_looked_for_unless_they_
 @pytest.mark.parametrize(
     ("chosen", "changes", "message"),
     [
-        ("circuits: [base, tined]", {}, r"functions\.circuits names 'tined'.*choose of base, tuned, given$"),
-        ("circuits: [tuned]", {"discover_in": "[]"}, r"functions\.circuits names 'tuned'.*choose of base, given$"),
+        ("circuits: [base, tined]", {}, r"functions\.circuits names 'tined'.*choose one of base, tuned, given$"),
+        ("circuits: [tuned]", {"discover_in": "[]"}, r"functions\.circuits names 'tuned'.*choose one of base, given$"),
         (
             "models: [base, given]",
             {},
-            r"functions\.models names 'given', .* lacks; choose of base, tuned$",
+            r"functions\.models names 'given', .* lacks; choose one of base, tuned$",
         ),
     ],
 )

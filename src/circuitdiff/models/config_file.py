@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 
 from circuitdiff.errors import InputError
@@ -32,12 +33,17 @@ _NUMBERS_PER_BYTE = 2  # of weights in 4 bits
 def written_config(source: str) -> dict[str, Any] | None:
     """The content of config.json in a folder, or of a hub id in the cache; None if there is no such file here."""
     path = Path(source) / CONFIG
-    if not path.is_file():
-        cached = try_to_load_from_cache(source, CONFIG)
-        if not isinstance(cached, str):
-            return None
-        path = Path(cached)
-    return read_json(path)
+    place = path if path.is_file() else cached_config(source)
+    return None if place is None else read_json(place)
+
+
+def cached_config(hub_id: str) -> Path | None:
+    """The config.json of a hub id in the hub's cache; None if it is not there, or no hub id."""
+    try:
+        cached = try_to_load_from_cache(hub_id, CONFIG)
+    except HFValidationError:
+        return None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def left_to_defaults(config: PreTrainedConfig, written: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-
 from circuitdiff.models.adapters import adapter_folder
+from circuitdiff.models.config_file import cached_config
 from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter
 
 
@@ -32,8 +31,8 @@ def _place(source: str | Path) -> Path | None:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    config = try_to_load_from_cache(str(source), "config.json")
-    return Path(config).parent if isinstance(config, str) else None
+    config = cached_config(str(source))
+    return None if config is None else config.parent
 
 
 def _files(place: Path) -> list[tuple[str, int, int]]:

@@ -39,11 +39,18 @@ def completeness_section(
     means = subject.means["slot"]
     n_prompts = min(settings.prompts, len(subject.splits.evaluation))
     pairs = subject.splits.evaluation.select(torch.arange(n_prompts))
-    key = {"circuit": tested.to_dict(), "settings": settings.model_dump(), "means": bench.settings.prompts.means}
+    searched = further_prompts(bench, subject, settings.greedy_prompts)
+    key = subject.stages.key(
+        "completeness",
+        pairs,
+        searched,
+        means=subject.stages.means_prompts,
+        circuit=tested.to_dict(),
+        options=settings.model_dump(exclude={"prompts", "greedy_prompts"}),
+        seed=bench.settings.seed,
+    )
     record = subject.stages.kept(
-        title,
-        subject.stages.key("evaluation") | key,
-        lambda: _measured(bench, subject, title, tested, pairs, means, settings),
+        title, key, lambda: _measured(bench, subject, title, tested, pairs, searched, means, settings)
     )
     return {"completeness": {name: {model: record.data}}}
 
@@ -54,18 +61,19 @@ def _measured(
     title: str,
     circuit: Circuit,
     pairs: Pairs,
+    searched: Pairs,
     means: Means,
     settings: CompletenessSettings,
 ) -> Record:
     generator = torch.Generator().manual_seed(bench.settings.seed)
     drawn = random_parts(circuit, settings.random_parts, generator)
-    worst = _search(bench, subject, title, circuit, means, settings, generator)
+    worst = _search(bench, subject, title, circuit, searched, means, settings, generator)
     groups = whole_groups(circuit)
-    searched = [] if worst is None else [worst.removed]
+    worst_part = [] if worst is None else [worst.removed]
     found = completeness(
         subject.model,
         circuit,
-        [*drawn, *groups, Circuit({}), circuit, *searched],
+        [*drawn, *groups, Circuit({}), circuit, *worst_part],
         pairs,
         means,
         settings.quantity,
@@ -83,6 +91,7 @@ def _search(
     subject: Subject,
     title: str,
     circuit: Circuit,
+    pairs: Pairs,
     means: Means,
     settings: CompletenessSettings,
     generator: torch.Generator,
@@ -92,7 +101,7 @@ def _search(
     return greedy_part(
         subject.model,
         circuit,
-        further_prompts(bench, subject, settings.greedy_prompts),
+        pairs,
         means,
         settings.quantity,
         bench.settings.executor,

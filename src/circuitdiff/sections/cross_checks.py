@@ -9,7 +9,6 @@ import torch
 
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.models.checks import Check, at_most, log_prob_tolerance
-from circuitdiff.store import Record
 from circuitdiff.workbench import Subject, Workbench
 
 FEW = 2  # prompts that the full executor runs; a check, not a measurement
@@ -23,15 +22,14 @@ def check_executors(
     Raises: CheckError if they differ.
     """
 
-    def compute() -> Record:
+    def compute() -> Check:
         window, full = (torch.stack([each.log_probs for each in run(name)]) for name in ("window", "full"))
         worst = float((window - full).abs().max() / full.abs().max().clamp(min=1.0))
         tolerance = log_prob_tolerance(subject.model.dtype)
         detail = f"{title}: {len(full)} runs x {full.shape[1]} prompts, relative log probability"
-        check = at_most("window executor vs full executor", subject.model, worst, tolerance, detail)
-        return Record({}, check.to_dict())
+        return at_most("window executor vs full executor", subject.model, worst, tolerance, detail)
 
-    bench.keep([Check(**subject.stages.kept(f"check of {title}", key, compute).data)])
+    bench.keep([subject.stages.check(f"check of {title}", key, compute)])
 
 
 def check_itself(bench: Workbench, subject: Subject, title: str, noise_floor: float, answers: Evaluation) -> None:

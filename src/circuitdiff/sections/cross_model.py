@@ -50,7 +50,7 @@ class Readings:
         """By kind, what the heads of the groups carry on the prompts, which are the first of the evaluation prompts."""
         wanted = list(groups)
         heads = json.dumps([[group.at, heads_entry(group.heads)] for group in wanted])
-        key = (subject.model.provenance["fingerprint"], len(pairs), tuple(whats), heads)
+        key = (subject.model.provenance["fingerprint"], pairs.fingerprint(), tuple(whats), heads)
         if key not in self._known:
             self._known[key] = read_several(subject.model, pairs, wanted, whats)
         return self._known[key]
@@ -143,20 +143,20 @@ class _Patching:
         found = {}
         parts = self.circuit.to_dict() if group is None else {"group": [group.at, heads_entry(group.heads)]}
         for what in whats:
-            title, key = f"{what} {of}", _key(donor.model, recipient, what, len(pairs)) | {"parts": parts}
+            title, arguments = f"{what} {of}", _arguments(donor.model, what) | {"parts": parts}
             if group is None:
-                self._check(recipient, title, key, lambda few, name, what=what: run(few, name, [what])[what])
+                few = first_prompts(recipient.splits.evaluation, FEW)
+                key = recipient.stages.key("check of cross-model patching", few, **arguments)
+                self._check(recipient, title, key, lambda name, what=what, few=few: run(few, name, [what])[what])
+            key = recipient.stages.key("cross-model patching", pairs, **arguments)
             record = recipient.stages.kept(title, key, lambda what=what: compute(what))
             each = cross_from(record, per_head=group is not None)
             check_itself(bench, recipient, title, each.noise_floor, each.recipient)
             found[what] = cross_entry(each, donor.model.name, recipient.model.name, settings.limits)
         return found
 
-    def _check(
-        self, recipient: Subject, title: str, key: Mapping[str, Any], run: Callable[[Pairs, str], CrossPatch]
-    ) -> None:
-        few = first_prompts(recipient.splits.evaluation, FEW)
-        answers = lambda name: [ran.answers for ran in run(few, name).runs.values()]  # noqa: E731
+    def _check(self, recipient: Subject, title: str, key: Mapping[str, Any], run: Callable[[str], CrossPatch]) -> None:
+        answers = lambda name: [ran.answers for ran in run(name).runs.values()]  # noqa: E731
         check_executors(self.bench, recipient, title, key, answers)
 
     def controls(self, donor: Subject, recipient: Subject) -> dict[str, Any]:
@@ -207,11 +207,15 @@ class _Patching:
             return controls_record(kept.answers, ran)
 
         elsewhere = chosen[name].elsewhere
-        key = _key(donor.model, recipient, what, len(pairs)) | {
-            "group": [group.at, heads_entry(group.heads)],
-            "other_role": None if elsewhere is None else elsewhere.at,
-            "random": self.settings.random_groups,
-        }
+        key = recipient.stages.key(
+            "controls of cross-model patching",
+            pairs,
+            **_arguments(donor.model, what),
+            group=[group.at, heads_entry(group.heads)],
+            other_role=None if elsewhere is None else elsewhere.at,
+            random=self.settings.random_groups,
+            seed=bench.settings.seed,
+        )
         return recipient.stages.kept(title, key, compute)
 
     def _read(self, subject: Subject, pairs: Pairs) -> dict[Carrier, Activations]:
@@ -227,6 +231,5 @@ def _other_role(bench: Workbench, pairs: Pairs, role: str) -> str | None:
     return before[0] if before else None
 
 
-def _key(donor: Model, recipient: Subject, what: str, n: int) -> dict[str, Any]:
-    fingerprint = donor.provenance["fingerprint"]
-    return recipient.stages.key("evaluation") | {"donor": fingerprint, "what": what, "n": n}
+def _arguments(donor: Model, what: str) -> dict[str, Any]:
+    return {"donor": donor.provenance["fingerprint"], "what": what}

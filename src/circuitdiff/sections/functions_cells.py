@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from circuitdiff.circuit import Circuit
 from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, fit_shared
 from circuitdiff.models.checks import Check, at_most, difference, log_prob_tolerance
+from circuitdiff.sections.entries import heads_entry
 from circuitdiff.sections.functions_entry import fit_record, redraw_entry, transfer_entry
 from circuitdiff.sections.functions_settings import FILE, FunctionSettings
 from circuitdiff.store import Record
@@ -79,7 +80,7 @@ class Cells:
             )
             return fit_record(fit)
 
-        return self._subject.stages.kept(title, self._key(group, wanted), compute)
+        return self._subject.stages.kept(title, self._key("component mask", group, wanted), compute)
 
     def transferred(self, group: str, wanted: str, found: Record) -> dict[str, Any]:
         """The mask that was found in the circuit's own model, unchanged in this one."""
@@ -89,21 +90,29 @@ class Cells:
         def compute() -> Record:
             triples, test = self._triples(wanted), self._test_rows(wanted)
             answers = self._runs(wanted).patching(group, triples).answers(_heads(heads), test)
-            entry = transfer_entry(heads, self._home, answers, triples.select(test), own.tensors)
+            entry = transfer_entry(heads, answers, triples.select(test), own.tensors)
             return Record({"answers": answers}, entry)
 
-        return self._subject.stages.kept(title, self._key(group, wanted) | {"heads": heads}, compute).data
+        key = self._key("transferred mask", group, wanted, heads=heads)
+        return self._subject.stages.kept(title, key, compute).data | {"from": self._home}
 
     def redrawn(self, found: Mapping[tuple[str, str], Record]) -> Redrawn:
         """The heads found in the circuit's own model, patched here with sources drawn anew."""
         title = f"activation patching of {self._name} in {self.model}"
         heads = {cell: record.data["heads"] for cell, record in found.items()}
-        key = {
-            "heads": [[*cell, places] for cell, places in heads.items()],
-            "redraw": self._settings.redraw.model_dump(),
-        }
-        record = self._subject.stages.kept(title, self._key("", "") | key, lambda: self._redraw(title, heads))
-        return record.data
+        names = list(dict.fromkeys(wanted for _, wanted in heads))
+        key = self._subject.stages.key(
+            "redrawn sources",
+            *(self._triples(wanted) for wanted in names),
+            *self._redrawn_triples(names, 1).values(),  # stands for all of them, which come of the same seed
+            circuit=self._circuit.to_dict(),
+            heads=[[*cell, places] for cell, places in heads.items()],
+            redraw=self._settings.redraw.model_dump(),
+            seed=self._bench.settings.seed,
+        )
+        record = self._subject.stages.kept(title, key, lambda: self._redraw(title, heads))
+        home = {"from": self._home}
+        return {group: {name: e | home for name, e in cells.items()} for group, cells in record.data.items()}
 
     def _redraw(self, title: str, heads: Mapping[tuple[str, str], Sequence[Sequence[int]]]) -> Record:
         times, hits = self._settings.redraw.times, {cell: [] for cell in heads}
@@ -117,7 +126,7 @@ class Cells:
         stacked = {cell: torch.stack(each) for cell, each in hits.items()}
         entries: dict[str, dict[str, Any]] = {group: {} for group, _ in heads}
         for (group, wanted), each in stacked.items():
-            entries[group][wanted] = redraw_entry(each, self._home, heads[group, wanted])
+            entries[group][wanted] = redraw_entry(each, heads[group, wanted])
         return Record({f"{group}.{wanted}": each for (group, wanted), each in stacked.items()}, entries)
 
     def check(self, group: str) -> Check:
@@ -137,15 +146,15 @@ class Cells:
 
             return torch.cat([patching.values(heads, half, bucket, target_logit) for bucket in buckets])
 
-        def compute() -> Record:
+        def compute() -> Check:
             model = self._subject.model
             with torch.no_grad():
                 worst = difference(logits("window"), logits("full"))
             detail = f"{title}: {_FEW} prompts, half patched, logit of the target"
             tolerance = log_prob_tolerance(model.dtype)
-            return Record({}, at_most("window executor vs full executor", model, worst, tolerance, detail).to_dict())
+            return at_most("window executor vs full executor", model, worst, tolerance, detail)
 
-        return Check(**self._subject.stages.kept(title, self._key(group, wanted), compute).data)
+        return self._subject.stages.check(title, self._key("check of masks", group, wanted), compute)
 
     @property
     def _subject(self) -> Subject:
@@ -219,19 +228,12 @@ class Cells:
         sources = {id(each.source): each.source.select(rows) for each in drawn}
         return {each.name: replace(each.select(rows), source=sources[id(each.source)]) for each in drawn}
 
-    def _key(self, group: str, wanted: str) -> dict[str, Any]:
+    def _key(self, unit: str, group: str, wanted: str, **arguments: Any) -> dict[str, Any]:
         """What a cell depends on; the groups beside it only share its runs."""
-        known = {key: value for key, value in self._subject.stages.key("means").items() if key != "prompts"}
-        text = Path(wanted).read_text(encoding="utf-8") if wanted.endswith(FILE) else wanted
-        heads = {group: self._circuit.groups[group]} if group else self._circuit.groups
-        options = self._settings.model_dump(exclude={"circuits", "models", "desiderata", "further", "sweep", "redraw"})
-        swept = self._options(group).other_penalties if group else ()
-        return known | {
-            "group": Circuit(heads).to_dict(),
-            "desideratum": text,
-            "options": options,
-            "seeds": [self._options(group).n_seeds if group else 0, list(swept)],
-        }
+        heads, options = self._circuit.groups[group], asdict(self._options(group))
+        memory = self._settings.memory_gb
+        known = {"group": [heads.at, heads_entry(heads.heads)], "options": options, "kept_runs_gb": memory}
+        return self._subject.stages.key(unit, self._triples(wanted), **known, **arguments)
 
 
 def _heads(places: Sequence[Sequence[int]]) -> list[Head]:

@@ -76,7 +76,6 @@ def by_queried(hits: Bool[Tensor, " test"], test: Triples) -> list[dict[str, Any
 
 def transfer_entry(
     patched: Sequence[Sequence[int]],
-    source_model: str,
     answers: Int[Tensor, " test"],
     test: Triples,
     own: Mapping[str, Tensor],
@@ -90,7 +89,6 @@ def transfer_entry(
         return interval_entry(difference_interval(hits.numpy(), own[f"hits.{name}"].numpy(), scenarios))
 
     return form.share(hits, test.scenarios) | {
-        "from": source_model,
         "heads": [list(head) for head in patched],
         "floor_is": _FLOORS[floor],
         "above_floor": above(floor),
@@ -98,13 +96,10 @@ def transfer_entry(
     }
 
 
-def redraw_entry(
-    hits: Bool[Tensor, "redraw test"], source_model: str, heads: Sequence[Sequence[int]]
-) -> dict[str, Any]:
+def redraw_entry(hits: Bool[Tensor, "redraw test"], heads: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Accuracies over redraws: their mean, standard deviation (of a sample) and each of them."""
     accuracies = hits.double().mean(1)
     return {
-        "from": source_model,
         "heads": [list(head) for head in heads],
         "mean": float(accuracies.mean()),
         "sd": float(accuracies.std()) if len(accuracies) > 1 else float(np.nan),

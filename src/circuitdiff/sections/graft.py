@@ -119,13 +119,11 @@ class _Grafts:
                 )
             return graft_record(ran[i])
 
-        key, stages = self._key(len(pairs)), recipient.stages
-        return {
-            name: graft_from(
-                stages.kept(title + (name and f", {name}"), key | {"parts": _named(parts)}, lambda i=i: compute(i))
-            )
-            for i, (name, parts) in enumerate(asked.items())
-        }
+        def record(i: int, name: str, parts: Circuit | Group | Mapping[str, range]) -> Record:
+            key = self._key("weight grafts", pairs, parts=_named(parts))
+            return recipient.stages.kept(title + (name and f", {name}"), key, lambda: compute(i))
+
+        return {name: graft_from(record(i, name, parts)) for i, (name, parts) in enumerate(asked.items())}
 
     def controls(self, name: str, group: Group, known: Graft) -> dict[str, Any]:
         """Random heads of the same layers, as many from any layer, and those that share the group's keys and values.
@@ -146,8 +144,8 @@ class _Grafts:
             drawn = [draw() for _ in range(self.settings.random_groups)]
             return [draw(same_layers=False), *drawn]
 
-        named = {"group": [group.at, heads_entry(group.heads)], "random": self.settings.random_groups}
-        named["besides"] = heads_entry(touched)
+        named = {"group": [group.at, heads_entry(group.heads)], "besides": heads_entry(touched)}
+        named |= {"random": self.settings.random_groups, "seed": self.bench.settings.seed}
         anywhere, *drawn = self._alone(title, random_groups, named, pairs)
         runs = (known.donor, known.recipient, known.runs[frozenset([name])])
         theirs, nothing, real = (each.select(torch.arange(len(pairs))) for each in runs)
@@ -178,14 +176,12 @@ class _Grafts:
             )
             return form.evaluations_record(found)
 
-        return form.evaluations_from(recipient.stages.kept(title, self._key(len(pairs)) | named, compute))
+        return form.evaluations_from(recipient.stages.kept(title, self._key("grafted groups", pairs, **named), compute))
 
-    def _key(self, n: int) -> dict[str, Any]:
-        (donor, recipient), each = self._subjects, self.settings.queries_per_scenario
+    def _key(self, unit: str, pairs: Pairs, **arguments: Any) -> dict[str, Any]:
+        donor, recipient = self._subjects
         known = {"donor": donor.model.provenance["fingerprint"], "projections": list(self.settings.projections)}
-        usual = self.bench.settings.prompts.queries_per_scenario
-        asked = {} if each in (None, usual) else {"queries_per_scenario": each}
-        return recipient.stages.key("evaluation") | known | {"n": n} | asked
+        return recipient.stages.key(unit, pairs, **known, **arguments)
 
 
 def _named(parts: Circuit | Group | Mapping[str, range]) -> Any:

@@ -84,11 +84,13 @@ def _knockouts(
         )
         return [clean, *(each for curve in found for each in curve.blocked)]
 
-    key = subject.stages.key("evaluation") | {"n": len(pairs), "cells": cells, "query_roles": list(query_roles)}
-    check_executors(bench, subject, title, key, lambda name: run(first_prompts(pairs, FEW), name, []))
-    own = {"curves": curves, "layers": list(layers), "single": settings.single_layers}
+    blocked = {"cells": cells, "query_roles": list(query_roles), "seed": bench.settings.seed}
+    few, in_layers = first_prompts(pairs, FEW), {"layers": list(layers), "single": settings.single_layers}
+    check = subject.stages.key("check of knockouts", few, **blocked)
+    check_executors(bench, subject, title, check, lambda name: run(few, name, []))
+    key = subject.stages.key("knockouts", pairs, **blocked, curves=curves, **in_layers)
     record = subject.stages.kept(
-        title, key | own, lambda: form.evaluations_record(run(pairs, bench.settings.executor, curves))
+        title, key, lambda: form.evaluations_record(run(pairs, bench.settings.executor, curves))
     )
     clean, *found = form.evaluations_from(record)
     by_layer, n = found[len(cells) :], len(layers)

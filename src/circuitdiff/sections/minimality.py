@@ -48,11 +48,13 @@ def _costs(
 ) -> dict[str, Any]:
     title = f"minimality of circuit {name}"
 
+    pairs = further_prompts(bench, subject, settings.prompts)
+
     def compute() -> Record:
         result = minimality(
             subject.model,
             circuit,
-            further_prompts(bench, subject, settings.prompts),
+            pairs,
             means,
             settings.rule(),
             bench.settings.executor,
@@ -62,8 +64,9 @@ def _costs(
         )
         return minimality_record(result)
 
-    key = {"circuit": circuit.to_dict(), "settings": settings.model_dump(), "means": bench.settings.prompts.means}
-    record = subject.stages.kept(title, subject.stages.key("evaluation") | key, compute)
+    arguments = {"circuit": circuit.to_dict(), "rule": asdict(settings.rule())}
+    key = subject.stages.key("minimality", pairs, means=subject.stages.means_prompts, **arguments)
+    record = subject.stages.kept(title, key, compute)
     return dict(record.data)
 
 

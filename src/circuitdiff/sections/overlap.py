@@ -158,8 +158,8 @@ def _measured(bench: Workbench, model: str, circuit: Circuit, n_prompts: int, *,
         effects = effect_by_role(subject.model, groups, pairs, roles, executor=executor)
         return Record(tensors | {f"effect.{name}": each for name, each in effects.items()}, None)
 
-    key = subject.stages.key("evaluation") | {"circuit": circuit.to_dict(), "n": len(pairs), "roles": roles}
-    kept = subject.stages.kept(f"what groups do in {model}", key | {"edges": edges}, compute).tensors
+    key = subject.stages.key("profiles of groups", pairs, circuit=circuit.to_dict(), roles=roles, edges=asked)
+    kept = subject.stages.kept(f"what groups do in {model}", key, compute).tensors
     return _Measured(
         {edge: kept[_kept_as(edge)] for edge in asked},
         {name: kept[f"attention.{name}"] for name in groups},
