@@ -127,7 +127,9 @@ def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
         return whole(source, tokenizer)
 
     monkeypatch.setattr(circuitdiff.sections.preflight, "read_outline", counted)
-    (tmp_path / "s.yaml").write_text("name: s\nbase: tracker-base\nvariants: {a: tracker-plus, b: smollm2}\n")
+    (tmp_path / "s.yaml").write_text(
+        "name: s\nbase: tracker-base\ntask: {name: entity_tracking}\nvariants: {a: tracker-plus, b: smollm2}\n"
+    )
     study = read_study(tmp_path / "s.yaml")
     check_study(study, plans_of(study))
     assert read == ["tracker-base"]

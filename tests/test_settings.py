@@ -8,15 +8,16 @@ import pytest
 
 from circuitdiff.discovery import Stage
 from circuitdiff.errors import InputError
-from circuitdiff.plans import default_plans
 from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.selection import Discoveries, TopK
 from circuitdiff.settings import parse_settings, read_settings
 from circuitdiff.tasks import get_task
 from tiny_folder import study_yaml
 
+SMALL = {"name": "x", "base": "m", "task": "ioi"}
 STUDY = """
 name: small
+task: ioi
 base: {source: base-model, adapters: [one, two]}
 variants: {chat: chat-model}
 prompts: {discovery: 40}
@@ -47,13 +48,13 @@ def test_a_study_reads_as_written(tmp_path):
     ("data", "message"),
     [
         (
-            {"name": "x", "base": "m", "sede": 1},
+            SMALL | {"sede": 1},
             r"s.yaml: there is no key 'sede' here \(did you mean 'seed'\?\); choose one of name, base",
         ),
         ({"name": "x"}, "base: this is missing"),
-        ({"name": "x", "base": "m", "prompts": {"discovery": 1}}, "prompts.discovery: expected at least 2; got 1"),
-        ({"name": "x", "base": "m", "variants": {"m": "n"}}, "a variant is called 'm', like the base"),
-        ({"name": "x", "base": "m", "plans": {"p": {"stages": []}}}, "plans.p.stages"),
+        (SMALL | {"prompts": {"discovery": 1}}, "prompts.discovery: expected at least 2; got 1"),
+        (SMALL | {"variants": {"m": "n"}}, "a variant is called 'm', like the base"),
+        (SMALL | {"plans": {"p": {"stages": []}}}, "plans.p.stages"),
         ([1], "s.yaml: expected a mapping of keys to values"),
     ],
 )
@@ -107,6 +108,7 @@ def test_folders_of_models_and_adapters_are_relative_to_the_study_but_names_are_
     models = "\n".join(
         [
             "name: s",
+            "task: ioi",
             "base: {source: org/base, adapters: [./lora, smollm2, hub/lora]}",
             f"variants: {{file: weights.gguf, hub: org/other, whole: {tmp_path}/lora,",
             f"  above: ./../{tmp_path.name}/lora,",
@@ -134,7 +136,7 @@ def test_folders_of_models_and_adapters_are_relative_to_the_study_but_names_are_
 
 @pytest.mark.parametrize("sweep", [False, None])
 def test_a_sweep_and_a_verdict_can_be_left_out(sweep):
-    study = parse_settings({"name": "s", "base": "m", "verdict": False, "functions": {"sweep": sweep}}, "s", WholeStudy)
+    study = parse_settings(SMALL | {"verdict": False, "functions": {"sweep": sweep}}, "s", WholeStudy)
     assert study.verdict is False
     assert study.functions
     assert study.functions.options(0, swept=True).other_penalties == ()
@@ -173,11 +175,11 @@ def plan(select: object) -> dict:
 )
 def test_a_value_that_would_be_converted_or_makes_no_sense_is_refused(changes, message):
     with pytest.raises(InputError, match=f"^s: .*{message}"):
-        parse_settings({"name": "x", "base": "m"} | changes, "s", WholeStudy)
+        parse_settings(SMALL | changes, "s", WholeStudy)
 
 
 def test_a_whole_number_will_do_where_a_fraction_may_stand():
-    study = parse_settings({"name": "x", "base": "m", "memory_gb": 2, "variants": {"v": "n"}}, "s")
+    study = parse_settings(SMALL | {"memory_gb": 2, "variants": {"v": "n"}}, "s")
     assert study.memory_gb == 2.0
 
 
@@ -196,15 +198,17 @@ def test_a_whole_number_will_do_where_a_fraction_may_stand():
 def test_a_path_that_is_not_there_is_refused_before_a_library_sees_it(tmp_path, source, message):
     (tmp_path / "t_full").mkdir()
     (tmp_path / "studies" / "t_full").mkdir(parents=True)
-    (tmp_path / "studies" / "s.yaml").write_text(f"name: s\nbase: m\nvariants: {{v: '{source}'}}\n")
+    (tmp_path / "studies" / "s.yaml").write_text(
+        f"name: s\nbase: m\ntask: {{name: ioi}}\nvariants: {{v: '{source}'}}\n"
+    )
     with pytest.raises(InputError, match=message) as caught:
         read_settings(tmp_path / "studies" / "s.yaml")
     assert len(str(caught.value)) < 600
 
 
 def test_an_unknown_task_or_option_is_named_with_what_there_is():
-    with pytest.raises(InputError, match="'greater_than' has no plan of its own; choose one of entity_tracking, ioi"):
-        default_plans("greater_than")
+    with pytest.raises(InputError, match="unknown task 'greater_than'; choose one of entity_tracking, ioi"):
+        get_task("greater_than")
     with pytest.raises(InputError, match=r"unknown task 'iio' \(did you mean 'ioi'\?\); choose one of entity_tracking"):
         get_task("iio")
     with pytest.raises(InputError, match=r"no option 'n_boxs' \(did you mean 'n_boxes'\?\); choose one of n_boxes"):

@@ -76,10 +76,15 @@ class ModelSettings(Settings):
 
 
 class TaskSettings(Settings):
-    """A built-in task; options are the arguments of its function in `circuitdiff.tasks`."""
+    """A built-in task, or only its name; options are the arguments of its function in `circuitdiff.tasks`."""
 
-    name: str = "entity_tracking"
+    name: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_lone_text_is_a_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class PromptSettings(Settings):
@@ -162,7 +167,7 @@ class StudySettings(Settings):
     name: FolderName
     base: ModelSettings
     variants: dict[Name, ModelSettings] = Field(default_factory=dict)
-    task: TaskSettings = Field(default_factory=TaskSettings)
+    task: TaskSettings
     prompts: PromptSettings = Field(default_factory=PromptSettings)
     circuits: dict[Name, Path] = Field(default_factory=dict)  # circuit files to evaluate beside those that are found
     series: dict[Name, dict[str, Seed]] = Field(default_factory=dict)  # by title: models and their training steps

@@ -13,8 +13,8 @@ from circuitdiff import results as form
 from circuitdiff.assistants import Assistants, threads_shared_by
 from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Plan
+from circuitdiff.errors import InputError
 from circuitdiff.planning import Estimate, Work, estimate
-from circuitdiff.plans import default_plans
 from circuitdiff.report import report_page
 from circuitdiff.sections.ablations import ablations_section
 from circuitdiff.sections.accuracy import accuracy_section
@@ -35,7 +35,7 @@ from circuitdiff.sections.overlap import overlap_section
 from circuitdiff.sections.preflight import check_study
 from circuitdiff.sections.verdict import circuit_numbers, verdict_section
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits
-from circuitdiff.settings import StudySettings
+from circuitdiff.settings import PlanSettings, StudySettings
 from circuitdiff.stages import Monitor
 from circuitdiff.store import REPORT, RESULTS, Notify, Store, json_bytes
 from circuitdiff.tasks import get_task
@@ -45,12 +45,15 @@ from circuitdiff.workbench import Workbench
 def plans_of(settings: StudySettings) -> dict[str, Plan]:
     """The study's plans, or the task's own; the first one is the main plan.
 
-    Raises: InputError if a plan names a role that the task lacks.
+    Raises: InputError if there is none, or a plan names a role that the task lacks.
     """
-    plans = {name: plan.plan() for name, plan in settings.plans.items()} or default_plans(settings.task.name)
-    roles = get_task(settings.task.name, **settings.task.options).roles
+    task = get_task(settings.task.name, **settings.task.options)
+    written = settings.plans or {name: PlanSettings.model_validate(plan) for name, plan in task.plans.items()}
+    if not written:
+        raise InputError(f"the task {task.name} has no plan of its own: give `plans`")
+    plans = {name: plan.plan() for name, plan in written.items()}
     for plan in plans.values():
-        plan.check(roles)
+        plan.check(task.roles)
     return plans
 
 

@@ -92,7 +92,7 @@ def test_code_of_a_models_folder_is_never_run_whatever_stdin_says(tmp_path, file
     folder = save_decoder(tmp_path / "model")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
     content = {
-        "config.json": '{"model_type": "unheard", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.C"}}',
+        "config.json": '{"model_type": "unheard", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.C"}}',
         "tokenizer_config.json": '{"tokenizer_class": "Unheard", "auto_map": {"AutoTokenizer": ["evil.C", "evil.C"]}}',
     }
     (folder / file).write_text(content[file])

@@ -78,7 +78,9 @@ def test_the_section_holds_the_librarys_numbers_for_every_group_and_desideratum(
     assert {group: list(found) for group, found in entries[model].items()} == (CELLS if at_home else MAIN)
     for group, wanted in (("reader", "position"), ("fetcher", "no_comma" if at_home else "object")):
         swept = group == "fetcher" and model == bench.base
-        fit = fit_mask(subject, GROUPS[group], wanted, SETTINGS.options(0, swept=swept), task=TASK)
+        options = SETTINGS.options(0, swept=swept)
+        [triples] = TASK.triples(subject.tokenizer, [wanted], sum(options.n_triples), 0)
+        fit = fit_mask(subject, GROUPS[group], triples, options)
         entry = entries[model][group][wanted]
         assert entry["heads"] == places(fit.heads)
         assert [entry["accuracy"], entry["low"], entry["high"]] == pytest.approx(list(fit.accuracy()))

@@ -8,7 +8,6 @@ from itertools import product
 from circuitdiff.ground_truth.rows import Row
 from circuitdiff.ground_truth.subjects import Subject, task
 from circuitdiff.methods.component_mask import MaskFit, MaskOptions, SharedRuns, fit_shared
-from circuitdiff.tasks.desiderata import MAIN, sample_desiderata
 
 # What each part carries by its wiring. A lexical route's transmitters carry the label itself, its binders the name.
 WIRED: Mapping[str, str] = {
@@ -33,8 +32,8 @@ def mask_rows(subject: Subject, options: MaskOptions | None = None) -> list[Row]
     options, planted = options or _OPTIONS, subject.truth.circuit.groups
     two_routes = all(subject.truth.parts.get(part) for part in _ROUTES)
     groups = {name: group for name, group in planted.items() if name == "value_fetcher" or not two_routes}
-    names = [each.name for each in MAIN]
-    drawn = sample_desiderata(task(), subject.model.tokenizer, names, sum(options.n_triples), options.seed)
+    names, tokenizer = task().desiderata, subject.model.tokenizer
+    drawn = task().triples(tokenizer, names, sum(options.n_triples), options.seed)
     shared = SharedRuns(subject.model, groups, drawn[0].base, n_random=options.n_random, seed=options.seed)
     fits = (fit_shared(shared, group, triples, options) for triples, group in product(drawn, groups))
     return [_row(subject, group, fit) for (_, group), fit in zip(product(drawn, groups), fits, strict=True)]

@@ -77,7 +77,7 @@ def _digest(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     flat = tensor.reshape(-1).view(torch.uint8)
     for part in flat.split(_AT_ONCE):
-        digest.update(part.cpu().numpy())
+        digest.update(part.cpu().numpy().data)
     return digest.hexdigest()
 
 

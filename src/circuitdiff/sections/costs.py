@@ -15,7 +15,7 @@ from circuitdiff.sections.functions_settings import FunctionSettings
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits
 from circuitdiff.selection import Discoveries, TopK
 from circuitdiff.shares import all_subsets, needed_subsets
-from circuitdiff.tasks import get_task
+from circuitdiff.tasks import Task, get_task
 from circuitdiff.tasks.desiderata import DESIDERATA
 
 _HEADS = 10  # of a group whose rule does not say
@@ -54,6 +54,10 @@ class _Costs:
             yield self._cross_model()
             yield self._graft()
         yield self._knockout()
+
+    @property
+    def _task(self) -> Task:
+        return get_task(self.study.task.name, **self.study.task.options)
 
     @property
     def _main(self) -> Plan:
@@ -138,7 +142,7 @@ class _Costs:
         its window.
         """
         wanted, flop, runs, read = self.study.functions, 0.0, 0.0, 0.0
-        if not wanted or self.study.task.name != "entity_tracking":
+        if not wanted or not main_desiderata(wanted, self._task):
             return _nothing("functions")
         for circuit in asked_circuits(self.study):
             n_models = self._n_asked(wanted, circuit)
@@ -157,15 +161,15 @@ class _Costs:
     def _read_for_masks(self, wanted: FunctionSettings, n_models: int) -> float:
         """Base and source prompts of one circuit's masks."""
         triples = wanted.train + wanted.validation + wanted.test
-        main = _sources(main_desiderata(wanted))
+        main = _sources(main_desiderata(wanted, self._task))
         further = _sources(name for names in wanted.further.values() for name in names) - main
         read = n_models * (triples + len(main) * (triples + wanted.redraw.times * wanted.redraw.triples))
         return read + len(further) * triples * _READ
 
     def _masks(self, wanted: FunctionSettings, stage: Stage, n_models: int) -> float:
         """Forward runs of one group's masks in all models."""
-        main = len(main_desiderata(wanted))
-        masks = main * n_models + len(wanted_of(stage.name, wanted)) - main
+        main = len(main_desiderata(wanted, self._task))
+        masks = main * n_models + len(wanted_of(stage.name, wanted, self._task)) - main
         floors = masks / main  # learned where a group may carry what is asked for: one of the main ones
         swept = wanted.sweep and stage.name == (wanted.sweep.group or self._main.stages[0].name)
         others = main * (len(wanted.sweep.penalties) + wanted.sweep.seeds - 1) if wanted.sweep and swept else 0
@@ -223,8 +227,7 @@ class _Costs:
 
     def _share_of_a_row(self, queries_per_scenario: int | None) -> float:
         """Of a prompt's tokens, what a question takes that shares a row with others about its scenario."""
-        each, study = queries_per_scenario or self.study.prompts.queries_per_scenario, self.study
-        asking = get_task(study.task.name, **study.task.options).question_roles
+        each, asking = queries_per_scenario or self.study.prompts.queries_per_scenario, self._task.question_roles
         own = max((self.work.width(role) for role in asking if role in self.work.roles), default=self.work.length)
         return own / self.work.length + (1 - own / self.work.length) / each
 

@@ -10,7 +10,7 @@ from circuitdiff.sections.entries import with_heads
 from circuitdiff.sections.functions_cells import Cells, main_desiderata, title_of, wanted_of
 from circuitdiff.sections.functions_settings import FILE, FunctionSettings
 from circuitdiff.sections.preflight_triples import check_desiderata
-from circuitdiff.tasks.entity_tracking import EntityTracking
+from circuitdiff.tasks import Task
 from circuitdiff.workbench import Workbench
 
 
@@ -26,10 +26,10 @@ def functions_section(
     disagree.
     """
     tested = with_heads(circuit)
-    if settings.desiderata is None and not isinstance(bench.task, EntityTracking):
+    if not main_desiderata(settings, bench.task):
         bench.warn(f"no desiderata are written for the task {bench.task.name}, so what groups encode was not asked")
         return {}
-    check_desiderata(bench.task, _all_wanted(tested.groups, settings))
+    check_desiderata(bench.task, _all_wanted(tested.groups, settings, bench.task))
     home = (bench.results["circuits"].get(name) or {}).get("model", bench.base)
     here = Cells(bench, model, name, tested, home, settings)
     there = here if model == home else Cells(bench, home, name, tested, home, settings)
@@ -41,16 +41,16 @@ def functions_section(
     found = {cell: there.fit(*cell) for cell in here.all}
     for (group, wanted), record in found.items() if model != home else ():
         entries[group][title_of(wanted)]["transferred"] = here.transferred(group, wanted, record)
-    main = {(group, wanted): r for (group, wanted), r in found.items() if _is_redrawn(wanted, settings)}
+    main = {(group, wanted): r for (group, wanted), r in found.items() if _is_redrawn(wanted, settings, bench.task)}
     for group, redrawn in here.redrawn(main).items() if main else ():
         for wanted, entry in redrawn.items():
             entries[group][wanted]["redrawn"] = entry
     return {"functions": {name: {model: entries}}}
 
 
-def _all_wanted(groups: Iterable[str], settings: FunctionSettings) -> list[str]:
-    return list(dict.fromkeys(wanted for group in groups for wanted in wanted_of(group, settings)))
+def _all_wanted(groups: Iterable[str], settings: FunctionSettings, task: Task) -> list[str]:
+    return list(dict.fromkeys(wanted for group in groups for wanted in wanted_of(group, settings, task)))
 
 
-def _is_redrawn(wanted: str, settings: FunctionSettings) -> bool:
-    return settings.redraw.times > 0 and wanted in main_desiderata(settings) and not wanted.endswith(FILE)
+def _is_redrawn(wanted: str, settings: FunctionSettings, task: Task) -> bool:
+    return settings.redraw.times > 0 and wanted in main_desiderata(settings, task) and not wanted.endswith(FILE)

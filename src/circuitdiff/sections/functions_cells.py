@@ -19,8 +19,7 @@ from circuitdiff.sections.entries import heads_entry
 from circuitdiff.sections.functions_entry import fit_record, redraw_entry, transfer_entry
 from circuitdiff.sections.functions_settings import FILE, FunctionSettings
 from circuitdiff.store import Record
-from circuitdiff.tasks.desiderata import MAIN, read_triples, sample_desiderata
-from circuitdiff.tasks.entity_tracking import EntityTracking
+from circuitdiff.tasks import Task, read_triples
 from circuitdiff.triples import Triples, split_by_scenario
 from circuitdiff.workbench import Subject, Workbench
 
@@ -34,14 +33,14 @@ def title_of(wanted: str) -> str:
     return Path(wanted).stem if wanted.endswith(FILE) else wanted
 
 
-def main_desiderata(settings: FunctionSettings) -> tuple[str, ...]:
+def main_desiderata(settings: FunctionSettings, task: Task) -> tuple[str, ...]:
     """Those that every group is tested with."""
-    return tuple(each.name for each in MAIN) if settings.desiderata is None else settings.desiderata
+    return task.desiderata if settings.desiderata is None else settings.desiderata
 
 
-def wanted_of(group: str, settings: FunctionSettings) -> tuple[str, ...]:
+def wanted_of(group: str, settings: FunctionSettings, task: Task) -> tuple[str, ...]:
     """The desiderata of one group, each once."""
-    return tuple(dict.fromkeys([*main_desiderata(settings), *settings.further.get(group, ())]))
+    return tuple(dict.fromkeys([*main_desiderata(settings, task), *settings.further.get(group, ())]))
 
 
 class Cells:
@@ -60,8 +59,8 @@ class Cells:
 
         Further desiderata are tested in the circuit's own model alone.
         """
-        main, at_home = main_desiderata(self._settings), self.model == self._home
-        wanted = {group: wanted_of(group, self._settings) if at_home else main for group in self._circuit.groups}
+        main, at_home = main_desiderata(self._settings, self._bench.task), self.model == self._home
+        wanted = {group: self._wanted(group) if at_home else main for group in self._circuit.groups}
         names = dict.fromkeys(name for names in wanted.values() for name in names)
         return [(group, name) for name in names for group in wanted if name in wanted[group]]
 
@@ -131,7 +130,7 @@ class Cells:
 
     def check(self, group: str) -> Check:
         """Check 3: half of the group's own value and half of the source's, by both executors."""
-        title, wanted = f"check of masks of {group} of {self._name}", wanted_of(group, self._settings)[0]
+        title, wanted = f"check of masks of {group} of {self._name}", self._wanted(group)[0]
 
         def logits(executor: str) -> Tensor:
             few = self._triples(wanted).select(torch.arange(_FEW))
@@ -170,17 +169,15 @@ class Cells:
         swept = group == chosen and self.model == self._home
         return self._settings.options(self._bench.settings.seed, swept=swept)
 
-    @property
-    def _task(self) -> EntityTracking:
-        assert isinstance(self._bench.task, EntityTracking), "checked before any work"
-        return self._bench.task
+    def _wanted(self, group: str) -> tuple[str, ...]:
+        return wanted_of(group, self._settings, self._bench.task)
 
     @cached_property
     def _sampled(self) -> dict[str, Triples]:
         """Triples of every desideratum of the task, on the same base prompts."""
         names = list(dict.fromkeys(wanted for _, wanted in self.all if not wanted.endswith(FILE)))
         tokenizer, seed = self._subject.model.tokenizer, self._bench.settings.seed
-        return {each.name: each for each in sample_desiderata(self._task, tokenizer, names, self._total, seed)}
+        return {each.name: each for each in self._bench.task.triples(tokenizer, names, self._total, seed)}
 
     @cached_property
     def _read(self) -> dict[str, Triples]:
@@ -197,7 +194,7 @@ class Cells:
             groups = self._circuit.groups
             self._shared[which] = SharedRuns(
                 self._subject.model,
-                {name: groups[name] for name in groups if not which or wanted in wanted_of(name, self._settings)},
+                {name: groups[name] for name in groups if not which or wanted in self._wanted(name)},
                 self._triples(wanted).base,
                 n_random=self._settings.random_groups,
                 seed=self._bench.settings.seed,
@@ -223,7 +220,7 @@ class Cells:
     def _redrawn_triples(self, names: Sequence[str], redraw: int) -> dict[str, Triples]:
         """Other sources for some of the test triples; alike where they were alike."""
         tokenizer, seed = self._subject.model.tokenizer, self._bench.settings.seed
-        drawn = sample_desiderata(self._task, tokenizer, names, self._total, seed, redraw=redraw)
+        drawn = self._bench.task.triples(tokenizer, names, self._total, seed, redraw)
         rows = self._redraw_rows(names[0])
         sources = {id(each.source): each.source.select(rows) for each in drawn}
         return {each.name: replace(each.select(rows), source=sources[id(each.source)]) for each in drawn}

@@ -10,7 +10,6 @@ from circuitdiff import results as form
 from circuitdiff.models.origins import origin_of
 from circuitdiff.own_code import digest_of_code
 from circuitdiff.recipes import is_made, made_by
-from circuitdiff.sections.functions_cells import main_desiderata
 from circuitdiff.sections.functions_settings import FILE
 from circuitdiff.sections.whole_study import WholeStudy
 from circuitdiff.settings import ModelSettings
@@ -37,7 +36,7 @@ def inputs_of(study: WholeStudy) -> dict[str, Any] | None:
 def _files_of_triples(study: WholeStudy) -> list[str]:
     if not study.functions:
         return []
-    wanted = [main_desiderata(study.functions), *study.functions.further.values()]
+    wanted = [study.functions.desiderata or (), *study.functions.further.values()]
     return sorted({name for names in wanted for name in names if name.endswith(FILE)})
 
 

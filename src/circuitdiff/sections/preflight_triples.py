@@ -9,11 +9,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
-from circuitdiff.sections.functions_cells import title_of, wanted_of
+from circuitdiff.sections.functions_cells import main_desiderata, title_of, wanted_of
 from circuitdiff.sections.functions_settings import FILE, FunctionSettings
-from circuitdiff.tasks import Task
-from circuitdiff.tasks.desiderata import desideratum_named, read_triples, sample_desiderata
-from circuitdiff.tasks.entity_tracking import EntityTracking
+from circuitdiff.tasks import Task, read_triples
 from circuitdiff.triples import Triples, split_by_scenario
 
 _FEW = 64  # triples that are drawn to see whether a desideratum goes with tokenizer and roles
@@ -27,9 +25,9 @@ def check_triples(
     Raises: InputError naming the desideratum that is unknown, belongs to another task, shares its name, has too few
     triples, or cannot be written in this tokenizer or tested at a group's role.
     """
-    asked = {group: wanted_of(group, wanted) for group in groups}
+    asked = {group: wanted_of(group, wanted, task) for group in groups}
     names = list(dict.fromkeys(name for each in asked.values() for name in each))
-    if wanted.desiderata is None and not isinstance(task, EntityTracking):
+    if not main_desiderata(wanted, task):
         return  # the section says that none are written for this task
     check_desiderata(task, names)
     _check_steps(wanted)
@@ -58,16 +56,9 @@ def check_desiderata(task: Task, names: Iterable[str]) -> None:
     """Raises: InputError for a desideratum that is unknown, is no file, belongs to another task, or shares its name."""
     names = list(names)
     for name in names:
-        if _is_file(name):
-            if not Path(name).is_file():
-                raise InputError(f"there is no file {name} of triples; give the path of a JSONL file")
-        elif not isinstance(task, EntityTracking):
-            raise InputError(
-                f"desideratum {name!r} is one of entity_tracking and the task is {task.name}: give JSONL files of "
-                f"triples"
-            )
-        else:
-            desideratum_named(name)
+        if _is_file(name) and not Path(name).is_file():
+            raise InputError(f"there is no file {name} of triples; give the path of a JSONL file")
+    task.check_desiderata(name for name in names if not _is_file(name))
     titles = Counter(map(title_of, names))
     if twice := [title for title, n in titles.items() if n > 1]:
         raise InputError(f"two desiderata are called {twice[0]!r}, by which results know them; rename a file")
@@ -75,9 +66,7 @@ def check_desiderata(task: Task, names: Iterable[str]) -> None:
 
 def _drawn(names: Iterable[str], task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Triples]:
     written = [name for name in names if not _is_file(name)]
-    if not written or not isinstance(task, EntityTracking):
-        return {}
-    return dict(zip(written, sample_desiderata(task, tokenizer, written, _FEW, seed), strict=True))
+    return dict(zip(written, task.triples(tokenizer, written, _FEW, seed), strict=True)) if written else {}
 
 
 def _is_file(name: str) -> bool:

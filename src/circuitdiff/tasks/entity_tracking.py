@@ -5,9 +5,10 @@ Source: Prakash et al. 2024 (arXiv:2402.14811), after Kim and Schuster 2023 (arX
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -16,7 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices
 from circuitdiff.prompts import Pairs
+from circuitdiff.tasks.boxes import OTHER, QUERIED, QUERY_SLOTS, SEGMENT_SLOTS, prompt_for
 from circuitdiff.tasks.describe import DescribedPair, describe_pair
+from circuitdiff.tasks.desiderata import MAIN, desideratum_named, sample_desiderata
 from circuitdiff.tasks.scenarios import (
     COUNTERFACTUALS,
     Question,
@@ -25,26 +28,41 @@ from circuitdiff.tasks.scenarios import (
     draw_questions,
     generator,
 )
-from circuitdiff.tasks.template import Piece, Prompt, check_places, tokenise
+from circuitdiff.tasks.template import check_places, tokenise
 from circuitdiff.tasks.vocabulary import Words, one_token_words
+from circuitdiff.triples import Triples
 from circuitdiff.words import LABELS, OBJECTS, TRAIN_OBJECTS
 
 _MOST_BOXES = 100
 _FEWEST_WORDS = 14  # two disjoint contexts of seven boxes
-_SEGMENT_SLOTS = ("article", "object", "after_object", "in", "box", "label", "after_label")
-_QUERY_SLOTS = ("query_box", "query_label", "after_query_label", "last")
-_QUERIED = {
-    "previous_query_label": "label",
-    "after_previous_query_label": "after_label",
-    "correct_object": "object",
-    "after_correct_object": "after_object",
-}
-_OTHER = {
-    "other_label": "label",
-    "after_other_label": "after_label",
-    "other_object": "object",
-    "after_other_object": "after_object",
-}
+
+# Prakash et al. 2024 (arXiv:2402.14811), section 3.2, with the k of its code's command line. Their structure readers
+# are read from anywhere (no `receivers_at`); the path one means ends at the query label.
+_PAPER = (
+    {"name": "value_fetcher", "at": "last", "select": {"top": 20}},
+    {
+        "name": "position_transmitter",
+        "at": "last",
+        "via": "q",
+        "receivers_from": "value_fetcher",
+        "select": {"top": 5},
+    },
+    {
+        "name": "position_detector",
+        "at": "query_label",
+        "via": "v",
+        "receivers_from": "position_transmitter",
+        "select": {"top": 10},
+    },
+    {
+        "name": "structure_reader",
+        "at": "previous_query_label",
+        "via": "v",
+        "receivers_from": "position_detector",
+        "receivers_at": "query_label",
+        "select": {"top": 5},
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -68,13 +86,34 @@ class EntityTracking:
     @property
     def roles(self) -> tuple[str, ...]:
         """The names of all roles."""
-        segments = [f"segment_{i}.{slot}" for i in range(self.n_boxes) for slot in _SEGMENT_SLOTS]
-        return (*segments, *_QUERY_SLOTS, *_QUERIED, *_OTHER)
+        segments = [f"segment_{i}.{slot}" for i in range(self.n_boxes) for slot in SEGMENT_SLOTS]
+        return (*segments, *QUERY_SLOTS, *QUERIED, *OTHER)
 
     @property
     def question_roles(self) -> tuple[str, ...]:
         """The roles at the tokens that ask for a box."""
-        return _QUERY_SLOTS
+        return QUERY_SLOTS
+
+    @property
+    def plans(self) -> Mapping[str, Mapping[str, Any]]:
+        """The paper's."""
+        return {"paper": {"stages": _PAPER}}
+
+    @property
+    def desiderata(self) -> tuple[str, ...]:
+        """The main ones."""
+        return tuple(each.name for each in MAIN)
+
+    def check_desiderata(self, names: Iterable[str]) -> None:
+        """Raises: InputError naming the first that is unknown."""
+        for name in names:
+            desideratum_named(name)
+
+    def triples(
+        self, tokenizer: PreTrainedTokenizerBase, desiderata: Sequence[str], n_triples: int, seed: int, redraw: int = 0
+    ) -> list[Triples]:
+        """Triples of each desideratum; see `sample_desiderata`."""
+        return sample_desiderata(self, tokenizer, desiderata, n_triples, seed, redraw=redraw)
 
     def every_segment(self, role: str) -> list[str]:
         """The same kind of role in each segment, so that nothing depends on the query.
@@ -82,7 +121,7 @@ class EntityTracking:
         A role outside the segments, like `last`, comes back alone.
         """
         self._check_role(role)
-        slot = (_QUERIED | _OTHER).get(role) or role.partition(".")[2]
+        slot = (QUERIED | OTHER).get(role) or role.partition(".")[2]
         return [f"segment_{i}.{slot}" for i in range(self.n_boxes)] if slot else [role]
 
     def wrong_segment(self, role: str) -> str:
@@ -91,7 +130,7 @@ class EntityTracking:
         A role that does not follow the query comes back as it is.
         """
         self._check_role(role)
-        wrong = dict(zip(_QUERIED, _OTHER, strict=True))
+        wrong = dict(zip(QUERIED, OTHER, strict=True))
         return wrong.get(role, role)
 
     def usable_objects(self, tokenizer: PreTrainedTokenizerBase, split: str = "evaluation") -> Words:
@@ -158,21 +197,6 @@ def entity_tracking(
     if shared := sorted(set(objects) & set(train_objects)):
         raise InputError(f"train_objects must not occur in objects; both have {', '.join(shared)}")
     return EntityTracking(n_boxes, tuple(objects), tuple(train_objects), tuple(labels))
-
-
-def prompt_for(question: Question) -> Prompt:
-    """The question as text up to where the answer goes, with its slots and roles."""
-    context, n_boxes = question.context, len(question.context.labels)
-    pieces = []
-    for i, (thing, label) in enumerate(zip(context.objects, context.labels, strict=True)):
-        article, stop = "The" if i == 0 else " the", "." if i == n_boxes - 1 else ","
-        texts = (article, f" {thing}", " is", " in", " Box", f" {label}", stop)
-        pieces += [Piece(f"segment_{i}.{slot}", text) for slot, text in zip(_SEGMENT_SLOTS, texts, strict=True)]
-    asked = (" Box", f" {question.label}", " contains", " the")
-    pieces += [Piece(slot, text) for slot, text in zip(_QUERY_SLOTS, asked, strict=True)]
-    queried = {role: f"segment_{question.queried}.{slot}" for role, slot in _QUERIED.items()}
-    other = {role: f"segment_{question.other}.{slot}" for role, slot in _OTHER.items()}
-    return Prompt(tuple(pieces), queried | other)
 
 
 def _pairs(

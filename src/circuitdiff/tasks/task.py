@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.prompts import Pairs
 from circuitdiff.tasks.describe import DescribedPair
+from circuitdiff.triples import Triples
 
 
 @runtime_checkable
@@ -25,6 +27,26 @@ class Task(Protocol):
     @property
     def question_roles(self) -> tuple[str, ...]:
         """The roles at the tokens that ask, whatever is asked for."""
+        ...
+
+    @property
+    def plans(self) -> Mapping[str, Mapping[str, Any]]:
+        """Discovery plans in the form of a study's, the main one first, for a study that names none. May be empty."""
+        ...
+
+    @property
+    def desiderata(self) -> tuple[str, ...]:
+        """What every group is asked for unless a study says otherwise. May be empty."""
+        ...
+
+    def check_desiderata(self, names: Iterable[str]) -> None:
+        """Raises: InputError naming the first that the task lacks."""
+        ...
+
+    def triples(
+        self, tokenizer: PreTrainedTokenizerBase, desiderata: Sequence[str], n_triples: int, seed: int, redraw: int = 0
+    ) -> list[Triples]:
+        """So many triples of each desideratum, on the same base prompts; `redraw` draws other sources for them."""
         ...
 
     def every_segment(self, role: str) -> list[str]:

@@ -18,8 +18,6 @@ from circuitdiff.methods.component_mask.patching import Patching
 from circuitdiff.methods.component_mask.shared import MEMORY_GB, SharedRuns
 from circuitdiff.methods.component_mask.training import Mask, Part, Training, train_mask
 from circuitdiff.statistics import Interval, accuracy_interval, difference_interval
-from circuitdiff.tasks.desiderata import Desideratum, sample_triples
-from circuitdiff.tasks.entity_tracking import EntityTracking, entity_tracking
 from circuitdiff.triples import Triples, split_by_scenario
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -144,28 +142,22 @@ class MaskFit:
 def fit_mask(
     model: Model,
     group: Group,
-    desideratum: Triples | Desideratum | str,
+    triples: Triples,
     options: MaskOptions | None = None,
     *,
-    task: EntityTracking | None = None,
     executor: str = "window",
     memory_gb: float = MEMORY_GB,
     progress: Progress | None = None,
 ) -> MaskFit:
-    """Which heads of `group` to patch at its role so that the desideratum's target becomes the answer.
+    """Which heads of `group` to patch at its role so that each triple's target becomes the answer.
 
-    Triples are split by scenario, in their order. A desideratum that is named, not given as triples, is one of
-    `task`'s (entity tracking with seven boxes).
+    Triples, as many as the options say in all, are split by scenario, in their order. A task samples those of its
+    desiderata (`task.triples`); those of a file are read by `read_triples`.
 
     Raises: InputError, before any work, if the group has no heads, a head or role does not exist, a prompt lacks the
     role, or there are too few triples.
     """
     options = options or MaskOptions()
-    if isinstance(desideratum, Triples):
-        triples = desideratum
-    else:
-        wanted = sum(options.n_triples)
-        triples = sample_triples(task or entity_tracking(), model.tokenizer, desideratum, wanted, options.seed)
     split_by_scenario(triples.scenarios, options.n_triples)
     triples.check_role(group.at)
     shared = SharedRuns(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from random import Random
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -15,20 +16,36 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import PromptSet
+from circuitdiff.tasks.boxes import prompt_for
 from circuitdiff.tasks.desiderata.pairing import Pairing
 from circuitdiff.tasks.desiderata.table import POINTERS, Desideratum, Target, desideratum_named
 from circuitdiff.tasks.desiderata.wording import Source, Wording
-from circuitdiff.tasks.entity_tracking import EntityTracking, prompt_for
 from circuitdiff.tasks.scenarios import SPLITS, Question, draw_questions, generator
 from circuitdiff.tasks.template import Prompt, tokenise
+from circuitdiff.tasks.vocabulary import Words
 from circuitdiff.triples import Triples
 
 N_TRIPLES = 750  # 300 to train on, 150 to choose the mask, 300 to test
 _N_SPARE = 3
 
 
+@runtime_checkable
+class Boxes(Protocol):
+    """What is asked of entity tracking here."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def n_boxes(self) -> int: ...
+
+    def usable_objects(self, tokenizer: PreTrainedTokenizerBase, split: str = "evaluation") -> Words: ...
+
+    def usable_labels(self, tokenizer: PreTrainedTokenizerBase) -> Words: ...
+
+
 def sample_triples(
-    task: EntityTracking,
+    task: Boxes,
     tokenizer: PreTrainedTokenizerBase,
     desideratum: str | Desideratum,
     n_triples: int = N_TRIPLES,
@@ -47,7 +64,7 @@ def sample_triples(
 
 
 def sample_desiderata(
-    task: EntityTracking,
+    task: Boxes,
     tokenizer: PreTrainedTokenizerBase,
     desiderata: Sequence[str | Desideratum],
     n_triples: int = N_TRIPLES,
@@ -70,7 +87,7 @@ def sample_desiderata(
 class Drawing:
     """Questions of one task, split and seed."""
 
-    task: EntityTracking
+    task: Boxes
     tokenizer: PreTrainedTokenizerBase
     n_triples: int
     seed: int

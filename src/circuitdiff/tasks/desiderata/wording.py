@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from circuitdiff.errors import InputError
-from circuitdiff.tasks.entity_tracking import prompt_for
+from circuitdiff.tasks.boxes import prompt_for
 from circuitdiff.tasks.scenarios import Question
 from circuitdiff.tasks.template import Piece, Prompt
 
