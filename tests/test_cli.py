@@ -171,7 +171,12 @@ def test_a_strangers_results_reach_no_terminal_raw(monkeypatch, capsys, tmp_path
     entry = {"value": 0.5, "low": 0.4, "high": 0.6}
     for run_name, value in (("a", 0.5), ("b", 0.9)):
         (tmp_path / run_name).mkdir()
-        moved = {"faithfulness": {RED + NAME: {NAME: entry | {"value": value, "low": value, "high": value}}}}
+        moved = {
+            "study": {},
+            "models": {},
+            "circuits": {},
+            "faithfulness": {RED + NAME: {NAME: entry | {"value": value, "low": value, "high": value}}},
+        }
         (tmp_path / run_name / "results.json").write_text(json.dumps(moved))
     assert run(monkeypatch, "diff", tmp_path / "a", tmp_path / "b") == 0
     out = capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -144,3 +146,23 @@ def test_a_slot_without_a_mean_is_refused():
     slots[slots == SLOTS.index("end")] = SLOTS.index("start")
     with pytest.raises(InputError, match="'end', so it has no mean; sample more"):
         mean_activations(subject("llama").model, pairs)
+
+
+def test_means_are_found_by_the_names_of_slots_in_whatever_order_prompts_number_them():
+    model, pairs = subject("llama").model, fake_pairs()
+    order = torch.arange(len(SLOTS)).flip(0)
+
+    def renumbered(prompts: PromptSet) -> PromptSet:
+        slots = torch.where(prompts.slots < 0, -1, order.argsort()[prompts.slots.clamp(min=0)])
+        names, kinds = ([each[i] for i in order.tolist()] for each in (prompts.slot_names, prompts.slot_kinds))
+        return replace(prompts, slots=slots, slot_names=names, slot_kinds=kinds)
+
+    other = replace(
+        pairs,
+        clean_prompts=renumbered(pairs.clean_prompts),
+        counterfactual_prompts=renumbered(pairs.counterfactual_prompts),
+    )
+    means = mean_activations(model, pairs)
+    expected = evaluate_circuit(model, CIRCUIT, pairs, means).log_probs
+    torch.testing.assert_close(evaluate_circuit(model, CIRCUIT, other, means).log_probs, expected, rtol=0, atol=1e-12)
+    assert other.fingerprint() != pairs.fingerprint()

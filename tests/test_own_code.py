@@ -30,6 +30,10 @@ class Empty:
         ("methods/knockout.py", "Twice x", "x, twice", True, False),
         ("methods/knockout.py", "What the module does", "Something", True, False),
         ("engine/window.py", "\n\n\n", "\n\n\n\n", True, False),
+        ("sections/completeness.py", "2 * x", "3 * x", True, True),
+        ("study_checks.py", "2 * x", "3 * x", True, True),
+        ("models/checks.py", "2 * x", "3 * x", True, True),
+        ("models/sources.py", "2 * x", "3 * x", True, False),
         ("sections/verdict.py", "2 * x", "3 * x", True, False),
         ("report/page.py", "2 * x", "3 * x", True, False),
         ("tasks/ioi_words.py", "2 * x", "3 * x", True, False),
@@ -53,7 +57,8 @@ def test_a_change_shows_in_the_digest_of_computation_only_if_it_can_change_numbe
 def test_every_room_that_computes_is_in_the_house():
     home = Path(own_code.__file__).parent
     for room in own_code._COMPUTES:
-        assert (home / room).is_dir() or (home / f"{room}.py").is_file()
+        place = home / room.replace(".", "/")
+        assert place.is_dir() or place.with_suffix(".py").is_file()
 
 
 def written(path: Path, text: str) -> None:

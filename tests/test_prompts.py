@@ -164,3 +164,15 @@ def test_what_is_selected_is_what_the_constructor_would_make_of_the_rows():
     assert isinstance(replace(part), Pairs)
     assert isinstance(replace(TRIPLES.select(rows)), Triples)
     assert len(PAIRS) == 5, "the whole is what it was"
+
+
+def test_what_pads_a_prompt_is_no_part_of_its_content():
+    prompts = fake_pairs().clean_prompts
+    inside = torch.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]
+    other = replace(prompts, tokens=torch.where(inside, prompts.tokens, 10_000))
+    assert not torch.equal(other.tokens, prompts.tokens)
+    assert other.fingerprint() == prompts.fingerprint()
+    assert other.rows() == prompts.rows()
+    changed = prompts.tokens.clone()
+    changed[1, 0] += 1
+    assert replace(prompts, tokens=changed).fingerprint() != prompts.fingerprint()

@@ -22,6 +22,8 @@ from circuitdiff.errors import InputError
 from circuitdiff.records import hashed
 from circuitdiff.store import Record, Store, read_results
 
+RESULTS = {"study": {}, "models": {}, "circuits": {}}  # the least that is a run's
+
 
 def counting(store: Store):
     calls: list[int] = []
@@ -158,15 +160,15 @@ def test_the_same_record_has_the_same_bytes(tmp_path):
 
 def test_a_write_that_fails_keeps_the_old_file_and_says_what_to_do(tmp_path, monkeypatch):
     store = Store.open(tmp_path)
-    store.write_json("results.json", {"old": True})
+    store.write_json("results.json", RESULTS | {"old": True})
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"No space left on device; make room or .* run again"):
-        store.write_json("results.json", {"old": False})
-    assert read_results(tmp_path) == {"old": True}
+        store.write_json("results.json", RESULTS | {"old": False})
+    assert read_results(tmp_path) == RESULTS | {"old": True}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["records", "results.json"]
 
 
@@ -320,7 +322,7 @@ def test_of_many_records_a_process_locks_some_at_a_time(tmp_path, monkeypatch):
 def test_a_folder_that_takes_no_locks_is_refused_in_a_line(tmp_path):
     store = Store.open(tmp_path)
     (tmp_path / "locks").write_text("")  # whatever the system says: read-only, full, no locks on this network
-    with pytest.raises(InputError, match=r"cannot lock .*effects.*; make room, or choose a run folder"):
+    with pytest.raises(InputError, match=r"cannot lock .*\.lock: .*; make room, or choose a run folder"):
         store.stage("effects", 0, counting(store)[1])
 
 

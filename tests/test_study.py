@@ -24,7 +24,7 @@ from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, CheckError
 from circuitdiff.models.family_registry import caution_about
 from circuitdiff.report import report_page
-from circuitdiff.sections.inputs import inputs_of
+from circuitdiff.sections.inputs import files_of, inputs_of
 from circuitdiff.study import run_study
 from circuitdiff.workbench import sample_splits
 from tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent, study_yaml
@@ -148,13 +148,13 @@ def test_a_finished_run_depends_on_the_files_that_it_names(model, tmp_path):
     triples.write_text("one")
     wanted = {"functions": f"{{desiderata: [{triples}], further: {{fetcher: [{tmp_path / 'other.jsonl'}]}}}}"}
     settings = settings_of(tmp_path, model, **wanted)
-    before = inputs_of(settings)
-    assert inputs_of(settings) == before
+    before = inputs_of(settings, files_of(settings))
+    assert inputs_of(settings, files_of(settings)) == before
     triples.write_text("two")
-    assert inputs_of(settings) != before
+    assert inputs_of(settings, files_of(settings)) != before
     triples.write_text("one")
     (tmp_path / "other.jsonl").write_text("three")
-    assert inputs_of(settings) != before
+    assert inputs_of(settings, files_of(settings)) != before
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(finished, model, tmp_path, monkeypatch):
@@ -387,6 +387,14 @@ def test_a_study_in_16_bits_passes_its_own_checks(model, tmp_path, dtype):
     results = results_of(tmp_path / "run")
     assert all(check["passed"] for check in results["checks"])
     assert {"faithfulness", "functions", "cmap", "graft", "knockout", "verdict"} <= set(results)
+
+
+def test_a_folder_that_holds_another_study_is_refused_with_nothing_lost(finished, model, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    before = (folder / "results.json").read_bytes()
+    with pytest.raises(InputError, match="holds the study 'tiny', and this one is 'other': choose another run folder"):
+        run_study(settings_of(tmp_path, model, name="other"), folder, silent)
+    assert (folder / "results.json").read_bytes() == before
 
 
 def test_a_variant_with_added_tokens_is_compared_with_a_base_without_them(model, tmp_path):

@@ -27,6 +27,7 @@ from circuitdiff.models import load_model
 from circuitdiff.models.sources import read_outline
 from circuitdiff.names import printable
 from circuitdiff.planning import Estimate
+from circuitdiff.reading import split_adapters
 from circuitdiff.recipes import run_recipe
 from circuitdiff.report import write_report
 from circuitdiff.sections.whole_study import WholeStudy, read_study
@@ -99,14 +100,15 @@ def diff(
 
 @app.command()
 def check(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or family name.")],
+    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or name; +ADAPTER merges one.")],
     adapter: Adapters = [],  # noqa: B006 (typer wants a list)
     tokenizer: Annotated[str | None, typer.Option(help="Another source whose tokenizer is taken.")] = None,
     dtype: str = "float32",
     device: str = "cpu",
 ) -> None:
     """Load a model and show its self-checks."""
-    loaded = load_model(model, adapter, dtype, device, tokenizer=tokenizer)
+    source, *adapters = split_adapters(model)
+    loaded = load_model(source, [*adapters, *adapter], dtype, device, tokenizer=tokenizer)
     rows = []
     for row in loaded.provenance["checks"]:
         allowed = f"{'>' if row['above'] else '<='} {row['tolerance']:.1g}"
@@ -346,7 +348,7 @@ def main() -> None:
     except InputError as error:
         code = _complained(str(error))
     except TyperException as error:
-        code = _complained(f"{error.message}; see circuitdiff --help")  # pyright: ignore
+        code = _complained(f"{error.format_message().rstrip('.')}; see circuitdiff --help")  # pyright: ignore
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         code = _complained(f"{where}{error.strerror or error}")

@@ -8,12 +8,14 @@ from functools import cache
 from pathlib import Path
 
 _HOME = Path(__file__).parent
-# What computes: folders and modules. Neither what only cuts work into units, names, shows, judges or plans, nor what
-# makes prompts and weights, which have fingerprints of their own.
+# What computes: folders and modules. Neither what only shows, judges or plans, nor what makes prompts and weights,
+# which have fingerprints of their own. Sections are among them: records hold entries and checks that they made.
 _COMPUTES = (
     *("engine", "evaluation", "methods", "discovery", "effect_maps", "selection", "shares", "statistics", "metrics"),
-    *("prompts", "triples", "circuit", "heads"),
+    *("prompts", "triples", "circuit", "heads", "sections", "stages", "results", "study_checks"),
+    *("models.checks", "models.probe", "models.structure"),
 )
+_ONLY_JUDGE_OR_PLAN = ("verdict", "evidence", "costs", "matrix", "inputs", "preflight", "preflight_names")
 
 
 @cache
@@ -25,8 +27,13 @@ def digest_of_code() -> str:
 @cache
 def digest_of_computation() -> str:
     """The same as long as no line that computes has changed; comments, docstrings and layout do not count."""
-    files = (path for path in _HOME.rglob("*.py") if path.relative_to(_HOME).with_suffix("").parts[0] in _COMPUTES)
+    files = (path for path in _HOME.rglob("*.py") if _computes(path.relative_to(_HOME).with_suffix("").parts))
     return _digest({path: without_prose(path.read_text("utf-8")).encode() for path in files})
+
+
+def _computes(module: tuple[str, ...]) -> bool:
+    among = module[0] in _COMPUTES or ".".join(module) in _COMPUTES
+    return among and module[-1] not in _ONLY_JUDGE_OR_PLAN and not module[-1].endswith("_settings")
 
 
 def without_prose(source: str) -> str:

@@ -75,11 +75,16 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def rows(self) -> list[list[int]]:
+        """Each prompt's tokens, without padding."""
+        return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
+
     def fingerprint(self) -> str:
-        """The same for the same content: tokens, lengths, roles and slots."""
+        """The same for the same content: tokens, lengths, roles and slots, but not what pads them."""
         names = [*self.slot_names, *self.slot_kinds, *sorted(self.positions)]
         roles = [self.positions[role] for role in sorted(self.positions)]
-        return fingerprint_of(names, self.tokens, self.lengths, self.slots, *roles)
+        tokens = self.tokens.masked_fill(self.slots < 0, -1)
+        return fingerprint_of(names, tokens, self.lengths, self.slots, *roles)
 
     def select(self, prompts: Int[Tensor, " chosen"]) -> PromptSet:
         """The chosen prompts, in the order given."""

@@ -23,6 +23,7 @@ from circuitdiff.models.family_registry import sha256_of
 from circuitdiff.models.finetune import Outcome, Training, finetune, hits
 from circuitdiff.models.head_slices import silence
 from circuitdiff.models.lora import Lora, add_lora
+from circuitdiff.models.origins import origin_of
 from circuitdiff.models.saving import save_adapter, save_model, writing
 from circuitdiff.models.sources import Source, read_source
 from circuitdiff.reading import read_json, read_yaml
@@ -141,6 +142,7 @@ def run_recipe(
     recipe = read_recipe(path)
     out, title = Path(out or Path("runs") / recipe.name), f"fine-tune {recipe.name}"
     monitor(title, 0, recipe.training.steps)
+    inputs = _inputs(recipe, path.parent)
     start = recipe.base
     base = read_source(start.source, start.adapters, device=recipe.device, tokenizer=start.tokenizer)
     data, held_out, test = _all_examples(recipe, base.tokenizer, path.parent)
@@ -156,7 +158,7 @@ def run_recipe(
     )
     monitor(title, recipe.training.steps, recipe.training.steps)  # also when it stopped early
     summary = _summary(recipe, base, model, outcome, None if test is None else hits(model, test))
-    summary["files"] = _save(recipe, base, model, out)
+    summary["inputs"], summary["files"] = inputs, _save(recipe, base, model, out)
     summary["seconds"] = time.monotonic() - begin  # of this process: less than the whole if the run was continued
     with writing(out / "summary.json") as partial:
         partial.write_text(json.dumps(summary, indent=1) + "\n")
@@ -173,7 +175,7 @@ def made_by(
     """
     recipe = read_recipe(path)
     out = Path("runs") / recipe.name
-    if not _made(recipe, out):
+    if not _made(recipe, _inputs(recipe, Path(path).parent), out):
         run_recipe(path, out, monitor)
     if (out / "model").is_dir():
         return str(out / "model"), ()
@@ -183,11 +185,23 @@ def made_by(
 def is_made(path: str | Path) -> bool:
     """Whether `runs/` holds what the recipe at `path` makes, whole. Raises: InputError if the recipe cannot be read."""
     recipe = read_recipe(path)
-    return _made(recipe, Path("runs") / recipe.name)
+    return _made(recipe, _inputs(recipe, Path(path).parent), Path("runs") / recipe.name)
 
 
-def _made(recipe: Recipe, out: Path) -> bool:
-    """Whether `out` holds what this very recipe makes, whole."""
+def _inputs(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The content of the files that a recipe names, and which files its base comes from."""
+    sets = [each for each in (recipe.data, recipe.held_out, recipe.test) if isinstance(each, DataSettings)]
+    heads = [recipe.ablated, recipe.lora.heads if recipe.lora else None]
+    named = [each.jsonl for each in sets if each.jsonl] + [
+        each.circuit for each in heads if isinstance(each, CircuitHeads)
+    ]
+    files = {str(file): sha256_of(folder / file) for file in named if (folder / file).is_file()}
+    origin = origin_of(recipe.base.source, recipe.base.adapters)
+    return {"files": files, "base": origin and [list(each) if isinstance(each, tuple) else each for each in origin]}
+
+
+def _made(recipe: Recipe, inputs: dict[str, Any], out: Path) -> bool:
+    """Whether `out` holds what this very recipe makes of these inputs, whole."""
     try:
         summary = read_json(out / "summary.json")
     except InputError:
@@ -197,6 +211,7 @@ def _made(recipe: Recipe, out: Path) -> bool:
         isinstance(files, dict)
         and all((out / file).is_file() and sha256_of(out / file) == sha for file, sha in files.items())
         and summary.get("recipe") == recipe.model_dump(mode="json")
+        and summary.get("inputs") == inputs
     )
 
 

@@ -132,14 +132,16 @@ class Stages:
 
         def compute() -> Record:
             sums = slot_sums(self.model, pairs)
-            return Record({by: sums.means(by, self.model.dtype).values.cpu() for by in ("slot", "kind")}, None)
+            values = {by: sums.means(by, self.model.dtype).values.cpu() for by in ("slot", "kind")}
+            return Record(values, list(sums.slot_names))
 
         record = self.kept(f"means of {self.model.name}", self.key("means", pairs), compute)
-        return {by: Means(record.tensors[by].to(self.model.device), by) for by in ("slot", "kind")}
+        names = tuple(record.data)
+        return {by: Means(record.tensors[by].to(self.model.device), by, names) for by in ("slot", "kind")}
 
     def check(self, title: str, key: Mapping[str, Any], compute: Callable[[], Check]) -> Check:
-        """A check that is computed once; it names its model, on whose name it therefore depends."""
-        named = {**key, "name": self.model.name}
+        """A check that is computed once. It says what was checked on which model, so it depends on their names, too."""
+        named = {**key, "name": self.model.name, "title": title}
         return Check(**self.kept(title, named, lambda: Record({}, compute().to_dict())).data)
 
     def kept(self, title: str, key: Mapping[str, Any], compute: Callable[[], Record]) -> Record:

@@ -179,9 +179,14 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{folder} is not a finished run: it has no {RESULTS}; run the study, or name its run folder")
     try:
-        return read_json(path)
+        results = read_json(path)
     except InputError as error:
         raise InputError(f"{error}; it is damaged: run the study again, finished stages are kept") from error
+    if lacking := [part for part in ("study", "models", "circuits") if part not in results]:
+        raise InputError(
+            f"{path} is not a run's: it has no {lacking[0]!r}; run the study again, finished stages are kept"
+        )
+    return results
 
 
 def json_bytes(data: Any) -> bytes:

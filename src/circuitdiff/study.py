@@ -15,6 +15,7 @@ from circuitdiff.circuit import Circuit
 from circuitdiff.discovery import Plan
 from circuitdiff.errors import InputError
 from circuitdiff.planning import Estimate, Work, estimate
+from circuitdiff.reading import read_json
 from circuitdiff.report import report_page
 from circuitdiff.sections.ablations import ablations_section
 from circuitdiff.sections.accuracy import accuracy_section
@@ -27,7 +28,7 @@ from circuitdiff.sections.faithfulness import faithfulness_section
 from circuitdiff.sections.functions import functions_section
 from circuitdiff.sections.given_circuits import given_circuits
 from circuitdiff.sections.graft import graft_section
-from circuitdiff.sections.inputs import inputs_of
+from circuitdiff.sections.inputs import files_of, inputs_of
 from circuitdiff.sections.knockout import knockout_section
 from circuitdiff.sections.matrix import matrix_section
 from circuitdiff.sections.minimality import minimality_section
@@ -40,6 +41,8 @@ from circuitdiff.stages import Monitor
 from circuitdiff.store import REPORT, RESULTS, Notify, Store, json_bytes
 from circuitdiff.tasks import get_task
 from circuitdiff.workbench import Workbench
+
+_SETTINGS = "settings.json"
 
 
 def plans_of(settings: StudySettings) -> dict[str, Plan]:
@@ -74,15 +77,17 @@ def run_study(
     Raises: InputError for settings that cannot work; CheckError if a self-check fails, with nothing lost.
     """
     plans = plans_of(settings)
-    inputs = inputs_of(settings)
+    files = files_of(settings)
+    inputs = inputs_of(settings, files)
     if inputs is not None and (finished := Store(Path(folder)).finished(inputs, RESULTS)) is not None:
         return _reported(Store(Path(folder)), inputs, finished)
     check_study(settings, plans)
+    _check_folder(Path(folder), settings.name)
     store, written = Store.open(folder, notify), settings.model_dump(mode="json")
     second = Assistants(workers - 1, _from_the_other_end, settings, store.folder, notify)
     bench = Workbench(settings, store, second.watched(monitor))
     with store.used_by(written), threads_shared_by(workers):
-        store.write_json("settings.json", written)
+        store.write_json(_SETTINGS, written)
         _introduce(bench, settings, plans, announce, workers)
         with second.at_work():
             found, circuits = _find(bench, plans, list(settings.models))
@@ -97,7 +102,15 @@ def run_study(
                 _judge(bench, settings, variant, circuits)
         results = json_bytes(bench.results)
         store.write(RESULTS, results)
-        return _reported(store, inputs or inputs_of(settings), results)  # a file may have changed meanwhile
+        return _reported(store, inputs or inputs_of(settings, files), results)  # a file may have changed meanwhile
+
+
+def _check_folder(folder: Path, study: str) -> None:
+    """Raises: InputError if the folder holds another study, whose results would be lost."""
+    written = folder / _SETTINGS
+    other = read_json(written).get("name") if written.is_file() else study
+    if other != study:
+        raise InputError(f"{folder} holds the study {other!r}, and this one is {study!r}: choose another run folder")
 
 
 def _reported(store: Store, inputs: Any, results: bytes) -> Path:

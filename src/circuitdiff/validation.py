@@ -52,7 +52,7 @@ def fault(error: ValidationError, form: Any = None) -> str:
     worst = max(faults, key=lambda each: (len(each["loc"]), -_TELLS_LESS.get(each["type"], 0)))
     path, keys = _place(worst["loc"], form)
     others = {other for each in faults if (other := tuple(_place(each["loc"], form)[0])) != tuple(path[: len(other)])}
-    more = f" (and {len(others)} more)" if others else ""
+    more = f" (and {len(others)} more {'fault' if len(others) == 1 else 'faults'})" if others else ""
     return f"{'.'.join(path)}: {_said(worst, keys)}{more}".removeprefix(": ")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -33,7 +34,7 @@ MODEL = subject("gpt2").model
 N_POSITIONS = 71
 GROUP = Group("last", (Head(2, 1), Head(1, 4)))
 CIRCUIT = Circuit({"group": GROUP})
-MEANS = Means(torch.zeros(len(SLOTS), N_LAYERS, N_HEADS, D_HEAD, dtype=torch.float64), "slot")
+MEANS = Means(torch.zeros(len(SLOTS), N_LAYERS, N_HEADS, D_HEAD, dtype=torch.float64), "slot", tuple(SLOTS))
 
 DOORS: dict[str, Callable[[Pairs], object]] = {
     "path_effects": lambda p: path_effects(MODEL, p, "last"),
@@ -153,3 +154,16 @@ def test_as_many_tokens_as_there_are_positions_are_taken():
     )
     pairs = replace(PAIRS.select(row), clean_prompts=cut, counterfactual_prompts=cut)
     assert evaluate_model(MODEL, pairs).log_probs.isfinite().all()
+
+
+def test_prompts_of_which_some_begin_with_padding_are_refused():
+    padded = replace(MODEL, tokenizer=copy(MODEL.tokenizer))
+    padded.tokenizer.pad_token = "the"  # token 0
+    pairs = fake_pairs()
+    tokens = pairs.clean.clone()
+    tokens[2, 0] = 0
+    left = replace(pairs, clean_prompts=replace(pairs.clean_prompts, tokens=tokens))
+    with pytest.raises(InputError, match=r"clean prompts, row 2 .*begins with the padding token 'the'.*right"):
+        path_effects(padded, left, "last")
+    tokens[:, 0] = 0  # as where it is also what every prompt begins with
+    path_effects(padded, replace(pairs, clean_prompts=replace(pairs.clean_prompts, tokens=tokens)), "last")

@@ -216,3 +216,22 @@ def test_a_donor_with_added_tokens_grafts_as_the_one_without():
     assert wide.order == plain.order
     for subset, run in plain.runs.items():
         torch.testing.assert_close(wide.runs[subset].logit_differences, run.logit_differences, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_model_that_ties_its_head_is_grafted_as_if_it_did_not(swap):
+    recipient, donor, pairs = subject("llama").model, donor_of("llama").model, fake_pairs()
+
+    def tied(model):
+        module = copy.deepcopy(model.module)
+        module.lm_head.weight.data.copy_(module.model.embed_tokens.weight)
+        same = as_model("apart", copy.deepcopy(module))
+        module.lm_head.weight = module.model.embed_tokens.weight
+        return as_model("tied", module), same
+
+    (one, apart), other = tied(recipient if swap else donor), donor if swap else recipient
+    expected, found = (graft(*((other, each) if swap else (each, other)), CIRCUIT, pairs) for each in (apart, one))
+    assert found.order == expected.order
+    assert "unembedding" in found.order
+    for subset, run in expected.runs.items():
+        torch.testing.assert_close(found.runs[subset].log_probs, run.log_probs, rtol=1e-12, atol=1e-12)

@@ -254,6 +254,11 @@ def broken(tmp_path):
     return save_random_adapter(tmp_path / "broken")
 
 
+def test_keys_that_are_not_known_but_ask_for_nothing_are_let_through(folder, broken):
+    change_json(broken / "adapter_config.json", enable_lora=None, merge_weights=False, newer=[], other="")
+    assert read_source(folder, [broken]).checks[0].passed
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

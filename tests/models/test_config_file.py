@@ -33,6 +33,8 @@ def rewrite(folder, file="config.json", drop=(), **changes):
         ("hidden_act", {"hiden_act": "relu"}, "no 'hidden_act', which would be 'silu'"),
         ("rope_parameters", {"rope_parameter": {"rope_theta": 5.0}}, "no 'rope_parameters'"),
         ("", {"rope_parameters": {"rope_thetta": 5.0}}, "no 'rope_theta', which would be its default"),
+        ("rope_parameters", {"rope_theeta": 5e5}, "has 'rope_theeta', .* no 'rope_theta'"),
+        ("rope_parameters", {"rope_scalling": {"rope_type": "linear", "factor": 2.0}}, "no 'rope_scaling'"),
         ("num_key_value_heads", {"num_key_value_head": 1}, "no 'num_key_value_heads'"),
     ],
 )

@@ -16,7 +16,7 @@ from circuitdiff.models.finetune import (
     hits,
 )
 from circuitdiff.models.sources import read_source
-from circuitdiff.recipes import made_by, read_recipe, run_recipe
+from circuitdiff.recipes import is_made, made_by, read_recipe, run_recipe
 from tiny_decoders import WORDS, save_decoder, tiny_decoder
 from training import Killed, jsonl
 
@@ -127,6 +127,18 @@ def test_what_a_recipe_made_is_made_once_and_again_when_the_recipe_changes(recip
     assert len(told) == before > 0
     first = (tmp_path / "runs/tiny/adapter/adapter_model.safetensors").read_bytes()
     made_by(recipe(training=RECIPE["training"] | {"seed": 7}))
+    assert (tmp_path / "runs/tiny/adapter/adapter_model.safetensors").read_bytes() != first
+
+
+def test_what_a_recipe_made_is_made_again_when_its_base_is_another(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = recipe()
+    made_by(path)
+    first = (tmp_path / "runs/tiny/adapter/adapter_model.safetensors").read_bytes()
+    assert is_made(path)
+    save_decoder(tmp_path / "base", tiny_decoder(seed=5))
+    assert not is_made(path)
+    made_by(path)
     assert (tmp_path / "runs/tiny/adapter/adapter_model.safetensors").read_bytes() != first
 
 

@@ -40,8 +40,20 @@ def check_prompts(model: Model, prompts: PromptSet, which: str = "prompts") -> N
             f"{which}, row {longest} (from 0): expected at most {limit} tokens, the positions that {model.name} has; "
             f"got {int(prompts.lengths[longest])}: shorten the prompt"
         )
+    _check_begin(model, prompts, which)
     inside = torch.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]
     check_answers(model, torch.where(inside, prompts.tokens, 0), which)
+
+
+def _check_begin(model: Model, prompts: PromptSet, which: str) -> None:
+    """Some prompts that begin with padding, and others that do not: these were padded on the left."""
+    pad = model.tokenizer.pad_token_id
+    begin = torch.isin(prompts.tokens[:, 0], torch.tensor([pad] if isinstance(pad, int) else []))
+    if begin.any() and not begin.all():
+        raise InputError(
+            f"{which}, row {int(begin.nonzero()[0, 0])} (from 0): begins with the padding token "
+            f"{model.tokenizer.pad_token!r}, as others do not: pad on the right (tokenizer.padding_side = 'right')"
+        )
 
 
 def check_answers(model: Model, tokens: Int[Tensor, " prompt *any"], which: str) -> None:

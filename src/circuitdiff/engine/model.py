@@ -18,16 +18,18 @@ class Model:
     """A causal decoder whose attention runs through circuitdiff's function (see `models.load_model`)."""
 
     name: str
-    module: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    layers: Sequence[nn.Module]
-    attentions: Sequence[nn.Module]
-    projections: Sequence[nn.Module]  # each attention's output projection: its input is z, all heads in a row
+    module: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    layers: Sequence[nn.Module] = field(repr=False)
+    attentions: Sequence[nn.Module] = field(repr=False)
+    projections: Sequence[nn.Module] = field(repr=False)  # of each attention; its input is z, all heads in a row
     n_heads: int
     n_kv_heads: int
     d_head: int
-    provenance: dict[str, Any]
-    weights: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of each weight as it was loaded, by name
+    provenance: dict[str, Any] = field(repr=False)
+    weights: Mapping[str, str] = field(
+        default_factory=dict, repr=False
+    )  # SHA-256 of each weight as it was loaded, by name
 
     @property
     def n_layers(self) -> int:

@@ -78,6 +78,20 @@ def swapped(model: Model, slices: Sequence[Slice], donor: Model) -> Iterator[Non
         yield
 
 
+def untie(model: Model) -> None:
+    """Gives the unembedding weights of its own, with the same numbers, where the model ties it to the embeddings."""
+    head = model.module.get_output_embeddings()
+    if head is not None and is_tied(model):
+        head.weight = nn.Parameter(head.weight.data.clone(), requires_grad=False)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        model.module.config.get_text_config().tie_word_embeddings = False
+
+
+def is_tied(model: Model) -> bool:
+    """Whether embeddings and unembedding are one parameter."""
+    head = model.module.get_output_embeddings()
+    return head is not None and head.weight is model.module.get_input_embeddings().weight
+
+
 def complement(module: nn.Module, slices: Sequence[Slice], among: Sequence[str]) -> list[Slice]:
     """What `slices` leave of the parameters named in `among`."""
     sizes = {name: parameter.shape for name, parameter in module.named_parameters()}

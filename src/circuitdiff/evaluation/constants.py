@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -31,7 +32,7 @@ class Shared:
     """
 
     def __init__(self) -> None:
-        self._tokens: dict[tuple[int, int, tuple[int, ...]], tuple[Replacement, ConstantTokens]] = {}
+        self._tokens: dict[tuple[int, int, tuple[str, ...]], tuple[Replacement, ConstantTokens]] = {}
 
     def constant_tokens(
         self, model: Model, pairs: Pairs, bucket: Bucket, replacement: Replacement, memory_gb: float
@@ -40,11 +41,12 @@ class Shared:
         if replacement == "resample":
             return ConstantTokens(model, _resampled(model, pairs, bucket), memory_gb)
         slots = tuple(pairs.clean_prompts.slots[bucket.prompts[0], : bucket.length].tolist())
-        key = (id(model), id(replacement), slots)
+        every = pairs.clean_prompts.slot_names
+        key = (id(model), id(replacement), tuple(str(every[slot]) for slot in slots))
         if key not in self._tokens:
             if sum(tokens.size_gb for _, tokens in self._tokens.values()) > _SHARE * memory_gb:
                 self._tokens.clear()
-            constants = _shared_constants(model, torch.tensor(slots), replacement)
+            constants = _shared_constants(model, torch.tensor(slots), every, replacement)
             self._tokens[key] = replacement, ConstantTokens(model, constants, memory_gb)
         return self._tokens[key][1]
 
@@ -72,8 +74,7 @@ def check_replacement(pairs: Pairs, replacement: Replacement) -> None:
 def _check_means(prompts: PromptSet, means: Means) -> None:
     """A slot that the mean set never had would make the circuit's answers nan, which reads as wrong answers."""
     used = prompts.slots[prompts.slots >= 0].unique()
-    unknown = used >= len(means.values)
-    unknown |= means.values[used.clamp(max=len(means.values) - 1).to(means.values.device)].isnan().any((1, 2, 3)).cpu()
+    unknown = means.at(used, prompts.slot_names).isnan().any((1, 2, 3)).cpu()
     if unknown.any():
         slot = prompts.slot_names[int(used[unknown][0])]
         raise InputError(f"there is no mean for slot {slot!r}: take the means over more prompts of the same task")
@@ -87,15 +88,15 @@ def replacement_at(
     if replacement == "resample":
         places = counterparts(pairs)[rows, positions]
         return z_at_positions(model, pairs.counterfactual_prompts, places[:, None])[:, :, 0]
-    return _shared_constants(model, pairs.clean_prompts.slots[rows, positions], replacement)[:, 0]
+    prompts = pairs.clean_prompts
+    return _shared_constants(model, prompts.slots[rows, positions], prompts.slot_names, replacement)[:, 0]
 
 
 def _shared_constants(
-    model: Model, slots: Int[Tensor, " pos"], replacement: Replacement
+    model: Model, slots: Int[Tensor, " pos"], names: Sequence[str], replacement: Replacement
 ) -> Float[Tensor, " layer 1 pos head d_head"]:
     if isinstance(replacement, Means):
-        values = replacement.values
-        return values[slots.to(values.device)].transpose(0, 1)[:, None].to(model.device, model.dtype)
+        return replacement.at(slots, names).transpose(0, 1)[:, None].to(model.device, model.dtype)
     shape = (model.n_layers, 1, len(slots), model.n_heads, model.d_head)
     return torch.zeros(shape, dtype=model.dtype, device=model.device)
 

@@ -25,6 +25,13 @@ class Means:
 
     values: Float[Tensor, "slot layer head d_head"]
     by: By
+    slot_names: tuple[str, ...]  # in the order of `values`
+
+    def at(self, slots: Int[Tensor, " place"], names: Sequence[str]) -> Float[Tensor, "place layer head d_head"]:
+        """The means at slots that other prompts number in the order of `names`; nan where there is none."""
+        place = {name: i for i, name in enumerate(self.slot_names[: len(self.values)])}
+        known = torch.tensor([place.get(name, -1) for name in names])[slots].to(self.values.device)
+        return torch.where(known[:, None, None, None] >= 0, self.values[known.clamp(min=0)], torch.nan)
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class SlotSums:
 
     total: Float[Tensor, "slot layer head d_head"]
     count: Float[Tensor, " slot"]
+    slot_names: Sequence[str]
     slot_kinds: Sequence[str]
 
     def means(self, by: By, dtype: torch.dtype) -> Means:
@@ -44,7 +52,7 @@ class SlotSums:
             member = _numbered(self.slot_kinds).to(total.device)
             total = torch.zeros_like(total).index_add_(0, member, total)[member]
             count = torch.zeros_like(count).index_add_(0, member, count)[member]
-        return Means((total / count[:, None, None, None]).to(dtype), by)
+        return Means((total / count[:, None, None, None]).to(dtype), by, tuple(self.slot_names))
 
 
 def slot_sums(model: Model, pairs: Pairs) -> SlotSums:
@@ -59,7 +67,7 @@ def slot_sums(model: Model, pairs: Pairs) -> SlotSums:
     missing = [prompts.slot_names[i] for i in needed.tolist() if count[i] == 0]
     if missing:
         raise InputError(f"no counterfactual prompt has slot {missing[0]!r}, so it has no mean; sample more prompts")
-    return SlotSums(total, count, prompts.slot_kinds)
+    return SlotSums(total, count, prompts.slot_names, prompts.slot_kinds)
 
 
 def mean_activations(model: Model, pairs: Pairs, by: By = "slot") -> Means:

@@ -59,7 +59,13 @@ def carry_out(
     for done, part in enumerate(chosen):
         monitor("ground truth", done, len(chosen))
         weights = [_weights(*each) for each in part.planted]
-        key = {"version": versions(), "code": digest_of_code(), "sizes": asdict(sizes), "weights": weights}
+        key = {
+            "part": part.name,
+            "version": versions(),
+            "code": digest_of_code(),
+            "sizes": asdict(sizes),
+            "weights": weights,
+        }
         came.append(kept.stage(part.name, key, lambda part=part: Record({}, part.compute())).data)
     monitor("ground truth", len(chosen), len(chosen))
     return came

@@ -56,6 +56,7 @@ def study_of(names: Sequence[str], sizes: Sizes) -> WholeStudy:
     data: dict[str, Any] = {
         "name": "planted",
         "base": base,
+        "task": "entity_tracking",
         "variants": {name: name for name in names},
         "plans": {"main": {"stages": [_settings(stage) for stage in (*PLAN.stages, NAME_BINDERS)]}},
         "prompts": {

@@ -149,8 +149,10 @@ def group_path_effects(
 
 
 def check_heads(model: Model, heads: Sequence[Head]) -> None:
-    """Raises: InputError naming the first head that the model lacks."""
+    """Raises: InputError naming the first that is no head, or that the model lacks."""
     for head in heads:
+        if not isinstance(head, Head):
+            raise InputError(f"heads are given as Head(layer, index); got {head!r}")
         if not (0 <= head.layer < model.n_layers and 0 <= head.index < model.n_heads):
             raise InputError(
                 f"head {head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads"

@@ -21,6 +21,7 @@ from circuitdiff.reading import read_json
 
 SETTINGS = "adapter_config.json"
 _ONLY_AT_RUNTIME = "runtime_config"  # some versions write it; it says where an adapter is kept while it is used
+_SAYS_NOTHING = (None, False, "", [], {})  # of a key that is not known: what is not asked for cannot be left out
 _SECONDS = 5.0  # in which an expression must have been held against all names of modules
 
 # Settings that no merged model can have: what they do.
@@ -42,8 +43,8 @@ def read_settings(folder: Path) -> PeftConfig:
     if kind not in kinds:
         raise InputError(f"{path}: peft_type is {kind!r}; this version of PEFT knows {', '.join(kinds)}")
     known = [field.name for field in fields(kinds[kind])]
-    for key in data:
-        if key not in known and key != _ONLY_AT_RUNTIME:
+    for key, value in data.items():
+        if key not in known and key != _ONLY_AT_RUNTIME and value not in _SAYS_NOTHING:
             raise InputError(
                 f"{path}: this version of PEFT knows no {key!r} of {kind} and would leave it out{nearest(key, known)}; "
                 f"if the adapter was made by a newer PEFT, upgrade, else mend the file"

@@ -184,8 +184,9 @@ def _laid_out_without_memory(model: PreTrainedModel, adapter: _Adapter) -> _Layo
         with torch.device("meta"):
             return _Layout(_laid_out(outline, adapter._replace(settings=settings)), parts)
     except InputError as error:
-        if isinstance(error.__cause__, NotImplementedError):  # torch's, of what it cannot compute without numbers
-            return None
+        cause = error.__cause__
+        if isinstance(cause, NotImplementedError) or (isinstance(cause, RuntimeError) and "meta" in str(cause)):
+            return None  # torch's, of what it cannot compute without numbers
         raise
 
 

@@ -64,8 +64,11 @@ class Shape:
 
 def _tokens_of(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     own = pairs.counterfactual_answers
-    parts = (pairs.clean, pairs.counterfactual, pairs.answers, pairs.alternatives, *(() if own is None else (own,)))
-    ids = sorted({token for part in parts for token in part.unique().tolist()})
+    answers = (pairs.answers, pairs.alternatives, *(() if own is None else (own,)))
+    rows = [*pairs.clean_prompts.rows(), *pairs.counterfactual_prompts.rows()]
+    ids = sorted(
+        {token for row in rows for token in row} | {token for part in answers for token in part.flatten().tolist()}
+    )
     size = len(tokenizer)
     return {token: tokenizer.convert_ids_to_tokens(token) if token < size else None for token in ids}  # pyright: ignore[reportReturnType]
 

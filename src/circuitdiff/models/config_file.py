@@ -21,7 +21,8 @@ from circuitdiff.reading import read_json
 
 CONFIG = "config.json"
 _NEARLY = 0.85  # how alike a misspelt key and the right one are, as difflib measures it
-_LEGACY = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
+_OF_ROTARY = ("rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "partial_rotary_factor")
+_LEGACY = {"torch_dtype": "dtype", **dict.fromkeys(_OF_ROTARY, "rope_parameters")}
 _ROTARY = (  # keys of rotary positions, whatever their type
     *("rope_theta", "rope_type", "factor", "original_max_position_embeddings", "attention_factor", "truncate"),
     *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "short_factor", "long_factor"),
@@ -56,11 +57,11 @@ def left_to_defaults(config: PreTrainedConfig, written: Mapping[str, Any]) -> di
     common = {field.name for field in fields(PreTrainedConfig)}
     own = [field.name for field in fields(type(config))] if is_dataclass(config) else []
     missing = {name: getattr(config, name, None) for name in own if name not in given and name not in common}
+    absent = {name: repr(value) for name, value in missing.items()}
+    absent |= {older: absent[name] for older, name in _LEGACY.items() if name in absent}
     for key in written:
         if key not in own and key not in _LEGACY and key not in config.attribute_map:
-            _refuse_if_nearly(
-                key, {name: repr(value) for name, value in missing.items()}, f"{CONFIG} of {config.model_type}"
-            )
+            _refuse_if_nearly(key, absent, f"{CONFIG} of {config.model_type}")
     for key in ("rope_parameters", "rope_scaling"):
         if isinstance(rotary := written.get(key), dict):
             absent = {name: "its default" for name in _ROTARY if name not in rotary}

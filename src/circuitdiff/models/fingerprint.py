@@ -21,9 +21,10 @@ from circuitdiff.models.checks import CheckError
 from circuitdiff.models.libraries import listed
 
 _AT_ONCE = 2**24  # bytes that are copied from another device or layout at once
-_SAYS_NOTHING = ("architectures", "transformers_version", "dtype")  # of a config: who wrote it, and what weights say
+# Of a config: who wrote it, and what the weights themselves say.
+_SAYS_NOTHING = ("architectures", "transformers_version", "dtype", "tie_word_embeddings")
 
-Digests = Mapping[str, str]  # of each tensor of a state dict, by name
+Digests = Mapping[str, str]  # of each parameter and buffer, by name
 
 
 def fingerprint(weights: Digests, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -46,7 +47,9 @@ def weight_digests(module: nn.Module, known: dict[object, str] | None = None) ->
     unread = {place: tensors[name] for name, place in places.items() if place not in known}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing a large block lets other threads run
         known.update(zip(unread, pool.map(_digest, unread.values()), strict=True))
-    return {name: known[place] for name, place in places.items()}
+    # Buffers that are in no file (frequencies of positions) have one precision or another, depending on who made them.
+    unsaved = {name: _digest(buffer.float()) for name, buffer in module.named_buffers() if name not in tensors}
+    return {name: known[place] for name, place in places.items()} | unsaved
 
 
 def refuse_changed(models: Sequence[Model], known: dict[object, str], loaded: str) -> None:

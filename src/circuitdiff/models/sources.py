@@ -98,6 +98,11 @@ def read_source(
     Raises: InputError if there is no such source, it is not a causal decoder, is damaged, incomplete, or lacks its
     tokenizer, or an adapter does not fit; CheckError if an adapter changes nothing or does not merge exactly.
     """
+    if not isinstance(source, str | Path | PreTrainedModel):
+        raise InputError(
+            f"expected a source by name or path, or a transformers model; got a {type(source).__name__}: of a model "
+            f"with adapters give what `merge_and_unload()` returns"
+        )
     dtype, device = _dtype_and_device(source, dtype, device)
     member = None if isinstance(source, PreTrainedModel) else MEMBERS.get(str(source))
     own = [] if member is None else [_embedded(name) for name in member.adapters]

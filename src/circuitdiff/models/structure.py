@@ -145,6 +145,10 @@ def _same_values(a: Tensor, b: Tensor) -> bool:
 def _projection(seen: _Seen, layer: int, attention: nn.Module, name: str) -> nn.Module:
     """The module whose input is z, and whose output is the attention's."""
     z = seen.z[layer].flatten(2)
+    if not z.isfinite().all():
+        raise InputError(
+            f"{name} computes what is no number in layer {layer}: its weights are damaged; copy them again"
+        )
     output = seen.outputs[attention]
     if not isinstance(output, tuple):
         raise _refusal(name, f"the attention of layer {layer} does not return its output in a tuple")

@@ -107,6 +107,7 @@ class Cells:
             circuit=self._circuit.to_dict(),
             heads=[[*cell, places] for cell, places in heads.items()],
             redraw=self._settings.redraw.model_dump(),
+            kept_runs_gb=self._settings.memory_gb,
             seed=self._bench.settings.seed,
         )
         record = self._subject.stages.kept(title, key, lambda: self._redraw(title, heads))

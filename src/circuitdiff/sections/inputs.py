@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,24 @@ from circuitdiff.sections.whole_study import WholeStudy
 from circuitdiff.settings import ModelSettings
 
 
-def inputs_of(study: WholeStudy) -> dict[str, Any] | None:
-    """Settings, versions, our own code, the files of circuits, triples and models; None if a model is not there yet.
-
-    Raises: InputError if a model's package, adapter or recipe cannot be read.
-    """
-    origins = {name: _origin(model) for name, model in study.models.items()}
-    if None in origins.values():
-        return None
+def files_of(study: WholeStudy) -> dict[str, Any]:
+    """Settings, versions, our own code, and the files of circuits and triples."""
     return {
         "settings": study.model_dump(mode="json"),
         "versions": form.versions(),
         "code": digest_of_code(),
         "circuits": {name: _digest(Path(path)) for name, path in study.circuits.items()},
         "triples": {path: _digest(Path(path)) for path in _files_of_triples(study)},
-        "models": origins,
     }
+
+
+def inputs_of(study: WholeStudy, files: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`files`, as they were when the study began, and those of the models; None if a model is not there yet.
+
+    Raises: InputError if a model's package, adapter or recipe cannot be read.
+    """
+    origins = {name: _origin(model) for name, model in study.models.items()}
+    return None if None in origins.values() else {**files, "models": origins}
 
 
 def _files_of_triples(study: WholeStudy) -> list[str]:

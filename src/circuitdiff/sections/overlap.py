@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -171,7 +172,7 @@ def _measured(bench: Workbench, model: str, circuit: Circuit, n_prompts: int, *,
 
 def _kept_as(edge: Edge) -> str:
     """An edge's name in a record, whatever the order of the groups."""
-    return ".".join(["edge", *map(str, edge)])
+    return json.dumps(["edge", *edge])
 
 
 def _everywhere(pairs: Pairs, role: str) -> bool:

@@ -118,9 +118,10 @@ def _check_questions(each: int | None, study: WholeStudy, task: Task, outline: O
 
 def _first_other_token(base: _Outlined, variant: _Outlined) -> str:
     """Where the task's prompts come out as other tokens than the base's, in words; nothing if nowhere."""
-    both = ((base.pairs.clean, variant.pairs.clean), (base.pairs.counterfactual, variant.pairs.counterfactual))
-    for ours, theirs in both:
-        for row, (one, other) in enumerate(zip(ours.tolist(), theirs.tolist(), strict=True)):
+    ours, theirs = base.pairs, variant.pairs
+    both = ((ours.clean_prompts, theirs.clean_prompts), (ours.counterfactual_prompts, theirs.counterfactual_prompts))
+    for first, second in both:
+        for row, (one, other) in enumerate(zip(first.rows(), second.rows(), strict=True)):
             if one != other:
                 at = next(
                     (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))

@@ -21,7 +21,7 @@ from circuitdiff.engine import Model
 from circuitdiff.engine.capture import read_model
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures
-from circuitdiff.engine.weights import Projection, Slice, swapped
+from circuitdiff.engine.weights import Projection, Slice, is_tied, swapped, untie
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluation_of
 from circuitdiff.evaluation.circuits import Progress
@@ -111,6 +111,7 @@ def graft_several(
     check_pairs(recipient, pairs)
     check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
     _check_dtypes(donor, recipient)
+    _untie_both(donor, recipient)
     divided = [_Divided.of(donor, recipient, each) for each in wanted]
     everything = [piece for part in divided[0].parts.values() for piece in part.slices]
     error = _whole_graft_error(donor, recipient, everything, pairs)
@@ -146,6 +147,7 @@ def graft_alone(
     check_pairs(recipient, pairs)
     check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
     _check_dtypes(donor, recipient)
+    _untie_both(donor, recipient)
     mixtures = [Mixture(head_part(recipient, group, projections).slices) for group in groups]
     return _answers(donor, recipient, mixtures, pairs, progress)
 
@@ -225,6 +227,13 @@ def _ordered(parts: Mapping[str, Part], order: Sequence[str] | None, *, per_head
     if sorted(chosen) != sorted(groups):
         raise InputError(f"the order must name each group once, {', '.join(groups)}; got {', '.join(chosen)}")
     return (*chosen, *rest)
+
+
+def _untie_both(donor: Model, recipient: Model) -> None:
+    """An adapter of the head alone unties it: then both models have the same parts only if neither ties them."""
+    if is_tied(donor) != is_tied(recipient):
+        untie(donor)
+        untie(recipient)
 
 
 def _check_dtypes(donor: Model, recipient: Model) -> None:
