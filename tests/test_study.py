@@ -414,6 +414,13 @@ def test_a_variant_with_added_tokens_is_compared_with_a_base_without_them(model,
     assert all(check["passed"] for check in results["checks"])
 
 
+def test_a_variant_whose_config_computes_otherwise_is_told_of(model, tmp_path):
+    tuned = save_tiny_model(tmp_path / "tuned", seed=1, rms_norm_eps=1e-3)
+    run_study(settings_of(tmp_path, model, variants=f"{{tuned: {tuned}}}"), tmp_path / "run", silent)
+    told = [text for text in results_of(tmp_path / "run")["warnings"] if "more than weights" in text]
+    assert told == [f"tuned and {model.name} differ in more than weights: rms_norm_eps (0.001, not 1e-06)"]
+
+
 def test_a_variant_without_a_tokenizer_can_take_the_bases(model, tmp_path):
     tuned = save_tiny_model(tmp_path / "tuned", seed=1)
     for file in tuned.glob("tokenizer*"):

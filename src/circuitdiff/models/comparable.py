@@ -73,6 +73,15 @@ def _tokens_of(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     return {token: tokenizer.convert_ids_to_tokens(token) if token < size else None for token in ids}  # pyright: ignore[reportReturnType]
 
 
+# Settings that say who wrote a config, how a model is trained or used, or what weights and tokenizer say themselves.
+_NOT_COMPUTED = frozenset(
+    [
+        *("architectures", "transformers_version", "dtype", "tie_word_embeddings", "vocab_size", "initializer_range"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "id2label", "label2id", "problem_type"),
+        *("attention_dropout", "return_dict", "output_attentions", "output_hidden_states"),
+    ]
+)
+
 _NAMES = {
     "architecture": "architecture",
     "n_layers": "layers",
@@ -97,6 +106,15 @@ def differences(one: Shape, other: Shape) -> dict[str, str]:
         more = f" and {len(renamed) - 3} more" if len(renamed) > 3 else ""
         differ["tokens"] = f"tokens of the prompts ({', '.join(renamed[:3])}{more})"
     return differ
+
+
+def other_settings(base: Model, variant: Model) -> str:
+    """In what the variant's config says other things than the base's that change what a model computes, in words."""
+    ours, theirs = (model.module.config.get_text_config().to_dict() for model in (base, variant))
+    keys = sorted(key for key in ours.keys() | theirs.keys() if key not in _NOT_COMPUTED and not key.startswith("_"))
+    return ", ".join(
+        f"{key} ({theirs.get(key)}, not {ours.get(key)})" for key in keys if ours.get(key) != theirs.get(key)
+    )
 
 
 def check_comparable(donor: Shape, recipient: Shape) -> None:
