@@ -19,7 +19,7 @@ STAGES = [{"name": "fetcher", "at": "last"}]
 
 def study(folder: Path, **changes: object) -> Path:
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump({"name": "tiny", "base": "planted-base"} | changes))
+    path.write_text(yaml.safe_dump({"name": "tiny", "base": "planted-base", "task": "ioi"} | changes))
     return path
 
 
