@@ -264,6 +264,9 @@ def test_keys_that_are_not_known_but_ask_for_nothing_are_let_through(folder, bro
     [
         ({"use_new_kind_of_lora": True}, r"knows no 'use_new_kind_of_lora' of LORA and would leave it out"),
         ({"lora_apha": 64}, r"knows no 'lora_apha' .*did you mean 'lora_alpha'"),
+        ({"peft_type": ["LORA"]}, r"peft_type is \['LORA'\]; this version of PEFT knows .*LORA"),
+        ({"rank_pattern": [[]]}, r"rank_pattern is \[\[\]\]; expected a mapping"),
+        ({"alpha_pattern": 3.7}, r"alpha_pattern is 3\.7; expected a mapping"),
         ({"peft_type": "NEWER"}, r"peft_type is 'NEWER'; this version of PEFT knows .*LORA"),
         ({"layer_replication": [[0, 3], [1, 3]]}, "layer_replication repeats layers"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens acts only after certain tokens"),

@@ -21,6 +21,7 @@ from circuitdiff.reading import read_json
 
 SETTINGS = "adapter_config.json"
 _ONLY_AT_RUNTIME = "runtime_config"  # some versions write it; it says where an adapter is kept while it is used
+_PATTERNS = ("rank_pattern", "alpha_pattern")  # by names of modules, or expressions for them
 _SAYS_NOTHING = (None, False, "", [], {})  # of a key that is not known: what is not asked for cannot be left out
 _SECONDS = 5.0  # in which an expression must have been held against all names of modules
 
@@ -40,7 +41,7 @@ def read_settings(folder: Path) -> PeftConfig:
     kinds = {
         known.value: PEFT_TYPE_TO_CONFIG_MAPPING[known] for known in PeftType if known in PEFT_TYPE_TO_CONFIG_MAPPING
     }
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{path}: peft_type is {kind!r}; this version of PEFT knows {', '.join(kinds)}")
     known = [field.name for field in fields(kinds[kind])]
     for key, value in data.items():
@@ -61,6 +62,9 @@ def _refuse_unmergeable(path: Path, kind: str, settings: PeftConfig) -> None:
             f"{path}: {kind} adds tokens or activations of its own and changes no weights, so it cannot be merged "
             f"into a model; circuitdiff takes adapters of weights, such as LoRA"
         )
+    for key in _PATTERNS:
+        if not isinstance(getattr(settings, key, None) or {}, dict):
+            raise InputError(f"{path}: {key} is {getattr(settings, key)!r}; expected a mapping of names of modules")
     for key, does in _CANNOT_BE_MERGED.items():
         if getattr(settings, key, None):
             raise InputError(f"{path}: {key} {does}; it cannot be merged into a model's weights")
@@ -82,7 +86,8 @@ def check_expressions(folder: Path, settings: PeftConfig, modules: Iterable[str]
 
 def _patterned(settings: PeftConfig) -> Sequence[str]:
     """The keys of ranks and scales that are expressions; plain names need no trial."""
-    keys = [key for name in ("rank_pattern", "alpha_pattern") for key in getattr(settings, name, None) or {}]
+    patterns = [getattr(settings, name, None) or {} for name in _PATTERNS]
+    keys = [key for pattern in patterns for key in pattern]
     return [key for key in keys if not key.replace(".", "").replace("_", "").isalnum()]
 
 
