@@ -30,15 +30,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError, first_line, nearest
 from circuitdiff.models.adapters import adapter_folder, merge_adapter
-from circuitdiff.models.checks import Check, difference, tolerance_for
+from circuitdiff.models.checks import Check
 from circuitdiff.models.config_file import check_size, left_to_defaults, refuse_quantised, written_config
 from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter, sha256_of
 from circuitdiff.models.gguf_config import complete_config
 from circuitdiff.models.gguf_tokenizer import complete_tokenizer
 from circuitdiff.models.in_memory import check_plain, origin_in, sharing_weights, with_first_adapters
+from circuitdiff.models.is_decoder import check_causal, check_vocabulary
 from circuitdiff.models.libraries import library_errors, listed, quiet
 from circuitdiff.models.placement import dtype_named, placed_on
-from circuitdiff.models.probe import prepare, probe_tokens, probing
 from circuitdiff.reading import looks_like_path, no_such_path
 
 _GGUF_READING = 2  # raised whenever we read GGUF files otherwise; 1 did not split digits as the file says
@@ -110,7 +110,7 @@ def read_source(
     with quiet():
         start = _start(source, folders, (dtype, device), like, _given_tokenizer(tokenizer))
         model, checks, merged = _with_adapters(start.model, folders[len(start.merged) :])
-    _check_vocabulary(str(start), model, start.tokenizer)
+    check_vocabulary(str(start), model, start.tokenizer)
     model.eval().requires_grad_(False)
     name = "+".join([str(source) if member else start.name, *(Path(adapter).name for adapter in adapters)])
     placed = {"dtype": dtype, "device": device, "adapters": [*start.merged, *merged]}
@@ -180,7 +180,7 @@ def _in_memory(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     check_plain(module, name)
     model = sharing_weights(module)
     _check_decoder(name, model.config)
-    _check_causal(name, model)
+    check_causal(name, model)
     return _Start(name, model, tokenizer, {"kind": "memory", "path": None, "commit": None})
 
 
@@ -320,7 +320,7 @@ def _read(
     if place.kind == "gguf":
         delattr(model.config, "quantization_config")  # the weights are plain numbers by now, and can be saved as such
         delattr(model, "hf_quantizer")
-    _check_causal(str(place), model)
+    check_causal(str(place), model)
     commit = getattr(config, "_commit_hash", None)
     return model, tokenizer, {"kind": place.kind, "path": str(place), "commit": commit, "left_to_defaults": defaults}
 
@@ -407,31 +407,3 @@ def _read_weights(
 def _refuse_keys(place: _Place, what: str, keys: Sequence[str] | set[str]) -> None:
     if keys:
         raise InputError(f"{place} {what}: {listed(keys)}; copy or convert the checkpoint again")
-
-
-def _check_vocabulary(place: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    n_rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= n_rows:
-        raise InputError(
-            f"the tokenizer of {place} is not this model's: it has token {largest}, the model embeds {n_rows}"
-        )
-
-
-@torch.no_grad()
-def _check_causal(place: str, model: PreTrainedModel) -> None:
-    """The logits at a position must not depend on later tokens: those from the middle on, or the last one."""
-    prepare(model)
-    with probing(place, "running on random tokens"):
-        tokens = probe_tokens(model, n_prompts=1).repeat(3, 1)
-        starts = {1: tokens.shape[1] // 2, 2: tokens.shape[1] - 1}
-        for row, start in starts.items():
-            tokens[row, start:] = (tokens[0, start:] == 0).long()
-        logits = model(input_ids=tokens, use_cache=False).logits
-    if not logits.isfinite().all():
-        raise InputError(
-            f"{place} gives logits that are not finite: the weights are damaged, or {model.dtype} too small"
-        )
-    worst = max(difference(logits[row, :start], logits[0, :start]) for row, start in starts.items())
-    if worst > tolerance_for(model):
-        raise InputError(f"{place} is not a causal decoder: a later token changes the logits before it")
