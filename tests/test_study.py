@@ -395,6 +395,10 @@ def test_a_folder_that_holds_another_study_is_refused_with_nothing_lost(finished
     with pytest.raises(InputError, match="holds the study 'tiny', and this one is 'other': choose another run folder"):
         run_study(settings_of(tmp_path, model, name="other"), folder, silent)
     assert (folder / "results.json").read_bytes() == before
+    (folder / "settings.json").write_text('{"name')
+    (folder / "finished.json").unlink()
+    run_study(settings_of(tmp_path, model), folder, silent)
+    assert (folder / "results.json").read_bytes() == before
 
 
 def test_a_variant_with_added_tokens_is_compared_with_a_base_without_them(model, tmp_path):

@@ -107,8 +107,10 @@ def run_study(
 
 def _check_folder(folder: Path, study: str) -> None:
     """Raises: InputError if the folder holds another study, whose results would be lost."""
-    written = folder / _SETTINGS
-    other = read_json(written).get("name") if written.is_file() else study
+    try:
+        other = read_json(folder / _SETTINGS).get("name")
+    except InputError:
+        return  # there are none, or they are damaged, and written anew
     if other != study:
         raise InputError(f"{folder} holds the study {other!r}, and this one is {study!r}: choose another run folder")
 

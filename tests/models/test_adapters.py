@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 
 import pytest
 import torch
 import transformers as tf
 from peft import IA3Config, LNTuningConfig, LoraConfig, OFTConfig, PromptTuningConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from circuitdiff.errors import InputError
 from circuitdiff.models import load_model, sources
@@ -17,7 +16,7 @@ from circuitdiff.models.checks import CheckError
 from circuitdiff.models.fingerprint import weight_digests
 from circuitdiff.models.in_memory import with_first_adapters
 from circuitdiff.models.sources import read_source
-from tiny_decoders import save_decoder, save_random_adapter, tiny_decoder
+from tiny_decoders import change_json, change_weights, save_decoder, save_random_adapter, tiny_decoder
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -35,15 +34,6 @@ def adapter(tmp_path_factory):
 @torch.no_grad()
 def logits(model):
     return model(input_ids=TOKENS).logits
-
-
-def change_weights(folder, change):
-    path = next(folder.glob("*model.safetensors"))
-    save_file(change(load_file(path)), path, {"format": "pt"})
-
-
-def change_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @torch.no_grad()

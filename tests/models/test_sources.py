@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import transformers as tf
 from huggingface_hub.errors import GatedRepoError
-from safetensors.torch import load_file, save_file
 
 from circuitdiff.errors import InputError
 from circuitdiff.models import family_registry
 from circuitdiff.models.family_registry import Built, Member, PackagedFile
 from circuitdiff.models.sources import read_source
-from tiny_decoders import SHAPE, save_decoder, save_random_adapter, tiny_decoder, tiny_tokenizer
+from tiny_decoders import (
+    SHAPE,
+    change_json,
+    change_weights,
+    save_decoder,
+    save_random_adapter,
+    tiny_decoder,
+    tiny_tokenizer,
+)
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -38,15 +43,6 @@ def copy(tmp_path):
 @torch.no_grad()
 def logits(model):
     return model(input_ids=TOKENS).logits
-
-
-def change_weights(folder, change):
-    path = next(folder.glob("*model.safetensors"))
-    save_file(change(load_file(path)), path, {"format": "pt"})
-
-
-def change_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_a_folder_is_read_with_the_logits_of_the_model_that_was_saved(folder):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -52,3 +55,12 @@ def save_random_adapter(folder, model=None, seed=1, targets=("q_proj", "o_proj",
                 torch.nn.init.normal_(parameter, std=scale)
     adapted.save_pretrained(folder, save_embedding_layers=False)
     return folder
+
+
+def change_weights(folder, change):
+    path = next(folder.glob("*model.safetensors"))
+    save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
