@@ -19,8 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 import circuitdiff as cd
-from circuitdiff.circuit import Group
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, fit_shared
 from circuitdiff.methods.component_mask.gates import gates_named
 from circuitdiff.methods.component_mask.training import cross_entropy, gradient

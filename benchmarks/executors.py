@@ -21,16 +21,15 @@ from rich.table import Table
 from torch import Tensor
 
 import circuitdiff as cd
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import executor_named
 from circuitdiff.engine.memory import rows_at_once
 from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.evaluation import evaluate_circuits, random_circuit
-from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import Path as PatchedPath
 from circuitdiff.methods.path_patching import open_batch, sweep_senders
-from circuitdiff.metrics import logit_difference
 from circuitdiff.prompts import Pairs, buckets
+from circuitdiff.stats.metrics import logit_difference
 
 SEGMENT, N_PROMPTS, N_FULL = 3, 8, 4
 FETCHERS = [Head(23, 2), Head(23, 0), Head(24, 2), Head(28, 1)]

@@ -17,9 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 import circuitdiff as cd
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
-from circuitdiff.heads import Head
 from circuitdiff.methods.minimality import MinimalityRule, minimality
 
 WANTED_MINUTES = 6.0

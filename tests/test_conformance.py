@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from circuitdiff.conformance import check_table, conformance
 from circuitdiff.errors import InputError
-from circuitdiff.published import llama_circuit
+from circuitdiff.validation.conformance import check_table, conformance, llama_circuit
 
 TABLES = Path(__file__).resolve().parents[2] / "shared" / "conformance"
 pytestmark = pytest.mark.skipif(not TABLES.is_dir(), reason=f"the published tables are not at {TABLES}")

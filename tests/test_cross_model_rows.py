@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from circuitdiff.ground_truth import Sizes
-from circuitdiff.ground_truth.cross_model_rows import (
+from circuitdiff.models import load_model
+from circuitdiff.planted import build_planted
+from circuitdiff.stats.shapley import Attribution, all_subsets, attribute
+from circuitdiff.validation import Sizes
+from circuitdiff.validation.cross_model_rows import (
     _grafted_rows,
     _patched_rows,
     _split_rows,
     _turned_rows,
     cross_model_rows,
 )
-from circuitdiff.ground_truth.subjects import named_subject
-from circuitdiff.models import load_model
-from circuitdiff.models.planted import build_planted
-from circuitdiff.shares import Attribution, all_subsets, attribute
+from circuitdiff.validation.subjects import named_subject
 
 FEW = Sizes(discovery=7, evaluation=50, random_circuits=2, random_prompts=21, truth=7, decoys=2)
 

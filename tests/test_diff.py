@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from circuitdiff.cache.store import to_json
 from circuitdiff.cli import app
-from circuitdiff.diff import Changed, Heads, diff_runs, diff_tables, paired
 from circuitdiff.errors import InputError
-from circuitdiff.store import to_json
+from circuitdiff.report.diff import Changed, Heads, diff_runs, diff_tables, paired
 
 
 def near(value: float | None, spread: float = 0.1) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circuitdiff.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
+from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
+from circuitdiff.methods.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
 from circuitdiff.methods.path_patching import PathEffects, path_effects
-from circuitdiff.selection import Discoveries, TopK
+from circuitdiff.stats.selection import Discoveries, TopK
 from fake_pairs import fake_pairs
 from tiny_models import N_HEADS, N_LAYERS, subject
 

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from circuitdiff.effect_maps import changed_heads, compare_maps
+from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
+from circuitdiff.stats.effect_maps import changed_heads, compare_maps
 
 N_LAYERS, N_HEADS, N_PROMPTS = 5, 7, 40
 SCENARIOS = np.arange(N_PROMPTS) // 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
     all_heads,
@@ -19,7 +19,6 @@ from circuitdiff.evaluation import (
     moved,
     random_circuit,
 )
-from circuitdiff.heads import Head
 from circuitdiff.prompts import PromptSet
 from fake_pairs import KINDS, SLOTS, fake_pairs
 from tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Batch
 from circuitdiff.engine.clean import run_clean
 from circuitdiff.errors import InputError
@@ -21,7 +21,6 @@ from circuitdiff.evaluation import (
     evaluate_without,
     mean_activations,
 )
-from circuitdiff.heads import Head
 from circuitdiff.prompts import Pairs
 from fake_pairs import SLOTS, fake_pairs
 from reference import Act

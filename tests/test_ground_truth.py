@@ -12,25 +12,21 @@ import pytest
 import torch
 
 from circuitdiff import cli
-from circuitdiff.compare import Overlap
-from circuitdiff.discovery import Plan, Stage, StageResult
+from circuitdiff.circuit import Head, Overlap
 from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
-from circuitdiff.ground_truth import GroundTruth, Sizes, check_ground_truth, render_page
-from circuitdiff.ground_truth.attribution_rows import Comparison, compare_with_attribution
-from circuitdiff.ground_truth.circuit_rows import _as_good, circuit_rows
-from circuitdiff.ground_truth.discovery_rows import discovery_rows
-from circuitdiff.ground_truth.null_rows import null_rows
-from circuitdiff.ground_truth.plantings import Alarm, Coverage, Planting, holds, planting_rows, try_planting
-from circuitdiff.ground_truth.rows import Row
-from circuitdiff.ground_truth.subjects import PLAN, Subject, another_planting, named_subject, run_plan
-from circuitdiff.heads import Head
 from circuitdiff.methods.attribution import attribution_scores
+from circuitdiff.methods.discovery import Plan, Stage, StageResult
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.prompts import Pairs
-from circuitdiff.selection import Discoveries, Selection
-from circuitdiff.statistics import Interval, RatioInterval, mean_interval
+from circuitdiff.stats.intervals import Interval, RatioInterval, mean_interval
+from circuitdiff.stats.selection import Discoveries, Selection
+from circuitdiff.validation import GroundTruth, Sizes, check_ground_truth, render_page
+from circuitdiff.validation.circuit_rows import _as_good, circuit_rows
+from circuitdiff.validation.discovery_rows import Comparison, compare_with_attribution, discovery_rows, null_rows
+from circuitdiff.validation.plantings import Alarm, Coverage, Planting, holds, planting_rows, try_planting
+from circuitdiff.validation.subjects import PLAN, Row, Subject, another_planting, named_subject, run_plan
 from fake_pairs import fake_pairs
 from tiny_models import N_HEADS, N_LAYERS, subject
 from tiny_models import Subject as TinySubject

@@ -8,16 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from circuitdiff.compare import Overlap
+from circuitdiff.cache.store import Store, to_json
+from circuitdiff.circuit import Overlap
 from circuitdiff.errors import InputError
-from circuitdiff.ground_truth import GroundTruth, Share, Sizes, check_ground_truth, compute_share
-from circuitdiff.ground_truth.attribution_rows import Comparison
-from circuitdiff.ground_truth.parts import Part, carry_out
-from circuitdiff.ground_truth.plantings import Alarm, Coverage, Planting
-from circuitdiff.ground_truth.rows import Row
-from circuitdiff.ground_truth.same_circuit_rows import JUDGED, same_circuit_row, study_of
-from circuitdiff.ground_truth.subjects import NAME_BINDERS, PLAN
-from circuitdiff.store import Store, to_json
+from circuitdiff.validation import GroundTruth, Share, Sizes, check_ground_truth, compute_share
+from circuitdiff.validation.check import Part, carry_out
+from circuitdiff.validation.cross_model_rows import JUDGED, same_circuit_row, study_of
+from circuitdiff.validation.discovery_rows import Comparison
+from circuitdiff.validation.plantings import Alarm, Coverage, Planting
+from circuitdiff.validation.subjects import NAME_BINDERS, PLAN, Row
 
 SMALL = Sizes(discovery=7, evaluation=14, random_circuits=1, random_prompts=7, truth=7, decoys=1)
 
@@ -27,7 +26,7 @@ def test_shares_of_other_processes_are_joined_and_a_second_run_computes_nothing(
     for share in ("1/2", "2/2"):
         compute_share(tmp_path, Share.read(share), 1, SMALL, names)
     for what in ("named_subject", "another_planting", "run_plan"):
-        monkeypatch.setattr(f"circuitdiff.ground_truth.check.{what}", None)
+        monkeypatch.setattr(f"circuitdiff.validation.check.{what}", None)
     joined = check_ground_truth(tmp_path, 1, SMALL, names)
     assert {row.model for row in joined.rows} == {"planted-pair", "planted-base, other plantings"}
     assert [planting.seed for planting in joined.plantings] == [1]

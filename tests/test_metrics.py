@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from circuitdiff.errors import InputError
-from circuitdiff.metrics import METRICS, hit, log_prob, logit_difference, metric_named, probability
+from circuitdiff.stats.metrics import METRICS, hit, log_prob, logit_difference, metric_named, probability
 
 LOGITS = torch.tensor([[1.0, 4.0, 2.5, 9.0], [3.0, 0.0, 3.0, -1.0]])
 ANSWER = torch.tensor([1, 0])

@@ -7,8 +7,11 @@ from functools import cache
 import numpy as np
 import torch
 
-from circuitdiff.ground_truth import Sizes
-from circuitdiff.ground_truth.minimality_rows import (
+from circuitdiff.circuit import Head
+from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, PairTable
+from circuitdiff.stats.intervals import Interval
+from circuitdiff.validation import Sizes
+from circuitdiff.validation.discovery_rows import (
     N_DECOYS,
     RULE,
     drawn_decoys,
@@ -16,10 +19,7 @@ from circuitdiff.ground_truth.minimality_rows import (
     minimality_rows,
     with_decoys,
 )
-from circuitdiff.ground_truth.subjects import Subject, named_subject
-from circuitdiff.heads import Head
-from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, PairTable
-from circuitdiff.statistics import Interval
+from circuitdiff.validation.subjects import Subject, named_subject
 
 
 @cache

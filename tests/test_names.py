@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from circuitdiff.config.names import file_name, printable
 from circuitdiff.errors import InputError
-from circuitdiff.names import file_name, printable
-from circuitdiff.recipes import read_recipe
+from circuitdiff.finetune.recipes import read_recipe
 from circuitdiff.sections.whole_study import read_study
 
 EMPTY, LONG, ESCAPE = "", "x" * 101, "\x1b]0;x\a"

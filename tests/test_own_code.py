@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from circuitdiff import own_code
+from circuitdiff.cache import code_digest
 
 CODE = '''"""What the module does."""
 
@@ -25,7 +25,7 @@ class Empty:
     [
         ("engine/window.py", "2 * x", "3 * x", True, True),
         ("evaluation/means.py", "return", "yield", True, True),
-        ("statistics.py", "def double", "def triple", True, True),
+        ("stats/intervals.py", "def double", "def triple", True, True),
         ("methods/knockout.py", "not x + x", "never x + x", True, False),
         ("methods/knockout.py", "Twice x", "x, twice", True, False),
         ("methods/knockout.py", "What the module does", "Something", True, False),
@@ -44,10 +44,10 @@ class Empty:
 def test_a_change_shows_in_the_digest_of_computation_only_if_it_can_change_numbers(
     tmp_path, monkeypatch, file, old, new, whole, computation
 ):
-    for name in ("engine/window.py", "sections/edges.py", "statistics.py", file):
+    for name in ("engine/window.py", "sections/edges.py", "stats/intervals.py", file):
         written(tmp_path / name, CODE)
-    monkeypatch.setattr(own_code, "_HOME", tmp_path)
-    digests = [own_code.digest_of_code.__wrapped__, own_code.digest_of_computation.__wrapped__]
+    monkeypatch.setattr(code_digest, "_HOME", tmp_path)
+    digests = [code_digest.digest_of_code.__wrapped__, code_digest.digest_of_computation.__wrapped__]
     before = [digest() for digest in digests]
     assert old in CODE
     written(tmp_path / file, CODE.replace(old, new))
@@ -55,8 +55,8 @@ def test_a_change_shows_in_the_digest_of_computation_only_if_it_can_change_numbe
 
 
 def test_every_room_that_computes_is_in_the_house():
-    home = Path(own_code.__file__).parent
-    for room in own_code._COMPUTES:
+    home = code_digest._HOME
+    for room in code_digest._COMPUTES:
         place = home / room.replace(".", "/")
         assert place.is_dir() or place.with_suffix(".py").is_file()
 

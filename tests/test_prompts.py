@@ -10,8 +10,7 @@ from jaxtyping import config
 from torch import Tensor
 
 from circuitdiff.errors import InputError
-from circuitdiff.prompts import Pairs, PromptSet
-from circuitdiff.triples import Triples
+from circuitdiff.prompts import Pairs, PromptSet, Triples
 from fake_pairs import KINDS, LENGTHS, SLOTS, fake_pairs, prompt_set
 from fake_triples import fake_triples
 

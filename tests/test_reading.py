@@ -7,8 +7,8 @@ import os
 
 import pytest
 
+from circuitdiff.config.reading import parse_json, parse_yaml, read_json, read_jsonl, read_yaml, split_adapters
 from circuitdiff.errors import InputError, choices
-from circuitdiff.reading import parse_json, parse_yaml, read_json, read_jsonl, read_yaml, split_adapters
 
 
 def bomb(*, merged: bool = False) -> str:

@@ -3,13 +3,11 @@ import math
 import pytest
 import torch
 
-from circuitdiff.circuit import Circuit, Group
-from circuitdiff.compare import Overlap, circuit_overlap, overlap, total
+from circuitdiff.circuit import Circuit, Group, Head, Overlap, circuit_overlap, overlap, total
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask import kept, selected
 from circuitdiff.methods.minimality import PairTable, Significance, keep, needed, pair_removal, ranking, removal_set
-from circuitdiff.selection import Discoveries, Sample, TopK, drop_shared, lowest, select
+from circuitdiff.stats.selection import Discoveries, Sample, TopK, drop_shared, lowest, select
 
 NAN = math.nan
 EFFECTS = torch.tensor([[-0.2, 0.3, -0.5], [NAN, -0.5, -0.1]])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from circuitdiff.discovery import Stage
 from circuitdiff.errors import InputError
+from circuitdiff.methods.discovery import Stage
 from circuitdiff.sections.whole_study import WholeStudy, read_study
-from circuitdiff.selection import Discoveries, TopK
 from circuitdiff.settings import parse_settings, read_settings
+from circuitdiff.stats.selection import Discoveries, TopK
 from circuitdiff.tasks import get_task
 from tiny_folder import study_yaml
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from circuitdiff.errors import InputError
-from circuitdiff.shares import all_subsets, attribute, needed_subsets, shapley_weights
-from circuitdiff.statistics import difference_interval
+from circuitdiff.stats.intervals import difference_interval
+from circuitdiff.stats.shapley import all_subsets, attribute, needed_subsets, shapley_weights
 
 PARTS = ("reader", "detector", "transmitter", "fetcher")
 N_PROMPTS = 60

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from circuitdiff.errors import InputError
-from circuitdiff.statistics import (
+from circuitdiff.stats.intervals import (
     accuracy_interval,
     cluster_p_values,
     cluster_resamples,

@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import circuitdiff.locks
-import circuitdiff.store
+import circuitdiff.cache.locks
+import circuitdiff.cache.store
+from circuitdiff.cache.records import hashed
+from circuitdiff.cache.store import Record, Store, read_results
 from circuitdiff.errors import InputError
-from circuitdiff.records import hashed
-from circuitdiff.store import Record, Store, read_results
 
 RESULTS = {"study": {}, "models": {}, "circuits": {}}  # the least that is a run's
 
@@ -203,7 +203,7 @@ def test_timings_go_to_a_log_beside_the_results(tmp_path):
 TEN_RECORDS = """
 import os, sys, time
 from pathlib import Path
-from circuitdiff.store import Record, Store
+from circuitdiff.cache.store import Record, Store
 
 def compute(missing):
     for number in missing:
@@ -254,8 +254,8 @@ def computed_here(folder: Path, told: list[str]) -> list[int]:
 
 
 def test_what_another_process_computes_is_waited_for_with_a_line_now_and_then(other, tmp_path, monkeypatch):
-    monkeypatch.setattr(circuitdiff.store, "_FIRST_NOTICE", 0.5)
-    monkeypatch.setattr(circuitdiff.store, "_NOTICE", 0.7)
+    monkeypatch.setattr(circuitdiff.cache.store, "_FIRST_NOTICE", 0.5)
+    monkeypatch.setattr(circuitdiff.cache.store, "_NOTICE", 0.7)
     told: list[str] = []
     computing = other(TEN_RECORDS, 3.0)
     until((tmp_path / "computes").exists)
@@ -303,7 +303,7 @@ def test_what_an_earlier_run_left_keeps_nobody_waiting(tmp_path, record):
 
 
 def test_of_many_records_a_process_locks_some_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(circuitdiff.locks, "_AT_ONCE", 4)
+    monkeypatch.setattr(circuitdiff.cache.locks, "_AT_ONCE", 4)
     batches: list[list[int]] = []
     held: list[int] = []
 
@@ -363,7 +363,7 @@ def test_a_run_whose_file_somebody_else_wrote_is_not_finished(tmp_path):
 USES = """
 import sys, time
 from pathlib import Path
-from circuitdiff.store import Store
+from circuitdiff.cache.store import Store
 with Store.open(sys.argv[1]).used_by({"seed": 0}):
     Path(sys.argv[1], "uses").touch()
     time.sleep(600)

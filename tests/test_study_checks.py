@@ -9,16 +9,15 @@ import pytest
 import torch
 
 import circuitdiff.study_checks
-from circuitdiff.circuit import Circuit, Group
-from circuitdiff.discovery import Stage, StageResult, choose
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine.frozen import FrozenRun
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.window import WindowExecutor
 from circuitdiff.evaluation import mean_activations
-from circuitdiff.heads import Head
+from circuitdiff.methods.discovery import Stage, StageResult, choose
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.models.checks import CheckError, refuse_failures
-from circuitdiff.selection import TopK
+from circuitdiff.stats.selection import TopK
 from circuitdiff.study_checks import check_ablation, check_batching, check_noise, check_same_shape, check_stage
 from fake_pairs import fake_pairs
 from tiny_models import subject

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from circuitdiff.errors import InputError
-from circuitdiff.models.examples import encode_examples
-from circuitdiff.training_data import GENERATORS, generate
-from circuitdiff.words import LABELS, OBJECTS, TRAIN_OBJECTS
+from circuitdiff.finetune.data import GENERATORS, generate
+from circuitdiff.finetune.examples import encode_examples
+from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from tiny_tokenizers import FRAME, word_level
 
 TOKENIZER = word_level([*FRAME, *LABELS, *OBJECTS, *TRAIN_OBJECTS])

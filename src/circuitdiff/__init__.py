@@ -7,8 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from circuitdiff import tasks
-from circuitdiff.circuit import Circuit, Group
-from circuitdiff.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
     Evaluation,
@@ -20,20 +19,19 @@ from circuitdiff.evaluation import (
     evaluate_without,
     mean_activations,
 )
-from circuitdiff.heads import Head
 from circuitdiff.methods.ablations import compare_ablations
 from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask import MaskOptions, fit_mask
 from circuitdiff.methods.cross_model import Limits, patch_across
+from circuitdiff.methods.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
 from circuitdiff.methods.graft import graft
 from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
 from circuitdiff.methods.minimality import MinimalityRule, minimality
 from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import CheckError
-from circuitdiff.prompts import Pairs, PromptSet
-from circuitdiff.selection import Discoveries, TopK, lowest
-from circuitdiff.triples import Triples
+from circuitdiff.prompts import Pairs, PromptSet, Triples
+from circuitdiff.stats.selection import Discoveries, TopK, lowest
 
 __all__ = [
     "CheckError",

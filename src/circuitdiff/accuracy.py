@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from circuitdiff import results as form
+from circuitdiff.config.reading import split_adapters
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
-from circuitdiff.reading import split_adapters
 from circuitdiff.tasks import get_task
 
 

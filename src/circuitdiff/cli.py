@@ -18,24 +18,24 @@ from rich.text import Text
 from typer.exceptions import TyperException
 
 from circuitdiff.accuracy import accuracies
-from circuitdiff.conformance import conformance as check_conformance
-from circuitdiff.diff import diff_runs, diff_tables, paired
+from circuitdiff.cache.files import write_whole
+from circuitdiff.cache.store import REPORT, json_bytes, read_results
+from circuitdiff.config.names import printable
+from circuitdiff.config.reading import split_adapters
 from circuitdiff.errors import InputError, form_of_results
-from circuitdiff.files import write_whole
-from circuitdiff.ground_truth import Share, check_ground_truth, compute_share, render_page
+from circuitdiff.finetune.recipes import run_recipe
 from circuitdiff.models import load_model
 from circuitdiff.models.sources import read_outline
-from circuitdiff.names import printable
 from circuitdiff.planning import Estimate
-from circuitdiff.reading import split_adapters
-from circuitdiff.recipes import run_recipe
 from circuitdiff.report import write_report
+from circuitdiff.report.diff import diff_runs, diff_tables, paired
 from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.stages import Monitor
-from circuitdiff.store import REPORT, json_bytes, read_results
 from circuitdiff.study import run_study
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.describe import DescribedPrompt
+from circuitdiff.validation import Share, check_ground_truth, compute_share, render_page
+from circuitdiff.validation.conformance import conformance as check_conformance
 
 app = typer.Typer(
     help="What did fine-tuning do to the circuit behind a behaviour?",

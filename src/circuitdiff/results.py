@@ -14,15 +14,16 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.discovery import Stage, StageResult
+from circuitdiff.cache.code_digest import digest_of_computation
+from circuitdiff.cache.store import Record
+from circuitdiff.circuit import Head
 from circuitdiff.engine import Model
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.heads import Head
+from circuitdiff.methods.discovery import Stage, StageResult
 from circuitdiff.methods.path_patching import PathEffects
-from circuitdiff.own_code import digest_of_computation
 from circuitdiff.prompts import Pairs
 from circuitdiff.settings import StudySettings
-from circuitdiff.statistics import (
+from circuitdiff.stats.intervals import (
     Interval,
     RatioInterval,
     accuracy_interval,
@@ -30,7 +31,6 @@ from circuitdiff.statistics import (
     normalised_ratio_interval,
     ratio_interval,
 )
-from circuitdiff.store import Record
 from circuitdiff.tasks.describe import describe_pair
 
 _FEW_SCENARIOS = 50

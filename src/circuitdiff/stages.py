@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from circuitdiff import results as form
-from circuitdiff.circuit import Circuit
-from circuitdiff.discovery import Measure, Plan, Stage, StageResult, measure_with
+from circuitdiff.cache.store import Record, Store
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Model
 from circuitdiff.evaluation import (
     Evaluation,
@@ -19,14 +19,12 @@ from circuitdiff.evaluation import (
     evaluate_model,
     slot_sums,
 )
-from circuitdiff.heads import Head
+from circuitdiff.methods.discovery import Measure, Plan, Stage, StageResult, measure_with
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.models.checks import Check
-from circuitdiff.prompts import Pairs
+from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.settings import StudySettings
-from circuitdiff.store import Record, Store
 from circuitdiff.study_checks import check_ablation, check_stage
-from circuitdiff.triples import Triples
 
 Monitor = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from circuitdiff import results as form
 from circuitdiff.assistants import Assistants, threads_shared_by
+from circuitdiff.cache.store import REPORT, RESULTS, Notify, Store, json_bytes
 from circuitdiff.circuit import Circuit
-from circuitdiff.discovery import Plan
+from circuitdiff.config.reading import read_json
 from circuitdiff.errors import InputError
+from circuitdiff.methods.discovery import Plan
 from circuitdiff.planning import Estimate, Work, estimate
-from circuitdiff.reading import read_json
 from circuitdiff.report import report_page
 from circuitdiff.sections.ablations import ablations_section
 from circuitdiff.sections.accuracy import accuracy_section
@@ -38,7 +39,6 @@ from circuitdiff.sections.verdict import circuit_numbers, verdict_section
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits
 from circuitdiff.settings import PlanSettings, StudySettings
 from circuitdiff.stages import Monitor
-from circuitdiff.store import REPORT, RESULTS, Notify, Store, json_bytes
 from circuitdiff.tasks import get_task
 from circuitdiff.workbench import Workbench
 

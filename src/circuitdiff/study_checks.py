@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit
-from circuitdiff.discovery import StageResult
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import IMPLEMENTATION, Model
 from circuitdiff.evaluation import Means, evaluate_circuits
-from circuitdiff.heads import Head
+from circuitdiff.methods.discovery import StageResult
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.models.checks import (
     Check,

@@ -9,16 +9,16 @@ from functools import cached_property
 from typing import Any
 
 from circuitdiff import results as form
+from circuitdiff.cache.store import Store
 from circuitdiff.engine import Model
 from circuitdiff.evaluation import Means
+from circuitdiff.finetune.recipes import made_by
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import Check, refuse_failures
 from circuitdiff.models.family_registry import caution_about
 from circuitdiff.prompts import Pairs
-from circuitdiff.recipes import made_by
 from circuitdiff.settings import StudySettings
 from circuitdiff.stages import Monitor, Stages
-from circuitdiff.store import Store
 from circuitdiff.tasks import get_task
 
 _MODELS_AT_ONCE = 2

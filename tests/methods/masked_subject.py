@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from circuitdiff.circuit import Group
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.component_mask import SharedRuns
 from circuitdiff.methods.component_mask.patching import Patching
-from circuitdiff.triples import Triples
+from circuitdiff.prompts import Triples
 from tiny_models import Subject
 
 HEADS = (Head(2, 4), Head(1, 0), Head(1, 5), Head(3, 2))

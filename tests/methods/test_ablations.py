@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, evaluate_circuits, evaluate_model, mean_activations
-from circuitdiff.heads import Head
 from circuitdiff.methods.ablations import ABLATIONS, Ablated, ablation_scores, compare_ablations
-from circuitdiff.statistics import mean_interval
+from circuitdiff.stats.intervals import mean_interval
 from fake_pairs import fake_pairs
 from tiny_models import subject
 

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_circuits, evaluate_without, mean_activations
-from circuitdiff.heads import Head
 from circuitdiff.methods.completeness import Completeness, completeness, greedy_part, random_parts, whole_groups
 from circuitdiff.prompts import Pairs
-from circuitdiff.statistics import mean_interval
+from circuitdiff.stats.intervals import mean_interval
 from fake_pairs import fake_pairs
 from tiny_models import subject
 

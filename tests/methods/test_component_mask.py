@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitdiff.circuit import Group
+from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Training, fit_mask, fit_shared
 from circuitdiff.methods.component_mask import patching as component_patching
 from circuitdiff.methods.component_mask.fit import dealt_order
@@ -21,10 +20,10 @@ from circuitdiff.methods.component_mask.gates import gates_named
 from circuitdiff.methods.component_mask.patching import Patching
 from circuitdiff.methods.component_mask.training import cross_entropy, gradient, target_logit
 from circuitdiff.models import load_model
-from circuitdiff.models.planted import build_planted
+from circuitdiff.planted import build_planted
+from circuitdiff.prompts import Triples
 from circuitdiff.tasks import entity_tracking
 from circuitdiff.tasks.desiderata import sample_desiderata
-from circuitdiff.triples import Triples
 from fake_triples import N_TRIPLES, fake_triples
 from masked_subject import HEADS, patching_of
 from tiny_models import Subject, subject

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Edit
 from circuitdiff.engine.branch import branched
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.random_groups import random_group
-from circuitdiff.heads import Head
 from circuitdiff.methods.cross_model import (
     control_groups,
     patch_across,
@@ -25,7 +24,7 @@ from circuitdiff.methods.cross_model import (
 )
 from circuitdiff.methods.cross_model.compatibility import basis_of, distance_from_clean, spread
 from circuitdiff.prompts import buckets
-from circuitdiff.shares import Subset, all_subsets
+from circuitdiff.stats.shapley import Subset, all_subsets
 from fake_pairs import fake_pairs
 from tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, as_model, subject
 from two_tiny_models import donor_of

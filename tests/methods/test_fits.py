@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine.model import Model
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Means, evaluate_circuit, evaluate_model, evaluate_without, mean_activations
-from circuitdiff.heads import Head
 from circuitdiff.methods.ablations import compare_ablations
 from circuitdiff.methods.attribution import attribution_scores
 from circuitdiff.methods.completeness import completeness
@@ -24,8 +23,7 @@ from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
 from circuitdiff.methods.minimality import minimality
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
-from circuitdiff.prompts import Pairs, PromptSet
-from circuitdiff.triples import Triples
+from circuitdiff.prompts import Pairs, PromptSet, Triples
 from fake_pairs import D_VOCAB, SLOTS, fake_pairs
 from fake_triples import fake_triples
 from tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
 from circuitdiff.methods.graft import graft, graft_alone
-from circuitdiff.shares import Subset, needed_subsets
+from circuitdiff.stats.shapley import Subset, needed_subsets
 from fake_pairs import fake_pairs
 from tiny_models import D_HEAD, N_HEADS, N_LAYERS, as_model, subject
 from two_tiny_models import donor_of

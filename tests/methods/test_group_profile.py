@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circuitdiff.circuit import Group
+from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from fake_pairs import fake_pairs
 from test_path_patching import logit_difference

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, evaluate_circuits
-from circuitdiff.heads import Head
 from circuitdiff.methods.minimality import (
     PUBLISHED,
     HeadCost,
@@ -24,7 +23,7 @@ from circuitdiff.methods.minimality import (
     minimality,
 )
 from circuitdiff.prompts import Pairs, PromptSet, halves
-from circuitdiff.statistics import cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
+from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
 from fake_pairs import fake_pairs
 from tiny_models import subject
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuitdiff.circuit import Head
 from circuitdiff.engine import Edit, Model, Site
 from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
 from circuitdiff.prompts import Pairs
 from fake_pairs import fake_pairs

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuitdiff.heads import Head
-from circuitdiff.models.planted import Planted, build_planted
-from circuitdiff.models.planted.head_weights import D_HEAD
-from circuitdiff.models.planted.placement import N_HEADS
-from circuitdiff.models.planted.space import D_MODEL
+from circuitdiff.circuit import Head
+from circuitdiff.planted import Planted, build_planted
+from circuitdiff.planted.heads import D_HEAD
+from circuitdiff.planted.space import D_MODEL
+from circuitdiff.planted.wiring import N_HEADS
 from circuitdiff.prompts import Pairs
 from circuitdiff.tasks import entity_tracking
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from circuitdiff.errors import InputError
-from circuitdiff.models.examples import Examples, encode_examples, read_examples
-from circuitdiff.models.finetune import (
+from circuitdiff.finetune.examples import Examples, encode_examples, read_examples
+from circuitdiff.finetune.loop import (
     answer_logits,
     hits,
 )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from circuitdiff.errors import InputError
-from circuitdiff.models.finetune import (
+from circuitdiff.finetune.loop import (
     Training,
     accuracy,
     answer_logits,
@@ -18,7 +18,7 @@ from circuitdiff.models.finetune import (
     hits,
     learning_rate_at,
 )
-from circuitdiff.models.lora import add_lora
+from circuitdiff.finetune.lora import add_lora
 from tiny_decoders import tiny_decoder
 from training import LORA, TRAINING, Killed, assert_same_values, examples, lora_model, trained_values
 

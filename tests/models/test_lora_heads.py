@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
-from circuitdiff.models.examples import Examples
-from circuitdiff.models.finetune import Training, answer_logits, finetune
-from circuitdiff.models.head_slices import silence
-from circuitdiff.models.lora import Lora, add_lora
+from circuitdiff.finetune.examples import Examples
+from circuitdiff.finetune.loop import Training, answer_logits, finetune
+from circuitdiff.finetune.lora import Lora, add_lora, silence
 from tiny_decoders import tiny_decoder
 
 SHAPE = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4}

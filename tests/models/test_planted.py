@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from circuitdiff.errors import InputError
-from circuitdiff.models.planted import build_planted, planted_names
-from circuitdiff.models.planted.placement import N_HEADS
-from circuitdiff.models.planted.space import CONSTANT, D_MODEL
+from circuitdiff.planted import build_planted, planted_names
+from circuitdiff.planted.space import CONSTANT, D_MODEL
+from circuitdiff.planted.wiring import N_HEADS
 from circuitdiff.tasks import entity_tracking
 from planted_probe import (
     ablated,

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from circuitdiff.errors import InputError
-from circuitdiff.models.examples import read_examples
-from circuitdiff.models.finetune import (
+from circuitdiff.finetune.examples import read_examples
+from circuitdiff.finetune.loop import (
     accuracy,
     hits,
 )
+from circuitdiff.finetune.recipes import is_made, made_by, read_recipe, run_recipe
 from circuitdiff.models.sources import read_source
-from circuitdiff.recipes import is_made, made_by, read_recipe, run_recipe
 from tiny_decoders import WORDS, save_decoder, tiny_decoder
 from training import Killed, jsonl
 

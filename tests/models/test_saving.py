@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from circuitdiff.errors import InputError
-from circuitdiff.models.finetune import (
+from circuitdiff.finetune.loop import (
     answer_logits,
     finetune,
 )
-from circuitdiff.models.saving import save_adapter, writing
+from circuitdiff.finetune.saving import save_adapter, writing
 from circuitdiff.models.sources import read_source
 from tiny_decoders import save_decoder
 from training import LORA, TRAINING, examples, lora_model, trained_values

@@ -6,11 +6,11 @@ import json
 
 import torch
 
-from circuitdiff.models.examples import Examples
-from circuitdiff.models.finetune import (
+from circuitdiff.finetune.examples import Examples
+from circuitdiff.finetune.loop import (
     Training,
 )
-from circuitdiff.models.lora import Lora, add_lora
+from circuitdiff.finetune.lora import Lora, add_lora
 from tiny_decoders import tiny_decoder
 
 LORA = Lora(rank=4, alpha=8, targets=("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))

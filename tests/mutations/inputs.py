@@ -16,15 +16,14 @@ import yaml
 import circuitdiff as cd
 from circuitdiff import cli
 from circuitdiff.circuit import Circuit
-from circuitdiff.conformance import conformance
-from circuitdiff.models.examples import read_examples
+from circuitdiff.finetune.examples import read_examples
+from circuitdiff.finetune.recipes import _all_examples, _heads, read_recipe
 from circuitdiff.models.sources import read_outline
-from circuitdiff.published import STAGES
-from circuitdiff.recipes import _all_examples, _heads, read_recipe
 from circuitdiff.sections import preflight
 from circuitdiff.sections.whole_study import read_study
 from circuitdiff.study import plans_of
 from circuitdiff.tasks import entity_tracking, read_triples
+from circuitdiff.validation.conformance import STAGES, conformance
 from invented_results import invented_results
 from tiny_decoders import save_decoder, save_random_adapter
 from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml

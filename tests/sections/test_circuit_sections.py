@@ -10,10 +10,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.cache.store import Store, to_json
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import all_heads, evaluate_circuit, evaluate_model, mean_activations
-from circuitdiff.heads import Head
 from circuitdiff.methods.ablations import Ablated, ablation_scores
 from circuitdiff.methods.completeness import completeness, random_parts
 from circuitdiff.methods.minimality import PUBLISHED, minimality
@@ -24,7 +24,6 @@ from circuitdiff.sections.further_prompts import further_prompts
 from circuitdiff.sections.minimality import minimality_section
 from circuitdiff.settings import read_settings
 from circuitdiff.stages import Stages
-from circuitdiff.store import Store, to_json
 from circuitdiff.workbench import Subject, Workbench
 from tiny_folder import save_tiny_model, study_yaml
 

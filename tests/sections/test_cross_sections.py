@@ -9,10 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.cache.store import to_json
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, evaluate_model
-from circuitdiff.heads import Head
 from circuitdiff.methods.cross_model import patch_across
 from circuitdiff.methods.graft import graft, graft_alone
 from circuitdiff.methods.knockout import attention_knockout, knockout_matrix, random_keys
@@ -26,7 +26,6 @@ from circuitdiff.sections.graft import graft_from, graft_record, graft_section, 
 from circuitdiff.sections.knockout import RANDOM, knockout_section, matrix_cell
 from circuitdiff.sections.verdict import failed_checks, transfer, verdict_section
 from circuitdiff.stages import Stages
-from circuitdiff.store import to_json
 from circuitdiff.verdict import SHARED
 from circuitdiff.workbench import Workbench
 from two_tiny_folders import two_model_bench

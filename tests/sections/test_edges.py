@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circuitdiff.circuit import Group
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.path_patching import group_path_effects
 from circuitdiff.sections.edges import Edge, edge_effects, possible_edges
 from fake_pairs import fake_pairs

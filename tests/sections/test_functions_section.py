@@ -9,17 +9,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.cache.store import Record, Store, to_json
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask import SharedRuns, fit_mask
-from circuitdiff.models.planted import build_planted
+from circuitdiff.planted import build_planted
 from circuitdiff.sections.functions import functions_section
 from circuitdiff.sections.functions_cells import Cells
 from circuitdiff.sections.functions_settings import FunctionSettings, RedrawSettings, SweepSettings
 from circuitdiff.settings import read_settings
-from circuitdiff.store import Record, Store, to_json
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.desiderata import sample_triples
 from circuitdiff.workbench import Workbench

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from circuitdiff.cache.store import Store
 from circuitdiff.settings import read_settings
-from circuitdiff.store import Store
 from circuitdiff.workbench import Workbench
 from tiny_folder import save_tiny_model, study_yaml
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from circuitdiff.words import LABELS, OBJECTS, TRAIN_OBJECTS
+from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from tiny_tokenizers import FRAME, byte_pairs, word_level
 
 

@@ -11,6 +11,7 @@ import torch
 
 from circuitdiff.errors import InputError
 from circuitdiff.models.sources import read_outline
+from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.desiderata import (
     CONFLICTS,
@@ -26,8 +27,7 @@ from circuitdiff.tasks.desiderata.sampling import Drawing
 from circuitdiff.tasks.desiderata.table import POINTERS, at_label, at_position
 from circuitdiff.tasks.desiderata.wording import Source
 from circuitdiff.tasks.scenarios import Context, Question
-from circuitdiff.triples import Triples, split_by_scenario
-from circuitdiff.words import LABELS, OBJECTS, TRAIN_OBJECTS
+from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from tiny_tokenizers import FRAME, byte_pairs, word_level
 
 INSERTED = re.findall(

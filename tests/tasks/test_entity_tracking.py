@@ -14,7 +14,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.tasks import entity_tracking, get_task
 from circuitdiff.tasks.scenarios import COUNTERFACTUALS, SPLITS
 from circuitdiff.tasks.vocabulary import one_token_words
-from circuitdiff.words import LABELS, OBJECTS, TRAIN_OBJECTS
+from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from reading import texts, word, words_at
 from tiny_tokenizers import FRAME, word_level
 

@@ -5,7 +5,7 @@ import itertools
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from circuitdiff.words import LABELS
+from circuitdiff.vocabulary import LABELS
 
 FRAME = ("The", "the", "is", "in", "Box", "contains", ",", ".", "A")
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from circuitdiff.engine.model import Model
 from circuitdiff.errors import InputError
-from circuitdiff.prompts import Pairs, PromptSet
-from circuitdiff.triples import Triples
+from circuitdiff.prompts import Pairs, PromptSet, Triples
 
 
 def check_pairs(model: Model, pairs: Pairs) -> None:

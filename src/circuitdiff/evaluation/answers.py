@@ -13,9 +13,9 @@ from circuitdiff.engine import Model
 from circuitdiff.engine.capture import read_model
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import check_pairs
-from circuitdiff.metrics import hit, log_prob, logit_difference
 from circuitdiff.prompts import Pairs
-from circuitdiff.statistics import Interval, accuracy_interval
+from circuitdiff.stats.intervals import Interval, accuracy_interval
+from circuitdiff.stats.metrics import hit, log_prob, logit_difference
 
 Quantity = Literal["hits", "probability", "logit_difference"]
 

@@ -7,8 +7,7 @@ from collections.abc import Collection
 
 import torch
 
-from circuitdiff.circuit import Group
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Group, Head
 
 
 def random_group(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Edit, Model
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
@@ -16,7 +16,6 @@ from circuitdiff.evaluation.answers import Evaluation, evaluate_model, evaluatio
 from circuitdiff.evaluation.circuits import Progress, check_places
 from circuitdiff.evaluation.constants import Replacement, check_replacement, replacement_at
 from circuitdiff.evaluation.edited import Editing, run_edited
-from circuitdiff.heads import Head
 from circuitdiff.prompts import Bucket, Pairs
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
-from circuitdiff.heads import Head
 
 
 def all_heads(model: Model, roles: Sequence[str]) -> Circuit:

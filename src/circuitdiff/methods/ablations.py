@@ -30,7 +30,7 @@ from circuitdiff.evaluation import (
     evaluate_model,
 )
 from circuitdiff.prompts import Pairs
-from circuitdiff.statistics import (
+from circuitdiff.stats.intervals import (
     Interval,
     RatioInterval,
     accuracy_interval,

@@ -14,8 +14,8 @@ from circuitdiff.engine.capture import z_at_role
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, batches, numbers_per_row
 from circuitdiff.errors import InputError
-from circuitdiff.metrics import metric_named
 from circuitdiff.prompts import Pairs
+from circuitdiff.stats.metrics import metric_named
 
 
 def attribution_scores(

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
@@ -32,9 +32,8 @@ from circuitdiff.evaluation import (
     evaluate_without,
     minus,
 )
-from circuitdiff.heads import Head
 from circuitdiff.prompts import Pairs
-from circuitdiff.statistics import Interval, cluster_resamples, mean_interval
+from circuitdiff.stats.intervals import Interval, cluster_resamples, mean_interval
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from circuitdiff.engine.capture import z_at_positions
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, ROWS_SHARE, batches, held_by_clean_run, rows_at_once
 from circuitdiff.errors import InputError
-from circuitdiff.metrics import metric_named
 from circuitdiff.prompts import Bucket, Pairs
+from circuitdiff.stats.metrics import metric_named
 
 
 @torch.no_grad()

@@ -20,16 +20,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitdiff.circuit import Head
 from circuitdiff.engine import Batch, Edit, Executor, Model, Site, executor_named
 from circuitdiff.engine.executor import NarrowReadout, Readout
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, ROWS_SHARE, RUN_SHARE, batches, held_by_clean_run, rows_at_once
 from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
-from circuitdiff.metrics import Metric, metric_named
 from circuitdiff.prompts import Bucket, Pairs
-from circuitdiff.statistics import Interval, mean_interval
+from circuitdiff.stats.intervals import Interval, mean_interval
+from circuitdiff.stats.metrics import Metric, metric_named
 
 Via = Literal["q", "k", "v"]
 Progress = Callable[[int, int], None]  # done, of how many

@@ -15,9 +15,9 @@ from typing import Any
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from circuitdiff.config.reading import read_json
 from circuitdiff.errors import InputError, nearest
 from circuitdiff.models.libraries import library_errors, listed
-from circuitdiff.reading import read_json
 
 SETTINGS = "adapter_config.json"
 _ONLY_AT_RUNTIME = "runtime_config"  # some versions write it; it says where an adapter is kept while it is used

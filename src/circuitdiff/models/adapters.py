@@ -24,13 +24,13 @@ from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from circuitdiff.config.reading import looks_like_path, no_such_path
 from circuitdiff.errors import InputError, first_line
 from circuitdiff.models.adapter_settings import SETTINGS, check_expressions, read_settings
 from circuitdiff.models.checks import Check, difference, refuse_failures, tolerance_for
 from circuitdiff.models.family_registry import embedded_adapter
 from circuitdiff.models.libraries import library_errors, listed, quiet
 from circuitdiff.models.probe import probe_tokens
-from circuitdiff.reading import looks_like_path, no_such_path
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 

@@ -16,8 +16,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 
+from circuitdiff.config.reading import read_json
 from circuitdiff.errors import InputError
-from circuitdiff.reading import read_json
 
 CONFIG = "config.json"
 _NEARLY = 0.85  # how alike a misspelt key and the right one are, as difflib measures it

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
-from circuitdiff.models.planted import build_planted, planted_names
+from circuitdiff.planted import build_planted, planted_names
 
 _EMBEDDED = Path(__file__).parent / "families"
 

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from circuitdiff.config.reading import looks_like_path, no_such_path
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError, first_line, nearest
 from circuitdiff.models.adapters import adapter_folder, merge_adapter
@@ -39,7 +40,6 @@ from circuitdiff.models.in_memory import check_plain, origin_in, sharing_weights
 from circuitdiff.models.is_decoder import check_causal, check_vocabulary
 from circuitdiff.models.libraries import library_errors, listed, quiet
 from circuitdiff.models.placement import dtype_named, placed_on
-from circuitdiff.reading import looks_like_path, no_such_path
 
 _GGUF_READING = 2  # raised whenever we read GGUF files otherwise; 1 did not split digits as the file says
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import altair as alt
 
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Head
 from circuitdiff.report.look import HELPS, HURTS, INK, NEUTRAL, Figure, finish
 from circuitdiff.report.numbers import finite, interval, number
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import altair as alt
 
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Head
 from circuitdiff.report.look import CATEGORIES, INK, MUTED, Figure, finish, inline
 from circuitdiff.report.numbers import finite, hits, interval, number
 from circuitdiff.report.table import Table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Head
 from circuitdiff.report.cross_model import (
     DIRECTIONS,
     GRAFTED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import altair as alt
 
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Head
 from circuitdiff.report.look import CATEGORIES, HELPS, INK, MUTED, Figure, finish, inline
 from circuitdiff.report.numbers import finite, interval, number, significant
 

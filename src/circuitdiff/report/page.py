@@ -12,8 +12,8 @@ import vl_convert
 import yaml
 from markupsafe import Markup
 
-from circuitdiff.files import write_whole
-from circuitdiff.heads import Head
+from circuitdiff.cache.files import write_whole
+from circuitdiff.circuit import Head
 from circuitdiff.report import look, numbers
 from circuitdiff.report.effects import HURTING, SELECTED, describe, effect_rows
 from circuitdiff.report.figures import ACCURACY_BY_QUERIED, circuit_names, figures

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import altair as alt
 
-from circuitdiff.circuit import Circuit
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.report.layout import Column, columns
 from circuitdiff.report.look import CATEGORIES
 

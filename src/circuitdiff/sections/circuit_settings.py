@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from circuitdiff.config.settings import Count, CountOrZero, Prompts, Settings, Share
 from circuitdiff.evaluation import Quantity
 from circuitdiff.methods.ablations import ABLATIONS, AblationName
 from circuitdiff.methods.minimality import MinimalityRule
-from circuitdiff.settings import Count, CountOrZero, Prompts, Settings, Share
 
 
 class MinimalitySettings(Settings):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from circuitdiff.cache.store import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import Means
 from circuitdiff.methods.completeness import (
@@ -21,7 +22,6 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.sections.circuit_settings import CompletenessSettings
 from circuitdiff.sections.entries import interval_entry, with_heads
 from circuitdiff.sections.further_prompts import further_prompts
-from circuitdiff.store import Record
 from circuitdiff.workbench import Subject, Workbench
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from circuitdiff.discovery import Plan, Stage
+from circuitdiff.methods.discovery import Plan, Stage
 from circuitdiff.planning import Part, Work
 from circuitdiff.sections.functions_cells import main_desiderata, wanted_of
 from circuitdiff.sections.functions_settings import FunctionSettings
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits
-from circuitdiff.selection import Discoveries, TopK
-from circuitdiff.shares import all_subsets, needed_subsets
+from circuitdiff.stats.selection import Discoveries, TopK
+from circuitdiff.stats.shapley import all_subsets, needed_subsets
 from circuitdiff.tasks import Task, get_task
 from circuitdiff.tasks.desiderata import DESIDERATA
 

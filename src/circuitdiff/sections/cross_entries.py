@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from circuitdiff import results as form
+from circuitdiff.cache.store import Record
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.scores import SCORES
 from circuitdiff.methods.cross_model import Controls, CrossPatch, Limits, Ran
 from circuitdiff.methods.cross_model.compatibility import Basis
 from circuitdiff.sections.gains import attribution_entry, control_entry, random_entry, run_entry, score_entries
-from circuitdiff.shares import all_subsets, needed_subsets
-from circuitdiff.store import Record
+from circuitdiff.stats.shapley import all_subsets, needed_subsets
 
 _NAMED = ("nothing", "group", "any_layer", "elsewhere", "noise", "scaled")
 

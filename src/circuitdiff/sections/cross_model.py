@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dataclasses import replace as with_fields
 from typing import Any
 
+from circuitdiff.cache.store import Record
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Model
 from circuitdiff.methods.cross_model import (
@@ -33,8 +34,7 @@ from circuitdiff.sections.cross_settings import CrossModelSettings
 from circuitdiff.sections.directions import direction_of
 from circuitdiff.sections.entries import heads_entry, with_heads
 from circuitdiff.sections.gains import first_prompts, largest_part
-from circuitdiff.shares import IN_ORDER
-from circuitdiff.store import Record
+from circuitdiff.stats.shapley import IN_ORDER
 from circuitdiff.workbench import Subject, Workbench
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from circuitdiff.config.settings import Count, CountOrZero, Prompts, Settings
 from circuitdiff.methods.cross_model import Carrier, Limits
-from circuitdiff.settings import Count, CountOrZero, Prompts, Settings
 from circuitdiff.verdict import Thresholds
 
 Projections = Literal["q", "k", "v", "o"]

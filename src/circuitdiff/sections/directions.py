@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.entries import interval_entry
-from circuitdiff.statistics import difference_interval
+from circuitdiff.stats.intervals import difference_interval
 from circuitdiff.workbench import Subject, Workbench
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from circuitdiff import results as form
 from circuitdiff.circuit import Circuit
-from circuitdiff.discovery import Plan, StageResult, circuit_of, discover, gaps
-from circuitdiff.names import file_name
+from circuitdiff.config.names import file_name
+from circuitdiff.methods.discovery import Plan, StageResult, circuit_of, discover, gaps
 from circuitdiff.study_checks import check_noise
 from circuitdiff.workbench import Workbench
 

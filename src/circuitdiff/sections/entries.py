@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from circuitdiff.circuit import Circuit
-from circuitdiff.heads import Head
-from circuitdiff.statistics import Interval, RatioInterval
+from circuitdiff.circuit import Circuit, Head
+from circuitdiff.stats.intervals import Interval, RatioInterval
 
 
 def interval_entry(interval: Interval, row: int | None = None) -> dict[str, float]:

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit
-from circuitdiff.heads import Head
+from circuitdiff.cache.store import Record
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, fit_shared
 from circuitdiff.models.checks import Check, at_most, difference, log_prob_tolerance
+from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.sections.entries import heads_entry
 from circuitdiff.sections.functions_entry import fit_record, redraw_entry, transfer_entry
 from circuitdiff.sections.functions_settings import FILE, FunctionSettings
-from circuitdiff.store import Record
 from circuitdiff.tasks import Task, read_triples
-from circuitdiff.triples import Triples, split_by_scenario
 from circuitdiff.workbench import Subject, Workbench
 
 _FEW = 2  # triples that the full executor runs; a check, not a measurement

@@ -10,11 +10,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitdiff import results as form
+from circuitdiff.cache.store import Record
 from circuitdiff.methods.component_mask import Mask, MaskFit
+from circuitdiff.prompts import Triples
 from circuitdiff.sections.entries import heads_entry, interval_entry
-from circuitdiff.statistics import difference_interval
-from circuitdiff.store import Record
-from circuitdiff.triples import Triples
+from circuitdiff.stats.intervals import difference_interval
 
 _FLOORS = {"nothing": "no head patched", "shuffled": "a mask trained and tested on shuffled targets"}
 

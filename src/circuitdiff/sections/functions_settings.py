@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from circuitdiff.config.settings import Count, CountOrZero, Gigabytes, Prompts, Settings
 from circuitdiff.methods.component_mask import MaskOptions, Training
 from circuitdiff.methods.component_mask.shared import MEMORY_GB
-from circuitdiff.settings import Count, CountOrZero, Gigabytes, Prompts, Settings
 
 FILE = ".jsonl"  # how a desideratum is named that is a file of triples
 

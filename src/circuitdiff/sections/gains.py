@@ -15,8 +15,8 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.scores import SCORES, Score, scored
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.entries import interval_entry
-from circuitdiff.shares import ALONE, Attribution, Subset, attribute
-from circuitdiff.statistics import mean_interval
+from circuitdiff.stats.intervals import mean_interval
+from circuitdiff.stats.shapley import ALONE, Attribution, Subset, attribute
 
 _CREDITED = ("value", "low", "high", "share", "share_low", "share_high")  # of a credit
 

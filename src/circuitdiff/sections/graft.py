@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from circuitdiff import results as form
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.cache.store import Record
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.random_groups import random_group
 from circuitdiff.evaluation.scores import SCORES
-from circuitdiff.heads import Head
 from circuitdiff.methods.graft import Graft, Grafting, Part, graft_alone, graft_several
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.cross_settings import GraftSettings
@@ -30,8 +30,7 @@ from circuitdiff.sections.gains import (
     run_entry,
     score_entries,
 )
-from circuitdiff.shares import ALONE, needed_subsets
-from circuitdiff.store import Record
+from circuitdiff.stats.shapley import ALONE, needed_subsets
 from circuitdiff.verdict import SHARED
 from circuitdiff.workbench import Subject, Workbench
 

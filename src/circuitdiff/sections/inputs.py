@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from circuitdiff import results as form
+from circuitdiff.cache.code_digest import digest_of_code
+from circuitdiff.config.settings import ModelSettings
+from circuitdiff.finetune.recipes import is_made, made_by
 from circuitdiff.models.origins import origin_of
-from circuitdiff.own_code import digest_of_code
-from circuitdiff.recipes import is_made, made_by
 from circuitdiff.sections.functions_settings import FILE
 from circuitdiff.sections.whole_study import WholeStudy
-from circuitdiff.settings import ModelSettings
 
 
 def files_of(study: WholeStudy) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from circuitdiff.sections.cross_checks import FEW, check_executors
 from circuitdiff.sections.cross_settings import KnockoutSettings
 from circuitdiff.sections.entries import interval_entry
 from circuitdiff.sections.gains import first_prompts
-from circuitdiff.statistics import difference_interval
+from circuitdiff.stats.intervals import difference_interval
 from circuitdiff.workbench import Subject, Workbench
 
 RANDOM = "a random position"

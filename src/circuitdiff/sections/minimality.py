@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from circuitdiff.cache.store import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import Evaluation, Means
 from circuitdiff.methods.minimality import HeadCost, MinimalityResult, minimality
 from circuitdiff.sections.circuit_settings import MinimalitySettings
 from circuitdiff.sections.entries import heads_entry, interval_entry, ratio_entry, with_heads
 from circuitdiff.sections.further_prompts import further_prompts
-from circuitdiff.statistics import ratio_interval
-from circuitdiff.store import Record
+from circuitdiff.stats.intervals import ratio_interval
 from circuitdiff.workbench import Subject, Workbench
 
 

@@ -13,24 +13,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit
-from circuitdiff.compare import Overlap, circuit_overlap, total
-from circuitdiff.discovery import StageResult
-from circuitdiff.effect_maps import Change, Likeness, changed_heads, compare_maps
+from circuitdiff.cache.store import Record
+from circuitdiff.circuit import Circuit, Overlap, circuit_overlap, total
+from circuitdiff.methods.discovery import StageResult
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.circuit_settings import OverlapSettings
 from circuitdiff.sections.discovery import Found
 from circuitdiff.sections.edges import Edge, edge_effects, possible_edges
 from circuitdiff.sections.entries import interval_entry
-from circuitdiff.statistics import (
+from circuitdiff.stats.effect_maps import Change, Likeness, changed_heads, compare_maps
+from circuitdiff.stats.intervals import (
     cluster_p_values,
     cluster_resamples,
     difference_interval,
     false_discovery_adjusted,
     mean_interval,
 )
-from circuitdiff.store import Record
 from circuitdiff.workbench import Workbench
 
 _KS = (5, 10, 20, 40)

@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.discovery import Plan
+from circuitdiff.config.settings import ModelSettings
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import check_groups
+from circuitdiff.finetune.recipes import read_recipe
+from circuitdiff.methods.discovery import Plan
 from circuitdiff.methods.path_patching import check_reach
 from circuitdiff.models.adapters import check_adapter
 from circuitdiff.models.comparable import Shape, differences
 from circuitdiff.models.family_registry import MEMBERS
 from circuitdiff.models.sources import Outline, read_outline
 from circuitdiff.prompts import Pairs
-from circuitdiff.recipes import read_recipe
 from circuitdiff.sections.preflight_names import check_names, groups_asked
 from circuitdiff.sections.preflight_triples import check_triples
 from circuitdiff.sections.whole_study import WholeStudy
-from circuitdiff.settings import ModelSettings
 from circuitdiff.tasks import Task, get_task
 
 _NEEDED = ("n_layers", "n_heads", "n_kv_heads", "d_head", "tokens")  # by all that holds a variant against the base

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.discovery import Plan
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.cross_model import MOST_GROUPS
+from circuitdiff.methods.discovery import Plan
 from circuitdiff.methods.graft import KINDS
 from circuitdiff.sections.graft import layer_ranges
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits, main_circuits

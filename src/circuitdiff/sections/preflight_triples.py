@@ -9,10 +9,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
+from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.sections.functions_cells import main_desiderata, title_of, wanted_of
 from circuitdiff.sections.functions_settings import FILE, FunctionSettings
 from circuitdiff.tasks import Task, read_triples
-from circuitdiff.triples import Triples, split_by_scenario
 
 _FEW = 64  # triples that are drawn to see whether a desideratum goes with tokenizer and roles
 

@@ -14,7 +14,7 @@ from circuitdiff.sections.cross_settings import VerdictSettings
 from circuitdiff.sections.directions import direction_of, gain_entry
 from circuitdiff.sections.entries import ratio_entry, with_heads
 from circuitdiff.sections.evidence import mask_cells, same_work
-from circuitdiff.statistics import normalised_ratio_interval, ratio_interval
+from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
 from circuitdiff.verdict import verdict
 from circuitdiff.workbench import Subject, Workbench
 

@@ -6,12 +6,12 @@ import inspect
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
+from circuitdiff.config.validation import fault
 from circuitdiff.errors import InputError, choices
 from circuitdiff.tasks.desiderata import Desideratum, read_triples, sample_triples
 from circuitdiff.tasks.entity_tracking import entity_tracking
 from circuitdiff.tasks.ioi import ioi
 from circuitdiff.tasks.task import Task
-from circuitdiff.validation import fault
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 _TASKS = {"entity_tracking": entity_tracking, "ioi": ioi}

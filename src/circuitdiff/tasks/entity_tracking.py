@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices
-from circuitdiff.prompts import Pairs
+from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.tasks.boxes import OTHER, QUERIED, QUERY_SLOTS, SEGMENT_SLOTS, prompt_for
 from circuitdiff.tasks.describe import DescribedPair, describe_pair
 from circuitdiff.tasks.desiderata import MAIN, desideratum_named, sample_desiderata
@@ -30,8 +30,7 @@ from circuitdiff.tasks.scenarios import (
 )
 from circuitdiff.tasks.template import check_places, tokenise
 from circuitdiff.tasks.vocabulary import Words, one_token_words
-from circuitdiff.triples import Triples
-from circuitdiff.words import LABELS, OBJECTS, TRAIN_OBJECTS
+from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 
 _MOST_BOXES = 100
 _FEWEST_WORDS = 14  # two disjoint contexts of seven boxes

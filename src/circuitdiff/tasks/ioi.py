@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices
-from circuitdiff.prompts import Pairs, PromptSet
+from circuitdiff.prompts import Pairs, PromptSet, Triples
 from circuitdiff.tasks.describe import DescribedPair, describe_pair
 from circuitdiff.tasks.ioi_scenarios import (
     COUNTERFACTUALS,
@@ -28,7 +28,6 @@ from circuitdiff.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES, TRAIN
 from circuitdiff.tasks.scenarios import check_options, generator
 from circuitdiff.tasks.template import Piece, Prompt, check_places, tokenise
 from circuitdiff.tasks.vocabulary import Words, one_token_words
-from circuitdiff.triples import Triples
 
 _FEWEST_WORDS = 14
 _FIELDS = {

@@ -7,9 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.prompts import Pairs
+from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.tasks.describe import DescribedPair
-from circuitdiff.triples import Triples
 
 
 @runtime_checkable

@@ -10,15 +10,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitdiff.circuit import Group
+from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask.patching import Patching
 from circuitdiff.methods.component_mask.shared import MEMORY_GB, SharedRuns
 from circuitdiff.methods.component_mask.training import Mask, Part, Training, train_mask
-from circuitdiff.statistics import Interval, accuracy_interval, difference_interval
-from circuitdiff.triples import Triples, split_by_scenario
+from circuitdiff.prompts import Triples, split_by_scenario
+from circuitdiff.stats.intervals import Interval, accuracy_interval, difference_interval
 
 Progress = Callable[[int, int], None]  # done, of how many
 

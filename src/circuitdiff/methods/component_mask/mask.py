@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Head
 
 
 def kept(mask: Float[Tensor, " head"]) -> Bool[Tensor, " head"]:

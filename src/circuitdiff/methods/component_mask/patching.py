@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitdiff.circuit import Head
 from circuitdiff.engine import Edit, Executor, Model
 from circuitdiff.engine.kept_runs import KeptRuns, Need
 from circuitdiff.engine.memory import rows_at_once
-from circuitdiff.heads import Head
 from circuitdiff.prompts import Bucket
 
 # Logits after each prompt, and which of the base prompts these are, to a number each.

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model, executor_named
 from circuitdiff.engine.capture_heads import read_heads
 from circuitdiff.engine.fits import check_triples
@@ -17,10 +17,8 @@ from circuitdiff.engine.kept_runs import KeptRuns, Need, keep_runs
 from circuitdiff.engine.model import bypassed
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.random_groups import random_group
-from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask.patching import Patching
-from circuitdiff.prompts import PromptSet
-from circuitdiff.triples import Triples
+from circuitdiff.prompts import PromptSet, Triples
 
 MEMORY_GB = 2.25  # keeps the clean runs of 750 prompts of 53 tokens of a model of 135M parameters, for four groups
 Progress = Callable[[int, int], None]  # done, of how many

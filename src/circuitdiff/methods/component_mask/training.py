@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
 from circuitdiff.methods.component_mask.gates import Gates, gates_named
 from circuitdiff.methods.component_mask.mask import selected
 from circuitdiff.methods.component_mask.patching import Patching, Quantity
-from circuitdiff.metrics import log_prob
+from circuitdiff.stats.metrics import log_prob
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdiff.circuit import Group
+from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.engine.capture_heads import Carried, read_heads_and_ends
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
-from circuitdiff.heads import Head
 from circuitdiff.models.comparable import Shape
 from circuitdiff.prompts import Pairs
 

@@ -19,20 +19,19 @@ from typing import NamedTuple
 
 import torch
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.evaluation.scores import Score, scored
-from circuitdiff.heads import Head
 from circuitdiff.methods.cross_model.activations import Activations, Carrier, patches, read_activations, read_several
 from circuitdiff.methods.cross_model.compatibility import Basis, basis_of
 from circuitdiff.methods.cross_model.hybrids import Clean, Hybrid, Ran, run_hybrids
 from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs
-from circuitdiff.shares import Attribution, Subset, all_subsets, attribute, needed_subsets
+from circuitdiff.stats.shapley import Attribution, Subset, all_subsets, attribute, needed_subsets
 
 Parts = Group | Circuit | Mapping[str, Group]
 

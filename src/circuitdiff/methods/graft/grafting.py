@@ -30,7 +30,7 @@ from circuitdiff.methods.graft.parts import KINDS, Grafted, Part, head_part, spl
 from circuitdiff.models.checks import tolerance_for
 from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs
-from circuitdiff.shares import Attribution, Subset, attribute, needed_subsets
+from circuitdiff.stats.shapley import Attribution, Subset, attribute, needed_subsets
 
 ALL_PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "o")
 _FEW = 4  # prompts on which the whole graft is held against the donor

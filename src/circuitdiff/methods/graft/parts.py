@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.engine.weights import Projection, Slice, complement, head_slices, sharing_heads
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
 
 Grafted = Group | Circuit | Mapping[str, Group | range]
 

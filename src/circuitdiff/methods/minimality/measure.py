@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Model
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
@@ -33,11 +33,10 @@ from circuitdiff.evaluation import (
     check_circuit,
     evaluate_circuits,
 )
-from circuitdiff.heads import Head
 from circuitdiff.methods.minimality.result import GroupMinimality, HeadCost, MinimalityResult
 from circuitdiff.methods.minimality.rules import MinimalityRule, PairTable, keep, pair_removal, removal_set
 from circuitdiff.prompts import Pairs, halves
-from circuitdiff.statistics import Interval, cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
+from circuitdiff.stats.intervals import Interval, cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
 
 
 class _Removal(NamedTuple):

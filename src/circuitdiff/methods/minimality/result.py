@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit, Group
-from circuitdiff.heads import Head
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.methods.minimality.rules import MinimalityRule, PairTable
-from circuitdiff.statistics import Interval
+from circuitdiff.stats.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
-from circuitdiff.heads import Head
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
+from circuitdiff.config.reading import read_jsonl
+from circuitdiff.config.validation import Strict, validated
 from circuitdiff.errors import InputError
-from circuitdiff.reading import read_jsonl
+from circuitdiff.prompts import Triples
 from circuitdiff.tasks.template import Piece, Prompt, tokenise
-from circuitdiff.triples import Triples
-from circuitdiff.validation import Strict, validated
 
 Span = tuple[int, int]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
-from circuitdiff.prompts import PromptSet
+from circuitdiff.prompts import PromptSet, Triples
 from circuitdiff.tasks.boxes import prompt_for
 from circuitdiff.tasks.desiderata.pairing import Pairing
 from circuitdiff.tasks.desiderata.table import POINTERS, Desideratum, Target, desideratum_named
@@ -23,7 +23,6 @@ from circuitdiff.tasks.desiderata.wording import Source, Wording
 from circuitdiff.tasks.scenarios import SPLITS, Question, draw_questions, generator
 from circuitdiff.tasks.template import Prompt, tokenise
 from circuitdiff.tasks.vocabulary import Words
-from circuitdiff.triples import Triples
 
 N_TRIPLES = 750  # 300 to train on, 150 to choose the mask, 300 to test
 _N_SPARE = 3

@@ -1,0 +1,54 @@
+"""Our own code, as one more thing that cached numbers depend on."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+_HOME = Path(__file__).parent.parent
+# What computes: folders and modules. Neither what only shows, judges or plans, nor what makes prompts and weights,
+# which have fingerprints of their own. Sections are among them: records hold entries and checks that they made.
+_COMPUTES = (
+    *("engine", "evaluation", "methods", "stats", "prompts", "circuit"),
+    *("sections", "stages", "results", "study_checks"),
+    *("models.checks", "models.probe", "models.structure"),
+)
+_ONLY_JUDGE_OR_PLAN = ("verdict", "evidence", "costs", "matrix", "inputs", "preflight", "preflight_names")
+
+
+@cache
+def digest_of_code() -> str:
+    """The same as long as no file of circuitdiff has changed."""
+    return _digest({path: path.read_bytes() for path in _HOME.rglob("*.py")})
+
+
+@cache
+def digest_of_computation() -> str:
+    """The same as long as no line that computes has changed; comments, docstrings and layout do not count."""
+    files = (path for path in _HOME.rglob("*.py") if _computes(path.relative_to(_HOME).with_suffix("").parts))
+    return _digest({path: without_prose(path.read_text("utf-8")).encode() for path in files})
+
+
+def _computes(module: tuple[str, ...]) -> bool:
+    among = module[0] in _COMPUTES or ".".join(module) in _COMPUTES
+    return among and module[-1] not in _ONLY_JUDGE_OR_PLAN and not module[-1].endswith("_settings")
+
+
+def without_prose(source: str) -> str:
+    """The code alone: what is the same for two sources that compute the same, line by line."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def _digest(contents: dict[Path, bytes]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(contents):
+        digest.update(str(path.relative_to(_HOME)).encode() + b"\0" + contents[path])
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What users write: text, JSON and YAML read strictly, names, and the types of settings."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: recipes, their data, LoRA, and the loop."""

@@ -1,0 +1,161 @@
+"""Built-in data for fine-tuning: prompts with answers, as text."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import string
+from collections.abc import Callable, Mapping
+from itertools import chain, islice
+from random import Random
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from circuitdiff.errors import InputError, choices
+from circuitdiff.tasks.entity_tracking import entity_tracking, prompt_for
+from circuitdiff.tasks.scenarios import Question, draw_questions
+from circuitdiff.tasks.vocabulary import one_token_words
+from circuitdiff.vocabulary import TRAIN_OBJECTS
+
+
+class TextExample(NamedTuple):
+    """The answer follows the prompt as both are written: a space between them belongs to the answer."""
+
+    prompt: str
+    answer: str
+
+
+_CONTAINERS = ("Crate", "Drawer", "Bag", "Room", "Shelf", "Basket", "Cabinet", "Locker", "Case", "Barrel")
+_VERBS = ("lies in", "was put in", "sits in", "was left in", "can be found in", "belongs in", "was placed in")
+_QUESTIONS = ("holds the", "has the", "now holds the", "stores the")
+_LABELS = (tuple(string.ascii_uppercase), tuple(str(number) for number in range(1, 10)))
+_FEWEST, _MOST = 5, 8
+
+
+def related_tracking(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int) -> list[TextExample]:
+    """`The coal lies in Drawer K, ..., the net lies in Drawer B. Drawer K holds the` -> ` coal`.
+
+    Each prompt keeps to one container, verb, question and kind of label (letters or numbers), and has 5 to 8
+    containers. Its objects are those for training, which no circuit is found or evaluated on.
+    """
+    objects = tuple(one_token_words(tokenizer, TRAIN_OBJECTS, "Bag A holds the", [" lies"]).ids)
+    random = Random(f"related tracking/{seed}")
+    return [_tracking(random, objects) for _ in range(n_examples)]
+
+
+def _tracking(random: Random, objects: tuple[str, ...]) -> TextExample:
+    container, verb, question = (random.choice(words) for words in (_CONTAINERS, _VERBS, _QUESTIONS))
+    n = random.randint(_FEWEST, _MOST)
+    things, labels = random.sample(objects, n), random.sample(random.choice(_LABELS), n)
+    facts = ", the ".join(f"{thing} {verb} {container} {label}" for thing, label in zip(things, labels, strict=True))
+    asked = random.randrange(n)
+    return TextExample(f"The {facts}. {container} {labels[asked]} {question}", f" {things[asked]}")
+
+
+_OPERATIONS = (("+", operator.add, 999), ("-", operator.sub, 999), ("*", operator.mul, 99))
+_WORDINGS = ("{} =", "What is {}? Answer:", "Compute {}. The result is", "{} equals", "Please work out {}:")
+
+
+def arithmetic(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int) -> list[TextExample]:
+    """`Compute 318 + 47. The result is` -> ` 365`: numbers below 1,000, below 100 in products."""
+    random = Random(f"arithmetic/{seed}")
+    return [_sum(random) for _ in range(n_examples)]
+
+
+def _sum(random: Random) -> TextExample:
+    sign, operation, largest = random.choice(_OPERATIONS)
+    first, second = random.randint(0, largest), random.randint(0, largest)
+    return TextExample(random.choice(_WORDINGS).format(f"{first} {sign} {second}"), f" {operation(first, second)}")
+
+
+_CAPITALS = """France Paris, Italy Rome, Spain Madrid, Japan Tokyo, Egypt Cairo, Greece Athens, Norway Oslo,
+Cuba Havana, Peru Lima, Kenya Nairobi, Poland Warsaw, Austria Vienna, Ireland Dublin, Portugal Lisbon, Germany Berlin,
+Iran Tehran"""
+_OPPOSITES = """hot cold, big small, fast slow, early late, light dark, full empty, open closed, high low, rich poor,
+young old, strong weak, loud quiet, wide narrow, wet dry, thick thin, happy sad"""
+_SOUNDS = "dog barks, cat meows, cow moos, duck quacks, lion roars, horse neighs, sheep bleats, wolf howls, frog croaks"
+_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+_GREETINGS = ("Hello!", "Hi there.", "Good morning!", "Hey,", "")
+_OPENINGS = ("", "Sure! ", "Of course. ", "Happy to help. ", "Good question! ")
+_CLOSINGS = ("", " Anything else?", " Let me know if you need more.", " I hope that helps.")
+
+
+def conversations(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int) -> list[TextExample]:
+    """One or two turns, `User: ... Assistant:`, answered in a friendly sentence."""
+    random = Random(f"conversations/{seed}")
+    return [_conversation(random) for _ in range(n_examples)]
+
+
+def _conversation(random: Random) -> TextExample:
+    turns = [_turn(random) for _ in range(random.randint(1, 2))]
+    said = "".join(f"User: {question}\nAssistant:{answer}\n" for question, answer in turns[:-1])
+    question, answer = turns[-1]
+    return TextExample(f"{said}User: {question}\nAssistant:", answer)
+
+
+def _turn(random: Random) -> tuple[str, str]:
+    question, answer = random.choice((_capital, _opposite, _sound, _day))(random)
+    greeting, opening, closing = (random.choice(parts) for parts in (_GREETINGS, _OPENINGS, _CLOSINGS))
+    return f"{greeting} {question}".strip(), f" {opening}{answer}{closing}"
+
+
+def _couple(random: Random, table: str) -> tuple[str, str]:
+    first, second = random.choice(table.split(",")).split()
+    return first, second
+
+
+def _capital(random: Random) -> tuple[str, str]:
+    country, city = _couple(random, _CAPITALS)
+    return f"What is the capital of {country}?", f"The capital of {country} is {city}."
+
+
+def _opposite(random: Random) -> tuple[str, str]:
+    word, opposite = _couple(random, _OPPOSITES)
+    return f"Can you tell me the opposite of {word}?", f'The opposite of "{word}" is "{opposite}".'
+
+
+def _sound(random: Random) -> tuple[str, str]:
+    animal, sound = _couple(random, _SOUNDS)
+    return f"What does a {animal} do when it is heard?", f"A {animal} {sound}."
+
+
+def _day(random: Random) -> tuple[str, str]:
+    day = random.randrange(len(_DAYS))
+    return f"Which day comes after {_DAYS[day]}?", f"{_DAYS[(day + 1) % len(_DAYS)]} comes after {_DAYS[day]}."
+
+
+def next_box(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int, split: str = "train") -> list[TextExample]:
+    """The task's own prompts with seven boxes, each answered by the object of the box after the one asked for.
+
+    After the last box comes the first.
+    """
+    task = entity_tracking()
+    vocabulary = (tuple(task.usable_objects(tokenizer, split).ids), tuple(task.usable_labels(tokenizer).ids))
+    drawn = draw_questions(("next box", split, seed), split, vocabulary, task.n_boxes, 1)
+    return [_next_object(question) for question in islice(chain.from_iterable(drawn), n_examples)]
+
+
+def _next_object(question: Question) -> TextExample:
+    objects = question.context.objects
+    return TextExample(prompt_for(question).text, f" {objects[(question.queried + 1) % len(objects)]}")
+
+
+GENERATORS: Mapping[str, Callable[..., list[TextExample]]] = {
+    generator.__name__: generator for generator in (related_tracking, arithmetic, conversations, next_box)
+}
+
+
+def generate(
+    name: str, tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int, **options: object
+) -> list[TextExample]:
+    """The first `n_examples` of the built-in data of that name: the same for the same arguments.
+
+    Raises: InputError if the name or an option is unknown.
+    """
+    if name not in GENERATORS:
+        raise InputError(f"there is no built-in data {name!r}{choices(name, GENERATORS)}")
+    known = list(inspect.signature(GENERATORS[name]).parameters)[3:]
+    if unknown := sorted(set(options) - set(known)):
+        raise InputError(f"data {name!r} has no option {unknown[0]!r}{choices(unknown[0], known)}")
+    return GENERATORS[name](tokenizer, n_examples, seed, **options)

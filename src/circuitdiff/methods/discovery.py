@@ -1,0 +1,182 @@
+"""Finding a circuit: a plan of path-patching stages, each into heads that an earlier stage found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.engine import Model
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.engine.pair_runs import PairRuns
+from circuitdiff.errors import InputError, choices
+from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
+from circuitdiff.prompts import Pairs
+from circuitdiff.stats.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
+
+Shared = Literal["later", "earlier", "both"]
+Progress = Callable[[int, int], None]  # done, of how many
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One sweep of path patching, and the rule that chooses a group of heads from it."""
+
+    name: str
+    at: str
+    rule: TopK | Discoveries
+    via: Via | None = None
+    receivers_from: str | None = None  # an earlier stage
+    receivers_at: str | None = None
+    n_receivers: int | None = None  # how many of its strongest heads later stages take as receivers; None: all chosen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in order. `shared`: which of two stages keeps a head that both choose at one role."""
+
+    stages: tuple[Stage, ...]
+    metric: str = "logit_difference"
+    shared: Shared = "later"
+
+    @property
+    def roles(self) -> list[str]:
+        """Every role at which a stage patches or reads."""
+        named = (role for stage in self.stages for role in (stage.at, stage.receivers_at) if role is not None)
+        return list(dict.fromkeys(named))
+
+    def check(self, roles: Sequence[str] | None = None) -> None:
+        """Raises: InputError if a stage repeats a name, names none of `roles`, or reads from no earlier stage."""
+        earlier: list[str] = []
+        for stage in self.stages:
+            if stage.name in earlier:
+                raise InputError(f"two stages are called {stage.name!r}; give each its own name")
+            for role in (stage.at, stage.receivers_at):
+                if role is not None and roles is not None and role not in roles:
+                    raise InputError(
+                        f"stage {stage.name!r} names role {role!r}, which the task lacks{choices(role, roles)}"
+                    )
+            if (stage.receivers_from is None) != (stage.via is None):
+                raise InputError(f"stage {stage.name!r}: receivers and via go together; name both, or neither")
+            if stage.receivers_from is not None and stage.receivers_from not in earlier:
+                raise InputError(
+                    f"stage {stage.name!r} takes its receivers from {stage.receivers_from!r}, which is not an earlier "
+                    f"stage{choices(stage.receivers_from, earlier)}"
+                )
+            earlier.append(stage.name)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage measured and chose."""
+
+    stage: Stage
+    receivers: tuple[Head, ...]
+    found: PathEffects
+    replication: PathEffects | None
+    selection: Selection
+
+    @property
+    def as_receivers(self) -> tuple[Head, ...]:
+        """The heads that later stages patch into."""
+        return self.selection.helping[: self.stage.n_receivers]
+
+
+# The effects of one stage into the given receivers (None: the logits), on the split of that name.
+Measure = Callable[[Stage, Sequence[Head] | None, str], PathEffects]
+
+
+def discover(plan: Plan, measure: Measure) -> list[StageResult]:
+    """Runs a plan's stages in order, each into heads that an earlier one chose.
+
+    `measure` runs the model (see `measure_with`); a rule that wants its discoveries replicated asks it for the split
+    "replication", too. A stage is left out of the results if the stage that it patches into chose no heads, or was
+    left out itself: `gaps` says so in words.
+
+    Raises: InputError if a stage takes its receivers from none before it.
+    """
+    plan.check()
+    results: dict[str, StageResult] = {}
+    for stage in plan.stages:
+        receivers = _receivers(stage, results)
+        if receivers is not None and not receivers:
+            continue
+        found = measure(stage, receivers, "discovery")
+        wants_second = isinstance(stage.rule, Discoveries) and stage.rule.replicated
+        again = measure(stage, receivers, "replication") if wants_second else None
+        results[stage.name] = StageResult(stage, receivers or (), found, again, choose(stage, found, again))
+    return list(results.values())
+
+
+def measure_with(
+    model: Model,
+    splits: Mapping[str, Pairs],
+    *,
+    metric: str = "logit_difference",
+    executor: str = "window",
+    memory_gb: float = DEFAULT_MEMORY_GB,
+    progress: Progress | None = None,
+    roles: Sequence[str] = (),
+) -> Measure:
+    """Path patching on `model`, with the prompts of each split.
+
+    Stages at `roles` (a plan's) make their clean and counterfactual runs once, as far as the memory allows.
+    """
+    runs = {split: PairRuns(model, pairs, roles, memory_gb) for split, pairs in splits.items()}
+
+    def measure(stage: Stage, receivers: Sequence[Head] | None, split: str) -> PathEffects:
+        known = {stage.at, stage.receivers_at or stage.at} <= set(roles)
+        return path_effects(
+            model,
+            splits[split],
+            stage.at,
+            receivers,
+            stage.via,
+            stage.receivers_at,
+            metric=metric,
+            executor=executor,
+            memory_gb=memory_gb,
+            progress=progress,
+            shared=runs[split] if known else None,
+        )
+
+    return measure
+
+
+def gaps(plan: Plan, results: Sequence[StageResult]) -> list[str]:
+    """One line for each stage of the plan that chose no helping heads, and for each that `discover` left out."""
+    found = {result.stage.name: result for result in results}
+    lines = []
+    for stage in plan.stages:
+        if stage.name not in found:
+            lines.append(f"stage {stage.name} was not run: {stage.receivers_from} has no heads to patch into")
+        elif not found[stage.name].selection.helping:
+            lines.append(f"no heads at stage {stage.name}; use more prompts or a rule that is less strict")
+    return lines
+
+
+def _receivers(stage: Stage, results: Mapping[str, StageResult]) -> tuple[Head, ...] | None:
+    """The heads that the stage patches into; None: the logits."""
+    if stage.receivers_from is None:
+        return None
+    return results[stage.receivers_from].as_receivers if stage.receivers_from in results else ()
+
+
+def choose(stage: Stage, found: PathEffects, again: PathEffects | None) -> Selection:
+    """The heads that the stage's rule supports; none below the noise floor."""
+    second = None if again is None else Sample(again.per_prompt, again.scenarios)
+    return select(found.per_prompt, found.scenarios, stage.rule, found.noise_floor, second)
+
+
+def circuit_of(results: Sequence[StageResult], shared: Shared) -> Circuit:
+    """Each stage's helping heads as a group at the stage's role; two stages at one role do not share heads."""
+    groups: dict[str, Group] = {}
+    for i, result in enumerate(results):
+        heads = list(result.selection.helping)
+        others = {"later": results[i + 1 :], "earlier": results[:i], "both": []}[shared]
+        for other in others:
+            if other.stage.at == result.stage.at:
+                heads = drop_shared(heads, other.selection.helping)
+        groups[result.stage.name] = Group(result.stage.at, tuple(heads))
+    return Circuit(groups)

@@ -1,5 +1,0 @@
-"""Planted models: decoders whose circuit is known because it was written into their weights."""
-
-from circuitdiff.models.planted.build import Planted, build_planted, planted_names
-
-__all__ = ["Planted", "build_planted", "planted_names"]

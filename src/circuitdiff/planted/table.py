@@ -1,0 +1,110 @@
+"""The planted models by name: what each changes, what it is compared with, and what a comparison must say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from circuitdiff.planted.wiring import Entry, Wiring
+
+_ADDRESSES = {"structure_reader": 3, "position_detector": 3, "position_transmitter": 3, "value_fetcher": 3}
+_LEXICAL = {"name_binder": 3, "label_transmitter": 3, "label_fetcher": 3}
+_NEGATIVE = {"negative": 2}
+_BASE = Wiring(n_heads=_ADDRESSES | _NEGATIVE)
+_SHARP = 10.0
+
+
+def _entry(
+    note: str,
+    *,
+    base: str = "planted-base",
+    improved: str | None = None,
+    same: bool = True,
+    heads: Mapping[str, int] | None = None,
+    **changes: Any,
+) -> Entry:
+    """The base with some numbers changed and, with `heads`, other parts."""
+    return Entry(replace(_BASE, n_heads=heads or _BASE.n_heads, **changes), base, improved, same, note)
+
+
+PLANTED: Mapping[str, Entry] = {
+    "planted-base": _entry("addresses; value fetchers attend too softly"),
+    # One part got better.
+    "planted-sharper-fetchers": _entry("fetchers attend sharply", improved="value_fetcher", fetcher_sharpness=7.5),
+    "planted-clearer-addresses": _entry(
+        "transmitters do not leak into neighbours",
+        improved="position_transmitter",
+        transmitter_leak=0.0,
+    ),
+    "planted-sharper-detectors": _entry(
+        "upstream only: every later group shows the gain, none but the detectors causes it",
+        improved="position_detector",
+        detector_sharpness=8.0,
+        detector_gain=1.2,
+    ),
+    "planted-mlp-gain": _entry("no head group: the last MLP", improved="mlp", mlp_correction=0.5),
+    "planted-unembedding-gain": _entry(
+        "no head group: the unembedding", improved="unembedding", unembedding_correction=0.45
+    ),
+    # Nothing got better.
+    "planted-permuted-heads": _entry("same logits: heads change places within their layers", permute_heads=True),
+    "planted-rotated-values": _entry("same logits: each head's z in another basis", rotate_values=True),
+    "planted-louder-fetchers": _entry("fetchers write more of the same", fetcher_gain=1.5),
+    # Another circuit.
+    "planted-new-route": _entry(
+        "labels instead of addresses, and better", same=False, heads=_LEXICAL, label_fetcher_sharpness=4.5
+    ),
+    "planted-lexical": _entry("labels instead of addresses, as good as the base", same=False, heads=_LEXICAL),
+    "planted-mixture": _entry(
+        "half addresses, half labels",
+        same=False,
+        heads=_ADDRESSES | _LEXICAL | _NEGATIVE,
+        n_layers=16,  # 21 heads of the circuit, 2 negative, 105 decoys
+        fetcher_gain=0.5,
+        label_fetcher_gain=0.5,
+    ),
+    "planted-redundant": _entry(
+        "addresses and labels: either route suffices",
+        same=False,
+        heads=_ADDRESSES | _LEXICAL | _NEGATIVE,
+        n_layers=16,  # 21 heads of the circuit, 2 negative, 105 decoys
+        label_fetcher_sharpness=6.0,
+        fetcher_sharpness=_SHARP,
+    ),
+    # Circuits of other shapes.
+    "planted-pair": _entry(
+        "two transmitters, needed together: one carries the row of an address, the other its column",
+        same=False,
+        heads=_ADDRESSES | _NEGATIVE | {"position_transmitter": 2},
+        grid_addresses=True,  # boxes of the same row or column are half a match: no leak on top of that
+        transmitter_leak=0.0,
+        fetcher_sharpness=_SHARP,
+    ),
+    "planted-spread": _entry(
+        "twenty weak fetchers",
+        same=False,
+        heads=_ADDRESSES | _NEGATIVE | {"value_fetcher": 20},
+        n_layers=22,  # 29 heads of the circuit, 2 negative, 145 decoys
+        fetcher_sharpness=_SHARP,
+    ),
+    "planted-shared-head": _entry(
+        "one transmitter is a detector, too",
+        same=False,
+        heads=_ADDRESSES | _NEGATIVE | {"position_detector": 2},
+        shared_head=True,
+        fetcher_sharpness=_SHARP,
+    ),
+    "planted-backup": _entry(
+        "a backup fetcher that acts only while nothing is written: when the fetchers are silenced",
+        base="planted-clearer-addresses",
+        heads=_ADDRESSES | _NEGATIVE | {"backup": 1},
+        transmitter_leak=0.0,
+    ),
+    "planted-strong-negative": _entry(
+        "negative heads that cost accuracy", base="planted-strong-negative", negative_gain=0.2
+    ),
+    "planted-negative-removed": _entry(
+        "the base without its negative heads", base="planted-strong-negative", improved="negative", heads=_ADDRESSES
+    ),
+}

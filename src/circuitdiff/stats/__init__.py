@@ -1,0 +1,1 @@
+"""Intervals, tests, choices and shares: numbers in, numbers out; nothing here knows a model."""

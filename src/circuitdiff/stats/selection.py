@@ -1,0 +1,135 @@
+"""Which heads a table of effects supports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitdiff.circuit import Head
+from circuitdiff.errors import InputError
+from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, one_sided
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k strongest, however uncertain: the rule of Prakash et al. 2024 (arXiv:2402.14811)."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class Discoveries:
+    """Heads whose effect is unlikely to be chance, is large enough, and shows again on a second split.
+
+    1. Adjusted over the whole sweep, p <= `error_rate`: of those chosen at most this share is expected to be false
+       ("bh"), or the chance that any is false is at most this ("max_t").
+    2. |effect| >= `minimum`, in the metric's unit.
+    3. With `replicated`: on the second split the same sign, with one-sided p <= `replication_level`.
+    """
+
+    error_rate: float = 0.05
+    minimum: float = 0.0
+    method: Literal["bh", "max_t"] = "bh"
+    replicated: bool = True
+    replication_level: float = 0.05
+
+
+class Sample(NamedTuple):
+    """Effects per prompt on one split; nan for heads that were not measured."""
+
+    per_prompt: Float[Tensor, "layer head prompt"]
+    scenarios: Int[Tensor, " prompt"]
+
+    @property
+    def effects(self) -> Float[Tensor, "layer head"]:
+        return self.per_prompt.double().mean(-1)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Heads chosen, strongest first, and what the choice rests on."""
+
+    helping: tuple[Head, ...]  # effect < 0
+    hurting: tuple[Head, ...]  # effect > 0
+    effects: Float[Tensor, "layer head"]
+    p: Float[Tensor, "layer head"]  # two-sided, each head alone
+    adjusted_p: Float[Tensor, "layer head"]  # over the whole sweep; by the rule's method, BH for TopK
+    replication_p: Float[Tensor, "layer head"] | None  # one-sided, second split
+    below_noise: Bool[Tensor, "layer head"]
+
+
+def lowest(effects: Float[Tensor, "layer head"], k: int, *, helping_only: bool = False) -> list[Head]:
+    """The k heads with the lowest effects, lowest first; equal ones in row-major order.
+
+    A nan is never chosen, so fewer than k may come back. With `helping_only` nor is an effect >= 0.
+    """
+    flat = effects.flatten()
+    order = torch.argsort(flat, stable=True)
+    allowed = (flat < 0) if helping_only else ~flat.isnan()
+    n_heads = effects.shape[1]
+    return [Head(*divmod(i, n_heads)) for i in order[allowed[order]][:k].tolist()]
+
+
+def drop_shared(first: Sequence[Head], second: Iterable[Head]) -> list[Head]:
+    """`first` without the heads that `second` has too, order kept: a value fetcher that transmits position leaves."""
+    shared = frozenset(second)
+    return [head for head in first if head not in shared]
+
+
+def select(
+    per_prompt: Float[Tensor, "layer head prompt"],
+    scenarios: Int[Tensor, " prompt"],
+    rule: TopK | Discoveries,
+    noise_floor: float,
+    replication: Sample | None = None,
+) -> Selection:
+    """Heads that help and heads that hurt, chosen by `rule` from one sweep; none with |mean effect| <= `noise_floor`.
+
+    Raises: InputError if the rule asks for a replication and none is given.
+    """
+    sample = Sample(per_prompt, scenarios)
+    effects = sample.effects
+    method = rule.method if isinstance(rule, Discoveries) else "bh"
+    p, adjusted = _p_values(sample, method)
+    again = None if replication is None else _replication_p(effects, replication)
+    audible = effects.abs() > noise_floor
+    if isinstance(rule, TopK):
+        chosen, k = audible, rule.k
+    else:
+        chosen, k = audible & _discovered(effects, adjusted, again, rule), effects.numel()
+    candidates = torch.where(chosen, effects, torch.nan)
+    return Selection(
+        helping=tuple(lowest(candidates, k, helping_only=True)),
+        hurting=tuple(lowest(-candidates, k, helping_only=True)),
+        effects=effects,
+        p=p,
+        adjusted_p=adjusted,
+        replication_p=again,
+        below_noise=effects.abs() <= noise_floor,
+    )
+
+
+def _discovered(effects: Tensor, adjusted: Tensor, again: Tensor | None, rule: Discoveries) -> Tensor:
+    found = (adjusted <= rule.error_rate) & (effects.abs() >= rule.minimum)
+    if not rule.replicated:
+        return found
+    if again is None:
+        raise InputError("this rule wants discoveries replicated; give a second split or set replicated to false")
+    return found & (again <= rule.replication_level)
+
+
+def _p_values(sample: Sample, method: Literal["bh", "max_t"]) -> tuple[Tensor, Tensor]:
+    """Each head alone, and adjusted; both [layer head]."""
+    test = cluster_p_values(sample.per_prompt.double().numpy(), sample.scenarios.numpy())
+    adjusted = test.max_t_p if method == "max_t" else false_discovery_adjusted(test.p)
+    return torch.from_numpy(test.p), torch.from_numpy(adjusted)
+
+
+def _replication_p(effects: Tensor, replication: Sample) -> Tensor:
+    test = cluster_p_values(replication.per_prompt.double().numpy(), replication.scenarios.numpy())
+    return torch.from_numpy(one_sided(test, (effects < 0).numpy()))

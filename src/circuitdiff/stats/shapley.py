@@ -1,0 +1,195 @@
+"""Whose is the gain? Scores of subsets of parts, turned into contributions and shares with intervals.
+
+A *run* is the recipient with a subset of parts taken from the donor. Every contribution is a sum of mean scores of runs
+with fixed weights, so all of them, and the gain that they are shares of, see the same resamples of the scenarios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, combinations
+from math import comb
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from numpy import ndarray
+
+from circuitdiff.errors import InputError
+from circuitdiff.stats.intervals import Interval, cluster_resamples
+
+Subset = frozenset[str]
+
+ALONE, LEFT_OUT, SYMMETRIC, IN_ORDER = "alone", "left_out", "shapley", "in_order"
+
+
+class Credit(NamedTuple):
+    """What something adds to the score, in its unit, and as a share of the gain; shares are nan where `undefined`."""
+
+    value: float
+    low: float
+    high: float
+    share: float
+    share_low: float
+    share_high: float
+    undefined: str | None = None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The gain donor - recipient, taken apart."""
+
+    gain: Interval
+    parts: Mapping[str, Mapping[str, Credit]]  # part -> "alone", "left_out", "in_order" and, of all subsets, "shapley"
+    together: Credit  # all parts
+    unexplained: Credit  # what is left of the gain
+    runs: Mapping[Subset, Credit]  # each run against the recipient
+
+
+def all_subsets(parts: Sequence[str]) -> list[Subset]:
+    """Every subset, small ones first."""
+    return [frozenset(chosen) for size in range(len(parts) + 1) for chosen in combinations(parts, size)]
+
+
+def needed_subsets(parts: Sequence[str]) -> list[Subset]:
+    """The runs behind "alone", "left out" and "in order": far fewer than all subsets. `parts` are in order."""
+    whole = frozenset(parts)
+    alone, without = ([frozenset([part]) for part in parts], [whole - {part} for part in parts])
+    return list(dict.fromkeys([frozenset(), *alone, *_prefixes(parts), *without, whole]))
+
+
+def shapley_weights(parts: Sequence[str], part: str) -> dict[Subset, float]:
+    """The weight of each subset's score in the symmetric Shapley value of `part`.
+
+    The mean, over all orders in which parts may enter, of what the part adds when it does.
+
+    Source: Shapley 1953, A value for n-person games.
+    """
+    weights: dict[Subset, float] = {}
+    for others in all_subsets([other for other in parts if other != part]):
+        weight = 1 / (len(parts) * comb(len(parts) - 1, len(others)))
+        weights[others | {part}], weights[others] = weight, -weight
+    return weights
+
+
+def attribute(
+    scores: Mapping[Subset, Shaped[ndarray, " prompt"]],
+    donor: Shaped[ndarray, " prompt"],
+    scenarios: Int[ndarray, " prompt"],
+    order: Sequence[str],
+    *,
+    incompatible: Iterable[Subset] = (),
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Attribution:
+    """Shares of the gain, with percentile bootstrap intervals over scenarios.
+
+    `scores` needs the runs of `needed_subsets(order)`; Shapley values need all subsets. `order`: in which parts enter,
+    causes first. A share is undefined where the gain's interval covers 0 (a ratio by it has no bounded interval), and
+    where a run among `incompatible` enters.
+
+    Source: Frye et al. 2020 (arXiv:1910.06358) for values of orders that respect causes; Fieller 1954
+    (doi:10.1111/j.2517-6161.1954.tb00159.x) for when a ratio is defined.
+
+    Raises: InputError if a run is missing.
+    """
+    missing = [subset for subset in needed_subsets(order) if subset not in scores]
+    if missing:
+        raise InputError(f"the run with {named(missing[0])} is missing; measure needed_subsets(order)")
+    means = _Means.of(scores, donor, scenarios, n_resamples, seed)
+    return _Accounts(means, tuple(order), frozenset(incompatible), level).attribution()
+
+
+def named(subset: Subset) -> str:
+    """A subset in words."""
+    return " + ".join(sorted(subset)) or "nothing"
+
+
+@dataclass(frozen=True)
+class _Means:
+    """Mean scores of the runs and, last, of the donor; and the same on each resample."""
+
+    runs: tuple[Subset, ...]
+    mean: Float[ndarray, " run"]
+    resampled: Float[ndarray, "resample run"]
+
+    @classmethod
+    def of(
+        cls, scores: Mapping[Subset, ndarray], donor: ndarray, scenarios: ndarray, n_resamples: int, seed: int
+    ) -> _Means:
+        rows = np.stack([*scores.values(), donor]).astype(np.float64)
+        weights = cluster_resamples(scenarios, n_resamples, np.random.default_rng(seed))
+        resampled = weights @ rows.T / weights.sum(1, keepdims=True)
+        if len(np.unique(scenarios)) < 2:
+            resampled = np.full_like(resampled, np.nan)
+        return cls(tuple(scores), rows.mean(1), resampled)
+
+
+@dataclass(frozen=True)
+class _Accounts:
+    means: _Means
+    order: tuple[str, ...]
+    incompatible: frozenset[Subset]
+    level: float
+
+    def attribution(self) -> Attribution:
+        nothing, whole = frozenset(), frozenset(self.order)
+        return Attribution(
+            gain=self._interval(*self._gain),
+            parts={part: {how: self._credit(w) for how, w in self._weights(part)} for part in self.order},
+            together=self._credit({whole: 1.0, nothing: -1.0}),
+            unexplained=self._credit({whole: -1.0}, donor=1.0),
+            runs={run: self._credit({run: 1.0, nothing: -1.0} if run else {}) for run in self.means.runs},
+        )
+
+    def _weights(self, part: str) -> Iterator[tuple[str, dict[Subset, float]]]:
+        whole, before = frozenset(self.order), frozenset(self.order[: self.order.index(part)])
+        yield ALONE, {frozenset([part]): 1.0, frozenset(): -1.0}
+        yield LEFT_OUT, {whole: 1.0, whole - {part}: -1.0}
+        yield IN_ORDER, {before | {part}: 1.0, before: -1.0}
+        if len(self.means.runs) == 2 ** len(self.order):
+            yield SYMMETRIC, shapley_weights(self.order, part)
+
+    @property
+    def _gain(self) -> tuple[float, ndarray]:
+        return self._sum({frozenset(): -1.0}, donor=1.0)
+
+    def _sum(self, weights: Mapping[Subset, float], donor: float = 0.0) -> tuple[float, ndarray]:
+        """A weighted sum of means, and the same on each resample."""
+        row = np.array([*(weights.get(run, 0.0) for run in self.means.runs), donor])
+        return float(self.means.mean @ row), self.means.resampled @ row
+
+    def _interval(self, value: float, resampled: ndarray) -> Interval:
+        low, high = np.quantile(resampled, [(1 - self.level) / 2, (1 + self.level) / 2])
+        return Interval(value, float(low), float(high))
+
+    def _credit(self, weights: Mapping[Subset, float], donor: float = 0.0) -> Credit:
+        value, resampled = self._sum(weights, donor)
+        low, high = (float(bound) for bound in self._interval(value, resampled)[1:])
+        why = self._why_undefined(weights)
+        if why:
+            return Credit(value, low, high, np.nan, np.nan, np.nan, why)
+        return Credit(value, low, high, *self._share(value, resampled))
+
+    def _share(self, value: float, resampled: ndarray) -> tuple[float, float, float]:
+        """Resamples in which the gain is lost count as beyond either bound: they are too few to reach it."""
+        gain, gains = self._gain
+        kept = gains * gain > 0
+        ratio = resampled / np.where(kept, gains, np.nan)
+        low = np.quantile(np.where(kept, ratio, -np.inf), (1 - self.level) / 2, method="higher")
+        high = np.quantile(np.where(kept, ratio, np.inf), (1 + self.level) / 2, method="lower")
+        return value / gain, float(low), float(high)
+
+    def _why_undefined(self, weights: Mapping[Subset, float]) -> str | None:
+        gain = self._interval(*self._gain)
+        if not (gain.low > 0 or gain.high < 0):
+            bounds = f"{gain.value:.4g} [{gain.low:.4g}, {gain.high:.4g}]"
+            return f"the gain is {bounds}: its interval covers 0, so there is nothing to share out"
+        far = [run for run in weights if run in self.incompatible]
+        return f"the run with {named(far[0])} lies far from clean activations" if far else None
+
+
+def _prefixes(parts: Sequence[str]) -> list[Subset]:
+    return [frozenset(each) for each in accumulate(([part] for part in parts), lambda sofar, more: [*sofar, *more])]

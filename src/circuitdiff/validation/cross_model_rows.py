@@ -1,0 +1,235 @@
+"""Claims about a planted variant and its base: what the gain comes from, and whether the circuit is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from circuitdiff.cache.store import Store
+from circuitdiff.circuit import Circuit
+from circuitdiff.engine import Model
+from circuitdiff.evaluation.random_groups import random_group
+from circuitdiff.methods.cross_model import CrossPatch, patch_across
+from circuitdiff.methods.graft import Graft, graft, graft_alone
+from circuitdiff.models import load_model
+from circuitdiff.planted import build_planted
+from circuitdiff.prompts import Pairs
+from circuitdiff.sections.circuit_settings import OverlapSettings
+from circuitdiff.sections.cross_settings import VerdictSettings
+from circuitdiff.sections.discovery import Found, discovery_section
+from circuitdiff.sections.evidence import similarity_evidence
+from circuitdiff.sections.gains import attribution_entry, random_entry
+from circuitdiff.sections.overlap import overlap_section
+from circuitdiff.sections.verdict import verdict_section
+from circuitdiff.sections.whole_study import WholeStudy
+from circuitdiff.settings import parse_settings
+from circuitdiff.stats.intervals import difference_interval
+from circuitdiff.stats.shapley import ALONE, IN_ORDER, SYMMETRIC, Attribution, Credit
+from circuitdiff.validation.subjects import NAME_BINDERS, PLAN, Row, Sizes, Subject, at_least, between, exactly
+from circuitdiff.verdict import NO_HEAD_GROUP, verdict
+from circuitdiff.workbench import Workbench
+
+_CREDITED = 0.9  # of the gain
+_N_RANDOM = 5  # groups of random heads
+# Where the planted part is no group of the circuit: which weights it is.
+_KINDS = {"mlp": "mlps", "unembedding": "unembedding", "negative": "other heads"}
+# The improved group, and a later one whose z holds what it did: both show all of the gain alone.
+_SPLIT = {"planted-clearer-addresses": ("position_transmitter", "value_fetcher")}
+_TURNED = "planted-rotated-values"
+
+
+def cross_model_rows(subject: Subject) -> list[Row]:
+    """What is said of a planted variant and its base, on the base's circuit; none for a base or another circuit."""
+    truth = subject.truth
+    if truth.base == truth.name or not truth.same_circuit:
+        return []
+    base, pairs = load_model(truth.base), subject.prompts["evaluation"]
+    circuit = _circuit_of_base(subject)
+    grafted = graft(subject.model, base, circuit, pairs)
+    patched = patch_across(subject.model, base, circuit, pairs, what="contribution")
+    rows = [_verdict_row(subject, grafted, patched, _controls(subject.model, base, circuit, grafted, pairs))]
+    if truth.improved_part is not None:
+        part = _KINDS.get(truth.improved_part, truth.improved_part)
+        rows += _grafted_rows(truth.name, part, grafted.attribution())
+        rows += _patched_rows(truth.name, part, circuit, patched.attribution())
+    if truth.name in _SPLIT:
+        rows += _split_rows(truth.name, circuit, patch_across(subject.model, base, circuit, pairs).attribution())
+    if truth.name == _TURNED:
+        rows += _turned_rows(truth.name, base, subject.model, circuit, pairs)
+    return rows
+
+
+def _circuit_of_base(subject: Subject) -> Circuit:
+    """The base's circuit; the null that moves heads within layers has another one, and is patched at the base's."""
+    return build_planted(subject.truth.base).circuit
+
+
+def _grafted_rows(name: str, part: str, found: Attribution) -> list[Row]:
+    """The improved part brings the gain alone, takes it away when it is left out, and no other part has a share."""
+    rows = [
+        at_least(name, f"graft of {part}: share, {how}", credits.share, _CREDITED, _interval(credits))
+        for how, credits in found.parts[part].items()
+    ]
+    others = [each for each in found.parts if each != part]
+    return [*rows, _nothing(name, "graft: other parts whose share is not 0", others, found, ALONE)]
+
+
+def _patched_rows(name: str, part: str, circuit: Circuit, found: Attribution) -> list[Row]:
+    """In causal order the improved group gets the gain, and where none is, what no group explains is the gain."""
+    others = [group for group in circuit.groups if group != part]
+    rows = [_nothing(name, "patched, causal order: other groups whose share is not 0", others, found, IN_ORDER)]
+    if part in circuit.groups:
+        credit = found.parts[part][IN_ORDER]
+        claim = f"patched {part}: share, causal order"
+        rows.append(at_least(name, claim, credit.share, _CREDITED, _interval(credit)))
+    else:
+        claim = "patched: share that no head group explains"
+        rows.append(at_least(name, claim, found.unexplained.share, _CREDITED, _interval(found.unexplained)))
+    return rows
+
+
+def _split_rows(name: str, circuit: Circuit, found: Attribution) -> list[Row]:
+    """With z patched, causal order credits the improved group, and symmetric Shapley values are split."""
+    improved, shows = _SPLIT[name]
+    others = [group for group in circuit.groups if group != improved]
+    credits = found.parts[improved][IN_ORDER]
+    claim = f"patched z of {improved}: share, causal order"
+    rows = [
+        at_least(name, claim, credits.share, _CREDITED, _interval(credits)),
+        _nothing(name, "patched z, causal order: other groups whose share is not 0", others, found, IN_ORDER),
+    ]
+    for group in (improved, shows):
+        split = found.parts[group][SYMMETRIC]
+        claim = f"patched z of {group}: share, symmetric Shapley, is split"
+        rows.append(between(name, claim, split.share, 0.35, 0.65, _interval(split)))
+    return rows
+
+
+def _nothing(name: str, claim: str, parts: Sequence[str], found: Attribution, how: str) -> Row:
+    """How many parts have a share whose interval does not cover 0."""
+    some = [part for part in parts if not _covers_0(found.parts[part][how])]
+    listed = ", ".join(f"{part} {_interval(found.parts[part][how])}" for part in some)
+    return exactly(name, claim, len(some), 0, listed)
+
+
+def _controls(variant: Model, base: Model, circuit: Circuit, grafted: Graft, pairs: Pairs) -> dict[str, Any]:
+    """Random heads of the same layers, grafted in the stead of the group that brings most."""
+    parts = grafted.attribution().parts
+    best = max(circuit.groups, key=lambda group: parts[group][ALONE].value)
+    group, g = circuit.groups[best], torch.Generator().manual_seed(0)
+    drawn = [random_group(group, base.n_layers, base.n_heads, g) for _ in range(_N_RANDOM)]
+    own, *others = graft_alone(variant, base, [group, *drawn], pairs)
+    return {best: {"random heads": random_entry(grafted.donor, grafted.recipient, own, others)}}
+
+
+def _verdict_row(subject: Subject, grafted: Graft, patched: CrossPatch, controls: dict[str, Any]) -> Row:
+    """The verdict names the improved part, or says that nothing is established."""
+    name, part = subject.truth.name, subject.truth.improved_part
+    theirs, own = (answers.hits.numpy() for answers in (grafted.donor, grafted.recipient))
+    gain = difference_interval(theirs, own, grafted.donor.scenarios.numpy())
+    evidence = {
+        "base": subject.truth.base,
+        "variant": name,
+        "scope": "planted models",
+        "failed_checks": [],
+        "gain": gain._asdict() | {"n_scenarios": len(grafted.donor.scenarios.unique())},
+        "graft": attribution_entry(grafted.attribution()) | {"controls": controls},
+        "cmap": attribution_entry(patched.attribution()),
+    }
+    sentence = next(s for s in verdict(evidence)["sentences"] if s["claim"] == "improved_part")
+    if part is None:
+        right = sentence["answer"] != "yes"
+        return exactly(name, "verdict: no improved part is named", float(right), 1, sentence["text"])
+    expected = _KINDS.get(part, part)
+    outside = expected in NO_HEAD_GROUP
+    words = f"improved part is {expected}, which is no head group" if outside else f"improved part: {expected}"
+    right = sentence["answer"] == "yes" and sentence["text"].endswith(f"{words}.")
+    return exactly(name, "verdict: the improved part is named", float(right), 1, sentence["text"])
+
+
+def _turned_rows(name: str, base: Model, variant: Model, circuit: Circuit, pairs: Pairs) -> list[Row]:
+    """z in another basis fits nowhere: every run with it is incompatible, and none has a share."""
+    found = patch_across(variant, base, circuit, pairs)
+    far = found.incompatible()
+    missed = [subset for subset in found.runs if subset and subset not in far]
+    shares = [c for by in found.attribution().parts.values() for c in by.values() if c.undefined is None]
+    return [
+        exactly(name, "patched z in another basis: runs that pass as compatible", len(missed), 0),
+        exactly(name, "patched z in another basis: shares", len(shares), 0),
+    ]
+
+
+def _covers_0(credit: Credit) -> bool:
+    return credit.undefined is not None or credit.share_low <= 0 <= credit.share_high
+
+
+def _interval(credit: Credit) -> str:
+    return credit.undefined or f"{credit.share_low:.2f} to {credit.share_high:.2f}"
+
+
+# The variants that are better than the base, and its circuit or another one.
+JUDGED = ("planted-sharper-fetchers", "planted-clearer-addresses", "planted-new-route")
+
+
+def same_circuit_rows(names: Sequence[str], sizes: Sizes, folder: Path) -> list[Row]:
+    """What the verdict of a study of these variants says about their circuits."""
+    study = study_of(names, sizes)
+    bench = Workbench(study, Store.open(folder), lambda title, done, total: None)
+    found = {model: _found(bench, model) for model in study.models}
+    circuits = {model: each.circuit for model, each in found.items()}
+    # Without circuits the section compares effect maps alone, which is what the verdict asks it for.
+    maps = {model: Found(Circuit({}), each.stages) for model, each in found.items()}
+    for name in names:
+        bench.add(overlap_section(bench, name, maps, OverlapSettings()))
+        similarity = similarity_evidence(bench.results, name)
+        bench.add(verdict_section(bench, name, circuits, study.verdict or VerdictSettings(), similarity=similarity))
+    return [same_circuit_row(name, bench.results["verdict"][name]["sentences"]) for name in names]
+
+
+def _found(bench: Workbench, model: str) -> Found:
+    found, sections = discovery_section(bench, model, model, "main", bench.settings.plans["main"].plan())
+    bench.add(sections)
+    return found
+
+
+def study_of(names: Sequence[str], sizes: Sizes) -> WholeStudy:
+    """Discovery with name binders as one stage more, so that either route is found whole; then circuits alone.
+
+    In float64: in the base the stage of name binders has effects of 7e-6 logits, which is float32's own noise.
+    """
+    base = build_planted(names[0]).base
+    data: dict[str, Any] = {
+        "name": "planted",
+        "base": base,
+        "task": "entity_tracking",
+        "variants": {name: name for name in names},
+        "plans": {"main": {"stages": [_settings(stage) for stage in (*PLAN.stages, NAME_BINDERS)]}},
+        "prompts": {
+            "discovery": sizes.discovery,
+            "replication": sizes.discovery,
+            "evaluation": sizes.evaluation,
+            "means": sizes.evaluation,
+        },
+        "dtype": "float64",
+    }
+    return parse_settings(data, "planted", WholeStudy)
+
+
+def _settings(stage: Any) -> dict[str, Any]:
+    """A stage as a study's settings name it."""
+    data = asdict(stage)
+    return {key: data[key] for key in ("name", "at", "via", "receivers_from", "receivers_at")} | {
+        "select": data["rule"]
+    }
+
+
+def same_circuit_row(name: str, sentences: Sequence[dict[str, Any]]) -> Row:
+    """The verdict says that the circuit is the same, or that it is not, as it is by the wiring."""
+    sentence = next(each for each in sentences if each["claim"] == "same_circuit")
+    same = build_planted(name).same_circuit
+    claim = f"verdict: {'the same circuit' if same else 'a different circuit'}"
+    return exactly(name, claim, float(sentence["answer"] == ("yes" if same else "no")), 1, sentence["text"])
