@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 _HOME = Path(__file__).parent.parent
-# What computes: folders and modules. Neither what only shows, judges or plans, nor what makes prompts and weights,
-# which have fingerprints of their own. Sections are among them: records hold entries and checks that they made.
-_COMPUTES = (
-    *("engine", "evaluation", "methods", "stats", "prompts", "circuit"),
-    *("sections", "stages", "results", "study_checks"),
-    *("models.checks", "models.probe", "models.structure"),
+# What computes: folders and modules. Neither what shows, judges or plans, nor what makes prompts and weights, which have
+# fingerprints of their own.
+COMPUTES = (
+    *("engine", "evaluation", "methods", "stats", "prompts", "circuit", "cache.records"),
+    *("models.checks", "models.probe", "models.structure", "study.records", "study.checks"),
 )
-_ONLY_JUDGE_OR_PLAN = ("verdict", "evidence", "costs", "matrix", "inputs", "preflight", "preflight_names")
 
 
 @cache
@@ -31,9 +33,14 @@ def digest_of_computation() -> str:
     return _digest({path: without_prose(path.read_text("utf-8")).encode() for path in files})
 
 
+@cache
+def digest_of_function(function: Callable[..., Any]) -> str:
+    """The same as long as no line of this function has changed."""
+    return hashlib.sha256(without_prose(dedent(inspect.getsource(function))).encode()).hexdigest()[:16]
+
+
 def _computes(module: tuple[str, ...]) -> bool:
-    among = module[0] in _COMPUTES or ".".join(module) in _COMPUTES
-    return among and module[-1] not in _ONLY_JUDGE_OR_PLAN and not module[-1].endswith("_settings")
+    return module[0] in COMPUTES or ".".join(module) in COMPUTES
 
 
 def without_prose(source: str) -> str:

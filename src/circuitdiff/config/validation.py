@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from circuitdiff.errors import InputError, choices
 
-_TELLS_LESS = {"missing": 2, "extra_forbidden": 1}  # of faults at one place: a union has those of all its branches
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # of a form's keys, and of a dataclass's
+_TELLS_LESS = {"missing": 2} | dict.fromkeys(_UNKNOWN, 1)  # of faults at one place: a union has those of all its branches
 _PLAINER = {
     "Value error, ": "",
     "Input should be": "expected",
@@ -58,7 +60,7 @@ def fault(error: ValidationError, form: Any = None) -> str:
 
 def _said(worst: ErrorDetails, keys: list[str]) -> str:
     came = repr(worst["input"])[:80]
-    if worst["type"] == "extra_forbidden":
+    if worst["type"] in _UNKNOWN:
         return f"there is no key {worst['loc'][-1]!r} here{choices(worst['loc'][-1], keys)}"
     if worst["type"] == "missing":
         return "this is missing"
@@ -83,7 +85,7 @@ def _place(loc: tuple[int | str, ...], form: Any) -> tuple[list[str], list[str]]
             forms = inner
         else:
             forms = [each for each in forms if getattr(each, "__name__", "") == part] or forms
-    return path, [key for each in forms for key in getattr(each, "model_fields", {})]
+    return path, [key for each in forms for key in _fields(each)]
 
 
 def _branches(kind: Any) -> Iterator[Any]:
@@ -99,12 +101,18 @@ def _branches(kind: Any) -> Iterator[Any]:
 
 def _inside(kind: Any, part: int | str) -> list[Any]:
     """The types of what `part` leads to in a mapping, a list or a form."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        names = {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
-        return list(_branches(names[part])) if part in names else []  # pyright: ignore[reportArgumentType]
+    if known := _fields(kind):
+        return list(_branches(known[part])) if part in known else []  # pyright: ignore[reportArgumentType]
     if get_origin(kind) is dict:
         return list(_branches(get_args(kind)[1]))
     if get_origin(kind) in (tuple, list) and isinstance(part, int):
         args = [each for each in get_args(kind) if each is not ...]
         return list(_branches(args[min(part, len(args) - 1)]))
     return []
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """The keys of a form or of a dataclass, with their types."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
+    return get_type_hints(kind, include_extras=True) if isinstance(kind, type) and is_dataclass(kind) else {}

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
 from circuitdiff.circuit import Circuit, Group, Head
-from circuitdiff.engine import Model
 
 
-def all_heads(model: Model, roles: Sequence[str]) -> Circuit:
+class WithHeads(Protocol):
+    """A model, or what is known of one."""
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def n_heads(self) -> int: ...
+
+
+def all_heads(model: WithHeads, roles: Sequence[str]) -> Circuit:
     """Every head at each of the roles: a reference for a circuit at these roles, not a bound."""
     heads = tuple(Head(layer, i) for layer in range(model.n_layers) for i in range(model.n_heads))
     return Circuit({role: Group(role, heads) for role in roles})

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.config.settings import Count, Name
 from circuitdiff.engine import Model
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
 from circuitdiff.prompts import Pairs
+from circuitdiff.stats.metrics import MetricName
 from circuitdiff.stats.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
 
 Shared = Literal["later", "earlier", "both"]
@@ -23,22 +27,31 @@ Progress = Callable[[int, int], None]  # done, of how many
 class Stage:
     """One sweep of path patching, and the rule that chooses a group of heads from it."""
 
-    name: str
-    at: str
-    rule: TopK | Discoveries
-    via: Via | None = None
+    name: Name
+    at: str  # the role at which heads are patched
+    select: TopK | Discoveries = field(default_factory=Discoveries)
+    via: Via | None = None  # of the receivers; None: straight into the logits
     receivers_from: str | None = None  # an earlier stage
-    receivers_at: str | None = None
-    n_receivers: int | None = None  # how many of its strongest heads later stages take as receivers; None: all chosen
+    receivers_at: str | None = None  # the role at which receivers read k or v; None: every position
+    n_receivers: Count | None = None  # how many of its strongest heads later stages take as receivers; None: all chosen
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The prompts that its rule needs effects on."""
+        second = isinstance(self.select, Discoveries) and self.select.replicated
+        return ("discovery", "replication") if second else ("discovery",)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in order. `shared`: which of two stages keeps a head that both choose at one role."""
+    """How a circuit is looked for: stages in order.
 
-    stages: tuple[Stage, ...]
-    metric: str = "logit_difference"
-    shared: Shared = "later"
+    `shared_heads`: which of two stages keeps a head that both choose at one role.
+    """
+
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    metric: MetricName = "logit_difference"
+    shared_heads: Shared = "later"
 
     @property
     def roles(self) -> list[str]:
@@ -99,13 +112,10 @@ def discover(plan: Plan, measure: Measure) -> list[StageResult]:
     plan.check()
     results: dict[str, StageResult] = {}
     for stage in plan.stages:
-        receivers = _receivers(stage, results)
-        if receivers is not None and not receivers:
-            continue
-        found = measure(stage, receivers, "discovery")
-        wants_second = isinstance(stage.rule, Discoveries) and stage.rule.replicated
-        again = measure(stage, receivers, "replication") if wants_second else None
-        results[stage.name] = StageResult(stage, receivers or (), found, again, choose(stage, found, again))
+        receivers = receivers_of(stage, results)
+        if receivers is None or receivers:
+            effects = [measure(stage, receivers, split) for split in stage.splits]
+            results[stage.name] = stage_result(stage, receivers, *effects)
     return list(results.values())
 
 
@@ -156,17 +166,20 @@ def gaps(plan: Plan, results: Sequence[StageResult]) -> list[str]:
     return lines
 
 
-def _receivers(stage: Stage, results: Mapping[str, StageResult]) -> tuple[Head, ...] | None:
-    """The heads that the stage patches into; None: the logits."""
+def receivers_of(stage: Stage, results: Mapping[str, StageResult]) -> tuple[Head, ...] | None:
+    """The heads that the stage patches into; None: the logits. With none, the stage cannot be run."""
     if stage.receivers_from is None:
         return None
     return results[stage.receivers_from].as_receivers if stage.receivers_from in results else ()
 
 
-def choose(stage: Stage, found: PathEffects, again: PathEffects | None) -> Selection:
-    """The heads that the stage's rule supports; none below the noise floor."""
+def stage_result(
+    stage: Stage, receivers: tuple[Head, ...] | None, found: PathEffects, again: PathEffects | None = None
+) -> StageResult:
+    """With the heads that the stage's rule supports; none below the noise floor."""
     second = None if again is None else Sample(again.per_prompt, again.scenarios)
-    return select(found.per_prompt, found.scenarios, stage.rule, found.noise_floor, second)
+    chosen = select(found.per_prompt, found.scenarios, stage.select, found.noise_floor, second)
+    return StageResult(stage, receivers or (), found, again, chosen)
 
 
 def circuit_of(results: Sequence[StageResult], shared: Shared) -> Circuit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -108,12 +109,11 @@ def differences(one: Shape, other: Shape) -> dict[str, str]:
     return differ
 
 
-def other_settings(base: Model, variant: Model) -> str:
+def other_settings(base: Mapping[str, Any], variant: Mapping[str, Any]) -> str:
     """In what the variant's config says other things than the base's that change what a model computes, in words."""
-    ours, theirs = (model.module.config.get_text_config().to_dict() for model in (base, variant))
-    keys = sorted(key for key in ours.keys() | theirs.keys() if key not in _NOT_COMPUTED and not key.startswith("_"))
+    keys = sorted(key for key in base.keys() | variant.keys() if key not in _NOT_COMPUTED and not key.startswith("_"))
     return ", ".join(
-        f"{key} ({theirs.get(key)}, not {ours.get(key)})" for key in keys if ours.get(key) != theirs.get(key)
+        f"{key} ({variant.get(key)}, not {base.get(key)})" for key in keys if base.get(key) != variant.get(key)
     )
 
 

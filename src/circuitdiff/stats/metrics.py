@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -80,6 +81,9 @@ class Metric:
     quantity: Quantity
     effect: Effect
     of_listed: bool = False
+
+
+MetricName = Literal["logit_difference", "log_prob", "relative_probability"]
 
 
 def metric_named(name: str) -> Metric:

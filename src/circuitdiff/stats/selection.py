@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from circuitdiff.circuit import Head
+from circuitdiff.config.settings import Count, Share
 from circuitdiff.errors import InputError
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, one_sided
 
@@ -19,7 +21,7 @@ from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjust
 class TopK:
     """The k strongest, however uncertain: the rule of Prakash et al. 2024 (arXiv:2402.14811)."""
 
-    k: int
+    top: Count
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,11 @@ class Discoveries:
     3. With `replicated`: on the second split the same sign, with one-sided p <= `replication_level`.
     """
 
-    error_rate: float = 0.05
-    minimum: float = 0.0
+    error_rate: Share = 0.05
+    minimum: Annotated[float, Field(ge=0)] = 0.0
     method: Literal["bh", "max_t"] = "bh"
     replicated: bool = True
-    replication_level: float = 0.05
+    replication_level: Share = 0.05
 
 
 class Sample(NamedTuple):
@@ -99,7 +101,7 @@ def select(
     again = None if replication is None else _replication_p(effects, replication)
     audible = effects.abs() > noise_floor
     if isinstance(rule, TopK):
-        chosen, k = audible, rule.k
+        chosen, k = audible, rule.top
     else:
         chosen, k = audible & _discovered(effects, adjusted, again, rule), effects.numel()
     candidates = torch.where(chosen, effects, torch.nan)

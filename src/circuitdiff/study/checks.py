@@ -1,0 +1,104 @@
+"""Self-checks on a study's own prompts, as units of work: what was measured, and how much it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdiff.cache.records import Record
+from circuitdiff.circuit import Circuit, Head
+from circuitdiff.engine import IMPLEMENTATION, Model
+from circuitdiff.evaluation import By, Evaluation, evaluate_circuits
+from circuitdiff.methods.discovery import Stage
+from circuitdiff.methods.path_patching import path_effects
+from circuitdiff.models.checks import difference, log_prob_tolerance, step_of_logits, tolerance_for, tolerance_of
+from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.records import measured_record
+from circuitdiff.study.units import Needed
+
+FEW = 2  # prompts that the full executor runs; a check, not a measurement
+_NOISE = 20  # times: rounding is that much larger on some heads and prompts than on the few that measure it
+_BATCH = 6  # prompts
+
+
+def executors_on_path(
+    subject: LoadedModel,
+    *,
+    prompts: PromptsOf,
+    stage: Stage,
+    receivers: tuple[Head, ...],
+    strongest: tuple[Head, ...],
+    largest: float,
+    noise_floor: float,
+    metric: str,
+) -> Record:
+    """Check 3: the window executor against the full one, on heads spread over the stage's depth.
+
+    In units of the `largest` effect, but of no less than rounding can make.
+    """
+    model, into = subject.model, list(receivers) or None
+    last = max((head.layer for head in receivers), default=model.n_layers)
+    layers = sorted({last // 2, last - 1})
+    senders = [*(Head(layer, layer % model.n_heads) for layer in layers if layer >= 0), *strongest]
+    arguments = (subject.pairs(prompts), stage.at, into, stage.via, stage.receivers_at, senders, metric)
+    window, full = (path_effects(model, *arguments, executor=name) for name in ("window", "full"))
+    measured = ~full.per_prompt.isnan()
+    worst = float((window.per_prompt[measured] - full.per_prompt[measured]).abs().max())
+    allowed = max(1e-3, tolerance_of(model.dtype))
+    noise = max(noise_floor, step_of_logits(model.dtype))  # below which two executors need not agree
+    unit = max(largest, (_NOISE if largest <= 2 * noise else 2) * noise / allowed)
+    return measured_record(worst / max(unit, 1e-30), allowed)
+
+
+def executors_on_circuits(
+    subject: LoadedModel, *, prompts: PromptsOf, circuits: tuple[Circuit, ...], means: Needed, by: By
+) -> Record:
+    """Check 3 for circuits alone."""
+
+    def run(executor: str) -> list[Evaluation]:
+        held = subject.means(means, by)
+        return evaluate_circuits(subject.model, circuits, subject.pairs(prompts), held, executor=executor)
+
+    return executors_agree(subject.model, run)
+
+
+def executors_agree(model: Model, run: Callable[[str], Sequence[Evaluation]]) -> Record:
+    """Check 3: the log probability of the answer by both executors, relative to the largest one, or to 1 nat."""
+    window, full = (torch.stack([each.log_probs for each in run(name)]) for name in ("window", "full"))
+    worst = float((window - full).abs().max() / full.abs().max().clamp(min=1.0))
+    return measured_record(worst, log_prob_tolerance(model.dtype))
+
+
+@torch.no_grad()
+def batching(subject: LoadedModel, *, prompts: PromptsOf) -> Record:
+    """Check 4: one prompt alone, many together, and the model's own padded batch give the same logits."""
+    model, of = subject.model, subject.pairs(prompts.but_first(_BATCH)).clean_prompts
+    lengths = of.lengths.tolist()
+    alone = torch.cat([model.forward(t[None, :n]) for t, n in zip(of.tokens, lengths, strict=True)])
+    padded = _padded_by_the_model(model, of.tokens, lengths)
+    rows = [i for i, n in enumerate(lengths) if n == lengths[0]]
+    together = model.forward(of.tokens[rows, : lengths[0]])
+    worst = {"together": difference(together, alone[rows]), "padded": difference(padded, alone)}
+    return Record({}, {**worst, "allowed": tolerance_for(model.module)})
+
+
+def _padded_by_the_model(model: Model, tokens: Tensor, lengths: list[int]) -> Float[Tensor, "prompt d_vocab"]:
+    """One right-padded batch through the model's own attention, three positions longer than the longest prompt."""
+    width = max(lengths) + 3
+    filled = torch.zeros(len(tokens), width, dtype=torch.long)
+    seen = torch.zeros_like(filled)
+    for i, length in enumerate(lengths):
+        filled[i, :length], seen[i, :length] = tokens[i, :length], 1
+    own = "sdpa" if model.module._supports_sdpa else "eager"
+    try:
+        model.module.set_attn_implementation(own)
+        out = model.module(
+            input_ids=filled.to(model.device), attention_mask=seen.to(model.device), use_cache=False
+        ).logits
+    finally:
+        model.module.set_attn_implementation(IMPLEMENTATION)
+    return out[torch.arange(len(tokens)), torch.tensor(lengths) - 1]

@@ -1,0 +1,298 @@
+"""What the sections of a study work with: settings, what is known of models and prompts, and records of units."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import platform
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic_core import to_jsonable_python
+
+from circuitdiff.cache.code_digest import digest_of_computation, digest_of_function
+from circuitdiff.cache.records import Record, hashed
+from circuitdiff.cache.store import FIRST_NOTICE, POLL, Store
+from circuitdiff.circuit import Circuit
+from circuitdiff.config.settings import ModelSettings
+from circuitdiff.errors import InputError
+from circuitdiff.finetune.recipes import made_by
+from circuitdiff.models.checks import Check, refuse_failures
+from circuitdiff.models.family_registry import caution_about
+from circuitdiff.prompts import Pairs, Triples
+from circuitdiff.study.facts import ModelFacts, Speed, facts_of, speed_of
+from circuitdiff.study.prompts import PromptSource, PromptsOf, TriplesOf
+from circuitdiff.study.settings import CommonSettings, plans_of, task_of
+from circuitdiff.study.units import Unit
+from circuitdiff.study.workers import Monitor, Place, Rank, WorkerLost, Workers
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+_MOST_LOSSES = 3  # workers that one unit may cost
+
+_rank: ContextVar[Rank] = ContextVar("rank", default=())  # of what runs now, in the study's order
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    rank: Rank
+    number: int
+    what: Any
+
+
+class StudyContext:
+    """Sections ask it for records, at the same time where they do not need one another's.
+
+    What they compute beyond that, statistics above all, runs in this process.
+    """
+
+    def __init__(self, settings: CommonSettings, store: Store, workers: Workers, monitor: Monitor) -> None:
+        self.settings, self.store, self.monitor = settings, store, monitor
+        self.task, self.plans = task_of(settings), plans_of(settings)
+        self.base, *self.variants = settings.models
+        self._workers = workers
+        self._once: dict[Hashable, asyncio.Future[Any]] = {}
+        self._running: dict[str, asyncio.Future[Record]] = {}  # by key
+        self._prompts: dict[str, PromptSource] = {}
+        self._checks: list[_Ranked] = []
+        self._warnings: list[_Ranked] = []
+
+    # What sections run
+
+    async def part(self, section: Any) -> Any:
+        """A section's part of the results; None if the study leaves it out."""
+        return await self.once(_part, section)
+
+    async def each(self, items: Iterable[Item], work: Callable[[Item], Awaitable[T]]) -> list[T]:
+        """`work` on every item, at the same time; in the order of the items, which is that of their units, too."""
+        above = _rank.get()
+
+        async def ranked(i: int, item: Item) -> T:
+            _rank.set((*above, i))
+            return await work(item)
+
+        tasks = [asyncio.ensure_future(ranked(i, item)) for i, item in enumerate(items)]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def once(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Hashable) -> asyncio.Future[T]:
+        """`work(self, *arguments)`, the same for all who ask for it."""
+        key = (work, *arguments)
+        if key not in self._once:
+            self._once[key] = asyncio.ensure_future(work(self, *arguments))
+        return self._once[key]
+
+    async def record(self, unit: Unit) -> Record:
+        """The unit's record: from the run folder if it is there, else computed by a worker."""
+        key = await self.key(unit)
+        if key not in self._running:
+            self._running[key] = asyncio.ensure_future(self._record(unit, key))
+        return await self._running[key]
+
+    async def check(self, name: str, unit: Unit, detail: str) -> None:
+        """Holds what the unit measured ("value") against what it allows ("allowed").
+
+        Raises: CheckError if it is more.
+        """
+        record = await self.record(unit)
+        self.add_checks([checked(name, unit.models[0], record.data["value"], record.data["allowed"], detail)])
+
+    def add_checks(self, checks: Iterable[Check]) -> None:
+        """Puts checks into the results. Raises: CheckError if one failed."""
+        checks = list(checks)
+        self._checks += [_Ranked(_rank.get(), len(self._checks) + i, check) for i, check in enumerate(checks)]
+        refuse_failures(checks)
+
+    def warn(self, text: str) -> None:
+        """Something that the reader must know before the numbers."""
+        self._warnings.append(_Ranked(_rank.get(), len(self._warnings), text))
+
+    def close(self) -> None:
+        """Looks at what failed beside the first failure, which was raised; asyncio complains otherwise."""
+        for task in (*self._once.values(), *self._running.values()):
+            if task.done() and not task.cancelled():
+                task.exception()
+
+    @property
+    def checks(self) -> list[Check]:
+        """In the study's order, whatever was finished first."""
+        return _in_order(self._checks)
+
+    @property
+    def warnings(self) -> list[str]:
+        return list(dict.fromkeys(_in_order(self._warnings)))
+
+    # What is known of models and prompts
+
+    async def facts(self, name: str) -> ModelFacts:
+        """Of a model of the study, which a worker loads for it."""
+        return await self.once(_facts, name)
+
+    async def speed(self) -> Speed:
+        """Of the base, on a worker's machine."""
+        return await self.once(_speed)
+
+    async def pairs(self, model: str, of: PromptsOf) -> Pairs:
+        """In the model's tokens."""
+        return (await self._source_of_prompts(model)).pairs(of)
+
+    async def triples(self, model: str, of: TriplesOf) -> Triples:
+        return (await self._source_of_prompts(model)).triples(of)
+
+    async def key(self, unit: Unit) -> str:
+        """The hash of all that a unit's record depends on, by content."""
+        facts = [await self.facts(name) for name in unit.models]
+        prompts = await self._source_of_prompts(unit.models[0])
+        settings = self.settings
+        return hashed(
+            {
+                "unit": f"{unit.run.__module__}.{unit.run.__qualname__}",
+                "code": [digest_of_computation(), digest_of_function(unit.run)],
+                "versions": versions(),
+                "models": [each.fingerprint for each in facts],
+                "arguments": {name: _content(value, prompts) for name, value in unit.arguments.items()},
+                "needs": {name: await self.key(needed) for name, needed in unit.needs.items()},
+                "dtype": settings.dtype,
+                "device": torch.device(settings.devices[0]).type,
+                "executor": settings.executor,
+                "memory_gb": settings.memory_gb,
+            }
+        )
+
+    async def _source_of_prompts(self, model: str) -> PromptSource:
+        if model not in self._prompts:
+            self._prompts[model] = PromptSource(self.settings, (await self.facts(model)).tokenizer)
+        return self._prompts[model]
+
+    async def source(self, name: str) -> ModelSettings:
+        """Where a model is; one of a recipe is made first."""
+        return await self.once(_source, name)
+
+    async def ask(self, question: Callable[..., T], name: str) -> T:
+        """What a function says of the model, as a worker has loaded it; nothing that is kept."""
+        return await self._on_worker((name,), lambda place: self._asked(place, question, name))
+
+    async def _asked(self, place: Place, question: Callable[..., T], name: str) -> T:
+        return await place.worker.call("ask", question, name, await self.source(name))
+
+    async def _record(self, unit: Unit, key: str) -> Record:
+        try:
+            record = self.store.read(key)
+            if record is None:
+                record = await self._made_or_awaited(unit, key)
+            self.monitor(unit.title, 1, 1)
+            return record
+        finally:
+            del self._running[key]
+
+    async def _made_or_awaited(self, unit: Unit, key: str) -> Record:
+        """By a worker, unless another process that fills the same folder makes it, or has made it, meanwhile."""
+        for needed in unit.needs.values():
+            await self.record(needed)
+        begin, notice = time.monotonic(), FIRST_NOTICE
+        while (record := await self._on_worker(unit.models, lambda place: self._made(place, unit, key))) is None:
+            await asyncio.sleep(POLL)
+            notice = self.store.told_of_waiting(unit.title, time.monotonic() - begin, notice)
+        return record
+
+    async def _made(self, place: Place, unit: Unit, key: str) -> Record | None:
+        """None if another process is at it."""
+        with self.store.locked(key) as ours:
+            if not ours:
+                return None
+            record = self.store.read(key, self.store.notify)  # somebody was faster
+            return self.store.keep(key, await self._computed(place, unit)) if record is None else record
+
+    async def _computed(self, place: Place, unit: Unit) -> bytes:
+        self.monitor(unit.title, 0, 1)
+        begin = time.perf_counter()
+        needs = {argument: await self.key(needed) for argument, needed in unit.needs.items()}
+        if not set(needs.values()) <= set(place.given):
+            for key in needs.values():
+                await place.worker.call("give", key, self.store.content(key))
+                place.gets(key)
+        sources = {name: await self.source(name) for name in unit.models}
+        content = await place.worker.call("run", unit, sources, needs)
+        self.store.log(unit.title, time.perf_counter() - begin)
+        return content
+
+    async def _on_worker(self, models: tuple[str, ...], work: Callable[[Place], Awaitable[T]]) -> T:
+        for loss in range(_MOST_LOSSES):
+            async with self._workers.free(models, _rank.get()) as place:
+                try:
+                    return await work(place)
+                except WorkerLost as error:
+                    place.forget()
+                    self.store.notify(f"{error}; what it was at is computed again")
+                    if loss == _MOST_LOSSES - 1:
+                        raise InputError(
+                            f"{_MOST_LOSSES} workers died at the same work ({error}); give fewer --workers, or a "
+                            f"smaller memory_gb"
+                        ) from error
+        raise AssertionError  # the last loss raises
+
+
+async def _part(study: StudyContext, section: Any) -> Any:
+    options = getattr(study.settings, section.name, None)
+    return None if options is False else await section.run(study, options)
+
+
+async def _facts(study: StudyContext, name: str) -> ModelFacts:
+    facts = await study.ask(facts_of, name)
+    study.add_checks(facts.checks)
+    if caution := caution_about((await study.source(name)).source):
+        study.warn(caution)
+    return facts
+
+
+async def _speed(study: StudyContext) -> Speed:
+    return await study.ask(speed_of, study.base)
+
+
+async def _source(study: StudyContext, name: str) -> ModelSettings:
+    wanted = study.settings.models[name]
+    if wanted.recipe is None:
+        return wanted
+    source, adapters = made_by(wanted.recipe, study.monitor)
+    return ModelSettings(source=source, adapters=adapters)
+
+
+def checked(name: str, model: str, value: float, allowed: float, detail: str) -> Check:
+    return Check(name, model, value, allowed, value <= allowed, detail)
+
+
+def _in_order(ranked: list[_Ranked]) -> list[Any]:
+    return [each.what for each in sorted(ranked, key=lambda each: (each.rank, each.number))]
+
+
+def versions() -> dict[str, str]:
+    """What computes our numbers: packages, and our own code by what is in it."""
+    packages = ("circuitdiff", "torch", "transformers", "peft", "numpy", "scipy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found, "code": digest_of_computation()}
+
+
+def _content(value: Any, prompts: PromptSource) -> Any:
+    """What an argument is, for a key: prompts by their fingerprints, all else as JSON."""
+    if isinstance(value, PromptsOf):
+        return prompts.pairs(value).fingerprint()
+    if isinstance(value, TriplesOf):
+        return prompts.triples(value).fingerprint()
+    if isinstance(value, Circuit):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return [[_content(key, prompts), _content(each, prompts)] for key, each in value.items()]
+    if isinstance(value, tuple | list):
+        return [_content(each, prompts) for each in value]
+    if is_dataclass(value):
+        return _content(vars(value), prompts)
+    return str(value) if isinstance(value, Path) else to_jsonable_python(value)

@@ -1,0 +1,89 @@
+"""The numbers of results: estimates with 95 % intervals over scenarios. What is undefined is None."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.stats.intervals import Interval, RatioInterval, accuracy_interval, mean_interval
+
+Number = float | None
+HeadPlace = tuple[int, int]  # layer and index
+
+
+@dataclass(frozen=True)
+class Estimate:
+    value: Number
+    low: Number
+    high: Number
+
+
+@dataclass(frozen=True)
+class Share(Estimate):
+    """Of prompts, `hits` of `n`."""
+
+    hits: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Ratio(Estimate):
+    note: str | None  # why it is undefined
+
+
+@dataclass(frozen=True)
+class GroupHeads:
+    """The heads of a group, at the role `at`."""
+
+    at: str
+    heads: tuple[HeadPlace, ...]
+
+
+def number(value: Any) -> Number:
+    """A finite float, or None."""
+    value = math.nan if value is None else float(value)
+    return value if math.isfinite(value) else None
+
+
+def estimate(interval: Interval | RatioInterval | Any, row: int | None = None) -> Estimate:
+    """An interval's value and bounds; `row`: of one of many."""
+    bounds = (interval.value, interval.low, interval.high)
+    return Estimate(*(number(np.asarray(bound) if row is None else np.asarray(bound)[row]) for bound in bounds))
+
+
+def ratio(interval: RatioInterval) -> Ratio:
+    return Ratio(number(interval.value), number(interval.low), number(interval.high), interval.undefined)
+
+
+def share(hits: torch.Tensor, scenarios: torch.Tensor) -> Share:
+    """A share of prompts with its interval and the counts behind it."""
+    interval = accuracy_interval(hits.numpy(), scenarios.numpy())
+    return Share(number(interval.value), number(interval.low), number(interval.high), int(hits.sum()), len(hits))
+
+
+def mean_logit_difference(evaluation: Evaluation) -> Estimate:
+    return estimate(mean_interval(evaluation.logit_differences.double().numpy(), evaluation.scenarios.numpy()))
+
+
+def places(heads: Iterable[Head]) -> tuple[HeadPlace, ...]:
+    return tuple((head.layer, head.index) for head in heads)
+
+
+def groups_of(circuit: Circuit) -> dict[str, GroupHeads]:
+    return {name: GroupHeads(group.at, places(group.heads)) for name, group in circuit.groups.items()}
+
+
+def circuit_from(groups: dict[str, GroupHeads]) -> Circuit:
+    return Circuit({name: Group(each.at, tuple(Head(*place) for place in each.heads)) for name, each in groups.items()})
+
+
+def with_heads(circuit: Circuit) -> Circuit:
+    """The circuit without groups in which nothing was found."""
+    return Circuit({name: group for name, group in circuit.groups.items() if group.heads})

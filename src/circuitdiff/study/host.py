@@ -1,0 +1,111 @@
+"""What a worker holds in memory: at most two models, each with its prompts and what units on it have in common."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
+
+from circuitdiff.cache.records import packed, unpacked
+from circuitdiff.config.settings import ModelSettings
+from circuitdiff.engine import Model
+from circuitdiff.evaluation import By, Means, Shared
+from circuitdiff.models import load_model
+from circuitdiff.prompts import Pairs, Triples
+from circuitdiff.study.prompts import PromptSource, PromptsOf, TriplesOf
+from circuitdiff.study.settings import CommonSettings
+from circuitdiff.study.units import Needed, Unit
+
+MODELS_AT_ONCE = 2
+RECORDS_AT_ONCE = 4  # that units need; the larger ones are means
+_KEPT = 2  # things of one kind, that units on a model have in common
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]  # done, of how many
+
+
+class LoadedModel:
+    """A model with the study's prompts in its tokens. Units share `shared` and `cached`, which change no number."""
+
+    def __init__(self, model: Model, settings: CommonSettings, progress: Progress) -> None:
+        self.model, self.progress = model, progress
+        self.executor, self.memory_gb = settings.executor, settings.memory_gb
+        self.shared = Shared()  # of evaluations of circuits
+        self._prompts = PromptSource(settings, model.tokenizer)
+        self._cached: dict[str, OrderedDict[Hashable, Any]] = {}
+
+    def pairs(self, of: PromptsOf) -> Pairs:
+        return self._prompts.pairs(of)
+
+    def triples(self, of: TriplesOf) -> Triples:
+        return self._prompts.triples(of)
+
+    def means(self, needed: Needed, by: By) -> Means:
+        """Means by slot or kind, of a record of `records.means_record`, on the model's device."""
+
+        def on_device() -> Means:
+            values = needed.record.tensors[by].to(self.model.device)
+            return Means(values, by, tuple(needed.record.data))
+
+        return self.cached("means", (needed.key, by), on_device, n_kept=4)
+
+    def cached(self, kind: str, key: Hashable, make: Callable[[], T], n_kept: int = _KEPT) -> T:
+        """What units on this model share, such as clean runs on the same prompts: the latest of each kind."""
+        known = self._cached.setdefault(kind, OrderedDict())
+        if key not in known:
+            while len(known) >= n_kept:
+                known.popitem(last=False)
+            known[key] = make()
+        known.move_to_end(key)
+        return known[key]
+
+
+class Host:
+    """Carries units out, one after the other. `monitor` is told what is done (title, done, of how many)."""
+
+    def __init__(self, settings: CommonSettings, device: str, monitor: Callable[[str, int, int], None]) -> None:
+        self._settings, self._device, self._monitor = settings, device, monitor
+        self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._needed: OrderedDict[str, Needed] = OrderedDict()
+        self._title = ""
+
+    def give(self, key: str, content: bytes) -> None:
+        """A record that units will need."""
+        self._needed.pop(key, None)
+        while len(self._needed) >= RECORDS_AT_ONCE:
+            self._needed.popitem(last=False)
+        self._needed[key] = Needed(key, unpacked(content))
+
+    def run(self, unit: Unit, sources: Mapping[str, ModelSettings], needs: Mapping[str, str]) -> bytes:
+        """The unit's record, packed. `sources`: where its models come from; `needs`: keys of records given before."""
+        models = [self.loaded(name, sources[name]) for name in unit.models]
+        self._title = unit.title
+        needed = {argument: self._needed[key] for argument, key in needs.items()}
+        return packed(unit.run(*models, **unit.arguments, **needed), unit.title)
+
+    def ask(self, question: Callable[[LoadedModel], T], name: str, source: ModelSettings) -> T:
+        """What a function of a module says of a model: nothing that is kept."""
+        return question(self.loaded(name, source))
+
+    def loaded(self, name: str, source: ModelSettings) -> LoadedModel:
+        """The study's model of that name, loaded (which runs the checks at load) unless it still is."""
+        if name not in self._loaded:
+            while len(self._loaded) >= MODELS_AT_ONCE:
+                self._loaded.popitem(last=False)
+            self._loaded[name] = self._load(name, source)
+        self._loaded.move_to_end(name)
+        return self._loaded[name]
+
+    def _load(self, name: str, source: ModelSettings) -> LoadedModel:
+        self._monitor(f"load {name}", 0, 1)
+        model = load_model(
+            source.source,
+            source.adapters,
+            self._settings.dtype,
+            self._device,
+            name=name,
+            tokenizer=source.tokenizer,
+            like=[other.model for other in self._loaded.values()],
+        )
+        self._monitor(f"load {name}", 1, 1)
+        return LoadedModel(model, self._settings, lambda done, total: self._monitor(self._title, done, total))

@@ -1,0 +1,175 @@
+"""What can be refused before any weights are read: models that do not compare, files and names that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from circuitdiff.circuit import Circuit
+from circuitdiff.errors import InputError, choices
+from circuitdiff.evaluation import check_groups
+from circuitdiff.finetune.recipes import read_recipe
+from circuitdiff.config.settings import ModelSettings
+from circuitdiff.methods.discovery import Plan
+from circuitdiff.methods.path_patching import check_reach
+from circuitdiff.models.adapters import check_adapter
+from circuitdiff.models.comparable import Shape, differences
+from circuitdiff.models.family_registry import MEMBERS
+from circuitdiff.models.sources import Outline, read_outline
+from circuitdiff.prompts import Pairs
+from circuitdiff.study.settings import CommonSettings, task_of
+from circuitdiff.tasks import Task
+
+_NEEDED = ("n_layers", "n_heads", "n_kv_heads", "d_head", "tokens")  # by all that holds a variant against the base
+_N_PROMPTS = 64  # in whose tokens all models must agree; the study's own are compared once models are loaded
+
+
+@dataclass(frozen=True)
+class OutlinedModel:
+    """A model of the study, and some of the study's prompts in its tokens."""
+
+    outline: Outline
+    shape: Shape
+    pairs: Pairs
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """A study as it is known before weights are read; `plans`: the main one first."""
+
+    settings: CommonSettings
+    plans: Mapping[str, Plan]
+    task: Task
+    models: tuple[OutlinedModel, ...]  # the base first
+
+    @property
+    def base(self) -> OutlinedModel:
+        return self.models[0]
+
+    @property
+    def main(self) -> Plan:
+        return next(iter(self.plans.values()))
+
+    @property
+    def circuits(self) -> list[str]:
+        """What circuits are called that there may be."""
+        return [*self.settings.searched, *self.settings.circuits]
+
+
+def outlined(settings: CommonSettings, plans: Mapping[str, Plan]) -> Outlined:
+    """The study's models and prompts. Raises: InputError naming the model that cannot be read."""
+    return Outlined(settings, plans, task_of(settings), tuple(_outlined_models(settings)))
+
+
+def check_study(study: Outlined, *, mixed: bool) -> None:
+    """Holds circuit files, plans and variants against the base.
+
+    `mixed`: whether a section puts a variant's activations or weights into the base: they need more in common then.
+
+    Raises: InputError naming the model and everything in which it differs, or the file or stage and what it names.
+    """
+    base, *variants = study.models
+    for path in study.settings.circuits.values():
+        _check_file(str(path), base)
+    for plan in study.plans.values():
+        _check_stages(plan, base.pairs)
+    for variant in variants:
+        found = differences(variant.shape, base.shape)
+        if found and not mixed:
+            found = {field: words for field, words in found.items() if field in _NEEDED}
+        if "tokens" not in found and (where := _first_other_token(base, variant)):
+            found["tokens"] = f"the tokens of the task's prompts ({where})"
+        if found:
+            raise InputError(
+                f"variant {variant.shape.model!r} cannot be held against base {base.shape.model!r}: it differs in "
+                f"{', '.join(found.values())}; choose models tuned from one base"
+            )
+
+
+def check_known(where: str, names: Iterable[str] | None, known: Sequence[str] | Iterable[str]) -> None:
+    """Raises: InputError saying where a name stands that is none of those known, and which there are."""
+    known = list(known)
+    for name in names or ():
+        if name not in known:
+            raise InputError(f"{where} names {name!r}, which this study lacks{choices(name, known)}")
+
+
+def check_scenarios(where: str, n_prompts: int, per_scenario: int, least: int) -> None:
+    """Raises: InputError if so many prompts are of fewer than `least` scenarios, by which they are to be split."""
+    n_scenarios = -(-n_prompts // per_scenario)
+    if n_scenarios < least:
+        raise InputError(
+            f"{where} is {n_prompts}, with {per_scenario} prompts a scenario: {n_scenarios} scenarios, of at least "
+            f"{least}; set it to {(least - 1) * per_scenario + 1} or more"
+        )
+
+
+def _outlined_models(settings: CommonSettings) -> Iterator[OutlinedModel]:
+    """Each source is read once, however many models are tuned from it."""
+    known: dict[object, tuple[Outline, Pairs]] = {}
+    for name, model in settings.models.items():
+        start = _start(model)
+        origin = (MEMBERS[start.source].origin if start.source in MEMBERS else start.source), start.tokenizer
+        if origin not in known:
+            outline = read_outline(start.source, start.tokenizer)
+            known[origin] = outline, _prompts(settings, name, outline)
+        outline, pairs = known[origin]
+        _check_adapters(name, start, outline)
+        _, base_pairs = next(iter(known.values()))
+        yield OutlinedModel(outline, Shape.outlined(name, outline, base_pairs), pairs)
+
+
+def _start(model: ModelSettings) -> ModelSettings:
+    """Where the weights come from; those that a recipe is yet to make have the shape of what it starts from."""
+    return model if model.recipe is None else read_recipe(model.recipe).base
+
+
+def _check_adapters(name: str, model: ModelSettings, outline: Outline) -> None:
+    for adapter in model.adapters:
+        try:
+            check_adapter(outline.config, adapter)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+
+def _prompts(settings: CommonSettings, name: str, outline: Outline) -> Pairs:
+    sizes = settings.prompts
+    n, each, kind = min(_N_PROMPTS, sizes.evaluation), sizes.queries_per_scenario, sizes.counterfactual
+    try:
+        return task_of(settings).sample(
+            outline.tokenizer, n, settings.seed, "evaluation", each, counterfactual=kind
+        )
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _first_other_token(base: OutlinedModel, variant: OutlinedModel) -> str:
+    """Where the task's prompts come out as other tokens than the base's, in words; nothing if nowhere."""
+    ours, theirs = base.pairs, variant.pairs
+    both = ((ours.clean_prompts, theirs.clean_prompts), (ours.counterfactual_prompts, theirs.counterfactual_prompts))
+    for first, second in both:
+        for row, (one, other) in enumerate(zip(first.rows(), second.rows(), strict=True)):
+            if one != other:
+                at = next(
+                    (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+                )
+                tokens = [
+                    each.outline.tokenizer.decode(ids[at : at + 1]) for each, ids in ((variant, other), (base, one))
+                ]
+                return f"prompt {row}, place {at}: {tokens[0]!r}, not {tokens[1]!r}"
+    return ""
+
+
+def _check_stages(plan: Plan, pairs: Pairs) -> None:
+    for stage in plan.stages:
+        try:
+            check_reach(pairs, stage.at, stage.via, stage.receivers_at)
+        except InputError as error:
+            raise InputError(f"stage {stage.name!r}: {error}") from error
+
+
+def _check_file(path: str, base: OutlinedModel) -> None:
+    try:
+        check_groups(Circuit.from_json(path), base.shape.n_layers, base.shape.n_heads, base.pairs)
+    except InputError as error:
+        raise InputError(str(error) if path in str(error) else f"{path}: {error}") from error

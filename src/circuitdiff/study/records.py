@@ -1,0 +1,52 @@
+"""How what methods compute is kept: as tensors, and JSON beside them; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from circuitdiff.cache.records import Record
+from circuitdiff.evaluation import Evaluation, SlotSums
+from circuitdiff.methods.path_patching import PathEffects
+
+_ANSWERS = tuple(each.name for each in fields(Evaluation))
+
+
+def evaluations_record(evaluations: Sequence[Evaluation], data: Any = None) -> Record:
+    """All answers prompt by prompt, and `data` beside them."""
+    tensors = {f"{i}.{name}": getattr(each, name) for i, each in enumerate(evaluations) for name in _ANSWERS}
+    return Record(tensors, [len(evaluations), data])
+
+
+def evaluations_from(record: Record) -> list[Evaluation]:
+    return [Evaluation(*(record.tensors[f"{i}.{name}"] for name in _ANSWERS)) for i in range(record.data[0])]
+
+
+def effects_record(effects: PathEffects) -> Record:
+    tensors = {"per_prompt": effects.per_prompt, "scenarios": effects.scenarios}
+    if effects.on_counterfactual_answer is not None:
+        tensors["on_counterfactual_answer"] = effects.on_counterfactual_answer
+    return Record(tensors, {"noise_floor": effects.noise_floor, "metric": effects.metric})
+
+
+def effects_from(record: Record) -> PathEffects:
+    return PathEffects(
+        per_prompt=record.tensors["per_prompt"],
+        on_counterfactual_answer=record.tensors.get("on_counterfactual_answer"),
+        noise_floor=record.data["noise_floor"],
+        scenarios=record.tensors["scenarios"],
+        metric=record.data["metric"],
+    )
+
+
+def means_record(sums: SlotSums, dtype: torch.dtype) -> Record:
+    """Means by slot and by kind; see `host.LoadedModel.means`."""
+    return Record({by: sums.means(by, dtype).values.cpu() for by in ("slot", "kind")}, list(sums.slot_names))
+
+
+def measured_record(value: float, allowed: float) -> Record:
+    """What a check measured, and how much it may be; see `StudyContext.check`."""
+    return Record({}, {"value": value, "allowed": allowed})

@@ -1,0 +1,97 @@
+"""All sections of a study, in their order; and from them the form of a study's settings and of its results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, create_model
+
+from circuitdiff.cache.store import RESULTS
+from circuitdiff.config.reading import read_json, read_yaml
+from circuitdiff.config.validation import Strict, validated
+from circuitdiff.errors import InputError
+from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
+from circuitdiff.study.section import Section
+from circuitdiff.study.sections import accuracy, discovery, faithfulness
+from circuitdiff.study.settings import CommonSettings
+
+Options = TypeVar("Options")
+Result = TypeVar("Result")
+
+SECTIONS: tuple[Section[Any, Any], ...] = (
+    accuracy.SECTION,
+    discovery.SECTION,
+    faithfulness.SECTION,
+)
+
+_PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
+_OPTIONS = {
+    section.name: (section.options | Literal[False], Field(default_factory=section.options))
+    for section in SECTIONS
+    if section.options is not None
+}
+
+# A section that is `false` is left out. Those that compare models need a variant.
+StudySettings = create_model("StudySettings", __base__=CommonSettings, __module__=__name__, **_OPTIONS)  # pyright: ignore
+Results = create_model("Results", __base__=CommonResults, __module__=__name__, **_PARTS)  # pyright: ignore
+
+
+def options_of(settings: CommonSettings, section: Section[Options, Any]) -> Options | None:
+    """The section's settings; None if it is left out, or has none."""
+    return getattr(settings, section.name, None) or None
+
+
+def part_of(results: CommonResults, section: Section[Any, Result]) -> Result | None:
+    """The section's part of the results; None if it was left out."""
+    return getattr(results, section.name)
+
+
+def read_study(path: str | Path) -> CommonSettings:
+    """The study in a YAML file; paths in it are relative to it.
+
+    Raises: InputError naming the key that is unknown, missing or out of range.
+    """
+    return parse_study(read_yaml(path), str(path), Path(path).parent)
+
+
+def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings:
+    """`folder`: which paths are relative to. Raises: InputError as `read_study`."""
+    study = validated(StudySettings, data, origin, folder=folder)
+    seen = {
+        "base": study.base.seen_from(folder),
+        "variants": {name: model.seen_from(folder) for name, model in study.variants.items()},
+        "circuits": {name: folder / file for name, file in study.circuits.items()},
+    }
+    for section in SECTIONS:
+        options = options_of(study, section)
+        if options is not None and section.seen_from is not None:
+            seen[section.name] = section.seen_from(options, folder)
+    return study.model_copy(update=seen)
+
+
+def results_bytes(results: CommonResults) -> bytes:
+    """As they stand in results.json; what is undefined is null."""
+    return results.model_dump_json(indent=1).encode() + b"\n"
+
+
+def results_schema() -> dict[str, Any]:
+    """The JSON schema of results.json."""
+    return TypeAdapter(Results).json_schema(mode="serialization")
+
+
+def read_results(folder: str | Path) -> Any:
+    """The `Results` of a run folder.
+
+    Raises: InputError if there are none, they are damaged, or an earlier version of circuitdiff wrote them.
+    """
+    path = Path(folder) / RESULTS
+    if not path.exists():
+        raise InputError(f"{folder} is not a finished run: it has no {RESULTS}; run the study, or name its run folder")
+    try:
+        data = read_json(path)
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(f"{path}: expected schema_version {SCHEMA_VERSION}; got {data.get('schema_version')}")
+        return validated(Results, data, str(path))
+    except InputError as error:
+        raise InputError(f"{error}; run the study again, finished records are kept") from error

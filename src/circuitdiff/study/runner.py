@@ -1,0 +1,177 @@
+"""Runs a study: asks all sections at once, lets workers carry their units out, and writes what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from circuitdiff.cache.code_digest import digest_of_code
+from circuitdiff.cache.store import RESULTS, Notify, Store
+from circuitdiff.config.reading import read_json
+from circuitdiff.config.settings import ModelSettings
+from circuitdiff.errors import InputError
+from circuitdiff.finetune.recipes import is_made, made_by
+from circuitdiff.models.origins import origin_of
+from circuitdiff.study.common_units import EVALUATION
+from circuitdiff.study.context import StudyContext, versions
+from circuitdiff.study.plan import PlannedCost, Sizes, planned_cost
+from circuitdiff.study.preflight import check_study, outlined
+from circuitdiff.study.registry import SECTIONS, Results, options_of, results_bytes
+from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, StudyHeader, example_of, model_result
+from circuitdiff.study.settings import CommonSettings, plans_of
+from circuitdiff.study.workers import Monitor, ThisProcess, Worker, Workers
+
+_SETTINGS = "settings.json"
+
+
+def run_study(
+    settings: CommonSettings,
+    folder: str | Path,
+    monitor: Monitor = lambda *_: None,
+    announce: Callable[[PlannedCost], None] | None = None,
+    workers: Sequence[Worker] = (),
+    notify: Notify = warnings.warn,
+) -> Path:
+    """Runs what the run folder does not have yet, and writes results.json. Its path.
+
+    `announce` is told what the study will cost before the work starts. `workers`: who carries the units out; none: this
+    process. They are ended in any case. `notify` is told, in a line each, of damaged records, of long waits for another
+    process that fills the folder, and of workers that were killed.
+
+    Raises: InputError for settings that cannot work; CheckError if a self-check fails. What is computed is kept.
+    """
+    pool = Workers(workers or [ThisProcess(settings, settings.devices[0], monitor)])
+    try:
+        plans, files = plans_of(settings), _files(settings)
+        inputs = _inputs(settings, files)
+        if inputs is not None and Store(Path(folder)).finished(inputs, RESULTS) is not None:
+            return Path(folder) / RESULTS
+        _refuse(settings)
+        _check_folder(Path(folder), settings.name)
+        store, written = Store.open(folder, notify), settings.model_dump(mode="json")
+        with store.used_by(written):
+            store.write_json(_SETTINGS, written)
+            study = StudyContext(settings, store, pool, monitor)
+            results = results_bytes(_completed(study, _results(study, announce, len(pool))))
+            store.write(RESULTS, results)
+            inputs = inputs or _inputs(settings, files)  # a file may have changed meanwhile
+            store.finish(inputs, {RESULTS: results})
+            return store.folder / RESULTS
+    finally:
+        pool.end()
+
+
+def _refuse(settings: CommonSettings) -> None:
+    """Raises: InputError for what can be known before weights are read."""
+    chosen = [section for section in SECTIONS if options_of(settings, section) is not None]
+    known = outlined(settings, plans_of(settings))
+    for section in chosen:
+        section.check(known, options_of(settings, section))
+    check_study(known, mixed=any(section.mixes_models for section in chosen))
+
+
+def _completed(study: StudyContext, work: Any) -> Any:
+    """The coroutine's result. An event loop of our own, in which Ctrl-C ends the work at once."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.run_until_complete(_ended(asyncio.all_tasks(loop)))
+        study.close()
+        loop.close()
+
+
+async def _ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _results(
+    study: StudyContext, announce: Callable[[PlannedCost], None] | None, n_workers: int
+) -> CommonResults:
+    settings = study.settings
+    if announce is not None:
+        announce(await _cost(study, n_workers))
+    parts = await study.each(SECTIONS, study.part)
+    models = {}
+    for name in settings.models:
+        source = await study.source(name)
+        models[name] = model_result(await study.facts(name), source.source, source.adapters)
+    base = await study.facts(study.base)
+    return Results(
+        schema_version=SCHEMA_VERSION,
+        study=StudyHeader(settings.name, settings.task.name, settings.seed, settings.model_dump(mode="json")),
+        versions=versions(),
+        warnings=tuple(study.warnings),
+        checks=tuple(study.checks),
+        models=models,
+        example=example_of(await study.pairs(study.base, EVALUATION), base.tokenizer),
+        **{section.name: part for section, part in zip(SECTIONS, parts, strict=True)},
+    )
+
+
+async def _cost(study: StudyContext, n_workers: int) -> PlannedCost:
+    sizes = Sizes(
+        settings=study.settings,
+        plans=study.plans,
+        task=study.task,
+        base=await study.facts(study.base),
+        speed=await study.speed(),
+        sample=await study.pairs(study.base, EVALUATION),
+    )
+    parts = []
+    for section in SECTIONS:
+        options = options_of(study.settings, section)
+        if options is not None or section.options is None:
+            parts += [part for part in section.cost(sizes, options) if part.forwards]
+    return planned_cost(parts, sizes, n_workers)
+
+
+def _check_folder(folder: Path, study: str) -> None:
+    """Raises: InputError if the folder holds another study, whose results would be lost."""
+    try:
+        other = read_json(folder / _SETTINGS).get("name")
+    except InputError:
+        return  # there are none, or they are damaged, and written anew
+    if other != study:
+        raise InputError(f"{folder} holds the study {other!r}, and this one is {study!r}: choose another run folder")
+
+
+def _files(settings: CommonSettings) -> dict[str, Any]:
+    """Settings, versions, our own code, and the files that the study names, as they are now."""
+    named = [str(path) for path in settings.circuits.values()]
+    for section in SECTIONS:
+        options = options_of(settings, section)
+        named += section.files(options) if options is not None else ()
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "versions": versions(),
+        "code": digest_of_code(),
+        "files": {path: _digest(Path(path)) for path in sorted(set(named))},
+    }
+
+
+def _inputs(settings: CommonSettings, files: Mapping[str, Any]) -> dict[str, Any] | None:
+    """All that a finished study depends on: if nothing of it has changed, there is nothing to run.
+
+    None if a model is not there yet. Raises: InputError if a model's package, adapter or recipe cannot be read.
+    """
+    origins = {name: _origin(model) for name, model in settings.models.items()}
+    return None if None in origins.values() else {**files, "models": origins}
+
+
+def _origin(model: ModelSettings) -> list[Any] | None:
+    if model.recipe is None:
+        tokenizer = [] if model.tokenizer is None else origin_of(model.tokenizer)
+        origin = origin_of(model.source, model.adapters)
+        return None if origin is None or tokenizer is None else [*origin, *tokenizer]
+    return origin_of(*made_by(model.recipe)) if is_made(model.recipe) else None
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

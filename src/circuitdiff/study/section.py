@@ -1,0 +1,48 @@
+"""What a section of a study is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from circuitdiff.study.context import StudyContext
+from circuitdiff.study.plan import Part, Sizes
+from circuitdiff.study.preflight import Outlined
+
+Options = TypeVar("Options")
+Result = TypeVar("Result")
+
+
+def _nothing_to_refuse(outlined: Outlined, options: Any) -> None:
+    return
+
+
+def _no_files(options: Any) -> Iterable[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Section(Generic[Options, Result]):
+    """A question that a study asks. Its name is that of its settings, of its part of the results, and on the page.
+
+    `options`: a frozen dataclass, which YAML fills; None where a section has no settings of its own.
+    `result`: the type of its part of the results; by models, circuits or variants, dictionaries.
+    `run`: asks the context for the records of its units, and makes the result of them.
+    `cost`: what it will take, before anything is run.
+    `check`: raises InputError for what can be refused before weights are read.
+    `seen_from`: options that name files relative to a folder, with these as seen from here.
+    `files`: what files the options name.
+    `mixes_models`: whether it puts one model's activations or weights into another, which have to be alike for that.
+    """
+
+    name: str
+    options: type[Options] | None
+    result: Any
+    run: Callable[[StudyContext, Options], Awaitable[Result]]
+    cost: Callable[[Sizes, Options], Iterable[Part]]
+    check: Callable[[Outlined, Options], None] = _nothing_to_refuse
+    seen_from: Callable[[Options, Path], Options] | None = None
+    files: Callable[[Options], Iterable[str]] = _no_files
+    mixes_models: bool = False

@@ -1,0 +1,123 @@
+"""How well does each model do the task? In all, by queried index, and what is answered instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.models.comparable import other_settings
+from circuitdiff.prompts import Pairs
+from circuitdiff.study.checks import batching
+from circuitdiff.study.common_units import EVALUATION, model_answers
+from circuitdiff.study.context import StudyContext, checked
+from circuitdiff.study.estimates import Estimate, Share, mean_logit_difference, share
+from circuitdiff.study.facts import ModelFacts
+from circuitdiff.study.plan import Part, Sizes
+from circuitdiff.study.section import Section
+from circuitdiff.study.units import Unit
+
+_FEW_SCENARIOS = 50
+
+
+@dataclass(frozen=True)
+class QueriedShare(Share):
+    queried: int  # index of the queried item, from zero
+
+
+@dataclass(frozen=True)
+class ErrorShare(Share):
+    kind: str  # "before", "after" (the neighbours in the list), "other", or "none" of those listed
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What a model, or a circuit alone, answers to the evaluation prompts."""
+
+    accuracy: Share
+    logit_difference: Estimate
+    accuracy_by_queried: tuple[QueriedShare, ...]
+    errors: tuple[ErrorShare, ...]
+
+
+async def run(study: StudyContext, _: None) -> dict[str, Accuracy]:
+    """Of each model, after checks 4 and 6."""
+    found = await study.each(study.settings.models, lambda name: _accuracy(study, name))
+    return dict(zip(study.settings.models, found, strict=True))
+
+
+async def _accuracy(study: StudyContext, name: str) -> Accuracy:
+    facts, pairs = await study.facts(name), await study.pairs(name, EVALUATION)
+    if name != study.base:
+        await _hold_against_base(study, facts, pairs)
+    record = await study.record(Unit(f"batches of {name}", batching, (name,), {"prompts": EVALUATION}))
+    worst, allowed = record.data, record.data["allowed"]
+    study.add_checks(
+        [
+            checked("batch of one vs batch of many", name, worst["together"], allowed, "logits"),
+            checked("our buckets vs the model's padded batch", name, worst["padded"], allowed, "logits"),
+        ]
+    )
+    answers = await model_answers(study, name)
+    n_scenarios = len(answers.scenarios.unique())
+    if n_scenarios < _FEW_SCENARIOS:
+        study.warn(
+            f"{name} was evaluated on {n_scenarios} scenarios only; below {_FEW_SCENARIOS} intervals are too narrow"
+        )
+    return accuracy_of(answers, pairs)
+
+
+async def _hold_against_base(study: StudyContext, facts: ModelFacts, pairs: Pairs) -> None:
+    """Check 6: the variant's tokens and shapes are the base's. Raises: CheckError."""
+    base = await study.facts(study.base)
+    base_pairs = await study.pairs(study.base, EVALUATION)
+    shapes = (("layers", "n_layers"), ("heads", "n_heads"), ("key/value heads", "n_kv_heads"), ("head size", "d_head"))
+    differing = [
+        f"{what} {getattr(facts, field)} instead of {getattr(base, field)}"
+        for what, field in shapes
+        if getattr(facts, field) != getattr(base, field)
+    ]
+    rows, base_rows = (
+        [each.clean_prompts.rows(), each.counterfactual_prompts.rows()] for each in (pairs, base_pairs)
+    )
+    differing += [] if rows == base_rows else ["another tokenizer output"]
+    detail = "; ".join(differing) or "same tokens, same shapes"
+    study.add_checks([checked("base and variant have the same shape", facts.name, len(differing), 0.0, detail)])
+    if other := other_settings(base.config, facts.config):
+        study.warn(f"{facts.name} and {base.name} differ in more than weights: {other}")
+
+
+def accuracy_of(answers: Evaluation, pairs: Pairs) -> Accuracy:
+    by_queried = [
+        QueriedShare(**vars(share(answers.hits[rows], answers.scenarios[rows])), queried=queried)
+        for queried in pairs.queried.unique().tolist()
+        for rows in [pairs.queried == queried]
+    ]
+    errors = [
+        ErrorShare(**vars(share(rows, answers.scenarios)), kind=kind)
+        for kind, rows in _errors(answers, pairs).items()
+    ]
+    hits = share(answers.hits, answers.scenarios)
+    return Accuracy(hits, mean_logit_difference(answers), tuple(by_queried), tuple(errors))
+
+
+def _errors(answers: Evaluation, pairs: Pairs) -> dict[str, Bool[Tensor, " prompt"]]:
+    """The wrong answers by kind; neighbours in the list where there are more than two others."""
+    is_answer = pairs.alternatives == answers.predictions[:, None]
+    listed, place = is_answer.any(1), is_answer.int().argmax(1)
+    none = {"none": ~answers.hits & ~listed}
+    if is_answer.shape[1] <= 2:
+        return {"other": listed} | none
+    before, after = (listed & (place == pairs.queried + step) for step in (-1, 0))  # the answer is not among them
+    return {"before": before, "after": after, "other": listed & ~before & ~after} | none
+
+
+def cost(sizes: Sizes, _: None) -> Iterator[Part]:
+    n = sizes.n_models * (sizes.settings.prompts.evaluation + sizes.settings.prompts.means)
+    yield Part("accuracy and means", n, sizes.passes(n))
+
+
+SECTION = Section("accuracy", None, dict[str, Accuracy], run, cost)

@@ -1,0 +1,263 @@
+"""Which heads do it? The circuits that the plans find in the models, and those that the user gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from circuitdiff.cache.records import Record
+from circuitdiff.circuit import Circuit, Head
+from circuitdiff.config.names import file_name
+from circuitdiff.engine.pair_runs import PairRuns
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import check_groups
+from circuitdiff.methods.discovery import Plan, Stage, StageResult, circuit_of, gaps, receivers_of, stage_result
+from circuitdiff.methods.path_patching import PathEffects, path_effects
+from circuitdiff.study.checks import FEW, executors_on_path
+from circuitdiff.study.common_units import EVALUATION
+from circuitdiff.study.context import StudyContext, checked
+from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places
+from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.plan import Part, Sizes
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.records import effects_from, effects_record
+from circuitdiff.study.section import Section
+from circuitdiff.study.units import Unit
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One stage: every head's effect [layer, head], in the metric's unit, negative where it helps; and the choice."""
+
+    name: str
+    at: str
+    via: Literal["q", "k", "v"] | None
+    receivers: tuple[HeadPlace, ...]
+    receivers_from: str | None
+    receivers_at: str | None
+    metric: str
+    n_prompts: int
+    noise_floor: float
+    effects: tuple[tuple[Number, ...], ...]
+    low: tuple[tuple[Number, ...], ...]
+    high: tuple[tuple[Number, ...], ...]
+    adjusted_p: tuple[tuple[Number, ...], ...]
+    selected: tuple[HeadPlace, ...]
+    hurting: tuple[HeadPlace, ...]
+    rule: str
+
+
+@dataclass(frozen=True)
+class FoundCircuit:
+    """A circuit, and the stages that it was found in; one that the user gave has no plan, and counts as the base's."""
+
+    model: str
+    plan: str | None
+    metric: str | None
+    groups: dict[str, GroupHeads]
+    stages: tuple[Sweep, ...]
+
+
+class Discovered(NamedTuple):
+    """A circuit as further sections use it."""
+
+    model: str
+    plan: str | None
+    circuit: Circuit
+    stages: Sequence[StageResult]
+
+
+async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
+    """All plans in the base, the main one in its variants. A model's main circuit goes by the model's name."""
+    found = await study.each(circuit_names(study), lambda name: discovered(study, name))
+    results = {}
+    for name, each in zip(circuit_names(study), found, strict=True):
+        plan = None if each.plan is None else study.plans[each.plan]
+        if not each.circuit.roles:
+            study.warn(f"circuit {name} has no heads, so it was not evaluated")
+        for gap in () if plan is None else gaps(plan, each.stages):
+            study.warn(f"circuit {name}: {gap}")
+        stages = tuple(map(_sweep, each.stages))
+        metric = None if plan is None else plan.metric
+        results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages)
+        if plan is not None:
+            _write(study, each)
+    return results
+
+
+def circuit_names(study: StudyContext) -> list[str]:
+    """Every circuit of the study: what the plans look for, model by model, then those that the user gave."""
+    main, *others = study.plans
+    of_base = [study.base, *(f"{study.base} ({plan})" for plan in others)]
+    return [*of_base, *study.settings.searched[1:], *study.settings.circuits]
+
+
+async def circuits(study: StudyContext) -> dict[str, Circuit]:
+    """Those that have heads."""
+    found = await study.each(circuit_names(study), lambda name: discovered(study, name))
+    return {name: each.circuit for name, each in zip(circuit_names(study), found, strict=True) if each.circuit.roles}
+
+
+async def discovered(study: StudyContext, name: str) -> Discovered:
+    """The circuit of that name."""
+    return await study.once(_discovered, name)
+
+
+async def _discovered(study: StudyContext, name: str) -> Discovered:
+    if name in study.settings.circuits:
+        return Discovered(study.base, None, await _given(study, name), ())
+    main, *others = study.plans
+    plan_name = next((plan for plan in others if name == f"{study.base} ({plan})"), main)
+    model = study.base if plan_name != main else name
+    plan, results = study.plans[plan_name], dict[str, StageResult]()
+    for stage in plan.stages:
+        receivers = receivers_of(stage, results)
+        if receivers is None or receivers:
+            effects = await study.each(stage.splits, lambda split: _effects(study, model, plan, stage, receivers, split))  # noqa: B023
+            results[stage.name] = stage_result(stage, receivers, *effects)
+            await _check(study, model, plan, results[stage.name])
+    return Discovered(model, plan_name, circuit_of(list(results.values()), plan.shared_heads), list(results.values()))
+
+
+async def _given(study: StudyContext, name: str) -> Circuit:
+    """Raises: InputError naming the file if it is no circuit, or names a head or a role that there is not."""
+    path, base = study.settings.circuits[name], await study.facts(study.base)
+    circuit = Circuit.from_json(path)
+    try:
+        check_groups(circuit, base.n_layers, base.n_heads, await study.pairs(study.base, EVALUATION))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return circuit
+
+
+async def _effects(
+    study: StudyContext, model: str, plan: Plan, stage: Stage, receivers: tuple[Head, ...] | None, split: str
+) -> PathEffects:
+    arguments = {
+        "prompts": PromptsOf(split),  # pyright: ignore[reportArgumentType]
+        "at": stage.at,
+        "receivers": None if receivers is None else tuple(sorted(receivers)),
+        "via": stage.via,
+        "receivers_at": stage.receivers_at,
+        "metric": plan.metric,
+        "shared_roles": tuple(plan.roles),
+    }
+    unit = Unit(f"{stage.name} ({split}) in {model}", sweep, (model,), arguments)
+    return effects_from(await study.record(unit))
+
+
+def sweep(
+    subject: LoadedModel,
+    *,
+    prompts: PromptsOf,
+    at: str,
+    receivers: tuple[Head, ...] | None,
+    via: str | None,
+    receivers_at: str | None,
+    metric: str,
+    shared_roles: tuple[str, ...],
+) -> Record:
+    """Path patching of every head; stages at `shared_roles` have their clean and counterfactual runs in common."""
+    pairs, memory_gb = subject.pairs(prompts), subject.memory_gb
+    runs = subject.cached(
+        "pair runs", (prompts, shared_roles), lambda: PairRuns(subject.model, pairs, shared_roles, memory_gb)
+    )
+    effects = path_effects(
+        subject.model,
+        pairs,
+        at,
+        receivers,
+        via,  # pyright: ignore[reportArgumentType]
+        receivers_at,
+        metric=metric,
+        executor=subject.executor,
+        memory_gb=memory_gb,
+        progress=subject.progress,
+        shared=runs,
+    )
+    return effects_record(effects)
+
+
+async def _check(study: StudyContext, model: str, plan: Plan, result: StageResult) -> None:
+    """Checks 3 and 9 on a finished sweep. Raises: CheckError."""
+    stage, effects, selection = result.stage, result.found.effects, result.selection
+    strongest = tuple(selection.helping[:1])
+    arguments = {
+        "prompts": PromptsOf("discovery", first=FEW),
+        "stage": stage,
+        "receivers": result.receivers,
+        "strongest": strongest,
+        "largest": float(effects.nan_to_num().abs().max()),
+        "noise_floor": result.found.noise_floor,
+        "metric": plan.metric,
+    }
+    unit = Unit(f"check of {stage.name} in {model}", executors_on_path, (model,), arguments)
+    detail = f"stage {stage.name}, heads spread over its depth x {FEW} prompts, in units of the largest effect"
+    await study.check("window executor vs full executor", unit, detail)
+    chosen = [*selection.helping, *selection.hurting]
+    smallest = min((float(effects[h.layer, h.index].abs()) for h in chosen), default=float("inf"))
+    floor = result.found.noise_floor
+    detail = f"stage {stage.name}: noise floor {floor:.2g}, in units of the smallest choice"
+    name = "chosen effects are above the noise floor"
+    study.add_checks([checked(name, model, floor / smallest if chosen else 0.0, 1.0, detail)])
+
+
+def _write(study: StudyContext, found: Discovered) -> None:
+    """The circuit as a file of its own in the run folder."""
+    of_variant = "" if found.model == study.base else f"@{file_name(found.model)}"
+    study.store.write_json(f"circuit-{file_name(str(found.plan))}{of_variant}.json", found.circuit.to_dict())
+
+
+def _sweep(result: StageResult) -> Sweep:
+    stage, effects, selection = result.stage, result.found, result.selection
+    _, low, high = effects.intervals()
+    rule = f"{type(stage.select).__name__} " + ", ".join(f"{k}={v}" for k, v in asdict(stage.select).items())
+    return Sweep(
+        name=stage.name,
+        at=stage.at,
+        via=stage.via,
+        receivers=places(result.receivers),
+        receivers_from=stage.receivers_from,
+        receivers_at=stage.receivers_at,
+        metric=effects.metric,
+        n_prompts=len(effects.scenarios),
+        noise_floor=effects.noise_floor,
+        effects=_table(effects.effects),
+        low=_table(low),
+        high=_table(high),
+        adjusted_p=_table(selection.adjusted_p),
+        selected=places(selection.helping),
+        hurting=places(selection.hurting),
+        rule=rule,
+    )
+
+
+def _table(values: object) -> tuple[tuple[Number, ...], ...]:
+    """[layer, head]; None where a head was not measured."""
+    rows = np.asarray(values, dtype=float).tolist()
+    return tuple(tuple(None if value != value else value for value in row) for row in rows)
+
+
+def cost(sizes: Sizes, _: None) -> Iterator[Part]:
+    """Stages that plans share run once."""
+    parts: dict[str, Part] = {}
+    for plan in sizes.plans.values():
+        for stage in plan.stages:
+            part = _sweep_cost(sizes, stage, sizes.n_searched if plan is sizes.main else 1)
+            parts.setdefault(part.what, part)
+    yield from parts.values()
+
+
+def _sweep_cost(sizes: Sizes, stage: Stage, times: int) -> Part:
+    """A sender in layer l costs one token in the layers above, then the second run's window."""
+    n = sum(getattr(sizes.settings.prompts, split) for split in stage.splits)
+    runs = times * n * sizes.base.n_layers * sizes.base.n_heads
+    width = 0.0 if stage.via is None else sizes.width(stage.receivers_at or stage.at)
+    what = f"{stage.name} (at {stage.at}{'' if stage.via is None else f', via {stage.via}'})"
+    return Part(what, runs * (1 if stage.via is None else 2), sizes.runs(runs, 1 + width, layers=0.5))
+
+
+SECTION = Section("discovery", None, dict[str, FoundCircuit], run, cost)

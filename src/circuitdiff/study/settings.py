@@ -1,0 +1,122 @@
+"""The settings that all sections of a study share, read from YAML. `registry.StudySettings` adds those of sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from circuitdiff.config.settings import (
+    Count,
+    Dtype,
+    FolderName,
+    Gigabytes,
+    ModelSettings,
+    Name,
+    Prompts,
+    Seed,
+    Settings,
+)
+from circuitdiff.config.validation import validated
+from circuitdiff.errors import InputError, choices
+from circuitdiff.methods.discovery import Plan
+from circuitdiff.tasks import Task, get_task
+from circuitdiff.config.validation import validated
+
+
+class TaskSettings(Settings):
+    """A built-in task, or only its name; options are the arguments of its function in `circuitdiff.tasks`."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_lone_text_is_a_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class PromptSettings(Settings):
+    """How many prompts each purpose gets; all splits are disjoint."""
+
+    discovery: Prompts = 100
+    replication: Prompts = 100  # for stages that want their discoveries replicated
+    evaluation: Prompts = 300
+    means: Prompts = 300  # their counterfactuals are always unrelated prompts
+    queries_per_scenario: Count = 1
+    counterfactual: str = "unrelated"  # one of the task's kinds; an unknown one is refused with a list of them
+
+
+class CommonSettings(Settings):
+    """What a study depends on beside the settings of its sections."""
+
+    name: FolderName
+    base: ModelSettings
+    variants: dict[Name, ModelSettings] = Field(default_factory=dict)
+    task: TaskSettings
+    prompts: PromptSettings = Field(default_factory=PromptSettings)
+    circuits: dict[Name, Path] = Field(default_factory=dict)  # circuit files to evaluate beside those that are found
+    series: dict[Name, dict[str, Seed]] = Field(default_factory=dict)  # by title: models and their training steps
+    plans: dict[Name, Plan] = Field(default_factory=dict)  # empty: the task's own plan
+    discover_in: tuple[str, ...] | None = None  # variants whose own circuit is looked for, too; None: all
+    seed: Seed = 0
+    dtype: Dtype = "float32"
+    device: str | tuple[str, ...] = "cpu"  # one of torch's, such as cuda or cuda:1; of several, each worker gets one
+    executor: Literal["window", "full"] = "window"  # full: the whole model for every run, to compare with
+    memory_gb: Gigabytes = 1.0  # for runs at work and kept clean runs, beside the models' weights; of each worker
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> CommonSettings:
+        if self.base.name in self.variants:
+            raise ValueError(f"a variant is called {self.base.name!r}, like the base")
+        if unknown := set(self.discover_in or ()) - set(self.variants):
+            raise ValueError(
+                f"discover_in names {min(unknown)!r}, no variant of this study{choices(min(unknown), self.variants)}"
+            )
+        if taken := set(self.circuits) & {*self.models, *(f"{self.base.name} ({plan})" for plan in self.plans)}:
+            raise ValueError(f"a circuit file is called {min(taken)!r}, like a circuit that is found")
+        for title, steps in self.series.items():
+            if unknown := set(steps) - set(self.models):
+                models = choices(min(unknown), self.models)
+                raise ValueError(f"series {title!r} names {min(unknown)!r}, which is no model of this study{models}")
+            if len(steps) < 2 or len(set(steps.values())) < len(steps):
+                raise ValueError(f"series {title!r} needs two models or more, each at another step")
+        return self
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The models in which the main plan is run, the base first. A model's main circuit goes by its name."""
+        return self.base.name, *(self.variants if self.discover_in is None else self.discover_in)
+
+    @property
+    def models(self) -> dict[str, ModelSettings]:
+        """The base under its own name, then the variants."""
+        return {self.base.name: self.base, **self.variants}
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return (self.device,) if isinstance(self.device, str) else self.device
+
+
+class _Plans(Settings):
+    plans: dict[Name, Plan]
+
+
+def task_of(settings: CommonSettings) -> Task:
+    """Raises: InputError if there is no such task, or it takes no such options."""
+    return get_task(settings.task.name, **settings.task.options)
+
+
+def plans_of(settings: CommonSettings) -> dict[str, Plan]:
+    """The study's plans, or the task's own; the first one is the main plan.
+
+    Raises: InputError if there is none, or a plan names a role that the task lacks.
+    """
+    task = task_of(settings)
+    plans = settings.plans or validated(_Plans, {"plans": task.plans}, f"task {task.name}").plans
+    if not plans:
+        raise InputError(f"the task {task.name} has no plan of its own: give `plans`")
+    for plan in plans.values():
+        plan.check(task.roles)
+    return dict(plans)
