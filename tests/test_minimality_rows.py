@@ -12,8 +12,8 @@ from circuitdiff.methods.minimality import GroupMinimality, HeadCost, Minimality
 from circuitdiff.stats.intervals import Interval
 from circuitdiff.validation import Sizes
 from circuitdiff.validation.discovery_rows import (
+    MINIMALITY_RULE,
     N_DECOYS,
-    RULE,
     drawn_decoys,
     judged,
     minimality_rows,
@@ -47,7 +47,7 @@ def invented(kept: set[Head]) -> MinimalityResult:
         n = len(costs)
         table = PairTable(group.heads, torch.zeros(n, n, dtype=torch.float64))
         groups[name] = GroupMinimality(group.at, table, tuple(costs), torch.zeros(n, 2))
-    return MinimalityResult(groups, RULE, torch.arange(2), 2)
+    return MinimalityResult(groups, MINIMALITY_RULE, torch.arange(2), 2)
 
 
 def test_a_decoy_that_stays_and_a_planted_head_that_goes_are_named():
