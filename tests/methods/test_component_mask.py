@@ -16,9 +16,8 @@ from circuitdiff.errors import InputError
 from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Training, fit_mask, fit_shared
 from circuitdiff.methods.component_mask import patching as component_patching
 from circuitdiff.methods.component_mask.fit import dealt_order
-from circuitdiff.methods.component_mask.gates import gates_named
 from circuitdiff.methods.component_mask.patching import Patching
-from circuitdiff.methods.component_mask.training import cross_entropy, gradient, target_logit
+from circuitdiff.methods.component_mask.training import cross_entropy, gates_named, gradient, target_logit
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.prompts import Triples

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from circuitdiff.methods.component_mask import Training
-from circuitdiff.methods.component_mask.gates import gates_named
 from circuitdiff.methods.component_mask.patching import Patching
-from circuitdiff.methods.component_mask.training import Part, train_mask
+from circuitdiff.methods.component_mask.training import Part, gates_named, train_mask
 from fake_triples import fake_triples
 from masked_subject import HEADS, patching_of
 from tiny_models import subject
