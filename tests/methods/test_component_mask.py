@@ -23,9 +23,9 @@ from circuitdiff.planted import build_planted
 from circuitdiff.prompts import Triples
 from circuitdiff.tasks import entity_tracking
 from circuitdiff.tasks.desiderata import sample_desiderata
-from fake_triples import N_TRIPLES, fake_triples
-from masked_subject import HEADS, patching_of
-from tiny_models import Subject, subject
+from helpers.fake_triples import N_TRIPLES, fake_triples
+from helpers.masked_subject import HEADS, patching_of
+from helpers.tiny_models import Subject, subject
 
 KEEP = torch.tensor([0.25, 0.0, 0.75, 0.5], dtype=torch.float64)
 ROWS = torch.tensor([0, 3, 4, 7, 8, 13, 22])

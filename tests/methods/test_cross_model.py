@@ -25,9 +25,9 @@ from circuitdiff.methods.cross_model import (
 from circuitdiff.methods.cross_model.hybrids import basis_of, distance_from_clean, spread
 from circuitdiff.prompts import buckets
 from circuitdiff.stats.shapley import Subset, all_subsets
-from fake_pairs import fake_pairs
-from tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, as_model, subject
-from two_tiny_models import donor_of
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, as_model, subject
+from helpers.two_tiny_models import donor_of
 
 LATE = Group("last", (Head(3, 5), Head(2, 0), Head(3, 1)))
 EARLY = Group("previous_query_label", (Head(0, 2), Head(1, 4)))

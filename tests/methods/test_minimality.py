@@ -24,8 +24,8 @@ from circuitdiff.methods.minimality import (
 )
 from circuitdiff.prompts import Pairs, PromptSet, halves
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
-from fake_pairs import fake_pairs
-from tiny_models import subject
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import subject
 
 FETCHERS = (Head(3, 1), Head(2, 5), Head(1, 1), Head(2, 1))
 READERS = (Head(0, 2), Head(1, 4))

@@ -10,7 +10,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.finetune.data import GENERATORS, generate
 from circuitdiff.finetune.examples import encode_examples
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
-from tiny_tokenizers import FRAME, word_level
+from helpers.tiny_tokenizers import FRAME, word_level
 
 TOKENIZER = word_level([*FRAME, *LABELS, *OBJECTS, *TRAIN_OBJECTS])
 

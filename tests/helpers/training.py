@@ -11,7 +11,7 @@ from circuitdiff.finetune.loop import (
     Training,
 )
 from circuitdiff.finetune.lora import Lora, add_lora
-from tiny_decoders import tiny_decoder
+from helpers.tiny_decoders import tiny_decoder
 
 LORA = Lora(rank=4, alpha=8, targets=("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 TRAINING = Training(steps=12, batch=5, learning_rate=0.02, warmup=2, seed=3, checkpoint_every=4)

@@ -10,7 +10,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.finetune.examples import Examples
 from circuitdiff.finetune.loop import Training, answer_logits, finetune
 from circuitdiff.finetune.lora import Lora, add_lora, silence
-from tiny_decoders import tiny_decoder
+from helpers.tiny_decoders import tiny_decoder
 
 SHAPE = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4}
 TRAINING = Training(steps=5, batch=4, learning_rate=0.05, warmup=1, seed=0)

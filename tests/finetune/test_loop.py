@@ -19,8 +19,8 @@ from circuitdiff.finetune.loop import (
     learning_rate_at,
 )
 from circuitdiff.finetune.lora import add_lora
-from tiny_decoders import tiny_decoder
-from training import LORA, TRAINING, Killed, assert_same_values, examples, lora_model, trained_values
+from helpers.tiny_decoders import tiny_decoder
+from helpers.training import LORA, TRAINING, Killed, assert_same_values, examples, lora_model, trained_values
 
 
 @torch.no_grad()

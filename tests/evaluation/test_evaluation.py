@@ -20,8 +20,8 @@ from circuitdiff.evaluation import (
     random_circuit,
 )
 from circuitdiff.prompts import PromptSet
-from fake_pairs import KINDS, SLOTS, fake_pairs
-from tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject
+from helpers.fake_pairs import KINDS, SLOTS, fake_pairs
+from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject
 
 CIRCUIT = Circuit(
     {

@@ -10,8 +10,8 @@ from circuitdiff.errors import InputError
 from circuitdiff.methods.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
 from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.stats.selection import Discoveries, TopK
-from fake_pairs import fake_pairs
-from tiny_models import N_HEADS, N_LAYERS, subject
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import N_HEADS, N_LAYERS, subject
 
 FIRST = Stage("first", "last", TopK(3), n_receivers=2)
 SECOND = Stage("second", "last", TopK(2), via="q", receivers_from="first")

@@ -10,7 +10,7 @@ from circuitdiff.planted import build_planted, planted_names
 from circuitdiff.planted.space import CONSTANT, D_MODEL
 from circuitdiff.planted.wiring import N_HEADS
 from circuitdiff.tasks import entity_tracking
-from planted_probe import (
+from helpers.planted_probe import (
     ablated,
     accuracy,
     all_heads,

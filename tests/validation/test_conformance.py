@@ -8,7 +8,7 @@ import pytest
 from circuitdiff.errors import InputError
 from circuitdiff.validation.conformance import check_table, conformance, llama_circuit
 
-TABLES = Path(__file__).resolve().parents[2] / "shared" / "conformance"
+TABLES = Path(__file__).resolve().parents[3] / "shared" / "conformance"
 pytestmark = pytest.mark.skipif(not TABLES.is_dir(), reason=f"the published tables are not at {TABLES}")
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from circuitdiff.cache.store import Store
 from circuitdiff.settings import read_settings
 from circuitdiff.workbench import Workbench
-from tiny_folder import save_tiny_model, study_yaml
+from helpers.tiny_folder import save_tiny_model, study_yaml
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.tasks import entity_tracking
-from tiny_models import randomise
-from tiny_tokenizers import FRAME, word_level
+from helpers.tiny_models import randomise
+from helpers.tiny_tokenizers import FRAME, word_level
 
 N_LAYERS, N_HEADS = 3, 4
 FURTHER = ("minimality", "completeness", "ablations", "functions", "cross_model", "graft", "knockout")

@@ -11,8 +11,8 @@ from circuitdiff.finetune.loop import (
     answer_logits,
     hits,
 )
-from tiny_decoders import tiny_decoder, tiny_tokenizer
-from training import jsonl
+from helpers.tiny_decoders import tiny_decoder, tiny_tokenizer
+from helpers.training import jsonl
 
 
 def test_examples_are_read_from_jsonl(tmp_path):

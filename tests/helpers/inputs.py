@@ -24,9 +24,9 @@ from circuitdiff.sections.whole_study import read_study
 from circuitdiff.study import plans_of
 from circuitdiff.tasks import entity_tracking, read_triples
 from circuitdiff.validation.conformance import STAGES, conformance
-from invented_results import invented_results
-from tiny_decoders import save_decoder, save_random_adapter
-from tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
+from helpers.invented_results import invented_results
+from helpers.tiny_decoders import save_decoder, save_random_adapter
+from helpers.tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from circuitdiff.prompts import PromptSet, Triples
-from fake_pairs import D_VOCAB, KINDS, SLOTS
+from helpers.fake_pairs import D_VOCAB, KINDS, SLOTS
 
 N_TRIPLES = 23
 

@@ -22,9 +22,9 @@ from circuitdiff.evaluation import (
     mean_activations,
 )
 from circuitdiff.prompts import Pairs
-from fake_pairs import SLOTS, fake_pairs
-from reference import Act
-from tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject
+from helpers.fake_pairs import SLOTS, fake_pairs
+from helpers.reference import Act
+from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject
 
 ROLES = ("last", "previous_query_label")
 CIRCUIT = Circuit(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 
-from tiny_models import Subject, as_subject, randomise, subject
+from helpers.tiny_models import Subject, as_subject, randomise, subject
 
 
 @functools.cache

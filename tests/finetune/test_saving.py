@@ -17,8 +17,8 @@ from circuitdiff.finetune.loop import (
 )
 from circuitdiff.finetune.saving import save_adapter, writing
 from circuitdiff.models.sources import read_source
-from tiny_decoders import save_decoder
-from training import LORA, TRAINING, examples, lora_model, trained_values
+from helpers.tiny_decoders import save_decoder
+from helpers.training import LORA, TRAINING, examples, lora_model, trained_values
 
 
 @pytest.mark.parametrize("stored_as", ["float16", "bfloat16"])

@@ -6,7 +6,7 @@ from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.component_mask import SharedRuns
 from circuitdiff.methods.component_mask.patching import Patching
 from circuitdiff.prompts import Triples
-from tiny_models import Subject
+from helpers.tiny_models import Subject
 
 HEADS = (Head(2, 4), Head(1, 0), Head(1, 5), Head(3, 2))
 

@@ -17,8 +17,8 @@ from circuitdiff.finetune.loop import (
 )
 from circuitdiff.finetune.recipes import is_made, made_by, read_recipe, run_recipe
 from circuitdiff.models.sources import read_source
-from tiny_decoders import WORDS, save_decoder, tiny_decoder
-from training import Killed, jsonl
+from helpers.tiny_decoders import WORDS, save_decoder, tiny_decoder
+from helpers.training import Killed, jsonl
 
 RECIPE = {
     "name": "tiny",

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from circuitdiff.engine import Batch, Edit, Model
 from circuitdiff.engine.edits import What
 from circuitdiff.models.structure import find_structure
-from reference import NAME, Reference
+from helpers.reference import NAME, Reference
 
 N_LAYERS, N_HEADS, N_KV_HEADS, D_HEAD, D_MODEL, D_MLP, D_VOCAB = 4, 6, 2, 10, 42, 44, 61
 N_PROMPTS, LENGTH, N_VARIANTS = 3, 13, 5

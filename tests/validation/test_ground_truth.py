@@ -27,9 +27,9 @@ from circuitdiff.validation.circuit_rows import _as_good, circuit_rows
 from circuitdiff.validation.discovery_rows import Comparison, compare_with_attribution, discovery_rows, null_rows
 from circuitdiff.validation.plantings import Alarm, Coverage, Planting, holds, planting_rows, try_planting
 from circuitdiff.validation.subjects import PLAN, Row, Subject, another_planting, named_subject, run_plan
-from fake_pairs import fake_pairs
-from tiny_models import N_HEADS, N_LAYERS, subject
-from tiny_models import Subject as TinySubject
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import N_HEADS, N_LAYERS, subject
+from helpers.tiny_models import Subject as TinySubject
 
 FEW = Sizes(discovery=7, evaluation=21, random_circuits=2, random_prompts=21, truth=7, decoys=2)
 DIRECT, NONE = PLAN.stages[0], torch.zeros(10, 8)
