@@ -21,8 +21,7 @@ from torch import Tensor
 import circuitdiff as cd
 from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, fit_shared
-from circuitdiff.methods.component_mask.gates import gates_named
-from circuitdiff.methods.component_mask.training import cross_entropy, gradient
+from circuitdiff.methods.component_mask.training import cross_entropy, gates_named, gradient
 from circuitdiff.tasks.desiderata import sample_triples
 
 WANTED = 8

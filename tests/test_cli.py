@@ -14,7 +14,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
 from circuitdiff.tasks import entity_tracking
-from tiny_folder import CIRCUIT_ONLY, save_tiny_model, study_yaml
+from helpers.tiny_folder import CIRCUIT_ONLY, save_tiny_model, study_yaml
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from circuitdiff.sections.costs import study_costs
 from circuitdiff.sections.whole_study import read_study
 from circuitdiff.study import plans_of
 from circuitdiff.workbench import sample_splits
-from tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, study_yaml
+from helpers.tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, study_yaml
 
 
 @pytest.fixture(scope="module")

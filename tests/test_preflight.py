@@ -13,9 +13,9 @@ from circuitdiff.errors import InputError
 from circuitdiff.sections.preflight import check_study
 from circuitdiff.sections.whole_study import read_study
 from circuitdiff.study import plans_of, run_study
-from tiny_decoders import save_random_adapter, tiny_decoder
-from tiny_folder import save_tiny_model, settings_of, silent
-from tiny_tokenizers import word_level
+from helpers.tiny_decoders import save_random_adapter, tiny_decoder
+from helpers.tiny_folder import save_tiny_model, settings_of, silent
+from helpers.tiny_tokenizers import word_level
 
 
 @pytest.fixture(scope="module")

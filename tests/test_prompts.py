@@ -11,8 +11,8 @@ from torch import Tensor
 
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Pairs, PromptSet, Triples
-from fake_pairs import KINDS, LENGTHS, SLOTS, fake_pairs, prompt_set
-from fake_triples import fake_triples
+from helpers.fake_pairs import KINDS, LENGTHS, SLOTS, fake_pairs, prompt_set
+from helpers.fake_triples import fake_triples
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import torch
 
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.results import accuracy_entry
-from fake_pairs import fake_pairs
+from helpers.fake_pairs import fake_pairs
 
 
 def answered(words: list[int], answers: torch.Tensor) -> Evaluation:

@@ -12,7 +12,7 @@ from circuitdiff.sections.whole_study import WholeStudy, read_study
 from circuitdiff.settings import parse_settings, read_settings
 from circuitdiff.stats.selection import Discoveries, TopK
 from circuitdiff.tasks import get_task
-from tiny_folder import study_yaml
+from helpers.tiny_folder import study_yaml
 
 SMALL = {"name": "x", "base": "m", "task": "ioi"}
 STUDY = """

@@ -27,7 +27,7 @@ from circuitdiff.report import report_page
 from circuitdiff.sections.inputs import files_of, inputs_of
 from circuitdiff.study import run_study
 from circuitdiff.workbench import sample_splits
-from tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent, study_yaml
+from helpers.tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent, study_yaml
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.models.checks import CheckError, refuse_failures
 from circuitdiff.stats.selection import TopK
 from circuitdiff.study_checks import check_ablation, check_batching, check_noise, check_same_shape, check_stage
-from fake_pairs import fake_pairs
-from tiny_models import subject
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import subject
 
 CIRCUIT = Circuit({"g": Group("last", (Head(1, 2), Head(2, 0))), "r": Group("query_label", (Head(0, 5),))})
 RECEIVERS = [Head(3, 0), Head(2, 1)]

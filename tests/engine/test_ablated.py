@@ -8,7 +8,7 @@ from torch import Tensor
 
 from circuitdiff.engine import Ablation, FullExecutor, WindowExecutor
 from circuitdiff.engine.constant_tokens import ConstantTokens
-from tiny_models import (
+from helpers.tiny_models import (
     ARCHITECTURES,
     D_HEAD,
     D_VOCAB,

@@ -8,7 +8,7 @@ import torch
 from circuitdiff.engine import Edit, FullExecutor, Knockout, WindowExecutor
 from circuitdiff.engine.attention_edits import edited_output
 from circuitdiff.errors import InputError
-from tiny_models import (
+from helpers.tiny_models import (
     ARCHITECTURES,
     LENGTH,
     N_HEADS,

@@ -9,7 +9,7 @@ import torch
 
 from circuitdiff.engine import WindowExecutor
 from circuitdiff.engine.branch import branched
-from tiny_models import ARCHITECTURES, Draw, assert_same, batch_of, everything, random_tokens, subject
+from helpers.tiny_models import ARCHITECTURES, Draw, assert_same, batch_of, everything, random_tokens, subject
 
 START = 11  # of the later edits
 

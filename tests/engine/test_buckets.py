@@ -7,7 +7,7 @@ import torch
 
 from circuitdiff.engine import Edit, FullExecutor, WindowExecutor
 from circuitdiff.prompts import PromptSet, buckets
-from tiny_models import D_HEAD, Draw, assert_same, batch_of, everything, random_tokens, subject
+from helpers.tiny_models import D_HEAD, Draw, assert_same, batch_of, everything, random_tokens, subject
 
 LENGTHS = torch.tensor([13, 9, 13, 9, 11, 13, 9])
 LABEL = torch.tensor([7, 5, 8, 5, 7, 7, 6])

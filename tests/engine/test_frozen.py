@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from circuitdiff.engine import Edit, Executor, FullExecutor, Site, WindowExecutor
-from tiny_models import ARCHITECTURES, LAST, N_VARIANTS, Draw, assert_same, batch_of, everything, random_tokens, subject
+from helpers.tiny_models import (
+    ARCHITECTURES,
+    LAST,
+    N_VARIANTS,
+    Draw,
+    assert_same,
+    batch_of,
+    everything,
+    random_tokens,
+    subject,
+)
 
 EXECUTORS = [pytest.param(FullExecutor(), id="full"), pytest.param(WindowExecutor(), id="window")]
 

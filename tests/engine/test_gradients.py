@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circuitdiff.engine import Edit, FullExecutor, WindowExecutor
-from tiny_models import D_VOCAB, N_PROMPTS, Draw, batch_of, everything, random_tokens, subject
+from helpers.tiny_models import D_VOCAB, N_PROMPTS, Draw, batch_of, everything, random_tokens, subject
 
 
 def masked(draw: Draw) -> list[Edit]:

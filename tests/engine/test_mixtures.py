@@ -8,9 +8,9 @@ import torch
 from circuitdiff.engine.capture import read_model
 from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures
 from circuitdiff.engine.weights import Slice, complement, head_slices, swapped
-from fake_pairs import fake_pairs
-from tiny_models import N_LAYERS, subject
-from two_tiny_models import donor_of
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import N_LAYERS, subject
+from helpers.two_tiny_models import donor_of
 
 
 def everything(logits, _):

@@ -12,8 +12,8 @@ from circuitdiff.engine.attention import handled_by
 from circuitdiff.engine.packing import packs
 from circuitdiff.engine.replay import cut, embed, run_layer
 from circuitdiff.prompts import PromptSet
-from fake_pairs import D_VOCAB, prompt_set
-from tiny_models import ARCHITECTURES, LENGTH, subject
+from helpers.fake_pairs import D_VOCAB, prompt_set
+from helpers.tiny_models import ARCHITECTURES, LENGTH, subject
 
 N_ALIKE = {0: 9, 1: 7}  # tokens that the questions about each scenario have in common
 SCENARIOS = (0, 1, 0, 2, 1, 0)  # the third has one question

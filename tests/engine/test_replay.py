@@ -8,7 +8,7 @@ import torch
 from circuitdiff.engine.clean import run_clean
 from circuitdiff.engine.replay import cut, embed, run_layer
 from circuitdiff.errors import InputError
-from tiny_models import ARCHITECTURES, LENGTH, assert_same, random_tokens, subject
+from helpers.tiny_models import ARCHITECTURES, LENGTH, assert_same, random_tokens, subject
 
 
 @pytest.mark.parametrize("start", [0, 8])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from circuitdiff.engine import Edit, FullExecutor, WindowExecutor
-from tiny_models import (
+from helpers.tiny_models import (
     ARCHITECTURES,
     N_VARIANTS,
     Draw,

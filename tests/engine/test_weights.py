@@ -13,8 +13,8 @@ from circuitdiff.engine.attention import AttentionCall, attend, expand_kv, handl
 from circuitdiff.engine.mixtures import Mixture, mixtures_of
 from circuitdiff.engine.weights import Slice, complement, head_slices, sharing_heads, swapped
 from circuitdiff.errors import InputError
-from tiny_models import ARCHITECTURES, D_HEAD, N_HEADS, N_KV_HEADS, as_model, random_tokens, randomise, subject
-from two_tiny_models import donor_of
+from helpers.tiny_models import ARCHITECTURES, D_HEAD, N_HEADS, N_KV_HEADS, as_model, random_tokens, randomise, subject
+from helpers.two_tiny_models import donor_of
 
 LAYER, HEADS = 1, [1, 5]
 UNDER_ONE_NORM = ("olmo2",)  # its norm is over all heads' q, and over all heads' k

@@ -11,8 +11,8 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, evaluate_circuits, evaluate_model, mean_activations
 from circuitdiff.methods.ablations import ABLATIONS, Ablated, ablation_scores, compare_ablations
 from circuitdiff.stats.intervals import mean_interval
-from fake_pairs import fake_pairs
-from tiny_models import subject
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import subject
 
 CIRCUIT = Circuit({"fetcher": Group("last", (Head(3, 1), Head(2, 5)))})
 

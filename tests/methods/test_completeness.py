@@ -14,8 +14,8 @@ from circuitdiff.evaluation import evaluate_circuit, evaluate_circuits, evaluate
 from circuitdiff.methods.completeness import Completeness, completeness, greedy_part, random_parts, whole_groups
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.intervals import mean_interval
-from fake_pairs import fake_pairs
-from tiny_models import subject
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import subject
 
 CIRCUIT = Circuit(
     {

@@ -16,17 +16,16 @@ from circuitdiff.errors import InputError
 from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Training, fit_mask, fit_shared
 from circuitdiff.methods.component_mask import patching as component_patching
 from circuitdiff.methods.component_mask.fit import dealt_order
-from circuitdiff.methods.component_mask.gates import gates_named
 from circuitdiff.methods.component_mask.patching import Patching
-from circuitdiff.methods.component_mask.training import cross_entropy, gradient, target_logit
+from circuitdiff.methods.component_mask.training import cross_entropy, gates_named, gradient, target_logit
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.prompts import Triples
 from circuitdiff.tasks import entity_tracking
 from circuitdiff.tasks.desiderata import sample_desiderata
-from fake_triples import N_TRIPLES, fake_triples
-from masked_subject import HEADS, patching_of
-from tiny_models import Subject, subject
+from helpers.fake_triples import N_TRIPLES, fake_triples
+from helpers.masked_subject import HEADS, patching_of
+from helpers.tiny_models import Subject, subject
 
 KEEP = torch.tensor([0.25, 0.0, 0.75, 0.5], dtype=torch.float64)
 ROWS = torch.tensor([0, 3, 4, 7, 8, 13, 22])

@@ -22,12 +22,12 @@ from circuitdiff.methods.cross_model import (
     read_several,
     run_controls,
 )
-from circuitdiff.methods.cross_model.compatibility import basis_of, distance_from_clean, spread
+from circuitdiff.methods.cross_model.hybrids import basis_of, distance_from_clean, spread
 from circuitdiff.prompts import buckets
 from circuitdiff.stats.shapley import Subset, all_subsets
-from fake_pairs import fake_pairs
-from tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, as_model, subject
-from two_tiny_models import donor_of
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, as_model, subject
+from helpers.two_tiny_models import donor_of
 
 LATE = Group("last", (Head(3, 5), Head(2, 0), Head(3, 1)))
 EARLY = Group("previous_query_label", (Head(0, 2), Head(1, 4)))
@@ -138,7 +138,7 @@ def test_controls_are_what_they_are_called():
 
 @torch.no_grad()
 def test_noise_is_as_far_from_the_recipients_values_as_the_donors_and_scaling_keeps_directions():
-    from circuitdiff.methods.cross_model.controls import _noise, _scaled
+    from circuitdiff.methods.cross_model.patching import _noise, _scaled
 
     g = torch.Generator().manual_seed(0)
     donor, own = (torch.randn(5, 2, 7, generator=g, dtype=torch.float64) for _ in range(2))

@@ -24,9 +24,9 @@ from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
 from circuitdiff.methods.minimality import minimality
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
 from circuitdiff.prompts import Pairs, PromptSet, Triples
-from fake_pairs import D_VOCAB, SLOTS, fake_pairs
-from fake_triples import fake_triples
-from tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject
+from helpers.fake_pairs import D_VOCAB, SLOTS, fake_pairs
+from helpers.fake_triples import fake_triples
+from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject
 
 MODEL = subject("gpt2").model
 N_POSITIONS = 71

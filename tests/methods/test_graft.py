@@ -13,9 +13,9 @@ from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.methods.graft import graft, graft_alone
 from circuitdiff.stats.shapley import Subset, needed_subsets
-from fake_pairs import fake_pairs
-from tiny_models import D_HEAD, N_HEADS, N_LAYERS, as_model, subject
-from two_tiny_models import donor_of
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, as_model, subject
+from helpers.two_tiny_models import donor_of
 
 CIRCUIT = Circuit(
     {

@@ -9,9 +9,8 @@ from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
-from fake_pairs import fake_pairs
-from test_path_patching import logit_difference
-from tiny_models import subject
+from helpers.fake_pairs import fake_pairs, logit_difference
+from helpers.tiny_models import subject
 
 ROLES = ["last", "query_label", "previous_query_label"]
 HEADS = (Head(1, 5), Head(3, 2), Head(1, 0))

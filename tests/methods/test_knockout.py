@@ -20,8 +20,8 @@ from circuitdiff.methods.knockout import (
     random_keys,
     several_knockouts,
 )
-from fake_pairs import fake_pairs
-from tiny_models import N_HEADS, N_LAYERS, subject
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import N_HEADS, N_LAYERS, subject
 
 ROLES = ["last", "query_label", "previous_query_label"]
 

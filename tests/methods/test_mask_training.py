@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from circuitdiff.methods.component_mask import Training
-from circuitdiff.methods.component_mask.gates import gates_named
 from circuitdiff.methods.component_mask.patching import Patching
-from circuitdiff.methods.component_mask.training import Part, train_mask
-from fake_triples import fake_triples
-from masked_subject import HEADS, patching_of
-from tiny_models import subject
+from circuitdiff.methods.component_mask.training import Part, gates_named, train_mask
+from helpers.fake_triples import fake_triples
+from helpers.masked_subject import HEADS, patching_of
+from helpers.tiny_models import subject
 
 
 def answering(accuracies) -> Patching:

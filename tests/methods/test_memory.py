@@ -15,8 +15,8 @@ from circuitdiff.engine.model import Model
 from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
 from circuitdiff.prompts import Pairs, PromptSet
-from peak_memory import PeakMemory
-from tiny_models import as_model, random_tokens, subject
+from helpers.peak_memory import PeakMemory
+from helpers.tiny_models import as_model, random_tokens, subject
 
 MEMORY_GB = 0.03
 RESULTS = 2**20  # beside it: results, what heads carry in the counterfactual prompts, masks and positions

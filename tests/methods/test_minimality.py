@@ -24,8 +24,8 @@ from circuitdiff.methods.minimality import (
 )
 from circuitdiff.prompts import Pairs, PromptSet, halves
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
-from fake_pairs import fake_pairs
-from tiny_models import subject
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import subject
 
 FETCHERS = (Head(3, 1), Head(2, 5), Head(1, 1), Head(2, 1))
 READERS = (Head(0, 2), Head(1, 4))
@@ -123,7 +123,7 @@ def test_a_known_pair_table_chooses_the_removal_sets_and_is_not_measured(monkeyp
     measured, other = [], found(MinimalityRule(fraction=0.7)).groups["reader"].table
     real = evaluate_circuits
     spy = lambda model, circuits, *a, **k: measured.append(len(circuits)) or real(model, circuits, *a, **k)  # noqa: E731
-    monkeypatch.setattr("circuitdiff.methods.minimality.measure.evaluate_circuits", spy)
+    monkeypatch.setattr("circuitdiff.methods.minimality.evaluate_circuits", spy)
     n = len(FETCHERS)
     scores = torch.ones(n, n, dtype=torch.float64)
     scores[0, 1] = 0.5  # without the second, the first is missed
@@ -170,7 +170,7 @@ def planted(monkeypatch, values: dict[frozenset[Head], torch.Tensor]) -> Pairs:
         probabilities = [values[frozenset(FETCHERS) - circuit.heads_at("last")][on.scenarios] for circuit in circuits]
         return [Evaluation(p > 0.5, zeros[: len(on)], p, p.log(), on.scenarios) for p in probabilities]
 
-    monkeypatch.setattr("circuitdiff.methods.minimality.measure.evaluate_circuits", evaluate)
+    monkeypatch.setattr("circuitdiff.methods.minimality.evaluate_circuits", evaluate)
     return pairs
 
 
@@ -281,7 +281,7 @@ def test_pairs_of_the_same_index_in_two_layers_leave_together_only_if_told(monke
     ],
 )
 def test_a_circuit_that_cannot_be_tested_is_refused_before_any_work(groups, message, monkeypatch):
-    monkeypatch.setattr("circuitdiff.methods.minimality.measure.evaluate_circuits", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr("circuitdiff.methods.minimality.evaluate_circuits", lambda *_, **__: pytest.fail("ran"))
     with pytest.raises(InputError, match=message):
         minimality(subject("llama").model, Circuit(groups), fake_pairs(), "zero")
 

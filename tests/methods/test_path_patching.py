@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from circuitdiff.circuit import Head
 from circuitdiff.engine import Edit, Model, Site
@@ -12,17 +11,12 @@ from circuitdiff.engine.pair_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
 from circuitdiff.prompts import Pairs
-from fake_pairs import fake_pairs
-from tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, subject
+from helpers.fake_pairs import fake_pairs, logit_difference
+from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, subject
 
 RECEIVERS = [Head(2, 1), Head(2, 4), Head(3, 5)]
 EVERYONE = torch.arange(N_HEADS)
 ONE = torch.tensor([0])
-
-
-def logit_difference(logits: Tensor, pairs: Pairs, i: int) -> float:
-    others = [float(logits[0, t]) for t in pairs.alternatives[i].tolist()]
-    return float(logits[0, pairs.answers[i]]) - max(others)
 
 
 def by_definition(chosen: Subject, pairs: Pairs, sender: Head, at: str, via=None, receivers_at=None) -> list[float]:

@@ -16,7 +16,7 @@ from circuitdiff.models.checks import CheckError
 from circuitdiff.models.fingerprint import weight_digests
 from circuitdiff.models.in_memory import with_first_adapters
 from circuitdiff.models.sources import read_source
-from tiny_decoders import change_json, change_weights, save_decoder, save_random_adapter, tiny_decoder
+from helpers.tiny_decoders import change_json, change_weights, save_decoder, save_random_adapter, tiny_decoder
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 

@@ -12,7 +12,7 @@ from circuitdiff.engine.frozen import FrozenRun
 from circuitdiff.engine.full import _put
 from circuitdiff.models import checks
 from circuitdiff.models.checks import CheckError, checks_at_load, refuse_failures
-from tiny_models import ARCHITECTURES, as_model, subject
+from helpers.tiny_models import ARCHITECTURES, as_model, subject
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

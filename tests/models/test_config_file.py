@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from circuitdiff.errors import InputError
 from circuitdiff.models.origins import origin_of
 from circuitdiff.models.sources import read_source
-from tiny_decoders import save_decoder
+from helpers.tiny_decoders import save_decoder
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 from circuitdiff.models import fingerprint as fingerprints
 from circuitdiff.models.sources import read_source
-from tiny_decoders import save_decoder
+from helpers.tiny_decoders import save_decoder
 
 
 def fingerprint(module, tokenizer):

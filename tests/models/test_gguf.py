@@ -9,7 +9,7 @@ import torch
 
 from circuitdiff.errors import InputError
 from circuitdiff.models.sources import read_outline, read_source
-from gguf_files import (
+from helpers.gguf_files import (
     BYTE_LEVEL,
     CONTROL,
     D_HEAD,

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 import circuitdiff as cd
 from circuitdiff.errors import InputError
 from circuitdiff.models.sources import read_source
-from tiny_decoders import save_decoder, save_random_adapter, tiny_decoder, tiny_tokenizer
+from helpers.tiny_decoders import save_decoder, save_random_adapter, tiny_decoder, tiny_tokenizer
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 

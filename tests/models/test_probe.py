@@ -15,8 +15,8 @@ from circuitdiff.models import load_model
 from circuitdiff.models.checks import CheckError, checks_at_load, refuse_failures, tolerance_for
 from circuitdiff.models.probe import probe_tokens, windows
 from circuitdiff.models.structure import find_structure
-from tiny_decoders import D_VOCAB, SHAPE, save_decoder, tiny_decoder
-from tiny_models import _COMMON, as_model, randomise
+from helpers.tiny_decoders import D_VOCAB, SHAPE, save_decoder, tiny_decoder
+from helpers.tiny_models import _COMMON, as_model, randomise
 
 GPT2 = {"vocab_size": D_VOCAB, "n_embd": 24, "n_head": 3, "n_layer": 2, "bos_token_id": 1, "eos_token_id": 2}
 

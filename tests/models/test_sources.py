@@ -11,7 +11,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.models import family_registry
 from circuitdiff.models.family_registry import Built, Member, PackagedFile
 from circuitdiff.models.sources import read_source
-from tiny_decoders import (
+from helpers.tiny_decoders import (
     SHAPE,
     change_json,
     change_weights,

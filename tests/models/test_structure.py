@@ -12,7 +12,7 @@ from circuitdiff.engine import Batch, FullExecutor
 from circuitdiff.engine.window import WindowExecutor
 from circuitdiff.errors import InputError
 from circuitdiff.models.structure import find_structure
-from tiny_models import (
+from helpers.tiny_models import (
     ARCHITECTURES,
     D_HEAD,
     N_HEADS,

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from traceback import extract_tb
 
 import pytest
-from inputs import Input, model_inputs, text_inputs
-from mutate import Mutant, mutants
 
 from circuitdiff.errors import InputError
+from helpers.inputs import Input, model_inputs, text_inputs
+from helpers.mutate import Mutant, mutants
 
 TEXTS = ("study", "circuit", "triples", "examples", "recipe", "tables", "diff", "report")
 MODELS = ("config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json", "adapter_model.safetensors")

@@ -8,7 +8,7 @@ import pytest
 
 from circuitdiff.report import figures, write_report
 from circuitdiff.report.look import Figure
-from invented_results import invented_results
+from helpers.invented_results import invented_results
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from circuitdiff.report.look import circuit_key, stage_key
-from invented_results import OURS
+from helpers.invented_results import OURS
 
 BROWSER = shutil.which("chromium")
 FLAGS = [

@@ -11,7 +11,14 @@ from circuitdiff.report.ablations import ablation_rows, ablations_figures, ablat
 from circuitdiff.report.completeness import completeness_figures, completeness_key, completeness_sentence, part_rows
 from circuitdiff.report.minimality import cost_rows, minimality_figures, minimality_key, minimality_sentence
 from circuitdiff.report.parts import parts
-from invented_circuit_tests import CIRCUIT, MODEL, ablations_entry, completeness_entry, estimate, minimality_entry
+from helpers.invented_circuit_tests import (
+    CIRCUIT,
+    MODEL,
+    ablations_entry,
+    completeness_entry,
+    estimate,
+    minimality_entry,
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from circuitdiff.report import figures
 from circuitdiff.report.look import circuit_key, random_key, stage_key
-from invented_results import MODEL, OURS, PAPER
+from helpers.invented_results import MODEL, OURS, PAPER
 
 
 def rows_with(figure, *columns: str) -> list[dict]:

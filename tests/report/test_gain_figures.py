@@ -34,7 +34,7 @@ from circuitdiff.report.look import Figure
 from circuitdiff.report.page import write_report
 from circuitdiff.report.parts import parts
 from circuitdiff.report.verdict import anchor, threshold_sentence, verdict_rows
-from invented_gains import VARIANT, credit, gains
+from helpers.invented_gains import VARIANT, credit, gains
 
 
 def drawn(figure: Figure) -> list[dict]:

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from circuitdiff.report import write_report
-from invented_results import OURS
+from helpers.invented_results import OURS
 
 
 class Page(HTMLParser):

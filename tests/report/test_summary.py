@@ -6,7 +6,7 @@ import pytest
 
 from circuitdiff.report.numbers import hits, interval, number, significant, unbroken
 from circuitdiff.report.summary import alarms, summary
-from invented_results import MODEL, OURS, PAPER
+from helpers.invented_results import MODEL, OURS, PAPER
 
 
 def test_the_summary_states_accuracy_size_faithfulness_and_chance(results):

@@ -25,7 +25,7 @@ from circuitdiff.sections.minimality import minimality_section
 from circuitdiff.settings import read_settings
 from circuitdiff.stages import Stages
 from circuitdiff.workbench import Subject, Workbench
-from tiny_folder import save_tiny_model, study_yaml
+from helpers.tiny_folder import save_tiny_model, study_yaml
 
 FOUND = Circuit(
     {

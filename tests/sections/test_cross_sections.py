@@ -28,7 +28,7 @@ from circuitdiff.sections.verdict import failed_checks, transfer, verdict_sectio
 from circuitdiff.stages import Stages
 from circuitdiff.verdict import SHARED
 from circuitdiff.workbench import Workbench
-from two_tiny_folders import two_model_bench
+from helpers.two_tiny_folders import two_model_bench
 
 FOUND = Circuit(
     {

@@ -8,8 +8,8 @@ import torch
 from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.path_patching import group_path_effects
 from circuitdiff.sections.edges import Edge, edge_effects, possible_edges
-from fake_pairs import fake_pairs
-from tiny_models import subject
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import subject
 
 GROUPS = {
     "fetcher": Group("last", (Head(3, 1), Head(2, 5))),

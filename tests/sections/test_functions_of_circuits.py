@@ -11,8 +11,8 @@ from circuitdiff.errors import InputError
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits, read_study
 from circuitdiff.study import run_study
 from circuitdiff.workbench import Workbench
-from tiny_folder import CIRCUIT_ONLY, study_yaml
-from two_tiny_folders import two_model_bench
+from helpers.tiny_folder import CIRCUIT_ONLY, study_yaml
+from helpers.two_tiny_folders import two_model_bench
 
 SMALL = (
     "desiderata: [position], train: 6, validation: 4, test: 4, steps: 6, check_every: 1, random_groups: 1, "

@@ -22,7 +22,7 @@ from circuitdiff.settings import read_settings
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.desiderata import sample_triples
 from circuitdiff.workbench import Workbench
-from tiny_folder import save_tiny_model, study_yaml
+from helpers.tiny_folder import save_tiny_model, study_yaml
 
 GROUPS = {
     "fetcher": Group("last", (Head(2, 1), Head(1, 3), Head(2, 3))),

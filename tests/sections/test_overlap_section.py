@@ -16,7 +16,7 @@ from circuitdiff.sections.overlap import _edges, _Measured
 from circuitdiff.sections.whole_study import read_study
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
 from circuitdiff.study import run_study
-from tiny_folder import CIRCUIT_ONLY, save_tiny_model, study_yaml
+from helpers.tiny_folder import CIRCUIT_ONLY, save_tiny_model, study_yaml
 
 
 @pytest.fixture(scope="module")

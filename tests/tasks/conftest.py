@@ -3,7 +3,7 @@
 import pytest
 
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
-from tiny_tokenizers import FRAME, byte_pairs, word_level
+from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level
 
 
 @pytest.fixture(scope="session")

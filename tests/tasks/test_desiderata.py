@@ -28,7 +28,7 @@ from circuitdiff.tasks.desiderata.table import POINTERS, at_label, at_position
 from circuitdiff.tasks.desiderata.wording import Source
 from circuitdiff.tasks.scenarios import Context, Question
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
-from tiny_tokenizers import FRAME, byte_pairs, word_level
+from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level
 
 INSERTED = re.findall(
     r"\w+", "There are a bunch of boxes containing objects these three additional and contained not there"

@@ -15,8 +15,8 @@ from circuitdiff.tasks import entity_tracking, get_task
 from circuitdiff.tasks.scenarios import COUNTERFACTUALS, SPLITS
 from circuitdiff.tasks.vocabulary import one_token_words
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
-from reading import texts, word, words_at
-from tiny_tokenizers import FRAME, word_level
+from helpers.reading import texts, word, words_at
+from helpers.tiny_tokenizers import FRAME, word_level
 
 SEGMENT = re.compile(r"(\w+) is in Box (\w)")
 MINIMAL = [kind for kind in COUNTERFACTUALS if kind != "unrelated"]

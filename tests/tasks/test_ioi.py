@@ -18,8 +18,8 @@ from circuitdiff.tasks import get_task, ioi
 from circuitdiff.tasks.ioi_scenarios import COUNTERFACTUALS, Scene, Vocabulary, draw_sentences
 from circuitdiff.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES, TRAIN_NAMES
 from circuitdiff.tasks.scenarios import SPLITS
-from reading import texts, word, words_at
-from tiny_tokenizers import learned_byte_pairs, word_level
+from helpers.reading import texts, word, words_at
+from helpers.tiny_tokenizers import learned_byte_pairs, word_level
 
 PEOPLE = {*NAMES, *TRAIN_NAMES}
 WORDING = [w for template in TEMPLATES for w in re.findall(r"\w+|[.,]", re.sub(r"\{\w+\}", "", template))]

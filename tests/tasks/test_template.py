@@ -7,7 +7,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from circuitdiff.errors import InputError
 from circuitdiff.tasks.template import Piece, Prompt, tokenise
-from tiny_tokenizers import word_level
+from helpers.tiny_tokenizers import word_level
 
 
 def bare(vocabulary, pre_tokenizer):

@@ -12,7 +12,7 @@ from circuitdiff.cache.store import Record
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.scores import SCORES
 from circuitdiff.methods.cross_model import Controls, CrossPatch, Limits, Ran
-from circuitdiff.methods.cross_model.compatibility import Basis
+from circuitdiff.methods.cross_model.hybrids import Basis
 from circuitdiff.sections.gains import attribution_entry, control_entry, random_entry, run_entry, score_entries
 from circuitdiff.stats.shapley import all_subsets, needed_subsets
 

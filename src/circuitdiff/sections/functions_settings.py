@@ -8,7 +8,7 @@ from pydantic import Field
 
 from circuitdiff.config.settings import Count, CountOrZero, Gigabytes, Prompts, Settings
 from circuitdiff.methods.component_mask import MaskOptions, Training
-from circuitdiff.methods.component_mask.shared import MEMORY_GB
+from circuitdiff.methods.component_mask.patching import MEMORY_GB
 
 FILE = ".jsonl"  # how a desideratum is named that is a file of triples
 

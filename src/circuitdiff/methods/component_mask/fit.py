@@ -13,8 +13,7 @@ from torch import Tensor
 from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
-from circuitdiff.methods.component_mask.patching import Patching
-from circuitdiff.methods.component_mask.shared import MEMORY_GB, SharedRuns
+from circuitdiff.methods.component_mask.patching import MEMORY_GB, Patching, SharedRuns
 from circuitdiff.methods.component_mask.training import Mask, Part, Training, train_mask
 from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.stats.intervals import Interval, accuracy_interval, difference_interval

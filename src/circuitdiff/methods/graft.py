@@ -1,0 +1,369 @@
+"""Weight grafting: the donor's own weights in the recipient, on the recipient's own inputs.
+
+A patched activation of a late head also holds what the donor's earlier parts did. Grafted weights do not: they say what
+caused a gain.
+
+1. The model's weights are split into parts: the groups' heads (q, k, v and o slices), and all else by kind.
+2. The recipient is run with each part alone grafted, and with parts grafted one after the other until it is the donor;
+   the donor is run with each part taken from the recipient ("left out").
+3. Whose is the gain? Shares of donor - recipient (`stats.shapley.attribute`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.engine import Model
+from circuitdiff.engine.capture import read_model
+from circuitdiff.engine.fits import check_pairs
+from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures
+from circuitdiff.engine.weights import (
+    Projection,
+    Slice,
+    complement,
+    head_slices,
+    is_tied,
+    sharing_heads,
+    swapped,
+    untie,
+)
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluation_of
+from circuitdiff.evaluation.circuits import Progress
+from circuitdiff.evaluation.scores import Score, scored
+from circuitdiff.models.checks import tolerance_for
+from circuitdiff.models.comparable import Shape, check_comparable
+from circuitdiff.prompts import Pairs
+from circuitdiff.stats.shapley import Attribution, Subset, attribute, needed_subsets
+
+Grafted = Group | Circuit | Mapping[str, Group | range]
+
+# The rest of the model, in the order in which it enters: whatever no group or range of layers has taken.
+KINDS = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights that are grafted together."""
+
+    slices: tuple[Slice, ...]
+    heads: tuple[Head, ...] = ()
+    also_touched: tuple[Head, ...] = ()  # query heads beyond these that read the same grafted keys or values
+
+
+def split(
+    model: Model, grafted: Grafted, projections: Sequence[Projection], *, per_head: bool = False
+) -> dict[str, Part]:
+    """The named groups and ranges of layers, then the rest of the model by kind; together all weights.
+
+    Raises: InputError if a head or layer does not exist, or a head's weights cannot be told from others'.
+    """
+    named = {name: _part(model, each, projections) for name, each in _named(grafted, per_head=per_head).items()}
+    taken = [piece for part in named.values() for piece in part.slices]
+    kinds = _kinds(model)
+    for kind in KINDS:
+        left = complement(model.module, taken, [name for name, its in kinds.items() if its == kind])
+        if left:
+            named[kind] = Part(tuple(left))
+    return named
+
+
+def head_part(model: Model, group: Group, projections: Sequence[Projection]) -> Part:
+    """The weights of a group's heads, whatever its role.
+
+    Raises: InputError if the model lacks a head or its weights cannot be told from others'.
+    """
+    layers: dict[int, set[int]] = {}
+    for head in group.heads:
+        if head.layer >= model.n_layers or head.index >= model.n_heads:
+            raise InputError(
+                f"head {head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads"
+            )
+        layers.setdefault(head.layer, set()).add(head.index)
+    pieces = [
+        piece
+        for layer, heads in sorted(layers.items())
+        for projection in projections
+        for piece in head_slices(model, layer, sorted(heads), projection)
+    ]
+    shares_kv = bool({"k", "v"} & set(projections))
+    touched = [
+        Head(layer, i)
+        for layer, heads in sorted(layers.items())
+        for i in sharing_heads(model, sorted(heads))
+        if shares_kv
+    ]
+    return Part(tuple(pieces), group.heads, tuple(touched))
+
+
+def _named(grafted: Grafted, *, per_head: bool) -> Mapping[str, Group | range]:
+    if per_head:
+        if not isinstance(grafted, Group):
+            raise InputError("per_head takes a single group apart; give a Group, not several")
+        return {str(head): Group(grafted.at, (head,)) for head in grafted.heads}
+    if isinstance(grafted, Group):
+        return {"group": grafted}
+    named = grafted.groups if isinstance(grafted, Circuit) else grafted
+    if clash := sorted(set(named) & set(KINDS)):
+        raise InputError(f"{clash[0]!r} is the name of what the groups leave; call the group otherwise")
+    return named
+
+
+def _part(model: Model, each: Group | range, projections: Sequence[Projection]) -> Part:
+    if isinstance(each, Group):
+        if not each.heads:
+            raise InputError("a group to graft needs heads; one has none: leave it out")
+        return head_part(model, each, projections)
+    if not each or each[0] < 0 or each[-1] >= model.n_layers:
+        raise InputError(f"layers {each[0]} to {each[-1]} do not all exist: {model.name} has {model.n_layers} layers")
+    inside = {id(parameter) for layer in each for parameter in model.layers[layer].parameters()}
+    return Part(tuple(Slice(name) for name, p in model.module.named_parameters() if id(p) in inside))
+
+
+def _kinds(model: Model) -> dict[str, str]:
+    """What kind of weight each parameter is. A tied unembedding is part of the embeddings."""
+    module = model.module
+    of_heads = {id(p) for attention in model.attentions for p in attention.parameters()}
+    in_layers = {id(p) for layer in model.layers for p in layer.parameters()}
+    output = module.get_output_embeddings()
+    unembedding = set() if output is None else {id(p) for p in output.parameters()}
+    embeddings = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
+    norms = {
+        id(p) for part in module.modules() if "norm" in type(part).__name__.lower() for p in part.parameters(False)
+    }
+
+    def kind(parameter: nn.Parameter) -> str:
+        for name, members in (
+            ("embeddings", embeddings),
+            ("unembedding", unembedding),
+            ("norms", norms),
+            ("other heads", of_heads),
+            ("mlps", in_layers),
+        ):
+            if id(parameter) in members:
+                return name
+        return "the rest"
+
+    return {name: kind(parameter) for name, parameter in module.named_parameters()}
+
+
+ALL_PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "o")
+_FEW = 4  # prompts on which the whole graft is held against the donor
+
+
+@dataclass(frozen=True)
+class Graft:
+    """The recipient with parts of the donor's weights, and the donor, on the same prompts."""
+
+    order: tuple[str, ...]  # the groups, causes first, then the rest by kind
+    parts: Mapping[str, Part]
+    unchanged: tuple[str, ...]  # parts whose weights are the same in both models
+    donor: Evaluation
+    runs: Mapping[Subset, Evaluation]
+    whole_graft_error: float  # everything grafted against the donor itself, relative to the largest logit
+
+    @property
+    def recipient(self) -> Evaluation:
+        return self.runs[frozenset()]
+
+    def attribution(self, score: Score = "accuracy", seed: int = 0) -> Attribution:
+        """Shares of the gain in this score, with intervals over scenarios."""
+        return attribute(
+            {subset: scored(answers, score).numpy() for subset, answers in self.runs.items()},
+            scored(self.donor, score).numpy(),
+            self.donor.scenarios.numpy(),
+            self.order,
+            seed=seed,
+        )
+
+
+@torch.no_grad()
+def graft(
+    donor: Model,
+    recipient: Model,
+    group: Grafted,
+    pairs: Pairs,
+    *,
+    projections: Sequence[Projection] = ALL_PROJECTIONS,
+    order: Sequence[str] | None = None,
+    per_head: bool = False,
+    progress: Progress | None = None,
+) -> Graft:
+    """What the recipient answers with the donor's weights in some of its parts, at all positions.
+
+    Parts are the groups' heads, whatever their role, or ranges of layers, and then the rest of the model by kind;
+    `order` says which groups come first as causes (default: the circuit's groups, last found first; ranges of layers
+    from below). Query heads that share a key/value head share its weights: `Part.also_touched` names those beyond the
+    group; with projections ("q", "o") there are none. Weights that two groups share are in both. With `per_head` a
+    lone group's heads are the parts.
+
+    Raises: InputError if the models do not fit together, a head or layer does not exist, heads' weights cannot be told
+    apart, or all weights grafted do not make the donor.
+    """
+    wanted = Grafting(group, tuple(projections), None if order is None else tuple(order), per_head)
+    [found] = graft_several(donor, recipient, [wanted], pairs, progress=progress)
+    return found
+
+
+@dataclass(frozen=True)
+class Grafting:
+    """The parts of one graft; see `graft`."""
+
+    parts: Grafted
+    projections: tuple[Projection, ...] = ALL_PROJECTIONS
+    order: tuple[str, ...] | None = None
+    per_head: bool = False
+
+
+@torch.no_grad()
+def graft_several(
+    donor: Model, recipient: Model, wanted: Sequence[Grafting], pairs: Pairs, *, progress: Progress | None = None
+) -> list[Graft]:
+    """`graft` of several divisions into parts, whose runs share what they have in common.
+
+    Raises: InputError as `graft` does.
+    """
+    check_pairs(recipient, pairs)
+    check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
+    _check_dtypes(donor, recipient)
+    _untie_both(donor, recipient)
+    divided = [_Divided.of(donor, recipient, each) for each in wanted]
+    everything = [piece for part in divided[0].parts.values() for piece in part.slices]
+    error = _whole_graft_error(donor, recipient, everything, pairs)
+    mixtures = list(dict.fromkeys(mixture for each in divided for mixture in each.mixtures.values()))
+    answers = dict(zip(mixtures, _answers(donor, recipient, mixtures, pairs, progress), strict=True))
+    return [
+        Graft(
+            order=each.order,
+            parts=each.parts,
+            unchanged=tuple(name for name in each.order if name not in each.changed),
+            donor=answers[_DONOR],
+            runs={subset: answers[mixture] for subset, mixture in each.mixtures.items()},
+            whole_graft_error=error,
+        )
+        for each in divided
+    ]
+
+
+@torch.no_grad()
+def graft_alone(
+    donor: Model,
+    recipient: Model,
+    groups: Sequence[Group],
+    pairs: Pairs,
+    *,
+    projections: Sequence[Projection] = ALL_PROJECTIONS,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """The recipient with each group's weights grafted, one group at a time: for random groups to compare with.
+
+    Raises: InputError as `graft` does.
+    """
+    check_pairs(recipient, pairs)
+    check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
+    _check_dtypes(donor, recipient)
+    _untie_both(donor, recipient)
+    mixtures = [Mixture(head_part(recipient, group, projections).slices) for group in groups]
+    return _answers(donor, recipient, mixtures, pairs, progress)
+
+
+_RECIPIENT, _DONOR = Mixture(()), Mixture((), inverted=True)
+
+
+@dataclass(frozen=True)
+class _Divided:
+    """A model's weights in parts, and how each run is mixed."""
+
+    order: tuple[str, ...]
+    parts: Mapping[str, Part]
+    changed: Subset
+    mixtures: Mapping[Subset, Mixture]  # of every run that is needed
+
+    @classmethod
+    def of(cls, donor: Model, recipient: Model, wanted: Grafting) -> _Divided:
+        _check_projections(wanted.projections)
+        parts = split(recipient, wanted.parts, wanted.projections, per_head=wanted.per_head)
+        order = wanted.order if wanted.order is not None else _upwards(wanted.parts)
+        ordered = _ordered(parts, order, per_head=wanted.per_head)
+        alone = mixtures_of(recipient, donor, [Mixture(part.slices) for part in parts.values()])
+        changed = frozenset(name for name, differs in zip(parts, alone.entries, strict=True) if differs)
+        mixtures = {subset: _mixture(parts, changed, subset & changed) for subset in needed_subsets(ordered)}
+        mixtures[frozenset(ordered)] = _DONOR
+        return cls(ordered, parts, changed, mixtures)
+
+
+def _mixture(parts: Mapping[str, Part], changed: Subset, subset: Subset) -> Mixture:
+    """A subset of the changed parts; all but one of them is the donor with that one taken from the recipient."""
+    missing = changed - subset
+    if not subset or not missing:
+        return _DONOR if subset else _RECIPIENT
+    left_out = len(missing) == 1 and len(subset) > 1
+    names = missing if left_out else subset
+    return Mixture(tuple(piece for name in sorted(names) for piece in parts[name].slices), left_out)
+
+
+def _answers(
+    donor: Model, recipient: Model, mixtures: Sequence[Mixture], pairs: Pairs, progress: Progress | None
+) -> list[Evaluation]:
+    readout = answers_readout(pairs, recipient.device)
+    found = run_mixtures(mixtures_of(recipient, donor, mixtures), pairs.clean_prompts, readout, progress)
+    return [evaluation_of(values, pairs) for values in found]
+
+
+def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slice], pairs: Pairs) -> float:
+    """All weights grafted must make the donor, or the parts do not hold all of it."""
+    few = pairs.select(torch.arange(min(_FEW, len(pairs)))).clean_prompts
+    theirs = read_model(donor, few, lambda logits, _: logits)
+    with swapped(recipient, everything, donor):
+        grafted = read_model(recipient, few, lambda logits, _: logits)
+    error = float((grafted - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+    if not error <= tolerance_for(recipient.module):
+        raise InputError(
+            f"all weights of {donor.name} grafted into {recipient.name} do not make {donor.name}: logits differ by "
+            f"{error:.2g} of the largest; the two differ outside their weights (another config?): use one base's"
+        )
+    return error
+
+
+def _upwards(grafted: Grafted) -> list[str] | None:
+    """The order of parts that are ranges of layers, all of them."""
+    ranges = dict(grafted) if isinstance(grafted, Mapping) else {}
+    begins = {name: each.start for name, each in ranges.items() if isinstance(each, range)}
+    return sorted(begins, key=lambda name: begins[name]) if ranges and len(begins) == len(ranges) else None
+
+
+def _ordered(parts: Mapping[str, Part], order: Sequence[str] | None, *, per_head: bool) -> tuple[str, ...]:
+    groups = [name for name in parts if name not in KINDS]
+    rest = [name for name in KINDS if name in parts]
+    if order is None and per_head:
+        chosen = sorted(groups, key=lambda name: parts[name].heads)
+    else:
+        chosen = list(reversed(groups)) if order is None else list(order)
+    if sorted(chosen) != sorted(groups):
+        raise InputError(f"the order must name each group once, {', '.join(groups)}; got {', '.join(chosen)}")
+    return (*chosen, *rest)
+
+
+def _untie_both(donor: Model, recipient: Model) -> None:
+    """An adapter of the head alone unties it: then both models have the same parts only if neither ties them."""
+    if is_tied(donor) != is_tied(recipient):
+        untie(donor)
+        untie(recipient)
+
+
+def _check_dtypes(donor: Model, recipient: Model) -> None:
+    if donor.dtype != recipient.dtype:
+        raise InputError(
+            f"{donor.name} is in {donor.dtype} and {recipient.name} in {recipient.dtype}; load both in one dtype"
+        )
+
+
+def _check_projections(projections: Sequence[Projection]) -> None:
+    unknown = [each for each in projections if each not in ALL_PROJECTIONS]
+    if unknown or not projections or len(set(projections)) < len(projections):
+        raise InputError(f"projections are some of q, k, v, o, each once; got {', '.join(projections) or 'none'}")

@@ -1,0 +1,340 @@
+"""Which heads of a circuit it needs: for each head, is there a set whose absence lays its part bare?
+
+1. On half of the scenarios: the score of the circuit without each pair of a group's heads (the pair table).
+2. From the table, for each head: the heads that stand in for it, which are removed first (its removal set K).
+3. On the other scenarios: the head's cost, score(circuit minus K) - score(circuit minus K minus the head).
+4. Heads stay whose cost is credibly above a threshold, false discoveries controlled over the whole circuit.
+
+Source: Wang et al. 2022 (arXiv:2211.00593), section 4.2, for minimality by removal sets; Prakash et al. 2024
+(arXiv:2402.14811) for pair tables. They choose K and measure the cost on the same prompts, in hits, without an
+interval: `PUBLISHED` does that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.engine import Model
+from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import (
+    Evaluation,
+    Progress,
+    Quantity,
+    Replacement,
+    Shared,
+    check_circuit,
+    evaluate_circuits,
+)
+from circuitdiff.prompts import Pairs, halves
+from circuitdiff.stats.intervals import Interval, cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
+
+
+@dataclass(frozen=True)
+class MinimalityRule:
+    """How a head is tested, and what it takes to stay.
+
+    `score`: what circuits are compared by, the answer's mean probability or the number of hits. A hundred prompts of
+    hits see a cost of two points one time in eight.
+    `fraction`: at most this share of a group is removed before one of its heads is tested.
+    `held_out`: removal sets are chosen on half of the scenarios and costs measured on the others; without, both on all.
+    `decision`: "credible" keeps a head whose cost is above `threshold` by its interval at `level`, and in a one-sided
+    test at `error_rate`, false discoveries controlled over the whole circuit; "ratio" keeps it by `keep`.
+    """
+
+    score: Literal["probability", "hits"] = "probability"
+    fraction: float = 0.3
+    held_out: bool = True
+    decision: Literal["credible", "ratio"] = "credible"
+    threshold: float = 0.0
+    error_rate: float = 0.05
+    level: float = 0.95
+    joint_removal_of_same_index: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise InputError(
+                f"fraction is the share of a group that may be removed, above 0, up to 1; got {self.fraction}"
+            )
+        if not (0 < self.error_rate < 1 and 0 < self.level < 1):
+            raise InputError(f"error_rate and level lie between 0 and 1; got {self.error_rate} and {self.level}")
+
+
+# Prakash et al. 2024 (arXiv:2402.14811), as published: one lost hit of the same 100 prompts is enough to stay.
+PUBLISHED = MinimalityRule(
+    score="hits", held_out=False, decision="ratio", threshold=0.01, joint_removal_of_same_index=False
+)
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """Scores of the full circuit without each pair of a group's heads; on the diagonal, without the one head.
+
+    Hits (whole numbers) compare exactly; the published tables hold accuracies. nan: not measured.
+    """
+
+    heads: tuple[Head, ...]
+    scores: Float[Tensor, "first second"]
+
+
+class Ranked(NamedTuple):
+    """Another head, and what removing the tested head costs once this one is gone."""
+
+    head: Head
+    drop: float
+
+
+class Significance(NamedTuple):
+    """Scores before and after a head leaves the circuit that has already lost its removal set."""
+
+    head: Head
+    before: float | int
+    after: float | int
+
+
+def pair_removal(first: Head, second: Head, *, joint_removal_of_same_index: bool = True) -> frozenset[Head]:
+    """The heads to remove for one entry of the pair table.
+
+    Differs from the published code, which removes only the first of two heads with the same index in different layers
+    (it compares object identities); `joint_removal_of_same_index=False` does that.
+    """
+    if not joint_removal_of_same_index and first.index == second.index:
+        return frozenset([first])
+    return frozenset([first, second])
+
+
+def ranking(table: PairTable, head: Head) -> list[Ranked]:
+    """All of the group's measured heads, those that best stand in for `head` first: once they are gone, it is missed.
+
+    Ties keep the table's order. `head` itself has a drop of 0.
+
+    Source: Prakash et al. 2024 (arXiv:2402.14811), minimality; drop = D[b][b] - D[head][b].
+    """
+    drops = table.scores.diagonal() - table.scores[table.heads.index(head)]
+    order = torch.argsort(drops, descending=True, stable=True).tolist()
+    ranked = [Ranked(table.heads[i], drops[i].item()) for i in order]
+    return [entry for entry in ranked if not math.isnan(entry.drop)]
+
+
+def removal_set(table: PairTable, head: Head, fraction: float = 0.3) -> list[Head]:
+    """The heads to take out before `head` is tested: those that hide its part, at most `fraction` of the group.
+
+    The first ceil(fraction * group size) of the ranking, as far as the drop is above 0.
+    """
+    most = math.ceil(round(fraction * len(table.heads), 9))  # 0.07 * 100 is 7.000000000000001
+    return [entry.head for entry in ranking(table, head)[:most] if entry.drop > 0]
+
+
+def keep(before: float | int, after: float | int, threshold: float = 0.01) -> bool:
+    """Does the circuit need a head that takes its score from `before` to `after`?
+
+    before / after - 1 >= threshold. A score that falls to 0 is always needed (the published code divides by 0 there);
+    one that was 0 has nothing to lose, and changes by 0.
+    """
+    if after == 0:
+        return before > 0 or threshold <= 0
+    return before / after - 1 >= threshold
+
+
+def needed(significances: Iterable[Significance], threshold: float = 0.01) -> list[Head]:
+    """The heads to keep, in the order given. One threshold for all models, or their circuits do not compare."""
+    return [entry.head for entry in significances if keep(entry.before, entry.after, threshold)]
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """What the circuit loses with a head, once the heads that stand in for it are gone. Positive = it helps."""
+
+    head: Head
+    removed_with: tuple[Head, ...]  # gone before and after
+    before: float  # score without them: mean probability, or number of hits
+    after: float  # score without them and the head
+    cost: Interval  # in probability, or as a share of prompts where the score is hits
+    cost_in_hits: Interval  # share of prompts
+    adjusted_p: float  # one-sided, of a cost above the threshold; over the whole circuit
+    kept: bool
+
+
+@dataclass(frozen=True)
+class GroupMinimality:
+    """One group's pair table and its heads' costs, in the group's order."""
+
+    at: str
+    table: PairTable
+    costs: tuple[HeadCost, ...]
+    per_prompt: Float[Tensor, "head prompt"]  # the costs, in the rule's score
+
+    @property
+    def kept(self) -> tuple[Head, ...]:
+        return tuple(entry.head for entry in self.costs if entry.kept)
+
+
+@dataclass(frozen=True)
+class MinimalityResult:
+    """All groups, on the same prompts."""
+
+    groups: Mapping[str, GroupMinimality]
+    rule: MinimalityRule
+    scenarios: Int[Tensor, " prompt"]  # of the prompts on which costs were measured
+    n_choosing: int  # prompts on which removal sets were chosen
+
+    @property
+    def pruned(self) -> Circuit:
+        """The heads that stay. Its faithfulness is to be measured on scenarios that had no part in this."""
+        return Circuit({name: Group(group.at, group.kept) for name, group in self.groups.items()})
+
+
+class _Removal(NamedTuple):
+    """Heads to take out of the circuit at one role."""
+
+    at: str
+    heads: frozenset[Head]
+
+
+class _Tested(NamedTuple):
+    """One head of a group: the circuit without its removal set, and without the head, too."""
+
+    group: str
+    head: Head
+    removed: tuple[Head, ...]
+    before: Evaluation
+    after: Evaluation
+
+
+def minimality(
+    model: Model,
+    circuit: Circuit,
+    pairs: Pairs,
+    means: Replacement,
+    rule: MinimalityRule | None = None,
+    executor: str = "window",
+    progress: Progress | None = None,
+    *,
+    tables: Mapping[str, PairTable] | None = None,
+    shared: Shared | None = None,
+    memory_gb: float = DEFAULT_MEMORY_GB,
+) -> MinimalityResult:
+    """What each head costs the circuit, and which ones it needs by `rule`; every group inside the whole circuit.
+
+    A group of n heads takes n (n + 1) / 2 circuits on the prompts that choose, and at most 2 n on those that test.
+    `tables`: pair tables that are known already, by group, only the others are measured. They choose removal sets:
+    where they were measured on the prompts that test, costs are somewhat too large.
+
+    Raises: InputError if a group is empty, the model or task lacks a head or role, the scenarios are too few, or a
+    table is not one of a group's heads.
+    """
+    rule, given = rule or MinimalityRule(), tables or {}
+    check_circuit(model, circuit, pairs)
+    _check_tables(given, circuit)
+    choosing, testing = halves(pairs) if rule.held_out else (pairs, pairs)
+    known = shared or Shared()
+
+    def evaluate(removals: Iterable[_Removal], on: Pairs) -> dict[_Removal, Evaluation]:
+        distinct = list(dict.fromkeys(removals))
+        circuits = [circuit.without(removal.heads, removal.at) for removal in distinct]
+        found = evaluate_circuits(model, circuits, on, means, executor, progress, shared=known, memory_gb=memory_gb)
+        return dict(zip(distinct, found, strict=True))
+
+    unknown = Circuit({name: group for name, group in circuit.groups.items() if name not in given})
+    alone = evaluate(_pairs_of(unknown, rule), choosing) if unknown.groups else {}
+    used = {**_pair_tables(unknown, rule, alone), **given}
+    sets = [
+        (name, head, tuple(removal_set(used[name], head, rule.fraction)))
+        for name, group in circuit.groups.items()
+        for head in group.heads
+    ]
+    found = evaluate((removal for one in sets for removal in _ends(circuit, *one)), testing)
+    tested = [_Tested(*one, *(found[removal] for removal in _ends(circuit, *one))) for one in sets]
+    return MinimalityResult(_judged(circuit, used, tested, rule), rule, testing.scenarios, len(choosing))
+
+
+def score(evaluation: Evaluation, rule: MinimalityRule) -> float:
+    """The answer's mean probability, or the number of hits, which compares exactly."""
+    values = evaluation.per_prompt(rule.score)
+    return float(values.sum() if rule.score == "hits" else values.mean())
+
+
+def _check_tables(tables: Mapping[str, PairTable], circuit: Circuit) -> None:
+    for name, table in tables.items():
+        if name not in circuit.groups:
+            raise InputError(f"a pair table is given of {name!r}; the circuit has {', '.join(circuit.groups)}")
+        if sorted(table.heads) != sorted(circuit.groups[name].heads):
+            heads = ", ".join(map(str, circuit.groups[name].heads))
+            raise InputError(f"the pair table of {name!r} must have the group's heads, {heads}, each once")
+        if table.scores.shape != (len(table.heads), len(table.heads)):
+            raise InputError(
+                f"the pair table of {name!r} must have a row and a column for each of its {len(table.heads)} heads; "
+                f"got scores of shape {tuple(table.scores.shape)}"
+            )
+
+
+def _pair(at: str, first: Head, second: Head, rule: MinimalityRule) -> _Removal:
+    return _Removal(at, pair_removal(first, second, joint_removal_of_same_index=rule.joint_removal_of_same_index))
+
+
+def _pairs_of(circuit: Circuit, rule: MinimalityRule) -> Iterator[_Removal]:
+    """Every pair of each group, a head with itself included."""
+    for group in circuit.groups.values():
+        for first in group.heads:
+            for second in group.heads:
+                yield _pair(group.at, first, second, rule)
+
+
+def _pair_tables(circuit: Circuit, rule: MinimalityRule, alone: Mapping[_Removal, Evaluation]) -> dict[str, PairTable]:
+    """Step 1."""
+    scores = {removal: score(evaluation, rule) for removal, evaluation in alone.items()}
+    tables = {}
+    for name, group in circuit.groups.items():
+        rows = [[scores[_pair(group.at, first, second, rule)] for second in group.heads] for first in group.heads]
+        tables[name] = PairTable(group.heads, torch.tensor(rows, dtype=torch.float64))
+    return tables
+
+
+def _ends(circuit: Circuit, name: str, head: Head, removed: tuple[Head, ...]) -> tuple[_Removal, _Removal]:
+    """What is gone before and after the head goes."""
+    at = circuit.groups[name].at
+    return _Removal(at, frozenset(removed)), _Removal(at, frozenset([*removed, head]))
+
+
+def _judged(
+    circuit: Circuit, tables: Mapping[str, PairTable], tested: Sequence[_Tested], rule: MinimalityRule
+) -> dict[str, GroupMinimality]:
+    """Steps 3 and 4."""
+    per_prompt, costs = _costs(tested, rule.score), _head_costs(tested, rule)
+    groups = {}
+    for name, group in circuit.groups.items():
+        mine = [i for i, one in enumerate(tested) if one.group == name]
+        groups[name] = GroupMinimality(group.at, tables[name], tuple(costs[i] for i in mine), per_prompt[mine])
+    return groups
+
+
+def _head_costs(tested: Sequence[_Tested], rule: MinimalityRule) -> list[HeadCost]:
+    scenarios = tested[0].before.scenarios.numpy()
+    costs, hits = (_costs(tested, quantity).numpy() for quantity in (rule.score, "hits"))
+    intervals, hit_intervals = (mean_interval(values, scenarios, level=rule.level) for values in (costs, hits))
+    null = rule.threshold if rule.decision == "credible" else 0.0
+    p = one_sided(cluster_p_values(costs - null, scenarios, n_flips=1), np.zeros(len(costs), dtype=bool))
+    rows = []
+    for i, (one, adjusted) in enumerate(zip(tested, false_discovery_adjusted(p).tolist(), strict=True)):
+        scores, cost = (score(one.before, rule), score(one.after, rule)), _row(intervals, i)
+        credible = bool(cost.low > rule.threshold) and adjusted <= rule.error_rate
+        kept = credible if rule.decision == "credible" else keep(*scores, rule.threshold)
+        rows.append(HeadCost(one.head, one.removed, *scores, cost, _row(hit_intervals, i), adjusted, kept))
+    return rows
+
+
+def _costs(tested: Sequence[_Tested], quantity: Quantity) -> Float[Tensor, "head prompt"]:
+    return torch.stack([one.before.per_prompt(quantity) - one.after.per_prompt(quantity) for one in tested])
+
+
+def _row(intervals: Interval, i: int) -> Interval:
+    return Interval(*(float(np.asarray(bound)[i]) for bound in intervals))
