@@ -106,8 +106,12 @@ async def main_circuits(study: StudyContext) -> dict[str, Discovered]:
     that have some.
     """
     names = [*study.settings.searched, *study.settings.circuits]
-    results = dict(zip(names, await study.each(names, lambda name: discovered(study, name)), strict=True))
-    return {name: each._replace(circuit=with_heads(each.circuit)) for name, each in results.items() if each.circuit.roles}
+    results = await study.each(names, lambda name: discovered(study, name))
+    return {
+        name: result._replace(circuit=with_heads(result.circuit))
+        for name, result in zip(names, results, strict=True)
+        if result.circuit.roles
+    }
 
 
 async def discovered(study: StudyContext, name: str) -> Discovered:
