@@ -15,6 +15,12 @@ from circuitdiff.evaluation import Evaluation, SlotSums
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.stats.intervals import Interval
+from circuitdiff.circuit import Group
+from circuitdiff.evaluation import Evaluation, SlotSums
+from circuitdiff.methods.component_mask import Mask, MaskFit
+from circuitdiff.methods.component_mask.training import Check
+from circuitdiff.methods.path_patching import PathEffects
+from circuitdiff.prompts import Triples
 
 _ANSWERS = tuple(each.name for each in fields(Evaluation))
 
@@ -93,3 +99,35 @@ def _heads(data: Sequence[Mapping[str, int]]) -> tuple[Head, ...]:
 def _interval(bounds: Sequence[float | None]) -> Interval:
     """Records have null for nan."""
     return Interval(*(math.nan if bound is None else bound for bound in bounds))
+def mask_record(fit: MaskFit) -> Record:
+    """All masks with what they keep, and all answers triple by triple; back by `mask_from`."""
+    masks = {"mask": fit.mask} | {f"other {i}": mask for i, mask in enumerate(fit.others)}
+    masks |= {} if fit.shuffled is None else {"shuffled": fit.shuffled}
+    answers = {**fit.answers} | {f"other {i}": each for i, each in enumerate(fit.other_answers)}
+    tensors = {f"keep.{name}": mask.keep for name, mask in masks.items()}
+    tensors |= {f"answers.{name}": each for name, each in answers.items()}
+    data = {name: [mask.penalty, mask.seed, mask.validation_accuracy, mask.checks] for name, mask in masks.items()}
+    return Record(tensors, data)
+
+
+def mask_from(record: Record, desideratum: str, group: Group, test: Triples, minimum: float) -> MaskFit:
+    """`test`: the triples that it was tested on."""
+    masks = {
+        name: Mask(
+            group.heads, record.tensors[f"keep.{name}"], penalty, seed, tuple(Check(*each) for each in checks), best
+        )
+        for name, (penalty, seed, best, checks) in record.data.items()
+    }
+    answers = {name[8:]: each for name, each in record.tensors.items() if name.startswith("answers.")}
+    others = [f"other {i}" for i in range(sum(name.startswith("other ") for name in masks))]
+    return MaskFit(
+        desideratum=desideratum,
+        group=group,
+        mask=masks["mask"],
+        shuffled=masks.get("shuffled"),
+        minimum=minimum,
+        others=tuple(masks[name] for name in others),
+        test=test,
+        answers={name: each for name, each in sorted(answers.items()) if name not in others},
+        other_answers=tuple(answers[name] for name in others),
+    )
