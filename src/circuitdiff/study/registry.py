@@ -15,6 +15,7 @@ from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
 from circuitdiff.study.sections import accuracy, discovery, faithfulness, minimality
 from circuitdiff.study.sections import accuracy, discovery, faithfulness, functions
+from circuitdiff.study.sections import accuracy, cross_model, discovery, faithfulness, graft
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")
@@ -26,6 +27,8 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     faithfulness.SECTION,
     minimality.SECTION,
     functions.SECTION,
+    cross_model.SECTION,
+    graft.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
