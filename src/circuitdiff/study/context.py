@@ -25,7 +25,7 @@ from circuitdiff.models.checks import Check, refuse_failures
 from circuitdiff.models.family_registry import caution_about
 from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.study.facts import ModelFacts, Speed, facts_of, speed_of
-from circuitdiff.study.prompts import PromptSource, PromptsOf, TriplesOf
+from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
 from circuitdiff.study.settings import CommonSettings, plans_of, task_of
 from circuitdiff.study.units import Unit
 from circuitdiff.study.workers import Monitor, Place, Rank, WorkerLost, Workers

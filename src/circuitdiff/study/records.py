@@ -5,28 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from math import nan
 from typing import Any
 
 import torch
 
 from circuitdiff.cache.records import Record
-from circuitdiff.circuit import Head
-from circuitdiff.evaluation import Evaluation, SlotSums
-from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
-from circuitdiff.methods.cross_model import Carrier, Controls, CrossPatch, Ran
-from circuitdiff.methods.cross_model.hybrids import Basis
-from circuitdiff.methods.graft import Graft, Part
-from circuitdiff.methods.path_patching import PathEffects
-from circuitdiff.stats.intervals import Interval
-from circuitdiff.circuit import Group
+from circuitdiff.circuit import Group, Head
 from circuitdiff.evaluation import Evaluation, SlotSums
 from circuitdiff.methods.component_mask import Mask, MaskFit
 from circuitdiff.methods.component_mask.training import Check
+from circuitdiff.methods.cross_model import Carrier, Controls, CrossPatch, Ran
+from circuitdiff.methods.cross_model.hybrids import Basis
+from circuitdiff.methods.graft import Graft, Part
+from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.prompts import Triples
+from circuitdiff.stats.intervals import Interval
 
 _ANSWERS = tuple(each.name for each in fields(Evaluation))
 _CONTROLS = ("nothing", "group", "any_layer", "elsewhere", "noise", "scaled")  # of patching, beside random groups
@@ -106,6 +101,8 @@ def _heads(data: Sequence[Mapping[str, int]]) -> tuple[Head, ...]:
 def _interval(bounds: Sequence[float | None]) -> Interval:
     """Records have null for nan."""
     return Interval(*(math.nan if bound is None else bound for bound in bounds))
+
+
 def mask_record(fit: MaskFit) -> Record:
     """All masks with what they keep, and all answers triple by triple; back by `mask_from`."""
     masks = {"mask": fit.mask} | {f"other {i}": mask for i, mask in enumerate(fit.others)}
@@ -138,6 +135,8 @@ def mask_from(record: Record, desideratum: str, group: Group, test: Triples, min
         answers={name: each for name, each in sorted(answers.items()) if name not in others},
         other_answers=tuple(answers[name] for name in others),
     )
+
+
 def patches_record(patches: Mapping[Carrier, CrossPatch]) -> Record:
     """Of kinds that were patched together, which have the donor in common: its answers, then each run's."""
     runs = [ran for patch in patches.values() for ran in patch.runs.values()]

@@ -9,13 +9,11 @@ from pydantic import Field, TypeAdapter, create_model
 
 from circuitdiff.cache.store import RESULTS
 from circuitdiff.config.reading import read_json, read_yaml
-from circuitdiff.config.validation import Strict, validated
+from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
-from circuitdiff.study.sections import accuracy, discovery, faithfulness, minimality
-from circuitdiff.study.sections import accuracy, discovery, faithfulness, functions
-from circuitdiff.study.sections import accuracy, cross_model, discovery, faithfulness, graft
+from circuitdiff.study.sections import accuracy, cross_model, discovery, faithfulness, functions, graft, minimality
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")

@@ -46,7 +46,7 @@ def run_study(
     """
     pool = Workers(workers or [ThisProcess(settings, settings.devices[0], monitor)])
     try:
-        plans, files = plans_of(settings), _files(settings)
+        files = _files(settings)
         inputs = _inputs(settings, files)
         if inputs is not None and Store(Path(folder)).finished(inputs, RESULTS) is not None:
             return Path(folder) / RESULTS

@@ -17,6 +17,7 @@ from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, ratio, with_heads
 from circuitdiff.study.evidence import (
     CircuitEvidence,
+    ControlName,
     Evidence,
     FunctionEvidence,
     GraftEvidence,
@@ -25,15 +26,16 @@ from circuitdiff.study.evidence import (
     SimilarityEvidence,
     Thresholds,
 )
-from circuitdiff.study.gains import Direction, Gain, direction_of, gain_of
+from circuitdiff.study.gains import ControlResult, Direction, Gain, direction
+from circuitdiff.study.gains import gain as gain_of
 from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.section import Section
 from circuitdiff.study.sections import cross_model, functions, graft, overlap
-from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult
+from circuitdiff.study.sections.cross_model import CrossModel, PatchResult
 from circuitdiff.study.sections.discovery import circuits
-from circuitdiff.study.sections.functions import MaskCell
-from circuitdiff.study.sections.graft import GraftResult
+from circuitdiff.study.sections.functions import Cell
+from circuitdiff.study.sections.graft import GraftControls, Grafts
 from circuitdiff.study.sections.overlap import OverlapResult, StageOverlap
 from circuitdiff.study.verdict import Sentence, sentences
 
@@ -41,7 +43,7 @@ _ALIKE = 0.8  # cosine of two profiles, above which they are called alike
 _BYS: tuple[By, ...] = ("slot", "kind")
 _ABLATIONS = "mean by slot and mean by kind with heads at every segment"
 
-Cells = Mapping[str, Mapping[str, MaskCell]]  # by group and desideratum
+Cells = Mapping[str, Mapping[str, Cell]]  # by group and desideratum
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ async def run(study: StudyContext, limits: Thresholds) -> dict[str, Verdict]:
 
 
 async def _evidence(study: StudyContext, variant: str) -> tuple[Evidence, Gain]:
-    base, between = study.base, await direction_of(study, variant)
+    base, between = study.base, await direction(study, variant)
     gain = await gain_of(study, variant, base)
     patched = _of_variant(await study.part(cross_model.SECTION), variant)
     grafted = _of_variant(await study.part(graft.SECTION), variant)
@@ -129,7 +131,8 @@ async def _circuit_evidence(study: StudyContext, variant: str) -> dict[By, Circu
     gained = ~in_base.hits.numpy() & in_variant.hits.numpy()
     evidence: dict[By, CircuitEvidence] = {}
     for by in _BYS:
-        tested = {model: moved(each, study.task.every_segment) if by == "kind" else each for model, each in mains.items()}
+        at_all = by == "kind"
+        tested = {name: moved(each, study.task.every_segment) if at_all else each for name, each in mains.items()}
         own, nothing = await _alone(study, study.base, [tested[study.base]], by)
         theirs, its_own, ablated = await _alone(study, variant, list(tested.values()), by)
         evidence[by] = CircuitEvidence(
@@ -232,9 +235,9 @@ def functions_evidence(masks: Mapping[str, Cells], base: str, variant: str) -> l
         in_variant = masks[variant].get(group) or {}
         carried = [name for name, cell in cells.items() if cell.carries and name in in_variant]
         if carried:
-            best = max(carried, key=lambda name: cells[name].above_floor.value or 0.0)  # noqa: B023
-            moved_mask, trained = in_variant[best].transferred, "shuffled" in in_variant[best].controls
-            difference, above = (None, None) if moved_mask is None else (moved_mask.above_own_mask, moved_mask.above_floor)
+            best = max(carried, key=lambda name: cells[name].above_floor.value or 0.0)
+            mask, trained = in_variant[best].transferred, in_variant[best].controls.shuffled is not None
+            difference, above = (None, None) if mask is None else (mask.above_own_mask, mask.above_floor)
             rows.append(FunctionEvidence(group, best, difference, above, trained))
     return rows
 
@@ -244,7 +247,7 @@ def groups_without_function(in_base: Cells) -> list[str]:
     return [group for group, cells in in_base.items() if not any(cell.carries for cell in cells.values())]
 
 
-def _cells(masks: Mapping[str, Cells], base: str, variant: str) -> list[MaskCell]:
+def _cells(masks: Mapping[str, Cells], base: str, variant: str) -> list[Cell]:
     """Every mask of the base's circuit in base and variant."""
     groups = [cells for model in (base, variant) for cells in (masks.get(model) or {}).values()]
     return [cell for cells in groups for cell in cells.values()]
@@ -253,7 +256,7 @@ def _cells(masks: Mapping[str, Cells], base: str, variant: str) -> list[MaskCell
 # Which part got better?
 
 
-def _judged_patch(patched: CrossModel | None, between: Direction, base: str) -> CrossPatchResult | None:
+def _judged_patch(patched: CrossModel | None, between: Direction, base: str) -> PatchResult | None:
     """Contributions, where they were patched: z misses what the donor's output projection changed."""
     if patched is None:
         return None
@@ -261,19 +264,25 @@ def _judged_patch(patched: CrossModel | None, between: Direction, base: str) -> 
     return by_what.get("contribution") or next(iter(by_what.values()), None)
 
 
-def _graft_evidence(grafted: GraftResult) -> GraftEvidence:
+def _graft_evidence(grafted: Grafts) -> GraftEvidence:
     layers = {} if grafted.layers is None else grafted.layers.scores["accuracy"].parts
     touched = {part: len(heads) for part, heads in grafted.also_touched.items()}
-    return GraftEvidence(grafted.scores["accuracy"].parts, grafted.controls or {}, touched, layers)
+    controls = {part: _by_name(each) for part, each in grafted.controls.items()}
+    return GraftEvidence(grafted.scores["accuracy"].parts, controls, touched, layers)
+
+
+def _by_name(controls: GraftControls) -> dict[ControlName, ControlResult]:
+    shared = {} if controls.shared_kv is None else {"shared_kv": controls.shared_kv}
+    return {"any_layer": controls.any_layer, "same_layers": controls.same_layers, **shared}
 
 
 async def _measured(
     study: StudyContext,
     variant: str,
     gain: Gain,
-    cells: Sequence[MaskCell],
-    patched: CrossPatchResult | None,
-    grafted: GraftResult | None,
+    cells: Sequence[Cell],
+    patched: PatchResult | None,
+    grafted: Grafts | None,
 ) -> dict[str, Measured]:
     """By table, on what and how many prompts its numbers were taken."""
     maps = await study.pairs(variant, PromptsOf("discovery"))
@@ -289,15 +298,14 @@ async def _measured(
         measured["cross_model"] = _on(patched, f"accuracy with patched {patched.what}", "; attention heads only")
     if grafted is not None:
         measured["layers"] = measured["graft"] = _on(grafted, "accuracy", "; all weights")
-        controls = [each for named in (grafted.controls or {}).values() for each in named.values()]
-        if controls:
-            n = min(each.n_scenarios for each in controls)
+        if grafted.controls:
+            n = min(each.n_scenarios for part in grafted.controls.values() for each in _by_name(part).values())
             scope, n_grafted = measured["graft"]
             measured["graft"] = Measured(f"{scope}; controls on {n} scenarios", min(n, n_grafted))
     return measured
 
 
-def _on(numbers: Gain | CrossPatchResult | GraftResult, what: str, more: str = "") -> Measured:
+def _on(numbers: Gain | PatchResult | Grafts, what: str, more: str = "") -> Measured:
     return _measured_on(numbers.n_prompts, numbers.n_scenarios, what, more)
 
 
