@@ -11,27 +11,36 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from typer.exceptions import TyperException
 
-from circuitdiff.accuracy import accuracies
 from circuitdiff.cache.files import write_whole
-from circuitdiff.cache.store import REPORT, json_bytes, read_results
+from circuitdiff.cache.store import REPORT, json_bytes
 from circuitdiff.config.names import printable
 from circuitdiff.config.reading import split_adapters
-from circuitdiff.errors import InputError, form_of_results
+from circuitdiff.errors import InputError
 from circuitdiff.finetune.recipes import run_recipe
 from circuitdiff.models import load_model
 from circuitdiff.models.sources import read_outline
-from circuitdiff.planning import Estimate
 from circuitdiff.report import write_report
 from circuitdiff.report.diff import diff_runs, diff_tables, paired
-from circuitdiff.sections.whole_study import WholeStudy, read_study
-from circuitdiff.stages import Monitor
-from circuitdiff.study import run_study
+from circuitdiff.study.accuracies import ModelAccuracy, accuracies
+from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.plan import PlannedCost
+from circuitdiff.study.ray_workers import ray_workers
+from circuitdiff.study.registry import part_of, read_results, read_study, results_schema
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.runner import run_study
+from circuitdiff.study.sections.discovery import SECTION as DISCOVERY
+from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
+from circuitdiff.study.sections.faithfulness import RandomCircuits
+from circuitdiff.study.sections.verdict import SECTION as VERDICT
+from circuitdiff.study.settings import CommonSettings
+from circuitdiff.study.workers import Monitor, Worker, local_workers
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.describe import DescribedPrompt
 from circuitdiff.validation import Share, check_ground_truth, compute_share, render_page
@@ -55,10 +64,11 @@ Pairings = Annotated[list[str], typer.Option("--pair", help="FIRST=SECOND: what 
 def run(
     study: Annotated[Path, typer.Argument(help="The study, a YAML file.")],
     folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/NAME.")] = None,
-    workers: Annotated[int, typer.Option(min=1, max=2, help="Processes that share the work, and the memory.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=1000, help="Processes that share the work.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="A Ray cluster to work on: its address, or local.")] = None,
 ) -> None:
-    """Run a study; finished stages are not run again."""
-    _run(read_study(study), folder, workers)
+    """Run a study; what the run folder has already is not computed again."""
+    _run(read_study(study), folder, workers, ray)
 
 
 @app.command()
@@ -71,8 +81,15 @@ def demo(folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Pa
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
     """Write a run's report again, without loading a model."""
-    with form_of_results(f"results.json in {folder}"):
-        _say(f"report: {write_report(read_results(folder), folder / REPORT)}")
+    _say(f"report: {write_report(read_results(folder), folder / REPORT)}")
+
+
+@app.command()
+def schema(file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = Path("docs/results.schema.json")) -> None:
+    """Write the JSON schema of results.json."""
+    _check_folder(file)
+    write_whole(file, json_bytes(results_schema()))
+    _say(f"schema: {file}")
 
 
 @app.command()
@@ -85,9 +102,8 @@ def diff(
     """Show what moved between two runs beyond its interval, without loading a model."""
     _check_folder(json_file)
     ours, theirs = read_results(first), read_results(second)
-    with form_of_results(f"results.json in {first} or {second}"):
-        found = diff_runs(ours, paired(ours, theirs, pair))
-        tables = diff_tables(found, str(first), str(second))
+    found = diff_runs(ours, paired(ours, theirs, pair))
+    tables = diff_tables(found, str(first), str(second))
     if json_file:
         write_whole(json_file, json_bytes(found.to_dict()))
     for title, columns, rows in tables:
@@ -154,7 +170,7 @@ def accuracy(
 ) -> None:
     """How often models are right, with intervals and by queried index."""
     _check_folder(json_file)
-    rows: list[dict] = []
+    rows: list[ModelAccuracy] = []
     try:
         with _progress() as monitor:
             chosen = {"n_prompts": n, "split": split, "seed": seed, "dtype": dtype, "device": device}
@@ -164,7 +180,8 @@ def accuracy(
         if rows:
             _show_accuracies(f"{task}, split {split}, seed {seed}: {n} prompts", rows)
         if rows and json_file:
-            write_whole(json_file, json_bytes(rows))
+            entries = TypeAdapter(list[ModelAccuracy]).dump_python(rows, mode="json")
+            write_whole(json_file, json_bytes([{"model": model, **answers} for model, answers in entries]))
 
 
 @app.command()
@@ -225,15 +242,28 @@ def ground_truth(
         raise typer.Exit(1)
 
 
-def _run(settings: WholeStudy, folder: Path | None, workers: int = 1) -> None:
-    with _progress() as monitor:
-        folder = folder or Path("runs") / settings.name
-        path = run_study(settings, folder, monitor, _show_plan, workers, lambda text: _say(f"note: {text}"))
-    _show_results(path.parent)
-    _say(f"report: {path}")
+def _run(
+    settings: CommonSettings, folder: Path | None, workers: int = 1, ray: str | None = None
+) -> None:
+    folder = folder or Path("runs") / settings.name
+    with _progress() as monitor, _workers(settings, workers, ray, monitor) as at_work:
+        run_study(settings, folder, monitor, _show_plan, at_work, lambda text: _say(f"note: {text}"))
+    results = read_results(folder)
+    page = write_report(results, folder / REPORT)
+    _show_results(results)
+    _say(f"report: {page}")
 
 
-def _show_plan(expected: Estimate) -> None:
+@contextmanager
+def _workers(settings: CommonSettings, n: int, ray: str | None, monitor: Monitor) -> Iterator[Sequence[Worker]]:
+    if ray is None:
+        yield local_workers(settings, n, monitor)
+    else:
+        with ray_workers(settings, ray, n) as workers:
+            yield workers
+
+
+def _show_plan(expected: PlannedCost) -> None:
     rows = [
         (part.what, f"{part.forwards:,}", f"{part.flop / 1e12:.1f}", f"{part.minutes:.1f}") for part in expected.parts
     ]
@@ -243,35 +273,34 @@ def _show_plan(expected: Estimate) -> None:
     out.print()
 
 
-def _show_results(folder: Path) -> None:
-    results = read_results(folder)
+def _show_results(results: CommonResults) -> None:
     rows = []
-    for circuit, models in results["faithfulness"].items():
-        n_heads = sum(len(group["heads"]) for group in results["circuits"][circuit]["groups"].values())
+    for name, models in (part_of(results, FAITHFULNESS) or {}).items():
+        circuit = (part_of(results, DISCOVERY) or {})[name]
+        n_heads = sum(len(group.heads) for group in circuit.groups.values())
         for model, entry in models.items():
-            drawn = results["random"].get(circuit, {}).get(model)
-            accuracies = (f"{entry[whose]['value']:.3f}" for whose in ("circuit_accuracy", "model_accuracy"))
-            percentile = "-" if drawn is None else _beaten(drawn)
-            rows.append((circuit, model, str(n_heads), *accuracies, _interval(entry), percentile))
+            accuracies = (f"{each.value:.3f}" for each in (entry.circuit_accuracy, entry.model_accuracy))
+            percentile = "-" if entry.random is None else _beaten(entry.random)
+            rows.append((name, model, str(n_heads), *accuracies, _interval(entry), percentile))
     _show_table(("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "percentile"), rows)
-    for variant, entry in (results.get("verdict") or {}).items():
+    for variant, verdict in (part_of(results, VERDICT) or {}).items():
         out.print()
         _say(f"{variant} against its base:")
-        for sentence in entry["sentences"]:
-            _say(f"  {sentence['text']}")
-    for warning in results["warnings"]:
+        for sentence in verdict.sentences:
+            _say(f"  {sentence.text}")
+    for warning in results.warnings:
         _say(f"warning: {warning}")
 
 
-def _beaten(drawn: dict) -> str:
-    n = len(drawn["accuracies"])
-    return f"{drawn['percentile'] * n / 100:g} of {n} random"
+def _beaten(drawn: RandomCircuits) -> str:
+    n = len(drawn.accuracies)
+    return f"{drawn.percentile * n / 100:g} of {n} random"
 
 
-def _interval(entry: dict, digits: int = 2) -> str:
-    if entry["value"] is None:
+def _interval(estimate: Estimate, digits: int = 2) -> str:
+    if estimate.value is None:
         return "undefined"
-    value, low, high = (f"{entry[key]:.{digits}f}" for key in ("value", "low", "high"))
+    value, low, high = (f"{each:.{digits}f}" for each in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"
 
 
@@ -301,13 +330,12 @@ def _show_table(
     out.print(table)
 
 
-def _show_accuracies(title: str, rows: Sequence[dict]) -> None:
+def _show_accuracies(title: str, rows: Sequence[ModelAccuracy]) -> None:
     cells = []
-    for row in rows:
-        shares = " ".join(f"{entry['value']:.2f}" for entry in row["accuracy_by_queried"])
-        hits = f"{row['accuracy']['hits']}/{row['accuracy']['n']}"
-        accuracy, difference = _interval(row["accuracy"], 3), _interval(row["logit_difference"])
-        cells.append((row["model"], hits, accuracy, difference, shares))
+    for model, answers in rows:
+        shares = " ".join(f"{share.value:.2f}" for share in answers.accuracy_by_queried)
+        hits = f"{answers.accuracy.hits}/{answers.accuracy.n}"
+        cells.append((model, hits, _interval(answers.accuracy, 3), _interval(answers.logit_difference), shares))
     _show_table(("model", "hits", "accuracy", "logit difference", "by queried index"), cells, title)
 
 
@@ -353,7 +381,7 @@ def main() -> None:
         where = "" if error.filename is None else f"{error.filename}: "
         code = _complained(f"{where}{error.strerror or error}")
     if code == _INTERRUPTED:
-        _complained("interrupted; run again to go on, finished stages are kept")
+        _complained("interrupted; run again to go on, what is computed is kept")
     raise SystemExit(code)
 
 

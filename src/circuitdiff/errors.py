@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 _LONGEST = 600  # letters of a message
@@ -39,17 +38,3 @@ def choices(name: object, names: Iterable[str]) -> str:
     listed = ", ".join(names[:_MOST_CHOICES]) or "none"
     more = f" and {len(names) - _MOST_CHOICES} more" if len(names) > _MOST_CHOICES else ""
     return f"{nearest(str(name)[:100], names)}; choose one of {listed}{more}"
-
-
-@contextmanager
-def form_of_results(origin: str) -> Iterator[None]:
-    """Results of another form than a run's are an InputError that names `origin`, wherever they are stumbled over."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise InputError(
-            f"{origin} does not have the form of a run's results ({type(error).__name__}: {first_line(error)}); run "
-            "the study again, finished stages are kept"
-        ) from error

@@ -16,14 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import circuitdiff.cache.locks
 import circuitdiff.cache.store
 from circuitdiff.cache.records import hashed
-from circuitdiff.cache.store import Record, Store, read_results
+from circuitdiff.cache.store import Record, Store
 from circuitdiff.errors import InputError
-
-RESULTS = {"study": {}, "models": {}, "circuits": {}}  # the least that is a run's
-
 
 def counting(store: Store):
     calls: list[int] = []
@@ -130,12 +126,24 @@ def test_a_title_may_be_anything_and_decides_nothing(tmp_path):
     again = [store.stage("another title", number, lambda: Record({}, None)).data for number in range(len(names))]
     assert again == list(range(len(names)))
     assert len(list((tmp_path / "records").iterdir())) == len(names)
-    assert {path.name for path in tmp_path.iterdir()} == {"records", "locks", "timings.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"records", "records-schema", "locks"}
 
 
-def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
+@pytest.mark.parametrize("schema", [None, "1", ""])
+def test_a_folder_of_an_earlier_version_is_refused_and_left_as_it_is(tmp_path, schema):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "abc.safetensors").write_bytes(b"of another form")
+    if schema is not None:
+        (tmp_path / "records-schema").write_text(schema)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"earlier version of circuitdiff, .*another run folder, or delete"):
+        Store.open(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_with_the_stages_of_an_earlier_version_is_refused(tmp_path):
     (tmp_path / "stages").mkdir()
-    with pytest.raises(InputError, match=r"earlier version of circuitdiff .*another run folder, or delete"):
+    with pytest.raises(InputError, match=r"earlier version of circuitdiff"):
         Store.open(tmp_path)
 
 
@@ -160,30 +168,21 @@ def test_the_same_record_has_the_same_bytes(tmp_path):
 
 def test_a_write_that_fails_keeps_the_old_file_and_says_what_to_do(tmp_path, monkeypatch):
     store = Store.open(tmp_path)
-    store.write_json("results.json", RESULTS | {"old": True})
+    store.write_json("results.json", {"old": True})
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"No space left on device; make room or .* run again"):
-        store.write_json("results.json", RESULTS | {"old": False})
-    assert read_results(tmp_path) == RESULTS | {"old": True}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["records", "results.json"]
+        store.write_json("results.json", {"old": False})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"old": True}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["records", "records-schema", "results.json"]
 
 
 def test_equal_settings_have_equal_hashes_whatever_their_order():
     assert hashed({"a": 1, "b": (2, 3)}) == hashed({"b": [2, 3], "a": 1})
     assert hashed({"a": 1}) != hashed({"a": 2})
-
-
-@pytest.mark.parametrize("content", [b'{"a":', b"", b"\xff\xfe{}", b"[]", b"null", b"1", b"[" * 100_000])
-def test_results_of_no_run_or_a_damaged_one_are_refused(tmp_path, content):
-    with pytest.raises(InputError, match="not a finished run"):
-        read_results(tmp_path)
-    (tmp_path / "results.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"damaged.*run the study again"):
-        read_results(tmp_path)
 
 
 def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path):
@@ -194,10 +193,9 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_timings_go_to_a_log_beside_the_results(tmp_path):
     store = Store.open(tmp_path)
-    store.stage("effects", 0, counting(store)[1])
-    store.stage("effects", 0, counting(store)[1])
+    store.log("effects", 1.23456)
     (line,) = (tmp_path / "timings.jsonl").read_text().splitlines()
-    assert json.loads(line)["stage"] == "effects"
+    assert json.loads(line) == {"unit": "effects", "seconds": 1.235}
 
 
 TEN_RECORDS = """
@@ -205,15 +203,17 @@ import os, sys, time
 from pathlib import Path
 from circuitdiff.cache.store import Record, Store
 
-def compute(missing):
-    for number in missing:
-        with open("computed", "a") as file:
-            file.write(f"{number}\\n")
+store = Store.open("run", print)
+
+def compute(number):
+    with open("computed", "a") as file:
+        file.write(f"{number}\\n")
     Path("computes").touch()
     time.sleep(float(sys.argv[1]))
-    return [Record({}, number) for number in missing]
+    return Record({}, number)
 
-Store.open("run", print).stages("effects", range(10), compute)
+for number in range(10):
+    store.stage("effects", number, lambda: compute(number))
 """
 
 
@@ -242,28 +242,29 @@ def until(holds, seconds: float = 100) -> None:
 def computed_here(folder: Path, told: list[str]) -> list[int]:
     """Which of the ten records this process had to compute."""
     made: list[int] = []
+    store = Store.open(folder / "run", told.append)
 
-    def compute(missing: list[int]) -> list[Record]:
-        made.extend(missing)
-        return [Record({}, number) for number in missing]
+    def compute(number: int) -> Record:
+        made.append(number)
+        return Record({}, number)
 
-    records = Store.open(folder / "run", told.append).stages("effects", range(10), compute)
+    records = [store.stage("effects", number, lambda number=number: compute(number)) for number in range(10)]
     assert [record.data for record in records] == list(range(10))
     assert not list((folder / "run" / "locks").rglob("*.lock"))
     return made
 
 
 def test_what_another_process_computes_is_waited_for_with_a_line_now_and_then(other, tmp_path, monkeypatch):
-    monkeypatch.setattr(circuitdiff.cache.store, "_FIRST_NOTICE", 0.5)
+    monkeypatch.setattr(circuitdiff.cache.store, "FIRST_NOTICE", 0.5)
     monkeypatch.setattr(circuitdiff.cache.store, "_NOTICE", 0.7)
     told: list[str] = []
     computing = other(TEN_RECORDS, 3.0)
     until((tmp_path / "computes").exists)
-    assert computed_here(tmp_path, told) == []
-    assert computing.wait() == 0
+    monkeypatch.setattr(Store, "keep", lambda *_: pytest.fail("computed here"))
+    assert Store.open(tmp_path / "run", told.append).stage("effects", 0, lambda: Record({}, None)).data == 0
+    computing.kill()
     assert 2 <= len(told) <= 5
     assert all(line.startswith("waiting for 'effects', which another process computes") for line in told)
-    assert str(tmp_path / "run" / "locks") in told[0]
 
 
 def test_what_a_killed_process_left_undone_is_computed_here_even_while_it_is_a_zombie(other, tmp_path):
@@ -300,23 +301,6 @@ def test_what_an_earlier_run_left_keeps_nobody_waiting(tmp_path, record):
     (tmp_path / "locks").mkdir(exist_ok=True)
     (tmp_path / "locks" / f"{record.stem}.lock").touch()
     assert asked_again(record) == (1, [])
-
-
-def test_of_many_records_a_process_locks_some_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(circuitdiff.cache.locks, "_AT_ONCE", 4)
-    batches: list[list[int]] = []
-    held: list[int] = []
-
-    def compute(missing: list[int]) -> list[Record]:
-        batches.append(missing)
-        held.append(len(list((tmp_path / "locks").iterdir())))
-        return [Record({}, number) for number in missing]
-
-    records = Store.open(tmp_path).stages("effects", range(10), compute)
-    assert [record.data for record in records] == list(range(10))
-    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert held == [4, 4, 2]
-    assert not list((tmp_path / "locks").iterdir())
 
 
 def test_a_folder_that_takes_no_locks_is_refused_in_a_line(tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from circuitdiff.sections.whole_study import WholeStudy, read_study
+from circuitdiff.study.registry import read_study
+from circuitdiff.study.settings import CommonSettings
 from circuitdiff.tasks import entity_tracking
 from helpers.tiny_models import randomise
 from helpers.tiny_tokenizers import FRAME, word_level
@@ -55,7 +56,7 @@ def study_yaml(model: Path, **changes: object) -> str:
   other:
     stages:
       - {name: fetcher, at: last, select: {top: 2}}""",
-        "evaluation": "{random_circuits: 5, random_prompts: 4}",
+        "faithfulness": "{random_circuits: 5, random_prompts: 4}",
     } | changes
     return "".join(f"{key}: {value}\n" for key, value in lines.items())
 
@@ -64,7 +65,7 @@ def silent(*_: object) -> None:
     """No progress."""
 
 
-def settings_of(folder: Path, model: Path, **changes: object) -> WholeStudy:
+def settings_of(folder: Path, model: Path, **changes: object) -> CommonSettings:
     path = folder / "tiny.yaml"
     path.write_text(study_yaml(model, **CIRCUIT_ONLY | changes))
     return read_study(path)

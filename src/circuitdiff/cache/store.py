@@ -22,6 +22,7 @@ RESULTS = "results.json"
 REPORT = "report.html"
 _FINISHED = "finished.json"
 _RECORDS, _EARLIER = "records", "stages"  # folders; the earlier one had other keys
+_SCHEMA, _SCHEMA_VERSION = "records-schema", "2"  # which form the records have, in a file beside their folder
 POLL = 0.2  # seconds between two looks whether another process is done
 FIRST_NOTICE, _NOTICE = 30.0, 300.0  # seconds of waiting for another process after which the user is told
 
@@ -39,15 +40,18 @@ class Store:
     def open(cls, folder: str | Path, notify: Notify = warnings.warn) -> Store:
         """Raises: InputError if the folder cannot be made or written to, or an earlier version filled it."""
         path = Path(folder)
-        if (path / _EARLIER).is_dir():
-            raise InputError(
-                f"{path} holds records of an earlier version of circuitdiff ({_EARLIER}/), which cannot be used: "
-                f"choose another run folder, or delete this one"
-            )
         try:
             (path / _RECORDS).mkdir(parents=True, exist_ok=True)
+            empty = not any((path / _RECORDS).iterdir())
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}; choose another run folder") from error
+        if empty and not (path / _EARLIER).is_dir():
+            write_whole(path / _SCHEMA, _SCHEMA_VERSION.encode())
+        elif not (path / _SCHEMA).is_file() or (path / _SCHEMA).read_text() != _SCHEMA_VERSION:
+            raise InputError(
+                f"{path} holds records of an earlier version of circuitdiff, which cannot be used: choose another run "
+                f"folder, or delete this one"
+            )
         return cls(path, notify)
 
     @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from circuitdiff.circuit import Circuit, Group, Head
 
 
+@runtime_checkable
 class WithHeads(Protocol):
     """A model, or what is known of one."""
 

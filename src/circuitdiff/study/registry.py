@@ -13,7 +13,9 @@ from circuitdiff.config.validation import Strict, validated
 from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
+from circuitdiff.study.sections import accuracy, discovery, faithfulness, minimality
 from circuitdiff.study.sections import accuracy, discovery, faithfulness, functions
+from circuitdiff.study.sections import accuracy, cross_model, discovery, faithfulness, graft
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")
@@ -23,7 +25,10 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     accuracy.SECTION,
     discovery.SECTION,
     faithfulness.SECTION,
+    minimality.SECTION,
     functions.SECTION,
+    cross_model.SECTION,
+    graft.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}

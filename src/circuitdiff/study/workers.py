@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -35,6 +35,7 @@ class WorkerLost(Exception):
     """The process died in the midst of its work."""
 
 
+@runtime_checkable
 class Worker(Protocol):
     """Something that holds a `Host` and calls its methods, one after the other."""
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
-from circuitdiff import results as form
 from circuitdiff.config.reading import split_adapters
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
+from circuitdiff.study.sections.accuracy import Accuracy, accuracy_of
 from circuitdiff.tasks import get_task
+
+
+class ModelAccuracy(NamedTuple):
+    model: str
+    answers: Accuracy
 
 
 def accuracies(
@@ -22,7 +27,7 @@ def accuracies(
     dtype: str = "float32",
     device: str = "cpu",
     monitor: Callable[[str, int, int], None] = lambda *_: None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[ModelAccuracy]:
     """Each model's accuracy on the same prompts, one query per scenario, in all and by queried index.
 
     A model is a source that `load_model` takes, followed by `+` and an adapter for each one to merge. Intervals are
@@ -36,7 +41,6 @@ def accuracies(
         source, *adapters = split_adapters(name)
         model = load_model(source, adapters, dtype, device, name=name)
         pairs = built.sample(model.tokenizer, n_prompts, seed, split)
-        evaluation = evaluate_model(model, pairs)
+        answers = accuracy_of(evaluate_model(model, pairs), pairs)
         monitor(name, 1, 1)
-        margins = {"logit_difference": form.mean_logit_difference(evaluation)}
-        yield {"model": name} | form.accuracy_entry(evaluation, pairs) | margins
+        yield ModelAccuracy(name, answers)
