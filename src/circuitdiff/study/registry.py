@@ -14,6 +14,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
 from circuitdiff.study.sections import accuracy, cross_model, discovery, faithfulness, functions, graft, minimality
+from circuitdiff.study.sections import accuracy, completeness, discovery, faithfulness, minimality
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")
@@ -27,6 +28,7 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     functions.SECTION,
     cross_model.SECTION,
     graft.SECTION,
+    completeness.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
