@@ -192,7 +192,8 @@ def test_the_reason_that_a_ratio_is_undefined_is_handed_on():
 
 def test_a_no_says_that_the_circuit_is_a_different_one():
     assert said(changed_circuit("transfer", near(-0.9)), "same_circuit").text.startswith(
-        "No: a different circuit is at work, because base's circuit in tuned (mean by kind with heads at every segment ablation) differs"
+        "No: a different circuit is at work, because base's circuit in tuned (mean by kind with heads at every segment "
+        "ablation) differs"
     )
     assert said(evidence(), "same_circuit").text == "Yes: the same circuit is at work."
 

@@ -83,11 +83,21 @@ class StudyContext:
             for task in tasks:
                 task.cancel()
 
-    def once(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Hashable) -> asyncio.Future[T]:
-        """`work(self, *arguments)`, the same for all who ask for it."""
+    def once(
+        self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Hashable, rank: Rank | None = None
+    ) -> asyncio.Future[T]:
+        """`work(self, *arguments)`, the same for all who ask for it.
+
+        `rank`: its place in the study's order, whoever asks first; the sections' are (0,), (1,), ...
+        """
+
+        async def ranked() -> T:
+            _rank.set(_rank.get() if rank is None else rank)
+            return await work(self, *arguments)
+
         key = (work, *arguments)
         if key not in self._once:
-            self._once[key] = asyncio.ensure_future(work(self, *arguments))
+            self._once[key] = asyncio.ensure_future(ranked())
         return self._once[key]
 
     async def record(self, unit: Unit) -> Record:
@@ -134,7 +144,7 @@ class StudyContext:
 
     async def facts(self, name: str) -> ModelFacts:
         """Of a model of the study, which a worker loads for it."""
-        return await self.once(_facts, name)
+        return await self.once(_facts, name, rank=(-2, [*self.settings.models].index(name)))
 
     async def speed(self) -> Speed:
         """Of the base, on a worker's machine."""

@@ -11,16 +11,14 @@ from typing import Any
 import torch
 
 from circuitdiff.cache.records import Record
-from circuitdiff.circuit import Group, Head
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.evaluation import Evaluation, SlotSums
+from circuitdiff.methods.completeness import Completeness, GreedyPart, GreedyStep
 from circuitdiff.methods.component_mask import Mask, MaskFit
 from circuitdiff.methods.component_mask.training import Check
 from circuitdiff.methods.cross_model import Carrier, Controls, CrossPatch, Ran
 from circuitdiff.methods.cross_model.hybrids import Basis
 from circuitdiff.methods.graft import Graft, Part
-from circuitdiff.circuit import Circuit, Head
-from circuitdiff.evaluation import Evaluation, SlotSums
-from circuitdiff.methods.completeness import Completeness, GreedyPart, GreedyStep
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.prompts import Triples
@@ -72,8 +70,8 @@ def minimality_record(result: MinimalityResult) -> Record:
     tensors, groups = {"scenarios": result.scenarios}, {}
     for name, group in result.groups.items():
         tensors |= {f"{name}.pair_table": group.table.scores, f"{name}.cost_per_prompt": group.per_prompt}
-        heads = [asdict(head) for head in group.table.heads]
-        groups[name] = {"at": group.at, "heads": heads, "costs": [asdict(cost) for cost in group.costs]}
+        costs = [_cost(cost) for cost in group.costs]
+        groups[name] = {"at": group.at, "heads": _places(group.table.heads), "costs": costs}
     return Record(tensors, {"groups": groups, "rule": asdict(result.rule), "n_choosing": result.n_choosing})
 
 
@@ -91,9 +89,14 @@ def minimality_from(record: Record) -> MinimalityResult:
     return MinimalityResult(groups, rule, record.tensors["scenarios"], record.data["n_choosing"])
 
 
+def _cost(cost: HeadCost) -> dict[str, Any]:
+    head = cost.head
+    return {**vars(cost), "head": [head.layer, head.index], "removed_with": _places(cost.removed_with)}
+
+
 def _head_cost(data: Mapping[str, Any]) -> HeadCost:
     intervals = {name: _interval(data[name]) for name in ("cost", "cost_in_hits")}
-    heads = {"head": Head(**data["head"]), "removed_with": _heads(data["removed_with"])}
+    heads = {"head": Head(*data["head"]), "removed_with": _heads(data["removed_with"])}
     return HeadCost(**{**data, **intervals, **heads})
 
 
@@ -110,10 +113,6 @@ def completeness_from(record: Record) -> tuple[Completeness, GreedyPart | None]:
         steps = tuple(GreedyStep(**{**step, "head": Head(**step["head"])}) for step in search["steps"])
         worst = GreedyPart(Circuit.from_dict(search["removed"]), steps)
     return Completeness(tuple(map(Circuit.from_dict, record.data["removed"])), **record.tensors), worst
-
-
-def _heads(data: Sequence[Mapping[str, int]]) -> tuple[Head, ...]:
-    return tuple(Head(**each) for each in data)
 
 
 def _interval(bounds: Sequence[float | None]) -> Interval:

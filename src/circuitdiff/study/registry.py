@@ -13,8 +13,16 @@ from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
-from circuitdiff.study.sections import accuracy, cross_model, discovery, faithfulness, functions, graft, minimality
-from circuitdiff.study.sections import accuracy, completeness, discovery, faithfulness, minimality
+from circuitdiff.study.sections import (
+    accuracy,
+    completeness,
+    cross_model,
+    discovery,
+    faithfulness,
+    functions,
+    graft,
+    minimality,
+)
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")
@@ -25,10 +33,10 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     discovery.SECTION,
     faithfulness.SECTION,
     minimality.SECTION,
+    completeness.SECTION,
     functions.SECTION,
     cross_model.SECTION,
     graft.SECTION,
-    completeness.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
@@ -78,7 +86,7 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
 
 def results_bytes(results: CommonResults) -> bytes:
     """As they stand in results.json; what is undefined is null."""
-    return results.model_dump_json(indent=1).encode() + b"\n"
+    return results.model_dump_json(indent=1, warnings="error").encode() + b"\n"
 
 
 def results_schema() -> dict[str, Any]:

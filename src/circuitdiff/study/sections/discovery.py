@@ -117,7 +117,7 @@ async def main_circuits(study: StudyContext) -> dict[str, Discovered]:
 
 async def discovered(study: StudyContext, name: str) -> Discovered:
     """The circuit of that name."""
-    return await study.once(_discovered, name)
+    return await study.once(_discovered, name, rank=(-1, circuit_names(study).index(name)))
 
 
 async def _discovered(study: StudyContext, name: str) -> Discovered:
