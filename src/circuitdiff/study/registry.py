@@ -13,7 +13,15 @@ from circuitdiff.config.validation import Strict, validated
 from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
-from circuitdiff.study.sections import accuracy, completeness, discovery, faithfulness, minimality
+from circuitdiff.study.sections import (
+    ablations,
+    accuracy,
+    completeness,
+    discovery,
+    faithfulness,
+    knockout,
+    minimality,
+)
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")
@@ -25,6 +33,8 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     faithfulness.SECTION,
     minimality.SECTION,
     completeness.SECTION,
+    ablations.SECTION,
+    knockout.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
