@@ -21,6 +21,12 @@ from circuitdiff.study.sections import (
     faithfulness,
     functions,
     graft,
+    ablations,
+    accuracy,
+    completeness,
+    discovery,
+    faithfulness,
+    knockout,
     minimality,
 )
 from circuitdiff.study.settings import CommonSettings
@@ -37,6 +43,8 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     functions.SECTION,
     cross_model.SECTION,
     graft.SECTION,
+    ablations.SECTION,
+    knockout.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
