@@ -14,6 +14,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
 from circuitdiff.study.sections import (
+    ablations,
     accuracy,
     completeness,
     cross_model,
@@ -21,11 +22,6 @@ from circuitdiff.study.sections import (
     faithfulness,
     functions,
     graft,
-    ablations,
-    accuracy,
-    completeness,
-    discovery,
-    faithfulness,
     knockout,
     minimality,
 )
@@ -40,11 +36,11 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     faithfulness.SECTION,
     minimality.SECTION,
     completeness.SECTION,
+    ablations.SECTION,
+    knockout.SECTION,
     functions.SECTION,
     cross_model.SECTION,
     graft.SECTION,
-    ablations.SECTION,
-    knockout.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}

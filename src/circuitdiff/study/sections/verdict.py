@@ -17,7 +17,6 @@ from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, ratio, with_heads
 from circuitdiff.study.evidence import (
     CircuitEvidence,
-    ControlName,
     Evidence,
     FunctionEvidence,
     GraftEvidence,
@@ -26,16 +25,15 @@ from circuitdiff.study.evidence import (
     SimilarityEvidence,
     Thresholds,
 )
-from circuitdiff.study.gains import ControlResult, Direction, Gain, direction
-from circuitdiff.study.gains import gain as gain_of
+from circuitdiff.study.gains import Direction, Gain, direction_of, gain_of
 from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.section import Section
 from circuitdiff.study.sections import cross_model, functions, graft, overlap
-from circuitdiff.study.sections.cross_model import CrossModel, PatchResult
+from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult
 from circuitdiff.study.sections.discovery import circuits
-from circuitdiff.study.sections.functions import Cell
-from circuitdiff.study.sections.graft import GraftControls, Grafts
+from circuitdiff.study.sections.functions import MaskCell
+from circuitdiff.study.sections.graft import GraftResult
 from circuitdiff.study.sections.overlap import OverlapResult, StageOverlap
 from circuitdiff.study.verdict import Sentence, sentences
 
@@ -43,7 +41,7 @@ _ALIKE = 0.8  # cosine of two profiles, above which they are called alike
 _BYS: tuple[By, ...] = ("slot", "kind")
 _ABLATIONS = "mean by slot and mean by kind with heads at every segment"
 
-Cells = Mapping[str, Mapping[str, Cell]]  # by group and desideratum
+Cells = Mapping[str, Mapping[str, MaskCell]]  # by group and desideratum
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ async def run(study: StudyContext, limits: Thresholds) -> dict[str, Verdict]:
 
 
 async def _evidence(study: StudyContext, variant: str) -> tuple[Evidence, Gain]:
-    base, between = study.base, await direction(study, variant)
+    base, between = study.base, await direction_of(study, variant)
     gain = await gain_of(study, variant, base)
     patched = _of_variant(await study.part(cross_model.SECTION), variant)
     grafted = _of_variant(await study.part(graft.SECTION), variant)
@@ -247,7 +245,7 @@ def groups_without_function(in_base: Cells) -> list[str]:
     return [group for group, cells in in_base.items() if not any(cell.carries for cell in cells.values())]
 
 
-def _cells(masks: Mapping[str, Cells], base: str, variant: str) -> list[Cell]:
+def _cells(masks: Mapping[str, Cells], base: str, variant: str) -> list[MaskCell]:
     """Every mask of the base's circuit in base and variant."""
     groups = [cells for model in (base, variant) for cells in (masks.get(model) or {}).values()]
     return [cell for cells in groups for cell in cells.values()]
@@ -256,7 +254,7 @@ def _cells(masks: Mapping[str, Cells], base: str, variant: str) -> list[Cell]:
 # Which part got better?
 
 
-def _judged_patch(patched: CrossModel | None, between: Direction, base: str) -> PatchResult | None:
+def _judged_patch(patched: CrossModel | None, between: Direction, base: str) -> CrossPatchResult | None:
     """Contributions, where they were patched: z misses what the donor's output projection changed."""
     if patched is None:
         return None
@@ -264,25 +262,19 @@ def _judged_patch(patched: CrossModel | None, between: Direction, base: str) -> 
     return by_what.get("contribution") or next(iter(by_what.values()), None)
 
 
-def _graft_evidence(grafted: Grafts) -> GraftEvidence:
+def _graft_evidence(grafted: GraftResult) -> GraftEvidence:
     layers = {} if grafted.layers is None else grafted.layers.scores["accuracy"].parts
     touched = {part: len(heads) for part, heads in grafted.also_touched.items()}
-    controls = {part: _by_name(each) for part, each in grafted.controls.items()}
-    return GraftEvidence(grafted.scores["accuracy"].parts, controls, touched, layers)
-
-
-def _by_name(controls: GraftControls) -> dict[ControlName, ControlResult]:
-    shared = {} if controls.shared_kv is None else {"shared_kv": controls.shared_kv}
-    return {"any_layer": controls.any_layer, "same_layers": controls.same_layers, **shared}
+    return GraftEvidence(grafted.scores["accuracy"].parts, grafted.controls, touched, layers)
 
 
 async def _measured(
     study: StudyContext,
     variant: str,
     gain: Gain,
-    cells: Sequence[Cell],
-    patched: PatchResult | None,
-    grafted: Grafts | None,
+    cells: Sequence[MaskCell],
+    patched: CrossPatchResult | None,
+    grafted: GraftResult | None,
 ) -> dict[str, Measured]:
     """By table, on what and how many prompts its numbers were taken."""
     maps = await study.pairs(variant, PromptsOf("discovery"))
@@ -299,13 +291,13 @@ async def _measured(
     if grafted is not None:
         measured["layers"] = measured["graft"] = _on(grafted, "accuracy", "; all weights")
         if grafted.controls:
-            n = min(each.n_scenarios for part in grafted.controls.values() for each in _by_name(part).values())
+            n = min(each.n_scenarios for part in grafted.controls.values() for each in part.values())
             scope, n_grafted = measured["graft"]
             measured["graft"] = Measured(f"{scope}; controls on {n} scenarios", min(n, n_grafted))
     return measured
 
 
-def _on(numbers: Gain | PatchResult | Grafts, what: str, more: str = "") -> Measured:
+def _on(numbers: Gain | CrossPatchResult | GraftResult, what: str, more: str = "") -> Measured:
     return _measured_on(numbers.n_prompts, numbers.n_scenarios, what, more)
 
 
