@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.evaluation import Evaluation, SlotSums
 from circuitdiff.methods.completeness import Completeness, GreedyPart, GreedyStep
+from circuitdiff.methods.edges import Edge
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.stats.intervals import Interval
@@ -100,6 +103,29 @@ def completeness_from(record: Record) -> tuple[Completeness, GreedyPart | None]:
         steps = tuple(GreedyStep(**{**step, "head": Head(**step["head"])}) for step in search["steps"])
         worst = GreedyPart(Circuit.from_dict(search["removed"]), steps)
     return Completeness(tuple(map(Circuit.from_dict, record.data["removed"])), **record.tensors), worst
+
+
+class GroupWork(NamedTuple):
+    """What the groups of a circuit do in one model, prompt by prompt."""
+
+    edges: Mapping[Edge, Float[Tensor, " prompt"]]
+    attention: Mapping[str, Float[Tensor, "prompt role"]]  # mean over the group's heads
+    effects: Mapping[str, Float[Tensor, "role prompt"]]
+
+
+def group_work_record(work: GroupWork) -> Record:
+    tensors = {f"edge.{i}": effects for i, effects in enumerate(work.edges.values())}
+    for name in work.attention:
+        tensors |= {f"attention.{name}": work.attention[name], f"effect.{name}": work.effects[name]}
+    return Record(tensors, {"edges": list(map(list, work.edges)), "groups": list(work.attention)})
+
+
+def group_work_from(record: Record) -> GroupWork:
+    edges = {Edge(*edge): record.tensors[f"edge.{i}"] for i, edge in enumerate(record.data["edges"])}
+    of_groups = (
+        {name: record.tensors[f"{what}.{name}"] for name in record.data["groups"]} for what in ("attention", "effect")
+    )
+    return GroupWork(edges, *of_groups)
 
 
 def _heads(data: Sequence[Mapping[str, int]]) -> tuple[Head, ...]:

@@ -21,6 +21,7 @@ from circuitdiff.study.sections import (
     faithfulness,
     knockout,
     minimality,
+    overlap,
 )
 from circuitdiff.study.settings import CommonSettings
 
@@ -35,6 +36,7 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     completeness.SECTION,
     ablations.SECTION,
     knockout.SECTION,
+    overlap.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
