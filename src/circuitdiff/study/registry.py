@@ -25,6 +25,8 @@ from circuitdiff.study.sections import (
     graft,
     knockout,
     minimality,
+    overlap,
+    verdict,
 )
 from circuitdiff.study.settings import CommonSettings
 
@@ -40,8 +42,10 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     ablations.SECTION,
     knockout.SECTION,
     functions.SECTION,
+    overlap.SECTION,
     cross_model.SECTION,
     graft.SECTION,
+    verdict.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
