@@ -46,11 +46,7 @@ class Empty:
 def test_a_change_shows_in_the_digest_of_computation_only_if_it_can_change_numbers(
     tmp_path, monkeypatch, file, old, new, whole, computation
 ):
-<<<<<<< HEAD
     for name in ("engine/window.py", "study/records.py", "stats/intervals.py", file):
-=======
-    for name in ("engine/window.py", "sections/overlap.py", "stats/intervals.py", file):
->>>>>>> d5393761bb0c32fc0bdd13e5f1ba87f94aae9ce9
         written(tmp_path / name, CODE)
     monkeypatch.setattr(code_digest, "_HOME", tmp_path)
     digests = [code_digest.digest_of_code.__wrapped__, code_digest.digest_of_computation.__wrapped__]
