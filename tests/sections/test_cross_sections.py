@@ -15,15 +15,13 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, evaluate_model
 from circuitdiff.methods.cross_model import patch_across
 from circuitdiff.methods.graft import graft, graft_alone
-from circuitdiff.methods.knockout import attention_knockout, knockout_matrix, random_keys
 from circuitdiff.sections import cross_entries
 from circuitdiff.sections.cross_entries import cross_from, cross_record
 from circuitdiff.sections.cross_model import cross_model_section
-from circuitdiff.sections.cross_settings import CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings
+from circuitdiff.sections.cross_settings import CrossModelSettings, GraftSettings, VerdictSettings
 from circuitdiff.sections.directions import Direction, direction_of
 from circuitdiff.sections.gains import control_entry, random_entry
 from circuitdiff.sections.graft import graft_from, graft_record, graft_section, layer_ranges
-from circuitdiff.sections.knockout import RANDOM, knockout_section, matrix_cell
 from circuitdiff.sections.verdict import failed_checks, transfer, verdict_section
 from circuitdiff.stages import Stages
 from circuitdiff.verdict import SHARED
@@ -42,7 +40,6 @@ PATCHING = CrossModelSettings(
     what=("z", "contribution"), prompts=5, random_groups=3, control_prompts=4, null_donors=("tuned",)
 )
 GRAFTING = GraftSettings(prompts=5, random_groups=2, control_prompts=4, heads=True)
-KNOCKOUT = KnockoutSettings(prompts=6, layer_step=2)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +132,6 @@ def test_a_second_run_takes_nothing_from_the_models(bench, monkeypatch):
     sections = [
         lambda: cross_model_section(bench, "tuned", FOUND, PATCHING),
         lambda: graft_section(bench, "tuned", FOUND, GRAFTING),
-        lambda: knockout_section(bench, "tuned", FOUND, KNOCKOUT),
     ]
     once = [stored(section()) for section in sections]
     for model in (bench.base, "tuned"):
@@ -269,51 +265,11 @@ def test_ranges_of_layers_begin_where_they_are_told_and_hold_every_layer_once():
             layer_ranges(7, begins)
 
 
-def test_the_knockout_section_holds_the_librarys_numbers(bench):
-    entry = stored(knockout_section(bench, "tuned", FOUND, KNOCKOUT))["knockout"]["tuned"]
-    model, pairs = bench.subject("tuned").model, first(bench, 6)
-    assert entry["matrix"]["roles"] == ["last", "previous_query_label"]
-    curve_of = {(curve["query"], curve["key"]): curve for curve in entry["curves"]}
-    assert list(curve_of) == [("last", "previous_query_label"), ("last", RANDOM)]
-    curve = curve_of["last", "previous_query_label"]
-    found = attention_knockout(model, pairs, "last", "previous_query_label", layers=[0, 2])
-    assert [point["layer"] for point in curve["points"]] == [0, 2]
-    for point, ran in zip(curve["points"], found.blocked, strict=True):
-        assert point["hits"] == int(ran.hits.sum())
-    drawn = curve_of[("last", RANDOM)]["points"]
-    roles = ["query_box", "query_label", "after_query_label", "last"]
-    keys = random_keys(pairs, "last", roles, seed=bench.settings.seed)
-    at_random = attention_knockout(model, pairs, "last", keys, layers=[0, 2])
-    assert [point["hits"] for point in drawn] == [int(ran.hits.sum()) for ran in at_random.blocked]
-    matrix = knockout_matrix(model, pairs, entry["matrix"]["roles"], query_roles=roles)
-    for cell in entry["matrix"]["cells"]:
-        ran = matrix.blocked.get((cell["query"], cell["key"]))
-        assert (ran is None) == (cell["answer"] is None)
-        if ran is not None:
-            assert cell["accuracy"]["hits"] == int(ran.hits.sum())
-
-
 def answers(hits: list[int], scenarios: list[int] | None = None) -> Evaluation:
     n = len(hits)
     nothing = torch.zeros(n)
     rows = torch.tensor(scenarios or list(range(n)))
     return Evaluation(torch.tensor(hits, dtype=torch.bool), torch.zeros(n, dtype=torch.long), nothing, nothing, rows)
-
-
-@pytest.mark.parametrize(
-    ("blocked", "control", "answer"),
-    [
-        ([0] * 20, [1] * 20, "yes"),  # blocking the key costs all, a random position nothing
-        ([0] * 20, [0] * 20, "not established"),  # so does a random position
-        ([1] * 80, [1] * 80, "no"),
-        ([1] * 20, [1] * 20, "not established"),  # 20 prompts do not show that it would cost none of others
-        ([1] * 18 + [0] * 2, [1] * 20, "not established"),
-    ],
-)
-def test_information_flows_where_blocking_costs_more_than_a_random_position(blocked, control, answer):
-    cell = matrix_cell("last", "object", answers([1] * len(blocked)), answers(blocked), answers(control), margin=0.05)
-    assert cell["answer"] == answer
-    assert matrix_cell("a", "b", answers([1]), None, None, 0.05)["answer"] is None
 
 
 def test_controls_are_shares_of_the_gain_and_random_groups_have_a_percentile():
@@ -390,7 +346,7 @@ def test_failed_checks_are_named_and_none_at_all_is_not_a_pass():
 
 
 def test_an_unknown_setting_is_an_error():
-    for kind in (CrossModelSettings, GraftSettings, KnockoutSettings, VerdictSettings):
+    for kind in (CrossModelSettings, GraftSettings, VerdictSettings):
         with pytest.raises(ValidationError, match="Extra inputs"):
             kind(promts=3)
 
