@@ -8,6 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from circuitdiff.sections.ablations import ablations_section
+from circuitdiff.sections.circuit_settings import AblationsSettings, CompletenessSettings, MinimalitySettings
+from circuitdiff.sections.completeness import completeness_section
+from circuitdiff.sections.further_prompts import further_prompts
+from circuitdiff.sections.minimality import minimality_section
+from circuitdiff.settings import read_settings
+from circuitdiff.stages import Stages
+from circuitdiff.workbench import Subject, Workbench
 from pydantic import ValidationError
 
 from circuitdiff.cache.store import Store, to_json
@@ -17,14 +25,6 @@ from circuitdiff.evaluation import all_heads, evaluate_circuit, evaluate_model, 
 from circuitdiff.methods.ablations import Ablated, ablation_scores
 from circuitdiff.methods.completeness import completeness, random_parts
 from circuitdiff.methods.minimality import PUBLISHED, minimality
-from circuitdiff.sections.ablations import ablations_section
-from circuitdiff.sections.circuit_settings import AblationsSettings, CompletenessSettings, MinimalitySettings
-from circuitdiff.sections.completeness import completeness_section
-from circuitdiff.sections.further_prompts import further_prompts
-from circuitdiff.sections.minimality import minimality_section
-from circuitdiff.settings import read_settings
-from circuitdiff.stages import Stages
-from circuitdiff.workbench import Subject, Workbench
 from helpers.tiny_folder import save_tiny_model, study_yaml
 
 FOUND = Circuit(

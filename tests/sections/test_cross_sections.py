@@ -7,15 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
-
-from circuitdiff.cache.store import to_json
-from circuitdiff.circuit import Circuit, Group, Head
-from circuitdiff.errors import InputError
-from circuitdiff.evaluation import Evaluation, evaluate_model
-from circuitdiff.methods.cross_model import patch_across
-from circuitdiff.methods.graft import graft, graft_alone
-from circuitdiff.methods.knockout import attention_knockout, knockout_matrix, random_keys
 from circuitdiff.sections import cross_entries
 from circuitdiff.sections.cross_entries import cross_from, cross_record
 from circuitdiff.sections.cross_model import cross_model_section
@@ -28,6 +19,15 @@ from circuitdiff.sections.verdict import failed_checks, transfer, verdict_sectio
 from circuitdiff.stages import Stages
 from circuitdiff.verdict import SHARED
 from circuitdiff.workbench import Workbench
+from pydantic import ValidationError
+
+from circuitdiff.cache.store import to_json
+from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import Evaluation, evaluate_model
+from circuitdiff.methods.cross_model import patch_across
+from circuitdiff.methods.graft import graft, graft_alone
+from circuitdiff.methods.knockout import attention_knockout, knockout_matrix, random_keys
 from helpers.two_tiny_folders import two_model_bench
 
 FOUND = Circuit(

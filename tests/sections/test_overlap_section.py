@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
-
-from circuitdiff.cache.store import read_results
-from circuitdiff.report.overlap import curve_rows, edge_rows, group_rows, moved_rows, overlap_sentence, stage_rows
-from circuitdiff.report.parts import parts
-from circuitdiff.sections.edges import Edge
 from circuitdiff.sections.overlap import _edges, _Measured
 from circuitdiff.sections.whole_study import read_study
+
+from circuitdiff.cache.store import read_results
+from circuitdiff.methods.edges import Edge
+from circuitdiff.report.overlap import curve_rows, edge_rows, group_rows, moved_rows, overlap_sentence, stage_rows
+from circuitdiff.report.parts import parts
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
 from circuitdiff.study import run_study
 from helpers.tiny_folder import CIRCUIT_ONLY, save_tiny_model, study_yaml

@@ -11,7 +11,7 @@ from pydantic import Field
 from circuitdiff.config.settings import Prompts
 from circuitdiff.evaluation import By
 from circuitdiff.study.estimates import Estimate
-from circuitdiff.study.gains import Credit
+from circuitdiff.study.gains import Credit, GraftControl
 
 Positive = Annotated[float, Field(gt=0)]
 RestsOn = Literal["accuracy", "circuits", "functions", "graft", "layers", "cross_model"]  # tables of numbers
@@ -39,7 +39,7 @@ class Noted(Estimate):
 
 @dataclass(frozen=True)
 class CircuitEvidence:
-    """Under one ablation: normalised faithfulness of each own circuit, and of the base's in the variant less its own."""
+    """Normalised faithfulness of each own circuit under one ablation; and of the base's in the variant less its own."""
 
     base_own: Noted | None = None
     variant_own: Noted | None = None
@@ -82,7 +82,7 @@ class GraftEvidence:
     """
 
     parts: Parts
-    controls: Mapping[str, Mapping[str, Credit]] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[GraftControl, Credit]] = field(default_factory=dict)
     also_touched: Mapping[str, int] = field(default_factory=dict)
     layers: Parts = field(default_factory=dict)
 
@@ -123,5 +123,3 @@ class Evidence:
     def lacks(self) -> bool:
         """The variant is the worse one: what does the base have more?"""
         return self.donor == self.base
-
-

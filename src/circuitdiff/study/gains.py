@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from circuitdiff.stats.shapley import ALONE, Attribution, Subset, attribute
 from circuitdiff.study.common_units import model_answers
 from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, Number, Share, estimate, number, share
+
+# Random heads; or the other heads that read the part's keys and values: do the part's own heads matter?
+GraftControl = Literal["any_layer", "same_layers", "shared_kv"]
 
 
 @dataclass(frozen=True)
@@ -116,16 +119,16 @@ class RandomGroups(ControlResult):
     nothing: float  # accuracy of the recipient as it is
 
 
-async def gain(study: StudyContext, donor: str, recipient: str) -> Gain:
+async def gain_of(study: StudyContext, donor: str, recipient: str) -> Gain:
     """The paired gain in accuracy on all evaluation prompts."""
     first, second = await study.each((donor, recipient), lambda name: model_answers(study, name))
     difference = estimate(difference_interval(first.hits.numpy(), second.hits.numpy(), first.scenarios.numpy()))
     return Gain(**vars(difference), n_scenarios=len(first.scenarios.unique()), n_prompts=len(first.hits))
 
 
-async def direction(study: StudyContext, variant: str) -> Direction:
+async def direction_of(study: StudyContext, variant: str) -> Direction:
     """From the variant to the base, unless the variant is worse at 95 %: then what does it lack?"""
-    over_base = await gain(study, variant, study.base)
+    over_base = await gain_of(study, variant, study.base)
     low, high = (math.nan if bound is None else bound for bound in (over_base.low, over_base.high))
     if high < 0:
         return Direction(study.base, variant, gains=True)

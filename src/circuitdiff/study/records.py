@@ -5,28 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from math import nan
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitdiff.cache.records import Record
-from circuitdiff.circuit import Head
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.evaluation import Evaluation, SlotSums
-from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
-from circuitdiff.methods.cross_model import Carrier, Controls, CrossPatch, Ran
-from circuitdiff.methods.cross_model.hybrids import Basis
-from circuitdiff.methods.graft import Graft, Part
-from circuitdiff.methods.path_patching import PathEffects
-from circuitdiff.stats.intervals import Interval
-from circuitdiff.circuit import Group
-from circuitdiff.evaluation import Evaluation, SlotSums
+from circuitdiff.methods.completeness import Completeness, GreedyPart, GreedyStep
 from circuitdiff.methods.component_mask import Mask, MaskFit
 from circuitdiff.methods.component_mask.training import Check
+from circuitdiff.methods.cross_model import Carrier, Controls, CrossPatch, Ran
+from circuitdiff.methods.cross_model.hybrids import Basis
+from circuitdiff.methods.edges import Edge
+from circuitdiff.methods.graft import Graft, Part
+from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.prompts import Triples
+from circuitdiff.stats.intervals import Interval
 
 _ANSWERS = tuple(each.name for each in fields(Evaluation))
 _CONTROLS = ("nothing", "group", "any_layer", "elsewhere", "noise", "scaled")  # of patching, beside random groups
@@ -74,8 +73,8 @@ def minimality_record(result: MinimalityResult) -> Record:
     tensors, groups = {"scenarios": result.scenarios}, {}
     for name, group in result.groups.items():
         tensors |= {f"{name}.pair_table": group.table.scores, f"{name}.cost_per_prompt": group.per_prompt}
-        heads = [asdict(head) for head in group.table.heads]
-        groups[name] = {"at": group.at, "heads": heads, "costs": [asdict(cost) for cost in group.costs]}
+        costs = [_cost(cost) for cost in group.costs]
+        groups[name] = {"at": group.at, "heads": _places(group.table.heads), "costs": costs}
     return Record(tensors, {"groups": groups, "rule": asdict(result.rule), "n_choosing": result.n_choosing})
 
 
@@ -93,10 +92,53 @@ def minimality_from(record: Record) -> MinimalityResult:
     return MinimalityResult(groups, rule, record.tensors["scenarios"], record.data["n_choosing"])
 
 
+def _cost(cost: HeadCost) -> dict[str, Any]:
+    head = cost.head
+    return {**vars(cost), "head": [head.layer, head.index], "removed_with": _places(cost.removed_with)}
+
+
 def _head_cost(data: Mapping[str, Any]) -> HeadCost:
     intervals = {name: _interval(data[name]) for name in ("cost", "cost_in_hits")}
-    heads = {"head": Head(**data["head"]), "removed_with": _heads(data["removed_with"])}
+    heads = {"head": Head(*data["head"]), "removed_with": _heads(data["removed_with"])}
     return HeadCost(**{**data, **intervals, **heads})
+
+
+def completeness_record(result: Completeness, worst: GreedyPart | None) -> Record:
+    """Scores prompt by prompt as tensors; the removed parts, and the search, beside them."""
+    search = None if worst is None else {"removed": worst.removed.to_dict(), "steps": list(map(asdict, worst.steps))}
+    tensors = {"model": result.model, "circuit": result.circuit, "scenarios": result.scenarios}
+    return Record(tensors, {"removed": [part.to_dict() for part in result.removed], "search": search})
+
+
+def completeness_from(record: Record) -> tuple[Completeness, GreedyPart | None]:
+    search, worst = record.data["search"], None
+    if search is not None:
+        steps = tuple(GreedyStep(**{**step, "head": Head(**step["head"])}) for step in search["steps"])
+        worst = GreedyPart(Circuit.from_dict(search["removed"]), steps)
+    return Completeness(tuple(map(Circuit.from_dict, record.data["removed"])), **record.tensors), worst
+
+
+class GroupWork(NamedTuple):
+    """What the groups of a circuit do in one model, prompt by prompt."""
+
+    edges: Mapping[Edge, Float[Tensor, " prompt"]]
+    attention: Mapping[str, Float[Tensor, "prompt role"]]  # mean over the group's heads
+    effects: Mapping[str, Float[Tensor, "role prompt"]]
+
+
+def group_work_record(work: GroupWork) -> Record:
+    tensors = {f"edge.{i}": effects for i, effects in enumerate(work.edges.values())}
+    for name in work.attention:
+        tensors |= {f"attention.{name}": work.attention[name], f"effect.{name}": work.effects[name]}
+    return Record(tensors, {"edges": list(map(list, work.edges)), "groups": list(work.attention)})
+
+
+def group_work_from(record: Record) -> GroupWork:
+    edges = {Edge(*edge): record.tensors[f"edge.{i}"] for i, edge in enumerate(record.data["edges"])}
+    of_groups = (
+        {name: record.tensors[f"{what}.{name}"] for name in record.data["groups"]} for what in ("attention", "effect")
+    )
+    return GroupWork(edges, *of_groups)
 
 
 def _heads(data: Sequence[Mapping[str, int]]) -> tuple[Head, ...]:
@@ -106,6 +148,8 @@ def _heads(data: Sequence[Mapping[str, int]]) -> tuple[Head, ...]:
 def _interval(bounds: Sequence[float | None]) -> Interval:
     """Records have null for nan."""
     return Interval(*(math.nan if bound is None else bound for bound in bounds))
+
+
 def mask_record(fit: MaskFit) -> Record:
     """All masks with what they keep, and all answers triple by triple; back by `mask_from`."""
     masks = {"mask": fit.mask} | {f"other {i}": mask for i, mask in enumerate(fit.others)}
@@ -138,6 +182,8 @@ def mask_from(record: Record, desideratum: str, group: Group, test: Triples, min
         answers={name: each for name, each in sorted(answers.items()) if name not in others},
         other_answers=tuple(answers[name] for name in others),
     )
+
+
 def patches_record(patches: Mapping[Carrier, CrossPatch]) -> Record:
     """Of kinds that were patched together, which have the donor in common: its answers, then each run's."""
     runs = [ran for patch in patches.values() for ran in patch.runs.values()]

@@ -9,13 +9,25 @@ from pydantic import Field, TypeAdapter, create_model
 
 from circuitdiff.cache.store import RESULTS
 from circuitdiff.config.reading import read_json, read_yaml
-from circuitdiff.config.validation import Strict, validated
+from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError
+from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
-from circuitdiff.study.sections import accuracy, discovery, faithfulness, minimality
-from circuitdiff.study.sections import accuracy, discovery, faithfulness, functions
-from circuitdiff.study.sections import accuracy, cross_model, discovery, faithfulness, graft
+from circuitdiff.study.sections import (
+    ablations,
+    accuracy,
+    completeness,
+    cross_model,
+    discovery,
+    faithfulness,
+    functions,
+    graft,
+    knockout,
+    minimality,
+    overlap,
+    verdict,
+)
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")
@@ -26,9 +38,14 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     discovery.SECTION,
     faithfulness.SECTION,
     minimality.SECTION,
+    completeness.SECTION,
+    ablations.SECTION,
+    knockout.SECTION,
     functions.SECTION,
+    overlap.SECTION,
     cross_model.SECTION,
     graft.SECTION,
+    verdict.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
@@ -51,6 +68,13 @@ def options_of(settings: CommonSettings, section: Section[Options, Any]) -> Opti
 def part_of(results: CommonResults, section: Section[Any, Result]) -> Result | None:
     """The section's part of the results; None if it was left out."""
     return getattr(results, section.name)
+
+
+def planned_parts(sizes: Sizes) -> list[Part]:
+    """What the sections of a study will take, in their order."""
+    asked = [(section, options_of(sizes.settings, section)) for section in SECTIONS]
+    chosen = [(section, options) for section, options in asked if options is not None or section.options is None]
+    return [part for section, options in chosen for part in section.cost(sizes, options) if part.forwards]
 
 
 def read_study(path: str | Path) -> CommonSettings:
@@ -78,7 +102,7 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
 
 def results_bytes(results: CommonResults) -> bytes:
     """As they stand in results.json; what is undefined is null."""
-    return results.model_dump_json(indent=1).encode() + b"\n"
+    return results.model_dump_json(indent=1, warnings="error").encode() + b"\n"
 
 
 def results_schema() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import StudyContext, versions
 from circuitdiff.study.plan import PlannedCost, Sizes, planned_cost
 from circuitdiff.study.preflight import check_study, outlined
-from circuitdiff.study.registry import SECTIONS, Results, options_of, results_bytes
+from circuitdiff.study.registry import SECTIONS, Results, options_of, planned_parts, results_bytes
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, StudyHeader, example_of, model_result
 from circuitdiff.study.settings import CommonSettings, plans_of
 from circuitdiff.study.workers import Monitor, ThisProcess, Worker, Workers
@@ -46,11 +46,11 @@ def run_study(
     """
     pool = Workers(workers or [ThisProcess(settings, settings.devices[0], monitor)])
     try:
-        plans, files = plans_of(settings), _files(settings)
-        inputs = _inputs(settings, files)
+        files = files_of(settings)
+        inputs = inputs_of(settings, files)
         if inputs is not None and Store(Path(folder)).finished(inputs, RESULTS) is not None:
             return Path(folder) / RESULTS
-        _refuse(settings)
+        refuse(settings)
         _check_folder(Path(folder), settings.name)
         store, written = Store.open(folder, notify), settings.model_dump(mode="json")
         with store.used_by(written):
@@ -58,14 +58,14 @@ def run_study(
             study = StudyContext(settings, store, pool, monitor)
             results = results_bytes(_completed(study, _results(study, announce, len(pool))))
             store.write(RESULTS, results)
-            inputs = inputs or _inputs(settings, files)  # a file may have changed meanwhile
+            inputs = inputs or inputs_of(settings, files)  # a file may have changed meanwhile
             store.finish(inputs, {RESULTS: results})
             return store.folder / RESULTS
     finally:
         pool.end()
 
 
-def _refuse(settings: CommonSettings) -> None:
+def refuse(settings: CommonSettings) -> None:
     """Raises: InputError for what can be known before weights are read."""
     chosen = [section for section in SECTIONS if options_of(settings, section) is not None]
     known = outlined(settings, plans_of(settings))
@@ -124,12 +124,7 @@ async def _cost(study: StudyContext, n_workers: int) -> PlannedCost:
         speed=await study.speed(),
         sample=await study.pairs(study.base, EVALUATION),
     )
-    parts = []
-    for section in SECTIONS:
-        options = options_of(study.settings, section)
-        if options is not None or section.options is None:
-            parts += [part for part in section.cost(sizes, options) if part.forwards]
-    return planned_cost(parts, sizes, n_workers)
+    return planned_cost(planned_parts(sizes), sizes, n_workers)
 
 
 def _check_folder(folder: Path, study: str) -> None:
@@ -142,7 +137,7 @@ def _check_folder(folder: Path, study: str) -> None:
         raise InputError(f"{folder} holds the study {other!r}, and this one is {study!r}: choose another run folder")
 
 
-def _files(settings: CommonSettings) -> dict[str, Any]:
+def files_of(settings: CommonSettings) -> dict[str, Any]:
     """Settings, versions, our own code, and the files that the study names, as they are now."""
     named = [str(path) for path in settings.circuits.values()]
     for section in SECTIONS:
@@ -156,7 +151,7 @@ def _files(settings: CommonSettings) -> dict[str, Any]:
     }
 
 
-def _inputs(settings: CommonSettings, files: Mapping[str, Any]) -> dict[str, Any] | None:
+def inputs_of(settings: CommonSettings, files: Mapping[str, Any]) -> dict[str, Any] | None:
     """All that a finished study depends on: if nothing of it has changed, there is nothing to run.
 
     None if a model is not there yet. Raises: InputError if a model's package, adapter or recipe cannot be read.

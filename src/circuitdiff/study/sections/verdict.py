@@ -34,7 +34,7 @@ from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult
 from circuitdiff.study.sections.discovery import circuits
 from circuitdiff.study.sections.functions import MaskCell
 from circuitdiff.study.sections.graft import GraftResult
-from circuitdiff.study.sections.overlap import OverlapResult, StageOverlap
+from circuitdiff.study.sections.overlap import StageOverlap, VariantOverlap
 from circuitdiff.study.verdict import Sentence, sentences
 
 _ALIKE = 0.8  # cosine of two profiles, above which they are called alike
@@ -129,7 +129,8 @@ async def _circuit_evidence(study: StudyContext, variant: str) -> dict[By, Circu
     gained = ~in_base.hits.numpy() & in_variant.hits.numpy()
     evidence: dict[By, CircuitEvidence] = {}
     for by in _BYS:
-        tested = {model: moved(each, study.task.every_segment) if by == "kind" else each for model, each in mains.items()}
+        at_all = by == "kind"
+        tested = {name: moved(each, study.task.every_segment) if at_all else each for name, each in mains.items()}
         own, nothing = await _alone(study, study.base, [tested[study.base]], by)
         theirs, its_own, ablated = await _alone(study, variant, list(tested.values()), by)
         evidence[by] = CircuitEvidence(
@@ -168,20 +169,21 @@ def transfer(
     return Noted(**vars(ratio(ratio_interval(hits[0] - hits[1], hits[2] - hits[3], scenarios))), n=n)
 
 
-def similarity_evidence(compared: OverlapResult | None) -> list[SimilarityEvidence]:
+def similarity_evidence(compared: VariantOverlap | None) -> list[SimilarityEvidence]:
     """How alike base and variant are, stage by stage, with the lower of their split-half reliabilities and a control.
 
     Of effect maps, the control is another stage's; of the chosen heads, it is chance. A stage that chose heads in
     neither model has nothing to be alike in; one that could not be run in the variant leaves its rows open.
     """
     rows: list[SimilarityEvidence] = []
-    for stage in () if compared is None else compared.stages:
+    for stage in (compared.stages or ()) if compared is not None else ():
         if most := max(stage.n_chosen):
             shared = next(each for each in stage.jaccard if each.k == most)
             chance = Estimate(shared.floor, shared.floor, shared.floor)
             rows.append(_similar(stage.stage, "correlation", None, stage.correlation, stage.different))
             rows.append(_similar(stage.stage, "overlap", most, shared, chance))
-    return rows + [SimilarityEvidence(name, "not_run") for name in (() if compared is None else compared.not_run)]
+    not_run = () if compared is None else compared.not_run or ()
+    return [*rows, *(SimilarityEvidence(name, "not_run") for name in not_run)]
 
 
 def _similar(stage: str, measure: Any, k: int | None, likeness: Any, different: Estimate | None) -> SimilarityEvidence:
@@ -189,7 +191,7 @@ def _similar(stage: str, measure: Any, k: int | None, likeness: Any, different: 
     return SimilarityEvidence(stage, measure, k, likeness.between, retest, different)
 
 
-def has_moved(compared: OverlapResult) -> bool:
+def has_moved(compared: VariantOverlap) -> bool:
     """Whether other heads do the same work in the variant.
 
     They do if at some stage fewer of the strongest heads are common than one model repeats, by interval, and each group
@@ -202,7 +204,7 @@ def has_moved(compared: OverlapResult) -> bool:
         for group in groups
         for cosine in (lambda row: row.attention, lambda row: row.effect)
     )
-    return alike and any(_fewer_in_common(stage) for stage in compared.stages)
+    return alike and any(_fewer_in_common(stage) for stage in compared.stages or ())
 
 
 def _fewer_in_common(stage: StageOverlap) -> bool:
@@ -232,9 +234,9 @@ def functions_evidence(masks: Mapping[str, Cells], base: str, variant: str) -> l
         in_variant = masks[variant].get(group) or {}
         carried = [name for name, cell in cells.items() if cell.carries and name in in_variant]
         if carried:
-            best = max(carried, key=lambda name: cells[name].above_floor.value or 0.0)  # noqa: B023
-            moved_mask, trained = in_variant[best].transferred, "shuffled" in in_variant[best].controls
-            difference, above = (None, None) if moved_mask is None else (moved_mask.above_own_mask, moved_mask.above_floor)
+            best = max(carried, key=lambda name: cells[name].above_floor.value or 0.0)
+            mask, trained = in_variant[best].transferred, in_variant[best].controls.shuffled is not None
+            difference, above = (None, None) if mask is None else (mask.above_own_mask, mask.above_floor)
             rows.append(FunctionEvidence(group, best, difference, above, trained))
     return rows
 
@@ -264,7 +266,7 @@ def _judged_patch(patched: CrossModel | None, between: Direction, base: str) -> 
 def _graft_evidence(grafted: GraftResult) -> GraftEvidence:
     layers = {} if grafted.layers is None else grafted.layers.scores["accuracy"].parts
     touched = {part: len(heads) for part, heads in grafted.also_touched.items()}
-    return GraftEvidence(grafted.scores["accuracy"].parts, grafted.controls or {}, touched, layers)
+    return GraftEvidence(grafted.scores["accuracy"].parts, grafted.controls, touched, layers)
 
 
 async def _measured(
@@ -289,9 +291,8 @@ async def _measured(
         measured["cross_model"] = _on(patched, f"accuracy with patched {patched.what}", "; attention heads only")
     if grafted is not None:
         measured["layers"] = measured["graft"] = _on(grafted, "accuracy", "; all weights")
-        controls = [each for named in (grafted.controls or {}).values() for each in named.values()]
-        if controls:
-            n = min(each.n_scenarios for each in controls)
+        if grafted.controls:
+            n = min(each.n_scenarios for part in grafted.controls.values() for each in part.values())
             scope, n_grafted = measured["graft"]
             measured["graft"] = Measured(f"{scope}; controls on {n} scenarios", min(n, n_grafted))
     return measured
