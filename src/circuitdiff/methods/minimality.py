@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.config.settings import Share
 from circuitdiff.engine import Model
 from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
@@ -52,12 +54,12 @@ class MinimalityRule:
     """
 
     score: Literal["probability", "hits"] = "probability"
-    fraction: float = 0.3
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.3
     held_out: bool = True
     decision: Literal["credible", "ratio"] = "credible"
     threshold: float = 0.0
-    error_rate: float = 0.05
-    level: float = 0.95
+    error_rate: Share = 0.05
+    level: Share = 0.95
     joint_removal_of_same_index: bool = True
 
     def __post_init__(self) -> None:

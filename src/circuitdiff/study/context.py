@@ -18,7 +18,6 @@ from pydantic_core import to_jsonable_python
 from circuitdiff.cache.code_digest import digest_of_computation, digest_of_function
 from circuitdiff.cache.records import Record, hashed
 from circuitdiff.cache.store import FIRST_NOTICE, POLL, Store
-from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import ModelSettings
 from circuitdiff.errors import InputError
 from circuitdiff.finetune.recipes import made_by
@@ -287,8 +286,6 @@ def _content(value: Any, prompts: PromptSource) -> Any:
         return prompts.pairs(value).fingerprint()
     if isinstance(value, TriplesOf):
         return prompts.triples(value).fingerprint()
-    if isinstance(value, Circuit):
-        return value.to_dict()
     if isinstance(value, Mapping):
         return [[_content(key, prompts), _content(each, prompts)] for key, each in value.items()]
     if isinstance(value, tuple | list):

@@ -13,7 +13,7 @@ from circuitdiff.config.validation import Strict, validated
 from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
-from circuitdiff.study.sections import accuracy, discovery, faithfulness
+from circuitdiff.study.sections import accuracy, discovery, faithfulness, minimality
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")
@@ -23,6 +23,7 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     accuracy.SECTION,
     discovery.SECTION,
     faithfulness.SECTION,
+    minimality.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}

@@ -19,7 +19,7 @@ from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.study.checks import FEW, executors_on_path
 from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import StudyContext, checked
-from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places
+from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, with_heads
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
@@ -99,6 +99,19 @@ async def circuits(study: StudyContext) -> dict[str, Circuit]:
     """Those that have heads."""
     found = await study.each(circuit_names(study), lambda name: discovered(study, name))
     return {name: each.circuit for name, each in zip(circuit_names(study), found, strict=True) if each.circuit.roles}
+
+
+async def main_circuits(study: StudyContext) -> dict[str, Discovered]:
+    """Each searched model's own main circuit, and those that the user gave: where they have heads, and only groups
+    that have some.
+    """
+    names = [*study.settings.searched, *study.settings.circuits]
+    results = await study.each(names, lambda name: discovered(study, name))
+    return {
+        name: result._replace(circuit=with_heads(result.circuit))
+        for name, result in zip(names, results, strict=True)
+        if result.circuit.roles
+    }
 
 
 async def discovered(study: StudyContext, name: str) -> Discovered:
