@@ -57,9 +57,9 @@ def time_step(model: cd.engine.Model, n_prompts: int, repeats: int) -> dict:
 
 def time_fit(model: cd.engine.Model) -> dict:
     """Seconds of one fit: everything that is shared by groups and desiderata, and the rest."""
-    options = MaskOptions(n_seeds=1)
+    options = MaskOptions()
     triples = sample_triples(cd.tasks.entity_tracking(), model.tokenizer, "position")
-    shared = SharedRuns(model, {"group": GROUP}, triples.base, n_random=options.n_random)
+    shared = SharedRuns(model, {"group": GROUP}, triples.base, n_random=options.random_groups)
     begin = time.perf_counter()
     patching = shared.patching("group", triples)
     middle = time.perf_counter()

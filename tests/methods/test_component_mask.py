@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
-from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Training, fit_mask, fit_shared
+from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Sweep, Training, fit_mask, fit_shared
 from circuitdiff.methods.component_mask import patching as component_patching
 from circuitdiff.methods.component_mask.fit import dealt_order
 from circuitdiff.methods.component_mask.patching import Patching
@@ -29,7 +29,7 @@ from helpers.tiny_models import Subject, subject
 
 KEEP = torch.tensor([0.25, 0.0, 0.75, 0.5], dtype=torch.float64)
 ROWS = torch.tensor([0, 3, 4, 7, 8, 13, 22])
-OPTIONS = MaskOptions(n_triples=(12, 4, 6), n_seeds=1, n_random=2)
+OPTIONS = MaskOptions(train=12, validation=4, test=6, random_groups=2)
 
 
 def by_definition(chosen: Subject, triples: Triples, at: str, i: int, source: int, keep: Tensor) -> Tensor:
@@ -175,7 +175,8 @@ def test_sources_are_dealt_within_their_part_and_never_to_their_own_base():
     assert (order != torch.arange(9)).all()
 
 
-def test_a_prompt_with_the_same_heads_patched_is_run_once():
+def test_prompts_with_the_same_heads_patched_are_run_once_and_always_together():
+    """So that no answer depends on what was asked before."""
     chosen, triples = subject("llama"), fake_triples()
     runs = SharedRuns(chosen.model, {"group": Group("last", HEADS)}, triples.base)
     patching, calls = runs.patching("group", triples), []
@@ -192,7 +193,7 @@ def test_a_prompt_with_the_same_heads_patched_is_run_once():
     assert again is patching
     again.answers(reversed(HEADS[:2]), ROWS)
     again.answers(HEADS[:2], torch.tensor([0, 1]))
-    assert sum(calls) == len(ROWS) + 1
+    assert sum(calls) == len(ROWS) + 2
 
 
 @pytest.fixture(scope="module")
@@ -208,13 +209,13 @@ def planted():
     return SharedRuns(model, groups, drawn[0].base, n_random=2), triples, wired
 
 
-FEW = MaskOptions(n_triples=(48, 24, 48), n_seeds=1, n_random=2, training=Training(n_steps=20, prompts_per_step=16))
+FEW = MaskOptions(train=48, validation=24, test=48, random_groups=2, steps=20, prompts_per_step=16)
 
 
 @pytest.mark.parametrize("gates", ["clamped", "hard_concrete"])
 def test_of_a_group_the_heads_that_carry_the_position_are_found_and_no_others(planted, gates):
     shared, triples, wired = planted
-    how = replace(FEW, training=Training(prompts_per_step=16, gates=gates))  # steps and patience as the gates need
+    how = replace(FEW, steps=None, gates=gates)  # steps and patience as the gates need
     fit = fit_shared(shared, "transmitters", triples["position"], how)
     assert set(fit.heads) == set(wired)
     assert fit.above_floor.low > 0.2
@@ -266,17 +267,18 @@ def test_a_mask_runs_only_the_layers_from_its_first_patched_head_on():
 def test_of_source_prompts_only_the_groups_that_are_tested_on_them_are_read():
     model, triples = subject("llama").model, fake_triples()
     groups = {"low": Group("last", (Head(1, 0),)), "high": Group("middle", (Head(3, 2), Head(2, 4)))}
-    own, few = replace(triples, name="few"), replace(triples, name="few", source=replace(triples.source))
-    shared = SharedRuns(model, groups, triples.base, n_random=1, asked={"few": ["low"]})
+    others = replace(triples, source=replace(triples.source))
+    shared = SharedRuns(model, groups, triples.base, n_random=1)
     assert shared.runs.n_kept == N_TRIPLES
-    assert layers_run(model, lambda: shared.patching("low", few)) == {0, 1}
-    assert layers_run(model, lambda: shared.patching("high", replace(few, name="all"))) == {0, 1, 2, 3}
-    assert layers_run(model, lambda: shared.patching("low", few)) == set()
-    assert layers_run(model, lambda: shared.patching("low", replace(own, name="all"))) == {0, 1, 2, 3}
+    assert layers_run(model, lambda: shared.patching("low", triples, tested=["low"])) == {0, 1}
+    assert layers_run(model, lambda: shared.patching("high", triples)) == {0, 1, 2, 3}
+    assert layers_run(model, lambda: shared.patching("low", triples)) == set()
+    assert layers_run(model, lambda: shared.patching("low", triples, tested=["low"])) == {0, 1}
+    assert layers_run(model, lambda: shared.patching("low", others)) == {0, 1, 2, 3}
     rows = torch.arange(N_TRIPLES)
     expected = SharedRuns(model, groups, triples.base, n_random=1).patching("high", triples)
     for heads in ([Head(3, 2)], [Head(2, 4), Head(3, 2)]):
-        assert torch.equal(shared.patching("high", own).answers(heads, rows), expected.answers(heads, rows))
+        assert torch.equal(shared.patching("high", triples).answers(heads, rows), expected.answers(heads, rows))
 
 
 def test_every_control_answers_as_its_heads_do(planted):
@@ -312,24 +314,21 @@ def test_random_heads_are_others_of_the_same_layers():
 def test_a_higher_penalty_patches_fewer_heads_and_the_trade_off_holds_every_mask():
     chosen = subject("llama")
     triples = fake_triples()
-    options = replace(
-        OPTIONS, n_seeds=2, penalty=0.0, other_penalties=(50.0, 0.0), training=Training(n_steps=10, prompts_per_step=12)
-    )
+    options, sweep = replace(OPTIONS, penalty=0.0, steps=10, prompts_per_step=12), Sweep((50.0, 0.0), seeds=2)
     steps: list[tuple[int, int]] = []
-    fit = fit_mask(chosen.model, Group("last", HEADS), triples, options, progress=lambda *s: steps.append(s))
+    group = Group("last", HEADS)
+    fit = fit_mask(chosen.model, group, triples, options, sweep=sweep, progress=lambda *s: steps.append(s))
     found = fit.trade_off()
     (accuracy,) = (interval.value for mask, interval in found if mask.penalty == 50 and not mask.patched)
     assert accuracy == fit.accuracy("nothing").value
     assert [len(mask.patched) for mask, _ in found] == sorted(len(mask.patched) for mask, _ in found)
     assert [mask.seed for mask, _ in found if mask.penalty == 0] in ([0, 1], [1, 0])
     assert len(found) == 3
-    assert steps[-1] == (options.n_steps, options.n_steps)
+    assert steps[-1] == (40, 40)  # two seeds, another penalty, and the trained floor
 
 
 def test_the_higher_floor_counts_and_differences_are_paired():
-    fit = fit_mask(
-        subject("llama").model, Group("last", HEADS), fake_triples(), replace(OPTIONS, training=Training(n_steps=1))
-    )
+    fit = fit_mask(subject("llama").model, Group("last", HEADS), fake_triples(), replace(OPTIONS, steps=1))
     hits = {"mask": [1, 1, 1, 0, 1, 0], "nothing": [1, 0, 0, 0, 0, 0], "shuffled": [1, 1, 0, 0, 0, 0]}
     targets = fit.test.targets
     answers = {name: torch.where(torch.tensor(each) == 1, targets, targets + 1) for name, each in hits.items()}
@@ -355,7 +354,7 @@ def test_the_higher_floor_counts_and_differences_are_paired():
             {"group": Group("absent", HEADS)},
             "'invented' cannot be tested at role 'absent': 11 of 23 source prompts lack it",
         ),
-        ({"options": replace(OPTIONS, n_triples=(30, 2, 2))}, "23 triples of 12 scenarios are too few"),
+        ({"options": replace(OPTIONS, train=30, validation=2, test=2)}, "23 triples of 12 scenarios are too few"),
         ({"executor": "fast"}, "'window' or 'full'"),
     ],
 )
@@ -368,17 +367,19 @@ def test_what_cannot_be_fitted_is_refused_before_anything_runs(change, message, 
 
 
 def test_options_out_of_range_are_refused():
-    with pytest.raises(InputError, match="penalties and a minimum of 0 or more"):
+    with pytest.raises(InputError, match="a penalty and a minimum of 0 or more"):
         MaskOptions(penalty=-1.0)
     with pytest.raises(InputError, match=r"minimum -0\.1"):
         MaskOptions(minimum=-0.1)
     with pytest.raises(InputError, match="at least 1 triple each"):
-        MaskOptions(n_triples=(1, 0, 1))
+        MaskOptions(validation=0)
+    with pytest.raises(InputError, match=r"penalties of 0 or more and at least one seed; got \(-1\.0,\)"):
+        Sweep(penalties=(-1.0,))
     with pytest.raises(InputError, match="expected gates, one of clamped, hard_concrete; got 'soft'"):
-        Training(gates="soft")
+        Training(gates="soft")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="expected a loss"):
-        Training(loss="hinge")
-    with pytest.raises(InputError, match="n_steps must be at least 1"):
-        Training(n_steps=0)
+        Training(loss="hinge")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="steps must be at least 1"):
+        Training(steps=0)
     with pytest.raises(InputError, match="learning_rate must be above 0"):
         Training(learning_rate=0.0)

@@ -137,7 +137,7 @@ def with_strange_targets(triples: Triples) -> Triples:
 )
 def test_triples_that_are_not_the_models_are_refused_before_it_runs(triples, message):
     with pytest.raises(InputError, match=message):
-        fit_mask(MODEL, GROUP, triples, MaskOptions(n_triples=(4, 4, 4)))
+        fit_mask(MODEL, GROUP, triples, MaskOptions(train=4, validation=4, test=4))
 
 
 def test_as_many_tokens_as_there_are_positions_are_taken():

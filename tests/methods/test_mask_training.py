@@ -29,7 +29,7 @@ def answering(accuracies) -> Patching:
 def test_training_ends_once_the_rounded_mask_stays_the_same():
     part = Part(torch.arange(10), torch.ones(10, dtype=torch.long))
     patching = answering({0: 0.5, 4: 0.7})
-    how = Training(n_steps=40, check_every=2, patience=3)
+    how = Training(steps=40, check_every=2, patience=3)
     mask = train_mask(patching, HEADS, part, part, how, penalty=0.0)
     assert [(check.step, check.n_patched) for check in mask.checks] == [
         (0, 0),
@@ -45,7 +45,7 @@ def test_training_ends_once_the_rounded_mask_stays_the_same():
 def test_a_mask_that_could_not_have_moved_yet_does_not_end_the_training():
     """At a fifth of the learning rate no head can be patched before step 26."""
     part = Part(torch.arange(10), torch.ones(10, dtype=torch.long))
-    how = Training(n_steps=40, check_every=5, patience=3, learning_rate=0.02)
+    how = Training(steps=40, check_every=5, patience=3, learning_rate=0.02)
     mask = train_mask(answering({0: 0.5, 4: 0.7}), HEADS, part, part, how, penalty=0.0)
     assert how.first_move == 26
     assert len(mask.patched) == 4
@@ -60,7 +60,7 @@ def test_wide_windows_take_fewer_prompts_a_step(monkeypatch):
     part = Part(torch.arange(20), torch.ones(20, dtype=torch.long))
     for at in ("last", "middle"):
         patching = patching_of(subject("llama"), fake_triples(), at, memory_gb=0.0)
-        train_mask(patching, HEADS, part, part, Training(n_steps=1, positions_per_step=21), penalty=0.0)
+        train_mask(patching, HEADS, part, part, Training(steps=1, positions_per_step=21), penalty=0.0)
     width = float((patching.widths[:20]).double().mean())
     assert seen == [20, int(21 / width)]
     assert 3 < width < 5
@@ -70,7 +70,7 @@ def test_wide_windows_take_fewer_prompts_a_step(monkeypatch):
 def test_the_best_mask_on_validation_is_kept_and_of_equal_ones_that_with_fewer_heads(accuracies, expected):
     patching = answering({0: accuracies[0], 4: accuracies[1]})
     part = Part(torch.arange(10), torch.ones(10, dtype=torch.long))
-    mask = train_mask(patching, HEADS, part, part, Training(n_steps=9, check_every=2), penalty=0.0)
+    mask = train_mask(patching, HEADS, part, part, Training(steps=9, check_every=2), penalty=0.0)
     assert len(mask.patched) == expected
     assert mask.validation_accuracy == max(accuracies)
     assert [check.step for check in mask.checks] == [0, 2, 4, 6, 8, 9]

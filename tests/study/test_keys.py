@@ -118,7 +118,7 @@ def double(x):
 def test_a_unit_functions_own_lines_count_but_not_what_is_said_about_them(tmp_path, monkeypatch, old, new, same):
     monkeypatch.syspath_prepend(tmp_path)
     digests = []
-    for name, text in (("one_function", FUNCTION), ("other_function", FUNCTION.replace(old, new))):
+    for name, text in ((f"one_{len(new)}", FUNCTION), (f"other_{len(new)}", FUNCTION.replace(old, new))):
         (tmp_path / f"{name}.py").write_text(text)
         digests.append(digest_of_function(import_module(name).double))
     assert (digests[0] == digests[1]) == same

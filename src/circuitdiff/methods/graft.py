@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -71,6 +72,20 @@ def split(
         if left:
             named[kind] = Part(tuple(left))
     return named
+
+
+def layer_ranges(n_layers: int, begins: Sequence[int] | None) -> dict[str, range]:
+    """All layers in ranges that begin at these layers, and at 0; lower ones first. None: in the middle.
+
+    Raises: InputError if a range has no layer.
+    """
+    inner = [n_layers // 2] if begins is None else list(begins)
+    bounds = [0, *inner, n_layers]
+    if any(first >= last for first, last in pairwise(bounds)):
+        raise InputError(
+            f"ranges of layers begin at rising layers between 1 and {n_layers - 1}; got {', '.join(map(str, inner))}"
+        )
+    return {f"layers {first} to {last - 1}": range(first, last) for first, last in pairwise(bounds)}
 
 
 def head_part(model: Model, group: Group, projections: Sequence[Projection]) -> Part:

@@ -9,14 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.cache.records import Record
-from circuitdiff.circuit import Circuit, Head
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import IMPLEMENTATION, Model
 from circuitdiff.evaluation import By, Evaluation, evaluate_circuits
+from circuitdiff.methods.component_mask import SharedRuns
+from circuitdiff.methods.component_mask.training import target_logit
 from circuitdiff.methods.discovery import Stage
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.models.checks import difference, log_prob_tolerance, step_of_logits, tolerance_for, tolerance_of
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.prompts import PromptsOf, TriplesOf
 from circuitdiff.study.records import measured_record
 from circuitdiff.study.units import Needed
 
@@ -64,6 +66,21 @@ def executors_on_circuits(
         return evaluate_circuits(subject.model, circuits, subject.pairs(prompts), held, executor=executor)
 
     return executors_agree(subject.model, run)
+
+
+@torch.no_grad()
+def executors_on_masks(subject: LoadedModel, *, group: Group, triples: TriplesOf) -> Record:
+    """Check 3 for masks: half of each head's own value and half of the source's; the logit of the target."""
+    model, few = subject.model, subject.triples(triples).select(torch.arange(FEW))
+    half = torch.full((len(group.heads),), 0.5, device=model.device)
+    quantity = target_logit(few.targets.to(model.device))
+
+    def run(executor: str) -> Tensor:
+        patching = SharedRuns(model, {"of": group}, few.base, n_random=0, executor=executor).patching("of", few)
+        buckets = patching.buckets(torch.arange(FEW), training=False)
+        return torch.cat([patching.values(group.heads, half, bucket, quantity) for bucket in buckets])
+
+    return measured_record(difference(run("window"), run("full")), log_prob_tolerance(model.dtype))
 
 
 def executors_agree(model: Model, run: Callable[[str], Sequence[Evaluation]]) -> Record:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from math import nan
 from typing import Any
 
 import torch
@@ -13,10 +16,20 @@ from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Head
 from circuitdiff.evaluation import Evaluation, SlotSums
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
+from circuitdiff.methods.cross_model import Carrier, Controls, CrossPatch, Ran
+from circuitdiff.methods.cross_model.hybrids import Basis
+from circuitdiff.methods.graft import Graft, Part
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.stats.intervals import Interval
+from circuitdiff.circuit import Group
+from circuitdiff.evaluation import Evaluation, SlotSums
+from circuitdiff.methods.component_mask import Mask, MaskFit
+from circuitdiff.methods.component_mask.training import Check
+from circuitdiff.methods.path_patching import PathEffects
+from circuitdiff.prompts import Triples
 
 _ANSWERS = tuple(each.name for each in fields(Evaluation))
+_CONTROLS = ("nothing", "group", "any_layer", "elsewhere", "noise", "scaled")  # of patching, beside random groups
 
 
 def evaluations_record(evaluations: Sequence[Evaluation], data: Any = None) -> Record:
@@ -93,3 +106,126 @@ def _heads(data: Sequence[Mapping[str, int]]) -> tuple[Head, ...]:
 def _interval(bounds: Sequence[float | None]) -> Interval:
     """Records have null for nan."""
     return Interval(*(math.nan if bound is None else bound for bound in bounds))
+def mask_record(fit: MaskFit) -> Record:
+    """All masks with what they keep, and all answers triple by triple; back by `mask_from`."""
+    masks = {"mask": fit.mask} | {f"other {i}": mask for i, mask in enumerate(fit.others)}
+    masks |= {} if fit.shuffled is None else {"shuffled": fit.shuffled}
+    answers = {**fit.answers} | {f"other {i}": each for i, each in enumerate(fit.other_answers)}
+    tensors = {f"keep.{name}": mask.keep for name, mask in masks.items()}
+    tensors |= {f"answers.{name}": each for name, each in answers.items()}
+    data = {name: [mask.penalty, mask.seed, mask.validation_accuracy, mask.checks] for name, mask in masks.items()}
+    return Record(tensors, data)
+
+
+def mask_from(record: Record, desideratum: str, group: Group, test: Triples, minimum: float) -> MaskFit:
+    """`test`: the triples that it was tested on."""
+    masks = {
+        name: Mask(
+            group.heads, record.tensors[f"keep.{name}"], penalty, seed, tuple(Check(*each) for each in checks), best
+        )
+        for name, (penalty, seed, best, checks) in record.data.items()
+    }
+    answers = {name[8:]: each for name, each in record.tensors.items() if name.startswith("answers.")}
+    others = [f"other {i}" for i in range(sum(name.startswith("other ") for name in masks))]
+    return MaskFit(
+        desideratum=desideratum,
+        group=group,
+        mask=masks["mask"],
+        shuffled=masks.get("shuffled"),
+        minimum=minimum,
+        others=tuple(masks[name] for name in others),
+        test=test,
+        answers={name: each for name, each in sorted(answers.items()) if name not in others},
+        other_answers=tuple(answers[name] for name in others),
+    )
+def patches_record(patches: Mapping[Carrier, CrossPatch]) -> Record:
+    """Of kinds that were patched together, which have the donor in common: its answers, then each run's."""
+    runs = [ran for patch in patches.values() for ran in patch.runs.values()]
+    kinds = [
+        {
+            "what": what,
+            "order": list(patch.order),
+            "runs": [sorted(subset) for subset in patch.runs],
+            "bases": {name: basis._asdict() for name, basis in patch.bases.items()},
+            "noise_floor": patch.noise_floor,
+        }
+        for what, patch in patches.items()
+    ]
+    donor = next(iter(patches.values())).donor
+    answers = evaluations_record([donor, *(ran.answers for ran in runs)], kinds)
+    return Record({**answers.tensors, "distances": torch.stack([ran.distance for ran in runs])}, answers.data)
+
+
+def patches_from(record: Record) -> dict[Carrier, CrossPatch]:
+    donor, *answers = evaluations_from(record)
+    runs = iter([Ran(*each) for each in zip(answers, record.tensors["distances"], strict=True)])
+    return {
+        kind["what"]: CrossPatch(
+            what=kind["what"],
+            order=tuple(kind["order"]),
+            donor=donor,
+            runs={frozenset(subset): next(runs) for subset in kind["runs"]},
+            bases={name: Basis(*map(_number_or_nan, basis.values())) for name, basis in kind["bases"].items()},
+            noise_floor=kind["noise_floor"],
+        )
+        for kind in record.data[1]
+    }
+
+
+def controls_record(donor: Evaluation, controls: Controls) -> Record:
+    """The donor's answers, then those of each control."""
+    named: dict[str, Ran] = {name: ran for name in _CONTROLS if (ran := getattr(controls, name)) is not None}
+    runs = [*named.values(), *controls.same_layers]
+    answers = evaluations_record([donor, *(ran.answers for ran in runs)], list(named))
+    return Record({**answers.tensors, "distances": torch.stack([ran.distance for ran in runs])}, answers.data)
+
+
+def controls_from(record: Record) -> tuple[Evaluation, Controls]:
+    """The donor's answers, and the controls."""
+    donor, *answers = evaluations_from(record)
+    runs = [Ran(*each) for each in zip(answers, record.tensors["distances"], strict=True)]
+    names = record.data[1]
+    named = dict.fromkeys(_CONTROLS) | dict(zip(names, runs, strict=False))
+    return donor, Controls(**named, same_layers=tuple(runs[len(names) :]))  # pyright: ignore[reportArgumentType]
+
+
+def grafts_record(grafts: Sequence[Graft]) -> Record:
+    """Of each division of the weights the donor's answers, then each run's. Of its parts, which heads they are."""
+    divisions = [
+        {
+            "order": list(graft.order),
+            "runs": [sorted(subset) for subset in graft.runs],
+            "parts": {name: [_places(part.heads), _places(part.also_touched)] for name, part in graft.parts.items()},
+            "unchanged": list(graft.unchanged),
+            "whole_graft_error": graft.whole_graft_error,
+        }
+        for graft in grafts
+    ]
+    return evaluations_record([each for graft in grafts for each in (graft.donor, *graft.runs.values())], divisions)
+
+
+def grafts_from(record: Record) -> list[Graft]:
+    answers = iter(evaluations_from(record))
+    return [
+        Graft(
+            order=tuple(division["order"]),
+            parts={name: Part((), *map(_heads, heads)) for name, heads in division["parts"].items()},
+            unchanged=tuple(division["unchanged"]),
+            donor=next(answers),
+            runs={frozenset(subset): next(answers) for subset in division["runs"]},
+            whole_graft_error=division["whole_graft_error"],
+        )
+        for division in record.data[1]
+    ]
+
+
+def _number_or_nan(value: float | None) -> float:
+    return nan if value is None else value
+
+
+def _places(heads: Sequence[Head]) -> list[list[int]]:
+    return [[head.layer, head.index] for head in heads]
+
+
+def _heads(places: Sequence[Sequence[int]]) -> tuple[Head, ...]:
+    return tuple(Head(layer, index) for layer, index in places)

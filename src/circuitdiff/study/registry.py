@@ -14,6 +14,8 @@ from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
 from circuitdiff.study.sections import accuracy, discovery, faithfulness, minimality
+from circuitdiff.study.sections import accuracy, discovery, faithfulness, functions
+from circuitdiff.study.sections import accuracy, cross_model, discovery, faithfulness, graft
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")
@@ -24,6 +26,9 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     discovery.SECTION,
     faithfulness.SECTION,
     minimality.SECTION,
+    functions.SECTION,
+    cross_model.SECTION,
+    graft.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}

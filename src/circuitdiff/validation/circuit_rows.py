@@ -142,7 +142,7 @@ WIRED: Mapping[str, str] = {
 }
 _ROUTES = ("value_fetcher", "label_fetcher")  # each ends one: with both, what feeds one of them competes with the other
 _MINIMUM = 0.05  # accuracy above the floor; less is no function
-_OPTIONS = MaskOptions(n_triples=(120, 60, 200), minimum=_MINIMUM, n_seeds=1, n_random=0)
+_OPTIONS = MaskOptions(train=120, validation=60, test=200, minimum=_MINIMUM, random_groups=0)
 
 
 def mask_rows(subject: Subject, options: MaskOptions | None = None) -> list[Row]:
@@ -154,8 +154,8 @@ def mask_rows(subject: Subject, options: MaskOptions | None = None) -> list[Row]
     two_routes = all(subject.truth.parts.get(part) for part in _ROUTES)
     groups = {name: group for name, group in planted.items() if name == "value_fetcher" or not two_routes}
     names, tokenizer = task().desiderata, subject.model.tokenizer
-    drawn = task().triples(tokenizer, names, sum(options.n_triples), options.seed)
-    shared = SharedRuns(subject.model, groups, drawn[0].base, n_random=options.n_random, seed=options.seed)
+    drawn = task().triples(tokenizer, names, sum(options.n_triples), seed=0)
+    shared = SharedRuns(subject.model, groups, drawn[0].base, n_random=options.random_groups)
     fits = (fit_shared(shared, group, triples, options) for triples, group in product(drawn, groups))
     return [_row(subject, group, fit) for (_, group), fit in zip(product(drawn, groups), fits, strict=True)]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from pydantic import Field
 from torch import Tensor
 
 from circuitdiff.circuit import Group, Head
+from circuitdiff.config.settings import Count, CountOrZero, Prompts
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.methods.component_mask.patching import MEMORY_GB, Patching, SharedRuns
@@ -21,26 +24,27 @@ from circuitdiff.stats.intervals import Interval, accuracy_interval, difference_
 Progress = Callable[[int, int], None]  # done, of how many
 
 
+Penalty = Annotated[float, Field(ge=0, le=1e6)]  # nats per patched head
+
+
 @dataclass(frozen=True)
-class MaskOptions:
+class MaskOptions(Training):
     """What is fitted; the paper trained on 1000 triples, chose on 500 and tested on 500."""
 
-    n_triples: tuple[int, int, int] = (300, 150, 300)  # train, validation, test
-    penalty: float = 0.02  # nats per patched head
-    minimum: float = 0.05  # accuracy above the floor, below which a group carries nothing
-    other_penalties: tuple[float, ...] = ()  # for the trade-off of heads against accuracy
-    n_seeds: int = 3
-    seed: int = 0
-    n_random: int = 5  # random groups of the same number of heads
-    control_triples: int = 100  # of the test triples, for random, all and ranked heads; floors are tested on all
-    training: Training = field(default_factory=Training)
+    train: Count = 300
+    validation: Count = 150
+    test: Prompts = 300
+    penalty: Penalty = 0.02
+    minimum: Annotated[float, Field(ge=0)] = 0.05  # accuracy above the floor, below which a group carries nothing
+    random_groups: CountOrZero = 3  # of the same number of heads
+    control_triples: Count = 100  # of the test triples, for random, all and ranked heads; floors are tested on all
 
     def __post_init__(self) -> None:
-        if min(self.penalty, self.minimum, *self.other_penalties, 0.0) < 0 or self.n_seeds < 1 or self.n_random < 0:
+        super().__post_init__()
+        if min(self.penalty, self.minimum, 0.0) < 0 or self.random_groups < 0:
             raise InputError(
-                f"expected penalties and a minimum of 0 or more, at least one seed and no negative n_random; got "
-                f"penalties {(self.penalty, *self.other_penalties)}, minimum {self.minimum}, n_seeds {self.n_seeds} "
-                f"and n_random {self.n_random}"
+                f"expected a penalty and a minimum of 0 or more and no negative random_groups; got penalty "
+                f"{self.penalty}, minimum {self.minimum} and random_groups {self.random_groups}"
             )
         if min(*self.n_triples, self.control_triples) < 1:
             raise InputError(
@@ -49,9 +53,22 @@ class MaskOptions:
             )
 
     @property
-    def n_steps(self) -> int:
-        """Of all trainings together at most, the one with shuffled targets included."""
-        return (self.n_seeds + len(set(self.other_penalties) - {self.penalty}) + 1) * self.training.most_steps
+    def n_triples(self) -> tuple[int, int, int]:
+        return self.train, self.validation, self.test
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """More masks of one group: several seeds, and several penalties for the trade-off of heads against accuracy."""
+
+    penalties: tuple[Penalty, ...] = (0.002, 0.005, 0.05, 0.1, 0.2)
+    seeds: Count = 3
+
+    def __post_init__(self) -> None:
+        if min(self.penalties, default=0.0) < 0 or self.seeds < 1:
+            raise InputError(
+                f"expected penalties of 0 or more and at least one seed; got {self.penalties} and {self.seeds}"
+            )
 
 
 @dataclass(frozen=True)
@@ -143,11 +160,15 @@ def fit_mask(
     triples: Triples,
     options: MaskOptions | None = None,
     *,
+    sweep: Sweep | None = None,
+    seed: int = 0,
     executor: str = "window",
     memory_gb: float = MEMORY_GB,
     progress: Progress | None = None,
 ) -> MaskFit:
     """Which heads of `group` to patch at its role so that each triple's target becomes the answer.
+
+    `sweep`: fits further masks, for the trade-off; the best of its seeds counts. `seed`: of all that is drawn.
 
     Triples, as many as the options say in all, are split by scenario, in their order. A task samples those of its
     desiderata (`task.triples`); those of a file are read by `read_triples`.
@@ -162,31 +183,39 @@ def fit_mask(
         model,
         {"group": group},
         triples.base,
-        n_random=options.n_random,
-        seed=options.seed,
+        n_random=options.random_groups,
+        seed=seed,
         executor=executor,
         memory_gb=memory_gb,
     )
-    return fit_shared(shared, "group", triples, options, progress)
+    return fit_shared(shared, "group", triples, options, sweep=sweep, seed=seed, progress=progress)
 
 
 def fit_shared(
-    shared: SharedRuns, group: str, triples: Triples, options: MaskOptions, progress: Progress | None = None
+    shared: SharedRuns,
+    group: str,
+    triples: Triples,
+    options: MaskOptions,
+    *,
+    sweep: Sweep | None = None,
+    seed: int = 0,
+    tested: Collection[str] | None = None,
+    progress: Progress | None = None,
 ) -> MaskFit:
-    """`fit_mask` for one of several groups and desiderata that share their runs."""
+    """`fit_mask` for one of several groups and desiderata with the same runs; `tested`: see `SharedRuns.patching`."""
     parts = split_by_scenario(triples.scenarios, options.n_triples)
     train, validation, test = (Part(rows, triples.targets[rows]) for rows in parts)
-    patching, heads = shared.patching(group, triples), shared.groups[group].heads
-    told = _Told(options.n_steps, progress)
-    how = options.training
-    masks = [train_mask(patching, heads, train, validation, how, *job, told.step) for job in _jobs(options)]
-    best = max(range(options.n_seeds), key=lambda i: (masks[i].validation_accuracy, -len(masks[i].patched), -i))
+    patching, heads = shared.patching(group, triples, tested=tested), shared.groups[group].heads
+    jobs, n_seeds = _jobs(options.penalty, sweep, seed), 1 if sweep is None else sweep.seeds
+    told = _Told((len(jobs) + 1) * options.most_steps, progress)
+    masks = [train_mask(patching, heads, train, validation, options, *job, told.step) for job in jobs]
+    best = max(range(n_seeds), key=lambda i: (masks[i].validation_accuracy, -len(masks[i].patched), -i))
     others = tuple(mask for i, mask in enumerate(masks) if i != best)
     few = test.rows[: options.control_triples]
     answers, floor = _answers(patching, heads, masks[best].patched, shared.random[group], test.rows, few), None
     if _may_carry(answers, test.targets, options.minimum):
-        mixed = shared.patching(group, triples, dealt_order(parts, len(triples), options.seed))
-        floor = train_mask(mixed, heads, train, validation, how, options.penalty, options.seed, told.step)
+        mixed = shared.patching(group, triples, dealt_order(parts, len(triples), seed), tested=tested)
+        floor = train_mask(mixed, heads, train, validation, options, options.penalty, seed, told.step)
         answers["shuffled"] = mixed.answers(floor.patched, test.rows)
     told.end()
     return MaskFit(
@@ -218,11 +247,12 @@ def _may_carry(answers: Mapping[str, Int[Tensor, " test"]], targets: Int[Tensor,
     return bool(above > 0 and above >= minimum)
 
 
-def _jobs(options: MaskOptions) -> list[tuple[float, int]]:
+def _jobs(penalty: float, sweep: Sweep | None, seed: int) -> list[tuple[float, int]]:
     """Penalty and seed of each training: every seed with the penalty, then the other penalties."""
-    seeds = [(options.penalty, options.seed + i) for i in range(options.n_seeds)]
-    penalties = [p for p in dict.fromkeys(options.other_penalties) if p != options.penalty]
-    return seeds + [(penalty, options.seed) for penalty in penalties]
+    if sweep is None:
+        return [(penalty, seed)]
+    others = [other for other in dict.fromkeys(sweep.penalties) if other != penalty]
+    return [(penalty, seed + i) for i in range(sweep.seeds)] + [(other, seed) for other in others]
 
 
 def _answers(
@@ -236,7 +266,11 @@ def _answers(
     n = len(patched)
     controls = {"all": heads, "ranked": heads[:n]} | {f"random {i}": order[:n] for i, order in enumerate(random)}
     answers = {name: patching.answers(each, test) for name, each in (("mask", patched), ("nothing", ()))}
-    return answers | {name: patching.answers(each, few) for name, each in controls.items()}
+    on_all = {frozenset(patched): answers["mask"], frozenset[Head](): answers["nothing"]}  # `few` are the first of them
+    return answers | {
+        name: on_all[frozenset(each)][: len(few)] if frozenset(each) in on_all else patching.answers(each, few)
+        for name, each in controls.items()
+    }
 
 
 class _Told:

@@ -40,7 +40,7 @@ class Patching:
     at: str
     source_z: Mapping[Head, Float[Tensor, "prompt d_head"]]
     memory_gb: float
-    _answers: dict[frozenset[Head], Int[Tensor, " prompt"]] = field(default_factory=dict)  # -1: not run yet
+    _answers: dict[tuple[frozenset[Head], tuple[int, ...]], Int[Tensor, " chosen"]] = field(default_factory=dict)
 
     @property
     def model(self) -> Model:
@@ -74,14 +74,19 @@ class Patching:
 
     @torch.no_grad()
     def answers(self, patched: Iterable[Head], rows: Int[Tensor, " chosen"]) -> Int[Tensor, " chosen"]:
-        """The most likely token of the whole vocabulary with these heads patched; each prompt is run once."""
+        """The most likely token of the whole vocabulary with these heads patched.
+
+        The same prompts are run once, and always together, so that no answer depends on what was asked before.
+        """
         heads = sorted(set(patched))
-        known = self._answers.setdefault(frozenset(heads), torch.full((self.n_prompts,), -1))
-        keep = torch.zeros(len(heads), device=self.model.device)
-        for bucket in self.buckets(rows[known[rows] < 0], training=False):
-            answer = self.values(heads, keep, bucket, lambda logits, _: logits.argmax(1).to(torch.float64))
-            known[bucket.prompts] = answer.long().cpu()
-        return known[rows]
+        key = frozenset(heads), tuple(rows.tolist())
+        if key not in self._answers:
+            keep, answers = torch.zeros(len(heads), device=self.model.device), torch.full((self.n_prompts,), -1)
+            for bucket in self.buckets(rows, training=False):
+                answer = self.values(heads, keep, bucket, lambda logits, _: logits.argmax(1).to(torch.float64))
+                answers[bucket.prompts] = answer.long().cpu()
+            self._answers[key] = answers[rows]
+        return self._answers[key]
 
     def buckets(self, rows: Int[Tensor, " chosen"], *, training: bool) -> list[Bucket]:
         """Prompts that run together; where gradients are wanted, every layer's activations count as memory."""
@@ -155,16 +160,13 @@ class SharedRuns:
         seed: int = 0,
         executor: str = "window",
         memory_gb: float = MEMORY_GB,
-        asked: Mapping[str, Collection[str]] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """`asked`: by desideratum, the only groups tested with it; of its source prompts nothing else is read."""
         _check_groups(model, groups, base)
         self.model, self.groups, self._base = model, dict(groups), base
         self._executor, self._memory_gb, self._progress = executor_named(executor), memory_gb, progress
         self._kept_gb = memory_gb if executor == "window" else 0.0
         self.random = {name: _random_orders(model, group, n_random, seed) for name, group in groups.items()}
-        self._asked = asked or {}
         self._source: tuple[PromptSet, frozenset[str], SourceZ] | None = None
         self._patchings: dict[tuple[str, tuple[int, ...]], Patching] = {}
 
@@ -174,8 +176,17 @@ class SharedRuns:
         needs = [Need(self.groups[name].at, n) for name in self.groups for n in _layers(self._heads(name))]
         return keep_runs(self.model, self._base, needs, self._kept_gb, self._progress)
 
-    def patching(self, group: str, triples: Triples, order: Int[Tensor, " triple"] | None = None) -> Patching:
+    def patching(
+        self,
+        group: str,
+        triples: Triples,
+        order: Int[Tensor, " triple"] | None = None,
+        *,
+        tested: Collection[str] | None = None,
+    ) -> Patching:
         """Base prompts patched from their own source prompts, or from those that `order` deals them.
+
+        `tested`: the groups for which these source prompts are read at once; None: all of them.
 
         Raises: InputError if a base or source prompt lacks the group's role.
         """
@@ -183,7 +194,7 @@ class SharedRuns:
         check_triples(self.model, triples)
         triples.check_role(self.groups[group].at)
         key = (group, () if order is None else tuple(order.tolist()))
-        source = self._source_of(group, triples)
+        source = self._source_of(group, triples, tested)
         if key not in self._patchings:
             own = self._make(group, source)
             self._patchings[key] = own if order is None else own.dealt(order)
@@ -195,22 +206,18 @@ class SharedRuns:
         Raises: InputError if a source prompt lacks the group's role.
         """
         triples.check_role(self.groups[group].at)
-        source = self._source_of(group, triples)
+        source = self._source_of(group, triples, None)
         spread = {
             key: z.new_full((len(self._base), z.shape[1]), torch.nan).index_copy(0, rows.to(z.device), z)
             for key, z in source.items()
         }
         return self._make(group, spread)
 
-    def _source_of(self, group: str, triples: Triples) -> SourceZ:
-        """What groups' heads carry on the source prompts; only the last prompts asked for are remembered."""
-        prompts, before = triples.source, frozenset[str]()
-        if self._source is not None and self._source[0] is prompts:
-            before = self._source[1]
-        if group not in before:
-            groups = before | {group, *self._asked.get(triples.name, self.groups)}
+    def _source_of(self, group: str, triples: Triples, tested: Collection[str] | None) -> SourceZ:
+        """What these groups' heads carry on the source prompts; only the last that were read are remembered."""
+        prompts, groups = triples.source, frozenset({group, *(self.groups if tested is None else tested)})
+        if self._source is None or self._source[0] is not prompts or self._source[1] != groups:
             self._source, self._patchings = (prompts, groups, self._read(prompts, groups)), {}
-        assert self._source is not None, "just read"
         return self._source[2]
 
     def _make(self, group: str, source: SourceZ) -> Patching:

@@ -15,13 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from circuitdiff.circuit import Head
+from circuitdiff.config.settings import Count
 from circuitdiff.errors import InputError
 from circuitdiff.methods.component_mask.patching import Patching, Quantity
 from circuitdiff.stats.metrics import log_prob
@@ -116,20 +118,20 @@ _GATES = {
 class Training:
     """How a mask is learned."""
 
-    loss: str = "cross_entropy"  # or "target_logit"
-    gates: str = "clamped"  # or "hard_concrete"
-    n_steps: int | None = None  # at most; None: as the gates need
-    prompts_per_step: int = 32
-    positions_per_step: int = 224  # a group far from the end takes fewer prompts a step, so that no step costs much
-    learning_rate: float = 0.1
-    check_every: int = 5  # steps
-    patience: int | None = None  # checks in a row with the same rounded mask end the training; None: as the gates need
+    loss: Literal["cross_entropy", "target_logit"] = "cross_entropy"
+    gates: Literal["clamped", "hard_concrete"] = "clamped"
+    steps: Count | None = None  # at most; None: as the gates need, 40 (clamped) or 60
+    prompts_per_step: Count = 32
+    positions_per_step: Count = 224  # a group far from the end takes fewer prompts a step, so that no step costs much
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    check_every: Count = 5  # steps
+    patience: Count | None = None  # equal rounded masks at checks in a row that end it; None: 3 (clamped) or 8
 
     def __post_init__(self) -> None:
         if self.loss not in _LOSSES:
             raise InputError(f"expected a loss, one of {', '.join(_LOSSES)}; got {self.loss!r}")
         gates_named(self.gates)
-        for name in ("n_steps", "prompts_per_step", "positions_per_step", "check_every", "patience"):
+        for name in ("steps", "prompts_per_step", "positions_per_step", "check_every", "patience"):
             given = getattr(self, name)
             if given is not None and given < 1:
                 raise InputError(f"{name} must be at least 1; got {given}")
@@ -138,7 +140,7 @@ class Training:
 
     @property
     def most_steps(self) -> int:
-        return self.n_steps or gates_named(self.gates).n_steps
+        return self.steps or gates_named(self.gates).n_steps
 
     @property
     def first_move(self) -> int:

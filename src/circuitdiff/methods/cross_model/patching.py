@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_fields
-from typing import NamedTuple
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
@@ -50,11 +51,12 @@ _ITSELF = 16  # prompts on which the recipient is given its own activations
 _VECTORS = ("z", "q", "k", "v")
 
 
-class Limits(NamedTuple):
+@dataclass(frozen=True)
+class Limits:
     """Beyond these a hybrid run is incompatible: it has no share."""
 
-    distance: float = 0.5  # mean over prompts; 1 = as far as another prompt's run
-    turned: float = 0.25  # how much more alike values are in another basis than as they are
+    distance: Annotated[float, Field(gt=0)] = 0.5  # mean over prompts; 1 = as far as another prompt's run
+    turned: Annotated[float, Field(gt=0)] = 0.25  # how much more alike values are in another basis than as they are
 
 
 _LIMITS = Limits()

@@ -1,0 +1,241 @@
+"""What one model gains over another: which of the two is the donor, and whose the gain is, as results have it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.evaluation.scores import SCORES, Score, scored
+from circuitdiff.stats import shapley
+from circuitdiff.stats.intervals import difference_interval, mean_interval
+from circuitdiff.stats.shapley import ALONE, Attribution, Subset, attribute
+from circuitdiff.study.common_units import model_answers
+from circuitdiff.study.context import StudyContext
+from circuitdiff.study.estimates import Estimate, Number, Share, estimate, number, share
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Whose activations or weights go into which model."""
+
+    donor: str
+    recipient: str
+    gains: bool  # the gain's interval excludes 0, so that there is a gain to share out
+
+
+@dataclass(frozen=True)
+class Gain(Estimate):
+    """Accuracy of the donor less that of the recipient, on the same prompts."""
+
+    n_scenarios: int
+    n_prompts: int
+
+
+@dataclass(frozen=True)
+class Credit(Estimate):
+    """What something adds to a score, in its unit, and as a share of the gain; no share where it is `undefined`."""
+
+    share: Number
+    share_low: Number
+    share_high: Number
+    undefined: str | None  # why
+
+
+@dataclass(frozen=True)
+class RunCredit(Credit):
+    """A run against the recipient; these of its parts are the donor's."""
+
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AttributionResult:
+    """The gain donor - recipient, taken apart."""
+
+    gain: Estimate
+    parts: dict[str, dict[str, Credit]]  # part -> "alone", "left_out", "in_order" and, of all subsets, "shapley"
+    together: Credit  # all parts
+    unexplained: Credit  # what is left of the gain
+    runs: tuple[RunCredit, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over prompts."""
+
+    accuracy: Share
+    probability: Estimate  # of the answer
+    log_prob: Estimate
+
+
+@dataclass(frozen=True)
+class RunResult(Scores):
+    """The recipient, with these parts the donor's."""
+
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GainShares:
+    """A donor, a recipient, and whose the gain is in each score. `order`: of the parts, causes first."""
+
+    donor: str
+    recipient: str
+    order: tuple[str, ...]
+    n_prompts: int
+    n_scenarios: int
+    donor_scores: Scores
+    scores: dict[Score, AttributionResult]
+
+
+@dataclass(frozen=True)
+class ControlResult(Credit):
+    """What something else brings in a group's stead, in accuracy."""
+
+    n_scenarios: int
+
+
+@dataclass(frozen=True)
+class RandomGroups(ControlResult):
+    """A group among random ones.
+
+    `value` and `share` are the random groups' means. Their bounds hold for single groups and for other prompts:
+    percentiles, over the groups, of each group's own bounds.
+    """
+
+    n: int
+    n_far: int  # whose runs end far from clean ones, and have no share
+    n_prompts: int
+    percentile: float  # of the group's accuracy among theirs
+    accuracies: tuple[float, ...]
+    nothing: float  # accuracy of the recipient as it is
+
+
+async def gain(study: StudyContext, donor: str, recipient: str) -> Gain:
+    """The paired gain in accuracy on all evaluation prompts."""
+    first, second = await study.each((donor, recipient), lambda name: model_answers(study, name))
+    difference = estimate(difference_interval(first.hits.numpy(), second.hits.numpy(), first.scenarios.numpy()))
+    return Gain(**vars(difference), n_scenarios=len(first.scenarios.unique()), n_prompts=len(first.hits))
+
+
+async def direction(study: StudyContext, variant: str) -> Direction:
+    """From the variant to the base, unless the variant is worse at 95 %: then what does it lack?"""
+    over_base = await gain(study, variant, study.base)
+    low, high = (math.nan if bound is None else bound for bound in (over_base.low, over_base.high))
+    if high < 0:
+        return Direction(study.base, variant, gains=True)
+    return Direction(variant, study.base, gains=low > 0)
+
+
+def gain_shares(
+    between: tuple[str, str], donor: Evaluation, order: Sequence[str], attribution: Callable[[Score], Attribution]
+) -> GainShares:
+    """`between`: the names of donor and recipient."""
+    return GainShares(
+        *between,
+        order=tuple(order),
+        n_prompts=len(donor.hits),
+        n_scenarios=len(donor.scenarios.unique()),
+        donor_scores=scores_of(donor),
+        scores={score: attribution_result(attribution(score)) for score in SCORES},
+    )
+
+
+def attribution_result(attribution: Attribution) -> AttributionResult:
+    parts = {
+        part: {how: Credit(**_credit(each)) for how, each in credits.items()}
+        for part, credits in attribution.parts.items()
+    }
+    runs = (
+        RunCredit(**_credit(each), parts=tuple(part for part in parts if part in run))
+        for run, each in attribution.runs.items()
+    )
+    together, unexplained = (Credit(**_credit(each)) for each in (attribution.together, attribution.unexplained))
+    return AttributionResult(estimate(attribution.gain), parts, together, unexplained, tuple(runs))
+
+
+def scores_of(answers: Evaluation) -> Scores:
+    scenarios = answers.scenarios
+    means = {score: estimate(mean_interval(scored(answers, score).numpy(), scenarios.numpy())) for score in SCORES[1:]}
+    return Scores(accuracy=share(answers.hits, scenarios), **means)
+
+
+def run_result(subset: Subset, answers: Evaluation, order: Sequence[str]) -> RunResult:
+    return RunResult(**vars(scores_of(answers)), parts=tuple(part for part in order if part in subset))
+
+
+def control_result(
+    donor: Evaluation, nothing: Evaluation, control: Evaluation, *, compatible: bool = True
+) -> ControlResult:
+    """`nothing`: the recipient as it is. Without a share unless the model could have run so itself (`compatible`)."""
+    credit = _control_credit(donor, nothing, control, compatible=compatible)
+    return ControlResult(**_credit(credit), n_scenarios=len(donor.scenarios.unique()))
+
+
+def random_groups(
+    donor: Evaluation,
+    nothing: Evaluation,
+    group: Evaluation,
+    drawn: Sequence[Evaluation],
+    far: Collection[int] = (),
+) -> RandomGroups:
+    """The group among the `drawn` ones. Shares are undefined where the gain's interval covers 0.
+
+    `far`: the groups, by number, whose runs the model could not have made itself, which have none.
+    """
+    credits = [_control_credit(donor, nothing, each, compatible=i not in far) for i, each in enumerate(drawn)]
+    accuracies = np.array([float(each.hits.double().mean()) for each in drawn])
+    accuracy = float(group.hits.double().mean())
+    below = float((accuracies < accuracy).mean() + (accuracies == accuracy).mean() / 2)
+    return RandomGroups(
+        **{name: _over_groups(name, credits) for name in shapley.Credit._fields if name != "undefined"},
+        undefined=_control_credit(donor, nothing, group).undefined,
+        n_scenarios=len(donor.scenarios.unique()),
+        n=len(drawn),
+        n_far=len(far),
+        n_prompts=len(donor.hits),
+        percentile=100 * below,
+        accuracies=tuple(accuracies.tolist()),
+        nothing=float(nothing.hits.double().mean()),
+    )
+
+
+def largest_part(parts: Mapping[str, Mapping[str, Credit]], how: str) -> str:
+    """The part that adds most, in the score's unit, so that it is defined without a gain, too."""
+
+    def value(part: str) -> float:
+        found = parts[part][how].value
+        return -math.inf if found is None else found
+
+    return max(parts, key=value)
+
+
+def _control_credit(
+    donor: Evaluation, nothing: Evaluation, control: Evaluation, *, compatible: bool = True
+) -> shapley.Credit:
+    """Of the gain in accuracy."""
+    name, run = "control", frozenset(["control"])
+    hits = {frozenset[str](): scored(nothing, "accuracy").numpy(), run: scored(control, "accuracy").numpy()}
+    far = [] if compatible else [run]
+    shares = attribute(hits, scored(donor, "accuracy").numpy(), donor.scenarios.numpy(), [name], incompatible=far)
+    return shares.parts[name][ALONE]
+
+
+def _credit(credit: shapley.Credit) -> dict[str, Any]:
+    numbers: dict[str, Any] = {name: number(value) for name, value in credit._asdict().items() if name != "undefined"}
+    return numbers | {"undefined": credit.undefined}
+
+
+def _over_groups(name: str, credits: Sequence[shapley.Credit]) -> Number:
+    """The mean of a value or share; of its bounds those that 95 % of the groups keep to. None where none has one."""
+    values = [value for credit in credits if not np.isnan(value := getattr(credit, name))]
+    if not values:
+        return None
+    if name.endswith("low"):
+        return float(np.quantile(values, 0.025))
+    return float(np.quantile(values, 0.975) if name.endswith("high") else np.mean(values))

@@ -1,0 +1,360 @@
+"""What does each group of a circuit encode? Component masks of its groups, for several desiderata, in each model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from circuitdiff.circuit import Circuit, Head
+from circuitdiff.methods.component_mask import MaskFit, MaskOptions
+from circuitdiff.prompts import Triples, split_by_scenario
+from circuitdiff.stats.intervals import Interval, difference_interval
+from circuitdiff.study.checks import FEW, executors_on_masks
+from circuitdiff.study.context import StudyContext
+from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share, estimate, number, places, share, with_heads
+from circuitdiff.study.prompts import TriplesOf
+from circuitdiff.study.records import mask_from
+from circuitdiff.study.section import Section
+from circuitdiff.study.sections.accuracy import QueriedShare
+from circuitdiff.study.sections.discovery import circuits, discovered
+from circuitdiff.study.sections.functions_options import (
+    FunctionsOptions,
+    check,
+    chosen_circuits,
+    chosen_models,
+    cost,
+    desiderata_of,
+    files,
+    is_file,
+    main_desiderata,
+    seen_from,
+    title_of,
+)
+from circuitdiff.study.sections.functions_units import MaskRuns, Patched, answers_of_patched, learned_mask
+from circuitdiff.study.units import Unit
+
+Floor = Literal["nothing", "shuffled"]  # no head patched; a mask trained and tested on shuffled targets
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Accuracies with other heads patched; the floors on all test triples, the others on the first ones."""
+
+    nothing: Share
+    shuffled: Share | None  # None: not learned, as the mask is hardly above "nothing"
+    all: Share
+    ranked: Share  # the group's first heads, as many as the mask has
+    random: Number  # the mean over random groups
+
+
+@dataclass(frozen=True)
+class TradeOff(Estimate):
+    """The accuracy of one of the masks on true targets."""
+
+    penalty: float
+    seed: int
+    heads: tuple[HeadPlace, ...]
+    n_heads: int
+
+
+@dataclass(frozen=True)
+class Transferred(Share):
+    """The mask of the circuit's own model, unchanged in this one."""
+
+    heads: tuple[HeadPlace, ...]
+    floor_is: Floor
+    above_floor: Estimate
+    above_own_mask: Estimate
+    from_model: str
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """Accuracies of the heads of the circuit's own model, with sources drawn anew; `sd` of a sample."""
+
+    heads: tuple[HeadPlace, ...]
+    mean: float
+    sd: Number
+    accuracies: tuple[float, ...]
+    n_triples: int
+    from_model: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The mask of a group for one desideratum: the heads that carry it, and how often its target is the answer."""
+
+    heads: tuple[HeadPlace, ...]
+    at: str
+    group: tuple[HeadPlace, ...]
+    accuracy: Number
+    low: Number
+    high: Number
+    floor: Number
+    floor_is: Floor
+    above_floor: Estimate
+    carries: bool
+    controls: Controls
+    pointed: dict[str, dict[str, float]]  # with the mask's or all heads patched: shares of answers by what points there
+    by_queried: tuple[QueriedShare, ...]
+    trade_off: tuple[TradeOff, ...]
+    penalty: float
+    keep: tuple[float, ...]
+    validation_accuracy: float
+    n_test: int
+    n_scenarios: int
+    transferred: Transferred | None = None  # in other models than the circuit's own
+    redrawn: Redrawn | None = None  # of the main desiderata that are the task's
+
+
+Cells = dict[str, dict[str, Cell]]  # by group and desideratum
+
+
+async def run(study: StudyContext, options: FunctionsOptions) -> dict[str, dict[str, Cells]]:
+    """By circuit and model, after check 3. Groups without heads are left out, as are circuits without any.
+
+    In other models than the one where the circuit was found, the masks found there are tested unchanged, too. The heads
+    found there are also patched with sources drawn anew, in every model.
+    """
+    if not main_desiderata(options, study.task):
+        study.warn(f"no desiderata are written for the task {study.task.name}, so what groups encode was not asked")
+        return {}
+    discovery = await circuits(study)
+    names, models = chosen_circuits(options, study.settings), chosen_models(options, study.settings)
+    chosen = [
+        _Masks(study, name, with_heads(discovery[name]), (await discovered(study, name)).model, options)
+        for name in names
+        if name in discovery
+    ]
+    cells = await study.each(chosen, lambda masks: study.each(models, masks.cells))
+    return {masks.name: dict(zip(models, by_model, strict=True)) for masks, by_model in zip(chosen, cells, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """The masks of one circuit in all models; `home`: where the circuit was found."""
+
+    study: StudyContext
+    name: str
+    circuit: Circuit
+    home: str
+    options: FunctionsOptions
+
+    async def cells(self, model: str) -> Cells:
+        await self.study.each(self.circuit.groups, lambda group: self._check(model, group))
+        asked = self._asked(model)
+        cells = await self.study.each(asked, lambda cell: self._cell(model, *cell))
+        by_group: Cells = {group: {} for group in self.circuit.groups}
+        for (group, desideratum), cell in zip(asked, cells, strict=True):
+            by_group[group][title_of(desideratum)] = cell
+        for (group, desideratum), redrawn in (await self._redrawn(model)).items():
+            by_group[group][desideratum] = replace(by_group[group][desideratum], redrawn=redrawn)
+        return by_group
+
+    async def _check(self, model: str, group: str) -> None:
+        triples = self._triples(model, main_desiderata(self.options, self.study.task)[0])
+        arguments = {"group": self.circuit.groups[group], "triples": triples}
+        unit = Unit(f"check of masks of {group} of {self.name}", executors_on_masks, (model,), arguments)
+        detail = f"masks of {group} of {self.name}, {FEW} prompts, half patched, logit of the target"
+        await self.study.check("window executor vs full executor", unit, detail)
+
+    async def _cell(self, model: str, group: str, desideratum: str) -> Cell:
+        fit = await self._fit(model, group, desideratum)
+        if model == self.home:
+            return cell_of(fit)
+        return replace(cell_of(fit), transferred=await self._transferred(model, group, desideratum, fit))
+
+    async def _fit(self, model: str, group: str, desideratum: str) -> MaskFit:
+        """One mask with its floors and controls."""
+        options, triples = self.options, self._triples(model, desideratum)
+        sweep = options.sweep or None
+        swept = sweep is not None and group == (sweep.group or next(iter(self.circuit.groups)))
+        arguments = {
+            "group": group,
+            "triples": triples,
+            "tested": self._tested(model, desideratum),
+            "options": MaskOptions(**{each.name: getattr(options, each.name) for each in fields(MaskOptions)}),
+            "sweep": sweep if swept and model == self.home else None,
+            "shared": self._shared(model, desideratum),
+        }
+        title = f"what {group} of {self.name} encodes in {model}: {title_of(desideratum)}"
+        record = await self.study.record(Unit(title, learned_mask, (model,), arguments))
+        test = await self._test(model, triples)
+        return mask_from(record, title_of(desideratum), self.circuit.groups[group], test, options.minimum)
+
+    async def _transferred(self, model: str, group: str, desideratum: str, own: MaskFit) -> Transferred:
+        """The mask of the circuit's own model, held against this model's own mask and floors."""
+        heads = (await self._fit(self.home, group, desideratum)).heads
+        title = f"mask of {group} of {self.name} from {self.home} in {model}: {title_of(desideratum)}"
+        patched = (Patched(group, self._triples(model, desideratum), heads),)
+        (answers,) = await self._answers(title, model, desideratum, patched)
+        return transferred_of(heads, answers, own, self.home)
+
+    async def _redrawn(self, model: str) -> dict[tuple[str, str], Redrawn]:
+        """The heads of the circuit's own model, patched here with sources drawn anew."""
+        main, times = main_desiderata(self.options, self.study.task), self.options.redraw.times
+        cells = [cell for cell in self._asked(model) if cell[1] in main and not is_file(cell[1])]
+        if not times or not cells:
+            return {}
+        fits = await self.study.each(cells, lambda cell: self._fit(self.home, *cell))
+        heads = {cell: fit.heads for cell, fit in zip(cells, fits, strict=True)}
+        hits = await self.study.each(range(1, times + 1), lambda redraw: self._one_redraw(model, heads, redraw))
+        return {cell: redrawn_of([each[cell] for each in hits], heads[cell], self.home) for cell in cells}
+
+    async def _one_redraw(
+        self, model: str, heads: Mapping[tuple[str, str], tuple[Head, ...]], redraw: int
+    ) -> dict[tuple[str, str], Bool[Tensor, " triple"]]:
+        names = tuple(dict.fromkeys(desideratum for _, desideratum in heads))
+        n, sizes = self.options.redraw.triples, self.options.n_triples
+        patched = tuple(
+            Patched(group, TriplesOf(desideratum, sizes, names, redraw, n), chosen)
+            for (group, desideratum), chosen in heads.items()
+        )
+        title = f"activation patching of {self.name} in {model}, draw {redraw} of {self.options.redraw.times}"
+        answers = await self._answers(title, model, names[0], patched)
+        targets = [(await self.study.triples(model, each.triples)).targets for each in patched]
+        return {cell: given == wanted for cell, given, wanted in zip(heads, answers, targets, strict=True)}
+
+    async def _answers(
+        self, title: str, model: str, desideratum: str, patched: tuple[Patched, ...]
+    ) -> list[Int[Tensor, " triple"]]:
+        """To test triples; `desideratum`: whose base prompts they share."""
+        arguments = {
+            "triples": self._triples(model, desideratum),
+            "patched": patched,
+            "tested": self._tested(model, desideratum),
+            "shared": self._shared(model, desideratum),
+        }
+        record = await self.study.record(Unit(title, answers_of_patched, (model,), arguments))
+        return [record.tensors[str(i)] for i in range(len(patched))]
+
+    def _desiderata(self, model: str, group: str) -> tuple[str, ...]:
+        """Further desiderata are tested in the circuit's own model alone."""
+        task = self.study.task
+        return desiderata_of(group, self.options, task) if model == self.home else main_desiderata(self.options, task)
+
+    def _asked(self, model: str) -> list[tuple[str, str]]:
+        """Group and desideratum, those with the same source prompts one after another."""
+        by_group = {group: self._desiderata(model, group) for group in self.circuit.groups}
+        names = dict.fromkeys(name for names in by_group.values() for name in names)
+        return [(group, name) for name in names for group in by_group if name in by_group[group]]
+
+    def _tested(self, model: str, desideratum: str) -> tuple[str, ...]:
+        return tuple(group for group, name in self._asked(model) if name == desideratum)
+
+    def _triples(self, model: str, desideratum: str) -> TriplesOf:
+        if is_file(desideratum):
+            return TriplesOf(desideratum, self.options.n_triples)
+        names = dict.fromkeys(name for _, name in self._asked(model) if not is_file(name))
+        return TriplesOf(desideratum, self.options.n_triples, tuple(names))
+
+    def _shared(self, model: str, desideratum: str) -> MaskRuns:
+        """One for all desiderata of the task, one for each file."""
+        names = self._tested(model, desideratum) if is_file(desideratum) else self.circuit.groups
+        groups = tuple((name, self.circuit.groups[name]) for name in names)
+        return MaskRuns(groups, self.options.random_groups, self.study.settings.seed, self.options.memory_gb)
+
+    async def _test(self, model: str, of: TriplesOf) -> Triples:
+        triples = await self.study.triples(model, of)
+        return triples.select(split_by_scenario(triples.scenarios, of.sizes)[2])
+
+
+def cell_of(fit: MaskFit) -> Cell:
+    accuracy = estimate(fit.accuracy())
+    shares = {name: _share(fit, name) for name in ("nothing", "shuffled", "all", "ranked") if name in fit.answers}
+    return Cell(
+        heads=places(fit.heads),
+        at=fit.group.at,
+        group=places(fit.group.heads),
+        accuracy=accuracy.value,
+        low=accuracy.low,
+        high=accuracy.high,
+        floor=number(fit.accuracy(fit.floor).value),
+        floor_is=_floor(fit),
+        above_floor=estimate(fit.above_floor),
+        carries=fit.carries,
+        controls=Controls(**{"shuffled": None} | shares, random=number(fit.random_accuracy)),  # pyright: ignore
+        pointed={patched: fit.pointed(patched) for patched in ("mask", "all")},
+        by_queried=by_queried(fit.hits(), fit.test),
+        trade_off=tuple(
+            TradeOff(
+                **vars(estimate(interval)),
+                penalty=mask.penalty,
+                seed=mask.seed,
+                heads=places(mask.patched),
+                n_heads=len(mask.patched),
+            )
+            for mask, interval in fit.trade_off()
+        ),
+        penalty=fit.mask.penalty,
+        keep=tuple(fit.mask.keep.tolist()),
+        validation_accuracy=fit.mask.validation_accuracy,
+        n_test=len(fit.test),
+        n_scenarios=len(fit.test.scenarios.unique()),
+    )
+
+
+def _floor(fit: MaskFit) -> Floor:
+    return "shuffled" if fit.floor == "shuffled" else "nothing"
+
+
+def _share(fit: MaskFit, name: str) -> Share:
+    hits = fit.hits(name)
+    return share(hits, fit.test.scenarios[: len(hits)])
+
+
+def by_queried(hits: Bool[Tensor, " test"], test: Triples) -> tuple[QueriedShare, ...]:
+    """Accuracy by the index that the source asks for, the one a position points to; none where it is not known."""
+    return tuple(
+        QueriedShare(**vars(share(hits[rows], test.scenarios[rows])), queried=index)
+        for index in test.source_queried.unique().tolist()
+        for rows in [test.source_queried == index]
+        if index >= 0
+    )
+
+
+def transferred_of(
+    heads: tuple[Head, ...], answers: Int[Tensor, " test"], own: MaskFit, from_model: str
+) -> Transferred:
+    hits, scenarios = answers == own.test.targets, own.test.scenarios
+
+    def above(name: str) -> Interval:
+        return difference_interval(hits.numpy(), own.hits(name).numpy(), scenarios.numpy())
+
+    return Transferred(
+        **vars(share(hits, scenarios)),
+        heads=places(heads),
+        floor_is=_floor(own),
+        above_floor=estimate(above(own.floor)),
+        above_own_mask=estimate(above("mask")),
+        from_model=from_model,
+    )
+
+
+def redrawn_of(hits: list[Bool[Tensor, " triple"]], heads: tuple[Head, ...], from_model: str) -> Redrawn:
+    accuracies = torch.stack(hits).double().mean(1)
+    return Redrawn(
+        heads=places(heads),
+        mean=float(accuracies.mean()),
+        sd=float(accuracies.std()) if len(accuracies) > 1 else None,
+        accuracies=tuple(accuracies.tolist()),
+        n_triples=len(hits[0]),
+        from_model=from_model,
+    )
+
+
+SECTION = Section(
+    "functions",
+    FunctionsOptions,
+    dict[str, dict[str, Cells]],
+    run,
+    cost,
+    check=check,
+    seen_from=seen_from,
+    files=files,
+)

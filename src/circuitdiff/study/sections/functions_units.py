@@ -1,0 +1,92 @@
+"""The units of work of `functions`: a mask, and answers with chosen heads patched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from circuitdiff.cache.records import Record
+from circuitdiff.circuit import Group, Head
+from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Sweep, fit_shared
+from circuitdiff.prompts import PromptSet, split_by_scenario
+from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.prompts import TriplesOf
+from circuitdiff.study.records import mask_record
+
+
+@dataclass(frozen=True)
+class MaskRuns:
+    """What it takes to share runs between the masks of one circuit and model that have their base prompts in common."""
+
+    groups: tuple[tuple[str, Group], ...]
+    random_groups: int
+    seed: int
+    memory_gb: float
+
+
+@dataclass(frozen=True)
+class Patched:
+    """Heads of a group that take what they carry on the source prompts."""
+
+    group: str
+    triples: TriplesOf
+    heads: tuple[Head, ...]
+
+
+def learned_mask(
+    subject: LoadedModel,
+    *,
+    group: str,
+    triples: TriplesOf,
+    tested: tuple[str, ...],
+    options: MaskOptions,
+    sweep: Sweep | None,
+    shared: MaskRuns,
+) -> Record:
+    """A mask with its floors and controls. `tested`: the groups that are tested on the same source prompts."""
+    chosen = subject.triples(triples)
+    runs, seed = _runs(subject, shared, chosen.base), shared.seed
+    fit = fit_shared(runs, group, chosen, options, sweep=sweep, seed=seed, tested=tested, progress=subject.progress)
+    return mask_record(fit)
+
+
+def answers_of_patched(
+    subject: LoadedModel,
+    *,
+    triples: TriplesOf,
+    patched: tuple[Patched, ...],
+    tested: tuple[str, ...],
+    shared: MaskRuns,
+) -> Record:
+    """Answers to the test triples, or to the first of them where sources are drawn anew; of each that is patched."""
+    whole = subject.triples(triples)
+    runs, test = _runs(subject, shared, whole.base), split_by_scenario(whole.scenarios, triples.sizes)[2]
+    answers: dict[str, Tensor] = {}
+    for i, (chosen, each) in enumerate((subject.triples(each.triples), each) for each in patched):
+        if each.triples.redraw:
+            rows = test[: len(chosen)]
+            patching = runs.redrawn(each.group, chosen, rows)
+        else:
+            rows, patching = test, runs.patching(each.group, chosen, tested=tested)
+        answers[str(i)] = patching.answers(each.heads, rows)
+    return Record(answers, None)
+
+
+def _runs(subject: LoadedModel, shared: MaskRuns, base: PromptSet) -> SharedRuns:
+    """The latest alone is kept: it may take gigabytes."""
+
+    def make() -> SharedRuns:
+        return SharedRuns(
+            subject.model,
+            dict(shared.groups),
+            base,
+            n_random=shared.random_groups,
+            seed=shared.seed,
+            executor=subject.executor,
+            memory_gb=shared.memory_gb,
+            progress=subject.progress,
+        )
+
+    same_base = id(base)  # desiderata of the task have theirs in common, as one object for as long as the model is here
+    return subject.cached("runs of masks", (same_base, shared), make, n_kept=1)

@@ -1,0 +1,299 @@
+"""What caused a gain? The better model's weights in the worse one, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from circuitdiff.cache.records import Record
+from circuitdiff.circuit import Circuit, Group
+from circuitdiff.config.settings import Count, CountOrZero, Prompts
+from circuitdiff.engine.weights import Projection
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.evaluation.random_groups import random_group
+from circuitdiff.methods.graft import (
+    ALL_PROJECTIONS,
+    KINDS,
+    Graft,
+    Grafting,
+    graft_alone,
+    graft_several,
+    layer_ranges,
+)
+from circuitdiff.stats.shapley import ALONE, needed_subsets
+from circuitdiff.study.context import StudyContext
+from circuitdiff.study.estimates import GroupHeads, HeadPlace, groups_of, places, with_heads
+from circuitdiff.study.gains import (
+    ControlResult,
+    Direction,
+    GainShares,
+    RandomGroups,
+    RunResult,
+    control_result,
+    direction,
+    gain_shares,
+    largest_part,
+    random_groups,
+    run_result,
+)
+from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.plan import Part, Sizes
+from circuitdiff.study.preflight import Outlined
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.records import evaluations_from, evaluations_record, grafts_from, grafts_record
+from circuitdiff.study.section import Section
+from circuitdiff.study.sections.discovery import discovered
+from circuitdiff.study.units import Unit
+
+_GRAFTED = 0.65  # of the layers, on average: grafts that are alike so far share them
+
+
+@dataclass(frozen=True)
+class GraftOptions:
+    """Weight grafting of a circuit's groups and of the rest of the model by kind.
+
+    Questions about one scenario share the run of what they have in common, so several cost little more than one.
+    """
+
+    prompts: Prompts = 200  # questions about the first evaluation scenarios
+    queries_per_scenario: Count | None = None  # None: the study's; a verdict needs 50 scenarios
+    projections: Annotated[tuple[Projection, ...], Field(min_length=1)] = ALL_PROJECTIONS
+    heads: bool = False  # also the single heads of the group with the largest share
+    layers: tuple[int, ...] | None = None  # also ranges of layers, beginning here; None: halves; (): none
+    random_groups: CountOrZero = 10  # 0: no controls, so no part is called improved
+    control_prompts: Prompts = 100
+    without_gain: Prompts = 100  # prompts for pairs of models of which none is better at 95 %
+
+
+@dataclass(frozen=True)
+class GraftResult(GainShares):
+    """One division of the weights into parts."""
+
+    unchanged: tuple[str, ...]  # parts whose weights are the same in both models
+    also_touched: dict[str, tuple[HeadPlace, ...]]  # query heads beyond a part's own that its keys and values serve
+    whole_graft_error: float  # everything grafted against the donor itself, relative to the largest logit
+    runs: tuple[RunResult, ...]
+
+
+@dataclass(frozen=True)
+class GraftedHeads(GraftResult):
+    group: str  # whose heads are the parts
+
+
+@dataclass(frozen=True)
+class GraftControls:
+    """What is grafted in a group's stead."""
+
+    any_layer: ControlResult  # as many random heads, of any layer
+    same_layers: RandomGroups  # as many random heads in each layer
+    shared_kv: ControlResult | None  # the other heads that read the group's keys and values; None: there are none
+
+
+@dataclass(frozen=True)
+class Grafts(GraftResult):
+    """Of a variant: the groups of the base's circuit, and all else by kind."""
+
+    groups: dict[str, GroupHeads]
+    heads: GraftedHeads | None
+    layers: GraftResult | None  # by ranges of whole layers
+    controls: dict[str, GraftControls]  # of the group that brings most; empty without a gain
+
+
+async def run(study: StudyContext, options: GraftOptions) -> dict[str, Grafts]:
+    """The better model's weights grafted onto the worse one; without a gain on fewer prompts, and without controls.
+
+    Nothing if the base's circuit has no heads.
+    """
+    circuit = with_heads((await discovered(study, study.base)).circuit)
+    variants = study.variants if circuit.roles else []
+    found = await study.each(variants, lambda variant: _grafted(study, variant, circuit, options))
+    return dict(zip(variants, found, strict=True))
+
+
+async def _grafted(study: StudyContext, variant: str, circuit: Circuit, options: GraftOptions) -> Grafts:
+    between = await direction(study, variant)
+    arguments = {"circuit": circuit, "layers": options.layers}
+    by_group, *by_layers = await _ran(study, between, options, grafts, "", arguments)
+    result = _result(between, by_group)
+    parts = {name: how for name, how in result.scores["accuracy"].parts.items() if name in circuit.groups}
+    best = largest_part(parts, ALONE)
+    at_once: list[Callable[[], Awaitable[Any]]] = [
+        lambda: _heads(study, between, best, circuit, options),
+        lambda: _controls(study, between, best, circuit, options, by_group),
+    ]
+    heads, controls = await study.each(at_once, lambda work: work())
+    layers = _result(between, by_layers[0]) if by_layers else None
+    return Grafts(**vars(result), groups=groups_of(circuit), heads=heads, layers=layers, controls=controls)
+
+
+async def _ran(
+    study: StudyContext,
+    between: Direction,
+    options: GraftOptions,
+    unit: Callable[..., Record],
+    more: str,
+    arguments: dict[str, Any],
+) -> list[Graft]:
+    prompts = _prompts(options, options.prompts if between.gains else options.without_gain)
+    return grafts_from(await _record(study, between, options, unit, more, arguments | {"prompts": prompts}))
+
+
+async def _record(
+    study: StudyContext,
+    between: Direction,
+    options: GraftOptions,
+    unit: Callable[..., Record],
+    more: str,
+    arguments: dict[str, Any],
+) -> Record:
+    title = f"weights of {between.donor} in {between.recipient}{more}"
+    arguments |= {"projections": options.projections}
+    return await study.record(Unit(title, unit, (between.recipient, between.donor), arguments))
+
+
+def _prompts(options: GraftOptions, n_prompts: int) -> PromptsOf:
+    first = min(n_prompts, options.prompts)
+    return PromptsOf("evaluation", first=first, queries_per_scenario=options.queries_per_scenario)
+
+
+def grafts(
+    recipient: LoadedModel,
+    donor: LoadedModel,
+    *,
+    prompts: PromptsOf,
+    circuit: Circuit,
+    layers: tuple[int, ...] | None,
+    projections: tuple[Projection, ...],
+) -> Record:
+    """By the circuit's groups, and by ranges of layers; what runs have in common is run once."""
+    divisions = [Grafting(circuit, projections)]
+    if layers != ():
+        divisions.append(Grafting(layer_ranges(recipient.model.n_layers, layers), projections))
+    pairs = recipient.pairs(prompts)
+    return grafts_record(graft_several(donor.model, recipient.model, divisions, pairs, progress=recipient.progress))
+
+
+def grafted_heads(
+    recipient: LoadedModel,
+    donor: LoadedModel,
+    *,
+    prompts: PromptsOf,
+    group: Group,
+    projections: tuple[Projection, ...],
+) -> Record:
+    """By the single heads of a group."""
+    divisions, pairs = [Grafting(group, projections, per_head=True)], recipient.pairs(prompts)
+    return grafts_record(graft_several(donor.model, recipient.model, divisions, pairs, progress=recipient.progress))
+
+
+def grafted_groups(
+    recipient: LoadedModel,
+    donor: LoadedModel,
+    *,
+    prompts: PromptsOf,
+    groups: tuple[Group, ...],
+    projections: tuple[Projection, ...],
+) -> Record:
+    """One group at a time."""
+    pairs, progress = recipient.pairs(prompts), recipient.progress
+    return evaluations_record(
+        graft_alone(donor.model, recipient.model, groups, pairs, projections=projections, progress=progress)
+    )
+
+
+async def _heads(
+    study: StudyContext, between: Direction, best: str, circuit: Circuit, options: GraftOptions
+) -> GraftedHeads | None:
+    if not options.heads:
+        return None
+    [by_head] = await _ran(study, between, options, grafted_heads, ", heads", {"group": circuit.groups[best]})
+    return GraftedHeads(**vars(_result(between, by_head)), group=best)
+
+
+async def _controls(
+    study: StudyContext, between: Direction, best: str, circuit: Circuit, options: GraftOptions, graft: Graft
+) -> dict[str, GraftControls]:
+    """Random heads of the same layers, as many from any layer, and those that share the group's keys and values.
+
+    Each is grafted in the stead of the group that brings `best`, on fewer prompts. `graft`: of the group itself.
+    """
+    if not (options.random_groups and between.gains):
+        return {}
+    facts, g = await study.facts(between.recipient), torch.Generator().manual_seed(study.settings.seed)
+    group, touched = circuit.groups[best], graft.parts[best].also_touched
+
+    def draw(*, same_layers: bool) -> Group:  # heads that read the group's own keys and values would not be a control
+        return random_group(group, facts.n_layers, facts.n_heads, g, same_layers=same_layers, besides=touched)
+
+    drawn = [draw(same_layers=True) for _ in range(options.random_groups)]
+    chosen = [(draw(same_layers=False), *drawn), *([(Group(group.at, touched),)] if touched else [])]
+    prompts = _prompts(options, options.control_prompts)
+
+    async def ran(groups: tuple[Group, ...]) -> list[Evaluation]:
+        more = f", {'random heads' if len(groups) > 1 else 'other readers'} for {best}"
+        arguments = {"prompts": prompts, "groups": groups}
+        return evaluations_from(await _record(study, between, options, grafted_groups, more, arguments))
+
+    (anywhere, *random), *readers = await study.each(chosen, ran)
+    first = torch.arange(len(anywhere.hits))
+    donor, nothing, real = (
+        each.select(first) for each in (graft.donor, graft.recipient, graft.runs[frozenset([best])])
+    )
+    controls = GraftControls(
+        any_layer=control_result(donor, nothing, anywhere),
+        same_layers=random_groups(donor, nothing, real, random),
+        shared_kv=control_result(donor, nothing, readers[0][0]) if readers else None,
+    )
+    return {best: controls}
+
+
+def _result(between: Direction, graft: Graft) -> GraftResult:
+    shares = gain_shares((between.donor, between.recipient), graft.donor, graft.order, graft.attribution)
+    return GraftResult(
+        **vars(shares),
+        unchanged=graft.unchanged,
+        also_touched={name: places(part.also_touched) for name, part in graft.parts.items() if part.also_touched},
+        whole_graft_error=graft.whole_graft_error,
+        runs=tuple(run_result(subset, answers, graft.order) for subset, answers in graft.runs.items()),
+    )
+
+
+def cost(sizes: Sizes, options: GraftOptions) -> Iterator[Part]:
+    parts = [stage.name for stage in sizes.main.stages] + ["other heads", "mlps"]
+    ranges = [str(i) for i in range(1 + len((0,) if options.layers is None else options.layers))]
+    runs = len(needed_subsets(parts)) + len(needed_subsets(ranges)) - 2  # both have the donor and the recipient
+    n_controls = options.control_prompts * (options.random_groups + 2 if options.random_groups else 0)
+    n = len(sizes.settings.variants) * (options.prompts * runs + n_controls)
+    yield Part("grafts", n, sizes.passes(n * _GRAFTED * _share_of_a_row(sizes, options.queries_per_scenario)))
+
+
+def _share_of_a_row(sizes: Sizes, queries_per_scenario: int | None) -> float:
+    """Of a prompt's tokens, what a question takes that shares a row with others about its scenario."""
+    n_queries = queries_per_scenario or sizes.settings.prompts.queries_per_scenario
+    asking = [role for role in sizes.task.question_roles if role in sizes.roles]
+    question = max(map(sizes.width, asking), default=sizes.length) / sizes.length
+    return question + (1 - question) / n_queries
+
+
+def check(study: Outlined, options: GraftOptions) -> None:
+    """The main plan's stages are parts that are grafted. Raises: InputError."""
+    layer_ranges(study.base.shape.n_layers, options.layers)
+    n_queries = options.queries_per_scenario or 1
+    try:
+        study.task.sample(study.base.outline.tokenizer, n_queries, study.settings.seed, "evaluation", n_queries)
+    except InputError as error:
+        raise InputError(f"graft: {error}") from error
+    if not study.settings.variants:
+        return
+    if clash := sorted({stage.name for stage in study.main.stages} & set(KINDS)):
+        raise InputError(f"{clash[0]!r} is the name of what the groups leave in a graft; call the stage otherwise")
+    if len(set(options.projections)) < len(options.projections):
+        raise InputError(f"graft.projections are some of q, k, v, o, each once; got {options.projections}")
+
+
+SECTION = Section("graft", GraftOptions, dict[str, Grafts], run, cost, check=check, mixes_models=True)
