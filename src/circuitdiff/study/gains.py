@@ -116,16 +116,16 @@ class RandomGroups(ControlResult):
     nothing: float  # accuracy of the recipient as it is
 
 
-async def gain(study: StudyContext, donor: str, recipient: str) -> Gain:
+async def gain_of(study: StudyContext, donor: str, recipient: str) -> Gain:
     """The paired gain in accuracy on all evaluation prompts."""
     first, second = await study.each((donor, recipient), lambda name: model_answers(study, name))
     difference = estimate(difference_interval(first.hits.numpy(), second.hits.numpy(), first.scenarios.numpy()))
     return Gain(**vars(difference), n_scenarios=len(first.scenarios.unique()), n_prompts=len(first.hits))
 
 
-async def direction(study: StudyContext, variant: str) -> Direction:
+async def direction_of(study: StudyContext, variant: str) -> Direction:
     """From the variant to the base, unless the variant is worse at 95 %: then what does it lack?"""
-    over_base = await gain(study, variant, study.base)
+    over_base = await gain_of(study, variant, study.base)
     low, high = (math.nan if bound is None else bound for bound in (over_base.low, over_base.high))
     if high < 0:
         return Direction(study.base, variant, gains=True)

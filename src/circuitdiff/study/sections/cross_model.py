@@ -33,7 +33,7 @@ from circuitdiff.study.gains import (
     RandomGroups,
     RunResult,
     control_result,
-    direction,
+    direction_of,
     gain_shares,
     largest_part,
     random_groups,
@@ -78,7 +78,7 @@ class BasisSimilarity:
 
 
 @dataclass(frozen=True)
-class PatchResult(GainShares):
+class CrossPatchResult(GainShares):
     """One donor in one recipient, by one kind of activation."""
 
     what: Carrier
@@ -89,7 +89,7 @@ class PatchResult(GainShares):
 
 
 @dataclass(frozen=True)
-class PatchedHeads(PatchResult):
+class PatchedHeads(CrossPatchResult):
     group: str  # whose heads are the parts
 
 
@@ -121,11 +121,11 @@ class CrossModel:
 
     groups: dict[str, GroupHeads]  # of the base's circuit
     recipient: str
-    to_base: dict[Carrier, PatchResult]  # empty unless asked for
-    to_variant: dict[Carrier, PatchResult]
+    to_base: dict[Carrier, CrossPatchResult]  # empty unless asked for
+    to_variant: dict[Carrier, CrossPatchResult]
     heads: PatchedHeads | None
     controls: dict[str, PatchControls]  # by group
-    null_donors: dict[str, PatchResult]
+    null_donors: dict[str, CrossPatchResult]
 
 
 async def run(study: StudyContext, options: CrossModelOptions) -> dict[str, CrossModel]:
@@ -142,11 +142,11 @@ async def run(study: StudyContext, options: CrossModelOptions) -> dict[str, Cros
 
 
 async def _compared(study: StudyContext, variant: str, circuit: Circuit, options: CrossModelOptions) -> CrossModel:
-    between, base = await direction(study, variant), study.base
+    between, base = await direction_of(study, variant), study.base
     other = Direction(between.recipient, between.donor, between.gains)
     null = [Direction(name, base, gains=False) for name in options.null_donors if between.recipient == base]
 
-    async def forward() -> tuple[dict[Carrier, PatchResult], PatchedHeads | None]:
+    async def forward() -> tuple[dict[Carrier, CrossPatchResult], PatchedHeads | None]:
         patched = await _patched(study, between, circuit, options, options.what)
         return patched, await _heads(study, between, circuit, options, patched)
 
@@ -169,7 +169,7 @@ async def _patched(
     circuit: Circuit,
     options: CrossModelOptions,
     what: tuple[Carrier, ...],
-) -> dict[Carrier, PatchResult]:
+) -> dict[Carrier, CrossPatchResult]:
     """By kind of activation, after check 3; all kinds run together."""
     if not what:
         return {}
@@ -194,7 +194,7 @@ async def _heads(
     between: Direction,
     circuit: Circuit,
     options: CrossModelOptions,
-    patched: Mapping[Carrier, PatchResult],
+    patched: Mapping[Carrier, CrossPatchResult],
 ) -> PatchedHeads | None:
     """The single heads of the group that shows most, by the first kind; None unless there is a gain."""
     if not (options.heads and between.gains):
@@ -215,7 +215,7 @@ def _prompts(between: Direction, options: CrossModelOptions) -> PromptsOf:
 
 async def _result(
     study: StudyContext, between: Direction, title: str, patch: CrossPatch, options: CrossModelOptions
-) -> PatchResult:
+) -> CrossPatchResult:
     """After check 7: given its own activations, the recipient answers as it does anyway. Raises: CheckError."""
     allowed = log_prob_tolerance((await study.facts(between.recipient)).dtype)
     changed = patch.noise_floor / max(1.0, float(patch.recipient.log_probs.abs().max()))
@@ -235,7 +235,7 @@ async def _result(
         for subset, ran in patch.runs.items()
     )
     bases = {name: BasisSimilarity(*map(number, basis)) for name, basis in patch.bases.items()}
-    return PatchResult(
+    return CrossPatchResult(
         **vars(shares),
         what=patch.what,
         noise_floor=patch.noise_floor,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -35,7 +35,7 @@ from circuitdiff.study.gains import (
     RandomGroups,
     RunResult,
     control_result,
-    direction,
+    direction_of,
     gain_shares,
     largest_part,
     random_groups,
@@ -51,6 +51,11 @@ from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit
 
 _GRAFTED = 0.65  # of the layers, on average: grafts that are alike so far share them
+
+
+# What is grafted in a group's stead: as many random heads, of any layer or in each layer; or the other heads that read
+# the group's keys and values.
+GraftControl = Literal["any_layer", "same_layers", "shared_kv"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class GraftOptions:
 
 
 @dataclass(frozen=True)
-class GraftResult(GainShares):
+class GraftedParts(GainShares):
     """One division of the weights into parts."""
 
     unchanged: tuple[str, ...]  # parts whose weights are the same in both models
@@ -81,30 +86,21 @@ class GraftResult(GainShares):
 
 
 @dataclass(frozen=True)
-class GraftedHeads(GraftResult):
+class GraftedHeads(GraftedParts):
     group: str  # whose heads are the parts
 
 
 @dataclass(frozen=True)
-class GraftControls:
-    """What is grafted in a group's stead."""
-
-    any_layer: ControlResult  # as many random heads, of any layer
-    same_layers: RandomGroups  # as many random heads in each layer
-    shared_kv: ControlResult | None  # the other heads that read the group's keys and values; None: there are none
-
-
-@dataclass(frozen=True)
-class Grafts(GraftResult):
+class GraftResult(GraftedParts):
     """Of a variant: the groups of the base's circuit, and all else by kind."""
 
     groups: dict[str, GroupHeads]
     heads: GraftedHeads | None
-    layers: GraftResult | None  # by ranges of whole layers
-    controls: dict[str, GraftControls]  # of the group that brings most; empty without a gain
+    layers: GraftedParts | None  # by ranges of whole layers
+    controls: dict[str, dict[GraftControl, RandomGroups | ControlResult]]  # of one group, if there is a gain
 
 
-async def run(study: StudyContext, options: GraftOptions) -> dict[str, Grafts]:
+async def run(study: StudyContext, options: GraftOptions) -> dict[str, GraftResult]:
     """The better model's weights grafted onto the worse one; without a gain on fewer prompts, and without controls.
 
     Nothing if the base's circuit has no heads.
@@ -115,8 +111,8 @@ async def run(study: StudyContext, options: GraftOptions) -> dict[str, Grafts]:
     return dict(zip(variants, found, strict=True))
 
 
-async def _grafted(study: StudyContext, variant: str, circuit: Circuit, options: GraftOptions) -> Grafts:
-    between = await direction(study, variant)
+async def _grafted(study: StudyContext, variant: str, circuit: Circuit, options: GraftOptions) -> GraftResult:
+    between = await direction_of(study, variant)
     arguments = {"circuit": circuit, "layers": options.layers}
     by_group, *by_layers = await _ran(study, between, options, grafts, "", arguments)
     result = _result(between, by_group)
@@ -128,7 +124,7 @@ async def _grafted(study: StudyContext, variant: str, circuit: Circuit, options:
     ]
     heads, controls = await study.each(at_once, lambda work: work())
     layers = _result(between, by_layers[0]) if by_layers else None
-    return Grafts(**vars(result), groups=groups_of(circuit), heads=heads, layers=layers, controls=controls)
+    return GraftResult(**vars(result), groups=groups_of(circuit), heads=heads, layers=layers, controls=controls)
 
 
 async def _ran(
@@ -217,7 +213,7 @@ async def _heads(
 
 async def _controls(
     study: StudyContext, between: Direction, best: str, circuit: Circuit, options: GraftOptions, graft: Graft
-) -> dict[str, GraftControls]:
+) -> dict[str, dict[GraftControl, RandomGroups | ControlResult]]:
     """Random heads of the same layers, as many from any layer, and those that share the group's keys and values.
 
     Each is grafted in the stead of the group that brings `best`, on fewer prompts. `graft`: of the group itself.
@@ -244,17 +240,18 @@ async def _controls(
     donor, nothing, real = (
         each.select(first) for each in (graft.donor, graft.recipient, graft.runs[frozenset([best])])
     )
-    controls = GraftControls(
-        any_layer=control_result(donor, nothing, anywhere),
-        same_layers=random_groups(donor, nothing, real, random),
-        shared_kv=control_result(donor, nothing, readers[0][0]) if readers else None,
-    )
+    controls: dict[GraftControl, RandomGroups | ControlResult] = {
+        "any_layer": control_result(donor, nothing, anywhere),
+        "same_layers": random_groups(donor, nothing, real, random),
+    }
+    if readers:
+        controls["shared_kv"] = control_result(donor, nothing, readers[0][0])
     return {best: controls}
 
 
-def _result(between: Direction, graft: Graft) -> GraftResult:
+def _result(between: Direction, graft: Graft) -> GraftedParts:
     shares = gain_shares((between.donor, between.recipient), graft.donor, graft.order, graft.attribution)
-    return GraftResult(
+    return GraftedParts(
         **vars(shares),
         unchanged=graft.unchanged,
         also_touched={name: places(part.also_touched) for name, part in graft.parts.items() if part.also_touched},
@@ -296,4 +293,4 @@ def check(study: Outlined, options: GraftOptions) -> None:
         raise InputError(f"graft.projections are some of q, k, v, o, each once; got {options.projections}")
 
 
-SECTION = Section("graft", GraftOptions, dict[str, Grafts], run, cost, check=check, mixes_models=True)
+SECTION = Section("graft", GraftOptions, dict[str, GraftResult], run, cost, check=check, mixes_models=True)
