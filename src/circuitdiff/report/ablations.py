@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import altair as alt
 
 from circuitdiff.report.charts import (
@@ -22,7 +24,7 @@ from circuitdiff.report.numbers import printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import part_of
 from circuitdiff.study.results import CommonResults
-from circuitdiff.study.sections.ablations import SECTION
+from circuitdiff.study.sections.ablations import SECTION, AblationResult, Scores
 
 _ABLATIONS = {
     "mean_by_slot": "mean of the slot",
@@ -33,4 +35,59 @@ _ABLATIONS = {
     "zero_every_segment": "zero, heads kept at every segment",
 }
 _QUANTITIES = {"accuracy": "accuracy", "probability": "probability", "logit_difference": "logit difference"}
+_COLUMNS = {"circuit": "circuit", "model": "model", "ablated": "all ablated", "ratio": "ratio", "normalised": "normalised"}
 _UNIT = "share of the model's score that the circuit has"
+
+
+def view(results: CommonResults) -> Part:
+    cells = [
+        (circuit, model, each)
+        for circuit, models in (part_of(results, SECTION) or {}).items()
+        for model, each in models.items()
+        if each
+    ]
+    columns = {"ablation": "all else is", "quantity": "measured by"} | _COLUMNS | {"note": ""}
+    return Part(
+        "Faithfulness under other ablations",
+        "What all heads outside the circuit are replaced with decides the result. Means of a kind of slot and zeros "
+        "are the same in all segments: heads kept at the queried one alone mark it, and so the answer.",
+        figures={
+            f"ablations/{circuit}/{model}": _dots(f"Ablations: {circuit} in {model}", each)
+            for circuit, model, each in cells
+        },
+        tables=[Table(f"{circuit} in {model}", columns, list(ablation_rows(each))) for circuit, model, each in cells],
+    )
+
+
+def _scores(ablations: dict[str, AblationResult]) -> Iterator[tuple[dict, Scores]]:
+    """By ablation and quantity, with both in words."""
+    for name, ablation in _ABLATIONS.items():
+        for field, quantity in _QUANTITIES.items() if name in ablations else ():
+            yield {"ablation": ablation, "quantity": quantity}, getattr(ablations[name], field)
+
+
+def ablation_rows(ablations: dict[str, AblationResult]) -> Iterator[dict]:
+    """One row per ablation and quantity, each number with its interval."""
+    for row, scores in _scores(ablations):
+        notes = dict.fromkeys(ratio.note for ratio in (scores.ratio, scores.normalised) if ratio.note)
+        numbers = {column: printed(getattr(scores, column)) for column in _COLUMNS}
+        yield row | numbers | {"note": "; ".join(notes)}  # why a ratio is undefined
+
+
+def _dots(title: str, ablations: dict[str, AblationResult]) -> Figure:
+    """(circuit - ablated) / (model - ablated): 0 is no better than ablating everything, 1 is the model."""
+    rows = [row | bounds(scores.normalised) for row, scores in _scores(ablations)]
+    base = alt.Chart(inline(rows)).encode(
+        y=names_along("y", rows, "ablation", "the rest replaced by"),
+        yOffset=side_by_side("y", rows, "quantity"),
+        color=colour("quantity", distinct(rows, "quantity")),
+        tooltip=tips(ablation="the rest replaced by", quantity="measured by", printed="normalised"),
+    )
+    layers = [
+        *dashed("x", 0.0, _UNIT),
+        *dashed("x", 1.0, _UNIT),
+        intervals(base, "x", _UNIT, strokeWidth=2),
+        points(base, "x", _UNIT),
+    ]
+    subtitle = ["0: no better than with everything ablated; 1: as the model", "with 95 % intervals"]
+    return finish(layers, title, subtitle, width=420, height=alt.Step(18))

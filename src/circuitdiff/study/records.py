@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from circuitdiff.cache.records import Record
-from circuitdiff.circuit import Head
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.evaluation import Evaluation, SlotSums
+from circuitdiff.methods.completeness import Completeness, GreedyPart, GreedyStep
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
 from circuitdiff.methods.cross_model import Carrier, Controls, CrossPatch, Ran
 from circuitdiff.methods.cross_model.hybrids import Basis
@@ -97,6 +98,21 @@ def _head_cost(data: Mapping[str, Any]) -> HeadCost:
     intervals = {name: _interval(data[name]) for name in ("cost", "cost_in_hits")}
     heads = {"head": Head(**data["head"]), "removed_with": _heads(data["removed_with"])}
     return HeadCost(**{**data, **intervals, **heads})
+
+
+def completeness_record(result: Completeness, worst: GreedyPart | None) -> Record:
+    """Scores prompt by prompt as tensors; the removed parts, and the search, beside them."""
+    search = None if worst is None else {"removed": worst.removed.to_dict(), "steps": list(map(asdict, worst.steps))}
+    tensors = {"model": result.model, "circuit": result.circuit, "scenarios": result.scenarios}
+    return Record(tensors, {"removed": [part.to_dict() for part in result.removed], "search": search})
+
+
+def completeness_from(record: Record) -> tuple[Completeness, GreedyPart | None]:
+    search, worst = record.data["search"], None
+    if search is not None:
+        steps = tuple(GreedyStep(**{**step, "head": Head(**step["head"])}) for step in search["steps"])
+        worst = GreedyPart(Circuit.from_dict(search["removed"]), steps)
+    return Completeness(tuple(map(Circuit.from_dict, record.data["removed"])), **record.tensors), worst
 
 
 def _heads(data: Sequence[Mapping[str, int]]) -> tuple[Head, ...]:

@@ -13,9 +13,7 @@ from circuitdiff.config.validation import Strict, validated
 from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
-from circuitdiff.study.sections import accuracy, discovery, faithfulness, minimality
-from circuitdiff.study.sections import accuracy, discovery, faithfulness, functions
-from circuitdiff.study.sections import accuracy, cross_model, discovery, faithfulness, graft
+from circuitdiff.study.sections import accuracy, completeness, cross_model, discovery, faithfulness, functions, graft, minimality
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")
@@ -26,6 +24,7 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     discovery.SECTION,
     faithfulness.SECTION,
     minimality.SECTION,
+    completeness.SECTION,
     functions.SECTION,
     cross_model.SECTION,
     graft.SECTION,

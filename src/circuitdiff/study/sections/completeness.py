@@ -1,0 +1,207 @@
+"""Does a circuit hold all that the model uses? What both do without the same parts of the circuit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from circuitdiff.cache.records import Record
+from circuitdiff.circuit import Circuit
+from circuitdiff.config.settings import Count, CountOrZero, Prompts
+from circuitdiff.evaluation import Quantity
+from circuitdiff.methods.completeness import (
+    Completeness,
+    GreedyPart,
+    completeness,
+    greedy_part,
+    random_parts,
+    whole_groups,
+)
+from circuitdiff.study.common_units import means_of
+from circuitdiff.study.context import StudyContext
+from circuitdiff.study.estimates import Estimate, GroupHeads, HeadPlace, Number, estimate, groups_of, number
+from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.plan import Part, Sizes
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.records import completeness_from, completeness_record
+from circuitdiff.study.section import Section
+from circuitdiff.study.sections.discovery import Discovered, main_circuits
+from circuitdiff.study.units import Needed, Unit
+
+_OTHER_PARTS = 3  # beside random ones and whole groups: nothing, everything, and the worst part
+
+
+@dataclass(frozen=True)
+class CompletenessOptions:
+    """Parts of the circuit are removed from the model and from the circuit; see `methods.completeness`."""
+
+    prompts: Prompts = 100  # of the evaluation prompts
+    quantity: Quantity = "probability"
+    random_parts: CountOrZero = 20
+    greedy_steps: CountOrZero = 10  # 0: no search
+    greedy_candidates: Count = 5
+    greedy_prompts: Prompts = 50  # beyond those for evaluation, for the search
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What model and circuit do without so many heads of the circuit, in the section's quantity.
+
+    `difference`: model - circuit, paired by prompts. Positive: something outside the circuit stands in for the heads.
+    """
+
+    n_removed: int
+    model: Estimate
+    circuit: Estimate
+    difference: Estimate
+    absolute_difference: Estimate
+
+
+@dataclass(frozen=True)
+class RemovedGroup(Removed):
+    group: str
+
+
+@dataclass(frozen=True)
+class SearchStep:
+    """A head that the search took out, and both scores without it and all before it, on the search's prompts."""
+
+    group: str
+    head: HeadPlace
+    model: Number
+    circuit: Number
+    difference: Number
+
+
+@dataclass(frozen=True)
+class WorstPart(Removed):
+    """The part with the largest absolute difference that the search came by; `removed` are its first few steps."""
+
+    removed: dict[str, GroupHeads]
+    search: tuple[SearchStep, ...]
+
+
+@dataclass(frozen=True)
+class PartsRemoved:
+    """A circuit in a model. All values but those of `search` are taken on evaluation prompts."""
+
+    quantity: Quantity
+    n_prompts: int
+    random: tuple[Removed, ...]
+    groups: tuple[RemovedGroup, ...]
+    nothing_removed: Removed
+    everything_removed: Removed
+    greedy: WorstPart | None
+    correlation: Estimate  # of model and circuit, over the random parts
+
+
+async def run(study: StudyContext, options: CompletenessOptions) -> dict[str, dict[str, PartsRemoved]]:
+    """By circuit, and the model in which it was found."""
+    circuits = await main_circuits(study)
+    results = await study.each(circuits, lambda name: _without_parts(study, name, circuits[name], options))
+    return {name: {circuits[name].model: result} for name, result in zip(circuits, results, strict=True)}
+
+
+async def _without_parts(study: StudyContext, name: str, of: Discovered, options: CompletenessOptions) -> PartsRemoved:
+    arguments = {
+        "prompts": PromptsOf("evaluation", first=options.prompts),
+        "search_prompts": PromptsOf("evaluation", first=options.greedy_prompts, beyond=True),
+        "circuit": of.circuit,
+        "quantity": options.quantity,
+        "n_random": options.random_parts,
+        "n_steps": options.greedy_steps,
+        "n_candidates": options.greedy_candidates,
+        "seed": study.settings.seed,
+    }
+    title = f"completeness of circuit {name} in {of.model}"
+    unit = Unit(title, parts_removed, (of.model,), arguments, {"means": means_of(of.model)})
+    result, worst = completeness_from(await study.record(unit))
+    return _result(result, worst, list(of.circuit.groups), options)
+
+
+def parts_removed(
+    subject: LoadedModel,
+    *,
+    prompts: PromptsOf,
+    search_prompts: PromptsOf,
+    circuit: Circuit,
+    quantity: Quantity,
+    n_random: int,
+    n_steps: int,
+    n_candidates: int,
+    seed: int,
+    means: Needed,
+) -> Record:
+    """Both without random parts, whole groups, nothing, everything, and the worst part that a greedy search finds."""
+    generator, worst = torch.Generator().manual_seed(seed), None
+    how = (subject.means(means, "slot"), quantity, subject.executor, subject.progress)
+    shared = {"shared": subject.shared, "memory_gb": subject.memory_gb}
+    removed = [*random_parts(circuit, n_random, generator), *whole_groups(circuit), Circuit({}), circuit]
+    if n_steps:
+        search = {"n_steps": n_steps, "n_candidates": n_candidates, "generator": generator}
+        worst = greedy_part(subject.model, circuit, subject.pairs(search_prompts), *how, **search, **shared)
+        removed.append(worst.removed)
+    result = completeness(subject.model, circuit, removed, subject.pairs(prompts), *how, **shared)
+    return completeness_record(result, worst)
+
+
+def _result(
+    result: Completeness, worst: GreedyPart | None, groups: list[str], options: CompletenessOptions
+) -> PartsRemoved:
+    rows, n_random = _rows(result), options.random_parts
+    of_groups = rows[n_random : n_random + len(groups)]
+    nothing, everything, *searched = rows[n_random + len(groups) :]
+    drawn = Completeness(
+        result.removed[:n_random], result.model[:n_random], result.circuit[:n_random], result.scenarios
+    )
+    return PartsRemoved(
+        quantity=options.quantity,
+        n_prompts=len(result.scenarios),
+        random=tuple(rows[:n_random]),
+        groups=tuple(RemovedGroup(**vars(row), group=name) for name, row in zip(groups, of_groups, strict=True)),
+        nothing_removed=nothing,
+        everything_removed=everything,
+        greedy=None if worst is None else _worst(searched[0], worst),
+        correlation=estimate(of_random.correlation()),
+    )
+
+
+def _rows(result: Completeness) -> list[Removed]:
+    columns = {
+        "model": result.of_model(),
+        "circuit": result.of_circuit(),
+        "difference": result.differences(),
+        "absolute_difference": result.absolute_differences(),
+    }
+    return [
+        Removed(len(part), **{name: estimate(interval, i) for name, interval in columns.items()})
+        for i, part in enumerate(result.removed)
+    ]
+
+
+def _worst(row: Removed, worst: GreedyPart) -> WorstPart:
+    steps = tuple(
+        SearchStep(
+            step.group,
+            (step.head.layer, step.head.index),
+            number(step.model),
+            number(step.circuit),
+            number(step.difference),
+        )
+        for step in worst.steps
+    )
+    return WorstPart(**vars(row), removed=groups_of(worst.removed), search=steps)
+
+
+def cost(sizes: Sizes, options: CompletenessOptions) -> Iterator[Part]:
+    """The model without a part changes everything from the part's first role on."""
+    stages = sizes.main.stages
+    searched = options.greedy_steps * options.greedy_candidates * options.greedy_prompts
+    n = sizes.n_searched * (searched + options.prompts * (options.random_parts + len(stages) + _OTHER_PARTS))
+    width = max(sizes.width(stage.at) for stage in stages)
+    yield Part("completeness", 2 * n, sizes.runs(n, sizes.n_roles + width))
+
+
+SECTION = Section("completeness", CompletenessOptions, dict[str, dict[str, PartsRemoved]], run, cost)
