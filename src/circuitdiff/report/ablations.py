@@ -6,20 +6,8 @@ from collections.abc import Iterator
 
 import altair as alt
 
-from circuitdiff.report.charts import (
-    Figure,
-    bounds,
-    colour,
-    dashed,
-    distinct,
-    finish,
-    inline,
-    intervals,
-    names_along,
-    points,
-    side_by_side,
-    tips,
-)
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import part_of
@@ -35,7 +23,13 @@ _ABLATIONS = {
     "zero_every_segment": "zero, heads kept at every segment",
 }
 _QUANTITIES = {"accuracy": "accuracy", "probability": "probability", "logit_difference": "logit difference"}
-_COLUMNS = {"circuit": "circuit", "model": "model", "ablated": "all ablated", "ratio": "ratio", "normalised": "normalised"}
+_COLUMNS = {
+    "circuit": "circuit",
+    "model": "model",
+    "ablated": "all ablated",
+    "ratio": "ratio",
+    "normalised": "normalised",
+}
 _UNIT = "share of the model's score that the circuit has"
 
 
@@ -76,18 +70,18 @@ def ablation_rows(ablations: dict[str, AblationResult]) -> Iterator[dict]:
 
 def _dots(title: str, ablations: dict[str, AblationResult]) -> Figure:
     """(circuit - ablated) / (model - ablated): 0 is no better than ablating everything, 1 is the model."""
-    rows = [row | bounds(scores.normalised) for row, scores in _scores(ablations)]
-    base = alt.Chart(inline(rows)).encode(
-        y=names_along("y", rows, "ablation", "the rest replaced by"),
-        yOffset=side_by_side("y", rows, "quantity"),
-        color=colour("quantity", distinct(rows, "quantity")),
-        tooltip=tips(ablation="the rest replaced by", quantity="measured by", printed="normalised"),
+    rows = [row | charts.bounds(scores.normalised) for row, scores in _scores(ablations)]
+    base = alt.Chart(charts.inline(rows)).encode(
+        y=charts.names_along("y", rows, "ablation", "the rest replaced by"),
+        yOffset=charts.side_by_side("y", rows, "quantity"),
+        color=charts.colour("quantity", charts.distinct(rows, "quantity")),
+        tooltip=charts.tips(ablation="the rest replaced by", quantity="measured by", printed="normalised"),
     )
     layers = [
-        *dashed("x", 0.0, _UNIT),
-        *dashed("x", 1.0, _UNIT),
-        intervals(base, "x", _UNIT, strokeWidth=2),
-        points(base, "x", _UNIT),
+        *charts.dashed("x", 0.0, _UNIT),
+        *charts.dashed("x", 1.0, _UNIT),
+        charts.intervals(base, "x", _UNIT, strokeWidth=2),
+        charts.points(base, "x", _UNIT),
     ]
     subtitle = ["0: no better than with everything ablated; 1: as the model", "with 95 % intervals"]
-    return finish(layers, title, subtitle, width=420, height=alt.Step(18))
+    return charts.finish(layers, title, subtitle, width=420, height=alt.Step(18))

@@ -6,19 +6,8 @@ from collections.abc import Iterator
 
 import altair as alt
 
-from circuitdiff.report.charts import (
-    UNIT,
-    Figure,
-    bounds,
-    colour,
-    distinct,
-    finish,
-    inline,
-    intervals,
-    points,
-    side_by_side,
-    tips,
-)
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import hits, interval, number, printed
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.registry import part_of
@@ -58,12 +47,9 @@ def _models(results: CommonResults) -> Table:
     return Table("", columns, rows, [anchor("accuracy")], numeric=("accuracy", "interval", "hits", "size"))
 
 
-
-
-
 def _answers(results: CommonResults) -> Table:
     """What is answered: one row per model, then per circuit in a model; shares of all prompts by kind."""
-    answers = {name: each for name, each in (part_of(results, SECTION) or {}).items()}
+    answers = dict(part_of(results, SECTION) or {})
     for circuit, models in (part_of(results, FAITHFULNESS) or {}).items():
         answers |= {f"circuit {circuit} in {model}": each.circuit_answers for model, each in models.items()}
     kinds = list(dict.fromkeys(error.kind for each in answers.values() for error in each.errors))
@@ -87,22 +73,22 @@ def _queried_rows(results: CommonResults) -> Iterator[dict]:
         for what, each in answers.items():
             for point in each.accuracy_by_queried:
                 row = {"model": name, "what": what, "run": f"{name}, {what}", "queried": point.queried}
-                yield row | bounds(point) | {"hits": hits(point)}
+                yield row | charts.bounds(point) | {"hits": hits(point)}
 
 
 def _by_queried(rows: list[dict]) -> Figure:
     """Accuracy by the item asked for, with 95 % intervals."""
-    kinds = distinct(rows, "what")
-    base = alt.Chart(inline(rows)).encode(
+    kinds = charts.distinct(rows, "what")
+    base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("queried:O", title="index of the queried item, from zero", axis=alt.Axis(labelAngle=0)),
-        xOffset=side_by_side("x", rows, "run"),
-        color=colour("model", distinct(rows, "model"), "model"),
-        tooltip=tips(model="model", what="", queried="queried", printed="accuracy", hits="hits"),
+        xOffset=charts.side_by_side("x", rows, "run"),
+        color=charts.colour("model", charts.distinct(rows, "model"), "model"),
+        tooltip=charts.tips(model="model", what="", queried="queried", printed="accuracy", hits="hits"),
     )
     shape = alt.Shape("what:N", sort=kinds, title=None, scale=alt.Scale(domain=kinds, range=["circle", "diamond"]))
     layers = [
-        intervals(base, "y", "accuracy", UNIT, strokeWidth=2),
-        points(base, "y", "accuracy", UNIT, shape=shape),
+        charts.intervals(base, "y", "accuracy", charts.UNIT, strokeWidth=2),
+        charts.points(base, "y", "accuracy", charts.UNIT, shape=shape),
     ]
     width = min(720, max(420, 10 * len(rows)))
-    return finish(layers, "Accuracy by queried item", ["with 95 % intervals"], width=width, height=220)
+    return charts.finish(layers, "Accuracy by queried item", ["with 95 % intervals"], width=width, height=220)

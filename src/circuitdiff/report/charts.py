@@ -81,7 +81,9 @@ def intervals(base: alt.Chart, axis: Axis, title: str, domain: Sequence[float] |
     return base.mark_rule(**({"strokeWidth": 1.5} | look)).encode(**ends)
 
 
-def points(base: alt.Chart, axis: Axis, title: str, domain: Sequence[float] | None = None, **channels: Any) -> alt.Chart:
+def points(
+    base: alt.Chart, axis: Axis, title: str, domain: Sequence[float] | None = None, **channels: Any
+) -> alt.Chart:
     """A dot at `value`."""
     dots = base.mark_point(filled=True, size=60, opacity=1)
     return dots.encode(**{axis: measured(axis, "value", title, domain)}, **channels)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import altair as alt
 
-from circuitdiff.report.charts import CATEGORIES, MUTED, Figure, colour, finish, inline, measured, tips
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import part_of
@@ -50,8 +51,8 @@ def _sentence(circuit: str, model: str, parts: PartsRemoved) -> str:
     if worst is None:
         return ""
     return (
-        f"Without the worst {worst.n_removed} heads that a search found, {model} scores {number(worst.model.value)} and "
-        f"{circuit} alone {number(worst.circuit.value)}: a difference of {printed(worst.difference)}. "
+        f"Without the worst {worst.n_removed} heads that a search found, {model} scores {number(worst.model.value)} "
+        f"and {circuit} alone {number(worst.circuit.value)}: a difference of {printed(worst.difference)}. "
         f"With no head kept at all the score is {number(floor.value)}."
     )
 
@@ -89,18 +90,18 @@ def _scatter(circuit: str, model: str, parts: PartsRemoved) -> Figure:
     titles = {"x": f"the circuit without the part: {unit}", "y": f"the model without it: {unit}"}
 
     def axis(which: str, field: str) -> dict:
-        return {which: measured(which, field, titles[which], ends, nice=True, zero=False)}  # pyright: ignore
+        return {which: charts.measured(which, field, titles[which], ends, nice=True, zero=False)}  # pyright: ignore
 
     kinds = [kind for kind in _KINDS if any(row["kind"] == kind for row in rows)]
-    palette = [CATEGORIES[_KINDS.index(kind)] for kind in kinds]
-    base = alt.Chart(inline(rows)).encode(
-        color=colour("kind", kinds, "removed", palette, symbolOpacity=1),
-        tooltip=tips(**_COLUMNS),
+    palette = [charts.CATEGORIES[_KINDS.index(kind)] for kind in kinds]
+    base = alt.Chart(charts.inline(rows)).encode(
+        color=charts.colour("kind", kinds, "removed", palette, symbolOpacity=1),
+        tooltip=charts.tips(**_COLUMNS),
     )
     at = axis("x", "circuit") | axis("y", "model")
     layers = [
-        alt.Chart(inline([{"circuit": end, "model": end} for end in ends]))
-        .mark_line(color=MUTED, strokeDash=[4, 3])
+        alt.Chart(charts.inline([{"circuit": end, "model": end} for end in ends]))
+        .mark_line(color=charts.MUTED, strokeDash=[4, 3])
         .encode(**at),
         base.mark_rule(opacity=0.45).encode(**at | axis("x", "circuit_low"), x2="circuit_high:Q"),
         base.mark_rule(opacity=0.45).encode(**at | axis("y", "model_low"), y2="model_high:Q"),
@@ -112,4 +113,4 @@ def _scatter(circuit: str, model: str, parts: PartsRemoved) -> Figure:
         f"above the diagonal something outside the circuit stands in for the part{correlation}",
         "with 95 % intervals; near the floor, where neither does anything, being alike says nothing",
     ]
-    return finish(layers, f"Completeness: {circuit} in {model}", subtitle, width=340, height=340)
+    return charts.finish(layers, f"Completeness: {circuit} in {model}", subtitle, width=340, height=340)

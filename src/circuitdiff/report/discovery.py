@@ -5,18 +5,8 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.circuit import Head
-from circuitdiff.report.charts import (
-    HELPS,
-    HURTS,
-    INK,
-    NEUTRAL,
-    Figure,
-    bounds,
-    finish,
-    known,
-    struck_out,
-    tips,
-)
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.drawing import circuit_drawing, scene_of
 from circuitdiff.report.numbers import heads, number, significant
 from circuitdiff.report.parts import Caption, Part, Table
@@ -87,7 +77,9 @@ def _caption(stage: Sweep) -> Caption:
     chosen.sort(key=lambda row: (row["status"] == HURTING, -abs(row["value"] or 0.0)))
     rows = [{"head": row["head"], "effect": number(row["value"]), "interval": row["interval"]} for row in chosen]
     for row, of in zip(rows, chosen, strict=True):
-        row["says"] = ", ".join([*(["hurts"] if of["status"] == HURTING else []), *(["may be 0"] if _unsure(of) else [])])
+        row["says"] = ", ".join(
+            [*(["hurts"] if of["status"] == HURTING else []), *(["may be 0"] if _unsure(of) else [])]
+        )
     columns = {"head": "selected", "effect": "effect", "interval": "95 % interval", "says": ""}
     lines = [
         f"{stage.n_prompts} prompts · noise floor {significant(stage.noise_floor)}",
@@ -106,7 +98,7 @@ def effect_rows(stage: Sweep) -> list[dict]:
     """One row per head: its name, effect, interval and what the stage decided about it."""
     return [
         {"head": str(Head(layer, index)), "layer": layer, "index": index, "status": _status(stage, layer, index, value)}
-        | bounds(Estimate(value, stage.low[layer][index], stage.high[layer][index]))
+        | charts.bounds(Estimate(value, stage.low[layer][index], stage.high[layer][index]))
         for layer, effects in enumerate(stage.effects)
         for index, value in enumerate(effects)
     ]
@@ -140,16 +132,16 @@ def effect_map(stage: Sweep) -> Figure:
     base = alt.Chart().encode(
         x=alt.X("index:O", title="head", axis=alt.Axis(orient="bottom", labelAngle=0, labelOverlap=True)),
         y=alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(labelOverlap=True)),
-        tooltip=tips(head="head", printed="effect", status=""),
+        tooltip=charts.tips(head="head", printed="effect", status=""),
     )
     missing = base.transform_filter(alt.datum.value == None)  # noqa: E711 (a Vega expression)
     hatching = [
         missing.mark_rect(fill="#d5d5d5", stroke="white", strokeWidth=1),
-        struck_out(base, "value", size=90, stroke="#777777"),
+        charts.struck_out(base, "value", size=90, stroke="#777777"),
     ]
     layers = [*_cells(base, rows), *hatching, *_outlines(base, step)]
     legend = ["outlined: selected, helps · dashed with a dot: selected, hurts", "hatched: not measured"]
-    return finish(
+    return charts.finish(
         layers, stage.name, [describe(stage), *legend], width=alt.Step(step), height=alt.Step(15), rows=rows
     )
 
@@ -160,19 +152,19 @@ def _cells(base: alt.Chart, rows: list[dict]) -> list[alt.Chart]:
         return []
     largest = max(sizes) or 1.0
     ends = [-largest, 0, largest]
-    scale = alt.Scale(domain=ends, range=[HELPS, NEUTRAL, HURTS], interpolate="rgb")
+    scale = alt.Scale(domain=ends, range=[charts.HELPS, charts.NEUTRAL, charts.HURTS], interpolate="rgb")
     title = ["effect", "negative = the head helps"]
     legend = alt.Legend(title=title, gradientLength=140, format=".3~g", values=ends)
-    cells = known(base, "value").mark_rect(stroke="white", strokeWidth=1)
+    cells = charts.known(base, "value").mark_rect(stroke="white", strokeWidth=1)
     return [cells.encode(color=alt.Color("value:Q", scale=scale, legend=legend))]
 
 
 def _outlines(base: alt.Chart, step: int) -> list[alt.Chart]:
     helps = base.transform_filter(alt.datum.status == SELECTED)
     hurts = base.transform_filter(alt.datum.status == HURTING)
-    outline = {"fill": None, "stroke": INK, "strokeWidth": 2, "width": step - 2, "height": 13}
+    outline = {"fill": None, "stroke": charts.INK, "strokeWidth": 2, "width": step - 2, "height": 13}
     return [
         helps.mark_rect(**outline),
         hurts.mark_rect(**outline, strokeDash=[3, 2]),
-        hurts.mark_point(shape="circle", filled=True, size=18, color=INK, opacity=1),
+        hurts.mark_point(shape="circle", filled=True, size=18, color=charts.INK, opacity=1),
     ]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import altair as alt
 
 from circuitdiff.circuit import Circuit, Head
-from circuitdiff.report.charts import FAINT, INK, MUTED, Figure, colour, finish, inline, tips
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.study.sections.discovery import Sweep
 
 MOST_TOKENS = 64  # a longer prompt is cut to the tokens near its roles
@@ -75,7 +76,7 @@ class Scene:
 
     @property
     def colour(self) -> alt.Color:
-        return colour("group", self.placed_groups, "group", symbolType="circle", symbolOpacity=1)
+        return charts.colour("group", self.placed_groups, "group", symbolType="circle", symbolOpacity=1)
 
     def centre(self, role: str) -> float:
         return next(column.centre for column in self.columns if column.position == self.roles[role])
@@ -121,7 +122,7 @@ def circuit_drawing(name: str, scene: Scene) -> Figure:
     missing = [group for group in scene.circuit.groups if group not in scene.placed_groups]
     subtitle = "dots are heads at their role's token; arrows lead from senders to receivers"
     note = [f"not drawn, having no head or no place in this prompt: {', '.join(missing)}"] if missing else []
-    return finish(layers, f"Circuit: {name}", [subtitle, *note], width=total * COLUMN_PX, height=height)
+    return charts.finish(layers, f"Circuit: {name}", [subtitle, *note], width=total * COLUMN_PX, height=height)
 
 
 def _prompt(scene: Scene, x: alt.X, height: float) -> list[alt.Chart]:
@@ -138,23 +139,25 @@ def _prompt(scene: Scene, x: alt.X, height: float) -> list[alt.Chart]:
         }
         for column in scene.columns
     ]
-    base = alt.Chart(inline(rows))
+    base = alt.Chart(charts.inline(rows))
     roles = base.transform_filter(alt.datum.role != "")
-    bands = roles.mark_rect(color=FAINT, opacity=0.7).encode(
+    bands = roles.mark_rect(color=charts.FAINT, opacity=0.7).encode(
         x=alt.X("left:Q", axis=None), x2="right:Q", y=alt.value(0), y2=alt.value(height)
     )
     text = {"fontSize": 11, "baseline": "middle"}
-    tokens = base.mark_text(**text, angle=270, align="right", color=INK).encode(
+    tokens = base.mark_text(**text, angle=270, align="right", color=charts.INK).encode(
         x=x, y=alt.value(height + 6), text="token:N"
     )
-    names = roles.mark_text(**text, angle=325, align="left", color=MUTED).encode(x=x, y=alt.value(-8), text="role:N")
+    names = roles.mark_text(**text, angle=325, align="left", color=charts.MUTED).encode(
+        x=x, y=alt.value(-8), text="role:N"
+    )
     return [bands, tokens, names]
 
 
 def _dots(scene: Scene, x: alt.X, y: alt.Y) -> alt.Chart:
     rows = [row for column in scene.columns for row in _dots_in(scene, column)]
-    dots = alt.Chart(inline(rows)).mark_point(filled=True, size=75, opacity=1, stroke="white", strokeWidth=1)
-    return dots.encode(x=x, y=y, color=scene.colour, tooltip=tips(head="head", group="group", role="role"))
+    dots = alt.Chart(charts.inline(rows)).mark_point(filled=True, size=75, opacity=1, stroke="white", strokeWidth=1)
+    return dots.encode(x=x, y=y, color=scene.colour, tooltip=charts.tips(head="head", group="group", role="role"))
 
 
 def _dots_in(scene: Scene, column: Column) -> list[dict]:
@@ -187,14 +190,16 @@ def _links(scene: Scene, middle: float, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     rows = [_link(scene, middle, number, *link) for number, link in enumerate(ends)]
     if not rows:
         return []
-    lines = alt.Chart(inline([point for row in rows for point in row["path"]])).mark_line(strokeWidth=2, opacity=0.75)
-    arrows = alt.Chart(inline([row["arrow"] for row in rows])).mark_point(
+    lines = alt.Chart(charts.inline([point for row in rows for point in row["path"]])).mark_line(
+        strokeWidth=2, opacity=0.75
+    )
+    arrows = alt.Chart(charts.inline([row["arrow"] for row in rows])).mark_point(
         shape="triangle-up", size=90, opacity=1, filled=True
     )
     angle, aligns = alt.Angle("angle:Q", scale=None), ("left", "right", "center")
     return [
         lines.encode(x=x, y=y, color=scene.colour, detail="link:N", order="order:Q"),
-        arrows.encode(x=x, y=y, color=scene.colour, angle=angle, tooltip=tips(group="group", what="")),
+        arrows.encode(x=x, y=y, color=scene.colour, angle=angle, tooltip=charts.tips(group="group", what="")),
         *(label for align in aligns for label in _labels(rows, align, x, y)),
     ]
 
@@ -256,7 +261,7 @@ def _heading(before: Point, after: Point, layer_px: float) -> float:
 def _labels(rows: list[dict], align: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """The words on a white halo, so that they can be read across lines."""
     chosen = [row["label"] for row in rows if row["align"] == align]
-    base = alt.Chart(inline(chosen)).encode(x=x, y=y, text="what:N")
+    base = alt.Chart(charts.inline(chosen)).encode(x=x, y=y, text="what:N")
     text = {"align": align, "dy": -9, "fontSize": 11, "baseline": "middle"}
     halo = base.mark_text(**text, stroke="white", strokeWidth=4, strokeJoin="round", color="white")
-    return [halo, base.mark_text(**text, color=INK)] if chosen else []
+    return [halo, base.mark_text(**text, color=charts.INK)] if chosen else []

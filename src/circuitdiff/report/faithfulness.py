@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import altair as alt
 
-from circuitdiff.report.charts import HELPS, INK, NEUTRAL, Figure, among_random, bounds, finish, inline, names_along, tips
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import hits, interval, number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate, Share
@@ -61,7 +62,13 @@ def row_of(found: CircuitInModel, kept: str, mean_by: str | None = "slot") -> Ro
 
 
 def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
-    columns = {"measure": "measure", "value": "value", "interval": "95 % interval", "hits": "hits / prompts", "note": "note"}
+    columns = {
+        "measure": "measure",
+        "value": "value",
+        "interval": "95 % interval",
+        "hits": "hits / prompts",
+        "note": "note",
+    }
     everything, random = row_of(found, "all_heads"), found.random
     measures: list[tuple[str, Estimate, str]] = [
         ("faithfulness", found, found.note or ""),
@@ -110,7 +117,7 @@ def _matrix_rows(cells: list[tuple[str, str, CircuitInModel]]) -> list[dict]:
         {
             "circuit": circuit,
             "model": model,
-            **bounds(found),
+            **charts.bounds(found),
             "short": number(found.value),
             "normalised": printed(found.normalised),
             "accuracy": printed(found.circuit_accuracy),
@@ -132,20 +139,22 @@ def _matrix_tables(cells: list[tuple[str, str, CircuitInModel]]) -> list[Table]:
 
 def _matrix(rows: list[dict]) -> Figure:
     """Faithfulness of the row's circuit in the column's model. 1 is the whole model's accuracy."""
-    base = alt.Chart(inline(rows)).encode(
-        x=names_along("x", rows, "model", "in model", labelAngle=-20),
-        y=names_along("y", rows, "circuit", "circuit of"),
-        tooltip=tips(
+    base = alt.Chart(charts.inline(rows)).encode(
+        x=charts.names_along("x", rows, "model", "in model", labelAngle=-20),
+        y=charts.names_along("y", rows, "circuit", "circuit of"),
+        tooltip=charts.tips(
             circuit="circuit", model="model", printed="faithfulness", normalised="normalised", accuracy="circuit alone",
             of_model="whole model", random="random circuits", note="",
         ),
     )  # fmt: skip
-    scale = alt.Scale(domain=[0, 1], range=[NEUTRAL, HELPS], clamp=True)
+    scale = alt.Scale(domain=[0, 1], range=[charts.NEUTRAL, charts.HELPS], clamp=True)
     cells = base.mark_rect(stroke="white").encode(color=alt.Color("value:Q", scale=scale, title="faithfulness"))
-    light = alt.condition("datum.value > 0.6", alt.value("white"), alt.value(INK))
+    light = alt.condition("datum.value > 0.6", alt.value("white"), alt.value(charts.INK))
     text = base.mark_text(fontSize=12).encode(text="short:N", color=light)
     subtitle = ["the circuit's accuracy over the whole model's; the base's circuits first"]
-    return finish([cells, text], "Every circuit in every model", subtitle, width=alt.Step(90), height=alt.Step(34))
+    return charts.finish(
+        [cells, text], "Every circuit in every model", subtitle, width=alt.Step(90), height=alt.Step(34)
+    )
 
 
 def _among_random(circuit: str, model: str, found: CircuitInModel) -> Figure:
@@ -161,4 +170,4 @@ def _among_random(circuit: str, model: str, found: CircuitInModel) -> Figure:
         f"all heads at its roles{where}": None if everything is None else everything.accuracy.value,
     }
     title = f"{circuit} among random circuits, {model}"
-    return among_random(title, random.accuracies, references, random.n_prompts)
+    return charts.among_random(title, random.accuracies, references, random.n_prompts)

@@ -7,24 +7,8 @@ from dataclasses import dataclass
 
 import altair as alt
 
-from circuitdiff.report.charts import (
-    INK,
-    MUTED,
-    UNIT,
-    Figure,
-    bars,
-    bounds,
-    colour,
-    distinct,
-    finish,
-    inline,
-    intervals,
-    measured,
-    names_along,
-    points,
-    side_by_side,
-    tips,
-)
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, hits, number, printed
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.estimates import Estimate
@@ -121,7 +105,7 @@ def _of_model(masks: Masks) -> dict[str, Figure]:
 def bar_rows(masks: Masks) -> list[dict]:
     """One row per group and desideratum."""
     return [
-        bounds(Estimate(cell.accuracy, cell.low, cell.high))
+        charts.bounds(Estimate(cell.accuracy, cell.low, cell.high))
         | {
             "group": group,
             "desideratum": name,
@@ -137,32 +121,32 @@ def bar_rows(masks: Masks) -> list[dict]:
 
 def _bars(title: str, rows: list[dict]) -> Figure:
     """Test accuracy of each mask with its interval; the dark tick is the floor. Pale: not above it."""
-    base = alt.Chart(inline(rows)).encode(
-        x=names_along("x", rows, "group"),
-        xOffset=side_by_side("x", rows, "desideratum"),
-        tooltip=tips(
+    base = alt.Chart(charts.inline(rows)).encode(
+        x=charts.names_along("x", rows, "group"),
+        xOffset=charts.side_by_side("x", rows, "desideratum"),
+        tooltip=charts.tips(
             group="group", desideratum="desideratum", printed="accuracy", floor_printed="floor",
             above="above the floor", heads="heads patched",
         ),
     )  # fmt: skip
     opacity = alt.Opacity("carries:N", scale=alt.Scale(domain=[_CARRIES, _NOT], range=[1, 0.35]), title=None)
-    ticks = base.mark_tick(thickness=2.5, color=INK, orient="horizontal")
+    ticks = base.mark_tick(thickness=2.5, color=charts.INK, orient="horizontal")
     layers = [
-        bars(base, "y", _ACCURACY, UNIT, color=_coloured(rows, "desideratum"), opacity=opacity),
-        intervals(base, "y", _ACCURACY, UNIT, color=INK),
-        ticks.encode(y=measured("y", "floor", _ACCURACY, UNIT)),
+        charts.bars(base, "y", _ACCURACY, charts.UNIT, color=_coloured(rows, "desideratum"), opacity=opacity),
+        charts.intervals(base, "y", _ACCURACY, charts.UNIT, color=charts.INK),
+        ticks.encode(y=charts.measured("y", "floor", _ACCURACY, charts.UNIT)),
     ]
     subtitle = ["share of test triples whose target became the answer, with 95 % intervals; tick: the floor"]
-    return finish(layers, title, subtitle, width=_width(rows, "desideratum"), height=220)
+    return charts.finish(layers, title, subtitle, width=_width(rows, "desideratum"), height=220)
 
 
 def _coloured(rows: list[dict], field: str) -> alt.Color:
-    return colour(field, distinct(rows, field), field)
+    return charts.colour(field, charts.distinct(rows, field), field)
 
 
 def _width(rows: list[dict], field: str) -> int:
     """Room for each bar and for each group's name."""
-    return len(distinct(rows, "group")) * max(130, 16 * len(distinct(rows, field)))
+    return len(charts.distinct(rows, "group")) * max(130, 16 * len(charts.distinct(rows, field)))
 
 
 def _trade_off_rows(cells: Iterable[tuple[str, Cell]]) -> Iterator[dict]:
@@ -170,42 +154,48 @@ def _trade_off_rows(cells: Iterable[tuple[str, Cell]]) -> Iterator[dict]:
     for name, cell in cells:
         for mask in cell.trade_off if len(cell.trade_off) > 1 else ():
             row = {"desideratum": name, "n_heads": mask.n_heads, "penalty": f"{mask.penalty:g}", "seed": mask.seed}
-            yield row | bounds(mask) | {"heads": heads(mask.heads)}
+            yield row | charts.bounds(mask) | {"heads": heads(mask.heads)}
 
 
 def _trade_off(title: str, rows: list[dict]) -> Figure:
     """Heads patched against test accuracy, one dot per penalty and seed."""
-    base = alt.Chart(inline(rows)).encode(
+    base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("n_heads:Q", title="heads patched", axis=alt.Axis(tickMinStep=1, format="d")),
         color=_coloured(rows, "desideratum"),
-        tooltip=tips(
+        tooltip=charts.tips(
             desideratum="desideratum", penalty="penalty", seed="seed", n_heads="heads patched", printed="accuracy",
             heads="heads",
         ),
     )  # fmt: skip
-    layers = [intervals(base, "y", _ACCURACY, UNIT, opacity=0.6), points(base, "y", _ACCURACY, UNIT)]
+    layers = [
+        charts.intervals(base, "y", _ACCURACY, charts.UNIT, opacity=0.6),
+        charts.points(base, "y", _ACCURACY, charts.UNIT),
+    ]
     subtitle = ["a dot for each penalty and seed; with 95 % intervals"]
-    return finish(layers, f"Heads against accuracy: {title}", subtitle, width=360, height=220)
+    return charts.finish(layers, f"Heads against accuracy: {title}", subtitle, width=360, height=220)
 
 
 def _conflict_rows(cells: Iterable[tuple[str, Cell]]) -> Iterator[dict]:
     """Accuracy by the index asked for in the source, for conflict desiderata."""
     for name, cell in cells:
         for point in cell.by_queried if name.startswith("conflict") else ():
-            yield {"desideratum": name, "index": point.queried, "hits": hits(point)} | bounds(point)
+            yield {"desideratum": name, "index": point.queried, "hits": hits(point)} | charts.bounds(point)
 
 
 def _by_index(title: str, rows: list[dict]) -> Figure:
     """Where position, label and object point to three listed answers: which is followed, by the source's index."""
-    base = alt.Chart(inline(rows)).encode(
+    base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("index:O", title="index asked for in the source, from zero", axis=alt.Axis(labelAngle=0)),
-        xOffset=side_by_side("x", rows, "desideratum"),
+        xOffset=charts.side_by_side("x", rows, "desideratum"),
         color=_coloured(rows, "desideratum"),
-        tooltip=tips(desideratum="desideratum", index="index", printed="accuracy", hits="hits"),
+        tooltip=charts.tips(desideratum="desideratum", index="index", printed="accuracy", hits="hits"),
     )
-    layers = [intervals(base, "y", _ACCURACY, UNIT, strokeWidth=2), points(base, "y", _ACCURACY, UNIT)]
+    layers = [
+        charts.intervals(base, "y", _ACCURACY, charts.UNIT, strokeWidth=2),
+        charts.points(base, "y", _ACCURACY, charts.UNIT),
+    ]
     subtitle = ["position, label and object point to three answers of the list; with 95 % intervals"]
-    return finish(layers, f"In conflict: {title}", subtitle, width=420, height=220)
+    return charts.finish(layers, f"In conflict: {title}", subtitle, width=420, height=220)
 
 
 def redrawn_rows(in_models: Iterable[Masks], desideratum: str) -> list[dict]:
@@ -229,17 +219,17 @@ def redrawn_rows(in_models: Iterable[Masks], desideratum: str) -> list[dict]:
 
 def _redrawn_bars(title: str, rows: list[dict]) -> Figure:
     """Activation patching of the heads found in the circuit's own model, in every model."""
-    base = alt.Chart(inline(rows)).encode(
-        x=names_along("x", rows, "group"),
-        xOffset=side_by_side("x", rows, "model"),
-        tooltip=tips(group="group", model="model", printed="mean ± sd", redraws="redraws", heads="heads"),
+    base = alt.Chart(charts.inline(rows)).encode(
+        x=charts.names_along("x", rows, "group"),
+        xOffset=charts.side_by_side("x", rows, "model"),
+        tooltip=charts.tips(group="group", model="model", printed="mean ± sd", redraws="redraws", heads="heads"),
     )
     layers = [
-        bars(base, "y", _ACCURACY, UNIT, color=_coloured(rows, "model")),
-        intervals(base, "y", _ACCURACY, UNIT, color=MUTED),
+        charts.bars(base, "y", _ACCURACY, charts.UNIT, color=_coloured(rows, "model")),
+        charts.intervals(base, "y", _ACCURACY, charts.UNIT, color=charts.MUTED),
     ]
     subtitle = ["activation patching of the heads found in the circuit's own model; mean ± sd over sources drawn anew"]
-    return finish(layers, title, subtitle, width=_width(rows, "model"), height=200)
+    return charts.finish(layers, title, subtitle, width=_width(rows, "model"), height=200)
 
 
 # Tables.

@@ -8,21 +8,8 @@ from dataclasses import dataclass
 import altair as alt
 
 from circuitdiff.evaluation.scores import Score
-from circuitdiff.report.charts import (
-    INK,
-    Figure,
-    bars,
-    bounds,
-    colour,
-    dashed,
-    distinct,
-    finish,
-    inline,
-    intervals,
-    names_along,
-    side_by_side,
-    tips,
-)
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, number, printed
 from circuitdiff.report.parts import Table
 from circuitdiff.study.estimates import Estimate
@@ -52,7 +39,13 @@ _OTHER_SCORES: dict[Score, str] = {"probability": "answer's probability", "log_p
 _NAMED = 10  # parts in a sentence; the table has all
 _ADDS = "what the part adds to the accuracy"
 _SHARE_COLUMNS = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
-CONTROL_COLUMNS = {"part": "group", "how": "in its stead", "printed": "adds to the accuracy", "share": "share", "note": ""}
+CONTROL_COLUMNS = {
+    "part": "group",
+    "how": "in its stead",
+    "printed": "adds to the accuracy",
+    "share": "share",
+    "note": "",
+}
 _RUN_COLUMNS = {"parts": "from the donor", "accuracy": "accuracy", "share": "share", "probability": "probability"}
 _RUN_COLUMNS |= {"log_prob": "log probability", "distance": "distance from clean runs", "note": ""}
 
@@ -88,7 +81,7 @@ def grafted_by_group(results: CommonResults, variant: str) -> list[Method]:
 
 
 def credit_row(part: str, how: str, credit: Credit) -> dict:
-    return {"part": part, "how": how, "share": _share(credit), "note": credit.undefined or ""} | bounds(credit)
+    return {"part": part, "how": how, "share": _share(credit), "note": credit.undefined or ""} | charts.bounds(credit)
 
 
 def _share(credit: Credit) -> str:
@@ -144,28 +137,28 @@ def _gain_bars(method: Method, controls: Sequence[dict]) -> Figure:
     """What each part adds to the accuracy, with intervals; the dashed line is the donor. Pale: without a share."""
     shares, gain = method.shares, method.shares.scores["accuracy"].gain
     rows = [row for row in share_rows(method) if row["how"]]
-    rows += [row for row in controls if row["part"] in distinct(rows, "part") and row["value"] is not None]
-    base = alt.Chart(inline(rows)).encode(
-        y=names_along("y", rows, "part"),
-        yOffset=side_by_side("y", rows, "how"),
-        tooltip=tips(part="part", how="counted", printed="adds", share="share of the gain", note=""),
+    rows += [row for row in controls if row["part"] in charts.distinct(rows, "part") and row["value"] is not None]
+    base = alt.Chart(charts.inline(rows)).encode(
+        y=charts.names_along("y", rows, "part"),
+        yOffset=charts.side_by_side("y", rows, "how"),
+        tooltip=charts.tips(part="part", how="counted", printed="adds", share="share of the gain", note=""),
     )
     looks = {
-        "color": colour("how", distinct(rows, "how"), "counted"),
+        "color": charts.colour("how", charts.distinct(rows, "how"), "counted"),
         "opacity": alt.condition(alt.datum.note == "", alt.value(0.85), alt.value(0.3)),
     }
     layers = [
-        bars(base, "x", _ADDS, **looks),
-        intervals(base, "x", _ADDS, color=INK),
-        *dashed("x", 0.0, _ADDS),
-        *dashed("x", gain.value, _ADDS, f"{shares.donor}: the gain", INK),
+        charts.bars(base, "x", _ADDS, **looks),
+        charts.intervals(base, "x", _ADDS, color=charts.INK),
+        *charts.dashed("x", 0.0, _ADDS),
+        *charts.dashed("x", gain.value, _ADDS, f"{shares.donor}: the gain", charts.INK),
     ]
     title = f"{method.name[0].upper()}{method.name[1:]}: {shares.donor} into {shares.recipient}"
     subtitle = [
         f"dashed: the donor, {printed(gain)} above the recipient; {shares.n_scenarios} scenarios",
         "with 95 % intervals; pale: no share, the note says why",
     ]
-    return finish(layers, title, subtitle, width=420, height=alt.Step(11))
+    return charts.finish(layers, title, subtitle, width=420, height=alt.Step(11))
 
 
 def share_table(method: Method, ids: Sequence[str] = ()) -> Table:
@@ -225,7 +218,8 @@ def _side_by_side_rows(methods: Sequence[Method]) -> list[dict]:
     parts = list(dict.fromkeys(part for part, how in keys if how))
     ways = list(_HOW.values())
     in_order = sorted(
-        keys, key=lambda key: (parts.index(key[0]), ways.index(key[1])) if key[1] else (len(parts), list(keys).index(key))
+        keys,
+        key=lambda key: (parts.index(key[0]), ways.index(key[1])) if key[1] else (len(parts), list(keys).index(key)),
     )
     gains = {"part": "the gain", "how": ""}
     for method in methods:  # methods that ran on other prompts have another one

@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import altair as alt
 
-from circuitdiff.report.charts import (
-    CATEGORIES,
-    HURTS,
-    INK,
-    NEUTRAL,
-    UNIT,
-    Figure,
-    bounds,
-    colour,
-    dashed,
-    distinct,
-    finish,
-    inline,
-    known,
-    measured,
-    struck_out,
-    tips,
-)
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import hits, number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import part_of
 from circuitdiff.study.results import CommonResults
-from circuitdiff.study.sections.knockout import SECTION, Cell, KnockoutResult
+from circuitdiff.study.sections.knockout import RANDOM, SECTION, Cell, KnockoutResult
 
 _DASHES = ([1, 0], [6, 3], [2, 2])  # for each round of the colours
 _FLOWS = {"yes": "flows", "no": "does not", "not established": "?"}
@@ -66,7 +50,7 @@ def _sentences(model: str, result: KnockoutResult) -> list[str]:
 def _table(model: str, result: KnockoutResult) -> Table:
     """The matrix in numbers, but for keys that do not come first; the control is the query's."""
     columns = {"query": "role", "key": "does not see", "accuracy": "accuracy", "loss": "loss"}
-    columns |= {"control": "accuracy, random position", "beyond": "loss beyond it", "answer": "information flows"}
+    columns |= {"control": "accuracy, a random position blocked", "beyond": "loss beyond it", "answer": "flows"}
     rows = [
         {
             "query": cell.query,
@@ -87,27 +71,30 @@ def _table(model: str, result: KnockoutResult) -> Table:
 def _curves(model: str, result: KnockoutResult) -> Figure:
     """Accuracy with a path blocked from each layer upward (or in that layer alone); the line is the whole model."""
     rows = [
-        {"path": f"{curve.query} to {_key(curve.key)}", "layer": point.layer, "hits": hits(point)} | bounds(point)
+        {"path": f"{curve.query} to {_key(curve.key)}", "layer": point.layer, "hits": hits(point)}
+        | charts.bounds(point)
         for curve in result.curves
         for point in curve.points
     ]
-    paths, single = distinct(rows, "path"), result.curves[0].single_layers
-    dashes = [_DASHES[i // len(CATEGORIES) % len(_DASHES)] for i in range(len(paths))]
+    paths, single = charts.distinct(rows, "path"), result.curves[0].single_layers
+    dashes = [_DASHES[i // len(charts.CATEGORIES) % len(_DASHES)] for i in range(len(paths))]
     scale = alt.Scale(domain=paths, range=dashes)
     dash = alt.StrokeDash("path:N", sort=paths, scale=scale, title="blocked")
-    base = alt.Chart(inline(rows)).encode(
+    base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("layer:Q", title="layer" if single else "blocked from this layer upward", axis=alt.Axis(tickMinStep=1)),
-        color=colour("path", paths, "blocked", symbolOpacity=1, symbolType="stroke"),
-        tooltip=tips(path="blocked", layer="layer", printed="accuracy", hits="hits"),
+        color=charts.colour("path", paths, "blocked", symbolOpacity=1, symbolType="stroke"),
+        tooltip=charts.tips(path="blocked", layer="layer", printed="accuracy", hits="hits"),
     )
     title = "accuracy"
     layers = [
-        *dashed("y", result.curves[0].clean.value, title, color=INK),
-        base.mark_area(opacity=0.15).encode(y=measured("y", "low", title), y2="high:Q"),
-        base.mark_line(strokeWidth=2, point=True).encode(y=measured("y", "value", title, UNIT), strokeDash=dash),
+        *charts.dashed("y", result.curves[0].clean.value, title, color=charts.INK),
+        base.mark_area(opacity=0.15).encode(y=charts.measured("y", "low", title), y2="high:Q"),
+        base.mark_line(strokeWidth=2, point=True).encode(
+            y=charts.measured("y", "value", title, charts.UNIT), strokeDash=dash
+        ),
     ]
     subtitle = [f"{result.n_prompts} prompts, with 95 % intervals; dashed: nothing blocked"]
-    return finish(layers, f"Attention knockout in {model}", subtitle, width=420, height=220)
+    return charts.finish(layers, f"Attention knockout in {model}", subtitle, width=420, height=220)
 
 
 def _key(key: str) -> str:
@@ -116,7 +103,7 @@ def _key(key: str) -> str:
 
 def _cell(cell: Cell) -> dict:
     """Of a key that does not come first only the place."""
-    return bounds(cell.loss) | {
+    return charts.bounds(cell.loss) | {
         "query": cell.query,
         "key": cell.key,
         "beyond": printed(cell.loss_beyond_random),
@@ -128,26 +115,25 @@ def _cell(cell: Cell) -> dict:
 def _matrix(model: str, result: KnockoutResult) -> Figure:
     """Loss of accuracy when the row's role cannot see the column's, in all layers at once."""
     rows, roles = list(map(_cell, result.matrix.cells)), list(result.matrix.roles)
-    base = alt.Chart(inline(rows)).encode(
+    base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("key:N", sort=roles, title="does not see", axis=alt.Axis(labelAngle=-40)),
         y=alt.Y("query:N", sort=roles, title="role"),
-        tooltip=tips(
+        tooltip=charts.tips(
             query="role", key="does not see", printed="loss of accuracy", beyond="beyond a random position",
             answer="information flows",
         ),
     )  # fmt: skip
     largest = max((abs(row["value"]) for row in rows if row["value"] is not None), default=0.0) or 1.0
-    scale = alt.Scale(domain=[0, largest], range=[NEUTRAL, HURTS], clamp=True)
-    cells = known(base, "value").mark_rect(stroke="white")
+    scale = alt.Scale(domain=[0, largest], range=[charts.NEUTRAL, charts.HURTS], clamp=True)
+    cells = charts.known(base, "value").mark_rect(stroke="white")
     layers = [
         cells.encode(color=alt.Color("value:Q", scale=scale, title="loss")),
-        known(base, "value").mark_text(fontSize=10, color=INK).encode(text="mark:N"),
-        struck_out(base, "value"),
+        charts.known(base, "value").mark_text(fontSize=10, color=charts.INK).encode(text="mark:N"),
+        charts.struck_out(base, "value"),
     ]
     subtitle = [
         f"{result.n_prompts} prompts; flows: costs accuracy, and more than a random position",
-        f"does not: the interval of the loss is below {number(result.matrix.margin)}; struck out: the key does not come "
-        "first",
+        f"does not: the loss is significantly below {number(result.matrix.margin)}; struck out: the key does not come first",
     ]
     title = f"What each role needs to see in {model}"
-    return finish(layers, title, subtitle, width=alt.Step(52), height=alt.Step(26))
+    return charts.finish(layers, title, subtitle, width=alt.Step(52), height=alt.Step(26))

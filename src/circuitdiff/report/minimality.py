@@ -5,21 +5,8 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.methods.minimality import MinimalityRule
-from circuitdiff.report.charts import (
-    CATEGORIES,
-    GREY,
-    INK,
-    Figure,
-    bars,
-    bounds,
-    colour,
-    dashed,
-    finish,
-    inline,
-    intervals,
-    names_along,
-    tips,
-)
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, printed, significant
 from circuitdiff.report.parts import Part
 from circuitdiff.study.estimates import Estimate
@@ -57,7 +44,7 @@ def _sentence(circuit: str, pruned: PrunedCircuit) -> str:
 
 
 def _row(head: HeadResult) -> dict:
-    return bounds(Estimate(head.cost, head.low, head.high)) | {
+    return charts.bounds(Estimate(head.cost, head.low, head.high)) | {
         "head": heads([head.head]),
         "status": _KEPT if head.kept else _DROPPED,
         "adjusted_p": significant(head.adjusted_p),
@@ -72,21 +59,21 @@ def _costs(title: str, pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> 
     rows = sorted(map(_row, costs), key=lambda row: -(row["value"] or 0.0))
     score = "share of prompts answered" if rule.score == "hits" else "the answer's probability"
     unit = f"cost of the head, in {score}"
-    base = alt.Chart(inline(rows)).encode(
-        y=names_along("y", rows, "head", "head"),
-        tooltip=tips(
+    base = alt.Chart(charts.inline(rows)).encode(
+        y=charts.names_along("y", rows, "head", "head"),
+        tooltip=charts.tips(
             head="head", printed=f"cost ({_level(rule)} interval)", in_hits="cost as a share of hits",
             adjusted_p="adjusted p", removed_with="removed before", status="",
         ),
     )  # fmt: skip
-    status = colour("status", [_KEPT, _DROPPED], None, (CATEGORIES[0], GREY), orient="bottom")
+    status = charts.colour("status", [_KEPT, _DROPPED], None, (charts.CATEGORIES[0], charts.GREY), orient="bottom")
     threshold = rule.threshold if rule.decision == "credible" else 0.0  # a ratio has no place on an axis of costs
     layers = [
-        bars(base, "x", unit, color=status),
-        intervals(base, "x", unit, color=INK),
-        *dashed("x", threshold, unit),
+        charts.bars(base, "x", unit, color=status),
+        charts.intervals(base, "x", unit, color=charts.INK),
+        *charts.dashed("x", threshold, unit),
     ]
-    return finish(layers, title, _subtitle(pruned, costs), width=420, height=alt.Step(14))
+    return charts.finish(layers, title, _subtitle(pruned, costs), width=420, height=alt.Step(14))
 
 
 def _level(rule: MinimalityRule) -> str:

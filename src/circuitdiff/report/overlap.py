@@ -6,20 +6,8 @@ from collections.abc import Iterator
 
 import altair as alt
 
-from circuitdiff.report.charts import (
-    CATEGORIES,
-    MUTED,
-    UNIT,
-    Figure,
-    bounds,
-    colour,
-    distinct,
-    finish,
-    inline,
-    intervals,
-    measured,
-    tips,
-)
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, number, printed, significant
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate
@@ -72,9 +60,16 @@ def _tables(variant: str, overlap: OverlapResult) -> list[Table]:
     maps = {"stage": "stage", "receivers": "receivers"} | reliability
     maps |= {"different": "another stage's map", "gained": "gained", "lost": "lost"}
     common = {"stage": "stage", "share": "share", "k": "k"} | reliability | {"chance": _CHANCE}
-    edges = {"edge": "from group to group", "via": "via"} | pair | {"difference": "difference", "adjusted_p": "adjusted p"}
+    edges = (
+        {"edge": "from group to group", "via": "via"} | pair | {"difference": "difference", "adjusted_p": "adjusted p"}
+    )
     profile = {"group": "the base's group", "role": "role"} | pair
-    moved = {"base": "the base's group", "variant": f"{variant}'s own group", "attention": "attention", "effect": "effect"}
+    moved = {
+        "base": "the base's group",
+        "variant": f"{variant}'s own group",
+        "attention": "attention",
+        "effect": "effect",
+    }
     on = "" if overlap.n_scenarios is None else f", on {overlap.n_scenarios} scenarios"
     return [
         Table(f"Heads of the base's circuit and of {variant}'s", groups, list(_group_rows(overlap))),
@@ -84,12 +79,12 @@ def _tables(variant: str, overlap: OverlapResult) -> list[Table]:
         Table(
             f"Attention of the base's groups, by role attended to{on}",
             profile,
-            [row for group, each in overlap.profiles.items() for row in _profile_rows(group, each.attention)],
+            [row for group, each in (overlap.profiles or {}).items() for row in _profile_rows(group, each.attention)],
         ),
         Table(
             f"Effect of the base's groups, by role they are patched at{on}",
             profile,
-            [row for group, each in overlap.profiles.items() for row in _profile_rows(group, each.effect)],
+            [row for group, each in (overlap.profiles or {}).items() for row in _profile_rows(group, each.effect)],
         ),
         Table(
             f"Do other heads do the same? Cosine of profiles, the base's groups and the variant's own{on}",
@@ -163,20 +158,26 @@ def _curve_points(stage: StageOverlap) -> Iterator[dict]:
         spreads = {says: getattr(each, pair) for pair, says in _PAIRS.items()}
         for says, spread in (spreads | {_CHANCE: Estimate(each.floor, None, None)}).items():
             if spread.value is not None:
-                yield {"k": each.k, "pair": says} | bounds(spread)
+                yield {"k": each.k, "pair": says} | charts.bounds(spread)
 
 
 def _curves(title: str, rows: list[dict]) -> Figure:
     """Overlap of the strongest heads by how many are taken, between its reliability and chance."""
-    names, palette = [*_PAIRS.values(), _CHANCE], (CATEGORIES[0], CATEGORIES[2], CATEGORIES[1], MUTED)
-    ks = alt.Axis(values=sorted(distinct(rows, "k")))
-    base = alt.Chart(inline(rows)).encode(
+    names, palette = (
+        [*_PAIRS.values(), _CHANCE],
+        (charts.CATEGORIES[0], charts.CATEGORIES[2], charts.CATEGORIES[1], charts.MUTED),
+    )
+    ks = alt.Axis(values=sorted(charts.distinct(rows, "k")))
+    base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("k:Q", title="strongest heads taken", scale=alt.Scale(type="log"), axis=ks),
-        color=colour("pair", names, "overlap of", palette),
-        tooltip=tips(pair="overlap of", k="k", printed="Jaccard index"),
+        color=charts.colour("pair", names, "overlap of", palette),
+        tooltip=charts.tips(pair="overlap of", k="k", printed="Jaccard index"),
     )
     unit = "Jaccard index"
-    lines = base.mark_line(point=True).encode(y=measured("y", "value", unit, UNIT))
-    layers = [intervals(base, "y", unit, UNIT, opacity=0.5), lines]
-    subtitle = ["each effect measured on one half of the prompts, held against the other half", "bars: 95 % of halvings"]
-    return finish(layers, title, subtitle, width=260, height=200)
+    lines = base.mark_line(point=True).encode(y=charts.measured("y", "value", unit, charts.UNIT))
+    layers = [charts.intervals(base, "y", unit, charts.UNIT, opacity=0.5), lines]
+    subtitle = [
+        "each effect measured on one half of the prompts, held against the other half",
+        "bars: 95 % of halvings",
+    ]
+    return charts.finish(layers, title, subtitle, width=260, height=200)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import altair as alt
 
-from circuitdiff.report.charts import CATEGORIES, Figure, bounds, colour, finish, inline, intervals, measured, tips
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import number
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate
@@ -43,7 +44,7 @@ def _series_of(results: CommonResults) -> dict[str, dict[str, int]]:
 def series_rows(results: CommonResults, steps: dict[str, int]) -> list[dict]:
     """One row per checkpoint and measure, in the order of steps."""
     return [
-        {"step": step, "model": model, "measure": measure} | bounds(estimate) | _without_interval(estimate)
+        {"step": step, "model": model, "measure": measure} | charts.bounds(estimate) | _without_interval(estimate)
         for model, step in sorted(steps.items(), key=lambda each: each[1])
         for measure, estimate in zip(_MEASURES, _measured(results, model), strict=True)
         if estimate is not None and estimate.value is not None
@@ -71,11 +72,11 @@ def _over_steps(title: str, rows: list[dict]) -> Figure:
     """Lines over training steps; bars are 95 % intervals."""
     measures = [measure for measure in _MEASURES if any(row["measure"] == measure for row in rows)]
     legend = {"orient": "bottom", "direction": "vertical", "labelLimit": 400}
-    base = alt.Chart(inline(rows)).encode(
+    base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("step:Q", title="training step"),
-        color=colour("measure", measures, None, CATEGORIES, **legend),
-        tooltip=tips(model="model", step="step", measure="", printed="value"),
+        color=charts.colour("measure", measures, None, charts.CATEGORIES, **legend),
+        tooltip=charts.tips(model="model", step="step", measure="", printed="value"),
     )
-    lines = base.mark_line(point=True).encode(y=measured("y", "value", "value"))
-    layers = [intervals(base, "y", "value", opacity=0.5), lines]
-    return finish(layers, f"Over training: {title}", ["with 95 % intervals"], width=420, height=240)
+    lines = base.mark_line(point=True).encode(y=charts.measured("y", "value", "value"))
+    layers = [charts.intervals(base, "y", "value", opacity=0.5), lines]
+    return charts.finish(layers, f"Over training: {title}", ["with 95 % intervals"], width=420, height=240)
