@@ -76,7 +76,8 @@ class TinyContext:
         return cls(StudyContext(settings, Store.open(folder), Workers([worker]), lambda *_: None), worker._host)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run(work)
+        """What a section comes to; an earlier failure of the same context can leave it waiting for good."""
+        return asyncio.run(asyncio.wait_for(work, 60))
 
     def loaded(self, model: str | None = None) -> LoadedModel:
         """A model of the study, the base by default."""

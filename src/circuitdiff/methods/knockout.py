@@ -60,6 +60,21 @@ class Blocking:
     upward: bool = True
 
 
+def blocking(
+    pairs: Pairs,
+    query: str,
+    key: str | None,
+    layers: Sequence[int] = EVERYWHERE,
+    upward: bool = True,
+    *,
+    query_roles: Iterable[str] = (),
+    seed: int = 0,
+) -> Blocking:
+    """The key as a role, or (None) at random; see `random_keys`."""
+    keys = random_keys(pairs, query, query_roles, seed=seed) if key is None else key
+    return Blocking(query, keys, layers, upward)
+
+
 @dataclass(frozen=True)
 class _Variant:
     query: str

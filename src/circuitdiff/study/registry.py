@@ -13,7 +13,18 @@ from circuitdiff.config.validation import Strict, validated
 from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
-from circuitdiff.study.sections import accuracy, completeness, cross_model, discovery, faithfulness, functions, graft, minimality
+from circuitdiff.study.sections import (
+    ablations,
+    accuracy,
+    completeness,
+    cross_model,
+    discovery,
+    faithfulness,
+    functions,
+    graft,
+    knockout,
+    minimality,
+)
 from circuitdiff.study.settings import CommonSettings
 
 Options = TypeVar("Options")
@@ -25,6 +36,8 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     faithfulness.SECTION,
     minimality.SECTION,
     completeness.SECTION,
+    ablations.SECTION,
+    knockout.SECTION,
     functions.SECTION,
     cross_model.SECTION,
     graft.SECTION,

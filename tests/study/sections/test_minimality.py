@@ -15,7 +15,7 @@ from circuitdiff.methods.minimality import PUBLISHED, minimality
 from circuitdiff.prompts import Pairs
 from circuitdiff.study.estimates import circuit_from
 from circuitdiff.study.preflight import outlined
-from circuitdiff.study.prompts import PromptSource, PromptsOf
+from circuitdiff.study.prompts import PromptsOf, PromptSource
 from circuitdiff.study.records import minimality_from, minimality_record
 from circuitdiff.study.registry import parse_study
 from circuitdiff.study.sections.minimality import SECTION, MinimalityOptions, PrunedCircuit

@@ -153,9 +153,8 @@ def _result(
     rows, n_random = _rows(result), options.random_parts
     of_groups = rows[n_random : n_random + len(groups)]
     nothing, everything, *searched = rows[n_random + len(groups) :]
-    drawn = Completeness(
-        result.removed[:n_random], result.model[:n_random], result.circuit[:n_random], result.scenarios
-    )
+    scores = (each[:n_random] for each in (result.removed, result.model, result.circuit))
+    of_random = Completeness(*scores, result.scenarios)
     return PartsRemoved(
         quantity=options.quantity,
         n_prompts=len(result.scenarios),

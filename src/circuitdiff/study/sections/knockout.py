@@ -1,0 +1,257 @@
+"""Where does attention carry information in a model? Curves over layers and a role x role matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
+
+from circuitdiff.cache.records import Record
+from circuitdiff.config.settings import Count, Prompts
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.methods.knockout import blocking, roles_before, several_knockouts
+from circuitdiff.stats.intervals import difference_interval
+from circuitdiff.study.checks import FEW, executors_agree
+from circuitdiff.study.context import StudyContext
+from circuitdiff.study.estimates import Estimate, Share, estimate, share
+from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.plan import Part, Sizes
+from circuitdiff.study.preflight import Outlined, check_known
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.records import evaluations_from, evaluations_record
+from circuitdiff.study.section import Section
+from circuitdiff.study.sections.discovery import discovered
+from circuitdiff.study.units import Unit
+
+_Pair = tuple[str, str | None]  # a query's role and a key's, or None: a random position before the query
+Flow = Literal["yes", "no", "not established"]
+
+
+@dataclass(frozen=True)
+class KnockoutOptions:
+    """Attention knockout; without roles, at the circuit's roles and the last token."""
+
+    prompts: Prompts = 200  # of the evaluation prompts
+    roles: tuple[str, ...] = ()  # of the matrix
+    curves: tuple[tuple[str, str], ...] | None = None  # (query, key); default: the matrix's pairs
+    layer_step: Count = 2
+    single_layers: bool = False  # curves of single layers instead of from a layer upward
+    query_roles: tuple[str, ...] | None = None  # no random key is there; None: those of the task's question
+    margin: Annotated[float, Field(gt=0)] = 0.05  # a loss of accuracy whose interval lies below it is none
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Does information flow from `key` to `query`? All but the names None: the key comes first in no or some prompts.
+
+    `loss` and `loss_beyond_random` are of accuracy, against the clean model and against a random position blocked.
+    """
+
+    query: str
+    key: str
+    answer: Flow | None
+    accuracy: Share | None = None
+    loss: Estimate | None = None
+    loss_beyond_random: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Accuracies with attention blocked in all layers. `control`: by query, with a random position blocked."""
+
+    roles: tuple[str, ...]
+    clean: Share
+    cells: tuple[Cell, ...]
+    control: dict[str, Share]
+    margin: float
+
+
+@dataclass(frozen=True)
+class Point(Share):
+    layer: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracies by the layer from which upward, or the single layer in which, attention is blocked."""
+
+    query: str
+    key: str | None  # None: a random position
+    single_layers: bool
+    clean: Share
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Knockouts:
+    n_prompts: int
+    n_scenarios: int
+    matrix: Matrix
+    curves: tuple[Curve, ...]
+
+
+class _Answers(NamedTuple):
+    clean: Evaluation
+    cells: Mapping[_Pair, Evaluation]
+    curves: Mapping[_Pair, Sequence[Evaluation]]
+
+
+async def run(study: StudyContext, options: KnockoutOptions) -> dict[str, Knockouts]:
+    """By model, between the roles of the settings or the base's circuit's; nothing if there are none."""
+    roles = options.roles or (await discovered(study, study.base)).circuit.roles
+    if not roles:
+        return {}
+    matrix = list(options.roles or dict.fromkeys(["last", *roles]))
+    results = await study.each(study.settings.models, lambda model: _knockouts(study, model, matrix, options))
+    return dict(zip(study.settings.models, results, strict=True))
+
+
+async def _knockouts(study: StudyContext, model: str, roles: list[str], options: KnockoutOptions) -> Knockouts:
+    """Raises: InputError if a role does not exist."""
+    facts, prompts = await study.facts(model), PromptsOf("evaluation", first=options.prompts)
+    pairs = await study.pairs(model, prompts)
+    before = roles_before(pairs, roles)
+    chosen = before if options.curves is None else options.curves
+    avoided = study.task.question_roles if options.query_roles is None else options.query_roles
+    random = {
+        "cells": _with_random(before),
+        # one that some prompts lack cannot be avoided there
+        "query_roles": tuple(role for role in avoided if bool((pairs.positions[role] >= 0).all())),
+        "seed": study.settings.seed,
+    }
+    title, few = f"attention between roles in {model}", PromptsOf("evaluation", first=min(FEW, options.prompts))
+    check = Unit(f"check of {title}", executors_on_knockouts, (model,), {"prompts": few, **random})
+    n_runs, n_few = len(random["cells"]) + 1, len(await study.pairs(model, few))
+    detail = f"{title}: {n_runs} runs x {n_few} prompts, relative log probability"
+    await study.check("window executor vs full executor", check, detail)
+    layers, curves = tuple(range(0, facts.n_layers, options.layer_step)), _with_random(chosen)
+    blocked = {"curves": curves, "layers": layers, "upward": not options.single_layers}
+    record = await study.record(Unit(title, knocked_out, (model,), {"prompts": prompts, **random, **blocked}))
+    answers = _answers(evaluations_from(record), random["cells"], curves, len(layers))
+    scenarios = answers.clean.scenarios
+    return Knockouts(
+        n_prompts=len(scenarios),
+        n_scenarios=len(scenarios.unique()),
+        matrix=_matrix(roles, answers, options.margin),
+        curves=tuple(_curve(pair, answers, layers, single=options.single_layers) for pair in curves),
+    )
+
+
+def _with_random(pairs: Sequence[tuple[str, str]]) -> tuple[_Pair, ...]:
+    """And each query with a random key."""
+    return (*pairs, *((query, None) for query in dict.fromkeys(query for query, _ in pairs)))
+
+
+def knocked_out(
+    subject: LoadedModel,
+    *,
+    prompts: PromptsOf,
+    cells: tuple[_Pair, ...],
+    curves: tuple[_Pair, ...],
+    layers: tuple[int, ...],
+    upward: bool,
+    query_roles: tuple[str, ...],
+    seed: int,
+) -> Record:
+    """The clean model; with attention blocked in all layers, for each cell; and by layer, for each curve."""
+    pairs, how = subject.pairs(prompts), {"query_roles": query_roles, "seed": seed}
+    everywhere = [blocking(pairs, *pair, **how) for pair in cells]
+    by_layer = [blocking(pairs, *pair, layers, upward, **how) for pair in curves]
+    clean, blocked = several_knockouts(
+        subject.model,
+        pairs,
+        [*everywhere, *by_layer],
+        executor=subject.executor,
+        memory_gb=subject.memory_gb,
+        progress=subject.progress,
+    )
+    return evaluations_record([clean, *(each for curve in blocked for each in curve.blocked)])
+
+
+def executors_on_knockouts(
+    subject: LoadedModel, *, prompts: PromptsOf, cells: tuple[_Pair, ...], query_roles: tuple[str, ...], seed: int
+) -> Record:
+    """Check 3 with attention blocked in all layers."""
+    pairs = subject.pairs(prompts)
+
+    def answers(executor: str) -> list[Evaluation]:
+        blockings = [blocking(pairs, *pair, query_roles=query_roles, seed=seed) for pair in cells]
+        clean, blocked = several_knockouts(
+            subject.model, pairs, blockings, executor=executor, memory_gb=subject.memory_gb
+        )
+        return [clean, *(each for curve in blocked for each in curve.blocked)]
+
+    return executors_agree(subject.model, answers)
+
+
+def _answers(
+    evaluations: Sequence[Evaluation], cells: Sequence[_Pair], curves: Sequence[_Pair], n_layers: int
+) -> _Answers:
+    clean, *blocked = evaluations
+    by_layer = blocked[len(cells) :]
+    split = [by_layer[i * n_layers : (i + 1) * n_layers] for i in range(len(curves))]
+    in_cells = dict(zip(cells, blocked[: len(cells)], strict=True))
+    return _Answers(clean, in_cells, dict(zip(curves, split, strict=True)))
+
+
+def _matrix(roles: Sequence[str], answers: _Answers, margin: float) -> Matrix:
+    clean, control = answers.clean, {query: each for (query, key), each in answers.cells.items() if key is None}
+    return Matrix(
+        roles=tuple(roles),
+        clean=share(clean.hits, clean.scenarios),
+        cells=tuple(
+            cell_of(query, key, clean, answers.cells.get((query, key)), control.get(query), margin)
+            for query in roles
+            for key in roles
+        ),
+        control={query: share(each.hits, each.scenarios) for query, each in control.items()},
+        margin=margin,
+    )
+
+
+def cell_of(
+    query: str, key: str, clean: Evaluation, blocked: Evaluation | None, control: Evaluation | None, margin: float
+) -> Cell:
+    """Does information flow from `key` to `query`?
+
+    Yes: the 95 % intervals of what blocking it costs, and of what it costs beyond blocking a random position, lie above
+    zero. No: that of what it costs lies below the margin. None: the key does not come first in every prompt.
+    """
+    if blocked is None or control is None:
+        return Cell(query, key, None)
+    scenarios = clean.scenarios.numpy()
+    loss = difference_interval(clean.hits.numpy(), blocked.hits.numpy(), scenarios)
+    beyond = difference_interval(control.hits.numpy(), blocked.hits.numpy(), scenarios)
+    flows = loss.low > 0 and beyond.low > 0
+    answer = "yes" if flows else "no" if loss.high < margin else "not established"
+    return Cell(query, key, answer, share(blocked.hits, blocked.scenarios), estimate(loss), estimate(beyond))
+
+
+def _curve(pair: _Pair, answers: _Answers, layers: Sequence[int], *, single: bool) -> Curve:
+    points = tuple(
+        Point(**vars(share(each.hits, each.scenarios)), layer=layer)
+        for layer, each in zip(layers, answers.curves[pair], strict=True)
+    )
+    return Curve(*pair, single, share(answers.clean.hits, answers.clean.scenarios), points)
+
+
+def cost(sizes: Sizes, options: KnockoutOptions) -> Iterator[Part]:
+    roles = list(options.roles or dict.fromkeys(["last", *(stage.at for stage in sizes.main.stages)]))
+    widths = sorted((sizes.width(role) for role in roles), reverse=True)
+    points = sizes.base.n_layers / options.layer_step / 2  # curves run, on average, half of the layers
+    cells = 1.0 if options.single_layers or options.curves is not None else 0.0  # else the curves hold the matrix's
+    # a query sees the roles before it, and a random key
+    rows = sum((i + 1) * width * (cells + points) for i, width in enumerate(widths) if i)
+    n = sizes.n_models * options.prompts
+    yield Part("knockouts", n * (1 + 2 * points) * len(roles), sizes.passes(n) + sizes.runs(n * rows, 1))
+
+
+def check(outlined: Outlined, options: KnockoutOptions) -> None:
+    curves = [role for curve in options.curves or () for role in curve]
+    for where, roles in (("roles", options.roles), ("curves", curves), ("query_roles", options.query_roles)):
+        check_known(f"knockout.{where}", roles, outlined.task.roles)
+
+
+SECTION = Section("knockout", KnockoutOptions, dict[str, Knockouts], run, cost, check)
