@@ -12,7 +12,7 @@ from circuitdiff.report.numbers import printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import part_of
 from circuitdiff.study.results import CommonResults
-from circuitdiff.study.sections.ablations import SECTION, AblationResult, Scores
+from circuitdiff.study.sections.ablations import SECTION, AblationScores, UnderAblation
 
 _ABLATIONS = {
     "mean_by_slot": "mean of the slot",
@@ -53,14 +53,14 @@ def view(results: CommonResults) -> Part:
     )
 
 
-def _scores(ablations: dict[str, AblationResult]) -> Iterator[tuple[dict, Scores]]:
+def _scores(ablations: dict[str, UnderAblation]) -> Iterator[tuple[dict, AblationScores]]:
     """By ablation and quantity, with both in words."""
     for name, ablation in _ABLATIONS.items():
         for field, quantity in _QUANTITIES.items() if name in ablations else ():
             yield {"ablation": ablation, "quantity": quantity}, getattr(ablations[name], field)
 
 
-def ablation_rows(ablations: dict[str, AblationResult]) -> Iterator[dict]:
+def ablation_rows(ablations: dict[str, UnderAblation]) -> Iterator[dict]:
     """One row per ablation and quantity, each number with its interval."""
     for row, scores in _scores(ablations):
         notes = dict.fromkeys(ratio.note for ratio in (scores.ratio, scores.normalised) if ratio.note)
@@ -68,7 +68,7 @@ def ablation_rows(ablations: dict[str, AblationResult]) -> Iterator[dict]:
         yield row | numbers | {"note": "; ".join(notes)}  # why a ratio is undefined
 
 
-def _dots(title: str, ablations: dict[str, AblationResult]) -> Figure:
+def _dots(title: str, ablations: dict[str, UnderAblation]) -> Figure:
     """(circuit - ablated) / (model - ablated): 0 is no better than ablating everything, 1 is the model."""
     rows = [row | charts.bounds(scores.normalised) for row, scores in _scores(ablations)]
     base = alt.Chart(charts.inline(rows)).encode(

@@ -10,7 +10,7 @@ from circuitdiff.report.numbers import hits, number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import part_of
 from circuitdiff.study.results import CommonResults
-from circuitdiff.study.sections.knockout import RANDOM, SECTION, Cell, KnockoutResult
+from circuitdiff.study.sections.knockout import SECTION, Cell, Knockouts
 
 _DASHES = ([1, 0], [6, 3], [2, 2])  # for each round of the colours
 _FLOWS = {"yes": "flows", "no": "does not", "not established": "?"}
@@ -35,7 +35,7 @@ def view(results: CommonResults) -> Part:
     )
 
 
-def _sentences(model: str, result: KnockoutResult) -> list[str]:
+def _sentences(model: str, result: Knockouts) -> list[str]:
     """Where information flows and where it does not, at 95 %."""
     by_answer: dict[str, list[str]] = {}
     for cell in result.matrix.cells:
@@ -47,7 +47,7 @@ def _sentences(model: str, result: KnockoutResult) -> list[str]:
     ]
 
 
-def _table(model: str, result: KnockoutResult) -> Table:
+def _table(model: str, result: Knockouts) -> Table:
     """The matrix in numbers, but for keys that do not come first; the control is the query's."""
     columns = {"query": "role", "key": "does not see", "accuracy": "accuracy", "loss": "loss"}
     columns |= {"control": "accuracy, a random position blocked", "beyond": "loss beyond it", "answer": "flows"}
@@ -68,7 +68,7 @@ def _table(model: str, result: KnockoutResult) -> Table:
     return Table(f"Attention knockout in {model}: {clean}", columns, rows)
 
 
-def _curves(model: str, result: KnockoutResult) -> Figure:
+def _curves(model: str, result: Knockouts) -> Figure:
     """Accuracy with a path blocked from each layer upward (or in that layer alone); the line is the whole model."""
     rows = [
         {"path": f"{curve.query} to {_key(curve.key)}", "layer": point.layer, "hits": hits(point)}
@@ -97,8 +97,8 @@ def _curves(model: str, result: KnockoutResult) -> Figure:
     return charts.finish(layers, f"Attention knockout in {model}", subtitle, width=420, height=220)
 
 
-def _key(key: str) -> str:
-    return "a random position" if key == RANDOM else key
+def _key(key: str | None) -> str:
+    return key or "a random position"
 
 
 def _cell(cell: Cell) -> dict:
@@ -112,7 +112,7 @@ def _cell(cell: Cell) -> dict:
     }
 
 
-def _matrix(model: str, result: KnockoutResult) -> Figure:
+def _matrix(model: str, result: Knockouts) -> Figure:
     """Loss of accuracy when the row's role cannot see the column's, in all layers at once."""
     rows, roles = list(map(_cell, result.matrix.cells)), list(result.matrix.roles)
     base = alt.Chart(charts.inline(rows)).encode(
@@ -133,7 +133,7 @@ def _matrix(model: str, result: KnockoutResult) -> Figure:
     ]
     subtitle = [
         f"{result.n_prompts} prompts; flows: costs accuracy, and more than a random position",
-        f"does not: the loss is significantly below {number(result.matrix.margin)}; struck out: the key does not come first",
+        f"does not: significantly less than {number(result.matrix.margin)}; struck out: the key does not come first",
     ]
     title = f"What each role needs to see in {model}"
     return charts.finish(layers, title, subtitle, width=alt.Step(52), height=alt.Step(26))
