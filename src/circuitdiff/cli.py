@@ -53,6 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
+SCHEMA = Path("docs/results.schema.json")
 _ROWS = 40  # of a table that is printed
 _INTERRUPTED = 130  # what typer returns after Ctrl-C
 
@@ -85,7 +86,9 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished
 
 
 @app.command()
-def schema(file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = Path("docs/results.schema.json")) -> None:
+def schema(
+    file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = Path("docs/results.schema.json"),
+) -> None:
     """Write the JSON schema of results.json."""
     _check_folder(file)
     write_whole(file, json_bytes(results_schema()))
@@ -242,9 +245,7 @@ def ground_truth(
         raise typer.Exit(1)
 
 
-def _run(
-    settings: CommonSettings, folder: Path | None, workers: int = 1, ray: str | None = None
-) -> None:
+def _run(settings: CommonSettings, folder: Path | None, workers: int = 1, ray: str | None = None) -> None:
     folder = folder or Path("runs") / settings.name
     with _progress() as monitor, _workers(settings, workers, ray, monitor) as at_work:
         run_study(settings, folder, monitor, _show_plan, at_work, lambda text: _say(f"note: {text}"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
-from circuitdiff.methods.graft import graft, graft_alone
+from circuitdiff.methods.graft import graft, graft_alone, layer_ranges
 from circuitdiff.stats.shapley import Subset, needed_subsets
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, as_model, subject
@@ -234,3 +234,13 @@ def test_a_model_that_ties_its_head_is_grafted_as_if_it_did_not(swap):
     assert "unembedding" in found.order
     for subset, run in expected.runs.items():
         torch.testing.assert_close(found.runs[subset].log_probs, run.log_probs, rtol=1e-12, atol=1e-12)
+
+
+def test_ranges_of_layers_begin_where_they_are_told_and_hold_every_layer_once():
+    assert layer_ranges(7, None) == {"layers 0 to 2": range(3), "layers 3 to 6": range(3, 7)}
+    three = layer_ranges(7, (2, 6))
+    assert list(three) == ["layers 0 to 1", "layers 2 to 5", "layers 6 to 6"]
+    assert [layer for each in three.values() for layer in each] == list(range(7))
+    for begins in ((0,), (3, 3), (7,)):
+        with pytest.raises(InputError, match="rising layers between 1 and 6"):
+            layer_ranges(7, begins)

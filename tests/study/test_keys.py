@@ -126,7 +126,10 @@ def test_a_unit_functions_own_lines_count_but_not_what_is_said_about_them(tmp_pa
 
 def unit_functions() -> Iterator[Callable[..., Any]]:
     """All functions of the house that take a loaded model first."""
-    rooms = [import_module(f"circuitdiff.study.sections.{each.name}") for each in iter_modules(circuitdiff.study.sections.__path__)]
+    rooms = [
+        import_module(f"circuitdiff.study.sections.{each.name}")
+        for each in iter_modules(circuitdiff.study.sections.__path__)
+    ]
     for room in (checks, common_units, *rooms):
         for function in vars(room).values():
             if inspect.isfunction(function) and function.__module__ == room.__name__:
@@ -154,4 +157,6 @@ def test_units_call_nothing_whose_lines_are_not_part_of_their_key():
                 continue
             parts = room.removeprefix("circuitdiff.").split(".")
             inside = [".".join(parts[: n + 1]) for n in range(len(parts))]
-            assert set(inside) & {*COMPUTES, *HANDED_OUT}, f"{plain.__module__}.{plain.__qualname__} calls {room}.{name}"
+            assert set(inside) & {*COMPUTES, *HANDED_OUT}, (
+                f"{plain.__module__}.{plain.__qualname__} calls {room}.{name}"
+            )

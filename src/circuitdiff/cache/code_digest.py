@@ -12,8 +12,8 @@ from textwrap import dedent
 from typing import Any
 
 _HOME = Path(__file__).parent.parent
-# What computes: folders and modules. Neither what shows, judges or plans, nor what makes prompts and weights, which have
-# fingerprints of their own.
+# What computes: folders and modules. Neither what shows, judges or plans, nor what makes prompts and weights:
+# these have fingerprints of their own.
 COMPUTES = (
     *("engine", "evaluation", "methods", "stats", "prompts", "circuit", "cache.records"),
     *("models.checks", "models.probe", "models.structure", "study.records", "study.checks"),

@@ -14,7 +14,9 @@ from pydantic_core import ErrorDetails, to_json
 from circuitdiff.errors import InputError, choices
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # of a form's keys, and of a dataclass's
-_TELLS_LESS = {"missing": 2} | dict.fromkeys(_UNKNOWN, 1)  # of faults at one place: a union has those of all its branches
+_TELLS_LESS = {"missing": 2} | dict.fromkeys(
+    _UNKNOWN, 1
+)  # of faults at one place: a union has those of all its branches
 _PLAINER = {
     "Value error, ": "",
     "Input should be": "expected",

@@ -16,7 +16,9 @@ from circuitdiff.study.units import Needed, Unit
 
 EVALUATION = PromptsOf("evaluation")
 
-Replaced = Literal["slot", "kind", "resample", "zero"]  # by a mean of this kind, another prompt's activation, or nothing
+Replaced = Literal[
+    "slot", "kind", "resample", "zero"
+]  # by a mean of this kind, another prompt's activation, or nothing
 
 
 async def model_answers(study: StudyContext, model: str, prompts: PromptsOf = EVALUATION) -> Evaluation:

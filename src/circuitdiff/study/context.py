@@ -25,7 +25,7 @@ from circuitdiff.models.checks import Check, refuse_failures
 from circuitdiff.models.family_registry import caution_about
 from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.study.facts import ModelFacts, Speed, facts_of, speed_of
-from circuitdiff.study.prompts import PromptSource, PromptsOf, TriplesOf
+from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
 from circuitdiff.study.settings import CommonSettings, plans_of, task_of
 from circuitdiff.study.units import Unit
 from circuitdiff.study.workers import Monitor, Place, Rank, WorkerLost, Workers
@@ -83,11 +83,21 @@ class StudyContext:
             for task in tasks:
                 task.cancel()
 
-    def once(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Hashable) -> asyncio.Future[T]:
-        """`work(self, *arguments)`, the same for all who ask for it."""
+    def once(
+        self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Hashable, rank: Rank | None = None
+    ) -> asyncio.Future[T]:
+        """`work(self, *arguments)`, the same for all who ask for it.
+
+        `rank`: its place in the study's order, whoever asks first; the sections' are (0,), (1,), ...
+        """
+
+        async def ranked() -> T:
+            _rank.set(_rank.get() if rank is None else rank)
+            return await work(self, *arguments)
+
         key = (work, *arguments)
         if key not in self._once:
-            self._once[key] = asyncio.ensure_future(work(self, *arguments))
+            self._once[key] = asyncio.ensure_future(ranked())
         return self._once[key]
 
     async def record(self, unit: Unit) -> Record:
@@ -134,7 +144,7 @@ class StudyContext:
 
     async def facts(self, name: str) -> ModelFacts:
         """Of a model of the study, which a worker loads for it."""
-        return await self.once(_facts, name)
+        return await self.once(_facts, name, rank=(-2, [*self.settings.models].index(name)))
 
     async def speed(self) -> Speed:
         """Of the base, on a worker's machine."""

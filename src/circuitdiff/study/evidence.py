@@ -15,6 +15,8 @@ from circuitdiff.study.gains import Credit
 
 Positive = Annotated[float, Field(gt=0)]
 RestsOn = Literal["accuracy", "circuits", "functions", "graft", "layers", "cross_model"]  # tables of numbers
+# Random heads; or the other heads that read the part's keys and values: do the part's own heads matter?
+ControlName = Literal["any_layer", "same_layers", "shared_kv"]
 Parts = Mapping[str, Mapping[str, Credit]]  # by part, and by how it is credited
 
 
@@ -39,7 +41,7 @@ class Noted(Estimate):
 
 @dataclass(frozen=True)
 class CircuitEvidence:
-    """Under one ablation: normalised faithfulness of each own circuit, and of the base's in the variant less its own."""
+    """Normalised faithfulness of each own circuit under one ablation; and of the base's in the variant less its own."""
 
     base_own: Noted | None = None
     variant_own: Noted | None = None
@@ -82,7 +84,7 @@ class GraftEvidence:
     """
 
     parts: Parts
-    controls: Mapping[str, Mapping[str, Credit]] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[ControlName, Credit]] = field(default_factory=dict)
     also_touched: Mapping[str, int] = field(default_factory=dict)
     layers: Parts = field(default_factory=dict)
 
@@ -123,5 +125,3 @@ class Evidence:
     def lacks(self) -> bool:
         """The variant is the worse one: what does the base have more?"""
         return self.donor == self.base
-
-

@@ -12,7 +12,7 @@ from circuitdiff.engine import Model
 from circuitdiff.evaluation import By, Means, Shared
 from circuitdiff.models import load_model
 from circuitdiff.prompts import Pairs, Triples
-from circuitdiff.study.prompts import PromptSource, PromptsOf, TriplesOf
+from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.units import Needed, Unit
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from circuitdiff.circuit import Circuit
+from circuitdiff.config.settings import ModelSettings
 from circuitdiff.errors import InputError, choices
 from circuitdiff.evaluation import check_groups
 from circuitdiff.finetune.recipes import read_recipe
-from circuitdiff.config.settings import ModelSettings
 from circuitdiff.methods.discovery import Plan
 from circuitdiff.methods.path_patching import check_reach
 from circuitdiff.models.adapters import check_adapter
@@ -136,9 +136,7 @@ def _prompts(settings: CommonSettings, name: str, outline: Outline) -> Pairs:
     sizes = settings.prompts
     n, each, kind = min(_N_PROMPTS, sizes.evaluation), sizes.queries_per_scenario, sizes.counterfactual
     try:
-        return task_of(settings).sample(
-            outline.tokenizer, n, settings.seed, "evaluation", each, counterfactual=kind
-        )
+        return task_of(settings).sample(outline.tokenizer, n, settings.seed, "evaluation", each, counterfactual=kind)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
 

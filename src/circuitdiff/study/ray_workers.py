@@ -73,7 +73,9 @@ def ray_workers(settings: CommonSettings, address: str, n: int) -> Iterator[list
         where = {"num_cpus": n * n_threads} if address == LOCAL else {"address": address}
         ray.init(**where, log_to_driver=False, include_dashboard=False, configure_logging=False)
     except Exception as error:  # whatever Ray says of its clusters
-        raise InputError(f"there is no Ray cluster at {address!r} ({type(error).__name__}); give its address, or local") from error
+        raise InputError(
+            f"there is no Ray cluster at {address!r} ({type(error).__name__}); give its address, or local"
+        ) from error
     try:
         yield [RayWorker(ray, settings, settings.devices[i % len(settings.devices)], n_threads) for i in range(n)]
     finally:

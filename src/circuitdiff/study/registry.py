@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter, create_model
 
 from circuitdiff.cache.store import RESULTS
 from circuitdiff.config.reading import read_json, read_yaml
-from circuitdiff.config.validation import Strict, validated
+from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
@@ -90,7 +90,7 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
 
 def results_bytes(results: CommonResults) -> bytes:
     """As they stand in results.json; what is undefined is null."""
-    return results.model_dump_json(indent=1).encode() + b"\n"
+    return results.model_dump_json(indent=1, warnings="error").encode() + b"\n"
 
 
 def results_schema() -> dict[str, Any]:

@@ -46,8 +46,8 @@ def run_study(
     """
     pool = Workers(workers or [ThisProcess(settings, settings.devices[0], monitor)])
     try:
-        plans, files = plans_of(settings), _files(settings)
-        inputs = _inputs(settings, files)
+        files = files_of(settings)
+        inputs = inputs_of(settings, files)
         if inputs is not None and Store(Path(folder)).finished(inputs, RESULTS) is not None:
             return Path(folder) / RESULTS
         _refuse(settings)
@@ -58,7 +58,7 @@ def run_study(
             study = StudyContext(settings, store, pool, monitor)
             results = results_bytes(_completed(study, _results(study, announce, len(pool))))
             store.write(RESULTS, results)
-            inputs = inputs or _inputs(settings, files)  # a file may have changed meanwhile
+            inputs = inputs or inputs_of(settings, files)  # a file may have changed meanwhile
             store.finish(inputs, {RESULTS: results})
             return store.folder / RESULTS
     finally:
@@ -142,7 +142,7 @@ def _check_folder(folder: Path, study: str) -> None:
         raise InputError(f"{folder} holds the study {other!r}, and this one is {study!r}: choose another run folder")
 
 
-def _files(settings: CommonSettings) -> dict[str, Any]:
+def files_of(settings: CommonSettings) -> dict[str, Any]:
     """Settings, versions, our own code, and the files that the study names, as they are now."""
     named = [str(path) for path in settings.circuits.values()]
     for section in SECTIONS:
@@ -156,7 +156,7 @@ def _files(settings: CommonSettings) -> dict[str, Any]:
     }
 
 
-def _inputs(settings: CommonSettings, files: Mapping[str, Any]) -> dict[str, Any] | None:
+def inputs_of(settings: CommonSettings, files: Mapping[str, Any]) -> dict[str, Any] | None:
     """All that a finished study depends on: if nothing of it has changed, there is nothing to run.
 
     None if a model is not there yet. Raises: InputError if a model's package, adapter or recipe cannot be read.

@@ -22,7 +22,6 @@ from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.discovery import Plan
 from circuitdiff.tasks import Task, get_task
-from circuitdiff.config.validation import validated
 
 
 class TaskSettings(Settings):

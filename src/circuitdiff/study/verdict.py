@@ -25,11 +25,17 @@ from circuitdiff.study.judge import Answer, Requirement, above, judged, opposite
 
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
-SHARED = "other heads that read the same keys and values"  # a control that says whether the group's own heads matter
+_SHARED = "other heads that read the same keys and values"
+_CONTROLS = {
+    "any_layer": "random heads of any layer",
+    "same_layers": "random heads of the same layers",
+    "shared_kv": _SHARED,
+}
 _REASONS_IN_TEXT = 2  # all of them stand beside it
 _OTHER = "a different circuit is at work"
 _BY = {"slot": "mean by slot", "kind": "mean by kind with heads at every segment"}  # ablations, in words
 _MOVED = "other heads are at work, in groups that look and act alike"  # a mechanism that moved has not changed
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -165,7 +171,9 @@ def _alike(what: str, similarity: SimilarityEvidence, margin: float) -> list[Req
         none = f"{what}: no retest of one model on other prompts to compare with"
         return [Requirement(None, none), differs.never_refuting()]
     reaches = _row(
-        f"{what} is", value, f"to be surely within {margin:g} of the retest's {printed(retest)}",
+        f"{what} is",
+        value,
+        f"to be surely within {margin:g} of the retest's {printed(retest)}",
         _reaches_retest(value, retest, margin),
     )
     refuting = reaches.met is False and not differs.met and different is not None
@@ -213,9 +221,7 @@ def _same_function(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
         differs = f"{mask} differs from {evidence.variant}'s own by"
         requirements.append(_as_good(differs, function.difference, limits.margin))
         works = above(function.above_floor, 0.0, lost_below=limits.margin)
-        requirements.append(
-            _row(f"{mask}, above the floor, is", function.above_floor, "to be surely above 0", works)
-        )
+        requirements.append(_row(f"{mask}, above the floor, is", function.above_floor, "to be surely above 0", works))
         if works and not function.trained:
             requirements.append(Requirement(None, f"{mask} was not held against a trained floor"))
     return requirements or [Requirement(None, "no component masks were carried over")]
@@ -242,10 +248,10 @@ def _improved_part(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
     if not controls and best not in NO_HEAD_GROUP:
         requirements.append(Requirement(None, f"no controls of {best} were grafted"))
     for name, credit in controls.items():
-        below = _stays_below(f"the control {name} brings", credit, limits.share)
-        requirements.append(below.never_refuting() if name == SHARED else below)
-    if (touched := graft.also_touched.get(best)) and SHARED not in controls:
-        requirements.append(Requirement(None, f"{touched} {SHARED} were not grafted without {best}"))
+        below = _stays_below(f"the control {_CONTROLS[name]} brings", credit, limits.share)
+        requirements.append(below.never_refuting() if name == "shared_kv" else below)
+    if (touched := graft.also_touched.get(best)) and "shared_kv" not in controls:
+        requirements.append(Requirement(None, f"{touched} {_SHARED} were not grafted without {best}"))
     return requirements
 
 
@@ -366,7 +372,8 @@ def _row(what: str, estimate: Estimate | None, expected: str, met: bool | None) 
 
 
 def printed(estimate: Estimate) -> str:
-    value, low, high = (float("nan") if each is None else each for each in (estimate.value, estimate.low, estimate.high))
+    numbers = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (float("nan") if each is None else each for each in numbers)
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 

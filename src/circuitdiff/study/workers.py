@@ -150,7 +150,8 @@ class Place:
     def uses(self, models: Sequence[str]) -> None:
         """From now on, as the host does: these are the latest."""
         for name in models:
-            self.models = [other for other in self.models if other != name][-(MODELS_AT_ONCE - 1) :] + [name]
+            others = [other for other in self.models if other != name]
+            self.models = [*others[-(MODELS_AT_ONCE - 1) :], name]
 
     def gets(self, key: str) -> None:
         self.given = [*[other for other in self.given if other != key][-(RECORDS_AT_ONCE - 1) :], key]

@@ -80,9 +80,7 @@ async def _hold_against_base(study: StudyContext, facts: ModelFacts, pairs: Pair
         for what, field in shapes
         if getattr(facts, field) != getattr(base, field)
     ]
-    rows, base_rows = (
-        [each.clean_prompts.rows(), each.counterfactual_prompts.rows()] for each in (pairs, base_pairs)
-    )
+    rows, base_rows = ([each.clean_prompts.rows(), each.counterfactual_prompts.rows()] for each in (pairs, base_pairs))
     differing += [] if rows == base_rows else ["another tokenizer output"]
     detail = "; ".join(differing) or "same tokens, same shapes"
     study.add_checks([checked("base and variant have the same shape", facts.name, len(differing), 0.0, detail)])
@@ -97,8 +95,7 @@ def accuracy_of(answers: Evaluation, pairs: Pairs) -> Accuracy:
         for rows in [pairs.queried == queried]
     ]
     errors = [
-        ErrorShare(**vars(share(rows, answers.scenarios)), kind=kind)
-        for kind, rows in _errors(answers, pairs).items()
+        ErrorShare(**vars(share(rows, answers.scenarios)), kind=kind) for kind, rows in _errors(answers, pairs).items()
     ]
     hits = share(answers.hits, answers.scenarios)
     return Accuracy(hits, mean_logit_difference(answers), tuple(by_queried), tuple(errors))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
 
 def circuit_names(study: StudyContext) -> list[str]:
     """Every circuit of the study: what the plans look for, model by model, then those that the user gave."""
-    main, *others = study.plans
+    _, *others = study.plans
     of_base = [study.base, *(f"{study.base} ({plan})" for plan in others)]
     return [*of_base, *study.settings.searched[1:], *study.settings.circuits]
 
@@ -116,7 +117,7 @@ async def main_circuits(study: StudyContext) -> dict[str, Discovered]:
 
 async def discovered(study: StudyContext, name: str) -> Discovered:
     """The circuit of that name."""
-    return await study.once(_discovered, name)
+    return await study.once(_discovered, name, rank=(-1, circuit_names(study).index(name)))
 
 
 async def _discovered(study: StudyContext, name: str) -> Discovered:
@@ -129,7 +130,7 @@ async def _discovered(study: StudyContext, name: str) -> Discovered:
     for stage in plan.stages:
         receivers = receivers_of(stage, results)
         if receivers is None or receivers:
-            effects = await study.each(stage.splits, lambda split: _effects(study, model, plan, stage, receivers, split))  # noqa: B023
+            effects = await study.each(stage.splits, partial(_effects, study, model, plan, stage, receivers))
             results[stage.name] = stage_result(stage, receivers, *effects)
             await _check(study, model, plan, results[stage.name])
     return Discovered(model, plan_name, circuit_of(list(results.values()), plan.shared_heads), list(results.values()))

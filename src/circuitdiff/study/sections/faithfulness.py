@@ -13,7 +13,7 @@ from circuitdiff.config.settings import CountOrZero, Prompts
 from circuitdiff.evaluation import Evaluation, all_heads, moved, random_circuit
 from circuitdiff.stats.intervals import mean_interval, normalised_ratio_interval, ratio_interval
 from circuitdiff.study.checks import FEW, executors_on_circuits
-from circuitdiff.study.common_units import EVALUATION, Replaced, circuit_answers, means_of, model_answers
+from circuitdiff.study.common_units import EVALUATION, circuit_answers, means_of, model_answers
 from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, Number, Ratio, Share, estimate, mean_logit_difference, ratio, share
 from circuitdiff.study.plan import Part, Sizes
@@ -92,7 +92,8 @@ async def _evaluated(
     check = Unit(
         f"check of circuit {name} in {model}", executors_on_circuits, (model,), arguments, {"means": means_of(model)}
     )
-    await study.check("window executor vs full executor", check, f"2 circuits alone x {FEW} prompts, relative log probability")
+    detail = f"circuit {name} and nothing alone x {FEW} prompts, relative log probability"
+    await study.check("window executor vs full executor", check, detail)
     kept = {"circuit": circuit}
     if model == home:
         kept["every_segment"] = moved(circuit, study.task.every_segment)

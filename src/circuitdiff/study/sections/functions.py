@@ -86,7 +86,7 @@ class Redrawn:
 
 
 @dataclass(frozen=True)
-class Cell:
+class MaskCell:
     """The mask of a group for one desideratum: the heads that carry it, and how often its target is the answer."""
 
     heads: tuple[HeadPlace, ...]
@@ -112,7 +112,7 @@ class Cell:
     redrawn: Redrawn | None = None  # of the main desiderata that are the task's
 
 
-Cells = dict[str, dict[str, Cell]]  # by group and desideratum
+Cells = dict[str, dict[str, MaskCell]]  # by group and desideratum
 
 
 async def run(study: StudyContext, options: FunctionsOptions) -> dict[str, dict[str, Cells]]:
@@ -163,7 +163,7 @@ class _Masks:
         detail = f"masks of {group} of {self.name}, {FEW} prompts, half patched, logit of the target"
         await self.study.check("window executor vs full executor", unit, detail)
 
-    async def _cell(self, model: str, group: str, desideratum: str) -> Cell:
+    async def _cell(self, model: str, group: str, desideratum: str) -> MaskCell:
         fit = await self._fit(model, group, desideratum)
         if model == self.home:
             return cell_of(fit)
@@ -264,10 +264,10 @@ class _Masks:
         return triples.select(split_by_scenario(triples.scenarios, of.sizes)[2])
 
 
-def cell_of(fit: MaskFit) -> Cell:
+def cell_of(fit: MaskFit) -> MaskCell:
     accuracy = estimate(fit.accuracy())
     shares = {name: _share(fit, name) for name in ("nothing", "shuffled", "all", "ranked") if name in fit.answers}
-    return Cell(
+    return MaskCell(
         heads=places(fit.heads),
         at=fit.group.at,
         group=places(fit.group.heads),

@@ -129,7 +129,8 @@ async def _circuit_evidence(study: StudyContext, variant: str) -> dict[By, Circu
     gained = ~in_base.hits.numpy() & in_variant.hits.numpy()
     evidence: dict[By, CircuitEvidence] = {}
     for by in _BYS:
-        tested = {model: moved(each, study.task.every_segment) if by == "kind" else each for model, each in mains.items()}
+        at_all = by == "kind"
+        tested = {name: moved(each, study.task.every_segment) if at_all else each for name, each in mains.items()}
         own, nothing = await _alone(study, study.base, [tested[study.base]], by)
         theirs, its_own, ablated = await _alone(study, variant, list(tested.values()), by)
         evidence[by] = CircuitEvidence(
@@ -232,9 +233,9 @@ def functions_evidence(masks: Mapping[str, Cells], base: str, variant: str) -> l
         in_variant = masks[variant].get(group) or {}
         carried = [name for name, cell in cells.items() if cell.carries and name in in_variant]
         if carried:
-            best = max(carried, key=lambda name: cells[name].above_floor.value or 0.0)  # noqa: B023
-            moved_mask, trained = in_variant[best].transferred, "shuffled" in in_variant[best].controls
-            difference, above = (None, None) if moved_mask is None else (moved_mask.above_own_mask, moved_mask.above_floor)
+            best = max(carried, key=lambda name: cells[name].above_floor.value or 0.0)
+            mask, trained = in_variant[best].transferred, in_variant[best].controls.shuffled is not None
+            difference, above = (None, None) if mask is None else (mask.above_own_mask, mask.above_floor)
             rows.append(FunctionEvidence(group, best, difference, above, trained))
     return rows
 
@@ -264,7 +265,7 @@ def _judged_patch(patched: CrossModel | None, between: Direction, base: str) -> 
 def _graft_evidence(grafted: GraftResult) -> GraftEvidence:
     layers = {} if grafted.layers is None else grafted.layers.scores["accuracy"].parts
     touched = {part: len(heads) for part, heads in grafted.also_touched.items()}
-    return GraftEvidence(grafted.scores["accuracy"].parts, grafted.controls or {}, touched, layers)
+    return GraftEvidence(grafted.scores["accuracy"].parts, grafted.controls, touched, layers)
 
 
 async def _measured(
@@ -289,9 +290,8 @@ async def _measured(
         measured["cross_model"] = _on(patched, f"accuracy with patched {patched.what}", "; attention heads only")
     if grafted is not None:
         measured["layers"] = measured["graft"] = _on(grafted, "accuracy", "; all weights")
-        controls = [each for named in (grafted.controls or {}).values() for each in named.values()]
-        if controls:
-            n = min(each.n_scenarios for each in controls)
+        if grafted.controls:
+            n = min(each.n_scenarios for part in grafted.controls.values() for each in part.values())
             scope, n_grafted = measured["graft"]
             measured["graft"] = Measured(f"{scope}; controls on {n} scenarios", min(n, n_grafted))
     return measured

@@ -6,27 +6,38 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import circuitdiff.stages
-import circuitdiff.study
-import circuitdiff.workbench
+import circuitdiff.study.host
+import circuitdiff.study.sections.discovery
 from circuitdiff import cli
+from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activations
 from circuitdiff.models import load_model
-from circuitdiff.models.checks import Check, CheckError
+from circuitdiff.models.checks import CheckError
 from circuitdiff.models.family_registry import caution_about
+from circuitdiff.prompts import Pairs
 from circuitdiff.report import report_page
-from circuitdiff.sections.inputs import files_of, inputs_of
-from circuitdiff.study import run_study
-from circuitdiff.workbench import sample_splits
+from circuitdiff.study.estimates import circuit_from
+from circuitdiff.study.host import Host
+from circuitdiff.study.prompts import PromptsOf, PromptSource
+from circuitdiff.study.ray_workers import ray_workers
+from circuitdiff.study.records import measured_record
+from circuitdiff.study.registry import read_results
+from circuitdiff.study.runner import files_of, inputs_of, run_study
+from circuitdiff.study.settings import CommonSettings
+from circuitdiff.study.workers import LocalProcess, ThisProcess, local_workers
 from helpers.tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent, study_yaml
 
 
@@ -42,57 +53,50 @@ def finished(model, tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
+def pairs_of(settings: CommonSettings, tokenizer: object, split: str) -> Pairs:
+    return PromptSource(settings, tokenizer).pairs(PromptsOf(split))  # pyright: ignore[reportArgumentType]
 
 
 def test_the_results_are_those_of_the_library(finished, model, tmp_path):
-    results, name = results_of(finished), model.name
+    results, name = read_results(finished), model.name
     settings = settings_of(tmp_path, model)
     loaded = load_model(model)
-    splits = sample_splits(settings, loaded)
-    circuit = Circuit.from_dict(results["circuits"][name])
+    evaluation, means = (pairs_of(settings, loaded.tokenizer, split) for split in ("evaluation", "means"))
+    circuit = circuit_from(results.discovery[name].groups)
     assert circuit == Circuit.from_json(finished / "circuit-main.json")
-    own = evaluate_circuit(loaded, circuit, splits.evaluation, mean_activations(loaded, splits.means))
-    whole = evaluate_model(loaded, splits.evaluation)
-    entry = results["faithfulness"][name][name]
-    assert entry["circuit_accuracy"]["hits"] == int(own.hits.sum())
-    assert entry["agreement"]["hits"] == int((own.predictions == whole.predictions).sum())
-    assert results["models"][name]["accuracy"]["hits"] == int(whole.hits.sum())
-    assert sum(row["n"] for row in results["models"][name]["accuracy_by_queried"]) == len(splits.evaluation)
+    own = evaluate_circuit(loaded, circuit, evaluation, mean_activations(loaded, means))
+    whole = evaluate_model(loaded, evaluation)
+    entry = results.faithfulness[name][name]
+    assert entry.circuit_accuracy.hits == int(own.hits.sum())
+    assert entry.agreement.hits == int((own.predictions == whole.predictions).sum())
+    assert results.accuracy[name].accuracy.hits == int(whole.hits.sum())
+    assert sum(row.n for row in results.accuracy[name].accuracy_by_queried) == len(evaluation)
 
 
 def test_the_results_have_every_section(finished, model):
-    results, name = results_of(finished), model.name
-    assert set(results["circuits"]) == {name, f"{name} (other)"}
-    stage = results["discovery"][name]["stages"][1]
-    assert (stage["at"], stage["via"], stage["receivers_from"]) == ("last", "q", "fetcher")
-    assert [len(stage["effects"]), len(stage["effects"][0])] == [N_LAYERS, N_HEADS]
-    drawn = results["random"][name][name]
-    assert len(drawn["accuracies"]) == 5
-    assert 0 <= drawn["percentile"] <= 100
-    assert drawn["low"] <= drawn["mean"] <= drawn["high"]
-    assert drawn["mean"] == pytest.approx(sum(drawn["accuracies"]) / 5)
-    titles = [row["row"] for row in results["faithfulness_rows"][name][name]]
-    assert "heads at a wrong segment, slot means" in titles
-    margins = [row["logit_difference"] for row in results["faithfulness_rows"][name][name]]
-    assert all(margin["low"] < margin["value"] < margin["high"] for margin in margins)
-    assert "all heads at the circuit's roles, kind means" in titles
-    assert all(check["passed"] for check in results["checks"])
-    names = {check["name"] for check in results["checks"]}
+    results, name = read_results(finished), model.name
+    assert set(results.discovery) == {name, f"{name} (other)"}
+    sweep = results.discovery[name].stages[1]
+    assert (sweep.at, sweep.via, sweep.receivers_from) == ("last", "q", "fetcher")
+    assert [len(sweep.effects), len(sweep.effects[0])] == [N_LAYERS, N_HEADS]
+    drawn = results.faithfulness[name][name].random
+    assert len(drawn.accuracies) == 5
+    assert 0 <= drawn.percentile <= 100
+    assert drawn.low <= drawn.mean <= drawn.high
+    assert drawn.mean == pytest.approx(sum(drawn.accuracies) / 5)
+    rows = results.faithfulness[name][name].rows
+    assert {("wrong_segment", "slot"), ("all_heads", "kind")} <= {(row.kept, row.mean_by) for row in rows}
+    margins = [row.logit_difference for row in rows]
+    assert all(margin.low < margin.value < margin.high for margin in margins)
+    assert all(check.passed for check in results.checks)
+    names = {check.name for check in results.checks}
     assert {"window executor vs full executor", "our buckets vs the model's padded batch"} <= names
-    assert any("9 scenarios only" in warning for warning in results["warnings"])
-    assert (finished / "report.html").stat().st_size > 10_000
+    assert any("9 scenarios only" in warning for warning in results.warnings)
 
 
 def test_a_second_run_computes_nothing_and_writes_the_same_bytes(finished, model, tmp_path, monkeypatch):
-    before = {path.name: path.read_bytes() for path in finished.iterdir() if path.suffix in (".json", ".html")}
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("computed again")
-
-    for name in ("measure_with", "evaluate_circuits", "evaluate_model", "slot_sums", "check_stage", "check_ablation"):
-        monkeypatch.setattr(circuitdiff.stages, name, lambda *_, **__: refuse)
+    before = {path.name: path.read_bytes() for path in finished.iterdir() if path.suffix == ".json"}
+    monkeypatch.setattr(Host, "run", lambda *_: pytest.fail("computed again"))
     (finished / "finished.json").unlink()
     run_study(settings_of(tmp_path, model), finished, silent)
     assert {name: (finished / name).read_bytes() for name in before} == before
@@ -108,39 +112,15 @@ def test_a_finished_run_loads_no_model_unless_a_file_of_it_was_touched(finished,
         loaded.append(source)
         raise Loaded
 
-    monkeypatch.setattr(circuitdiff.workbench, "load_model", load)
+    monkeypatch.setattr(circuitdiff.study.host, "load_model", load)
     settings = settings_of(tmp_path, model)
-    page = run_study(settings, finished, silent)
-    assert page == finished / "report.html"
+    assert run_study(settings, finished, silent) == finished / "results.json"
     assert not loaded
     weights = next(iter(model.glob("*.safetensors")))
     os.utime(weights, ns=(0, 0))
     with pytest.raises(Loaded):
         run_study(settings, finished, silent)
     assert loaded == [str(model)]
-
-
-def test_the_report_of_a_finished_run_is_drawn_again_only_where_it_is_gone_or_other(
-    finished, model, tmp_path, monkeypatch
-):
-    settings, page = settings_of(tmp_path, model), finished / "report.html"
-    run_study(settings, finished, silent)
-    drawn: list[str] = []
-
-    def draw(results: dict) -> str:
-        drawn.append(results["study"]["name"])
-        return report_page(results)
-
-    monkeypatch.setattr(circuitdiff.study, "report_page", draw)
-    before = page.read_bytes()
-    assert run_study(settings, finished, silent) == page
-    assert not drawn
-    page.unlink()
-    run_study(settings, finished, silent)
-    page.write_text("half a page")
-    run_study(settings, finished, silent)
-    assert drawn == ["tiny", "tiny"]
-    assert page.read_bytes() == before
 
 
 def test_a_finished_run_depends_on_the_files_that_it_names(model, tmp_path):
@@ -157,24 +137,26 @@ def test_a_finished_run_depends_on_the_files_that_it_names(model, tmp_path):
     assert inputs_of(settings, files_of(settings)) != before
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(finished, model, tmp_path, monkeypatch):
-    whole = circuitdiff.stages.evaluate_circuits
-    calls: list[int] = []
+class Interrupted(ThisProcess):
+    """Works until its so-manieth unit."""
 
-    def dies_at_the_third(*args: object, **kwargs: object) -> object:
-        calls.append(1)
-        if len(calls) == 3:
+    n_units = 7
+
+    async def call(self, method: str, *arguments: object) -> object:
+        self.n_units -= method == "run"
+        if self.n_units == 0:
             raise KeyboardInterrupt
-        return whole(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+        return await super().call(method, *arguments)
 
-    monkeypatch.setattr(circuitdiff.stages, "evaluate_circuits", dies_at_the_third)
+
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(finished, model, tmp_path):
     settings = settings_of(tmp_path, model)
     with pytest.raises(KeyboardInterrupt):
-        run_study(settings, tmp_path / "run", silent)
-    monkeypatch.setattr(circuitdiff.stages, "evaluate_circuits", whole)
+        run_study(settings, tmp_path / "run", silent, workers=[Interrupted(settings, "cpu", silent)])
+    assert len(list((tmp_path / "run" / "records").iterdir())) == 6
+    assert not list((tmp_path / "run" / "locks").rglob("*.lock"))
     run_study(settings, tmp_path / "run", silent)
-    for name in ("results.json", "report.html"):
-        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+    assert (tmp_path / "run" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
 
 
 def test_names_may_look_like_paths_and_markup_through_a_whole_run(model, tmp_path, monkeypatch, capsys):
@@ -199,61 +181,106 @@ def test_names_may_look_like_paths_and_markup_through_a_whole_run(model, tmp_pat
     assert {file.name for file in tmp_path.iterdir()} == {"other", "tiny.yaml", "run"}
 
 
-def test_two_workers_give_the_results_of_one_and_neither_does_what_the_other_did(finished, model, tmp_path):
-    settings = settings_of(tmp_path, model)
-    run_study(settings, tmp_path / "run", silent, workers=2)
+def test_three_processes_give_the_bytes_of_one_though_one_is_killed_and_compute_nothing_twice(
+    finished, model, tmp_path
+):
+    settings, told = settings_of(tmp_path, model), list[str]()
+    workers = local_workers(settings, 3, silent)
+    first = workers[0]
+    assert isinstance(first, LocalProcess)
+    records = tmp_path / "run" / "records"
+
+    def kill_the_first_in_the_middle() -> None:
+        while not records.is_dir() or len(list(records.iterdir())) < 4:
+            time.sleep(0.02)
+        assert first._pool is not None
+        (process,) = first._pool._processes
+        os.kill(process, signal.SIGKILL)
+
+    killer = Thread(target=kill_the_first_in_the_middle)
+    killer.start()
+    run_study(settings, tmp_path / "run", silent, workers=workers, notify=told.append)
+    killer.join()
+    assert all("a worker process was killed" in line for line in told)
     assert (tmp_path / "run" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
-    stages = [json.loads(line)["stage"] for line in (tmp_path / "run" / "timings.jsonl").read_text().splitlines()]
-    assert len(stages) == len((finished / "timings.jsonl").read_text().splitlines())
+    titles = [json.loads(line)["unit"] for line in (tmp_path / "run" / "timings.jsonl").read_text().splitlines()]
+    assert sorted(titles) == sorted(
+        json.loads(line)["unit"] for line in (finished / "timings.jsonl").read_text().splitlines()
+    )
     assert not list((tmp_path / "run" / "locks").rglob("*.lock"))
+
+
+def test_ray_gives_the_bytes_of_one_process_though_a_worker_is_killed(finished, model, tmp_path):
+    pytest.importorskip("ray")
+    settings, told = settings_of(tmp_path, model), list[str]()
+    records = tmp_path / "run" / "records"
+
+    def kill_one_in_the_middle() -> None:
+        while not records.is_dir() or len(list(records.iterdir())) < 4:
+            time.sleep(0.02)
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (folder / "cmdline").read_bytes().startswith(b"ray::RayHost"):
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    return
+
+    with ray_workers(settings, "local", 2) as workers:
+        killer = Thread(target=kill_one_in_the_middle)
+        killer.start()
+        run_study(settings, tmp_path / "run", silent, workers=workers, notify=told.append)
+        killer.join()
+    assert all("a Ray worker died" in line for line in told)
+    assert (tmp_path / "run" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
 
 
 def test_another_rule_keeps_the_sweeps_and_another_seed_does_not(finished, model, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "copy")
     one = "\n  main: {stages: [{name: fetcher, at: last, select: {top: 1}}]}"
-    assert "fetcher (discovery)" not in newly_computed(folder, settings_of(tmp_path, model, plans=one))
-    assert "fetcher (discovery)" in newly_computed(folder, settings_of(tmp_path, model, plans=one, seed=1))
+    sweep = f"fetcher (discovery) in {model.name}"
+    assert sweep not in newly_computed(folder, settings_of(tmp_path, model, plans=one))
+    assert sweep in newly_computed(folder, settings_of(tmp_path, model, plans=one, seed=1))
 
 
-def newly_computed(folder: Path, settings: WholeStudy) -> list[str]:
+def newly_computed(folder: Path, settings: CommonSettings) -> list[str]:
     """The titles of what a run of the study computes that the folder does not have."""
     log = folder / "timings.jsonl"
     before = len(log.read_text().splitlines())
     run_study(settings, folder, silent)
-    return [json.loads(line)["stage"] for line in log.read_text().splitlines()[before:]]
+    return [json.loads(line)["unit"] for line in log.read_text().splitlines()[before:]]
 
 
 def test_another_number_of_prompts_for_the_means_evaluates_circuits_anew(finished, model, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "copy")
     prompts = "{discovery: 6, replication: 6, evaluation: 9, means: 15}"
     new = newly_computed(folder, settings_of(tmp_path, model, prompts=prompts))
-    assert f"circuit alone in {model.name}" in new
-    assert not any("discovery)" in title or title.startswith("accuracy") for title in new)
+    assert f"circuit {model.name} in {model.name}, slot means" in new
+    assert not any("discovery)" in title or title.startswith("answers") for title in new)
 
 
 def test_a_variant_is_measured_and_the_bases_circuit_evaluated_in_it(model, tmp_path):
     other = save_tiny_model(tmp_path / "other", seed=1)
     settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}")
     run_study(settings, tmp_path / "run", silent)
-    results = results_of(tmp_path / "run")
-    assert set(results["models"]) == {model.name, "second"}
-    entries = results["faithfulness"][model.name]
+    results = read_results(tmp_path / "run")
+    assert set(results.models) == {model.name, "second"}
+    entries = results.faithfulness[model.name]
     assert set(entries) == {model.name, "second"}
-    assert entries["second"]["model_accuracy"] == results["models"]["second"]["accuracy"]
-    assert set(results["circuits"]) == {model.name, f"{model.name} (other)", "second"}
-    assert results["circuits"]["second"]["model"] == "second"
-    assert set(results["faithfulness"]["second"]) == {model.name, "second"}  # its own circuit, also in the base
-    assert set(results["random"]["second"]) == {model.name, "second"}
-    assert set(results["random"][model.name]) == {model.name}  # random circuits: in the base and where it was found
-    shape = [check for check in results["checks"] if check["name"] == "base and variant have the same shape"]
-    assert [check["model"] for check in shape] == ["second"]
+    assert entries["second"].model_accuracy == results.accuracy["second"].accuracy
+    assert set(results.discovery) == {model.name, f"{model.name} (other)", "second"}
+    assert results.discovery["second"].model == "second"
+    assert set(results.faithfulness["second"]) == {model.name, "second"}  # its own circuit, also in the base
+    drawn = {circuit: {m for m, e in models.items() if e.random} for circuit, models in results.faithfulness.items()}
+    assert drawn["second"] == {model.name, "second"}
+    assert drawn[model.name] == {model.name}  # random circuits: in the base and where it was found
+    shape = [check for check in results.checks if check.name == "base and variant have the same shape"]
+    assert [check.model for check in shape] == ["second"]
 
 
 def test_a_failed_check_stops_the_study_and_keeps_its_stages(model, tmp_path, monkeypatch):
-    def fails(model, *_: object) -> Check:
-        return Check("window executor vs full executor", model.name, 0.5, 1e-3, False, "made to fail")
+    def fails(*_: object, **__: object) -> Record:
+        return measured_record(0.5, 1e-3)
 
-    monkeypatch.setattr(circuitdiff.stages, "check_stage", fails)
+    monkeypatch.setattr(circuitdiff.study.sections.discovery, "executors_on_path", fails)
     with pytest.raises(CheckError, match=r"window executor vs full executor.*no result would be right"):
         run_study(settings_of(tmp_path, model), tmp_path / "run", silent)
     assert not (tmp_path / "run" / "results.json").exists()
@@ -268,8 +295,9 @@ def test_a_plan_with_an_unknown_role_stops_before_any_work(model, tmp_path):
 
 
 def test_the_splits_share_no_prompt(model, tmp_path):
-    splits = sample_splits(settings_of(tmp_path, model), load_model(model))
-    rows = [tuple(row) for name in vars(splits) for row in getattr(splits, name).clean.tolist()]
+    settings, tokenizer = settings_of(tmp_path, model), load_model(model).tokenizer
+    splits = ("discovery", "replication", "evaluation", "means")
+    rows = [tuple(row) for split in splits for row in pairs_of(settings, tokenizer, split).clean.tolist()]
     assert len(rows) == len(set(rows)) == 6 + 6 + 9 + 12
 
 
@@ -294,24 +322,23 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
     }
     settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", **small)
     run_study(settings, tmp_path / "run", silent)
-    results, page = results_of(tmp_path / "run"), (tmp_path / "run" / "report.html").read_text()
-    for section in ("overlap", "cmap", "graft", "verdict"):
-        assert set(results[section]) == {"second"}
-    assert set(results["minimality"]) == set(results["ablations"]) == {model.name, "second"}
-    assert set(results["functions"]) == set(results["knockout"]) == {model.name, "second"}
-    assert all(set(models) == {model.name, "second"} for models in results["functions"].values())
-    answers = [sentence["answer"] for sentence in results["verdict"]["second"]["sentences"]]
+    results = read_results(tmp_path / "run")
+    for part in (results.overlap, results.cross_model, results.graft, results.verdict):
+        assert set(part) == {"second"}
+    assert set(results.minimality) == set(results.ablations) == {model.name, "second"}
+    assert set(results.functions) == set(results.knockout) == {model.name, "second"}
+    assert all(set(models) == {model.name, "second"} for models in results.functions.values())
+    answers = [sentence.answer for sentence in results.verdict["second"].sentences]
     assert set(answers) == {"not established"}  # nine scenarios establish nothing
+    page = report_page(results)
     for heading in ("Verdict", "Is it the same circuit?", "Which part got better?", "What each group encodes"):
         assert f">{heading}</h2>" in page
     for row in re.findall(r'href="#(table-[^"]+)"', page):
         assert f'id="{row}"' in page  # every sentence leads to its numbers
-    before, stages = page, {path.name for path in (tmp_path / "run" / "records").iterdir()}
-    timings = (tmp_path / "run" / "timings.jsonl").read_text()
-    run_study(settings, tmp_path / "run", silent)
-    assert (tmp_path / "run" / "timings.jsonl").read_text() == timings  # no stage ran again
-    assert {path.name for path in (tmp_path / "run" / "records").iterdir()} == stages
-    assert (tmp_path / "run" / "report.html").read_text() == before
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    (tmp_path / "run" / "finished.json").unlink()
+    run_study(settings, tmp_path / "run", silent)  # no unit runs again
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_without_a_circuit_the_rest_is_measured_and_judged(model, tmp_path):
@@ -320,14 +347,13 @@ def test_without_a_circuit_the_rest_is_measured_and_judged(model, tmp_path):
     knockout = "{roles: [last, query_label], prompts: 4, layer_step: 2}"
     settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", plans=plans, knockout=knockout)
     run_study(settings, tmp_path / "run", silent)
-    results = results_of(tmp_path / "run")
-    assert "has no heads" in " ".join(results["warnings"])
-    assert set(results["knockout"]) == {model.name, "second"}
-    gain = results["verdict"]["second"]["evidence"]["gain"]
-    accuracies = [results["models"][name]["accuracy"]["value"] for name in ("second", model.name)]
-    assert gain["value"] == pytest.approx(accuracies[0] - accuracies[1])
-    texts = {each["claim"]: each["text"] for each in results["verdict"]["second"]["sentences"]}
-    assert set(texts) == {"better", "same_circuit", "same_function", "improved_part", "cause_layers", "visible_part"}
+    results = read_results(tmp_path / "run")
+    assert "has no heads" in " ".join(results.warnings)
+    assert set(results.knockout) == {model.name, "second"}
+    accuracies = [results.accuracy[name].accuracy.value for name in ("second", model.name)]
+    assert results.verdict["second"].gain.value == pytest.approx(accuracies[0] - accuracies[1])
+    claims = {sentence.claim for sentence in results.verdict["second"].sentences}
+    assert claims == {"better", "same_circuit", "same_function", "improved_part", "cause_layers", "visible_part"}
 
 
 def test_what_must_be_known_of_a_shipped_model_is_known_by_its_name(model):
@@ -341,15 +367,17 @@ def test_a_circuit_file_is_evaluated_like_a_circuit_that_is_found(model, tmp_pat
     (tmp_path / "c.json").write_text(json.dumps(given))
     changes = {"circuits": f"{{published: {tmp_path / 'c.json'}}}", "ablations": "{}"}
     run_study(settings_of(tmp_path, model, **changes), tmp_path / "run", silent)
-    results = results_of(tmp_path / "run")
-    assert list(results["ablations"]) == [model.name, "published"]
-    assert results["circuits"]["published"] == {"model": model.name, **given}
-    loaded = load_model(model)
-    splits = sample_splits(settings_of(tmp_path, model), loaded)
-    own = evaluate_circuit(loaded, Circuit.from_dict(given), splits.evaluation, mean_activations(loaded, splits.means))
-    assert results["faithfulness"]["published"][model.name]["circuit_accuracy"]["hits"] == int(own.hits.sum())
-    assert len(results["random"]["published"][model.name]["accuracies"]) == 5
-    assert "published" in (tmp_path / "run" / "report.html").read_text()
+    results = read_results(tmp_path / "run")
+    assert list(results.ablations) == [model.name, "published"]
+    published = results.discovery["published"]
+    assert (published.model, published.plan, published.stages) == (model.name, None, ())
+    assert circuit_from(published.groups) == Circuit.from_dict(given)
+    loaded, settings = load_model(model), settings_of(tmp_path, model)
+    evaluation, means = (pairs_of(settings, loaded.tokenizer, split) for split in ("evaluation", "means"))
+    own = evaluate_circuit(loaded, Circuit.from_dict(given), evaluation, mean_activations(loaded, means))
+    entry = results.faithfulness["published"][model.name]
+    assert entry.circuit_accuracy.hits == int(own.hits.sum())
+    assert len(entry.random.accuracies) == 5
 
 
 @pytest.mark.parametrize(
@@ -384,9 +412,10 @@ def test_a_study_in_16_bits_passes_its_own_checks(model, tmp_path, dtype):
     }
     settings = settings_of(tmp_path, model, dtype=dtype, variants=f"{{tuned: {tuned}}}", **sections)
     run_study(settings, tmp_path / "run", silent)
-    results = results_of(tmp_path / "run")
-    assert all(check["passed"] for check in results["checks"])
-    assert {"faithfulness", "functions", "cmap", "graft", "knockout", "verdict"} <= set(results)
+    results = read_results(tmp_path / "run")
+    assert all(check.passed for check in results.checks)
+    sections = ("faithfulness", "functions", "cross_model", "graft", "knockout", "verdict")
+    assert all(getattr(results, section) for section in sections)
 
 
 def test_a_folder_that_holds_another_study_is_refused_with_nothing_lost(finished, model, tmp_path):
@@ -413,15 +442,15 @@ def test_a_variant_with_added_tokens_is_compared_with_a_base_without_them(model,
         "graft": "{prompts: 4, random_groups: 1, control_prompts: 3}",
     }
     run_study(settings_of(tmp_path, model, variants=f"{{tuned: {tuned}}}", **sections), tmp_path / "run", silent)
-    results = results_of(tmp_path / "run")
-    assert set(results["cmap"]) == set(results["graft"]) == {"tuned"}
-    assert all(check["passed"] for check in results["checks"])
+    results = read_results(tmp_path / "run")
+    assert set(results.cross_model) == set(results.graft) == {"tuned"}
+    assert all(check.passed for check in results.checks)
 
 
 def test_a_variant_whose_config_computes_otherwise_is_told_of(model, tmp_path):
     tuned = save_tiny_model(tmp_path / "tuned", seed=1, rms_norm_eps=1e-3)
     run_study(settings_of(tmp_path, model, variants=f"{{tuned: {tuned}}}"), tmp_path / "run", silent)
-    told = [text for text in results_of(tmp_path / "run")["warnings"] if "more than weights" in text]
+    told = [text for text in read_results(tmp_path / "run").warnings if "more than weights" in text]
     assert told == [f"tuned and {model.name} differ in more than weights: rms_norm_eps (0.001, not 1e-06)"]
 
 
@@ -433,4 +462,4 @@ def test_a_variant_without_a_tokenizer_can_take_the_bases(model, tmp_path):
         run_study(settings_of(tmp_path, model, variants=f"{{tuned: {tuned}}}"), tmp_path / "run", silent)
     variants = f"{{tuned: {{source: {tuned}, tokenizer: {model}}}}}"
     run_study(settings_of(tmp_path, model, variants=variants), tmp_path / "run", silent)
-    assert set(results_of(tmp_path / "run")["models"]) == {model.name, "tuned"}
+    assert set(read_results(tmp_path / "run").models) == {model.name, "tuned"}

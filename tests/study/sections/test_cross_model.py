@@ -1,0 +1,308 @@
+"""Cross-model patching as a section of a study on two tiny models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.methods.cross_model import (
+    control_groups,
+    patch_across,
+    patch_across_several,
+    read_several,
+    run_controls,
+)
+from circuitdiff.models.checks import CheckError
+from circuitdiff.stats.shapley import IN_ORDER
+from circuitdiff.study.estimates import circuit_from
+from circuitdiff.study.gains import Direction, largest_part
+from circuitdiff.study.host import Host
+from circuitdiff.study.preflight import outlined
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.records import controls_from, controls_record, patches_from, patches_record
+from circuitdiff.study.registry import parse_study
+from circuitdiff.study.sections import cross_model
+from circuitdiff.study.sections.cross_model import SECTION, CrossModelOptions
+from circuitdiff.study.sections.discovery import Discovered
+from circuitdiff.study.settings import plans_of
+from helpers.tiny_context import PLANS, TinyContext, tiny_context, tiny_study
+
+FOUND = Circuit(
+    {
+        "fetcher": Group("last", (Head(2, 1), Head(1, 3))),
+        "reader": Group("previous_query_label", (Head(0, 2), Head(1, 0))),
+        "nothing": Group("query_label", ()),
+    }
+)
+TESTED = Circuit({name: FOUND.groups[name] for name in ("fetcher", "reader")})
+OPTIONS = CrossModelOptions(prompts=5, random_groups=3, control_prompts=4, null_donors=("tuned",))
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory) -> TinyContext:
+    return tiny_context(tmp_path_factory.mktemp("study"), tuned=True)
+
+
+def compared(
+    context: TinyContext,
+    monkeypatch: pytest.MonkeyPatch,
+    options: CrossModelOptions = OPTIONS,
+    donor: str | None = None,
+    circuit: Circuit = FOUND,
+) -> Any:
+    """Of this circuit; as if the donor were better at 95 %, which nine prompts of a random model do not say."""
+    base = context.study.base
+
+    async def discovered(*_: Any) -> Discovered:
+        return Discovered(base, None, circuit, ())
+
+    async def direction_of(*_: Any) -> Direction:
+        return Direction("tuned", base, gains=True) if donor == "tuned" else Direction(base, "tuned", gains=True)
+
+    monkeypatch.setattr(cross_model, "discovered", discovered)
+    if donor is not None:
+        monkeypatch.setattr(cross_model, "direction_of", direction_of)
+    return context.run(SECTION.run(context.study, options)).get("tuned")
+
+
+def first(context: TinyContext, n: int):
+    return context.loaded().pairs(PromptsOf("evaluation", first=n))
+
+
+def both(context: TinyContext):
+    return context.loaded().model, context.loaded("tuned").model
+
+
+def test_every_run_and_credit_is_the_librarys_number_in_both_directions(context, monkeypatch):
+    result, (base, tuned) = compared(context, monkeypatch), both(context)
+    for by_what, donor, recipient in ((result.to_base, tuned, base), (result.to_variant, base, tuned)):
+        assert tuple(by_what) == OPTIONS.what
+        for what, patched in by_what.items():
+            patch = patch_across(donor, recipient, TESTED, first(context, 5), what=what)
+            assert patched.order == ("reader", "fetcher")
+            assert (patched.donor, patched.recipient, patched.what) == (donor.name, recipient.name, what)
+            for row, (subset, ran) in zip(patched.runs, patch.runs.items(), strict=True):
+                assert set(row.parts) == subset
+                assert row.log_prob.value == pytest.approx(float(ran.answers.log_probs.mean()), abs=1e-4)
+                assert row.distance == pytest.approx(float(ran.distance.mean()), abs=1e-4)
+            expected, given = patch.attribution("log_prob"), patched.scores["log_prob"]
+            assert given.gain.value == pytest.approx(expected.gain.value, abs=1e-4)
+            for part, credits in expected.parts.items():
+                for how, credit in credits.items():
+                    assert given.parts[part][how].value == pytest.approx(credit.value, abs=1e-4)
+    assert circuit_from(result.groups) == TESTED
+    assert set(result.null_donors) == {"tuned"}
+
+
+def test_both_executors_and_a_recipient_given_its_own_activations_are_checked(context, monkeypatch):
+    again = context.again(context.study.store.folder)
+    compared(again, monkeypatch, replace(OPTIONS, null_donors=()))
+    base = context.study.base
+    titles = {f"{what} of {a} in {b}" for what in OPTIONS.what for a, b in ((base, "tuned"), ("tuned", base))}
+    own = [check for check in again.study.checks if check.name == "a recipient given its own activations"]
+    executors = [check for check in again.study.checks if check.detail.endswith("relative log probability")]
+    assert {check.detail for check in own} == titles
+    assert {check.detail for check in executors} == {
+        f"{title}: 4 runs x 2 prompts, relative log probability" for title in titles
+    }
+    assert all(check.passed for check in (*own, *executors))
+
+
+def test_a_recipient_that_its_own_activations_change_ends_the_study(context, tmp_path, monkeypatch):
+    several = patch_across_several
+    spoilt = lambda *a, **k: {w: replace(p, noise_floor=1.0) for w, p in several(*a, **k).items()}  # noqa: E731
+    monkeypatch.setattr("circuitdiff.study.sections.cross_model_units.patch_across_several", spoilt)
+    with pytest.raises(CheckError, match="given its own activations"):
+        compared(context.again(tmp_path), monkeypatch)
+
+
+def test_executors_that_disagree_end_the_study(context, tmp_path, monkeypatch):
+    def spoilt(*args: Any, executor: str, **more: Any):
+        patch = patch_across(*args, executor=executor, **more)
+        if executor == "full":
+            patch.runs[frozenset(["reader"])].answers.log_probs.add_(1.0)
+        return patch
+
+    monkeypatch.setattr("circuitdiff.study.sections.cross_model_units.patch_across", spoilt)
+    with pytest.raises(CheckError, match="full executor"):
+        compared(context.again(tmp_path), monkeypatch)
+
+
+def test_single_heads_of_the_group_that_shows_most_are_the_librarys(context, monkeypatch):
+    result = compared(context, monkeypatch, donor="tuned")
+    base, tuned = both(context)
+    heads = result.heads
+    assert heads is not None
+    assert heads.group == largest_part(result.to_base["z"].scores["accuracy"].parts, IN_ORDER)
+    patch = patch_across(tuned, base, TESTED.groups[heads.group], first(context, 5), per_head=True)
+    assert heads.order == patch.order
+    for row, (subset, ran) in zip(heads.runs, patch.runs.items(), strict=True):
+        assert set(row.parts) == subset
+        assert row.log_prob.value == pytest.approx(float(ran.answers.log_probs.mean()), abs=1e-4)
+
+
+def test_controls_say_what_was_done_and_are_the_librarys(context, monkeypatch):
+    result, (base, tuned) = compared(context, monkeypatch, donor="tuned"), both(context)
+    pairs = first(context, 4)
+    assert set(result.controls) == set(TESTED.groups)
+    for name, group in TESTED.groups.items():
+        controls = result.controls[name]
+        assert (controls.what, controls.n_prompts) == ("z", 4)
+        chosen = control_groups(group, base.n_layers, base.n_heads, n_random=3, other_role=controls.other_role)
+        of_donor = read_several(tuned, pairs, [group, *chosen], ["z"])["z"]
+        ran = run_controls(of_donor, base, group, chosen, pairs)
+        for control in ("group", "any_layer", "elsewhere", "noise", "scaled"):
+            answers, distance = getattr(ran, control)
+            given = getattr(controls, control)
+            assert given.accuracy.hits == int(answers.hits.sum())
+            assert given.distance == pytest.approx(float(distance.mean()), abs=1e-4)
+        accuracies = [float(each.answers.hits.double().mean()) for each in ran.same_layers]
+        assert controls.same_layers.accuracies == pytest.approx(accuracies)
+    assert result.controls["reader"].other_role == "other_label"
+    assert result.controls["fetcher"].other_role == "after_query_label"
+
+
+@pytest.mark.parametrize(("distance", "n_far"), [(1e-9, 5), (1e9, 0)])
+def test_a_control_that_ends_far_from_clean_runs_has_no_share(context, monkeypatch, distance, n_far):
+    asked: list[bool] = []
+    control_result = cross_model.control_result
+    monkeypatch.setattr(
+        cross_model,
+        "control_result",
+        lambda *args, compatible: asked.append(compatible) or control_result(*args, compatible=compatible),
+    )
+    controls = compared(context, monkeypatch, replace(OPTIONS, distance=distance), donor="tuned").controls["reader"]
+    named = [controls.group, controls.any_layer, controls.elsewhere, controls.noise, controls.scaled]
+    assert [each is not None and each.incompatible for each in named] == [n_far == 5] * 5
+    assert asked == [n_far == 0] * 10
+    assert controls.same_layers.n_far == (3 if n_far else 0)
+
+
+def test_of_a_variant_that_is_worse_the_base_is_the_donor(context, monkeypatch):
+    result = compared(context, monkeypatch, replace(OPTIONS, both_directions=False), donor="base")
+    assert (result.recipient, result.to_base, result.null_donors) == ("tuned", {}, {})
+    assert result.heads is not None
+    assert (result.heads.donor, result.heads.recipient) == (context.study.base, "tuned")
+    assert set(result.controls) == set(TESTED.groups)
+
+
+def test_without_a_gain_fewer_prompts_are_run_and_neither_heads_nor_controls(context, monkeypatch):
+    result = compared(context, monkeypatch, replace(OPTIONS, without_gain=3))
+    for patched in (*result.to_base.values(), *result.to_variant.values(), *result.null_donors.values()):
+        assert patched.n_prompts == 3
+        assert "covers 0" in (patched.scores["accuracy"].together.undefined or "")
+    assert (result.heads, result.controls) == (None, {})
+
+
+def test_a_second_time_nothing_is_computed_and_the_same_comes_back(context, monkeypatch):
+    once = compared(context, monkeypatch, donor="tuned")
+    monkeypatch.setattr(Host, "run", lambda *_: pytest.fail("computed again"))
+    assert compared(context.again(context.study.store.folder), monkeypatch, donor="tuned") == once
+
+
+def test_what_a_worker_has_read_before_changes_no_byte_of_a_record(context, tmp_path, monkeypatch):
+    contents = []
+    for i, name in enumerate(("shared", "alone")):
+        if i:
+            monkeypatch.setattr("circuitdiff.study.host.LoadedModel.cached", lambda self, kind, key, make: make())
+        fresh = context.again(tmp_path / name)
+        few = replace(OPTIONS, prompts=2, random_groups=1, control_prompts=2, null_donors=())
+        compared(fresh, monkeypatch, few, donor="tuned")
+        records = sorted((fresh.study.store.folder / "records").rglob("*.safetensors"))
+        contents.append({path.name: path.read_bytes() for path in records})
+    assert len(contents[0]) > 8
+    assert contents[0] == contents[1]
+
+
+def test_a_circuit_without_heads_has_no_results(context, monkeypatch):
+    assert compared(context, monkeypatch, circuit=Circuit({"nothing": Group("last", ())})) is None
+
+
+def test_records_come_back_as_they_were(context):
+    (base, tuned), pairs = both(context), first(context, 4)
+    read = [read_several(model, pairs, TESTED.groups.values(), ["z", "pattern"]) for model in (tuned, base)]
+    patches = patch_across_several(read[0], base, TESTED, pairs, own=read[1])
+    back = patches_from(patches_record(patches))
+    assert list(back) == ["z", "pattern"]
+    for what, patch in patches.items():
+        assert (back[what].bases, back[what].order) == (patch.bases, patch.order)
+        assert (back[what].noise_floor, back[what].what) == (patch.noise_floor, what)
+        assert list(back[what].runs) == list(patch.runs)
+        assert same(back[what].donor, patch.donor)
+        for subset, ran in patch.runs.items():
+            assert same(back[what].runs[subset].answers, ran.answers)
+            assert torch.equal(back[what].runs[subset].distance, ran.distance)
+    for n_heads in (2, 3, 4):  # of three heads, as many runs are needed as there are subsets, in another order
+        group = Group("query_label", tuple(Head(1, i) for i in range(n_heads)))
+        heads = patch_across(tuned, base, group, pairs, per_head=True)
+        assert list(patches_from(patches_record({"z": heads}))["z"].runs) == list(heads.runs)
+
+
+def test_controls_come_back_as_they_were_also_those_that_there_are_not(context):
+    (base, tuned), pairs, group = both(context), first(context, 4), TESTED.groups["reader"]
+    for what in ("z", "pattern"):
+        chosen = control_groups(group, base.n_layers, base.n_heads, n_random=2)
+        of_donor = read_several(tuned, pairs, [group, *chosen], [what])[what]
+        controls = run_controls(of_donor, base, group, chosen, pairs)
+        donor, back = controls_from(controls_record(of_donor.answers, controls))
+        assert same(donor, of_donor.answers)
+        assert (back.elsewhere, back.noise is None) == (None, what == "pattern")
+        assert same(back.any_layer.answers, controls.any_layer.answers)
+        assert torch.equal(back.same_layers[1].distance, controls.same_layers[1].distance)
+        assert len(back.same_layers) == 2
+
+
+def same(one: Evaluation, other: Evaluation) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(other))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"promts": 3}, "prompts"),
+        ({"heads": "yes"}, "cross_model.heads: expected true or false; got 'yes'"),
+        ({"what": []}, "cross_model.what"),
+        ({"what": ["y"]}, "cross_model.what"),
+        ({"distance": 0.0}, "greater than 0"),
+        ({"turned": -1.0}, "greater than 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path, setting, message):
+    with pytest.raises(InputError, match=message):
+        parse_study(tiny_study(tmp_path, cross_model=setting), "test")
+
+
+def refuse(context: TinyContext, options: CrossModelOptions, **plan: Any) -> None:
+    data = tiny_study(context.study.settings.base.source, variants={"second": str(context.study.settings.base.source)})
+    settings = parse_study(data | ({"plans": {"main": plan}} if plan else {}), "test")
+    SECTION.check(outlined(settings, plans_of(settings)), options)
+
+
+def test_a_null_donor_must_be_a_variant(context):
+    with pytest.raises(InputError, match=r"cross_model\.null_donors names 'nope', .* choose one of second"):
+        refuse(context, CrossModelOptions(null_donors=("nope",)))
+    refuse(context, CrossModelOptions(null_donors=("second",)))
+
+
+def test_more_groups_than_can_be_patched_are_refused(context):
+    stages = [{"name": name, "at": "last"} for name in "abcdefg"]
+    with pytest.raises(InputError, match="at most 6 groups, and the main plan has 7 stages"):
+        refuse(context, OPTIONS_OF_SECOND, stages=stages)
+    refuse(context, OPTIONS_OF_SECOND, stages=stages[:6])
+
+
+def test_a_head_in_two_groups_is_refused_only_where_contributions_are_patched(context):
+    stages = PLANS["main"]["stages"]
+    with pytest.raises(InputError, match="would be patched twice"):
+        refuse(context, OPTIONS_OF_SECOND, stages=stages, shared_heads="both")
+    refuse(context, replace(OPTIONS_OF_SECOND, what=("z",)), stages=stages, shared_heads="both")
+    refuse(context, OPTIONS_OF_SECOND, stages=stages, shared_heads="later")
+
+
+OPTIONS_OF_SECOND = replace(OPTIONS, null_donors=())
