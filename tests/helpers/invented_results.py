@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 from circuitdiff.models.checks import Check
+from circuitdiff.report.charts import Figure
 from circuitdiff.study.estimates import Estimate, GroupHeads, Ratio, Share
 from circuitdiff.study.registry import Results
 from circuitdiff.study.results import CommonResults, Example, ModelResult, StudyHeader
@@ -172,3 +174,16 @@ def invented_results() -> CommonResults:
         discovery=_discovery(),
         faithfulness=_faithfulness(),
     )
+
+
+def data_of(figure: Figure) -> list[dict]:
+    """All rows of a figure's own data, which a page may hold."""
+    spec = figure.to_dict()
+    json.dumps(spec, allow_nan=False)
+    return [row for rows in spec["datasets"].values() for row in rows]
+
+
+def rows_with(figure: Figure, *columns: str) -> list[dict]:
+    """The one data set of a figure that has these columns."""
+    (rows,) = (rows for rows in figure.to_dict()["datasets"].values() if rows and set(columns) <= set(rows[0]))
+    return rows

@@ -22,7 +22,7 @@ from circuitdiff.study.gains import (
 from circuitdiff.study.sections.accuracy import QueriedShare
 from circuitdiff.study.sections.completeness import PartsRemoved, Removed, RemovedGroup, WorstPart
 from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult, PatchControl, PatchControls, PatchedHeads, PatchRun
-from circuitdiff.study.sections.functions import Cell, Controls, Redrawn, TradeOff, Transferred
+from circuitdiff.study.sections.functions import Controls, MaskCell, Redrawn, TradeOff, Transferred
 from circuitdiff.study.sections.graft import GraftedParts, GraftResult
 from circuitdiff.study.sections.minimality import HeadCounts, HeadResult, PromptCounts, PrunedCircuit
 from circuitdiff.study.sections.verdict import Verdict
@@ -88,10 +88,10 @@ def parts_removed() -> PartsRemoved:
 # What groups encode
 
 
-def mask(value: float, floor: float, *, low: float = 0.1, heads: Any = ((3, 1), (2, 0)), **different: Any) -> Cell:
+def mask(value: float, floor: float, *, low: float = 0.1, heads: Any = ((3, 1), (2, 0)), **different: Any) -> MaskCell:
     above = value - floor
     controls = Controls(share(floor, 40), None, share(0.71, 40), share(None, 40), None)
-    cell = Cell(
+    cell = MaskCell(
         heads=heads,
         at="last",
         group=((3, 1), (2, 0), (1, 4)),

@@ -14,7 +14,7 @@ from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import part_of
 from circuitdiff.study.results import CommonResults
-from circuitdiff.study.sections.functions import SECTION, Cell
+from circuitdiff.study.sections.functions import SECTION, MaskCell
 
 _CARRIES, _NOT = "above its floor", "not above its floor"
 _FLOORS = {"nothing": "no head patched", "shuffled": "a mask trained and tested on shuffled targets"}
@@ -30,9 +30,9 @@ class Masks:
 
     circuit: str
     model: str
-    cells: dict[str, dict[str, Cell]]
+    cells: dict[str, dict[str, MaskCell]]
 
-    def __iter__(self) -> Iterator[tuple[str, str, Cell]]:
+    def __iter__(self) -> Iterator[tuple[str, str, MaskCell]]:
         """By group and desideratum, the main ones first."""
         for group, cells in self.cells.items():
             for name in sorted(cells, key=lambda name: _MAIN.index(name) if name in _MAIN else len(_MAIN)):
@@ -149,7 +149,7 @@ def _width(rows: list[dict], field: str) -> int:
     return len(charts.distinct(rows, "group")) * max(130, 16 * len(charts.distinct(rows, field)))
 
 
-def _trade_off_rows(cells: Iterable[tuple[str, Cell]]) -> Iterator[dict]:
+def _trade_off_rows(cells: Iterable[tuple[str, MaskCell]]) -> Iterator[dict]:
     """One row per mask of every desideratum that has more than one."""
     for name, cell in cells:
         for mask in cell.trade_off if len(cell.trade_off) > 1 else ():
@@ -175,7 +175,7 @@ def _trade_off(title: str, rows: list[dict]) -> Figure:
     return charts.finish(layers, f"Heads against accuracy: {title}", subtitle, width=360, height=220)
 
 
-def _conflict_rows(cells: Iterable[tuple[str, Cell]]) -> Iterator[dict]:
+def _conflict_rows(cells: Iterable[tuple[str, MaskCell]]) -> Iterator[dict]:
     """Accuracy by the index asked for in the source, for conflict desiderata."""
     for name, cell in cells:
         for point in cell.by_queried if name.startswith("conflict") else ():
