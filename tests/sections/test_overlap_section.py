@@ -11,7 +11,7 @@ import torch
 from circuitdiff.cache.store import read_results
 from circuitdiff.report.overlap import curve_rows, edge_rows, group_rows, moved_rows, overlap_sentence, stage_rows
 from circuitdiff.report.parts import parts
-from circuitdiff.sections.edges import Edge
+from circuitdiff.methods.edges import Edge
 from circuitdiff.sections.overlap import _edges, _Measured
 from circuitdiff.sections.whole_study import read_study
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted

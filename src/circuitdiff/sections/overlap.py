@@ -16,11 +16,11 @@ from torch import Tensor
 from circuitdiff.cache.store import Record
 from circuitdiff.circuit import Circuit, Overlap, circuit_overlap, total
 from circuitdiff.methods.discovery import StageResult
+from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.prompts import Pairs
 from circuitdiff.sections.circuit_settings import OverlapSettings
 from circuitdiff.sections.discovery import Found
-from circuitdiff.sections.edges import Edge, edge_effects, possible_edges
 from circuitdiff.sections.entries import interval_entry
 from circuitdiff.stats.effect_maps import Change, Likeness, changed_heads, compare_maps
 from circuitdiff.stats.intervals import (

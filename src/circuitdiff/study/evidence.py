@@ -11,12 +11,10 @@ from pydantic import Field
 from circuitdiff.config.settings import Prompts
 from circuitdiff.evaluation import By
 from circuitdiff.study.estimates import Estimate
-from circuitdiff.study.gains import Credit
+from circuitdiff.study.gains import Credit, GraftControl
 
 Positive = Annotated[float, Field(gt=0)]
 RestsOn = Literal["accuracy", "circuits", "functions", "graft", "layers", "cross_model"]  # tables of numbers
-# Random heads; or the other heads that read the part's keys and values: do the part's own heads matter?
-ControlName = Literal["any_layer", "same_layers", "shared_kv"]
 Parts = Mapping[str, Mapping[str, Credit]]  # by part, and by how it is credited
 
 
@@ -84,7 +82,7 @@ class GraftEvidence:
     """
 
     parts: Parts
-    controls: Mapping[str, Mapping[ControlName, Credit]] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[GraftControl, Credit]] = field(default_factory=dict)
     also_touched: Mapping[str, int] = field(default_factory=dict)
     layers: Parts = field(default_factory=dict)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from circuitdiff.stats.shapley import ALONE, Attribution, Subset, attribute
 from circuitdiff.study.common_units import model_answers
 from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, Number, Share, estimate, number, share
+
+# Random heads; or the other heads that read the part's keys and values: do the part's own heads matter?
+GraftControl = Literal["any_layer", "same_layers", "shared_kv"]
 
 
 @dataclass(frozen=True)

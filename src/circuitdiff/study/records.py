@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from math import nan
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group, Head
@@ -18,6 +20,7 @@ from circuitdiff.methods.component_mask import Mask, MaskFit
 from circuitdiff.methods.component_mask.training import Check
 from circuitdiff.methods.cross_model import Carrier, Controls, CrossPatch, Ran
 from circuitdiff.methods.cross_model.hybrids import Basis
+from circuitdiff.methods.edges import Edge
 from circuitdiff.methods.graft import Graft, Part
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
 from circuitdiff.methods.path_patching import PathEffects
@@ -113,6 +116,33 @@ def completeness_from(record: Record) -> tuple[Completeness, GreedyPart | None]:
         steps = tuple(GreedyStep(**{**step, "head": Head(**step["head"])}) for step in search["steps"])
         worst = GreedyPart(Circuit.from_dict(search["removed"]), steps)
     return Completeness(tuple(map(Circuit.from_dict, record.data["removed"])), **record.tensors), worst
+
+
+class GroupWork(NamedTuple):
+    """What the groups of a circuit do in one model, prompt by prompt."""
+
+    edges: Mapping[Edge, Float[Tensor, " prompt"]]
+    attention: Mapping[str, Float[Tensor, "prompt role"]]  # mean over the group's heads
+    effects: Mapping[str, Float[Tensor, "role prompt"]]
+
+
+def group_work_record(work: GroupWork) -> Record:
+    tensors = {f"edge.{i}": effects for i, effects in enumerate(work.edges.values())}
+    for name in work.attention:
+        tensors |= {f"attention.{name}": work.attention[name], f"effect.{name}": work.effects[name]}
+    return Record(tensors, {"edges": list(map(list, work.edges)), "groups": list(work.attention)})
+
+
+def group_work_from(record: Record) -> GroupWork:
+    edges = {Edge(*edge): record.tensors[f"edge.{i}"] for i, edge in enumerate(record.data["edges"])}
+    of_groups = (
+        {name: record.tensors[f"{what}.{name}"] for name in record.data["groups"]} for what in ("attention", "effect")
+    )
+    return GroupWork(edges, *of_groups)
+
+
+def _heads(data: Sequence[Mapping[str, int]]) -> tuple[Head, ...]:
+    return tuple(Head(**each) for each in data)
 
 
 def _interval(bounds: Sequence[float | None]) -> Interval:

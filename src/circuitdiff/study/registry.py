@@ -11,6 +11,7 @@ from circuitdiff.cache.store import RESULTS
 from circuitdiff.config.reading import read_json, read_yaml
 from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError
+from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
 from circuitdiff.study.sections import (
@@ -24,6 +25,8 @@ from circuitdiff.study.sections import (
     graft,
     knockout,
     minimality,
+    overlap,
+    verdict,
 )
 from circuitdiff.study.settings import CommonSettings
 
@@ -39,8 +42,10 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     ablations.SECTION,
     knockout.SECTION,
     functions.SECTION,
+    overlap.SECTION,
     cross_model.SECTION,
     graft.SECTION,
+    verdict.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
@@ -63,6 +68,13 @@ def options_of(settings: CommonSettings, section: Section[Options, Any]) -> Opti
 def part_of(results: CommonResults, section: Section[Any, Result]) -> Result | None:
     """The section's part of the results; None if it was left out."""
     return getattr(results, section.name)
+
+
+def planned_parts(sizes: Sizes) -> list[Part]:
+    """What the sections of a study will take, in their order."""
+    asked = [(section, options_of(sizes.settings, section)) for section in SECTIONS]
+    chosen = [(section, options) for section, options in asked if options is not None or section.options is None]
+    return [part for section, options in chosen for part in section.cost(sizes, options) if part.forwards]
 
 
 def read_study(path: str | Path) -> CommonSettings:

@@ -20,7 +20,7 @@ from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import StudyContext, versions
 from circuitdiff.study.plan import PlannedCost, Sizes, planned_cost
 from circuitdiff.study.preflight import check_study, outlined
-from circuitdiff.study.registry import SECTIONS, Results, options_of, results_bytes
+from circuitdiff.study.registry import SECTIONS, Results, options_of, planned_parts, results_bytes
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, StudyHeader, example_of, model_result
 from circuitdiff.study.settings import CommonSettings, plans_of
 from circuitdiff.study.workers import Monitor, ThisProcess, Worker, Workers
@@ -50,7 +50,7 @@ def run_study(
         inputs = inputs_of(settings, files)
         if inputs is not None and Store(Path(folder)).finished(inputs, RESULTS) is not None:
             return Path(folder) / RESULTS
-        _refuse(settings)
+        refuse(settings)
         _check_folder(Path(folder), settings.name)
         store, written = Store.open(folder, notify), settings.model_dump(mode="json")
         with store.used_by(written):
@@ -65,7 +65,7 @@ def run_study(
         pool.end()
 
 
-def _refuse(settings: CommonSettings) -> None:
+def refuse(settings: CommonSettings) -> None:
     """Raises: InputError for what can be known before weights are read."""
     chosen = [section for section in SECTIONS if options_of(settings, section) is not None]
     known = outlined(settings, plans_of(settings))
@@ -124,12 +124,7 @@ async def _cost(study: StudyContext, n_workers: int) -> PlannedCost:
         speed=await study.speed(),
         sample=await study.pairs(study.base, EVALUATION),
     )
-    parts = []
-    for section in SECTIONS:
-        options = options_of(study.settings, section)
-        if options is not None or section.options is None:
-            parts += [part for part in section.cost(sizes, options) if part.forwards]
-    return planned_cost(parts, sizes, n_workers)
+    return planned_cost(planned_parts(sizes), sizes, n_workers)
 
 
 def _check_folder(folder: Path, study: str) -> None:

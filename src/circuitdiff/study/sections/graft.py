@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -32,6 +32,7 @@ from circuitdiff.study.gains import (
     ControlResult,
     Direction,
     GainShares,
+    GraftControl,
     RandomGroups,
     RunResult,
     control_result,
@@ -51,11 +52,6 @@ from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit
 
 _GRAFTED = 0.65  # of the layers, on average: grafts that are alike so far share them
-
-
-# What is grafted in a group's stead: as many random heads, of any layer or in each layer; or the other heads that read
-# the group's keys and values.
-GraftControl = Literal["any_layer", "same_layers", "shared_kv"]
 
 
 @dataclass(frozen=True)

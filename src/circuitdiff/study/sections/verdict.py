@@ -34,7 +34,7 @@ from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult
 from circuitdiff.study.sections.discovery import circuits
 from circuitdiff.study.sections.functions import MaskCell
 from circuitdiff.study.sections.graft import GraftResult
-from circuitdiff.study.sections.overlap import OverlapResult, StageOverlap
+from circuitdiff.study.sections.overlap import StageOverlap, VariantOverlap
 from circuitdiff.study.verdict import Sentence, sentences
 
 _ALIKE = 0.8  # cosine of two profiles, above which they are called alike
@@ -169,20 +169,21 @@ def transfer(
     return Noted(**vars(ratio(ratio_interval(hits[0] - hits[1], hits[2] - hits[3], scenarios))), n=n)
 
 
-def similarity_evidence(compared: OverlapResult | None) -> list[SimilarityEvidence]:
+def similarity_evidence(compared: VariantOverlap | None) -> list[SimilarityEvidence]:
     """How alike base and variant are, stage by stage, with the lower of their split-half reliabilities and a control.
 
     Of effect maps, the control is another stage's; of the chosen heads, it is chance. A stage that chose heads in
     neither model has nothing to be alike in; one that could not be run in the variant leaves its rows open.
     """
     rows: list[SimilarityEvidence] = []
-    for stage in () if compared is None else compared.stages:
+    for stage in (compared.stages or ()) if compared is not None else ():
         if most := max(stage.n_chosen):
             shared = next(each for each in stage.jaccard if each.k == most)
             chance = Estimate(shared.floor, shared.floor, shared.floor)
             rows.append(_similar(stage.stage, "correlation", None, stage.correlation, stage.different))
             rows.append(_similar(stage.stage, "overlap", most, shared, chance))
-    return rows + [SimilarityEvidence(name, "not_run") for name in (() if compared is None else compared.not_run)]
+    not_run = () if compared is None else compared.not_run or ()
+    return [*rows, *(SimilarityEvidence(name, "not_run") for name in not_run)]
 
 
 def _similar(stage: str, measure: Any, k: int | None, likeness: Any, different: Estimate | None) -> SimilarityEvidence:
@@ -190,7 +191,7 @@ def _similar(stage: str, measure: Any, k: int | None, likeness: Any, different: 
     return SimilarityEvidence(stage, measure, k, likeness.between, retest, different)
 
 
-def has_moved(compared: OverlapResult) -> bool:
+def has_moved(compared: VariantOverlap) -> bool:
     """Whether other heads do the same work in the variant.
 
     They do if at some stage fewer of the strongest heads are common than one model repeats, by interval, and each group
@@ -203,7 +204,7 @@ def has_moved(compared: OverlapResult) -> bool:
         for group in groups
         for cosine in (lambda row: row.attention, lambda row: row.effect)
     )
-    return alike and any(_fewer_in_common(stage) for stage in compared.stages)
+    return alike and any(_fewer_in_common(stage) for stage in compared.stages or ())
 
 
 def _fewer_in_common(stage: StageOverlap) -> bool:

@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from circuitdiff.models import load_model
-from circuitdiff.planning import Work, estimate
-from circuitdiff.sections.costs import study_costs
-from circuitdiff.sections.whole_study import read_study
-from circuitdiff.study import plans_of
-from circuitdiff.workbench import sample_splits
+from circuitdiff.study.common_units import EVALUATION
+from circuitdiff.study.facts import facts_of, speed_of
+from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.plan import Part, Sizes, planned_cost
+from circuitdiff.study.registry import planned_parts, read_study
+from circuitdiff.study.settings import plans_of, task_of
 from helpers.tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, study_yaml
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """Parts of a study by the changes to its settings; and what they are counted with."""
+    """Parts of a study by the changes to its settings; and the sizes that they follow from."""
     folder = tmp_path_factory.mktemp("planned")
     model = load_model(save_tiny_model(folder / "model"))
 
     def parts_of(**changes: object):
         (folder / "s.yaml").write_text(study_yaml(folder / "model", **changes))
         study = read_study(folder / "s.yaml")
-        work = Work(model, sample_splits(study, model).evaluation)
-        return {part.what.partition(" (")[0]: part for part in study_costs(study, plans_of(study), work)}, work, study
+        loaded = LoadedModel(model, study, lambda *_: None)
+        sizes = Sizes(
+            study, plans_of(study), task_of(study), facts_of(loaded), speed_of(loaded), loaded.pairs(EVALUATION)
+        )
+        return {part.what.partition(" (")[0]: part for part in planned_parts(sizes)}, sizes
 
     return parts_of
 
 
-def token_flop(work: Work) -> tuple[float, float]:
-    """Of all layers, and of the unembedding."""
-    model = work.model
-    return 2 * sum(p.numel() for p in model.layers[0].parameters()) * N_LAYERS, 2 * 28 * len(model.tokenizer)
+def token_flop(sizes: Sizes) -> tuple[float, float]:
+    """Of all layers (attention, MLP, two norms), and of the unembedding."""
+    layer = 2 * 28 * 4 * 6 + 2 * 28 * 2 * 6 + 3 * 28 * 20 + 2 * 28
+    return 2 * layer * N_LAYERS, 2 * 28 * len(sizes.base.tokenizer)
 
 
 def test_a_stage_that_two_plans_share_counts_once_and_a_section_that_is_off_not_at_all(planned):
-    parts, _, _ = planned(**CIRCUIT_ONLY)
+    parts, _ = planned(**CIRCUIT_ONLY)
     assert list(parts) == ["accuracy and means", "fetcher", "transmitter", "every circuit in every model"]
 
 
 def test_every_section_that_runs_is_counted(planned):
-    base, _, _ = planned()
-    further = ["minimality", "completeness", "ablations", "functions", "knockouts"]
+    base, _ = planned()
+    further = ["minimality", "completeness", "ablations", "knockouts", "functions"]
     assert list(base)[4:] == further
-    both, _, study = planned(variants="{other: planted-base}")
-    assert list(both)[4:] == [*further[:-1], "overlap", "cross-model patching", "grafts", "knockouts"]
-    assert len(study.models) == 2
+    both, sizes = planned(variants="{other: planted-base}")
+    assert list(both)[4:] == [*further, "overlap", "cross-model patching", "grafts"]
+    assert len(sizes.settings.models) == 2
     for what in ("accuracy and means", "fetcher", "minimality", "knockouts"):
         assert both[what].flop == pytest.approx(2 * base[what].flop), what
     assert both["every circuit in every model"].flop > 2 * base["every circuit in every model"].flop
@@ -53,10 +59,10 @@ def test_every_section_that_runs_is_counted(planned):
 
 def test_functions_are_counted_for_each_circuit_that_is_asked(planned):
     def flop(settings: str) -> float:
-        parts, _, _ = planned(variants="{other: planted-base}", functions=settings)
+        parts, _ = planned(variants="{other: planted-base}", functions=settings)
         return parts["functions"].flop
 
-    alone, _, _ = planned(functions="{}")
+    alone, _ = planned(functions="{}")
     one = flop("{circuits: [other]}")
     assert alone["functions"].flop < one < 2 * alone["functions"].flop, "penalties are swept in the circuit's own model"
     assert flop("{}") == pytest.approx(2 * one)
@@ -65,35 +71,35 @@ def test_functions_are_counted_for_each_circuit_that_is_asked(planned):
 
 
 def test_a_sweep_straight_into_the_logits_costs_one_token_in_half_of_the_layers(planned):
-    parts, work, _ = planned()
-    layers, head = token_flop(work)
+    parts, sizes = planned()
+    layers, head = token_flop(sizes)
     runs = 6 * N_LAYERS * N_HEADS  # prompts x senders
     assert parts["fetcher"].forwards == runs
     assert parts["fetcher"].flop == pytest.approx(runs * (layers / 2 + head))
 
 
 def test_a_sweep_into_q_at_the_last_token_adds_one_token_more(planned):
-    parts, work, _ = planned()
-    layers, _ = token_flop(work)
+    parts, sizes = planned()
+    layers, _ = token_flop(sizes)
     runs = 6 * N_LAYERS * N_HEADS
     assert parts["transmitter"].forwards == 2 * runs
     assert parts["transmitter"].flop - parts["fetcher"].flop == pytest.approx(runs * layers / 2)
 
 
 def test_minimality_takes_every_pair_and_two_circuits_a_head(planned):
-    parts, work, _ = planned(minimality="{prompts: 8}")
-    layers, head = token_flop(work)
+    parts, sizes = planned(minimality="{prompts: 8}")
+    layers, head = token_flop(sizes)
     circuits = (3 * 4 / 2 + 2 * 3) + (2 * 3 / 2 + 2 * 2)  # groups of three and of two heads
     assert parts["minimality"].flop == pytest.approx(circuits * 4 * (layers + head))  # half of the prompts; one role
 
 
 def test_sources_drawn_anew_are_read_once_for_all_groups_and_main_desiderata(planned):
-    without, work, _ = planned(functions="{redraw: {times: 0}}")
-    with_redraws, _, _ = planned(functions="{redraw: {times: 5, triples: 4}}")
-    layers, head = token_flop(work)
+    without, sizes = planned(functions="{redraw: {times: 0}}")
+    with_redraws, _ = planned(functions="{redraw: {times: 5, triples: 4}}")
+    layers, head = token_flop(sizes)
     windows = 2 * 3 * 20 * (layers / 2 + head)  # groups, both at the last token, and desiderata
     assert with_redraws["functions"].forwards - without["functions"].forwards == pytest.approx(20 + 2 * 3 * 20)
-    assert with_redraws["functions"].flop - without["functions"].flop == pytest.approx(work.passes(20) + windows)
+    assert with_redraws["functions"].flop - without["functions"].flop == pytest.approx(sizes.passes(20) + windows)
 
 
 def test_a_desideratum_of_one_group_is_cheaper_than_one_of_all_groups(planned):
@@ -105,48 +111,49 @@ def test_a_desideratum_of_one_group_is_cheaper_than_one_of_all_groups(planned):
 
 
 def test_questions_about_one_scenario_cost_their_own_tokens_and_a_share_of_the_context(planned):
-    of_one, work, _ = planned(variants="{other: planted-base}", graft="{prompts: 8}")
+    of_one, sizes = planned(variants="{other: planted-base}", graft="{prompts: 8}")
     of_two, *_ = planned(variants="{other: planted-base}", graft="{prompts: 8, queries_per_scenario: 2}")
     n_own = 4  # " Box B contains the"
-    layers, head = token_flop(work)
-    whole, shared = work.length * layers + head, (n_own + (work.length - n_own) / 2) * layers + head
+    layers, head = token_flop(sizes)
+    whole, shared = sizes.length * layers + head, (n_own + (sizes.length - n_own) / 2) * layers + head
     assert of_two["grafts"].forwards == of_one["grafts"].forwards
     assert of_two["grafts"].flop / of_one["grafts"].flop == pytest.approx(shared / whole, rel=0.02)
 
 
 def test_the_runs_of_a_matrix_are_those_of_curves_from_the_first_layer_upward(planned):
-    upward, work, _ = planned(knockout="{roles: [last, query_label], layer_step: 1}")
+    upward, sizes = planned(knockout="{roles: [last, query_label], layer_step: 1}")
     single, *_ = planned(knockout="{roles: [last, query_label], layer_step: 1, single_layers: true}")
-    assert single["knockouts"].flop > upward["knockouts"].flop > work.passes(9)
+    assert single["knockouts"].flop > upward["knockouts"].flop > sizes.passes(9)
 
 
-def test_minutes_are_flop_at_the_measured_speed(planned):
-    parts, work, study = planned()
-    expected = estimate(parts.values(), study, work)
+def test_minutes_are_flop_at_the_measured_speed_shared_out_to_workers(planned):
+    parts, sizes = planned()
+    expected, shared = (planned_cost(list(parts.values()), sizes, workers) for workers in (1, 3))
     assert [part.flop for part in expected.parts] == [part.flop for part in parts.values()]
     speeds = {part.flop / part.minutes for part in expected.parts}
-    assert max(speeds) == pytest.approx(min(speeds))
+    assert max(speeds) == pytest.approx(min(speeds)) == pytest.approx(sizes.speed.flop_per_second * 60)
+    assert sum(part.minutes for part in shared.parts) == pytest.approx(sum(p.minutes for p in expected.parts) / 3)
+    assert shared.memory_gb == pytest.approx(3 * expected.memory_gb)
     assert expected.memory_gb > 0.6
 
 
 def test_with_variants_two_models_are_counted(planned):
-    parts, work, study = planned()
+    parts, sizes = planned(**CIRCUIT_ONLY)
+    study = sizes.settings
     both = study.model_copy(update={"variants": {"tuned": study.base}})
-    more = [estimate(parts.values(), each, work).memory_gb for each in (study, both)]
-    weights = sum(p.numel() for p in work.model.module.parameters()) * 4
-    assert (more[1] - more[0]) * 2**30 == pytest.approx(weights)
+    more = [planned_cost(list(parts.values()), replace(sizes, settings=each), 1).memory_gb for each in (study, both)]
+    assert more[1] - more[0] == pytest.approx(sizes.speed.weights_gb)
 
 
 def test_kept_clean_runs_are_counted_as_far_as_they_may_or_can_be_kept(planned):
-    parts, work, study = planned()
-    all_prompts = sum(study.prompts.model_dump(include={"discovery", "replication", "evaluation", "means"}).values())
+    _, sizes = planned(**CIRCUIT_ONLY)
     per_token = N_LAYERS * (2 * 28 + (N_HEADS + 2 * 2) * 6)
-    can = all_prompts * 4 * (work.length * per_token + len(work.model.tokenizer)) / 2**30
+    can = (6 + 6 + 9 + 12) * 4 * (sizes.length * per_token + len(sizes.base.tokenizer)) / 2**30
     small, large = can / 4, can / 2
 
     def memory(memory_gb: float, kept_gb: float = 0.0) -> float:
-        chosen = study.model_copy(update={"memory_gb": memory_gb})
-        return estimate(parts.values(), chosen, work, kept_gb=kept_gb).memory_gb
+        chosen = sizes.settings.model_copy(update={"memory_gb": memory_gb})
+        return planned_cost([Part("any", 1, 1.0, kept_gb)], replace(sizes, settings=chosen), 1).memory_gb
 
     rows_and_all = memory(1.0) - can  # a memory of more than can be kept
     assert memory(2.0) == pytest.approx(rows_and_all + can)

@@ -7,7 +7,7 @@ import torch
 
 from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.path_patching import group_path_effects
-from circuitdiff.sections.edges import Edge, edge_effects, possible_edges
+from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import subject
 

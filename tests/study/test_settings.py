@@ -8,9 +8,8 @@ import pytest
 
 from circuitdiff.errors import InputError
 from circuitdiff.methods.discovery import Stage
-from circuitdiff.sections.whole_study import WholeStudy, read_study
-from circuitdiff.settings import parse_settings, read_settings
 from circuitdiff.stats.selection import Discoveries, TopK
+from circuitdiff.study.registry import parse_study, read_study
 from circuitdiff.tasks import get_task
 from helpers.tiny_folder import study_yaml
 
@@ -34,13 +33,13 @@ plans:
 def test_a_study_reads_as_written(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(STUDY)
-    settings = read_settings(path)
+    settings = read_study(path)
     assert settings.base.adapters == ("one", "two")
     assert list(settings.models) == ["base-model", "chat"]
-    plan = settings.plans["main"].plan()
+    plan = settings.plans["main"]
     assert plan.metric == "log_prob"
     assert plan.stages[0] == Stage("first", "last", TopK(7), n_receivers=3)
-    assert plan.stages[1].rule == Discoveries(error_rate=0.1, replicated=False)
+    assert plan.stages[1].select == Discoveries(error_rate=0.1, replicated=False)
     assert plan.stages[2] == Stage("third", "query_label", Discoveries(), "v", "second", "last")
 
 
@@ -60,15 +59,15 @@ def test_a_study_reads_as_written(tmp_path):
 )
 def test_what_cannot_be_a_study_is_refused_by_name(data, message):
     with pytest.raises(InputError, match=message):
-        parse_settings(data, "s.yaml")
+        parse_study(data, "s.yaml")
 
 
 def test_a_file_that_is_missing_or_not_yaml_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"there is no .*none\.yaml: .* has no 'none.yaml'"):
-        read_settings(tmp_path / "none.yaml")
+        read_study(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1\nb: }")
     with pytest.raises(InputError, match=r"bad\.yaml: line 2: expected") as caught:
-        read_settings(tmp_path / "bad.yaml")
+        read_study(tmp_path / "bad.yaml")
     assert "\n" not in str(caught.value)
 
 
@@ -84,7 +83,7 @@ def test_a_file_that_is_missing_or_not_yaml_is_refused_in_one_line(tmp_path):
 def test_series_and_circuit_files_are_named_after_nothing_else(tmp_path, changes, message):
     (tmp_path / "s.yaml").write_text(study_yaml(Path("model"), **changes))
     with pytest.raises(InputError, match=message):
-        read_settings(tmp_path / "s.yaml")
+        read_study(tmp_path / "s.yaml")
 
 
 def test_paths_in_a_study_are_relative_to_it(tmp_path):
@@ -116,7 +115,7 @@ def test_folders_of_models_and_adapters_are_relative_to_the_study_but_names_are_
         ]
     )
     (tmp_path / "s.yaml").write_text(models)
-    study = read_settings(tmp_path / "s.yaml")
+    study = read_study(tmp_path / "s.yaml")
     assert study.base.source == str(tmp_path / "org" / "base")
     assert study.base.adapters == (str(tmp_path / "lora"), "smollm2", "hub/lora")
     found = {name: model.source for name, model in study.variants.items()}
@@ -136,10 +135,9 @@ def test_folders_of_models_and_adapters_are_relative_to_the_study_but_names_are_
 
 @pytest.mark.parametrize("sweep", [False, None])
 def test_a_sweep_and_a_verdict_can_be_left_out(sweep):
-    study = parse_settings(SMALL | {"verdict": False, "functions": {"sweep": sweep}}, "s", WholeStudy)
+    study = parse_study(SMALL | {"verdict": False, "functions": {"sweep": sweep}}, "s")
     assert study.verdict is False
     assert study.functions
-    assert study.functions.options(0, swept=True).other_penalties == ()
 
 
 def plan(select: object) -> dict:
@@ -175,11 +173,11 @@ def plan(select: object) -> dict:
 )
 def test_a_value_that_would_be_converted_or_makes_no_sense_is_refused(changes, message):
     with pytest.raises(InputError, match=f"^s: .*{message}"):
-        parse_settings(SMALL | changes, "s", WholeStudy)
+        parse_study(SMALL | changes, "s")
 
 
 def test_a_whole_number_will_do_where_a_fraction_may_stand():
-    study = parse_settings(SMALL | {"memory_gb": 2, "variants": {"v": "n"}}, "s")
+    study = parse_study(SMALL | {"memory_gb": 2, "variants": {"v": "n"}}, "s")
     assert study.memory_gb == 2.0
 
 
@@ -202,7 +200,7 @@ def test_a_path_that_is_not_there_is_refused_before_a_library_sees_it(tmp_path, 
         f"name: s\nbase: m\ntask: {{name: ioi}}\nvariants: {{v: '{source}'}}\n"
     )
     with pytest.raises(InputError, match=message) as caught:
-        read_settings(tmp_path / "studies" / "s.yaml")
+        read_study(tmp_path / "studies" / "s.yaml")
     assert len(str(caught.value)) < 600
 
 

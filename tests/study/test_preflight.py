@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import circuitdiff.sections.preflight
+import circuitdiff.study.preflight
 from circuitdiff.errors import InputError
-from circuitdiff.sections.preflight import check_study
-from circuitdiff.sections.whole_study import read_study
-from circuitdiff.study import plans_of, run_study
+from circuitdiff.study.registry import read_study
+from circuitdiff.study.runner import refuse, run_study
 from helpers.tiny_decoders import save_random_adapter, tiny_decoder
 from helpers.tiny_folder import save_tiny_model, settings_of, silent
 from helpers.tiny_tokenizers import word_level
@@ -25,7 +24,7 @@ def model(tmp_path_factory) -> Path:
 
 def refuses(model: Path, folder: Path, monkeypatch, message: str, **changes: object) -> None:
     """The study is refused with the message, and no weights are read, which everything else begins with."""
-    monkeypatch.setattr("circuitdiff.workbench.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("circuitdiff.study.host.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(InputError, match=message) as refusal:
         run_study(settings_of(folder, model, **changes), folder / "run", silent)
     assert "\n" not in str(refusal.value)
@@ -70,7 +69,7 @@ def test_an_adapter_that_fits_is_not_refused(model, tmp_path):
     decoder = AutoModelForCausalLM.from_pretrained(model)
     adapter = save_random_adapter(tmp_path / "own", decoder)
     settings = settings_of(tmp_path, model, variants=f"{{second: {{source: {model}, adapters: [{adapter}]}}}}")
-    check_study(settings, plans_of(settings))
+    refuse(settings)
 
 
 def test_too_few_scenarios_to_split_are_refused(model, tmp_path, monkeypatch):
@@ -100,7 +99,7 @@ def test_a_token_that_no_prompt_has_does_not_matter(model, tmp_path):
     tokenizer.add_tokens(["<|chat|>"])
     tokenizer.save_pretrained(other)
     settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", graft="{}", cross_model="{}")
-    check_study(settings, plans_of(settings))
+    refuse(settings)
 
 
 def test_a_recipes_variant_is_judged_by_what_the_recipe_starts_from(model, tmp_path, monkeypatch):
@@ -114,24 +113,24 @@ def test_a_recipes_variant_is_judged_by_what_the_recipe_starts_from(model, tmp_p
         "held_out": 1,
     }
     (tmp_path / "longer.yaml").write_text(json.dumps(recipe))
-    monkeypatch.setattr("circuitdiff.workbench.made_by", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("circuitdiff.study.context.made_by", lambda *_: pytest.fail("trained"))
     refuses(model, tmp_path, monkeypatch, r"layers \(4, not 3\)", variants="{second: {recipe: longer.yaml}}")
 
 
 def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
     read: list[str] = []
-    whole = circuitdiff.sections.preflight.read_outline
+    whole = circuitdiff.study.preflight.read_outline
 
     def counted(source: str, tokenizer: str | None) -> object:
         read.append(source)
         return whole(source, tokenizer)
 
-    monkeypatch.setattr(circuitdiff.sections.preflight, "read_outline", counted)
+    monkeypatch.setattr(circuitdiff.study.preflight, "read_outline", counted)
     (tmp_path / "s.yaml").write_text(
         "name: s\nbase: tracker-base\ntask: {name: entity_tracking}\nvariants: {a: tracker-plus, b: smollm2}\n"
     )
     study = read_study(tmp_path / "s.yaml")
-    check_study(study, plans_of(study))
+    refuse(study)
     assert read == ["tracker-base"]
 
 
@@ -232,4 +231,4 @@ def test_files_of_triples_that_cannot_be_used_are_refused_before_any_work(model,
     functions = f"{{desiderata: [{enough}], {sizes}}}"
     refuses(model, tmp_path, monkeypatch, r"at role 'query_label'", functions=functions, plans=plans)
     study = settings_of(tmp_path, model, functions=functions)
-    check_study(study, plans_of(study))
+    refuse(study)

@@ -1,4 +1,4 @@
-"""Ways from one group of a circuit into another, or straight into the logits, and what goes along each."""
+"""Edges from one group of a circuit into another, or straight into the logits, and the effect along each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from circuitdiff.prompts import Pairs
 
 
 class Edge(NamedTuple):
-    """A way from one group into another's q, k or v, or (no receiver) straight into the logits."""
+    """From one group into another's q, k or v, or (no receiver) straight into the logits."""
 
     sender: str
     receiver: str | None

@@ -1,4 +1,4 @@
-"""Numbers as results.json holds them."""
+"""What models answer, and what they answer instead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.results import accuracy_entry
+from circuitdiff.study.sections.accuracy import accuracy_of
 from helpers.fake_pairs import fake_pairs
 
 
@@ -30,20 +30,15 @@ def test_wrong_answers_are_counted_by_where_they_stand_in_the_list():
     }
     errors = []
     for words, counts in said.values():
-        errors = accuracy_entry(answered(words, answers), pairs)["errors"]
-        assert [error["hits"] for error in errors] == counts
-    assert [error["kind"] for error in errors] == [
-        "the one listed before it",
-        "the one listed after it",
-        "another listed one",
-        "none of those listed",
-    ]
+        errors = accuracy_of(answered(words, answers), pairs).errors
+        assert [error.hits for error in errors] == counts
+    assert [error.kind for error in errors] == ["before", "after", "other", "none"]
 
 
 @pytest.mark.parametrize(("said", "expected"), [([7, 8, 9, 7, 8], [5, 0]), ([1, 1, 1, 1, 1], [0, 5])])
 def test_with_few_others_there_are_no_neighbours(said, expected):
     others = torch.tensor([[7], [8], [9], [7], [8]])
     pairs = replace(fake_pairs(), answers=torch.full((5,), 2), alternatives=others)
-    errors = accuracy_entry(answered(said, pairs.answers), pairs)["errors"]
-    assert [error["kind"] for error in errors] == ["another listed one", "none of those listed"]
-    assert [error["hits"] for error in errors] == expected
+    errors = accuracy_of(answered(said, pairs.answers), pairs).errors
+    assert [error.kind for error in errors] == ["other", "none"]
+    assert [error.hits for error in errors] == expected

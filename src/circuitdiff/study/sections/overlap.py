@@ -1,0 +1,391 @@
+"""Is a variant's circuit the base's? Heads in common, effects alike, heads gained and lost, edges, what groups do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdiff.cache.records import Record
+from circuitdiff.circuit import Circuit, circuit_overlap, total
+from circuitdiff.circuit import Overlap as CommonHeads
+from circuitdiff.config.settings import Prompts
+from circuitdiff.methods.discovery import StageResult
+from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
+from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
+from circuitdiff.methods.path_patching import Via
+from circuitdiff.prompts import Pairs
+from circuitdiff.stats.effect_maps import Change, Likeness, changed_heads, compare_maps
+from circuitdiff.stats.intervals import (
+    Interval,
+    cluster_p_values,
+    cluster_resamples,
+    difference_interval,
+    false_discovery_adjusted,
+    mean_interval,
+)
+from circuitdiff.study.context import StudyContext
+from circuitdiff.study.estimates import Estimate, HeadPlace, Number, estimate, number, with_heads
+from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.plan import Part, Sizes
+from circuitdiff.study.preflight import Outlined, check_scenarios
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.records import GroupWork, group_work_from, group_work_record
+from circuitdiff.study.section import Section
+from circuitdiff.study.sections.discovery import Discovered, discovered
+from circuitdiff.study.units import Unit
+
+_KS = (5, 10, 20, 40)
+_RESAMPLES = 2000
+_SMALLEST_CHANGE = 0.02  # of a head's effect, in the metric's unit
+_PASSES = 4  # whole prompts: two clean runs, attention, and the sources of groups
+
+
+@dataclass(frozen=True)
+class OverlapOptions:
+    """A variant's circuit against the base's."""
+
+    prompts: Prompts = 100  # of the evaluation prompts; for edges and for what groups do
+
+
+@dataclass(frozen=True)
+class GroupOverlap:
+    """How many heads a group has in base and variant, and in common; shares are None where they would divide by 0."""
+
+    group: str | None  # None: all groups together
+    base: int
+    variant: int
+    common: int
+    precision: Number
+    recall: Number
+    jaccard: Number
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of effects on one half of the prompts with effects on the other; bounds are over random halvings.
+
+    `between`: one half from each model. `base`, `variant`: both from one, above which `between` cannot be expected.
+    """
+
+    between: Estimate
+    base: Estimate
+    variant: Estimate
+    floor: Number  # by chance
+
+
+@dataclass(frozen=True)
+class AgreementOfStrongest(Agreement):
+    k: int  # strongest helping heads of each
+
+
+@dataclass(frozen=True)
+class ChangedHead:
+    """A head whose effect differs between base and variant, in the metric's unit. Negative difference: helps more."""
+
+    head: HeadPlace
+    base: Number
+    variant: Number
+    difference: Number
+    adjusted_p: Number
+
+
+@dataclass(frozen=True)
+class StageOverlap:
+    """Effects of every head in base and variant, into whatever receivers each model's own plan chose."""
+
+    stage: str
+    same_receivers: bool
+    n_chosen: tuple[int, int]
+    correlation: Agreement
+    jaccard: tuple[AgreementOfStrongest, ...]
+    precision: tuple[AgreementOfStrongest, ...]
+    recall: tuple[AgreementOfStrongest, ...]
+    changed: tuple[ChangedHead, ...]
+    smallest_change: float
+    different: Estimate | None  # the largest correlation with the variant's map of another stage: a control
+
+
+@dataclass(frozen=True)
+class EdgeOverlap:
+    """Mean effect along an edge of the base's circuit in base and variant, in logits; negative where it helps.
+
+    `adjusted_p`: of no difference, false discoveries controlled over all edges.
+    """
+
+    sender: str
+    receiver: str | None  # None: the logits
+    via: Via | None
+    base: Estimate
+    variant: Estimate
+    difference: Estimate
+    adjusted_p: Number
+
+
+@dataclass(frozen=True)
+class AtRole:
+    role: str
+    base: Estimate
+    variant: Estimate
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one of the base's groups does in base and variant: where it attends, and where its output matters."""
+
+    attention: tuple[AtRole, ...]
+    effect: tuple[AtRole, ...]
+
+
+@dataclass(frozen=True)
+class SameWork:
+    """How alike the profiles of a group of the base and one of the variant's own circuit are: cosines."""
+
+    base: str
+    variant: str
+    attention: Estimate
+    effect: Estimate
+
+
+@dataclass(frozen=True)
+class VariantOverlap:
+    """None where the plan was not run in the variant (the first three; `moved`), or a circuit has no heads."""
+
+    groups: tuple[GroupOverlap, ...] | None = None
+    stages: tuple[StageOverlap, ...] | None = None
+    not_run: tuple[str, ...] | None = None  # stages of the base that the variant lacks
+    edges: tuple[EdgeOverlap, ...] | None = None
+    profiles: dict[str, Profile] | None = None
+    n_scenarios: int | None = None  # of edges and profiles
+    moved: tuple[SameWork, ...] | None = None
+
+
+async def run(study: StudyContext, options: OverlapOptions) -> dict[str, VariantOverlap]:
+    """By variant: its own circuit, where the main plan was run in it, and the base's edges and groups in every one."""
+    results = await study.each(study.variants, lambda variant: _overlap(study, variant, options))
+    return {variant: result for variant, result in zip(study.variants, results, strict=True) if result is not None}
+
+
+async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -> VariantOverlap | None:
+    base = await discovered(study, study.base)
+    own = await discovered(study, variant) if variant in study.settings.searched else None
+    parts: dict[str, Any] = {} if own is None else _searched(base, own)
+    if base.circuit.roles:
+        work = [
+            (study.base, base.circuit, True),
+            (variant, base.circuit, True),
+            *([(variant, own.circuit, False)] if own is not None and own.circuit.roles else []),
+        ]
+        in_base, in_variant, *of_own = await study.each(work, lambda which: _measured(study, *which, options))
+        pairs = await study.pairs(study.base, _prompts(options))
+        roles, scenarios = _roles(study, pairs), pairs.scenarios
+        parts["edges"] = edges_compared(in_base, in_variant, scenarios)
+        parts["profiles"] = _profiles(roles, in_base, in_variant, scenarios)
+        parts["n_scenarios"] = len(scenarios.unique())
+        if of_own:
+            parts["moved"] = _same_work(in_base, of_own[0], scenarios)
+    return VariantOverlap(**parts) if parts else None
+
+
+def _prompts(options: OverlapOptions) -> PromptsOf:
+    return PromptsOf("evaluation", first=options.prompts)
+
+
+def _roles(study: StudyContext, pairs: Pairs) -> tuple[str, ...]:
+    """Of the task's, those that every clean and counterfactual prompt has; no segment's in particular."""
+    positions = (pairs.positions, pairs.counterfactual_positions)
+    return tuple(
+        role
+        for role in study.task.roles
+        if "." not in role and all(role in at and bool((at[role] >= 0).all()) for at in positions)
+    )
+
+
+async def _measured(
+    study: StudyContext, model: str, circuit: Circuit, with_edges: bool, options: OverlapOptions
+) -> GroupWork:
+    pairs, tested = await study.pairs(model, _prompts(options)), with_heads(circuit)
+    arguments = {
+        "prompts": _prompts(options),
+        "circuit": tested,
+        "edges": tuple(possible_edges(tested.groups, pairs)) if with_edges else (),
+        "roles": _roles(study, pairs),
+    }
+    return group_work_from(await study.record(Unit(f"what groups do in {model}", group_work, (model,), arguments)))
+
+
+def group_work(
+    subject: LoadedModel, *, prompts: PromptsOf, circuit: Circuit, edges: tuple[Edge, ...], roles: tuple[str, ...]
+) -> Record:
+    """Effects along edges between groups; where groups attend, and where what they write matters, by role."""
+    model, groups, pairs, executor = subject.model, circuit.groups, subject.pairs(prompts), subject.executor
+    along = edge_effects(model, groups, edges, pairs, executor, subject.memory_gb)
+    attention = attention_by_role(model, groups, pairs, roles)
+    effects = effect_by_role(model, groups, pairs, roles, executor=executor)
+    mean = {name: of_heads.mean(0) for name, of_heads in attention.items()}
+    return group_work_record(GroupWork(dict(zip(edges, along, strict=True)), mean, effects))
+
+
+def _searched(base: Discovered, variant: Discovered) -> dict[str, Any]:
+    """Where the plan was run in both models: heads in common, and effects stage by stage."""
+    in_variant = {result.stage: result for result in variant.stages}
+    stages = [result for result in base.stages if result.stage in in_variant]
+    return {
+        "groups": _groups(base.circuit, variant.circuit),
+        "stages": tuple(_stage(result, in_variant[result.stage], variant.stages) for result in stages),
+        "not_run": tuple(result.stage.name for result in base.stages if result.stage not in in_variant),
+    }
+
+
+def _groups(first: Circuit, second: Circuit) -> tuple[GroupOverlap, ...]:
+    common = circuit_overlap(first, second)
+    return (*(_group(name, heads) for name, heads in common.items()), _group(None, total(common.values())))
+
+
+def _group(name: str | None, heads: CommonHeads) -> GroupOverlap:
+    shares = (number(share) for share in (heads.precision, heads.recall, heads.jaccard))
+    return GroupOverlap(name, *heads, *shares)
+
+
+def _stage(first: StageResult, second: StageResult, all_of_second: Sequence[StageResult]) -> StageOverlap:
+    base, variant = (result.found.per_prompt.double().numpy() for result in (first, second))
+    scenarios = first.found.scenarios.numpy()
+    sizes = {len(result.selection.helping) for result in (first, second)} - {0}
+    compared = compare_maps(base, variant, scenarios, sorted({*_KS, *sizes}))
+    smallest = max(_SMALLEST_CHANGE, first.found.noise_floor, second.found.noise_floor)
+    return StageOverlap(
+        stage=first.stage.name,
+        same_receivers=set(first.receivers) == set(second.receivers),
+        n_chosen=(len(first.selection.helping), len(second.selection.helping)),
+        correlation=_agreement(compared.correlation),
+        **{
+            share: tuple(
+                AgreementOfStrongest(**vars(_agreement(getattr(each, share))), k=k)
+                for k, each in compared.shared.items()
+            )
+            for share in ("jaccard", "precision", "recall")
+        },
+        changed=tuple(map(_change, changed_heads(base, variant, scenarios, minimum=smallest))),
+        smallest_change=smallest,
+        different=_different(first, all_of_second),
+    )
+
+
+def _different(first: StageResult, others: Sequence[StageResult]) -> Estimate | None:
+    """The largest correlation with another stage's map, which is another circuit's."""
+    effects, scenarios = first.found.per_prompt.double().numpy(), first.found.scenarios.numpy()
+    spreads = [
+        compare_maps(effects, other.found.per_prompt.double().numpy(), scenarios, ()).correlation.between
+        for other in others
+        if other.stage != first.stage
+    ]
+    defined = [spread for spread in spreads if math.isfinite(spread.value)]
+    return estimate(max(defined, key=lambda spread: spread.value)) if defined else None
+
+
+def _agreement(likeness: Likeness) -> Agreement:
+    spreads = (estimate(spread) for spread in (likeness.between, likeness.first, likeness.second))
+    return Agreement(*spreads, number(likeness.floor))
+
+
+def _change(change: Change) -> ChangedHead:
+    numbers = (number(each) for each in (change.first, change.second, change.difference, change.adjusted_p))
+    return ChangedHead((change.head.layer, change.head.index), *numbers)
+
+
+def edges_compared(in_base: GroupWork, in_variant: GroupWork, scenarios: Tensor) -> tuple[EdgeOverlap, ...]:
+    """Effects along each edge of the base's circuit, on the same prompts."""
+    if not in_base.edges:
+        return ()
+    clusters = scenarios.numpy()
+    base, variant = (
+        np.stack([work.edges[edge].double().numpy() for edge in in_base.edges]) for work in (in_base, in_variant)
+    )
+    adjusted = false_discovery_adjusted(cluster_p_values(variant - base, clusters, n_flips=1).p)
+    return tuple(
+        EdgeOverlap(
+            *edge,
+            base=estimate(mean_interval(first, clusters)),
+            variant=estimate(mean_interval(second, clusters)),
+            difference=estimate(difference_interval(second, first, clusters)),
+            adjusted_p=number(p),
+        )
+        for edge, first, second, p in zip(in_base.edges, base, variant, adjusted, strict=True)
+    )
+
+
+def _profiles(
+    roles: Sequence[str], in_base: GroupWork, in_variant: GroupWork, scenarios: Tensor
+) -> Mapping[str, Profile]:
+    return {
+        name: Profile(
+            attention=_by_role(roles, in_base.attention[name].T, in_variant.attention[name].T, scenarios),
+            effect=_by_role(roles, in_base.effects[name], in_variant.effects[name], scenarios),
+        )
+        for name in in_base.attention
+    }
+
+
+def _by_role(
+    roles: Sequence[str],
+    base: Float[Tensor, "role prompt"],
+    variant: Float[Tensor, "role prompt"],
+    scenarios: Tensor,
+) -> tuple[AtRole, ...]:
+    intervals = [mean_interval(rows.double().numpy(), scenarios.numpy()) for rows in (base, variant)]
+    return tuple(AtRole(role, *(estimate(each, i) for each in intervals)) for i, role in enumerate(roles))
+
+
+def _same_work(in_base: GroupWork, own: GroupWork, scenarios: Tensor) -> tuple[SameWork, ...]:
+    """Every pair of a group of the base, in the base, and a group of the variant's own circuit, in the variant."""
+    return tuple(
+        SameWork(
+            base,
+            variant,
+            _cosine(in_base.attention[base].T, own.attention[variant].T, scenarios),
+            _cosine(in_base.effects[base], own.effects[variant], scenarios),
+        )
+        for base, variant in product(in_base.attention, own.attention)
+    )
+
+
+def _cosine(one: Float[Tensor, "role prompt"], other: Float[Tensor, "role prompt"], scenarios: Tensor) -> Estimate:
+    """The cosine of two mean profiles, with a 95 % bootstrap interval over scenarios, both resampled together.
+
+    With one scenario there are no bounds.
+    """
+    weights = cluster_resamples(scenarios.numpy(), _RESAMPLES, np.random.default_rng(0))
+    means = [np.concatenate([np.ones((1, len(scenarios))), weights]) @ x.double().numpy().T for x in (one, other)]
+    first, second = (torch.from_numpy(mean) for mean in means)
+    value, *resampled = torch.nn.functional.cosine_similarity(first, second, dim=1).tolist()
+    low, high = np.quantile(resampled, [0.025, 0.975]) if len(scenarios.unique()) > 1 else (math.nan, math.nan)
+    return estimate(Interval(value, float(low), float(high)))
+
+
+def cost(sizes: Sizes, options: OverlapOptions) -> Iterator[Part]:
+    """A few plain runs, each group patched at every role, and an edge between any two groups."""
+    if not sizes.settings.variants:
+        return
+    n_groups = len(sizes.main.stages)
+    n = options.prompts * (2 * sizes.n_searched - 1 + sizes.n_models - sizes.n_searched)
+    roles = [role for role in sizes.roles if "." not in role]
+    widths = n_groups * sum(sizes.width(role) for role in roles)
+    flop = sizes.passes(_PASSES * n) + sizes.runs(n, widths, layers=0.6)
+    yield Part("overlap", n * n_groups * len(roles), flop)
+
+
+def check(outlined: Outlined, options: OverlapOptions) -> None:
+    """Maps of effects are compared on halves of the discovery prompts."""
+    prompts = outlined.settings.prompts
+    if outlined.settings.variants:
+        check_scenarios("prompts.discovery", prompts.discovery, prompts.queries_per_scenario, 2)
+
+
+SECTION = Section("overlap", OverlapOptions, dict[str, VariantOverlap], run, cost, check)
