@@ -134,10 +134,15 @@ def random_circuits(circuit: float, accuracies: tuple[float, ...], n_prompts: in
 
 def _faithfulness() -> dict[str, dict[str, CircuitInModel]]:
     alone = Share(0.65625, 0.53, 0.76, 42, 64)
-    of_model = {"model_accuracy": Share(0.71875, 0.6, 0.81, 46, 64), "ablated_accuracy": Share(0.125, 0.06, 0.22, 8, 64)}
+    of_model = {
+        "model_accuracy": Share(0.71875, 0.6, 0.81, 46, 64),
+        "ablated_accuracy": Share(0.125, 0.06, 0.22, 8, 64),
+    }
     rows = (
         Row("circuit", "slot", alone, ratio(None), around(None)),
-        Row("circuit", "kind", Share(0.21875, 0.13, 0.33, 14, 64), Ratio(0.304348, 0.17, 0.46, None), around(-1.5, 0.25)),
+        Row(
+            "circuit", "kind", Share(0.21875, 0.13, 0.33, 14, 64), Ratio(0.304348, 0.17, 0.46, None), around(-1.5, 0.25)
+        ),
         Row("all_heads", "slot", Share(0.6875, 0.56, 0.79, 44, 64), ratio(0.95), around(1.0)),
     )
     ours = cell(

@@ -21,7 +21,14 @@ from circuitdiff.study.gains import (
 )
 from circuitdiff.study.sections.accuracy import QueriedShare
 from circuitdiff.study.sections.completeness import PartsRemoved, Removed, RemovedGroup, WorstPart
-from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult, PatchControl, PatchControls, PatchedHeads, PatchRun
+from circuitdiff.study.sections.cross_model import (
+    CrossModel,
+    CrossPatchResult,
+    PatchControl,
+    PatchControls,
+    PatchedHeads,
+    PatchRun,
+)
 from circuitdiff.study.sections.functions import Controls, MaskCell, Redrawn, TradeOff, Transferred
 from circuitdiff.study.sections.graft import GraftedParts, GraftResult
 from circuitdiff.study.sections.minimality import HeadCounts, HeadResult, PromptCounts, PrunedCircuit
@@ -249,7 +256,9 @@ def verdict(scopes: tuple[str, str] = ("tuned against base; <boxes>",) * 2) -> V
             scopes[1],
         ),
     )
-    circuits = CircuitEvidence(Noted(0.9, 0.85, 0.95), Noted(0.875, 0.8, 0.95), Noted(0.0, -0.02, 0.02), Noted(None, None, None, "few"))
+    circuits = CircuitEvidence(
+        Noted(0.9, 0.85, 0.95), Noted(0.875, 0.8, 0.95), Noted(0.0, -0.02, 0.02), Noted(None, None, None, "few")
+    )
     gain = Gain(0.3125, 0.25, 0.375, 80, 96)
     return Verdict(sentences, Thresholds(), gain, {"slot": circuits}, (), ())
 

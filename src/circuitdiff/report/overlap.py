@@ -13,7 +13,7 @@ from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import part_of
 from circuitdiff.study.results import CommonResults
-from circuitdiff.study.sections.overlap import SECTION, OverlapResult, RoleProfile, StageOverlap
+from circuitdiff.study.sections.overlap import SECTION, AtRole, StageOverlap, VariantOverlap
 
 _PAIRS = {"between": "base and variant", "base": "the base with itself", "variant": "the variant with itself"}
 _CHANCE = "chance"
@@ -33,18 +33,18 @@ def view(results: CommonResults) -> Part:
         {
             f"overlap/{variant}/{stage.stage}": _curves(f"{stage.stage}: base and {variant}", rows)
             for variant, each in variants.items()
-            for stage in each.stages
+            for stage in each.stages or ()
             if (rows := list(_curve_points(stage)))
         },
         [table for variant, each in variants.items() for table in _tables(variant, each)],
     )
 
 
-def _sentence(variant: str, overlap: OverlapResult) -> str:
+def _sentence(variant: str, overlap: VariantOverlap) -> str:
     """Heads in common, and how alike effects are against their reliability."""
-    whole = next((group for group in overlap.groups if group.group == "all groups"), None)
+    whole = next((group for group in overlap.groups or () if group.group is None), None)
     common = "" if whole is None else f"{whole.common} of {variant}'s {whole.variant} heads are the base's, too"
-    first = next(iter(overlap.stages), None)
+    first = next(iter(overlap.stages or ()), None)
     if first is None:
         return f"{common}." if common else ""
     return (
@@ -53,7 +53,7 @@ def _sentence(variant: str, overlap: OverlapResult) -> str:
     )
 
 
-def _tables(variant: str, overlap: OverlapResult) -> list[Table]:
+def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
     pair = {"base": "base", "variant": variant}
     groups = {"group": "group"} | pair | {"common": "in common"} | _SHARES
     reliability = {"between": "base and variant", "base": "base, split halves", "variant": "variant, split halves"}
@@ -73,7 +73,9 @@ def _tables(variant: str, overlap: OverlapResult) -> list[Table]:
     on = "" if overlap.n_scenarios is None else f", on {overlap.n_scenarios} scenarios"
     return [
         Table(f"Heads of the base's circuit and of {variant}'s", groups, list(_group_rows(overlap))),
-        Table(f"Correlation of all heads' effects, base and {variant}", maps, list(map(_stage_row, overlap.stages))),
+        Table(
+            f"Correlation of all heads' effects, base and {variant}", maps, list(map(_stage_row, overlap.stages or ()))
+        ),
         Table(f"Heads in common among the k strongest, base and {variant}", common, list(_common_rows(overlap))),
         Table(f"Effects between the base's groups, base and {variant}{on}", edges, list(_edge_rows(overlap))),
         Table(
@@ -94,9 +96,13 @@ def _tables(variant: str, overlap: OverlapResult) -> list[Table]:
     ]
 
 
-def _group_rows(overlap: OverlapResult) -> Iterator[dict]:
-    for each in overlap.groups:
-        yield vars(each) | {share: number(getattr(each, share)) for share in _SHARES}
+def _group_rows(overlap: VariantOverlap) -> Iterator[dict]:
+    for each in overlap.groups or ():
+        yield (
+            vars(each)
+            | {"group": each.group or "all groups"}
+            | {share: number(getattr(each, share)) for share in _SHARES}
+        )
 
 
 def _stage_row(stage: StageOverlap) -> dict:
@@ -113,20 +119,20 @@ def _stage_row(stage: StageOverlap) -> dict:
 
 def _changed(stage: StageOverlap, *, gained: bool) -> str:
     """Heads that help more (or less) in the variant, with the difference."""
-    chosen = [change for change in stage.changed if (change.difference < 0) == gained]
+    chosen = [change for change in stage.changed if change.difference is not None and (change.difference < 0) == gained]
     return ", ".join(f"{heads([change.head])} ({change.difference:+.2f})" for change in chosen) or "none"
 
 
-def _common_rows(overlap: OverlapResult) -> Iterator[dict]:
+def _common_rows(overlap: VariantOverlap) -> Iterator[dict]:
     """By stage, share and k, between reliability and chance."""
-    for stage in overlap.stages:
+    for stage in overlap.stages or ():
         for share, called in _SHARES.items():
             for each in getattr(stage, share):
                 row = {"stage": stage.stage, "share": called, "k": each.k, "chance": number(each.floor)}
                 yield row | {pair: printed(getattr(each, pair)) for pair in _PAIRS}
 
 
-def _edge_rows(overlap: OverlapResult) -> Iterator[dict]:
+def _edge_rows(overlap: VariantOverlap) -> Iterator[dict]:
     for edge in overlap.edges or ():
         yield {
             "edge": f"{edge.sender} to {edge.receiver or 'the logits'}",
@@ -138,14 +144,14 @@ def _edge_rows(overlap: OverlapResult) -> Iterator[dict]:
         }
 
 
-def _profile_rows(group: str, profile: tuple[RoleProfile, ...]) -> Iterator[dict]:
+def _profile_rows(group: str, profile: tuple[AtRole, ...]) -> Iterator[dict]:
     """Role by role, where either model has more than next to 0."""
     for each in profile:
         if max(abs(estimate.value or 0.0) for estimate in (each.base, each.variant)) >= _SMALLEST:
             yield {"group": group, "role": each.role, "base": printed(each.base), "variant": printed(each.variant)}
 
 
-def _moved_rows(overlap: OverlapResult) -> Iterator[dict]:
+def _moved_rows(overlap: VariantOverlap) -> Iterator[dict]:
     """How alike what the base's groups do and what the variant's own groups do, whichever heads they have."""
     for each in overlap.moved or ():
         row = {"base": each.base, "variant": each.variant}

@@ -63,7 +63,7 @@ def _measured(results: CommonResults, model: str) -> Iterator[Estimate | None]:
     yield faithfulness.get(base, {}).get(model)
     yield faithfulness.get(model, {}).get(model)
     overlap = (part_of(results, OVERLAP) or {}).get(model)
-    whole = [each.jaccard for each in (() if overlap is None else overlap.groups or ()) if each.group == "all groups"]
+    whole = [each.jaccard for each in (() if overlap is None else overlap.groups or ()) if each.group is None]
     jaccard = 1.0 if model == base and base in faithfulness else next(iter(whole), None)
     yield Estimate(jaccard, None, None)
 
