@@ -7,7 +7,7 @@ from typing import Any
 
 from circuitdiff.methods.cross_model import Limits
 from circuitdiff.methods.minimality import MinimalityRule
-from circuitdiff.study.estimates import Estimate, GroupHeads, Share
+from circuitdiff.study.estimates import Estimate, GroupHeads
 from circuitdiff.study.evidence import CircuitEvidence, Noted, Thresholds
 from circuitdiff.study.gains import (
     AttributionResult,

@@ -20,7 +20,6 @@ from helpers.invented_results import (
     changed,
     random_circuits,
     results_of,
-    share,
 )
 from helpers.invented_sections import grafted, mask, no_gain, parts_removed, patch_controls, patched, pruned_circuit
 
