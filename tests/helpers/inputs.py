@@ -22,6 +22,7 @@ from circuitdiff.models.sources import read_outline
 from circuitdiff.sections import preflight
 from circuitdiff.sections.whole_study import read_study
 from circuitdiff.study import plans_of
+from circuitdiff.study.registry import results_bytes
 from circuitdiff.tasks import entity_tracking, read_triples
 from circuitdiff.validation.conformance import STAGES, conformance
 from helpers.invented_results import invented_results
@@ -146,7 +147,7 @@ def _tables(folder: Path, tokenizer: Any) -> Input:
 
 
 def _results(folder: Path) -> Path:
-    return _written(folder, "results.json", cli.json_bytes(invented_results()).decode())
+    return _written(folder, "results.json", results_bytes(invented_results()).decode())
 
 
 def _diff(folder: Path, tokenizer: Any) -> Input:

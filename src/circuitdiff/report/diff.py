@@ -26,9 +26,9 @@ Path = tuple[str, ...]
 Table = tuple[str, tuple[str, ...], Sequence[tuple[str, ...]]]  # title, columns, rows
 
 # The fields that tell rows of a list apart.
-_NAMES = ("name", "kept", "mean_by", "parts", "query", "key", "head", "layer", "queried", "kind", "stage", "measure")
+_NAMES = ("name", "mean_by", "parts", "query", "key", "head", "layer", "queried", "kind", "stage", "measure")
 _NAMES += ("k", "group", "desideratum", "sender", "receiver", "via", "role", "penalty", "seed")
-_NAMES_IF_TEXT = ("base", "variant")  # two groups that are compared; elsewhere they are numbers
+_NAMES_IF_TEXT = ("kept", "base", "variant")  # which heads, or groups, a row is of; elsewhere they are no names
 _BOUNDED = ("value", "cost", "accuracy")  # what stands between "low" and "high"
 _DRAWN = "random"  # parts of a circuit, which are others in every circuit
 _NOT_NUMBERS = set(CommonResults.model_fields)
