@@ -20,7 +20,7 @@ from circuitdiff.finetune.examples import read_examples
 from circuitdiff.finetune.recipes import _all_examples, _heads, read_recipe
 from circuitdiff.models.sources import read_outline
 from circuitdiff.study import preflight
-from circuitdiff.study.registry import read_study
+from circuitdiff.study.registry import read_study, results_bytes
 from circuitdiff.study.runner import refuse
 from circuitdiff.tasks import entity_tracking, read_triples
 from circuitdiff.validation.conformance import STAGES, conformance
@@ -145,7 +145,7 @@ def _tables(folder: Path, tokenizer: Any) -> Input:
 
 
 def _results(folder: Path) -> Path:
-    return _written(folder, "results.json", cli.json_bytes(invented_results()).decode())
+    return _written(folder, "results.json", results_bytes(invented_results()).decode())
 
 
 def _diff(folder: Path, tokenizer: Any) -> Input:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from circuitdiff.report import figures, write_report
-from circuitdiff.report.look import Figure
+from circuitdiff.report.charts import Figure
+from circuitdiff.study.results import CommonResults
 from helpers.invented_results import invented_results
 
 
 @pytest.fixture
-def results() -> dict:
+def results() -> CommonResults:
     return invented_results()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from circuitdiff.report.look import circuit_key, stage_key
 from helpers.invented_results import OURS
 
 BROWSER = shutil.which("chromium")
@@ -62,8 +61,8 @@ def test_every_figure_is_drawn_and_the_console_is_silent(page, drawn, tmp_path):
     by_key = dict(zip(drawn, places.values(), strict=True))
     assert n_marks(by_key["accuracy_by_queried"], "symbol") == 2  # the third item was not measured
     # 13 measured cells, 2 grey ones, 2 outlines of heads that help and 1 of a head that hurts
-    assert n_marks(by_key[stage_key(OURS, 1, "value_fetcher")], "rect") == 13 + 2 + 2 + 1
-    assert n_marks(by_key[circuit_key(OURS)], "symbol") == 6 + 4  # heads, and arrows of 4 links
+    assert n_marks(by_key[f"effects/{OURS}/1 value_fetcher"], "rect") == 13 + 2 + 2 + 1
+    assert n_marks(by_key[f"circuit/{OURS}"], "symbol") == 6 + 4  # heads, and arrows of 4 links
     assert "&lt;the&gt;" in dom
 
 

@@ -2,62 +2,78 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from circuitdiff.report import figures
-from circuitdiff.report.look import circuit_key, random_key, stage_key
-from helpers.invented_results import MODEL, OURS, PAPER
+from circuitdiff.study.estimates import GroupHeads, Share
+from circuitdiff.study.sections.accuracy import Accuracy, QueriedShare
+from helpers.invented_results import (
+    EXAMPLE,
+    MODEL,
+    OURS,
+    PAPER,
+    accuracy,
+    around,
+    cell,
+    changed,
+    data_of,
+    random_circuits,
+    results_of,
+    rows_with,
+)
+
+FIRST = f"effects/{OURS}/1 value_fetcher"
+CIRCUIT, RANDOM = f"circuit/{OURS}", f"random/{OURS}/{MODEL}"
 
 
-def rows_with(figure, *columns: str) -> list[dict]:
-    """The one data set of `figure` that has `columns`."""
-    found = [rows for rows in figure.to_dict()["datasets"].values() if rows and set(columns) <= set(rows[0])]
-    assert len(found) == 1
-    return found[0]
+def with_stages(results, *stages, groups=None):
+    ours = results.discovery[OURS]
+    found = replace(ours, stages=stages or ours.stages, groups=groups or ours.groups)
+    return changed(results, accuracy=None, faithfulness=None, discovery={OURS: found})
 
 
 def test_there_is_a_figure_for_every_section_that_has_numbers(drawn):
     assert list(drawn) == [
         "accuracy_by_queried",
-        circuit_key(OURS),
-        stage_key(OURS, 1, "value_fetcher"),
-        stage_key(OURS, 2, "position_transmitter"),
-        stage_key(OURS, 3, "position_detector"),
-        stage_key(OURS, 4, "structure_reader"),
-        random_key(OURS, MODEL),
-        circuit_key(PAPER),
-        stage_key(PAPER, 1, "value_fetcher"),
+        RANDOM,
+        CIRCUIT,
+        FIRST,
+        f"effects/{OURS}/2 position_transmitter",
+        f"effects/{OURS}/3 position_detector",
+        f"effects/{OURS}/4 structure_reader",
+        f"circuit/{PAPER}",
+        f"effects/{PAPER}/1 value_fetcher",
     ]
 
 
 def test_no_results_have_no_figures():
-    assert figures({}) == {}
+    assert figures(results_of()) == {}
 
 
 def test_a_heat_map_has_every_effect_unrounded_at_its_own_head(drawn):
-    rows = {row["head"]: row for row in rows_with(drawn[stage_key(OURS, 1, "value_fetcher")], "effect")}
+    rows = {row["head"]: row for row in rows_with(drawn[FIRST], "value", "status")}
     assert len(rows) == 15
-    assert rows["4.0"]["effect"] == 1 / 48
-    assert rows["3.0"]["effect"] == -1.25
+    assert rows["4.0"]["value"] == 1 / 48
+    assert rows["3.0"]["value"] == -1.25
     assert (rows["1.1"]["low"], rows["1.1"]["high"]) == (-0.3125, -0.1875)
     assert (rows["1.2"]["layer"], rows["1.2"]["index"]) == (1, 2)
 
 
 def test_a_heat_map_tells_selected_hurting_unmeasured_and_noise_apart(drawn):
-    rows = rows_with(drawn[stage_key(OURS, 1, "value_fetcher")], "effect")
+    rows = rows_with(drawn[FIRST], "value", "status")
     status = {row["head"]: row["status"] for row in rows}
     assert status["3.0"] == status["4.1"] == "selected: the head helps"
     assert status["4.2"] == "selected: the head hurts"
-    assert status["1.0"] == status["2.1"] == "not measured"  # None and NaN
+    assert status["1.0"] == status["2.1"] == "not measured"
     assert status["3.2"] == "below the noise floor"
     assert status["2.2"] == "not selected"
 
 
 def test_effect_colours_are_symmetric_about_zero_and_blue_where_the_head_helps(drawn):
-    spec = drawn[stage_key(OURS, 1, "value_fetcher")].to_dict()
+    spec = drawn[FIRST].to_dict()
     scales = [layer["encoding"]["color"]["scale"] for layer in spec["layer"] if "color" in layer["encoding"]]
     assert len(scales) == 1
     assert scales[0]["domain"] == [-1.25, 0, 1.25]
@@ -67,17 +83,17 @@ def test_effect_colours_are_symmetric_about_zero_and_blue_where_the_head_helps(d
 
 
 def test_a_stage_without_any_number_has_no_colour_scale(drawn):
-    spec = drawn[stage_key(PAPER, 1, "value_fetcher")].to_dict()
+    spec = drawn[f"effects/{PAPER}/1 value_fetcher"].to_dict()
     assert not any("color" in layer["encoding"] for layer in spec["layer"])
 
 
 def test_two_stages_of_one_name_are_two_figures(results):
-    stages = results["discovery"][OURS]["stages"][:1] * 2
-    assert len(figures({"discovery": {OURS: {"stages": stages}}})) == 2
+    stage = results.discovery[OURS].stages[0]
+    assert sum(key.startswith("effects") for key in figures(with_stages(results, stage, stage))) == 2
 
 
 def test_heads_stand_over_their_role_and_at_their_layer(drawn):
-    figure = drawn[circuit_key(OURS)]
+    figure = drawn[CIRCUIT]
     columns = rows_with(figure, "token", "left", "right")
     dots = rows_with(figure, "head", "group")
     assert {dot["head"] for dot in dots} == {"3.0", "4.1", "2.2", "1.1", "1.0", "0.2"}  # 4.0 has no place
@@ -89,12 +105,12 @@ def test_heads_stand_over_their_role_and_at_their_layer(drawn):
 
 
 def test_a_group_without_a_place_in_the_prompt_is_named_as_not_drawn(drawn):
-    subtitle = drawn[circuit_key(OURS)].to_dict()["title"]["subtitle"]
+    subtitle = drawn[CIRCUIT].to_dict()["title"]["subtitle"]
     assert subtitle[-1] == "not drawn, having no head or no place in this prompt: backup"
 
 
 def test_columns_carry_the_prompts_tokens_in_order(drawn):
-    columns = rows_with(drawn[circuit_key(OURS)], "token", "left", "right")
+    columns = rows_with(drawn[CIRCUIT], "token", "left", "right")
     assert [column["token"] for column in columns[:3]] == ["The", "apple", "is"]
     assert [column["token"] for column in columns[6:8]] == [",", "↵"]
     edges = [(column["left"], column["right"]) for column in columns]
@@ -102,12 +118,12 @@ def test_columns_carry_the_prompts_tokens_in_order(drawn):
 
 
 def test_roles_that_no_group_uses_are_not_labelled(drawn):
-    columns = rows_with(drawn[circuit_key(OURS)], "token", "left", "right")
+    columns = rows_with(drawn[CIRCUIT], "token", "left", "right")
     assert {column["role"] for column in columns} == {"", "last", "query_label", "previous_query_label"}
 
 
 def test_a_link_leads_from_senders_to_receivers(drawn):
-    figure = drawn[circuit_key(OURS)]
+    figure = drawn[CIRCUIT]
     dots, path = rows_with(figure, "head", "group"), rows_with(figure, "order")
     detector = [row for row in path if row["group"] == "position_detector"]
     assert (detector[0]["y"], detector[-1]["y"]) == (1, 2)
@@ -119,16 +135,17 @@ def test_a_link_leads_from_senders_to_receivers(drawn):
 
 
 def test_two_roles_at_one_token_keep_their_heads_apart(results):
-    results["example"]["roles"]["also_last"] = 11
-    results["circuits"][OURS]["groups"]["backup"] = {"at": "also_last", "heads": [[3, 2]]}
-    dots = rows_with(figures(results)[circuit_key(OURS)], "head", "group")
+    groups = results.discovery[OURS].groups | {"backup": GroupHeads("also_last", ((3, 2),))}
+    example = replace(EXAMPLE, roles=EXAMPLE.roles | {"also_last": 11})
+    results = changed(with_stages(results, groups=groups), example=example)
+    dots = rows_with(figures(results)[CIRCUIT], "head", "group")
     assert len({(dot["x"], dot["y"]) for dot in dots}) == len(dots) == 7
 
 
 def test_a_long_prompt_is_cut_to_the_tokens_near_its_roles(results):
-    results["example"]["tokens"] = [f"t{i}" for i in range(500)]
-    results["example"]["roles"] = {"last": 499, "query_label": 250, "previous_query_label": 100}
-    columns = rows_with(figures(results)[circuit_key(OURS)], "token", "left", "right")
+    roles = {"last": 499, "query_label": 250, "previous_query_label": 100}
+    example = replace(EXAMPLE, tokens=tuple(f"t{i}" for i in range(500)), roles=roles)
+    columns = rows_with(figures(changed(with_stages(results), example=example))[CIRCUIT], "token", "left", "right")
     texts = [column["token"] for column in columns]
     assert texts[:6] == ["t0", "t1", "t2", "t3", "…", "t97"]
     assert texts[-5:] == ["…", "t496", "t497", "t498", "t499"]
@@ -136,16 +153,16 @@ def test_a_long_prompt_is_cut_to_the_tokens_near_its_roles(results):
 
 
 def test_random_circuits_stand_beside_the_real_one(drawn):
-    figure = drawn[random_key(OURS, MODEL)]
+    figure = drawn[RANDOM]
     bars, rules = figure.to_dict()["datasets"].values()
     assert [row["accuracy"] for row in bars] == [i / 128 for i in range(100)]
     assert rules[0] == {"what": "this circuit: 0.656", "accuracy": 0.65625}
     assert [row["accuracy"] for row in rules] == [0.65625, 0.71875, 0.125, 0.6875]
 
 
-def test_the_real_circuit_stands_among_random_ones_as_measured_on_their_prompts(results):
-    results["random"][OURS][MODEL] |= {"circuit": 0.25, "n_prompts": 16}
-    figure = figures({name: results[name] for name in ("random", "faithfulness")})[random_key(OURS, MODEL)]
+def test_the_real_circuit_stands_among_random_ones_as_measured_on_their_prompts():
+    found = cell(0.9, model_accuracy=Share(0.71875, 0.6, 0.81, 46, 64), random=random_circuits(0.25, (0.125, 0.5), 16))
+    figure = figures(results_of(faithfulness={OURS: {MODEL: found}}))[RANDOM]
     assert [row["what"] for row in rows_with(figure, "what")] == [
         "this circuit: 0.250",
         "whole model, all 64 prompts: 0.719",
@@ -164,13 +181,13 @@ def test_accuracy_by_queried_item_keeps_a_gap_a_gap(drawn):
 
 def test_a_models_own_circuit_stands_beside_it_by_queried_item(results):
     """A main circuit goes by its model's name; other circuits, and other models, are left out."""
-    points = [{"queried": 0, "value": 0.5, "low": 0.25, "high": 0.75, "hits": 4, "n": 8}]
-    answers = {"circuit_answers": {"accuracy_by_queried": points}}
-    results["models"]["tuned"] = {"accuracy_by_queried": points}
-    given = {
-        "models": results["models"],
-        "faithfulness": {MODEL: {MODEL: answers, "tuned": answers}, "x": {MODEL: answers}},
-    }
+    point = QueriedShare(0.5, 0.25, 0.75, 4, 8, 0)
+    answers = Accuracy(accuracy(0.5).accuracy, around(1.0), (point,), ())
+    alone = cell(0.5, circuit_answers=answers)
+    given = results_of(
+        accuracy=results.accuracy | {"tuned": answers},
+        faithfulness={MODEL: {MODEL: alone, "tuned": alone}, "x": {MODEL: alone}},
+    )
     figure = figures(given)["accuracy_by_queried"]
     rows = rows_with(figure, "queried")
     assert [(row["model"], row["what"], row["queried"]) for row in rows] == [
@@ -185,13 +202,22 @@ def test_a_models_own_circuit_stands_beside_it_by_queried_item(results):
     assert len(offsets) == len(set(offsets)) == 3
 
 
-def test_specs_are_strict_json_although_the_results_have_nan(drawn):
+def test_specs_are_strict_json(drawn):
     for figure in drawn.values():
-        json.dumps(figure.to_dict(), allow_nan=False)
+        assert data_of(figure) or figure.to_dict()["datasets"]
 
 
 def test_a_model_of_eighty_layers_of_sixty_four_heads_is_drawn(results):
-    results["discovery"][OURS]["stages"][0] |= {"effects": [[0.5] * 64] * 80, "low": None, "high": None}
-    stages = results["discovery"][OURS]["stages"][:1]
-    figure = figures({"discovery": {OURS: {"stages": stages}}})[stage_key(OURS, 1, "value_fetcher")]
-    assert len(rows_with(figure, "effect")) == 80 * 64
+    values = ((0.5,) * 64,) * 80
+    stage = replace(results.discovery[OURS].stages[0], effects=values, low=values, high=values)
+    assert len(rows_with(figures(with_stages(results, stage))[FIRST], "value", "status")) == 80 * 64
+
+
+def test_every_circuit_stands_in_every_model_where_there_is_more_than_one():
+    cells = {MODEL: cell(0.75), "tuned": cell(None, note="the model scores 0")}
+    rows = rows_with(figures(results_of(faithfulness={OURS: cells}))["matrix"], "circuit", "model")
+    assert [(row["model"], row["value"], row["short"], row["note"]) for row in rows] == [
+        (MODEL, 0.75, "0.750", ""),
+        ("tuned", None, "–", "the model scores 0"),
+    ]
+    assert "matrix" not in figures(results_of(faithfulness={OURS: {MODEL: cell(0.75)}}))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from circuitdiff.report import write_report
-from helpers.invented_results import OURS
+from circuitdiff.errors import InputError
+from circuitdiff.report import report_page, write_report
+from circuitdiff.study.estimates import GroupHeads
+from circuitdiff.study.sections.discovery import FoundCircuit
+from helpers.invented_results import EXAMPLE, MODEL, changed, results_of
 
 
 class Page(HTMLParser):
@@ -52,8 +56,8 @@ def test_the_page_shows_what_the_results_say(text):
         "accuracy, every head ablated 0.125 0.060 to 0.220 8 / 64",
         "accuracy, all heads at the circuit's roles 0.688",
         "accuracy, mean of the random circuits 0.221",
-        "circuit, slot means 0.656 0.530 to 0.760 42 / 64 – – –",
-        "circuit, kind means address taken out 0.219 0.130 to 0.330 14 / 64 0.304 0.170 to 0.460 −1.500",
+        "circuit, slot means 0.656 0.530 to 0.760 42 / 64 – –",
+        "circuit, kind means 0.219 0.130 to 0.330 14 / 64 0.304 (0.170 to 0.460) −1.500 (−1.750 to −1.250) the segment's",
         "position_detector query_label 2 1.1, 1.0",
         "37 prompts · noise floor 2.5e−06 rule: max-T at 0.05, |effect| > 0.1",
         "3.0 −1.250 −1.312 to −1.188",
@@ -68,7 +72,7 @@ def test_the_page_shows_what_the_results_say(text):
 
 
 def test_a_failed_check_stands_above_the_summary_in_the_failed_style(html):
-    assert html.index('class="alarm failed"') < html.index('id="summary"')
+    assert html.index('class="alarm failed"') < html.index("answers 46 of 64")
     assert html.count('<tr class="failed">') == 1
 
 
@@ -78,9 +82,9 @@ def test_nothing_from_the_results_becomes_markup(html):
     assert "<b>&co" not in html
 
 
-def test_text_in_a_figure_cannot_end_its_script(results, tmp_path):
-    results["example"]["tokens"][1] = "</script><script>alert(1)</script>"
-    html = write_report(results, tmp_path / "report.html").read_text(encoding="utf-8")
+def test_text_in_a_figure_cannot_end_its_script(results):
+    tokens = ("The", "</script><script>alert(1)</script>", *EXAMPLE.tokens[2:])
+    html = report_page(changed(results, example=replace(EXAMPLE, tokens=tokens), faithfulness=None))
     assert "alert(1)" in html
     assert "<script>alert" not in html
 
@@ -104,25 +108,26 @@ def test_the_charting_code_is_embedded_once(html):
     assert html.count("window.vegaEmbed") == 1
 
 
-def test_a_missing_section_is_left_out(results, tmp_path):
-    results = {name: results[name] for name in ("study", "faithfulness", "checks", "models")}  # the quick ones to draw
-    heading = {"faithfulness": "How much of it", "checks": "Self-checks", "models": "How well the models"}
+def test_a_missing_section_is_left_out(results):
+    results = changed(results, discovery=None, warnings=())  # the others are quick to draw
+    heading = {"faithfulness": "How much of it", "checks": "Self-checks", "accuracy": "How well the models"}
     for section, words in heading.items():
-        rest = {name: part for name, part in results.items() if name != section}
-        text = Page(write_report(rest, tmp_path / "report.html").read_text(encoding="utf-8")).text
+        empty = {"checks": ()} if section == "checks" else {section: None}
+        rest = changed(results, **empty | ({"models": {}} if section == "accuracy" else {}))
+        text = Page(report_page(rest)).text
         assert words not in text
         assert all(other in text for name, other in heading.items() if name != section)
 
 
-def test_circuits_without_an_example_models_or_numbers_make_a_page(results, tmp_path):
-    page = write_report({"circuits": results["circuits"]}, tmp_path / "report.html").read_text(encoding="utf-8")
+def test_circuits_without_an_example_models_or_numbers_make_a_page():
+    circuit = FoundCircuit(MODEL, None, None, {"fetcher": GroupHeads("last", ((3, 0), (4, 1)))}, ())
+    page = report_page(results_of(discovery={"mine": circuit}))
     assert "3.0, 4.1" in page
     assert 'class="drawing"' not in page
 
 
-def test_empty_results_make_a_page(tmp_path):
-    page = Page(write_report({}, tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "How to repeat this" in page.text
+def test_results_without_any_section_make_a_page():
+    assert "How to repeat this" in Page(report_page(results_of())).text
 
 
 def test_only_roles_in_use_are_marked_in_the_prompt(html):
@@ -136,11 +141,8 @@ def test_the_same_results_give_the_same_bytes(results, page, tmp_path):
     assert list(tmp_path.iterdir()) == [again]
 
 
-def test_a_report_that_fails_leaves_the_old_one_whole(results, tmp_path):
-    path = tmp_path / "report.html"
-    path.write_text("old")
-    results["circuits"][OURS]["groups"]["value_fetcher"] = {"at": "last"}
-    with pytest.raises(ValueError, match=rf"circuit \"{OURS}\" in the results is not a circuit"):
-        write_report(results, path)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_report_that_cannot_be_written_is_refused(results, tmp_path):
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(InputError, match=r"report\.html"):
+        write_report(results_of(), tmp_path / "report.html")
+    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]

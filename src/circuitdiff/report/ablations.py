@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import altair as alt
 
-from circuitdiff.report.look import CATEGORIES, MUTED, Figure, finish, inline
-from circuitdiff.report.numbers import finite, interval, number
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
+from circuitdiff.report.numbers import printed
+from circuitdiff.report.parts import Part, Table
+from circuitdiff.study.registry import part_of
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections.ablations import SECTION, AblationScores, UnderAblation
 
-ABLATIONS = {
+_ABLATIONS = {
     "mean_by_slot": "mean of the slot",
     "mean_by_kind": "mean of the kind of slot",
     "mean_by_kind_every_segment": "mean of the kind of slot, heads kept at every segment",
@@ -15,74 +22,66 @@ ABLATIONS = {
     "zero": "zero",
     "zero_every_segment": "zero, heads kept at every segment",
 }
-QUANTITIES = {"accuracy": "accuracy", "probability": "probability", "logit_difference": "logit difference"}
-_COLUMNS = ("circuit", "model", "ablated", "ratio", "normalised")
+_QUANTITIES = {"accuracy": "accuracy", "probability": "probability", "logit_difference": "logit difference"}
+_COLUMNS = {
+    "circuit": "circuit",
+    "model": "model",
+    "ablated": "all ablated",
+    "ratio": "ratio",
+    "normalised": "normalised",
+}
+_UNIT = "share of the model's score that the circuit has"
 
 
-def ablations_key(circuit: str, model: str) -> str:
-    return f"ablations/{circuit}/{model}"
-
-
-def ablations_figures(results: dict) -> dict[str, Figure]:
-    """One figure per circuit and model."""
-    return {
-        ablations_key(circuit, model): normalised_dots(f"Ablations: {circuit} in {model}", entry)
-        for circuit, models in (results.get("ablations") or {}).items()
-        for model, entry in models.items()
-        if ablation_rows(entry)
-    }
-
-
-def ablation_rows(entry: dict) -> list[dict]:
-    """The table: one row per ablation and quantity, each number printed with its interval."""
-    return [
-        {"ablation": said, "quantity": called}
-        | {column: _printed(scores.get(column)) for column in _COLUMNS}
-        | _notes(scores)
-        for name, said in ABLATIONS.items()
-        for quantity, called in QUANTITIES.items()
-        if (scores := (entry.get(name) or {}).get(quantity))
+def view(results: CommonResults) -> Part:
+    cells = [
+        (circuit, model, each)
+        for circuit, models in (part_of(results, SECTION) or {}).items()
+        for model, each in models.items()
+        if each
     ]
-
-
-def _printed(estimate: object) -> str:
-    value = estimate.get("value") if isinstance(estimate, dict) else None
-    return number(value) if finite(value) is None else f"{number(value)} ({interval(estimate)})"
-
-
-def _notes(scores: dict) -> dict:
-    """Why a ratio is undefined."""
-    notes = [(scores.get(ratio) or {}).get("note") for ratio in ("ratio", "normalised")]
-    return {"note": "; ".join(dict.fromkeys(note for note in notes if note))}
-
-
-def normalised_dots(title: str, entry: dict) -> Figure:
-    """(circuit - ablated) / (model - ablated): 0 is no better than ablating everything, 1 is the model."""
-    rows = _dots(entry)
-    present = list(dict.fromkeys(row["quantity"] for row in rows))
-    base = alt.Chart(inline(rows)).encode(
-        y=alt.Y("ablation:N", sort=None, title="the rest replaced by"),
-        yOffset=alt.YOffset("quantity:N", sort=present),
-        color=alt.Color(
-            "quantity:N", sort=None, title=None, scale=alt.Scale(domain=present, range=list(CATEGORIES[: len(present)]))
-        ),
-        tooltip=["ablation:N", "quantity:N", "printed:N"],
+    columns = {"ablation": "all else is", "quantity": "measured by"} | _COLUMNS | {"note": ""}
+    return Part(
+        "Faithfulness under other ablations",
+        "What all heads outside the circuit are replaced with decides the result. Means of a kind of slot and zeros "
+        "are the same in all segments: heads kept at the queried one alone mark it, and so the answer.",
+        figures={
+            f"ablations/{circuit}/{model}": _dots(f"Ablations: {circuit} in {model}", each)
+            for circuit, model, each in cells
+        },
+        tables=[Table(f"{circuit} in {model}", columns, list(ablation_rows(each))) for circuit, model, each in cells],
     )
-    unit = "share of the model's score that the circuit has"
-    x = alt.X("value:Q", title=unit)
-    ends = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=unit), x2="high:Q")
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(x=x)
-    marks = alt.Chart(inline([{"value": 0}, {"value": 1}])).mark_rule(color=MUTED, strokeDash=[4, 3]).encode(x=x)
+
+
+def _scores(ablations: dict[str, UnderAblation]) -> Iterator[tuple[dict, AblationScores]]:
+    """By ablation and quantity, with both in words."""
+    for name, ablation in _ABLATIONS.items():
+        for field, quantity in _QUANTITIES.items() if name in ablations else ():
+            yield {"ablation": ablation, "quantity": quantity}, getattr(ablations[name], field)
+
+
+def ablation_rows(ablations: dict[str, UnderAblation]) -> Iterator[dict]:
+    """One row per ablation and quantity, each number with its interval."""
+    for row, scores in _scores(ablations):
+        notes = dict.fromkeys(ratio.note for ratio in (scores.ratio, scores.normalised) if ratio.note)
+        numbers = {column: printed(getattr(scores, column)) for column in _COLUMNS}
+        yield row | numbers | {"note": "; ".join(notes)}  # why a ratio is undefined
+
+
+def _dots(title: str, ablations: dict[str, UnderAblation]) -> Figure:
+    """(circuit - ablated) / (model - ablated): 0 is no better than ablating everything, 1 is the model."""
+    rows = [row | charts.bounds(scores.normalised) for row, scores in _scores(ablations)]
+    base = alt.Chart(charts.inline(rows)).encode(
+        y=charts.names_along("y", rows, "ablation", "the rest replaced by"),
+        yOffset=charts.side_by_side("y", rows, "quantity"),
+        color=charts.colour("quantity", charts.distinct(rows, "quantity")),
+        tooltip=charts.tips(ablation="the rest replaced by", quantity="measured by", printed="normalised"),
+    )
+    layers = [
+        *charts.dashed("x", 0.0, _UNIT),
+        *charts.dashed("x", 1.0, _UNIT),
+        charts.intervals(base, "x", _UNIT, strokeWidth=2),
+        charts.points(base, "x", _UNIT),
+    ]
     subtitle = ["0: no better than with everything ablated; 1: as the model", "with 95 % intervals"]
-    return finish([marks, ends, points], title, subtitle, width=420, height=alt.Step(18))
-
-
-def _dots(entry: dict) -> list[dict]:
-    rows = []
-    for name, said in ABLATIONS.items():
-        for quantity, called in QUANTITIES.items():
-            found = ((entry.get(name) or {}).get(quantity) or {}).get("normalised")
-            if found:
-                bounds = {key: finite(found.get(key)) for key in ("value", "low", "high")}
-                rows.append({"ablation": said, "quantity": called, "printed": _printed(found)} | bounds)
-    return rows
+    return charts.finish(layers, title, subtitle, width=420, height=alt.Step(18))

@@ -1,4 +1,4 @@
-"""Two figures of accuracies: by queried item, and of a circuit among random ones."""
+"""How well the models do the task, by queried item, and what is answered instead."""
 
 from __future__ import annotations
 
@@ -6,120 +6,89 @@ from collections.abc import Iterator
 
 import altair as alt
 
-from circuitdiff.report.look import CATEGORIES, INK, MUTED, Figure, finish, inline
-from circuitdiff.report.numbers import finite, hits, interval, number
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
+from circuitdiff.report.numbers import hits, interval, number, printed
+from circuitdiff.report.parts import Part, Table, anchor
+from circuitdiff.study.registry import part_of
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections.accuracy import SECTION, Accuracy
+from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
 
-TENTHS = alt.Axis(values=[i / 10 for i in range(11)], format=".1f", labelAngle=0)
-BIN = 0.02  # width of a bar of accuracies
-
-
+_KINDS = {
+    "before": "the one listed before it",
+    "after": "the one listed after it",
+    "other": "another listed one",
+    "none": "none of those listed",
+}
 _WHOLE, _ALONE = "the whole model", "its own circuit alone"
 
 
-def by_queried(results: dict) -> Figure | None:
-    """Accuracy by the item asked for, with 95 % intervals; None if nobody measured it.
-
-    Of each model, and of its own main circuit, which goes by the model's name.
-    """
+def view(results: CommonResults) -> Part:
     rows = list(_queried_rows(results))
-    if not rows:
-        return None
-    names, runs = (list(dict.fromkeys(row[key] for row in rows)) for key in ("model", "run"))
-    kinds = [kind for kind in (_WHOLE, _ALONE) if any(row["what"] == kind for row in rows)]
-    base = alt.Chart(inline(rows)).encode(
+    return Part(
+        "How well the models do the task",
+        figures={"accuracy_by_queried": _by_queried(rows)} if rows else {},
+        tables=[_models(results), _answers(results)],
+    )
+
+
+def _models(results: CommonResults) -> Table:
+    columns = {"model": "model", "accuracy": "accuracy", "interval": "95 % interval", "hits": "hits / prompts"}
+    columns |= {"size": "layers × heads", "source": "source"}
+    rows = []
+    for name, model in results.models.items():
+        answers = (part_of(results, SECTION) or {}).get(name)
+        share = None if answers is None else answers.accuracy
+        accuracy = {"accuracy": number(None if share is None else share.value), "interval": interval(share)}
+        size = f"{model.n_layers} × {model.n_heads}"
+        source = " + ".join([model.source, *model.adapters])
+        rows.append({"model": name, "hits": hits(share), "size": size, "source": source} | accuracy)
+    return Table("", columns, rows, [anchor("accuracy")], numeric=("accuracy", "interval", "hits", "size"))
+
+
+def _answers(results: CommonResults) -> Table:
+    """What is answered: one row per model, then per circuit in a model; shares of all prompts by kind."""
+    answers = dict(part_of(results, SECTION) or {})
+    for circuit, models in (part_of(results, FAITHFULNESS) or {}).items():
+        answers |= {f"circuit {circuit} in {model}": each.circuit_answers for model, each in models.items()}
+    kinds = list(dict.fromkeys(error.kind for each in answers.values() for error in each.errors))
+    rows = [
+        {"what": what, "right": printed(each.accuracy)} | {error.kind: printed(error) for error in each.errors}
+        for what, each in answers.items()
+        if each.errors
+    ]
+    note = "By what was asked for: it, its neighbours in the list, another, or none of those listed."
+    columns = {"what": "", "right": "right"} | {kind: _KINDS[kind] for kind in kinds}
+    title = "What models and circuits answer instead: shares of all evaluation prompts"
+    return Table(title, columns, rows, note=note)
+
+
+def _queried_rows(results: CommonResults) -> Iterator[dict]:
+    """Of each model, and of its own main circuit, which goes by the model's name."""
+    faithfulness = part_of(results, FAITHFULNESS) or {}
+    for name, model in (part_of(results, SECTION) or {}).items():
+        own = faithfulness.get(name, {}).get(name)
+        answers: dict[str, Accuracy] = {_WHOLE: model} | ({} if own is None else {_ALONE: own.circuit_answers})
+        for what, each in answers.items():
+            for point in each.accuracy_by_queried:
+                row = {"model": name, "what": what, "run": f"{name}, {what}", "queried": point.queried}
+                yield row | charts.bounds(point) | {"hits": hits(point)}
+
+
+def _by_queried(rows: list[dict]) -> Figure:
+    """Accuracy by the item asked for, with 95 % intervals."""
+    kinds = charts.distinct(rows, "what")
+    base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("queried:O", title="index of the queried item, from zero", axis=alt.Axis(labelAngle=0)),
-        xOffset=alt.XOffset("run:N", sort=runs),
-        color=alt.Color("model:N", sort=names, scale=alt.Scale(domain=names, range=CATEGORIES), title="model"),
-        tooltip=["model:N", "what:N", "queried:O", "accuracy:N", "interval:N", "hits:N"],
+        xOffset=charts.side_by_side("x", rows, "run"),
+        color=charts.colour("model", charts.distinct(rows, "model"), "model"),
+        tooltip=charts.tips(model="model", what="", queried="queried", printed="accuracy", hits="hits"),
     )
     shape = alt.Shape("what:N", sort=kinds, title=None, scale=alt.Scale(domain=kinds, range=["circle", "diamond"]))
-    points = base.mark_point(filled=True, size=60, opacity=1).encode(y=_accuracy_axis("value:Q"), shape=shape)
-    bars = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q")
+    layers = [
+        charts.intervals(base, "y", "accuracy", charts.UNIT, strokeWidth=2),
+        charts.points(base, "y", "accuracy", charts.UNIT, shape=shape),
+    ]
     width = min(720, max(420, 10 * len(rows)))
-    return finish([bars, points], "Accuracy by queried item", ["with 95 % intervals"], width=width, height=220)
-
-
-def _queried_rows(results: dict) -> Iterator[dict]:
-    faithfulness = results.get("faithfulness") or {}
-    for name, model in (results.get("models") or {}).items():
-        own = ((faithfulness.get(name) or {}).get(name) or {}).get("circuit_answers") or {}
-        for what, entry in ((_WHOLE, model), (_ALONE, own)):
-            for point in entry.get("accuracy_by_queried") or []:
-                yield {"what": what, "run": f"{name}, {what}"} | _queried_row(name, point)
-
-
-def _queried_row(model: str, point: dict) -> dict:
-    return {
-        "model": model,
-        "queried": point["queried"],
-        **{key: finite(point.get(key)) for key in ("value", "low", "high")},
-        "accuracy": number(point.get("value")),
-        "interval": interval(point),
-        "hits": hits(point),
-    }
-
-
-def _accuracy_axis(field: str) -> alt.Y:
-    return alt.Y(field, title="accuracy", scale=alt.Scale(domain=[0, 1]))
-
-
-def error_rows(results: dict) -> list[dict]:
-    """What is answered: one row per model, then per circuit in a model; shares of all prompts by kind."""
-    rows = [_answered(f"{name}", model) for name, model in (results.get("models") or {}).items()]
-    rows += [
-        _answered(f"circuit {circuit} in {model}", found.get("circuit_answers") or {})
-        for circuit, models in (results.get("faithfulness") or {}).items()
-        for model, found in models.items()
-    ]
-    return [row for row in rows if len(row) > _TITLES]
-
-
-def error_kinds(results: dict) -> list[str]:
-    """The kinds of wrong answers that were counted."""
-    found = (model.get("errors") or [] for model in (results.get("models") or {}).values())
-    return list(dict.fromkeys(error["kind"] for errors in found for error in errors))
-
-
-_TITLES = 2  # columns of a row that are no kind of error
-
-
-def _answered(what: str, entry: dict) -> dict:
-    shares = {error["kind"]: f"{number(error.get('value'))} ({interval(error)})" for error in entry.get("errors") or []}
-    right = entry.get("accuracy") or {}
-    return {"what": what, "right": f"{number(right.get('value'))} ({interval(right)})"} | shares
-
-
-def among_random(
-    title: str,
-    accuracies: list[float],
-    references: dict[str, object],
-    n_prompts: int | None,
-    drawn: str = "random circuits",
-) -> Figure:
-    """How random circuits score, with `references` (the real one, the whole model, ...) as rules."""
-    bars = (
-        alt.Chart(inline([{"accuracy": accuracy} for accuracy in accuracies]))
-        .mark_bar(color="#b9b9b4")
-        .encode(
-            x=alt.X("accuracy:Q", bin=alt.Bin(step=BIN, extent=[0, 1]), title="accuracy", axis=TENTHS),
-            y=alt.Y("count():Q", title=drawn, axis=alt.Axis(tickMinStep=1)),
-            tooltip=[alt.Tooltip("count():Q", title=drawn)],
-        )
-    )
-    rows = [
-        {"what": f"{what}: {number(value)}", "accuracy": finite(value)}
-        for what, value in references.items()
-        if finite(value) is not None
-    ]
-    colour = alt.Color(
-        "what:N",
-        sort=None,
-        title=None,
-        scale=alt.Scale(domain=[row["what"] for row in rows], range=[CATEGORIES[5], CATEGORIES[0], MUTED, INK]),
-        legend=alt.Legend(orient="bottom", direction="vertical", symbolType="stroke"),
-    )
-    rules = alt.Chart(inline(rows)).mark_rule(strokeWidth=2.5)
-    rules = rules.encode(x=alt.X("accuracy:Q", title="accuracy"), color=colour, tooltip=["what:N"])
-    layers = [bars, rules] if rows else [bars]
-    prompts = "" if n_prompts is None else f" on {n_prompts} prompts"
-    return finish(layers, title, [f"{len(accuracies)} {drawn}{prompts}"], width=420, height=150)
+    return charts.finish(layers, "Accuracy by queried item", ["with 95 % intervals"], width=width, height=220)

@@ -6,47 +6,36 @@ not compared: nothing says how far they would move by themselves. One that is un
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
-from circuitdiff.circuit import Circuit, Head
+from circuitdiff.circuit import Head
+from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError
+from circuitdiff.report.numbers import heads
+from circuitdiff.study.estimates import Number
+from circuitdiff.study.gains import Credit
+from circuitdiff.study.registry import part_of, results_bytes
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections import cross_model, discovery, graft, verdict
+from circuitdiff.study.sections.discovery import Sweep
 
 Path = tuple[str, ...]
-Results = Mapping[str, Any]
 Table = tuple[str, tuple[str, ...], Sequence[tuple[str, ...]]]  # title, columns, rows
 
-_NAMES = (
-    "name",
-    "row",
-    "parts",
-    "query",
-    "key",
-    "head",
-    "layer",
-    "queried",
-    "claim",
-    "stage",
-    "k",
-    "group",
-    "sender",
-    "receiver",
-    "via",
-    "role",
-    "penalty",
-    "seed",
-)  # what tells rows of a list apart
-_BOUNDS = ("value", "low", "high")
-_SHARE = ("share", "share_low", "share_high")  # of a gain, beside what adds to it
+# The fields that tell rows of a list apart.
+_NAMES = ("name", "mean_by", "parts", "query", "key", "head", "layer", "queried", "kind", "stage", "measure")
+_NAMES += ("k", "group", "desideratum", "sender", "receiver", "via", "role", "penalty", "seed")
+_NAMES_IF_TEXT = ("kept", "base", "variant")  # which heads, or groups, a row is of; elsewhere they are no names
 _BOUNDED = ("value", "cost", "accuracy")  # what stands between "low" and "high"
-_NAMES_IF_TEXT = ("base", "variant")  # two groups that are compared; elsewhere they are numbers
 _DRAWN = "random"  # parts of a circuit, which are others in every circuit
-_NOT_NUMBERS = ("study", "versions", "checks", "circuits", "example", "warnings", "matrix")  # the matrix repeats others
+_NOT_NUMBERS = set(CommonResults.model_fields)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Bounds:
     """A number with its interval."""
 
     value: float
@@ -63,8 +52,8 @@ class Moved:
     """A number that both runs have and that differs beyond its intervals."""
 
     where: str
-    first: Estimate
-    second: Estimate
+    first: Bounds
+    second: Bounds
 
 
 @dataclass(frozen=True)
@@ -129,7 +118,7 @@ def diff_tables(found: RunDiff, first: str, second: str) -> list[Table]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Estimate):
+    if isinstance(value, Bounds):
         return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
     return "-" if value is None else str(value)
 
@@ -138,7 +127,7 @@ def _listed(heads: Sequence[str]) -> str:
     return ", ".join(heads) or "none"
 
 
-def paired(first: Results, second: Results, pairs: Sequence[str]) -> Results:
+def paired(first: CommonResults, second: CommonResults, pairs: Sequence[str]) -> CommonResults:
     """The second run's results with models renamed, "FIRST=SECOND" each, so that they stand beside the first run's.
 
     Raises: InputError if a run has no such model, or a model would stand for two.
@@ -146,19 +135,19 @@ def paired(first: Results, second: Results, pairs: Sequence[str]) -> Results:
     names: dict[str, str] = {}
     for pair in pairs:
         old, _, new = pair.partition("=")
-        for run, name, models in (("first", old, _models(first)), ("second", new, _models(second))):
+        for run, name, models in (("first", old, list(first.models)), ("second", new, list(second.models))):
             if name not in models:
                 raise InputError(f"--pair {pair}: the {run} run has no model {name!r}; it has {', '.join(models)}")
         names[new] = old
-    after = [names.get(name, name) for name in _models(second)]
+    after = [names.get(name, name) for name in second.models]
     if twice := next((name for name in after if after.count(name) > 1), None):
         raise InputError(f"--pair: two models of the second run would be called {twice!r}; pair each with another one")
     untouched = ("study", "versions")
-    return {key: value if key in untouched else _renamed(value, names) for key, value in second.items()}
-
-
-def _models(results: Results) -> list[str]:
-    return list(results.get("models") or {})
+    data = {
+        key: value if key in untouched else _renamed(value, names)
+        for key, value in json.loads(results_bytes(second)).items()
+    }
+    return validated(type(second), data, "the second run's results")
 
 
 def _renamed(data: Any, names: Mapping[str, str]) -> Any:
@@ -175,98 +164,101 @@ def _new_name(name: str, names: Mapping[str, str]) -> str:
     return names.get(name) or names.get(model, model) + bracket + plan
 
 
-def diff_runs(first: Results, second: Results) -> RunDiff:
+def diff_runs(first: CommonResults, second: CommonResults) -> RunDiff:
     """Everything that differs between two runs' results, as data.
 
     Gains that were looked for in opposite directions are named, and not compared.
     """
     turned = list(_turned(first, second))
-    first, second = (_without(results, [path for path, *_ in turned]) for results in (first, second))
-    ours, theirs = (dict(_estimates(results)) for results in (first, second))
-    both = {path: (ours[path], theirs[path]) for path in ours if path in theirs}
+    opposite = [path for path, *_ in turned]
+    in_first, in_second = (dict(_numbers_of(results, opposite)) for results in (first, second))
+    both = {path: (in_first[path], in_second[path]) for path in in_first if path in in_second}
     compared = [(path, one, other) for path, (one, other) in both.items() if one and other]
     moved = [
-        Moved(_said(path), one, other)
+        Moved(_joined(path), one, other)
         for path, one, other in compared
         if not one.holds(other.value) and not other.holds(one.value)
     ]
     return RunDiff(
         moved=tuple(sorted(moved, key=lambda each: (-_size(each), each.where))),
         n_compared=len(compared),
-        undefined=tuple(Changed(_said(path), *pair) for path, pair in both.items() if sum(map(bool, pair)) == 1),
+        undefined=tuple(Changed(_joined(path), *pair) for path, pair in both.items() if sum(map(bool, pair)) == 1),
         heads=tuple(_heads(first, second)),
         answers=(
             *_changed(_answers(first), _answers(second)),
-            *(Changed(_said((*path, "recipient")), ours, theirs) for path, ours, theirs in turned),
+            *(Changed(_joined((*path, "recipient")), *recipients) for path, *recipients in turned),
         ),
         checks=tuple(_changed(_checks(first), _checks(second), both=True)),
         settings=tuple(_changed(_settings(first), _settings(second))),
-        only_first=_only(ours, theirs),
-        only_second=_only(theirs, ours),
+        only_first=_only(in_first, in_second),
+        only_second=_only(in_second, in_first),
     )
 
 
-def _turned(first: Results, second: Results) -> Iterator[tuple[Path, str, str]]:
+def _turned(first: CommonResults, second: CommonResults) -> Iterator[tuple[Path, str, str]]:
     """Where the better model of a pair is another one in each run, and which models the gain was brought into."""
-    for method in ("cmap", "graft"):
-        ours, theirs = first.get(method) or {}, second.get(method) or {}
-        for variant in ours:
-            into, other = ((run.get(variant) or {}).get("recipient") for run in (ours, theirs))
-            if into is not None and other is not None and into != other:
-                yield (method, variant), into, other
+    for section in (cross_model.SECTION, graft.SECTION):
+        variants, others = part_of(first, section) or {}, part_of(second, section) or {}
+        for variant in (name for name in variants if name in others):
+            recipients = variants[variant].recipient, others[variant].recipient
+            if recipients[0] != recipients[1]:
+                yield (section.name, variant), *recipients
 
 
-def _without(results: Results, paths: Sequence[Path]) -> Results:
-    left = {method: dict(results.get(method) or {}) for method, _ in paths}
-    for method, variant in paths:
-        left[method].pop(variant)
-    return {**results, **left}
+def _numbers_of(results: CommonResults, left_out: Sequence[Path]) -> Iterator[tuple[Path, Bounds | None]]:
+    """Every number with an interval, by where it is. None stands for one that is undefined."""
+    for section in (name for name in type(results).model_fields if name not in _NOT_NUMBERS):
+        for name, value in (getattr(results, section) or {}).items():
+            if (section, name) not in left_out:
+                yield from _numbers(value, (section, name))
 
 
-def _estimates(data: Any, path: Path = ()) -> Iterator[tuple[Path, Estimate | None]]:
-    """Every number with an interval, by where it is: {"value", "low", "high"}, or a stage's tables of effects.
-
-    None stands for one that is undefined.
-    """
+def _numbers(data: Any, path: Path) -> Iterator[tuple[Path, Bounds | None]]:
     if isinstance(data, Mapping):
-        bounded = [name for name in _BOUNDED if {name, "low", "high"} <= data.keys()]
-        for name in sorted(bounded, key=lambda name: data[name] is None)[:1]:
-            yield path if name == "value" else (*path, name), _as_estimate(data, (name, "low", "high"))
-        if data.keys() >= set(_SHARE):
-            yield (*path, "share"), _as_estimate(data, _SHARE)
-        if isinstance(data.get("effects"), list):
-            yield from _effects(data, path)
         for key, value in data.items():
-            if key != _DRAWN and (path or key not in _NOT_NUMBERS):
-                yield from _estimates(value, (*path, str(key)))
-    elif isinstance(data, Sequence) and not isinstance(data, str):
+            yield from _numbers(value, (*path, str(key)))
+    elif isinstance(data, tuple):
         for i, each in enumerate(data):
-            if isinstance(each, Mapping):
-                yield from _estimates(each, (*path, _name(each, i)))
+            if is_dataclass(each):
+                yield from _numbers(each, (*path, _name(each, i)))
+    elif is_dataclass(data):
+        values = {each.name: getattr(data, each.name) for each in fields(data)}
+        yield from _bounded(data, values, path)
+        for name, value in values.items():
+            if name != _DRAWN:
+                yield from _numbers(value, (*path, name))
 
 
-def _effects(stage: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Estimate | None]]:
-    tables = [stage["effects"], stage.get("low") or [], stage.get("high") or []]
-    for layer, rows in enumerate(zip(*tables, strict=False)):
-        for index, bounds in enumerate(zip(*rows, strict=False)):
-            yield (*path, f"head {Head(layer, index)}"), _as_estimate(dict(zip(_BOUNDS, bounds, strict=True)))
+def _bounded(data: Any, values: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Bounds | None]]:
+    """A dataclass's own numbers: its value, its share of a gain, or a stage's effects."""
+    if isinstance(data, Sweep):
+        tables = (data.effects, data.low, data.high)
+        for layer, rows in enumerate(zip(*tables, strict=True)):
+            for index, bounds in enumerate(zip(*rows, strict=True)):
+                yield (*path, f"head {Head(layer, index)}"), _bounds(*bounds)
+    elif name := next((name for name in _BOUNDED if {name, "low", "high"} <= values.keys()), None):
+        yield path if name == "value" else (*path, name), _bounds(values[name], data.low, data.high)
+    if isinstance(data, Credit):
+        yield (*path, "share"), _bounds(data.share, data.share_low, data.share_high)
 
 
-def _as_estimate(data: Mapping[str, Any], keys: Sequence[str] = _BOUNDS) -> Estimate | None:
-    bounds = [data.get(key) for key in keys]
-    known = all(isinstance(bound, int | float) and not isinstance(bound, bool) and bound == bound for bound in bounds)
-    return Estimate(*(float(bound) for bound in bounds)) if known else None  # pyright: ignore[reportArgumentType]
+def _bounds(value: Number, low: Number, high: Number) -> Bounds | None:
+    return None if value is None or low is None or high is None else Bounds(value, low, high)
 
 
-def _name(row: Mapping[str, Any], place: int) -> str:
+def _name(row: Any, place: int) -> str:
     """What tells a row of a list from the others, in both runs."""
-    said = [f"{key} {_printed(row[key])}" for key in _NAMES if isinstance(row.get(key), str | int | float | list)]
-    said += [f"{key} {row[key]}" for key in _NAMES_IF_TEXT if isinstance(row.get(key), str)]
-    return ", ".join(said) or f"number {place + 1}"
+    values = {name: getattr(row, name, None) for name in (*_NAMES, *_NAMES_IF_TEXT)}
+    names = [
+        f"{name} {heads([value]) if name == 'head' else _printed(value)}"
+        for name, value in values.items()
+        if isinstance(value, str if name in _NAMES_IF_TEXT else str | int | float | tuple)
+    ]
+    return ", ".join(names) or f"number {place + 1}"
 
 
 def _printed(value: Any) -> str:
-    return " + ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    return " + ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def _size(moved: Moved) -> float:
@@ -275,45 +267,33 @@ def _size(moved: Moved) -> float:
     return abs(moved.second.value - moved.first.value) / half if half > 0 else float("inf")
 
 
-def _heads(first: Results, second: Results) -> Iterator[Heads]:
-    ours, theirs = (_circuits(results) for results in (first, second))
-    for name in ours:
-        if name not in theirs:
-            continue
-        for group in dict.fromkeys([*ours[name].groups, *theirs[name].groups]):
-            one, other = (
-                set(circuits[name].groups[group].heads) if group in circuits[name].groups else set()
-                for circuits in (ours, theirs)
-            )
+def _heads(first: CommonResults, second: CommonResults) -> Iterator[Heads]:
+    before, after = (part_of(results, discovery.SECTION) or {} for results in (first, second))
+    for name in [name for name in before if name in after]:
+        groups, others = before[name].groups, after[name].groups
+        for group in dict.fromkeys([*groups, *others]):
+            one, other = (set(each[group].heads) if group in each else set() for each in (groups, others))
             if one != other:
-                gone, new = (tuple(map(str, sorted(heads))) for heads in (one - other, other - one))
+                gone, new = (tuple(str(Head(*place)) for place in sorted(each)) for each in (one - other, other - one))
                 yield Heads(name, group, gone, new, len(one & other))
 
 
-def _circuits(results: Results) -> dict[str, Circuit]:
-    return {name: Circuit.from_dict(circuit, name) for name, circuit in (results.get("circuits") or {}).items()}
+def _answers(results: CommonResults) -> dict[Path, Any]:
+    verdicts = part_of(results, verdict.SECTION) or {}
+    return {(name, sentence.claim): sentence.answer for name, each in verdicts.items() for sentence in each.sentences}
 
 
-def _answers(results: Results) -> dict[Path, Any]:
-    return {
-        (variant, sentence["claim"]): sentence["answer"]
-        for variant, entry in (results.get("verdict") or {}).items()
-        for sentence in entry.get("sentences") or []
-    }
-
-
-def _checks(results: Results) -> dict[Path, Any]:
+def _checks(results: CommonResults) -> dict[Path, Any]:
     """Whether all checks of a name passed, by model."""
-    found: dict[Path, bool] = {}
-    for check in results.get("checks") or []:
-        path = (str(check.get("model")), str(check.get("name")))
-        found[path] = found.get(path, True) and check.get("passed") is True
-    return found
+    passed: dict[Path, bool] = {}
+    for check in results.checks:
+        path = (check.model, check.name)
+        passed[path] = passed.get(path, True) and check.passed
+    return passed
 
 
-def _settings(results: Results) -> dict[Path, Any]:
-    settings = (results.get("study") or {}).get("settings") or {}
-    return dict(_leaves({"settings": settings, "versions": results.get("versions") or {}}))
+def _settings(results: CommonResults) -> dict[Path, Any]:
+    return dict(_leaves({"settings": results.study.settings, "versions": results.versions}))
 
 
 def _leaves(data: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -328,17 +308,17 @@ def _changed(first: Mapping[Path, Any], second: Mapping[Path, Any], *, both: boo
     """What differs, in the first run's order; with `both`, only what both runs have."""
     for path in dict.fromkeys([*first, *second]):
         if first.get(path) != second.get(path) and (not both or (path in first and path in second)):
-            yield Changed(_said(path), first.get(path), second.get(path))
+            yield Changed(_joined(path), first.get(path), second.get(path))
 
 
-def _only(ours: Mapping[Path, Estimate | None], theirs: Mapping[Path, Estimate | None]) -> tuple[str, ...]:
+def _only(here: Mapping[Path, Bounds | None], there: Mapping[Path, Bounds | None]) -> tuple[str, ...]:
     """Where one run has numbers and the other none: the shortest path that says so."""
-    shared = {path[:n] for path in theirs for n in range(len(path) + 1)}
-    missing = [path for path, estimate in ours.items() if estimate and path not in theirs]
+    shared = {path[:n] for path in there for n in range(len(path) + 1)}
+    missing = [path for path, bounds in here.items() if bounds and path not in there]
     lengths = [next((n for n in range(1, len(path)) if path[:n] not in shared), len(path)) for path in missing]
-    found = dict.fromkeys(path[:n] for path, n in zip(missing, lengths, strict=True))
-    return tuple(_said(path) for path in found)
+    shortest = dict.fromkeys(path[:n] for path, n in zip(missing, lengths, strict=True))
+    return tuple(_joined(path) for path in shortest)
 
 
-def _said(path: Path) -> str:
+def _joined(path: Path) -> str:
     return " / ".join(path)

@@ -1,129 +1,258 @@
-"""The tables on a gain: where it is visible beside what caused it, then all that is divided otherwise."""
+"""Whose is a gain? What patched activations and grafted weights have in common: figures, sentences and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from circuitdiff.circuit import Head
-from circuitdiff.report.cross_model import (
-    DIRECTIONS,
-    GRAFTED,
-    GRAFTED_LAYERS,
-    HOW,
-    by_group,
-    control_rows,
-    divided_otherwise,
-    is_graft,
-    run_rows,
-    share_rows,
-)
-from circuitdiff.report.numbers import interval, number
-from circuitdiff.report.table import Table
-from circuitdiff.report.verdict import anchor
+import altair as alt
 
-_ENDS = ("all together", "what no part explains")
-_SECTIONS = ("cmap", "graft")
-_OTHER_SCORES = {"probability": "answer's probability", "log_prob": "answer's log probability"}
+from circuitdiff.evaluation.scores import Score
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
+from circuitdiff.report.numbers import heads, number, printed
+from circuitdiff.report.parts import Table
+from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.gains import Credit, GainShares
+from circuitdiff.study.registry import part_of
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections import cross_model, graft
+from circuitdiff.study.sections.cross_model import PatchRun
+from circuitdiff.study.sections.graft import GraftedParts
+
+GRAFTED = "grafted weights"
+CARRIED = {
+    "z": "patched z",
+    "q": "patched q",
+    "k": "patched k",
+    "v": "patched v",
+    "pattern": "patched attention patterns",
+    "contribution": "patched contributions",
+}
+_HOW = {
+    "alone": "alone",
+    "left_out": "left out of all",
+    "in_order": "in causal order",
+    "shapley": "Shapley, symmetric",
+}
+_OTHER_SCORES: dict[Score, str] = {"probability": "answer's probability", "log_prob": "answer's log probability"}
+_NAMED = 10  # parts in a sentence; the table has all
+_ADDS = "what the part adds to the accuracy"
+_SHARE_COLUMNS = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
+CONTROL_COLUMNS = {
+    "part": "group",
+    "how": "in its stead",
+    "printed": "adds to the accuracy",
+    "share": "share",
+    "note": "",
+}
 _RUN_COLUMNS = {"parts": "from the donor", "accuracy": "accuracy", "share": "share", "probability": "probability"}
 _RUN_COLUMNS |= {"log_prob": "log probability", "distance": "distance from clean runs", "note": ""}
 
 
-def gain_tables(results: dict, variant: str) -> list[Table]:
-    """One table per direction, with every method that divides the model into groups; then further ones, and controls.
+@dataclass(frozen=True)
+class Method:
+    """One way of bringing the donor's parts into the recipient, by its name on the page."""
 
-    The direction in which weights were grafted comes first. A section's sentences link to its first table.
-    """
-    both: dict[str, dict[str, dict]] = {direction: {} for direction in DIRECTIONS}
-    for direction, method, entry in by_group(results, variant):
-        both[direction][method] = entry
-    tables: list[Table] = []
-    for direction in sorted(DIRECTIONS, key=lambda each: GRAFTED not in both[each]):
-        tables.append(_side_by_side(both[direction], variant, {each for table in tables for each in table.ids}))
-    columns = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
-    for _, method, entry in divided_otherwise(results, variant):
-        ids = [anchor("layers", variant)] if method == GRAFTED_LAYERS else []
-        tables.append(Table(_title(method, entry), columns, share_rows(entry, method), ids, _shared_weights(entry)))
-    for _, method, entry in by_group(results, variant):
-        for score, said in _OTHER_SCORES.items():
-            adds = columns | {"printed": f"adds to the {said}"}
-            tables.append(Table(_title(method, entry, said), adds, share_rows(entry, method, score)))
-        tables.append(Table(_title(method, entry, "every run"), _RUN_COLUMNS, run_rows(entry)))
-    controls = {"part": "group", "how": "in its stead", "method": "method"}
-    controls |= {"printed": "adds to the accuracy", "share": "share", "note": ""}
-    return [*tables, Table(f"Controls, {variant}", controls, control_rows(results, variant))]
+    name: str
+    shares: GainShares
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} of {self.shares.donor} in {self.shares.recipient}"
+
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """Parts that are the same in both models, which say nothing."""
+        return self.shares.unchanged if isinstance(self.shares, GraftedParts) else ()
 
 
-def _title(method: str, entry: dict, what: str = "") -> str:
-    return f"{method} of {entry.get('donor')} in {entry.get('recipient')}" + (what and f": {what}")
+def patched_by_group(results: CommonResults, variant: str) -> list[Method]:
+    """Into the base, then into the variant, by each kind of activation."""
+    patched = (part_of(results, cross_model.SECTION) or {}).get(variant)
+    both = () if patched is None else (patched.to_base, patched.to_variant)
+    return [Method(CARRIED[what], shares) for direction in both for what, shares in direction.items()]
 
 
-def _side_by_side(methods: Mapping[str, dict], variant: str, linked: set[str]) -> Table:
-    known = {method: entry for method, entry in methods.items() if share_rows(entry, method)}
-    columns = {"part": "part", "how": "counted"}
-    for method in known:
-        columns |= {method: method, _share(method): "share"}
-    sections = [section for section in _SECTIONS if any(is_graft(method) == (section == "graft") for method in known)]
-    ids = [each for section in sections if (each := anchor(section, variant)) not in linked]
-    weights = " ".join(_shared_weights(entry) for method, entry in known.items() if is_graft(method))
-    note = " ".join(filter(None, [_notes(known), weights]))
-    return Table(_caption(known, sections), columns, side_by_side_rows(known), ids, note)
+def grafted_by_group(results: CommonResults, variant: str) -> list[Method]:
+    """At most one; its parts are also all else by kind."""
+    grafted = (part_of(results, graft.SECTION) or {}).get(variant)
+    return [] if grafted is None else [Method(GRAFTED, grafted)]
 
 
-def _shared_weights(entry: dict) -> str:
-    """What was grafted along with a group's heads, and what is the same in both models."""
-    said = [
-        f"With {part} the keys and values of {', '.join(str(Head(*head)) for head in heads)} were grafted, too: they "
-        f"are the same weights."
-        for part, heads in (entry.get("also_touched") or {}).items()
+def credit_row(part: str, how: str, credit: Credit) -> dict:
+    return {"part": part, "how": how, "share": _share(credit), "note": credit.undefined or ""} | charts.bounds(credit)
+
+
+def _share(credit: Credit) -> str:
+    if credit.undefined:
+        return "undefined"
+    return printed(Estimate(credit.share, credit.share_low, credit.share_high))
+
+
+def share_rows(method: Method, score: Score = "accuracy") -> list[dict]:
+    """One row per part and way of counting, what it adds and its share, each printed with its interval."""
+    if score not in method.shares.scores:
+        return []
+    found = method.shares.scores[score]
+    rows = [
+        credit_row(part, name, credits[how])
+        for part, credits in found.parts.items()
+        if part not in method.unchanged
+        for how, name in _HOW.items()
+        if how in credits
     ]
-    unchanged = entry.get("unchanged") or []
-    return " ".join([*said, f"The same in both models: {', '.join(unchanged)}." if unchanged else ""]).strip()
+    whole = [("all together", found.together), ("what no part explains", found.unexplained)]
+    return rows + [credit_row(part, "", credit) for part, credit in whole if rows]
 
 
-def _caption(methods: Mapping[str, dict], sections: list[str]) -> str:
-    said = {"cmap": "where it is visible (patched activations)", "graft": "what caused it (grafted weights)"}
-    entry = next(iter(methods.values()), {})
-    over = f"The gain of {entry.get('donor')} over {entry.get('recipient')}"
-    asked = " and ".join(said[section] for section in sections)
-    return f"{over}: {asked}; what each part adds to the accuracy, and its share of the gain"
+def gain_sentence(method: Method) -> str:
+    """Where the gain goes, in causal order, in words."""
+    found = method.shares.scores["accuracy"]
+    start = f"{method.title[0].upper()}{method.title[1:]}: the gain is {printed(found.gain)}"
+    credits = {part: each["in_order"] for part, each in found.parts.items() if "in_order" in each}
+    shares = {part: credit.share for part, credit in credits.items() if credit.share is not None}
+    if not shares:
+        return f"{start}; {found.together.undefined or 'no share is defined'}."
+    largest = sorted(shares, key=lambda part: -abs(shares[part]))[:_NAMED]
+    listed = ", ".join(f"{part} {number(share)}" for part, share in shares.items() if part in largest)
+    which = "its" if len(shares) <= _NAMED else f"the {_NAMED} largest of its {len(shares)}"
+    return f"{start}; {which} shares in causal order are {listed}."
 
 
-def side_by_side_rows(methods: Mapping[str, dict]) -> list[dict]:
-    """One row per part and way of counting, with every method's number in columns of its own; blank if it has none."""
-    cells = {m: {(row["part"], row["how"]): row for row in share_rows(entry, m)} for m, entry in methods.items()}
-    parts = dict.fromkeys(part for rows in cells.values() for part, how in rows if how)
-    wanted = [(part, how) for part in parts for how in HOW.values()] + [(end, "") for end in _ENDS]
-    rows = [_beside(key, cells) for key in wanted if any(key in each for each in cells.values())]
-    return [_whole(methods), *rows] if rows else []
+def gain_figures(
+    variant: str, methods: Sequence[Method], controls: Sequence[dict] = (), controlled: Method | None = None
+) -> dict[str, Figure]:
+    """One per method; `controls`, of the method `controlled`, stand beside the parts that they replace."""
+    return {
+        f"gain/{variant}/into {method.shares.recipient}/{method.name}": _gain_bars(
+            method, controls if method == controlled else ()
+        )
+        for method in methods
+        if share_rows(method)
+    }
 
 
-def _beside(key: tuple[str, str], cells: Mapping[str, dict[tuple[str, str], dict]]) -> dict:
-    row = {"part": key[0], "how": key[1]}
-    for method, found in cells.items():
-        cell = found.get(key) or {}
-        row |= {method: cell.get("printed", ""), _share(method): cell.get("share", "")}
-    return row
+def _gain_bars(method: Method, controls: Sequence[dict]) -> Figure:
+    """What each part adds to the accuracy, with intervals; the dashed line is the donor. Pale: without a share."""
+    shares, gain = method.shares, method.shares.scores["accuracy"].gain
+    rows = [row for row in share_rows(method) if row["how"]]
+    rows += [row for row in controls if row["part"] in charts.distinct(rows, "part") and row["value"] is not None]
+    base = alt.Chart(charts.inline(rows)).encode(
+        y=charts.names_along("y", rows, "part"),
+        yOffset=charts.side_by_side("y", rows, "how"),
+        tooltip=charts.tips(part="part", how="counted", printed="adds", share="share of the gain", note=""),
+    )
+    looks = {
+        "color": charts.colour("how", charts.distinct(rows, "how"), "counted"),
+        "opacity": alt.condition(alt.datum.note == "", alt.value(0.85), alt.value(0.3)),
+    }
+    layers = [
+        charts.bars(base, "x", _ADDS, **looks),
+        charts.intervals(base, "x", _ADDS, color=charts.INK),
+        *charts.dashed("x", 0.0, _ADDS),
+        *charts.dashed("x", gain.value, _ADDS, f"{shares.donor}: the gain", charts.INK),
+    ]
+    title = f"{method.name[0].upper()}{method.name[1:]}: {shares.donor} into {shares.recipient}"
+    subtitle = [
+        f"dashed: the donor, {printed(gain)} above the recipient; {shares.n_scenarios} scenarios",
+        "with 95 % intervals; pale: no share, the note says why",
+    ]
+    return charts.finish(layers, title, subtitle, width=420, height=alt.Step(11))
 
 
-def _notes(methods: Mapping[str, dict]) -> str:
+def share_table(method: Method, ids: Sequence[str] = ()) -> Table:
+    return Table(method.title, _SHARE_COLUMNS, share_rows(method), ids, shared_weights(method))
+
+
+def score_tables(method: Method) -> list[Table]:
+    """The same in the other scores, and every run."""
+    tables = [
+        Table(f"{method.title}: {says}", _SHARE_COLUMNS | {"printed": f"adds to the {says}"}, share_rows(method, score))
+        for score, says in _OTHER_SCORES.items()
+    ]
+    return [*tables, Table(f"{method.title}: every run", _RUN_COLUMNS, run_rows(method))]
+
+
+def run_rows(method: Method) -> list[dict]:
+    """Which parts came from the donor, the accuracy, its share, and how far from clean it ends."""
+    credits = {credit.parts: credit for credit in method.shares.scores["accuracy"].runs}
+    runs = getattr(method.shares, "runs", ())
+    return [
+        {
+            "parts": " + ".join(run.parts) or "none",
+            "accuracy": printed(run.accuracy),
+            "share": _share(credits[run.parts]) if run.parts in credits else number(None),
+            "probability": number(run.probability.value),
+            "log_prob": number(run.log_prob.value),
+            "distance": number(run.distance if isinstance(run, PatchRun) else None),
+            "note": (run.incompatible or "") if isinstance(run, PatchRun) else "",
+        }
+        for run in runs
+    ]
+
+
+def side_by_side_table(methods: Sequence[Method], ids: Sequence[str]) -> Table:
+    """Where a gain is visible beside what caused it: methods of one donor and recipient, in columns of their own."""
+    methods = [method for method in methods if share_rows(method)]
+    columns = {"part": "part", "how": "counted"}
+    for method in methods:
+        columns |= {method.name: method.name, f"share, {method.name}": "share"}
+    weights = " ".join(filter(None, map(shared_weights, methods)))
+    note = " ".join(filter(None, [_without_share(methods), weights]))
+    return Table(_caption(methods), columns, _side_by_side_rows(methods), ids, note)
+
+
+def _caption(methods: Sequence[Method]) -> str:
+    kinds = dict.fromkeys(isinstance(method.shares, GraftedParts) for method in methods)
+    says = {False: "where it is visible (patched activations)", True: "what caused it (grafted weights)"}
+    over = "".join(f"The gain of {each.shares.donor} over {each.shares.recipient}" for each in methods[:1])
+    asks = " and ".join(says[kind] for kind in kinds)
+    return f"{over}: {asks}; what each part adds to the accuracy, and its share of the gain"
+
+
+def _side_by_side_rows(methods: Sequence[Method]) -> list[dict]:
+    """The gain itself, then one row per part and way of counting; blank where a method has no such number."""
+    cells = {m.name: {(row["part"], row["how"]): row for row in share_rows(m)} for m in methods}
+    keys = dict.fromkeys(key for rows in cells.values() for key in rows)
+    parts = list(dict.fromkeys(part for part, how in keys if how))
+    ways = list(_HOW.values())
+    in_order = sorted(
+        keys,
+        key=lambda key: (parts.index(key[0]), ways.index(key[1])) if key[1] else (len(parts), list(keys).index(key)),
+    )
+    gains = {"part": "the gain", "how": ""}
+    for method in methods:  # methods that ran on other prompts have another one
+        gains |= {method.name: printed(method.shares.scores["accuracy"].gain), f"share, {method.name}": ""}
+    rows = [gains] if keys else []
+    for part, how in in_order:
+        row = {"part": part, "how": how}
+        for name, found in cells.items():
+            cell = found.get((part, how), {})
+            row |= {name: cell.get("printed", ""), f"share, {name}": cell.get("share", "")}
+        rows.append(row)
+    return rows
+
+
+def _without_share(methods: Sequence[Method]) -> str:
     """Why parts have no share, each reason once."""
-    found: dict[str, list[str]] = {}
-    for method, entry in methods.items():
-        for row in share_rows(entry, method):
+    reasons: dict[str, list[str]] = {}
+    for method in methods:
+        for row in share_rows(method):
             if row["note"]:
-                found.setdefault(row["note"], []).append(f"{method} of {row['part']}")
-    said = [f"{note} ({', '.join(dict.fromkeys(where))})" for note, where in found.items()]
-    return f"No share is defined: {'; '.join(said)}." if said else ""
+                reasons.setdefault(row["note"], []).append(f"{method.name} of {row['part']}")
+    listed = [f"{note} ({', '.join(dict.fromkeys(where))})" for note, where in reasons.items()]
+    return f"No share is defined: {'; '.join(listed)}." if listed else ""
 
 
-def _whole(methods: Mapping[str, dict]) -> dict:
-    """The gain itself; methods that ran on other prompts have another one."""
-    row = {"part": "the gain", "how": ""}
-    for method, entry in methods.items():
-        gain = entry["scores"]["accuracy"].get("gain") or {}
-        row |= {method: f"{number(gain.get('value'))} ({interval(gain)})", _share(method): ""}
-    return row
-
-
-def _share(method: str) -> str:
-    return f"share, {method}"
+def shared_weights(method: Method) -> str:
+    """What was grafted along with a group's heads, and what is the same in both models."""
+    if not isinstance(method.shares, GraftedParts):
+        return ""
+    touched = [
+        f"With {part} the keys and values of {heads(places)} were grafted, too: they are the same weights."
+        for part, places in method.shares.also_touched.items()
+        if places
+    ]
+    unchanged = f"The same in both models: {', '.join(method.unchanged)}." if method.unchanged else ""
+    return " ".join([*touched, unchanged]).strip()

@@ -4,105 +4,86 @@ from __future__ import annotations
 
 import altair as alt
 
-from circuitdiff.circuit import Head
-from circuitdiff.report.look import CATEGORIES, INK, MUTED, Figure, finish, inline
-from circuitdiff.report.numbers import finite, interval, number, significant
+from circuitdiff.methods.minimality import MinimalityRule
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
+from circuitdiff.report.numbers import heads, printed, significant
+from circuitdiff.report.parts import Part
+from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.registry import part_of
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections.minimality import SECTION, HeadResult, PrunedCircuit
 
-KEPT, DROPPED = "kept: the cost is credible", "dropped"
-_BAR = 14  # pixels per head
-
-
-def minimality_key(circuit: str, group: str) -> str:
-    return f"minimality/{circuit}/{group}"
-
-
-def minimality_figures(results: dict) -> dict[str, Figure]:
-    """One figure per circuit and group; none for a group without heads."""
-    return {
-        minimality_key(circuit, group): cost_bars(circuit, group, entry)
-        for circuit, entry in (results.get("minimality") or {}).items()
-        for group, rows in (entry.get("groups") or {}).items()
-        if rows
-    }
+_KEPT, _DROPPED = "kept: the cost is credible", "dropped"
 
 
-def cost_rows(rows: list[dict]) -> list[dict]:
-    """One row per head, dearest first: its cost with interval, and what was gone before it went."""
-    return sorted(map(_row, rows), key=lambda row: -(row["cost"] or 0.0))
-
-
-def _row(entry: dict) -> dict:
-    hits = entry.get("cost_in_hits") or {}
-    return {
-        "head": str(Head(*entry["head"])),
-        "cost": finite(entry.get("cost")),
-        "low": finite(entry.get("low")),
-        "high": finite(entry.get("high")),
-        "printed": number(entry.get("cost")),
-        "interval": interval(entry),
-        "status": KEPT if entry.get("kept") else DROPPED,
-        "adjusted_p": significant(entry.get("adjusted_p")),
-        "removed_with": ", ".join(str(Head(*head)) for head in entry.get("removed_with") or []) or "none",
-        "in_hits": f"{number(hits.get('value'))} ({interval(hits)})",
-    }
-
-
-def cost_bars(circuit: str, group: str, entry: dict) -> Figure:
-    """Bars to the right: the circuit loses by the head's removal. With intervals; the line is the threshold."""
-    rows, rule = cost_rows(entry["groups"][group]), entry.get("rule") or {}
-    level = _level(rule)
-    base = alt.Chart(inline(rows)).encode(
-        y=alt.Y("head:N", sort=None, title="head"),
-        tooltip=[
-            alt.Tooltip("head:N"),
-            alt.Tooltip("printed:N", title="cost"),
-            alt.Tooltip("interval:N", title=f"{level} interval"),
-            alt.Tooltip("in_hits:N", title="cost as a share of hits"),
-            alt.Tooltip("adjusted_p:N", title="adjusted p"),
-            alt.Tooltip("removed_with:N", title="removed before"),
-            alt.Tooltip("status:N"),
-        ],
+def view(results: CommonResults) -> Part:
+    circuits = part_of(results, SECTION) or {}
+    return Part(
+        "Does the circuit need every head?",
+        "A head's cost is what the circuit loses without it, once the heads that stand in for it are gone. Everything "
+        "outside the circuit is at its mean by slot: a head that writes only what any prompt has there costs nothing.",
+        [_sentence(circuit, pruned) for circuit, pruned in circuits.items()],
+        {
+            f"minimality/{circuit}/{group}": _costs(f"Minimality: {group} of {circuit}", pruned, costs)
+            for circuit, pruned in circuits.items()
+            for group, costs in pruned.groups.items()
+            if costs
+        },
     )
-    scale = alt.Scale(domain=[KEPT, DROPPED], range=[CATEGORIES[0], "#b9b9b4"])
-    colour = alt.Color("status:N", scale=scale, title=None, legend=alt.Legend(orient="bottom"))
-    unit = _unit(rule)
-    bars = base.mark_bar(height=9).encode(x=alt.X("cost:Q", title=unit), color=colour)
-    ends = base.mark_rule(strokeWidth=1.5, color=INK).encode(x=alt.X("low:Q", title=unit), x2="high:Q")
-    threshold = finite(rule.get("threshold")) if rule.get("decision") == "credible" else 0.0
-    line = alt.Chart(inline([{"threshold": threshold or 0.0}])).mark_rule(color=MUTED, strokeDash=[4, 3])
-    layers = [bars, ends, line.encode(x=alt.X("threshold:Q", title=unit))]
-    title = f"Minimality: {group} of {circuit}"
-    return finish(layers, title, _subtitle(entry, rows), width=420, height=alt.Step(_BAR))
 
 
-def _unit(rule: dict) -> str:
-    score = "share of prompts answered" if rule.get("score") == "hits" else "the answer's probability"
-    return f"cost of the head, in {score}"
-
-
-def _level(rule: dict) -> str:
-    return f"{100 * (finite(rule.get('level')) or 0.95):g} %"
-
-
-def _subtitle(entry: dict, rows: list[dict]) -> list[str]:
-    n_kept = sum(row["status"] == KEPT for row in rows)
-    counted = entry.get("n_prompts") or {}
-    tested, chosen = finite(counted.get("testing")), finite(counted.get("choosing"))
-    prompts = "" if tested is None or chosen is None else f"; removal sets from {chosen:g} prompts, costs on {tested:g}"
-    held_out = " others" if (entry.get("rule") or {}).get("held_out") and prompts else ""
-    return [
-        f"{n_kept} of {len(rows)} heads kept{prompts}{held_out}",
-        f"with {_level(entry.get('rule') or {})} intervals over scenarios",
-    ]
-
-
-def minimality_sentence(circuit: str, entry: dict) -> str:
+def _sentence(circuit: str, pruned: PrunedCircuit) -> str:
     """How many heads stay, and what that does to faithfulness on prompts that had no part in the choice."""
-    sizes, before, after = (entry.get(key) or {} for key in ("n_heads", "faithfulness_before", "faithfulness_pruned"))
-    fresh = finite((entry.get("n_prompts") or {}).get("fresh"))
-    prompts = "fresh prompts" if fresh is None else f"{fresh:g} fresh prompts"
+    sizes = pruned.n_heads
     return (
-        f"{circuit} keeps {sizes.get('pruned', '–')} of its {sizes.get('before', '–')} heads; on {prompts} its "
-        f"faithfulness is {number(before.get('value'))} ({interval(before)}) before pruning and "
-        f"{number(after.get('value'))} ({interval(after)}) after."
+        f"{circuit} keeps {sizes.pruned} of its {sizes.before} heads; on {pruned.n_prompts.fresh} fresh prompts its "
+        f"faithfulness is {printed(pruned.faithfulness_before)} before pruning and "
+        f"{printed(pruned.faithfulness_pruned)} after."
     )
+
+
+def _row(head: HeadResult) -> dict:
+    return charts.bounds(Estimate(head.cost, head.low, head.high)) | {
+        "head": heads([head.head]),
+        "status": _KEPT if head.kept else _DROPPED,
+        "adjusted_p": significant(head.adjusted_p),
+        "removed_with": heads(head.removed_with),
+        "in_hits": printed(head.cost_in_hits),
+    }
+
+
+def _costs(title: str, pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> Figure:
+    """Most costly first: the circuit loses by the head's removal. The dashed line is the threshold."""
+    rule = pruned.rule
+    rows = sorted(map(_row, costs), key=lambda row: -(row["value"] or 0.0))
+    score = "share of prompts answered" if rule.score == "hits" else "the answer's probability"
+    unit = f"cost of the head, in {score}"
+    base = alt.Chart(charts.inline(rows)).encode(
+        y=charts.names_along("y", rows, "head", "head"),
+        tooltip=charts.tips(
+            head="head", printed=f"cost ({_level(rule)} interval)", in_hits="cost as a share of hits",
+            adjusted_p="adjusted p", removed_with="removed before", status="",
+        ),
+    )  # fmt: skip
+    status = charts.colour("status", [_KEPT, _DROPPED], None, (charts.CATEGORIES[0], charts.GREY), orient="bottom")
+    threshold = rule.threshold if rule.decision == "credible" else 0.0  # a ratio has no place on an axis of costs
+    layers = [
+        charts.bars(base, "x", unit, color=status),
+        charts.intervals(base, "x", unit, color=charts.INK),
+        *charts.dashed("x", threshold, unit),
+    ]
+    return charts.finish(layers, title, _subtitle(pruned, costs), width=420, height=alt.Step(14))
+
+
+def _level(rule: MinimalityRule) -> str:
+    return f"{100 * rule.level:g} %"
+
+
+def _subtitle(pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> list[str]:
+    n = pruned.n_prompts
+    on = f"removal sets from {n.choosing} prompts, costs on {n.testing}{' others' if pruned.rule.held_out else ''}"
+    return [
+        f"{sum(head.kept for head in costs)} of {len(costs)} heads kept; {on}",
+        f"with {_level(pruned.rule)} intervals over scenarios",
+    ]

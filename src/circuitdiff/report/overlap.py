@@ -1,203 +1,189 @@
-"""Every circuit in every model, and whether a variant's circuit is the base's."""
+"""Whether a variant's circuit is the base's: heads in common, effects alike, and what the groups do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import altair as alt
 
-from circuitdiff.circuit import Head
-from circuitdiff.report.look import CATEGORIES, HELPS, INK, MUTED, Figure, finish, inline
-from circuitdiff.report.numbers import finite, interval, number, significant
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
+from circuitdiff.report.numbers import heads, number, printed, significant
+from circuitdiff.report.parts import Part, Table
+from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.registry import part_of
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections.overlap import SECTION, AtRole, StageOverlap, VariantOverlap
 
-MATRIX = "matrix"
-
-
-def likeness_key(variant: str, stage: str) -> str:
-    return f"overlap/{variant}/{stage}"
-
-
-def overlap_figures(results: dict) -> dict[str, Figure]:
-    """The matrix, if there is more than one model; each variant's overlap with the base by k, stage by stage."""
-    rows = matrix_rows(results)
-    drawn = {MATRIX: matrix(rows)} if len({row["model"] for row in rows}) > 1 else {}
-    for variant, entry in (results.get("overlap") or {}).items():
-        for stage in entry.get("stages") or []:
-            if curve := likeness_rows(stage):
-                drawn[likeness_key(variant, stage["stage"])] = likeness(f"{stage['stage']}: base and {variant}", curve)
-    return drawn
-
-
-def matrix_rows(results: dict) -> list[dict]:
-    """One row per circuit and model: faithfulness with its interval, accuracies, random circuits' mean."""
-    rows = []
-    for circuit, models in (results.get("faithfulness") or {}).items():
-        for model, found in models.items():
-            random = ((results.get("random") or {}).get(circuit) or {}).get(model) or {}
-            rows.append(
-                {
-                    "circuit": circuit,
-                    "model": model,
-                    "faithfulness": finite(found.get("value")),
-                    "printed": f"{number(found.get('value'))} ({interval(found)})",
-                    "short": number(found.get("value")),
-                    "normalised": _printed(found.get("normalised")),
-                    "accuracy": _printed(found.get("circuit_accuracy")),
-                    "of_model": _printed(found.get("model_accuracy")),
-                    "random": number(random.get("mean")),
-                    "note": found.get("note") or "",
-                }
-            )
-    return rows
-
-
-def _printed(found: object) -> str:
-    return f"{number(found.get('value'))} ({interval(found)})" if isinstance(found, dict) else "–"
-
-
-def matrix(rows: list[dict]) -> Figure:
-    """Faithfulness of the row's circuit in the column's model. 1 is the whole model's accuracy."""
-    base = alt.Chart(inline(rows)).encode(
-        x=alt.X("model:N", sort=None, title="in model", axis=alt.Axis(labelAngle=-20, labelLimit=200)),
-        y=alt.Y("circuit:N", sort=None, title="circuit of", axis=alt.Axis(labelLimit=220)),
-        tooltip=["circuit:N", "model:N", "printed:N", "normalised:N", "accuracy:N", "of_model:N", "random:N", "note:N"],
-    )
-    scale = alt.Scale(domain=[0, 1], range=["#f8f8f5", HELPS], clamp=True)
-    cells = base.mark_rect(stroke="white").encode(color=alt.Color("faithfulness:Q", scale=scale, title="faithfulness"))
-    light = alt.condition("datum.faithfulness > 0.6", alt.value("white"), alt.value(INK))
-    text = base.mark_text(fontSize=12).encode(text="short:N", color=light)
-    said = ["the circuit's accuracy over the whole model's; the base's circuits first"]
-    return finish([cells, text], "Every circuit in every model", said, width=alt.Step(90), height=alt.Step(34))
-
-
-_BETWEEN, _BASE, _VARIANT, _CHANCE = "base and variant", "the base with itself", "the variant with itself", "chance"
-
-
-def likeness_rows(stage: dict) -> list[dict]:
-    """One row per k and pair: the Jaccard index of the k strongest heads, on halves of the prompts."""
-    rows = []
-    for entry in stage.get("jaccard") or []:
-        for said, key in ((_BETWEEN, "between"), (_BASE, "base"), (_VARIANT, "variant")):
-            spread = entry.get(key) or {}
-            rows.append({"k": entry["k"], "pair": said} | {end: finite(spread.get(end)) for end in _ENDS})
-        rows.append({"k": entry["k"], "pair": _CHANCE, "value": finite(entry.get("floor")), "low": None, "high": None})
-    return [row for row in rows if row["value"] is not None]
-
-
-_ENDS = ("value", "low", "high")
-
-
-def likeness(title: str, rows: list[dict]) -> Figure:
-    """Overlap of the strongest heads by how many are taken, between its retest and chance."""
-    names = [_BETWEEN, _BASE, _VARIANT, _CHANCE]
-    colours = [CATEGORIES[0], CATEGORIES[2], CATEGORIES[1], MUTED]
-    base = alt.Chart(inline(rows)).encode(
-        x=alt.X("k:Q", title="strongest heads taken", scale=alt.Scale(type="log"), axis=alt.Axis(values=_ks(rows))),
-        color=alt.Color("pair:N", sort=names, scale=alt.Scale(domain=names, range=colours), title="overlap of"),
-        tooltip=["pair:N", "k:Q", "value:Q", "low:Q", "high:Q"],
-    )
-    jaccard = alt.Y("value:Q", title="Jaccard index", scale=alt.Scale(domain=[0, 1]))
-    lines = base.mark_line(point=True).encode(y=jaccard)
-    bands = base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q", title="Jaccard index"), y2="high:Q")
-    said = ["each effect measured on one half of the prompts, held against the other half", "bars: 95 % of halvings"]
-    return finish([bands, lines], title, said, width=260, height=200)
-
-
-def _ks(rows: list[dict]) -> list[int]:
-    return sorted({row["k"] for row in rows})
-
-
-def group_rows(entry: dict) -> list[dict]:
-    """Heads in common, group by group."""
-    return [
-        row
-        | {"precision": number(row["precision"]), "recall": number(row["recall"]), "jaccard": number(row["jaccard"])}
-        for row in entry.get("groups") or []
-    ]
-
-
-def stage_rows(entry: dict) -> list[dict]:
-    """How alike the whole maps of effects are, between retest and floor; heads gained and lost."""
-    return [
-        {
-            "stage": stage["stage"],
-            "receivers": "the same" if stage.get("same_receivers") else "each model's own",
-            "between": _printed((stage.get("correlation") or {}).get("between")),
-            "base": _printed((stage.get("correlation") or {}).get("base")),
-            "variant": _printed((stage.get("correlation") or {}).get("variant")),
-            "different": _printed(stage.get("different")),
-            "gained": _changed(stage, gained=True),
-            "lost": _changed(stage, gained=False),
-        }
-        for stage in entry.get("stages") or []
-    ]
-
-
-def _changed(stage: dict, *, gained: bool) -> str:
-    """Heads that help more (or less) in the variant, with the difference."""
-    chosen = [change for change in stage.get("changed") or [] if (change["difference"] < 0) == gained]
-    return ", ".join(f"{Head(*change['head'])} ({change['difference']:+.2f})" for change in chosen) or "none"
-
-
+_PAIRS = {"between": "base and variant", "base": "the base with itself", "variant": "the variant with itself"}
+_CHANCE = "chance"
 _SHARES = {"precision": "precision", "recall": "recall", "jaccard": "Jaccard"}
+_SMALLEST = 0.02  # of a profile: roles where base and variant have less are left out
 
 
-def curve_rows(entry: dict) -> list[dict]:
-    """Heads in common among the k strongest, by stage, share and k, between retest and chance."""
-    return [
-        {"stage": stage["stage"], "share": called, "k": row["k"], "chance": number(row.get("floor"))}
-        | {pair: _printed(row.get(pair)) for pair in ("between", "base", "variant")}
-        for stage in entry.get("stages") or []
-        for share, called in _SHARES.items()
-        for row in stage.get(share) or []
-    ]
-
-
-def edge_rows(entry: dict) -> list[dict]:
-    """Effects from group to group in base and variant."""
-    return [
+def view(results: CommonResults) -> Part:
+    variants = part_of(results, SECTION) or {}
+    return Part(
+        "Is it the same circuit?",
+        "Overlaps and correlations stand between chance and what one model repeats on other prompts (its split-half "
+        "reliability). Negative effects help; a head gained helps more in the variant, on the same prompts, false "
+        "discoveries controlled at 5 % in each stage. Where a stage's receivers differ between the models, so may the "
+        "change be the receivers'.",
+        [sentence for variant, each in variants.items() if (sentence := _sentence(variant, each))],
         {
-            "edge": f"{edge['sender']} to {edge['receiver'] or 'the logits'}",
-            "via": edge["via"] or "direct",
-            "base": _printed(edge["base"]),
-            "variant": _printed(edge["variant"]),
-            "difference": _printed(edge["difference"]),
-            "adjusted_p": significant(edge.get("adjusted_p")),
-        }
-        for edge in entry.get("edges") or []
-    ]
-
-
-def profile_rows(entry: dict, what: str) -> list[dict]:
-    """`what`: attention or effect, of each of the base's groups, role by role, where either is more than next to 0."""
-    return [
-        {"group": group, "role": row["role"], "base": _printed(row["base"]), "variant": _printed(row["variant"])}
-        for group, profile in (entry.get("profiles") or {}).items()
-        for row in profile.get(what) or []
-        if max(abs(finite(row[model]["value"]) or 0.0) for model in ("base", "variant")) >= 0.02
-    ]
-
-
-def moved_rows(entry: dict) -> list[dict]:
-    """How alike what the base's groups do and what the variant's own groups do, whichever heads they have."""
-    return [
-        {
-            "base": row["base"],
-            "variant": row["variant"],
-            "attention": _printed(row["attention"]),
-            "effect": _printed(row["effect"]),
-        }
-        for row in entry.get("moved") or []
-    ]
-
-
-def overlap_sentence(variant: str, entry: dict) -> str:
-    """Heads in common, and how alike effects are against a retest."""
-    total = next((row for row in entry.get("groups") or [] if row["group"] == "all groups"), None)
-    said = "" if total is None else f"{total['common']} of {variant}'s {total['variant']} heads are the base's, too"
-    first = next(iter(entry.get("stages") or []), None)
-    if first is None:
-        return f"{said}." if said else ""
-    alike, retest = first["correlation"]["between"], first["correlation"]["base"]
-    return (
-        f"{said}; effects straight into the logits correlate at {number(alike['value'])}, where the base's own retest "
-        f"has {number(retest['value'])}."
+            f"overlap/{variant}/{stage.stage}": _curves(f"{stage.stage}: base and {variant}", rows)
+            for variant, each in variants.items()
+            for stage in each.stages or ()
+            if (rows := list(_curve_points(stage)))
+        },
+        [table for variant, each in variants.items() for table in _tables(variant, each)],
     )
+
+
+def _sentence(variant: str, overlap: VariantOverlap) -> str:
+    """Heads in common, and how alike effects are against their reliability."""
+    whole = next((group for group in overlap.groups or () if group.group is None), None)
+    common = "" if whole is None else f"{whole.common} of {variant}'s {whole.variant} heads are the base's, too"
+    first = next(iter(overlap.stages or ()), None)
+    if first is None:
+        return f"{common}." if common else ""
+    return (
+        f"{common}; effects straight into the logits correlate at {number(first.correlation.between.value)}, where the "
+        f"base's own split halves correlate at {number(first.correlation.base.value)}."
+    )
+
+
+def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
+    pair = {"base": "base", "variant": variant}
+    groups = {"group": "group"} | pair | {"common": "in common"} | _SHARES
+    reliability = {"between": "base and variant", "base": "base, split halves", "variant": "variant, split halves"}
+    maps = {"stage": "stage", "receivers": "receivers"} | reliability
+    maps |= {"different": "another stage's map", "gained": "gained", "lost": "lost"}
+    common = {"stage": "stage", "share": "share", "k": "k"} | reliability | {"chance": _CHANCE}
+    edges = (
+        {"edge": "from group to group", "via": "via"} | pair | {"difference": "difference", "adjusted_p": "adjusted p"}
+    )
+    profile = {"group": "the base's group", "role": "role"} | pair
+    moved = {
+        "base": "the base's group",
+        "variant": f"{variant}'s own group",
+        "attention": "attention",
+        "effect": "effect",
+    }
+    on = "" if overlap.n_scenarios is None else f", on {overlap.n_scenarios} scenarios"
+    return [
+        Table(f"Heads of the base's circuit and of {variant}'s", groups, list(_group_rows(overlap))),
+        Table(
+            f"Correlation of all heads' effects, base and {variant}", maps, list(map(_stage_row, overlap.stages or ()))
+        ),
+        Table(f"Heads in common among the k strongest, base and {variant}", common, list(_common_rows(overlap))),
+        Table(f"Effects between the base's groups, base and {variant}{on}", edges, list(_edge_rows(overlap))),
+        Table(
+            f"Attention of the base's groups, by role attended to{on}",
+            profile,
+            [row for group, each in (overlap.profiles or {}).items() for row in _profile_rows(group, each.attention)],
+        ),
+        Table(
+            f"Effect of the base's groups, by role they are patched at{on}",
+            profile,
+            [row for group, each in (overlap.profiles or {}).items() for row in _profile_rows(group, each.effect)],
+        ),
+        Table(
+            f"Do other heads do the same? Cosine of profiles, the base's groups and the variant's own{on}",
+            moved,
+            list(_moved_rows(overlap)),
+        ),
+    ]
+
+
+def _group_rows(overlap: VariantOverlap) -> Iterator[dict]:
+    for each in overlap.groups or ():
+        yield (
+            vars(each)
+            | {"group": each.group or "all groups"}
+            | {share: number(getattr(each, share)) for share in _SHARES}
+        )
+
+
+def _stage_row(stage: StageOverlap) -> dict:
+    """How alike the whole maps of effects are, between reliability and floor; heads gained and lost."""
+    return {
+        "stage": stage.stage,
+        "receivers": "the same" if stage.same_receivers else "each model's own",
+        **{pair: printed(getattr(stage.correlation, pair)) for pair in _PAIRS},
+        "different": printed(stage.different),
+        "gained": _changed(stage, gained=True),
+        "lost": _changed(stage, gained=False),
+    }
+
+
+def _changed(stage: StageOverlap, *, gained: bool) -> str:
+    """Heads that help more (or less) in the variant, with the difference."""
+    chosen = [change for change in stage.changed if change.difference is not None and (change.difference < 0) == gained]
+    return ", ".join(f"{heads([change.head])} ({change.difference:+.2f})" for change in chosen) or "none"
+
+
+def _common_rows(overlap: VariantOverlap) -> Iterator[dict]:
+    """By stage, share and k, between reliability and chance."""
+    for stage in overlap.stages or ():
+        for share, called in _SHARES.items():
+            for each in getattr(stage, share):
+                row = {"stage": stage.stage, "share": called, "k": each.k, "chance": number(each.floor)}
+                yield row | {pair: printed(getattr(each, pair)) for pair in _PAIRS}
+
+
+def _edge_rows(overlap: VariantOverlap) -> Iterator[dict]:
+    for edge in overlap.edges or ():
+        yield {
+            "edge": f"{edge.sender} to {edge.receiver or 'the logits'}",
+            "via": edge.via or "direct",
+            "base": printed(edge.base),
+            "variant": printed(edge.variant),
+            "difference": printed(edge.difference),
+            "adjusted_p": significant(edge.adjusted_p),
+        }
+
+
+def _profile_rows(group: str, profile: tuple[AtRole, ...]) -> Iterator[dict]:
+    """Role by role, where either model has more than next to 0."""
+    for each in profile:
+        if max(abs(estimate.value or 0.0) for estimate in (each.base, each.variant)) >= _SMALLEST:
+            yield {"group": group, "role": each.role, "base": printed(each.base), "variant": printed(each.variant)}
+
+
+def _moved_rows(overlap: VariantOverlap) -> Iterator[dict]:
+    """How alike what the base's groups do and what the variant's own groups do, whichever heads they have."""
+    for each in overlap.moved or ():
+        row = {"base": each.base, "variant": each.variant}
+        yield row | {"attention": printed(each.attention), "effect": printed(each.effect)}
+
+
+def _curve_points(stage: StageOverlap) -> Iterator[dict]:
+    """One row per k and pair: the Jaccard index of the k strongest heads, on halves of the prompts."""
+    for each in stage.jaccard:
+        spreads = {says: getattr(each, pair) for pair, says in _PAIRS.items()}
+        for says, spread in (spreads | {_CHANCE: Estimate(each.floor, None, None)}).items():
+            if spread.value is not None:
+                yield {"k": each.k, "pair": says} | charts.bounds(spread)
+
+
+def _curves(title: str, rows: list[dict]) -> Figure:
+    """Overlap of the strongest heads by how many are taken, between its reliability and chance."""
+    names, palette = (
+        [*_PAIRS.values(), _CHANCE],
+        (charts.CATEGORIES[0], charts.CATEGORIES[2], charts.CATEGORIES[1], charts.MUTED),
+    )
+    ks = alt.Axis(values=sorted(charts.distinct(rows, "k")))
+    base = alt.Chart(charts.inline(rows)).encode(
+        x=alt.X("k:Q", title="strongest heads taken", scale=alt.Scale(type="log"), axis=ks),
+        color=charts.colour("pair", names, "overlap of", palette),
+        tooltip=charts.tips(pair="overlap of", k="k", printed="Jaccard index"),
+    )
+    unit = "Jaccard index"
+    lines = base.mark_line(point=True).encode(y=charts.measured("y", "value", unit, charts.UNIT))
+    layers = [charts.intervals(base, "y", unit, charts.UNIT, opacity=0.5), lines]
+    subtitle = [
+        "each effect measured on one half of the prompts, held against the other half",
+        "bars: 95 % of halvings",
+    ]
+    return charts.finish(layers, title, subtitle, width=260, height=200)

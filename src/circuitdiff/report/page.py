@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,19 +14,33 @@ import yaml
 from markupsafe import Markup
 
 from circuitdiff.cache.files import write_whole
-from circuitdiff.circuit import Head
-from circuitdiff.report import look, numbers
-from circuitdiff.report.effects import HURTING, SELECTED, describe, effect_rows
-from circuitdiff.report.figures import ACCURACY_BY_QUERIED, circuit_names, figures
-from circuitdiff.report.layout import visible
-from circuitdiff.report.look import Figure
-from circuitdiff.report.parts import Part, parts
+from circuitdiff.report import (
+    ablations,
+    accuracy,
+    completeness,
+    cross_model,
+    discovery,
+    faithfulness,
+    functions,
+    graft,
+    knockout,
+    minimality,
+    overlap,
+    series,
+    verdict,
+)
+from circuitdiff.report.charts import Figure
+from circuitdiff.report.drawing import visible
+from circuitdiff.report.numbers import significant, unbroken
+from circuitdiff.report.parts import Part, Sentence, Table
 from circuitdiff.report.summary import alarms, summary
-from circuitdiff.report.verdict import anchor, threshold_sentence, verdict_rows
+from circuitdiff.study.results import CommonResults
+
+_WIDE = 7  # columns beyond which a table is set small
 
 
-def write_report(results: dict, path: str | Path) -> Path:
-    """The report on `results` (the content of a run's results.json), written whole or not at all.
+def write_report(results: CommonResults, path: str | Path) -> Path:
+    """The report on a run's results, written whole or not at all.
 
     Raises: InputError if the file cannot be written.
     """
@@ -33,98 +48,114 @@ def write_report(results: dict, path: str | Path) -> Path:
     return Path(path)
 
 
-def report_page(results: dict) -> str:
+def report_page(results: CommonResults) -> str:
     """The report's HTML. The same results give the same text."""
-    shown = parts(results)
-    drawn = figures(results, shown)  # drawing takes seconds: once
+    parts = _parts(results)
+    drawn = _figures(parts)
     return (
         _environment()
         .get_template("template.html.jinja")
         .render(
             results=results,
-            alarms=alarms(results),
-            summary=summary(results),
-            verdict=verdict_rows(results),
-            thresholds=_thresholds(results),
-            linked=_linked(results, shown),
-            parts=shown,
-            circuit_names=circuit_names(results),
-            used_roles=_used_roles(results),
+            parts=parts,
+            linked=set().union(*(part.ids for part in parts)),
             figure_ids={key: f"figure-{number}" for number, key in enumerate(drawn, start=1)},
             specs={key: _embedded_json(figure) for key, figure in drawn.items()},
+            settings=yaml.safe_dump(results.study.settings, sort_keys=False, allow_unicode=True),
             javascript=_javascript(),
+            wide=_WIDE,
         )
     )
 
 
-def _linked(results: dict, shown: list[Part]) -> set[str]:
-    """The ids of the tables that are on the page: a section that did not run has none."""
-    models = {anchor("models")} if results.get("models") else set()
-    return models | {each for part in shown for table in part.tables if table.rows for each in table.ids}
+def figures(results: CommonResults) -> dict[str, Figure]:
+    """The figures that `results` has numbers for, by key, in the page's order."""
+    return _figures(_parts(results))
 
 
-def _thresholds(results: dict) -> str:
-    """What all verdicts of a study were held against."""
-    return next((threshold_sentence(entry) for entry in (results.get("verdict") or {}).values()), "")
+def _figures(parts: Sequence[Part]) -> dict[str, Figure]:
+    return {key: figure for part in parts for key, figure in part.all_figures.items()}
 
 
-def _used_roles(results: dict) -> set[str]:
-    """The roles at which some circuit or stage sends or receives; a task has many more."""
-    groups = [g for circuit in (results.get("circuits") or {}).values() for g in circuit["groups"].values()]
-    stages = [s for found in (results.get("discovery") or {}).values() for s in found.get("stages") or []]
-    named = [*(group["at"] for group in groups), *(s.get(key) for s in stages for key in ("at", "receivers_at"))]
-    return {role for role in named if role}
+_VIEWS: Sequence[Callable[[CommonResults], Part]] = (
+    alarms,
+    verdict.view,
+    summary,
+    accuracy.view,
+    faithfulness.view,
+    series.view,
+    overlap.view,
+    cross_model.view,
+    graft.view,
+    functions.view,
+    minimality.view,
+    completeness.view,
+    ablations.view,
+    knockout.view,
+    verdict.evidence,
+    lambda results: _example(results),
+    discovery.view,
+    lambda results: _checks(results),
+)
+
+
+def _parts(results: CommonResults) -> list[Part]:
+    """The parts that `results` has numbers for, in the page's order."""
+    return [part for view in _VIEWS if not (part := view(results)).empty]
+
+
+def _example(results: CommonResults) -> Part:
+    example, used = results.example, discovery.used_roles(results)
+    answer = (
+        "" if example.answer is None else Markup("; the answer is <strong>{}</strong>").format(visible(example.answer))
+    )
+    sentences = [
+        Sentence(Markup("Clean") + answer),
+        Sentence(_marked(example.tokens, example.roles, used), "prompt"),
+        Sentence("Counterfactual"),
+        Sentence(_marked(example.counterfactual_tokens, example.counterfactual_roles, used), "prompt"),
+    ]
+    return Part("An example prompt", sentences=sentences if example.tokens else [])
+
+
+def _marked(tokens: Sequence[str], roles: Mapping[str, int], used: set[str]) -> Markup:
+    """The tokens, each with the roles in use that are at it."""
+    marked = Markup()
+    for place, token in enumerate(tokens):
+        at = [role for role, position in roles.items() if position == place and role in used]
+        subscripts = Markup().join(Markup("<sub>{}</sub>").format(role) for role in at)
+        marked += Markup("<span>{}</span>{} ").format(visible(token), subscripts)
+    return marked
+
+
+def _checks(results: CommonResults) -> Part:
+    columns = {"name": "check", "model": "model", "value": "value", "tolerance": "tolerance", "result": "result"}
+    rows = [
+        {
+            "name": check.name,
+            "model": check.model,
+            "value": significant(check.value),
+            "tolerance": ("> " if check.above else "") + significant(check.tolerance),
+            "result": "passed" if check.passed else "FAILED",
+            "detail": check.detail,
+            "failed": not check.passed,
+        }
+        for check in results.checks
+    ]
+    table = Table("", columns | {"detail": "detail"}, rows, numeric=("value", "tolerance"))
+    return Part("Self-checks", tables=[table])
 
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("circuitdiff.report", "."),
         autoescape=True,
-        undefined=jinja2.ChainableUndefined,  # a section may lack any number: it prints as a dash
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=numbers.number,
-        significant=numbers.significant,
-        interval=numbers.interval,
-        hits=numbers.hits,
-        unbroken=numbers.unbroken,
-        yaml=_yaml,
-        heads=_heads,
-        token=visible,
-        describe=describe,
-        chosen=_chosen,
-    )
-    environment.tests.update(unsure=_holds_zero)
-    environment.globals.update(
-        circuit_key=look.circuit_key,
-        stage_key=look.stage_key,
-        random_key=look.random_key,
-        anchor=anchor,
-        ACCURACY_BY_QUERIED=ACCURACY_BY_QUERIED,
-        HURTING=HURTING,
-    )
+    environment.filters.update(unbroken=unbroken)
     return environment
-
-
-def _yaml(settings: object) -> str:
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-
-
-def _heads(places: list) -> str:
-    return ", ".join(str(Head(*place)) for place in places) or "none"
-
-
-def _chosen(stage: dict) -> list[dict]:
-    """The heads that the stage selected, helping ones first, each in order of strength."""
-    found = [row for row in effect_rows(stage) if row["status"] in (SELECTED, HURTING)]
-    return sorted(found, key=lambda row: (row["status"] == HURTING, -abs(row["effect"] or 0.0)))
-
-
-def _holds_zero(row: dict) -> bool:
-    """Whether the interval of a head's effect holds 0, so that the head may do nothing."""
-    return row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
 
 
 def _embedded_json(figure: Figure) -> Markup:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import altair as alt
 
-from circuitdiff.report.look import CATEGORIES, Figure, finish, inline
-from circuitdiff.report.numbers import finite, interval, number
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
+from circuitdiff.report.numbers import number
+from circuitdiff.report.parts import Part, Table
+from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.registry import part_of
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections.accuracy import SECTION as ACCURACY
+from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
+from circuitdiff.study.sections.overlap import SECTION as OVERLAP
 
 _MEASURES = (
     "accuracy",
@@ -15,61 +25,58 @@ _MEASURES = (
 )
 
 
-def series_key(title: str) -> str:
-    return f"series/{title}"
+def view(results: CommonResults) -> Part:
+    columns = {"step": "step", "model": "model", "measure": "", "printed": "value (95 % interval)"}
+    rows = {title: series_rows(results, steps) for title, steps in _series_of(results).items()}
+    return Part(
+        "Over training",
+        "Checkpoints of one training run.",
+        figures={f"series/{title}": _over_steps(title, each) for title, each in rows.items() if each},
+        tables=[Table(title, columns, each) for title, each in rows.items()],
+    )
 
 
-def series_of(results: dict) -> dict[str, dict[str, int]]:
+def _series_of(results: CommonResults) -> dict[str, dict[str, int]]:
     """By title, the models of each series and their training steps."""
-    return ((results.get("study") or {}).get("settings") or {}).get("series") or {}
+    return results.study.settings.get("series") or {}
 
 
-def series_figures(results: dict) -> dict[str, Figure]:
-    """One figure per series that has a number."""
-    drawn = {}
-    for title in series_of(results):
-        if rows := series_rows(results, title):
-            drawn[series_key(title)] = over_steps(title, rows)
-    return drawn
-
-
-def series_rows(results: dict, title: str) -> list[dict]:
+def series_rows(results: CommonResults, steps: dict[str, int]) -> list[dict]:
     """One row per checkpoint and measure, in the order of steps."""
-    rows = []
-    for model, step in sorted(series_of(results)[title].items(), key=lambda each: each[1]):
-        for measure, found in zip(_MEASURES, _measured(results, model), strict=True):
-            if finite(found.get("value")) is not None:
-                bounds = {end: finite(found.get(end)) for end in ("value", "low", "high")}
-                printed = f"{number(found['value'])} ({interval(found)})" if "low" in found else number(found["value"])
-                rows.append({"step": step, "model": model, "measure": measure, "printed": printed} | bounds)
-    return rows
-
-
-def _measured(results: dict, model: str) -> list[dict]:
-    """In the order of `_MEASURES`; empty where it was not measured."""
-    base = next(iter(results.get("models") or {}), "")
-    faithfulness = results.get("faithfulness") or {}
-    groups = ((results.get("overlap") or {}).get(model) or {}).get("groups") or []
-    jaccard = next((group.get("jaccard") for group in groups if group.get("group") == "all groups"), None)
     return [
-        ((results.get("models") or {}).get(model) or {}).get("accuracy") or {},
-        (faithfulness.get(base) or {}).get(model) or {},
-        (faithfulness.get(model) or {}).get(model) or {},
-        {"value": 1.0 if model == base and faithfulness.get(base) else jaccard},
+        {"step": step, "model": model, "measure": measure} | charts.bounds(estimate) | _without_interval(estimate)
+        for model, step in sorted(steps.items(), key=lambda each: each[1])
+        for measure, estimate in zip(_MEASURES, _measured(results, model), strict=True)
+        if estimate is not None and estimate.value is not None
     ]
 
 
-def over_steps(title: str, rows: list[dict]) -> Figure:
+def _without_interval(estimate: Estimate) -> dict[str, str]:
+    return {"printed": number(estimate.value)} if estimate.low is None else {}
+
+
+def _measured(results: CommonResults, model: str) -> Iterator[Estimate | None]:
+    """In the order of `_MEASURES`; None where it was not measured."""
+    base, faithfulness = next(iter(results.models), ""), part_of(results, FAITHFULNESS) or {}
+    accuracy = (part_of(results, ACCURACY) or {}).get(model)
+    yield None if accuracy is None else accuracy.accuracy
+    yield faithfulness.get(base, {}).get(model)
+    yield faithfulness.get(model, {}).get(model)
+    overlap = (part_of(results, OVERLAP) or {}).get(model)
+    whole = [each.jaccard for each in (() if overlap is None else overlap.groups or ()) if each.group is None]
+    jaccard = 1.0 if model == base and base in faithfulness else next(iter(whole), None)
+    yield Estimate(jaccard, None, None)
+
+
+def _over_steps(title: str, rows: list[dict]) -> Figure:
     """Lines over training steps; bars are 95 % intervals."""
     measures = [measure for measure in _MEASURES if any(row["measure"] == measure for row in rows)]
-    base = alt.Chart(inline(rows)).encode(
+    legend = {"orient": "bottom", "direction": "vertical", "labelLimit": 400}
+    base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("step:Q", title="training step"),
-        color=alt.Color(
-            "measure:N", sort=measures, scale=alt.Scale(domain=measures, range=CATEGORIES), title=None,
-            legend=alt.Legend(orient="bottom", direction="vertical", labelLimit=400),
-        ),
-        tooltip=["model:N", "step:Q", "measure:N", "printed:N"],
-    )  # fmt: skip
-    lines = base.mark_line(point=True).encode(y=alt.Y("value:Q", title="value"))
-    bars = base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q", title="value"), y2="high:Q")
-    return finish([bars, lines], f"Over training: {title}", ["with 95 % intervals"], width=420, height=240)
+        color=charts.colour("measure", measures, None, charts.CATEGORIES, **legend),
+        tooltip=charts.tips(model="model", step="step", measure="", printed="value"),
+    )
+    lines = base.mark_line(point=True).encode(y=charts.measured("y", "value", "value"))
+    layers = [charts.intervals(base, "y", "value", opacity=0.5), lines]
+    return charts.finish(layers, f"Over training: {title}", ["with 95 % intervals"], width=420, height=240)

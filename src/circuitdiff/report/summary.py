@@ -2,69 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
-from circuitdiff.report.numbers import finite, hits, interval, number, significant
+from circuitdiff.models.checks import Check
+from circuitdiff.report.numbers import hits, interval, number, significant
+from circuitdiff.report.parts import Part, Sentence
+from circuitdiff.study.estimates import Share
+from circuitdiff.study.registry import part_of
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections import (
+    accuracy,
+    completeness,
+    cross_model,
+    discovery,
+    faithfulness,
+    functions,
+    graft,
+    knockout,
+    minimality,
+    overlap,
+)
+from circuitdiff.study.sections.faithfulness import CircuitInModel
 
 FEW = 50  # prompts below which an interval is wide enough to warn of
-_COUNTS = ("testing", "n_prompts", "n_test", "n_scenarios")  # what entries call theirs
 TOO_FAITHFUL = 1.1
 BEATS = 0.95  # share of random circuits that a real one should beat
 
 
-@dataclass(frozen=True)
-class Alarm:
-    """Something the reader must know before the numbers."""
-
-    level: str  # "failed" or "caution"
-    text: str
-
-
-def alarms(results: dict) -> list[Alarm]:
+def alarms(results: CommonResults) -> Part:
     """Failed self-checks first, then everything that limits what the numbers mean."""
-    failed = [Alarm("failed", _failure(check)) for check in results.get("checks") or [] if check.get("passed") is False]
-    cautions = [
-        *_unfaithful(results),
-        *_no_better_than_random(results),
-        *_few(results),
-        *(results.get("warnings") or []),
-    ]
-    return [*failed, *(Alarm("caution", str(text)) for text in cautions)]
+    failed = [Sentence(_failure(check), "alarm failed") for check in results.checks if not check.passed]
+    cautions = [*_unfaithful(results), *_no_better_than_random(results), *_few(results), *results.warnings]
+    return Part("", sentences=[*failed, *(Sentence(text, "alarm caution") for text in cautions)])
 
 
-def _failure(check: dict) -> str:
-    measured = f"{significant(check.get('value'))} against a tolerance of {significant(check.get('tolerance'))}"
-    detail = f" ({check['detail']})" if check.get("detail") else ""
-    return (
-        f"Self-check failed for {check.get('model')}: {check.get('name')}: {measured}{detail}. Do not trust this run."
-    )
+def _failure(check: Check) -> str:
+    measured = f"{significant(check.value)} against a tolerance of {significant(check.tolerance)}"
+    detail = f" ({check.detail})" if check.detail else ""
+    return f"Self-check failed for {check.model}: {check.name}: {measured}{detail}. Do not trust this run."
 
 
-def _measured(results: dict) -> Iterator[tuple[str, str, dict]]:
-    for circuit, models in (results.get("faithfulness") or {}).items():
-        for model, found in models.items():
-            yield circuit, model, found
+def _cells(results: CommonResults) -> Iterator[tuple[str, str, CircuitInModel]]:
+    for circuit, models in (part_of(results, faithfulness.SECTION) or {}).items():
+        for model, each in models.items():
+            yield circuit, model, each
 
 
-def _unfaithful(results: dict) -> Iterator[str]:
+def _unfaithful(results: CommonResults) -> Iterator[str]:
     """One caution per model."""
-    found: dict[str, list[tuple[str, float]]] = {}
-    for circuit, model, entry in _measured(results):
-        value = finite(entry.get("value"))
-        if value is not None and value > TOO_FAITHFUL:
-            found.setdefault(model, []).append((circuit, value))
-    for model, circuits in found.items():
-        listed = ", ".join(f"{circuit} {number(value)}" for circuit, value in circuits)
+    above: dict[str, list[str]] = {}
+    for circuit, model, each in _cells(results):
+        if each.value is not None and each.value > TOO_FAITHFUL:
+            above.setdefault(model, []).append(f"{circuit} {number(each.value)}")
+    for model, circuits in above.items():
         yield (
-            f"Faithfulness in {model} is above {TOO_FAITHFUL} ({listed}): there a circuit does something that the "
-            f"whole model does not, which is unfaithful, too."
+            f"Faithfulness in {model} is above {TOO_FAITHFUL} ({', '.join(circuits)}): there a circuit does something "
+            f"that the whole model does not, which is unfaithful, too."
         )
 
 
-def _no_better_than_random(results: dict) -> Iterator[str]:
-    for circuit, model, found in _measured(results):
-        compared = beaten(results, circuit, model, found)
+def _no_better_than_random(results: CommonResults) -> Iterator[str]:
+    for circuit, model, each in _cells(results):
+        compared = _beaten(each)
         if compared and compared[0] < BEATS * compared[1]:
             yield (
                 f"{circuit} in {model} scores higher than only {compared[0]} of {compared[1]} random circuits "
@@ -72,120 +71,129 @@ def _no_better_than_random(results: dict) -> Iterator[str]:
             )
 
 
-def _counted_further(results: dict) -> Iterator[tuple[str, object]]:
-    """The fewest prompts that stand behind the numbers of each further section."""
-    patched = list((results.get("cmap") or {}).values())
-    directions = [found.get(direction) or {} for found in patched for direction in ("to_base", "to_variant")]
-    counted = {
-        "the costs of heads": [found.get("n_prompts") for found in (results.get("minimality") or {}).values()],
-        "completeness": _second_level(results, "completeness"),
-        "the ways between groups and their profiles": (results.get("overlap") or {}).values(),
-        "functions": [cell for by_name in _second_level(results, "functions") for cell in _leaves(by_name)],
-        "patching": [entry for by_what in directions for entry in by_what.values()],
-        "the controls of patching": [each for found in patched for each in (found.get("controls") or {}).values()],
-        "grafts": (results.get("graft") or {}).values(),
-        "knockouts": (results.get("knockout") or {}).values(),
-    }
-    for name, entries in counted.items():
-        known = [n for entry in entries for key in _COUNTS if (n := finite((entry or {}).get(key))) is not None]
-        if known:
-            yield name, min(known)
+def _beaten(cell: CircuitInModel) -> tuple[int, int] | None:
+    """How many random circuits score strictly less than the real one on the same prompts, and of how many."""
+    random = cell.random
+    if random is None or not random.accuracies:
+        return None
+    return sum(score < random.circuit for score in random.accuracies), len(random.accuracies)
 
 
-def _second_level(results: dict, section: str) -> list[dict]:
-    return [found for models in (results.get(section) or {}).values() for found in models.values()]
-
-
-def _leaves(groups: dict) -> list[dict]:
-    return [cell for by_name in groups.values() for cell in by_name.values()]
-
-
-def _few(results: dict) -> Iterator[str]:
-    counted = [(name, (model.get("accuracy") or {}).get("n")) for name, model in (results.get("models") or {}).items()]
-    counted += [
-        (f"{circuit} in {model}", (found.get("circuit_accuracy") or {}).get("n"))
-        for circuit, model, found in _measured(results)
-    ]
-    counted += [
-        (f"random circuits like {circuit} in {model}", random.get("n_prompts"))
-        for circuit, models in (results.get("random") or {}).items()
-        for model, random in models.items()
-    ]
-    counted += _counted_further(results)
-    few = [f"{what} ({n:g})" for what, count in counted if (n := finite(count)) is not None and n < FEW]
+def _few(results: CommonResults) -> Iterator[str]:
+    counted = [(name, each.accuracy.n) for name, each in (part_of(results, accuracy.SECTION) or {}).items()]
+    for circuit, model, each in _cells(results):
+        counted.append((f"{circuit} in {model}", each.circuit_accuracy.n))
+        if each.random is not None:
+            counted.append((f"random circuits like {circuit} in {model}", each.random.n_prompts))
+    for what, count in _FURTHER.items():
+        if counts := [n for n in count(results) if n is not None]:
+            counted.append((what, min(counts)))
+    few = [f"{what} ({n})" for what, n in counted if n < FEW]
     if few:
         yield f"Fewer than {FEW} prompts tell little; see the intervals of {', '.join(few)}."
 
 
-def beaten(results: dict, circuit: str, model: str, found: dict) -> tuple[int, int] | None:
-    """How many random circuits score strictly less than the real one on the same prompts, and of how many."""
-    random = ((results.get("random") or {}).get(circuit) or {}).get(model) or {}
-    scores = [a for a in map(finite, random.get("accuracies") or []) if a is not None]
-    real = finite(random.get("circuit", (found.get("circuit_accuracy") or {}).get("value")))
-    return None if real is None or not scores else (sum(score < real for score in scores), len(scores))
+Counts = Iterable[int | None]
 
 
-def summary(results: dict) -> list[str]:
+def _of_minimality(results: CommonResults) -> Counts:
+    return [each.n_prompts.testing for each in (part_of(results, minimality.SECTION) or {}).values()]
+
+
+def _of_completeness(results: CommonResults) -> Counts:
+    circuits = (part_of(results, completeness.SECTION) or {}).values()
+    return [each.n_prompts for models in circuits for each in models.values()]
+
+
+def _of_overlap(results: CommonResults) -> Counts:
+    return [each.n_scenarios for each in (part_of(results, overlap.SECTION) or {}).values()]
+
+
+def _of_functions(results: CommonResults) -> Counts:
+    circuits = (part_of(results, functions.SECTION) or {}).values()
+    groups = [group for models in circuits for groups in models.values() for group in groups.values()]
+    return [min(cell.n_test, cell.n_scenarios) for group in groups for cell in group.values()]
+
+
+def _of_patching(results: CommonResults) -> Counts:
+    variants = (part_of(results, cross_model.SECTION) or {}).values()
+    patched = [each for variant in variants for way in (variant.to_base, variant.to_variant) for each in way.values()]
+    return [min(each.n_prompts, each.n_scenarios) for each in patched]
+
+
+def _of_controls(results: CommonResults) -> Counts:
+    variants = (part_of(results, cross_model.SECTION) or {}).values()
+    return [controls.n_prompts for variant in variants for controls in variant.controls.values()]
+
+
+def _of_grafts(results: CommonResults) -> Counts:
+    return [min(each.n_prompts, each.n_scenarios) for each in (part_of(results, graft.SECTION) or {}).values()]
+
+
+def _of_knockout(results: CommonResults) -> Counts:
+    return [min(each.n_prompts, each.n_scenarios) for each in (part_of(results, knockout.SECTION) or {}).values()]
+
+
+# The prompts, or scenarios, that stand behind the numbers of each further section.
+_FURTHER: dict[str, Callable[[CommonResults], Counts]] = {
+    "the costs of heads": _of_minimality,
+    "completeness": _of_completeness,
+    "the paths between groups and their profiles": _of_overlap,
+    "functions": _of_functions,
+    "patching": _of_patching,
+    "the controls of patching": _of_controls,
+    "grafts": _of_grafts,
+    "knockouts": _of_knockout,
+}
+
+
+def summary(results: CommonResults) -> Part:
     """One paragraph per model, and per circuit in the model where it was found; the matrix has it in the others."""
-    models = [_model_sentence(name, model) for name, model in (results.get("models") or {}).items()]
-    found = [each for each in _measured(results) if _home(results, each[0]) in (None, each[1])]
-    return [*models, *(_circuit_sentences(results, *each) for each in found)]
+    circuits = part_of(results, discovery.SECTION) or {}
+    models = [_model(name, each.accuracy) for name, each in (part_of(results, accuracy.SECTION) or {}).items()]
+    cells = [cell for cell in _cells(results) if cell[0] not in circuits or circuits[cell[0]].model == cell[1]]
+    return Part("", sentences=[*models, *(_circuit(results, *cell) for cell in cells)])
 
 
-def _home(results: dict, circuit: str) -> str | None:
-    """The model where a circuit was found."""
-    return ((results.get("circuits") or {}).get(circuit) or {}).get("model")
-
-
-def _model_sentence(name: str, model: dict) -> str:
-    accuracy = model.get("accuracy") or {}
+def _model(name: str, share: Share) -> str:
     return (
-        f"{name} answers {_of_prompts(accuracy)}: an accuracy of {number(accuracy.get('value'))} "
-        f"(95 % interval {interval(accuracy)})."
+        f"{name} answers {_of_prompts(share)}: an accuracy of {number(share.value)} (95 % interval {interval(share)})."
     )
 
 
-def _of_prompts(accuracy: dict) -> str:
-    return f"{hits(accuracy).replace('/', 'of')} prompts correctly"
+def _of_prompts(share: Share) -> str:
+    return f"{hits(share).replace('/', 'of')} prompts correctly"
+
+
+def _circuit(results: CommonResults, circuit: str, model: str, cell: CircuitInModel) -> str:
+    compared = _beaten(cell)
+    random = (
+        "" if compared is None else f"It scores higher than {compared[0]} of {compared[1]} random circuits of its size."
+    )
+    return " ".join(part for part in (_size(results, circuit, model), _alone(cell), random) if part)
+
+
+def _size(results: CommonResults, circuit: str, model: str) -> str:
+    known = (part_of(results, discovery.SECTION) or {}).get(circuit)
+    groups = {} if known is None else known.groups
+    n_heads = sum(len(group.heads) for group in groups.values())
+    different = len({head for group in groups.values() for head in group.heads})
+    size = f"The circuit {circuit} has {_count(n_heads, 'head')} in {_count(len(groups), 'group')}"
+    of = results.models.get(model)
+    return f"{size}." if of is None else f"{size} ({different} of the {of.n_layers * of.n_heads} heads of {model})."
 
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _circuit_sentences(results: dict, circuit: str, model: str, found: dict) -> str:
-    parts = [_size(results, circuit, model), _kept(found), _against_random(results, circuit, model, found)]
-    return " ".join(part for part in parts if part)
-
-
-def _size(results: dict, circuit: str, model: str) -> str:
-    groups = ((results.get("circuits") or {}).get(circuit) or {}).get("groups") or {}
-    n_heads, shape = (
-        sum(len(group["heads"]) for group in groups.values()),
-        (results.get("models") or {}).get(model) or {},
-    )
-    size = f"{_count(n_heads, 'head')} in {_count(len(groups), 'group')}"
-    places = {(head[0], head[1]) for group in groups.values() for head in group["heads"]}
-    if not shape.get("n_layers") or not shape.get("n_heads"):
-        return f"The circuit {circuit} has {size}."
-    of = shape["n_layers"] * shape["n_heads"]
-    return f"The circuit {circuit} has {size} ({len(places)} of the {of} heads of {model})."
-
-
-def _kept(found: dict) -> str:
-    alone, by = found.get("circuit_accuracy") or {}, f" ({found['mean_by']} means)" if found.get("mean_by") else ""
+def _alone(cell: CircuitInModel) -> str:
+    alone = cell.circuit_accuracy
     start = (
-        f"Alone, with every other head replaced by its mean{by}, it answers {_of_prompts(alone)}, "
-        f"an accuracy of {number(alone.get('value'))}"
+        f"Alone, with every other head replaced by its mean (slot means), it answers {_of_prompts(alone)}, "
+        f"an accuracy of {number(alone.value)}"
     )
-    if finite(found.get("value")) is None:
-        return f"{start}; its faithfulness is undefined here{': ' + found['note'] if found.get('note') else ''}."
-    return (
-        f"{start}, which is {number(found['value'])} times the whole model's "
-        f"(faithfulness; 95 % interval {interval(found)})."
-    )
-
-
-def _against_random(results: dict, circuit: str, model: str, found: dict) -> str:
-    compared = beaten(results, circuit, model, found)
-    return f"It scores higher than {compared[0]} of {compared[1]} random circuits of its size." if compared else ""
+    if cell.value is None:
+        return f"{start}; its faithfulness is undefined here{': ' + cell.note if cell.note else ''}."
+    times = f"{number(cell.value)} times the whole model's (faithfulness; 95 % interval {interval(cell)})"
+    return f"{start}, which is {times}."

@@ -1,0 +1,170 @@
+"""The circuits: their groups, drawn over a prompt, and the effect of every head at each stage that found them."""
+
+from __future__ import annotations
+
+import altair as alt
+
+from circuitdiff.circuit import Head
+from circuitdiff.report import charts
+from circuitdiff.report.charts import Figure
+from circuitdiff.report.drawing import circuit_drawing, scene_of
+from circuitdiff.report.numbers import heads, number, significant
+from circuitdiff.report.parts import Caption, Part, Table
+from circuitdiff.study.estimates import Estimate, Number, circuit_from
+from circuitdiff.study.registry import part_of
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections.discovery import SECTION, FoundCircuit, Sweep
+
+NOT_MEASURED = "not measured"
+SELECTED = "selected: the head helps"
+HURTING = "selected: the head hurts"
+BELOW_NOISE = "below the noise floor"
+NOT_SELECTED = "not selected"
+
+
+def view(results: CommonResults) -> Part:
+    """A part for each circuit."""
+    circuits = part_of(results, SECTION) or {}
+    return Part("The circuits", parts=[_circuit(results, name, circuit) for name, circuit in circuits.items()])
+
+
+def used_roles(results: CommonResults) -> set[str]:
+    """The roles at which some circuit or stage sends or receives; a task has many more."""
+    circuits = (part_of(results, SECTION) or {}).values()
+    groups = [group.at for circuit in circuits for group in circuit.groups.values()]
+    stages = [stage for circuit in circuits for stage in circuit.stages]
+    return {role for role in [*groups, *(r for stage in stages for r in (stage.at, stage.receivers_at))] if role}
+
+
+def _circuit(results: CommonResults, name: str, circuit: FoundCircuit) -> Part:
+    columns = {"group": "group", "role": "role", "n": "heads", "which": "which, strongest first"}
+    rows = [
+        {"group": group, "role": members.at, "n": len(members.heads), "which": heads(members.heads)}
+        for group, members in circuit.groups.items()
+    ]
+    return Part(
+        f"Circuit: {name}",
+        f"in {circuit.model}" + (f" · plan {circuit.plan}" if circuit.plan else ""),
+        figures=_drawn(results, name, circuit),
+        tables=[Table("", columns, rows, numeric=("n",))],
+        parts=[_stages(name, circuit)] if circuit.stages else [],
+    )
+
+
+def _drawn(results: CommonResults, name: str, circuit: FoundCircuit) -> dict[str, Figure]:
+    found, model = circuit_from(circuit.groups), results.models.get(circuit.model)
+    highest = max((head.layer for group in found.groups.values() for head in group.heads), default=0)
+    n_layers = max(0 if model is None else model.n_layers, highest + 1)
+    scene = scene_of(found, circuit.stages, n_layers, results.example.tokens, results.example.roles)
+    return {} if scene is None else {f"circuit/{name}": circuit_drawing(name, scene)}
+
+
+def _stages(name: str, circuit: FoundCircuit) -> Part:
+    stages = {f"effects/{name}/{i} {stage.name}": stage for i, stage in enumerate(circuit.stages, start=1)}
+    drawn = {key: stage for key, stage in stages.items() if any(stage.effects)}
+    return Part(
+        "Effect of every head, stage by stage",
+        "Each cell is one head. Negative (blue): the answer suffers when the head's output comes from the "
+        "counterfactual, so the head helps; positive (orange): the head hurts. Every map has its own scale.",
+        figures={key: effect_map(stage) for key, stage in drawn.items()},
+        captions={key: _caption(stage) for key, stage in drawn.items()},
+    )
+
+
+def _caption(stage: Sweep) -> Caption:
+    """The heads that the stage selected, helping ones first, each in order of strength."""
+    chosen = [row for row in effect_rows(stage) if row["status"] in (SELECTED, HURTING)]
+    chosen.sort(key=lambda row: (row["status"] == HURTING, -abs(row["value"] or 0.0)))
+    rows = [{"head": row["head"], "effect": number(row["value"]), "interval": row["interval"]} for row in chosen]
+    for row, of in zip(rows, chosen, strict=True):
+        row["says"] = ", ".join(
+            [*(["hurts"] if of["status"] == HURTING else []), *(["may be 0"] if _unsure(of) else [])]
+        )
+    columns = {"head": "selected", "effect": "effect", "interval": "95 % interval", "says": ""}
+    lines = [
+        f"{stage.n_prompts} prompts · noise floor {significant(stage.noise_floor)}",
+        f"rule: {stage.rule}",
+        *([] if rows else ["No head was selected."]),
+    ]
+    return Caption(lines, Table("", columns, rows, numeric=("effect", "interval")))
+
+
+def _unsure(row: dict) -> bool:
+    """Whether the interval of a head's effect holds 0, so that the head may do nothing."""
+    return row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
+
+
+def effect_rows(stage: Sweep) -> list[dict]:
+    """One row per head: its name, effect, interval and what the stage decided about it."""
+    return [
+        {"head": str(Head(layer, index)), "layer": layer, "index": index, "status": _status(stage, layer, index, value)}
+        | charts.bounds(Estimate(value, stage.low[layer][index], stage.high[layer][index]))
+        for layer, effects in enumerate(stage.effects)
+        for index, value in enumerate(effects)
+    ]
+
+
+def _status(stage: Sweep, layer: int, index: int, effect: Number) -> str:
+    if (layer, index) in stage.hurting:
+        return HURTING
+    if (layer, index) in stage.selected:
+        return SELECTED
+    if effect is None:
+        return NOT_MEASURED
+    return BELOW_NOISE if abs(effect) <= stage.noise_floor else NOT_SELECTED
+
+
+def describe(stage: Sweep) -> str:
+    """What was patched into what, in words."""
+    receivers = stage.receivers_from or (heads(stage.receivers) if stage.receivers else "")
+    to = f"into {stage.via or 'the input'} of {receivers}" if receivers else "straight to the output"
+    where = f", read at {stage.receivers_at}" if stage.receivers_at else ""
+    return f"senders at {stage.at}, {to}{where}; {stage.metric}"
+
+
+def effect_map(stage: Sweep) -> Figure:
+    """Layers up, heads across; blue (negative) helps, orange (positive) hurts, white is zero.
+
+    The scale is symmetric and the stage's own. A head without a number is hatched, never white.
+    """
+    rows = effect_rows(stage)
+    step = 26 if max(row["index"] for row in rows) < 16 else 15
+    base = alt.Chart().encode(
+        x=alt.X("index:O", title="head", axis=alt.Axis(orient="bottom", labelAngle=0, labelOverlap=True)),
+        y=alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(labelOverlap=True)),
+        tooltip=charts.tips(head="head", printed="effect", status=""),
+    )
+    missing = base.transform_filter(alt.datum.value == None)  # noqa: E711 (a Vega expression)
+    hatching = [
+        missing.mark_rect(fill="#d5d5d5", stroke="white", strokeWidth=1),
+        charts.struck_out(base, "value", size=90, stroke="#777777"),
+    ]
+    layers = [*_cells(base, rows), *hatching, *_outlines(base, step)]
+    legend = ["outlined: selected, helps · dashed with a dot: selected, hurts", "hatched: not measured"]
+    return charts.finish(
+        layers, stage.name, [describe(stage), *legend], width=alt.Step(step), height=alt.Step(15), rows=rows
+    )
+
+
+def _cells(base: alt.Chart, rows: list[dict]) -> list[alt.Chart]:
+    sizes = [abs(row["value"]) for row in rows if row["value"] is not None]
+    if not sizes:
+        return []
+    largest = max(sizes) or 1.0
+    ends = [-largest, 0, largest]
+    scale = alt.Scale(domain=ends, range=[charts.HELPS, charts.NEUTRAL, charts.HURTS], interpolate="rgb")
+    title = ["effect", "negative = the head helps"]
+    legend = alt.Legend(title=title, gradientLength=140, format=".3~g", values=ends)
+    cells = charts.known(base, "value").mark_rect(stroke="white", strokeWidth=1)
+    return [cells.encode(color=alt.Color("value:Q", scale=scale, legend=legend))]
+
+
+def _outlines(base: alt.Chart, step: int) -> list[alt.Chart]:
+    helps = base.transform_filter(alt.datum.status == SELECTED)
+    hurts = base.transform_filter(alt.datum.status == HURTING)
+    outline = {"fill": None, "stroke": charts.INK, "strokeWidth": 2, "width": step - 2, "height": 13}
+    return [
+        helps.mark_rect(**outline),
+        hurts.mark_rect(**outline, strokeDash=[3, 2]),
+        hurts.mark_point(shape="circle", filled=True, size=18, color=charts.INK, opacity=1),
+    ]

@@ -1,0 +1,68 @@
+"""What caused a variant's gain: one model's weights in the other, part by part."""
+
+from __future__ import annotations
+
+from circuitdiff.report.cross_model import among_groups
+from circuitdiff.report.gains import (
+    CONTROL_COLUMNS,
+    GRAFTED,
+    Method,
+    credit_row,
+    gain_figures,
+    gain_sentence,
+    grafted_by_group,
+    patched_by_group,
+    score_tables,
+    share_table,
+    side_by_side_table,
+)
+from circuitdiff.report.parts import Part, Table, anchor
+from circuitdiff.study.gains import RandomGroups
+from circuitdiff.study.registry import part_of
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections.graft import SECTION, GraftResult
+
+_CONTROLS = {
+    "any_layer": "random heads of any layer",
+    "shared_kv": "other heads that read the same keys and values",
+}
+
+
+def view(results: CommonResults) -> Part:
+    sentences, figures, tables = [], {}, []
+    for variant, grafted in (part_of(results, SECTION) or {}).items():
+        by_group, by_layers, by_head = Method(GRAFTED, grafted), _by_layers(grafted), _by_head(grafted)
+        methods = [by_group, *by_layers, *by_head]
+        sentences += map(gain_sentence, methods)
+        figures |= gain_figures(variant, methods)
+        tables += _by_group(results, variant)
+        tables += [share_table(method, [anchor("layers", variant)]) for method in by_layers]
+        tables += [*map(share_table, by_head), *score_tables(by_group)]
+        tables.append(Table(f"Controls of grafts, {variant}", CONTROL_COLUMNS, control_rows(grafted)))
+    return Part("What caused the gain?", "Grafted weights show what caused it.", sentences, figures, tables)
+
+
+def _by_layers(grafted: GraftResult) -> list[Method]:
+    return [] if grafted.layers is None else [Method(f"{GRAFTED} of layers", grafted.layers)]
+
+
+def _by_head(grafted: GraftResult) -> list[Method]:
+    heads = grafted.heads
+    return [] if heads is None else [Method(f"{GRAFTED}, single heads of {heads.group}", heads)]
+
+
+def _by_group(results: CommonResults, variant: str) -> list[Table]:
+    """None where patches into the same model have a table, which has the grafts beside them."""
+    grafted = grafted_by_group(results, variant)
+    patched = {method.shares.recipient for method in patched_by_group(results, variant)}
+    alone = [method for method in grafted if method.shares.recipient not in patched]
+    return [side_by_side_table([method], [anchor("graft", variant)]) for method in alone]
+
+
+def control_rows(grafted: GraftResult) -> list[dict]:
+    """What each control brings in the stead of a group, in accuracy."""
+    return [
+        credit_row(group, among_groups(credit) if isinstance(credit, RandomGroups) else _CONTROLS[name], credit)
+        for group, controls in grafted.controls.items()
+        for name, credit in controls.items()
+    ]
