@@ -214,7 +214,7 @@ def test_three_processes_give_the_bytes_of_one_though_one_is_killed_and_compute_
 def test_ray_gives_the_bytes_of_one_process_though_a_worker_is_killed(finished, model, tmp_path):
     pytest.importorskip("ray")
     settings_of(tmp_path, model)  # writes the study's file
-    command = [sys.executable, "-m", "circuitdiff.cli", "run", str(tmp_path / "tiny.yaml"), "--out", "run"]
+    command = [sys.executable, "-m", "circuitdiff", "run", str(tmp_path / "tiny.yaml"), "--out", "run"]
     pipe, text = subprocess.PIPE, {"cwd": tmp_path, "text": True}
     running = subprocess.Popen([*command, "--ray", "local", "--workers", "2"], stdout=pipe, stderr=pipe, **text)
     records = tmp_path / "run" / "records"
