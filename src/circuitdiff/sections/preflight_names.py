@@ -9,8 +9,7 @@ from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.cross_model import MOST_GROUPS
 from circuitdiff.methods.discovery import Plan
-from circuitdiff.methods.graft import KINDS
-from circuitdiff.sections.graft import layer_ranges
+from circuitdiff.methods.graft import KINDS, layer_ranges
 from circuitdiff.sections.whole_study import WholeStudy, asked_circuits, main_circuits
 from circuitdiff.tasks import Task
 
