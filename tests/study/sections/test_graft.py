@@ -14,10 +14,12 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation.random_groups import random_group
 from circuitdiff.methods.graft import graft, graft_alone, layer_ranges
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.shapley import ALONE
+from circuitdiff.stats.shapley import ALONE, needed_subsets
+from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import circuit_from
 from circuitdiff.study.gains import Direction, RandomGroups, largest_part
 from circuitdiff.study.host import Host
+from circuitdiff.study.plan import Sizes
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import grafts_from, grafts_record
@@ -232,3 +234,21 @@ def refuse(context: TinyContext, message: str | None, **changes: Any) -> None:
     else:
         with pytest.raises(InputError, match=message):
             SECTION.check(study, options)
+
+
+def test_the_plan_counts_runs_and_controls_and_that_questions_about_one_scenario_share_a_row(context):
+    async def sizes(study: StudyContext) -> Sizes:
+        sample = await study.pairs(study.base, PromptsOf("evaluation"))
+        base, speed = await study.facts(study.base), await study.speed()
+        return Sizes(study.settings, study.plans, study.task, base, speed, sample)
+
+    known = context.run(sizes(context.study))
+    options = GraftOptions(prompts=8, random_groups=0)
+    [one], [two] = (SECTION.cost(known, replace(options, queries_per_scenario=n)) for n in (1, 2))
+    assert one.forwards == two.forwards == 8 * (len(needed_subsets("abcd")) + len(needed_subsets("ab")) - 2)
+    layers, head = known.base.n_layers * known.speed.flop_of_layer, known.speed.flop_of_head
+    question = max(known.width(role) for role in known.task.question_roles if role in known.roles)
+    whole, shared = known.length * layers + head, (question + (known.length - question) / 2) * layers + head
+    assert two.flop / one.flop == pytest.approx(shared / whole, rel=0.02)
+    [more] = SECTION.cost(known, replace(options, random_groups=3, control_prompts=5))
+    assert more.forwards - one.forwards == 5 * (3 + 2)
