@@ -21,6 +21,7 @@ from circuitdiff.cache.records import hashed
 from circuitdiff.cache.store import Record, Store
 from circuitdiff.errors import InputError
 
+
 def counting(store: Store):
     calls: list[int] = []
 

@@ -10,7 +10,7 @@ import yaml
 from circuitdiff.config.names import file_name, printable
 from circuitdiff.errors import InputError
 from circuitdiff.finetune.recipes import read_recipe
-from circuitdiff.sections.whole_study import read_study
+from circuitdiff.study.registry import read_study
 
 EMPTY, LONG, ESCAPE = "", "x" * 101, "\x1b]0;x\a"
 LEAVING = ("..", ".", "a/b", "/abs/x", "../../x", "a\\b")

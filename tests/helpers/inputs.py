@@ -19,10 +19,9 @@ from circuitdiff.circuit import Circuit
 from circuitdiff.finetune.examples import read_examples
 from circuitdiff.finetune.recipes import _all_examples, _heads, read_recipe
 from circuitdiff.models.sources import read_outline
-from circuitdiff.sections import preflight
-from circuitdiff.sections.whole_study import read_study
-from circuitdiff.study import plans_of
-from circuitdiff.study.registry import results_bytes
+from circuitdiff.study import preflight
+from circuitdiff.study.registry import read_study, results_bytes
+from circuitdiff.study.runner import refuse
 from circuitdiff.tasks import entity_tracking, read_triples
 from circuitdiff.validation.conformance import STAGES, conformance
 from helpers.invented_results import invented_results
@@ -72,8 +71,7 @@ def _study(folder: Path, tokenizer: Any) -> Input:
     path = _written(folder, "study.yaml", study_yaml(model, **changes))
 
     def use() -> None:
-        study = read_study(path)
-        preflight.check_study(study, plans_of(study))
+        refuse(read_study(path))
 
     return Input(path, use, yaml.safe_load)
 

@@ -17,7 +17,7 @@ from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Sweep, T
 from circuitdiff.methods.component_mask import patching as component_patching
 from circuitdiff.methods.component_mask.fit import dealt_order
 from circuitdiff.methods.component_mask.patching import Patching
-from circuitdiff.methods.component_mask.training import cross_entropy, gates_named, gradient, target_logit
+from circuitdiff.methods.component_mask.training import cross_entropy, gates_named, gradient, loss_named, target_logit
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.prompts import Triples
@@ -376,9 +376,9 @@ def test_options_out_of_range_are_refused():
     with pytest.raises(InputError, match=r"penalties of 0 or more and at least one seed; got \(-1\.0,\)"):
         Sweep(penalties=(-1.0,))
     with pytest.raises(InputError, match="expected gates, one of clamped, hard_concrete; got 'soft'"):
-        Training(gates="soft")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match="expected a loss"):
-        Training(loss="hinge")  # pyright: ignore[reportArgumentType]
+        gates_named("soft")
+    with pytest.raises(InputError, match="expected a loss, one of cross_entropy, target_logit; got 'hinge'"):
+        loss_named("hinge")
     with pytest.raises(InputError, match="steps must be at least 1"):
         Training(steps=0)
     with pytest.raises(InputError, match="learning_rate must be above 0"):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from circuitdiff.circuit import Group, Head
-from circuitdiff.methods.path_patching import group_path_effects
 from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
+from circuitdiff.methods.path_patching import group_path_effects
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import subject
 

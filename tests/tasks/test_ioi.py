@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from circuitdiff.errors import InputError
-from circuitdiff.sections.whole_study import read_study
-from circuitdiff.settings import PlanSettings
+from circuitdiff.study.registry import parse_study, read_study
+from circuitdiff.study.settings import plans_of
 from circuitdiff.tasks import get_task, ioi
 from circuitdiff.tasks.ioi_scenarios import COUNTERFACTUALS, Scene, Vocabulary, draw_sentences
 from circuitdiff.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES, TRAIN_NAMES
@@ -303,8 +303,7 @@ def test_the_task_has_a_plan_of_its_roles_and_is_found_by_name(whole):
     task = get_task("ioi")
     assert task == ioi()
     assert task.name == "ioi"
-    for plan in task.plans.values():
-        PlanSettings.model_validate(plan).plan().check(task.roles)
+    assert list(plans_of(parse_study({"name": "s", "base": "m", "task": "ioi"}, "s"))) == list(task.plans)
     assert task.desiderata == ()
     with pytest.raises(InputError, match="there is no desideratum 'object': the task ioi has none; give JSONL files"):
         task.triples(whole, ["object"], 3, 0)
@@ -318,8 +317,7 @@ def test_the_task_has_a_plan_of_its_roles_and_is_found_by_name(whole):
 def test_the_study_file_runs_the_tasks_own_plan():
     study = read_study(Path(__file__).parents[2] / "studies" / "ioi.yaml")
     assert study.task.name == "ioi"
-    written = {name: PlanSettings.model_validate(plan) for name, plan in ioi().plans.items()}
-    assert study.plans == written
+    assert study.plans == plans_of(study.model_copy(update={"plans": {}}))
 
 
 def test_bad_options_say_what_is_allowed(whole):

@@ -70,7 +70,7 @@ def ray_workers(settings: CommonSettings, address: str, n: int) -> Iterator[list
         raise InputError("--ray needs Ray: pip install 'circuitdiff[ray]'") from error
     n_threads = max(1, torch.get_num_threads() // n) if address == LOCAL else 1
     try:
-        where = {"num_cpus": n * n_threads} if address == LOCAL else {"address": address}
+        where: dict[str, Any] = {"num_cpus": n * n_threads} if address == LOCAL else {"address": address}
         ray.init(**where, log_to_driver=False, include_dashboard=False, configure_logging=False)
     except Exception as error:  # whatever Ray says of its clusters
         raise InputError(

@@ -141,10 +141,6 @@ def group_work_from(record: Record) -> GroupWork:
     return GroupWork(edges, *of_groups)
 
 
-def _heads(data: Sequence[Mapping[str, int]]) -> tuple[Head, ...]:
-    return tuple(Head(**each) for each in data)
-
-
 def _interval(bounds: Sequence[float | None]) -> Interval:
     """Records have null for nan."""
     return Interval(*(math.nan if bound is None else bound for bound in bounds))

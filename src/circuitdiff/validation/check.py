@@ -17,7 +17,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.methods.discovery import StageResult
 from circuitdiff.models.fingerprint import fingerprint, weight_digests
 from circuitdiff.planted import build_planted, planted_names
-from circuitdiff.results import versions
+from circuitdiff.study.context import versions
 from circuitdiff.validation.circuit_rows import circuit_rows, mask_rows
 from circuitdiff.validation.cross_model_rows import JUDGED, cross_model_rows, same_circuit_rows
 from circuitdiff.validation.discovery_rows import (

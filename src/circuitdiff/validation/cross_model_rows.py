@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from circuitdiff.cache.store import Store
 from circuitdiff.circuit import Circuit
 from circuitdiff.engine import Model
 from circuitdiff.evaluation.random_groups import random_group
@@ -18,20 +17,17 @@ from circuitdiff.methods.graft import Graft, graft, graft_alone
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.prompts import Pairs
-from circuitdiff.sections.circuit_settings import OverlapSettings
-from circuitdiff.sections.cross_settings import VerdictSettings
-from circuitdiff.sections.discovery import Found, discovery_section
-from circuitdiff.sections.evidence import similarity_evidence
-from circuitdiff.sections.gains import attribution_entry, random_entry
-from circuitdiff.sections.overlap import overlap_section
-from circuitdiff.sections.verdict import verdict_section
-from circuitdiff.sections.whole_study import WholeStudy
-from circuitdiff.settings import parse_settings
 from circuitdiff.stats.intervals import difference_interval
 from circuitdiff.stats.shapley import ALONE, IN_ORDER, SYMMETRIC, Attribution, Credit
+from circuitdiff.study.estimates import estimate
+from circuitdiff.study.evidence import Evidence, GraftEvidence, Thresholds
+from circuitdiff.study.gains import GraftControl, RandomGroups, attribution_result, random_groups
+from circuitdiff.study.registry import parse_study, part_of, read_results
+from circuitdiff.study.runner import run_study
+from circuitdiff.study.sections.verdict import SECTION as VERDICT
+from circuitdiff.study.settings import CommonSettings
+from circuitdiff.study.verdict import NO_HEAD_GROUP, Sentence, sentences
 from circuitdiff.validation.subjects import NAME_BINDERS, PLAN, Row, Sizes, Subject, at_least, between, exactly
-from circuitdiff.verdict import NO_HEAD_GROUP, verdict
-from circuitdiff.workbench import Workbench
 
 _CREDITED = 0.9  # of the gain
 _N_RANDOM = 5  # groups of random heads
@@ -116,39 +112,42 @@ def _nothing(name: str, claim: str, parts: Sequence[str], found: Attribution, ho
     return exactly(name, claim, len(some), 0, listed)
 
 
-def _controls(variant: Model, base: Model, circuit: Circuit, grafted: Graft, pairs: Pairs) -> dict[str, Any]:
+def _controls(
+    variant: Model, base: Model, circuit: Circuit, grafted: Graft, pairs: Pairs
+) -> dict[str, dict[GraftControl, RandomGroups]]:
     """Random heads of the same layers, grafted in the stead of the group that brings most."""
     parts = grafted.attribution().parts
     best = max(circuit.groups, key=lambda group: parts[group][ALONE].value)
     group, g = circuit.groups[best], torch.Generator().manual_seed(0)
     drawn = [random_group(group, base.n_layers, base.n_heads, g) for _ in range(_N_RANDOM)]
     own, *others = graft_alone(variant, base, [group, *drawn], pairs)
-    return {best: {"random heads": random_entry(grafted.donor, grafted.recipient, own, others)}}
+    return {best: {"same_layers": random_groups(grafted.donor, grafted.recipient, own, others)}}
 
 
 def _verdict_row(subject: Subject, grafted: Graft, patched: CrossPatch, controls: dict[str, Any]) -> Row:
     """The verdict names the improved part, or says that nothing is established."""
     name, part = subject.truth.name, subject.truth.improved_part
-    theirs, own = (answers.hits.numpy() for answers in (grafted.donor, grafted.recipient))
-    gain = difference_interval(theirs, own, grafted.donor.scenarios.numpy())
-    evidence = {
-        "base": subject.truth.base,
-        "variant": name,
-        "scope": "planted models",
-        "failed_checks": [],
-        "gain": gain._asdict() | {"n_scenarios": len(grafted.donor.scenarios.unique())},
-        "graft": attribution_entry(grafted.attribution()) | {"controls": controls},
-        "cmap": attribution_entry(patched.attribution()),
-    }
-    sentence = next(s for s in verdict(evidence)["sentences"] if s["claim"] == "improved_part")
+    donor, recipient = (answers.hits.numpy() for answers in (grafted.donor, grafted.recipient))
+    evidence = Evidence(
+        base=subject.truth.base,
+        variant=name,
+        donor=name,
+        scope="planted models",
+        failed_checks=(),
+        gain=estimate(difference_interval(donor, recipient, grafted.donor.scenarios.numpy())),
+        n_scenarios=len(grafted.donor.scenarios.unique()),
+        patched=attribution_result(patched.attribution()).parts,
+        graft=GraftEvidence(attribution_result(grafted.attribution()).parts, controls),
+    )
+    sentence = next(each for each in sentences(evidence, Thresholds()) if each.claim == "improved_part")
     if part is None:
-        right = sentence["answer"] != "yes"
-        return exactly(name, "verdict: no improved part is named", float(right), 1, sentence["text"])
+        right = sentence.answer != "yes"
+        return exactly(name, "verdict: no improved part is named", float(right), 1, sentence.text)
     expected = _KINDS.get(part, part)
     outside = expected in NO_HEAD_GROUP
     words = f"improved part is {expected}, which is no head group" if outside else f"improved part: {expected}"
-    right = sentence["answer"] == "yes" and sentence["text"].endswith(f"{words}.")
-    return exactly(name, "verdict: the improved part is named", float(right), 1, sentence["text"])
+    right = sentence.answer == "yes" and sentence.text.endswith(f"{words}.")
+    return exactly(name, "verdict: the improved part is named", float(right), 1, sentence.text)
 
 
 def _turned_rows(name: str, base: Model, variant: Model, circuit: Circuit, pairs: Pairs) -> list[Row]:
@@ -172,34 +171,22 @@ def _interval(credit: Credit) -> str:
 
 
 # The variants that are better than the base, and its circuit or another one.
+_LEFT_OUT = ("faithfulness", "minimality", "completeness", "ablations", "knockout", "functions", "cross_model", "graft")
 JUDGED = ("planted-sharper-fetchers", "planted-clearer-addresses", "planted-new-route")
 
 
 def same_circuit_rows(names: Sequence[str], sizes: Sizes, folder: Path) -> list[Row]:
     """What the verdict of a study of these variants says about their circuits."""
-    study = study_of(names, sizes)
-    bench = Workbench(study, Store.open(folder), lambda title, done, total: None)
-    found = {model: _found(bench, model) for model in study.models}
-    circuits = {model: each.circuit for model, each in found.items()}
-    # Without circuits the section compares effect maps alone, which is what the verdict asks it for.
-    maps = {model: Found(Circuit({}), each.stages) for model, each in found.items()}
-    for name in names:
-        bench.add(overlap_section(bench, name, maps, OverlapSettings()))
-        similarity = similarity_evidence(bench.results, name)
-        bench.add(verdict_section(bench, name, circuits, study.verdict or VerdictSettings(), similarity=similarity))
-    return [same_circuit_row(name, bench.results["verdict"][name]["sentences"]) for name in names]
+    run_study(study_of(names, sizes), folder)
+    verdicts = part_of(read_results(folder), VERDICT) or {}
+    return [same_circuit_row(name, verdicts[name].sentences) for name in names]
 
 
-def _found(bench: Workbench, model: str) -> Found:
-    found, sections = discovery_section(bench, model, model, "main", bench.settings.plans["main"].plan())
-    bench.add(sections)
-    return found
-
-
-def study_of(names: Sequence[str], sizes: Sizes) -> WholeStudy:
+def study_of(names: Sequence[str], sizes: Sizes) -> CommonSettings:
     """Discovery with name binders as one stage more, so that either route is found whole; then circuits alone.
 
-    In float64: in the base the stage of name binders has effects of 7e-6 logits, which is float32's own noise.
+    Of the other sections only overlap and verdict run. In float64: in the base the stage of name binders has effects of
+    7e-6 logits, which is float32's own noise.
     """
     base = build_planted(names[0]).base
     data: dict[str, Any] = {
@@ -207,7 +194,7 @@ def study_of(names: Sequence[str], sizes: Sizes) -> WholeStudy:
         "base": base,
         "task": "entity_tracking",
         "variants": {name: name for name in names},
-        "plans": {"main": {"stages": [_settings(stage) for stage in (*PLAN.stages, NAME_BINDERS)]}},
+        "plans": {"main": {"stages": [asdict(stage) for stage in (*PLAN.stages, NAME_BINDERS)]}},
         "prompts": {
             "discovery": sizes.discovery,
             "replication": sizes.discovery,
@@ -215,21 +202,15 @@ def study_of(names: Sequence[str], sizes: Sizes) -> WholeStudy:
             "means": sizes.evaluation,
         },
         "dtype": "float64",
+        "overlap": {"prompts": 2},  # for edges and profiles, which are not asked here
+        **dict.fromkeys(_LEFT_OUT, False),
     }
-    return parse_settings(data, "planted", WholeStudy)
+    return parse_study(data, "planted")
 
 
-def _settings(stage: Any) -> dict[str, Any]:
-    """A stage as a study's settings name it."""
-    data = asdict(stage)
-    return {key: data[key] for key in ("name", "at", "via", "receivers_from", "receivers_at")} | {
-        "select": data["rule"]
-    }
-
-
-def same_circuit_row(name: str, sentences: Sequence[dict[str, Any]]) -> Row:
+def same_circuit_row(name: str, said: Sequence[Sentence]) -> Row:
     """The verdict says that the circuit is the same, or that it is not, as it is by the wiring."""
-    sentence = next(each for each in sentences if each["claim"] == "same_circuit")
+    sentence = next(each for each in said if each.claim == "same_circuit")
     same = build_planted(name).same_circuit
     claim = f"verdict: {'the same circuit' if same else 'a different circuit'}"
-    return exactly(name, claim, float(sentence["answer"] == ("yes" if same else "no")), 1, sentence["text"])
+    return exactly(name, claim, float(sentence.answer == ("yes" if same else "no")), 1, sentence.text)

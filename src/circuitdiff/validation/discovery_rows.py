@@ -33,7 +33,7 @@ from circuitdiff.validation.subjects import (
 
 def discovery_rows(subject: Subject, results: Sequence[StageResult]) -> list[Row]:
     """Precision and recall of each group; no head where none is planted."""
-    found = circuit_of(results, PLAN.shared)
+    found = circuit_of(results, PLAN.shared_heads)
     rows = []
     for stage in PLAN.stages:
         result = next((result for result in results if result.stage == stage), None)
@@ -224,7 +224,7 @@ class Comparison:
 
 def compare_with_attribution(subject: Subject, results: Sequence[StageResult]) -> list[Comparison]:
     """At each role where the plan's groups have heads: the k lowest scores on the prompts of both splits' first."""
-    found, name = circuit_of(results, PLAN.shared), subject.model.name
+    found, name = circuit_of(results, PLAN.shared_heads), subject.model.name
     planted = {
         role: truth for role in dict.fromkeys(stage.at for stage in PLAN.stages) if (truth := _at(subject, role))
     }

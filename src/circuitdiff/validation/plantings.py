@@ -75,7 +75,7 @@ class Planting:
 def try_planting(subject: Subject, seed: int, sizes: Sizes) -> Planting:
     results = run_plan(subject)
     fresh = task().sample(subject.model.tokenizer, sizes.truth, seed, "evaluation")
-    found, planted, decoys = circuit_of(results, PLAN.shared), subject.truth.circuit, subject.decoys
+    found, planted, decoys = circuit_of(results, PLAN.shared_heads), subject.truth.circuit, subject.decoys
     groups = {
         name: overlap(found.groups[name].heads if name in found.groups else (), group.heads)
         for name, group in planted.groups.items()

@@ -149,5 +149,5 @@ def run_plan(subject: Subject, plan: Plan = PLAN) -> list[StageResult]:
         found = {result.stage.name for result in results if result.as_receivers}
         if stage.receivers_from is not None and stage.receivers_from not in found:
             return results
-        results = discover(Plan(plan.stages[:n_stages], plan.metric, plan.shared), measure)
+        results = discover(Plan(plan.stages[:n_stages], plan.metric, plan.shared_heads), measure)
     return results

@@ -128,8 +128,7 @@ class Training:
     patience: Count | None = None  # equal rounded masks at checks in a row that end it; None: 3 (clamped) or 8
 
     def __post_init__(self) -> None:
-        if self.loss not in _LOSSES:
-            raise InputError(f"expected a loss, one of {', '.join(_LOSSES)}; got {self.loss!r}")
+        loss_named(self.loss)
         gates_named(self.gates)
         for name in ("steps", "prompts_per_step", "positions_per_step", "check_every", "patience"):
             given = getattr(self, name)
@@ -197,7 +196,7 @@ def train_mask(
     parameter = torch.full((len(heads),), gates.start, dtype=dtype, device=patching.model.device, requires_grad=True)
     adam = torch.optim.Adam([parameter], lr=how.learning_rate * gates.pace)
     targets = torch.full((patching.n_prompts,), -1).index_put((train.rows,), train.targets).to(parameter.device)
-    quantity = _LOSSES[how.loss](targets)
+    quantity = loss_named(how.loss)(targets)
     found = _Best()
     found.see(patching, heads, gates.keep(parameter.detach()), validation, 0)
     batches = _batches(train.rows, _prompts_per_step(patching, train.rows, how), generator)
@@ -285,3 +284,10 @@ def target_logit(targets: Int[Tensor, " prompt"]) -> Quantity:
 
 
 _LOSSES = {"cross_entropy": cross_entropy, "target_logit": target_logit}
+
+
+def loss_named(name: str) -> Callable[[Int[Tensor, " prompt"]], Quantity]:
+    """Given the targets, what is made small. Raises: InputError naming the losses there are."""
+    if name not in _LOSSES:
+        raise InputError(f"expected a loss, one of {', '.join(_LOSSES)}; got {name!r}")
+    return _LOSSES[name]

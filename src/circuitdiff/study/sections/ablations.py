@@ -114,8 +114,13 @@ def scores_of(circuit: Evaluation, model: Evaluation, ablated: Evaluation) -> Un
 
     def scores(quantity: Quantity) -> AblationScores:
         each = ablation_scores(Ablated(circuit, model, ablated), quantity)
-        three = (estimate(interval) for interval in (each.circuit, each.model, each.ablated))
-        return AblationScores(*three, ratio(each.ratio), ratio(each.normalised))
+        return AblationScores(
+            circuit=estimate(each.circuit),
+            model=estimate(each.model),
+            ablated=estimate(each.ablated),
+            ratio=ratio(each.ratio),
+            normalised=ratio(each.normalised),
+        )
 
     return UnderAblation(len(model.hits), scores("hits"), scores("probability"), scores("logit_difference"))
 

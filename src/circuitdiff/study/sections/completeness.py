@@ -153,8 +153,8 @@ def _result(
     rows, n_random = _rows(result), options.random_parts
     of_groups = rows[n_random : n_random + len(groups)]
     nothing, everything, *searched = rows[n_random + len(groups) :]
-    scores = (each[:n_random] for each in (result.removed, result.model, result.circuit))
-    of_random = Completeness(*scores, result.scenarios)
+    model, circuit = result.model[:n_random], result.circuit[:n_random]
+    of_random = Completeness(result.removed[:n_random], model, circuit, result.scenarios)
     return PartsRemoved(
         quantity=options.quantity,
         n_prompts=len(result.scenarios),

@@ -291,8 +291,8 @@ def _different(first: StageResult, others: Sequence[StageResult]) -> Estimate | 
 
 
 def _agreement(likeness: Likeness) -> Agreement:
-    spreads = (estimate(spread) for spread in (likeness.between, likeness.first, likeness.second))
-    return Agreement(*spreads, number(likeness.floor))
+    between, base, variant = (estimate(spread) for spread in (likeness.between, likeness.first, likeness.second))
+    return Agreement(between, base, variant, number(likeness.floor))
 
 
 def _change(change: Change) -> ChangedHead:

@@ -14,7 +14,7 @@ from circuitdiff.evaluation import By, Evaluation, moved
 from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
 from circuitdiff.study.common_units import circuit_answers, model_answers
 from circuitdiff.study.context import StudyContext
-from circuitdiff.study.estimates import Estimate, ratio, with_heads
+from circuitdiff.study.estimates import Estimate, Number, ratio, with_heads
 from circuitdiff.study.evidence import (
     CircuitEvidence,
     Evidence,
@@ -209,16 +209,21 @@ def has_moved(compared: VariantOverlap) -> bool:
 
 def _fewer_in_common(stage: StageOverlap) -> bool:
     shared = next((each for each in stage.jaccard if each.k == max(stage.n_chosen)), None)
-    if shared is None or None in (shared.between.high, shared.base.low, shared.variant.low):
-        return False
-    return shared.between.high < min(shared.base.low, shared.variant.low)  # pyright: ignore[reportOperatorIssue]
+    return (
+        shared is not None
+        and _above_all(shared.base.low, shared.between.high)
+        and _above_all(shared.variant.low, shared.between.high)
+    )
 
 
 def _like_its_namesake(cosines: Mapping[str, Estimate], group: str) -> bool:
     others = [each.high for name, each in cosines.items() if name != group]
-    if group not in cosines or not others or None in (cosines[group].low, *others):
-        return False
-    return cosines[group].low > max(_ALIKE, *others)  # pyright: ignore[reportOperatorIssue, reportArgumentType]
+    return group in cosines and bool(others) and _above_all(cosines[group].low, _ALIKE, *others)
+
+
+def _above_all(low: Number, *others: Number) -> bool:
+    """Whether a lower bound is above all of these; what is undefined is above and below nothing."""
+    return low is not None and all(other is not None and low > other for other in others)
 
 
 # Has each group the same function?

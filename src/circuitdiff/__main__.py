@@ -1,0 +1,5 @@
+"""`python -m circuitdiff` is the command `circuitdiff`."""
+
+from circuitdiff.cli import main
+
+main()

@@ -1,0 +1,133 @@
+"""Attention knockout as a section of a study on two tiny models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from circuitdiff.circuit import Circuit
+from circuitdiff.errors import InputError
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.methods.knockout import attention_knockout, knockout_matrix, random_keys
+from circuitdiff.study.preflight import outlined
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.sections import knockout
+from circuitdiff.study.sections.discovery import Discovered
+from circuitdiff.study.sections.knockout import SECTION, KnockoutOptions, Knockouts, cell_of
+from circuitdiff.study.settings import plans_of
+from helpers.tiny_context import PLANS, TinyContext, tiny_context
+
+OPTIONS = KnockoutOptions(prompts=6, layer_step=2, roles=("last", "previous_query_label"))
+QUESTION = ["query_box", "query_label", "after_query_label", "last"]
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory) -> TinyContext:
+    return tiny_context(tmp_path_factory.mktemp("study"), tuned=True, plans={"main": PLANS["other"]})
+
+
+@pytest.fixture(scope="module")
+def tuned(context) -> Knockouts:
+    results = context.run(SECTION.run(context.study, OPTIONS))
+    assert list(results) == [context.study.base, "tuned"]
+    return results["tuned"]
+
+
+def test_curves_are_the_librarys(context, tuned):
+    loaded = context.loaded("tuned")
+    pairs = loaded.pairs(PromptsOf("evaluation", first=6))
+    curves = {(curve.query, curve.key): curve for curve in tuned.curves}
+    assert list(curves) == [("last", "previous_query_label"), ("last", None)]
+    keys = random_keys(pairs, "last", QUESTION, seed=context.study.settings.seed)
+    for key, blocked in (("previous_query_label", "previous_query_label"), (None, keys)):
+        by_hand = attention_knockout(loaded.model, pairs, "last", blocked, layers=[0, 2])
+        points = curves["last", key].points
+        assert [point.layer for point in points] == [0, 2]
+        assert [point.hits for point in points] == [int(each.hits.sum()) for each in by_hand.blocked]
+        assert not curves["last", key].single_layers
+
+
+def test_the_matrix_is_the_librarys(context, tuned):
+    loaded = context.loaded("tuned")
+    pairs = loaded.pairs(PromptsOf("evaluation", first=6))
+    seed = context.study.settings.seed
+    matrix = knockout_matrix(loaded.model, pairs, OPTIONS.roles, query_roles=QUESTION, seed=seed)
+    assert tuned.matrix.roles == OPTIONS.roles
+    assert tuned.matrix.clean.hits == int(matrix.clean.hits.sum())
+    assert {query: each.hits for query, each in tuned.matrix.control.items()} == {
+        query: int(each.hits.sum()) for query, each in matrix.control.items()
+    }
+    for cell in tuned.matrix.cells:
+        blocked = matrix.blocked.get((cell.query, cell.key))
+        assert (blocked is None) == (cell.answer is None)
+        if blocked is not None:
+            assert cell.accuracy.hits == int(blocked.hits.sum())
+    assert (tuned.n_prompts, tuned.n_scenarios) == (6, 6)
+
+
+def test_what_is_blocked_is_what_the_record_holds(context, tuned, monkeypatch):
+    """Log probabilities tell apart what hits of a random model cannot."""
+    kept = []
+    entry = knockout._answers
+    monkeypatch.setattr(knockout, "_answers", lambda *args: kept.append(entry(*args)) or kept[-1])
+    options = KnockoutOptions(prompts=6, layer_step=1, single_layers=True, roles=OPTIONS.roles)
+    results = context.run(SECTION.run(context.study, options))
+    loaded = context.loaded("tuned")
+    pairs = loaded.pairs(PromptsOf("evaluation", first=6))
+    answers = kept[list(results).index("tuned")]
+    by_hand = attention_knockout(loaded.model, pairs, "last", "previous_query_label", upward=False)
+    for mine, each in zip(answers.curves["last", "previous_query_label"], by_hand.blocked, strict=True):
+        torch.testing.assert_close(mine.log_probs, each.log_probs, rtol=0, atol=1e-5)
+    everywhere = attention_knockout(loaded.model, pairs, "last", "previous_query_label", layers=[0]).blocked[0]
+    cell = answers.cells["last", "previous_query_label"]
+    torch.testing.assert_close(cell.log_probs, everywhere.log_probs, rtol=0, atol=1e-5)
+    assert float((cell.log_probs - answers.clean.log_probs).abs().max()) > 1e-3
+
+
+def test_both_executors_are_checked_on_every_model(context, tuned):
+    checks = [check for check in context.study.checks if "attention between roles" in check.detail]
+    assert {check.model for check in checks} == {context.study.base, "tuned"}
+    assert all("3 runs x 2 prompts" in check.detail for check in checks)
+
+
+def test_without_a_circuit_or_roles_there_is_nothing_to_knock_out(context, monkeypatch):
+    async def nothing(study, name):
+        return Discovered(study.base, "main", Circuit({}), ())
+
+    monkeypatch.setattr(knockout, "discovered", nothing)
+    assert context.run(SECTION.run(context.study, KnockoutOptions(prompts=6))) == {}
+
+
+def test_roles_that_the_task_lacks_are_refused(context):
+    study = outlined(context.study.settings, plans_of(context.study.settings))
+    for options, where in (
+        (KnockoutOptions(roles=("lats",)), "roles"),
+        (KnockoutOptions(curves=(("last", "lats"),)), "curves"),
+        (KnockoutOptions(query_roles=("lats",)), "query_roles"),
+    ):
+        with pytest.raises(InputError, match=rf"knockout\.{where} names 'lats'"):
+            SECTION.check(study, options)
+    SECTION.check(study, OPTIONS)
+
+
+def answers(hits: list[int]) -> Evaluation:
+    n, nothing = len(hits), torch.zeros(len(hits))
+    return Evaluation(
+        torch.tensor(hits, dtype=torch.bool), torch.zeros(n, dtype=torch.long), nothing, nothing, torch.arange(n)
+    )
+
+
+@pytest.mark.parametrize(
+    ("blocked", "control", "answer"),
+    [
+        ([0] * 20, [1] * 20, "yes"),  # blocking the key costs all, a random position nothing
+        ([0] * 20, [0] * 20, "not established"),  # so does a random position
+        ([1] * 80, [1] * 80, "no"),
+        ([1] * 20, [1] * 20, "not established"),  # 20 prompts do not show that it would cost none of others
+        ([1] * 18 + [0] * 2, [1] * 20, "not established"),
+    ],
+)
+def test_information_flows_where_blocking_costs_more_than_a_random_position(blocked, control, answer):
+    cell = cell_of("last", "object", answers([1] * len(blocked)), answers(blocked), answers(control), margin=0.05)
+    assert cell.answer == answer
+    assert cell_of("a", "b", answers([1]), None, None, 0.05).answer is None

@@ -1,0 +1,163 @@
+"""Overlap of variants with the base in a study of tiny models, one of which was not searched for a circuit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from circuitdiff.circuit import circuit_overlap
+from circuitdiff.errors import InputError
+from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
+from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
+from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
+from circuitdiff.study.preflight import outlined
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.records import GroupWork, group_work_from, group_work_record
+from circuitdiff.study.sections.discovery import discovered
+from circuitdiff.study.sections.overlap import SECTION, OverlapOptions, VariantOverlap, _cosine, edges_compared
+from circuitdiff.study.settings import plans_of
+from helpers.tiny_context import TinyContext, tiny_context, tiny_study
+from helpers.tiny_folder import save_tiny_model
+
+OPTIONS = OverlapOptions(prompts=7)
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory) -> TinyContext:
+    folder = tmp_path_factory.mktemp("study")
+    models = [save_tiny_model(folder / name, seed) for seed, name in enumerate(("base", "tuned", "plain"))]
+    variants = {path.name: str(path) for path in models[1:]}
+    return TinyContext.of(tiny_study(models[0], variants=variants, discover_in=["tuned"]), folder / "run")
+
+
+@pytest.fixture(scope="module")
+def results(context) -> dict[str, VariantOverlap]:
+    return context.run(SECTION.run(context.study, OPTIONS))
+
+
+def parts(result: VariantOverlap) -> set[str]:
+    return {name for name, part in vars(result).items() if part is not None}
+
+
+def test_edges_and_profiles_are_measured_in_every_model(results):
+    assert list(results) == ["tuned", "plain"]
+    assert parts(results["plain"]) == {"edges", "profiles", "n_scenarios"}
+    assert parts(results["tuned"]) == set(vars(VariantOverlap()))
+    for result in results.values():
+        assert {(edge.sender, edge.receiver, edge.via) for edge in result.edges} >= {("fetcher", None, None)}
+        for edge, of_base in zip(result.edges, results["tuned"].edges, strict=True):
+            assert edge.base == of_base.base
+            assert edge.difference.value == pytest.approx(edge.variant.value - edge.base.value)
+        assert result.n_scenarios == 7
+    adjusted = [edge.adjusted_p for edge in results["plain"].edges]
+    assert len(adjusted) > 1
+    assert all(0 < p <= 1 for p in adjusted)
+
+
+def test_edges_and_profiles_are_the_librarys(context, results):
+    circuit = context.run(circuit_of(context, context.study.base))
+    for name, of in ((context.study.base, "base"), ("plain", "variant")):
+        loaded = context.loaded(name)
+        pairs = loaded.pairs(PromptsOf("evaluation", first=7))
+        effects = edge_effects(loaded.model, circuit.groups, possible_edges(circuit.groups, pairs), pairs)
+        for edge, effect in zip(results["plain"].edges, effects, strict=True):
+            assert getattr(edge, of).value == pytest.approx(float(effect.mean()), abs=1e-6)
+        roles = [row.role for row in results["plain"].profiles["fetcher"].attention]
+        assert roles
+        assert not any("." in role for role in roles)
+        attention = attention_by_role(loaded.model, circuit.groups, pairs, roles)
+        written = effect_by_role(loaded.model, circuit.groups, pairs, roles)
+        for group, profile in results["plain"].profiles.items():
+            mean = attention[group].mean((0, 1)).tolist()
+            assert [getattr(row, of).value for row in profile.attention] == pytest.approx(mean, abs=1e-6)
+            mean = written[group].mean(1).tolist()
+            assert [getattr(row, of).value for row in profile.effect] == pytest.approx(mean, abs=1e-6)
+
+
+async def circuit_of(context: TinyContext, name: str):
+    return (await discovered(context.study, name)).circuit
+
+
+def test_groups_have_the_heads_of_both_circuits(context, results):
+    base, tuned = (context.run(circuit_of(context, name)) for name in (context.study.base, "tuned"))
+    common = circuit_overlap(base, tuned)
+    rows = {row.group: row for row in results["tuned"].groups}
+    assert list(rows) == ["fetcher", "transmitter", None]
+    for name, heads in common.items():
+        assert (rows[name].base, rows[name].variant, rows[name].common) == tuple(heads)
+    assert (rows[None].base, rows[None].variant) == (len(base), len(tuned))
+    assert rows[None].common == sum(heads.common for heads in common.values())
+
+
+def test_curves_hold_precision_recall_and_jaccard_at_the_size_of_each_group_too(results):
+    assert [stage.stage for stage in results["tuned"].stages] == ["fetcher", "transmitter"]
+    assert results["tuned"].not_run == ()
+    for stage, size in zip(results["tuned"].stages, (3, 2), strict=True):
+        for share in (stage.precision, stage.recall, stage.jaccard):
+            assert sorted({size, 5, 10, 20, 40}) == [row.k for row in share]
+        assert stage.n_chosen[0] == size
+
+
+def test_how_alike_profiles_of_all_groups_with_heads_are_has_an_interval(context, results):
+    moved = results["tuned"].moved
+    base, tuned = (
+        [name for name, group in context.run(circuit_of(context, model)).groups.items() if group.heads]
+        for model in (context.study.base, "tuned")
+    )
+    assert [(row.base, row.variant) for row in moved] == [(one, other) for one in base for other in tuned]
+    for row in moved:
+        for cosine in (row.attention, row.effect):
+            assert -1 <= cosine.low <= cosine.value <= cosine.high <= 1 + 1e-9
+            assert cosine.low < cosine.high
+
+
+def test_profiles_of_the_same_numbers_are_alike_and_one_scenario_gives_no_bounds():
+    profile = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    assert _cosine(profile, 2 * profile, torch.arange(6)).value == pytest.approx(1)
+    alone = _cosine(profile, -profile, torch.zeros(6, dtype=torch.long))
+    assert (alone.value, alone.low, alone.high) == (pytest.approx(-1), None, None)
+
+
+def test_false_discoveries_are_controlled_over_all_edges_of_a_variant():
+    g, scenarios = torch.Generator().manual_seed(0), torch.arange(30) // 2
+    edges = [Edge(name, None, None) for name in "abcd"]
+    one, other = ({edge: torch.randn(30, generator=g) for edge in edges} for _ in range(2))
+    raw = [float(cluster_p_values((other[edge] - one[edge]).numpy(), scenarios.numpy()).p) for edge in edges]
+    compared = edges_compared(GroupWork(one, {}, {}), GroupWork(other, {}, {}), scenarios)
+    adjusted = [row.adjusted_p for row in compared]
+    assert adjusted == pytest.approx(false_discovery_adjusted(np.array(raw)).tolist(), abs=1e-6)
+    assert adjusted != pytest.approx(raw)
+
+
+def test_a_record_comes_back_as_it_was():
+    edges = {Edge("a", "b", "q"): torch.arange(3.0), Edge("b", None, None): torch.ones(3)}
+    work = GroupWork(edges, {"a": torch.rand(3, 2)}, {"a": torch.rand(2, 3)})
+    back = group_work_from(group_work_record(work))
+    for mine, theirs in zip(back, work, strict=True):
+        assert list(mine) == list(theirs)
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_second_time_nothing_is_computed_and_the_same_comes_back(context, results, monkeypatch):
+    again = context.again(context.study.store.folder)
+    monkeypatch.setattr("circuitdiff.study.sections.overlap.edge_effects", lambda *_: pytest.fail("computed again"))
+    assert again.run(SECTION.run(again.study, OPTIONS)) == results
+
+
+def test_too_few_scenarios_to_halve_the_discovery_prompts_are_refused_where_there_is_a_variant(context, tmp_path):
+    settings = context.study.settings
+    prompts = settings.prompts.model_copy(update={"queries_per_scenario": 6})
+    few = settings.model_copy(update={"prompts": prompts})
+    known = outlined(settings, plans_of(settings))
+    study = type(known)(few, known.plans, known.task, known.models)
+    with pytest.raises(InputError, match=r"prompts\.discovery is 6, with 6 prompts a scenario: 1 scenarios"):
+        SECTION.check(study, OPTIONS)
+    SECTION.check(known, OPTIONS)
+    alone = type(known)(few.model_copy(update={"variants": {}}), known.plans, known.task, known.models)
+    SECTION.check(alone, OPTIONS)
+
+
+def test_without_variants_there_is_nothing_to_compare(tmp_path):
+    context = tiny_context(tmp_path)
+    assert context.run(SECTION.run(context.study, OPTIONS)) == {}
