@@ -77,8 +77,9 @@ def measured(axis: Axis, field: str, title: str, domain: Sequence[float] | None 
 
 def intervals(base: alt.Chart, axis: Axis, title: str, domain: Sequence[float] | None = None, **look: Any) -> alt.Chart:
     """Lines from `low` to `high`."""
-    ends = {axis: measured(axis, "low", title, domain), f"{axis}2": "high:Q"}
-    return base.mark_rule(**({"strokeWidth": 1.5} | look)).encode(**ends)
+    ends: dict[str, Any] = {axis: measured(axis, "low", title, domain), f"{axis}2": "high:Q"}
+    look.setdefault("strokeWidth", 1.5)
+    return base.mark_rule(**look).encode(**ends)
 
 
 def points(
@@ -99,7 +100,10 @@ def dashed(axis: Axis, value: Number, title: str, says: str = "", color: str = M
     if value is None:
         return []
     line = alt.Chart(inline([{"at": value, "what": says}])).mark_rule(color=color, strokeDash=[4, 3])
-    return [line.encode(**{axis: measured(axis, "at", title)}, **({"tooltip": tips(what="")} if says else {}))]
+    channels: dict[str, Any] = {axis: measured(axis, "at", title)}
+    if says:
+        channels["tooltip"] = tips(what="")
+    return [line.encode(**channels)]
 
 
 def struck_out(base: alt.Chart, field: str, **look: Any) -> alt.Chart:

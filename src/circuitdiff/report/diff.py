@@ -197,12 +197,12 @@ def diff_runs(first: CommonResults, second: CommonResults) -> RunDiff:
 
 def _turned(first: CommonResults, second: CommonResults) -> Iterator[tuple[Path, str, str]]:
     """Where the better model of a pair is another one in each run, and which models the gain was brought into."""
-    for section in (cross_model.SECTION, graft.SECTION):
-        variants, others = part_of(first, section) or {}, part_of(second, section) or {}
+    for section in (cross_model.SECTION.name, graft.SECTION.name):
+        variants, others = (getattr(results, section) or {} for results in (first, second))
         for variant in (name for name in variants if name in others):
-            recipients = variants[variant].recipient, others[variant].recipient
-            if recipients[0] != recipients[1]:
-                yield (section.name, variant), *recipients
+            before, after = variants[variant].recipient, others[variant].recipient
+            if before != after:
+                yield (section, variant), before, after
 
 
 def _numbers_of(results: CommonResults, left_out: Sequence[Path]) -> Iterator[tuple[Path, Bounds | None]]:
@@ -250,15 +250,17 @@ def _name(row: Any, place: int) -> str:
     """What tells a row of a list from the others, in both runs."""
     values = {name: getattr(row, name, None) for name in (*_NAMES, *_NAMES_IF_TEXT)}
     names = [
-        f"{name} {heads([value]) if name == 'head' else _printed(value)}"
+        f"{name} {_printed(name, value)}"
         for name, value in values.items()
         if isinstance(value, str if name in _NAMES_IF_TEXT else str | int | float | tuple)
     ]
     return ", ".join(names) or f"number {place + 1}"
 
 
-def _printed(value: Any) -> str:
-    return " + ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+def _printed(name: str, value: Any) -> str:
+    if name == "head":
+        return heads([value])
+    return " + ".join(value) or "none" if isinstance(value, tuple) else str(value)
 
 
 def _size(moved: Moved) -> float:
