@@ -102,6 +102,13 @@ def test_groups_layers_and_single_heads_are_the_librarys(context, monkeypatch):
     assert circuit_from(result.groups) == TESTED
 
 
+def test_the_group_that_brings_most_is_looked_for_among_groups_alone(context, monkeypatch):
+    monkeypatch.setattr(section, "largest_part", lambda parts, how: asked.append((set(parts), how)) or "fetcher")
+    asked: list[tuple[set[str], str]] = []
+    assert grafted(context, monkeypatch).heads.group == "fetcher"
+    assert asked == [(set(TESTED.groups), ALONE)], "not among all else by kind"
+
+
 def test_controls_are_random_heads_and_the_other_readers_of_the_groups_keys_and_values(context, monkeypatch):
     result, (base, tuned) = grafted(context, monkeypatch, donor="tuned"), both(context)
     [(name, controls)] = result.controls.items()
