@@ -127,6 +127,15 @@ def test_controls_are_random_heads_and_the_other_readers_of_the_groups_keys_and_
     assert (controls["same_layers"].n, controls["same_layers"].n_prompts) == (2, 4)
 
 
+def test_random_heads_are_none_that_read_the_groups_own_keys_and_values(context, monkeypatch):
+    drawn: list[Group] = []
+    monkeypatch.setattr(section, "random_group", lambda *a, **k: drawn.append(random_group(*a, **k)) or drawn[-1])
+    result = grafted(context, monkeypatch, replace(OPTIONS, random_groups=12), donor="tuned")
+    touched = {Head(*place) for place in result.also_touched[result.heads.group]}
+    assert len(drawn) == 13
+    assert not touched & {head for group in drawn for head in group.heads}
+
+
 def test_heads_that_read_no_keys_of_others_have_no_such_control(context, monkeypatch):
     result = grafted(context, monkeypatch, replace(OPTIONS, projections=("q", "o")), donor="tuned")
     [controls] = result.controls.values()
