@@ -102,6 +102,13 @@ def test_groups_layers_and_single_heads_are_the_librarys(context, monkeypatch):
     assert circuit_from(result.groups) == TESTED
 
 
+def test_the_group_that_brings_most_is_looked_for_among_groups_alone(context, monkeypatch):
+    monkeypatch.setattr(section, "largest_part", lambda parts, how: asked.append((set(parts), how)) or "fetcher")
+    asked: list[tuple[set[str], str]] = []
+    assert grafted(context, monkeypatch).heads.group == "fetcher"
+    assert asked == [(set(TESTED.groups), ALONE)], "not among all else by kind"
+
+
 def test_controls_are_random_heads_and_the_other_readers_of_the_groups_keys_and_values(context, monkeypatch):
     result, (base, tuned) = grafted(context, monkeypatch, donor="tuned"), both(context)
     [(name, controls)] = result.controls.items()
@@ -118,6 +125,15 @@ def test_controls_are_random_heads_and_the_other_readers_of_the_groups_keys_and_
     assert controls["any_layer"].value == pytest.approx(float(anywhere) - nothing)
     assert controls["shared_kv"].value == pytest.approx(float(readers) - nothing)
     assert (controls["same_layers"].n, controls["same_layers"].n_prompts) == (2, 4)
+
+
+def test_random_heads_are_none_that_read_the_groups_own_keys_and_values(context, monkeypatch):
+    drawn: list[Group] = []
+    monkeypatch.setattr(section, "random_group", lambda *a, **k: drawn.append(random_group(*a, **k)) or drawn[-1])
+    result = grafted(context, monkeypatch, replace(OPTIONS, random_groups=12), donor="tuned")
+    touched = {Head(*place) for place in result.also_touched[result.heads.group]}
+    assert len(drawn) == 13
+    assert not touched & {head for group in drawn for head in group.heads}
 
 
 def test_heads_that_read_no_keys_of_others_have_no_such_control(context, monkeypatch):
