@@ -259,7 +259,7 @@ def test_given_heads_are_patched_not_those_of_the_models_own_mask(planted):
     own = mask_from(record, "object", group, planted.triples(of).select(test), 0.05)
     assert own.heads == ()  # two steps are too few to choose any
     draws = (of, *(replace(of, redraw=redraw, n_redrawn=20) for redraw in (1, 2)))
-    patched = tuple(Patched("value_fetcher", each, group.heads) for each in draws)
+    patched = (*(Patched("value_fetcher", each, group.heads) for each in draws), Patched("value_fetcher", draws[1], ()))
     answers = answers_of_patched(planted, patched=patched, **common).tensors
 
     def accuracy(redraw: int, rows) -> float:
@@ -277,6 +277,7 @@ def test_given_heads_are_patched_not_those_of_the_models_own_mask(planted):
     redrawn = functions.redrawn_of(hits, group.heads, "elsewhere")
     assert redrawn.accuracies == pytest.approx(tuple(accuracy(redraw, test[:20]) for redraw in (1, 2)))
     assert redrawn.accuracies[0] != redrawn.accuracies[1]
+    assert torch.equal(answers["3"], own.answers["nothing"][:20])
     assert (transferred.from_model, redrawn.from_model) == ("elsewhere", "elsewhere")
 
 
