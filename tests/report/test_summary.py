@@ -142,6 +142,6 @@ def test_a_caution_names_each_section_with_the_fewest_prompts_behind_it():
     )
     assert texts(found) == [
         "Fewer than 50 prompts tell little; see the intervals of the costs of heads (30), completeness (12), "
-        "the paths between groups and their profiles (10), functions (45), patching (49), the controls of patching (11), "
-        "knockouts (47)."
+        "the paths between groups and their profiles (10), functions (45), patching (49), the controls of patching "
+        "(11), knockouts (47)."
     ]
