@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from circuitdiff import cli
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
+from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.registry import results_bytes
 from circuitdiff.tasks import entity_tracking
+from helpers.invented_results import invented_results
 from helpers.tiny_folder import CIRCUIT_ONLY, save_tiny_model, study_yaml
 
 
@@ -168,16 +172,13 @@ class Both:
 
 
 def test_a_strangers_results_reach_no_terminal_raw(monkeypatch, capsys, tmp_path):
-    entry = {"value": 0.5, "low": 0.4, "high": 0.6}
     for run_name, value in (("a", 0.5), ("b", 0.9)):
         (tmp_path / run_name).mkdir()
-        moved = {
-            "study": {},
-            "models": {},
-            "circuits": {},
-            "faithfulness": {RED + NAME: {NAME: entry | {"value": value, "low": value, "high": value}}},
-        }
-        (tmp_path / run_name / "results.json").write_text(json.dumps(moved))
+        results = invented_results()
+        accuracy = next(iter(results.accuracy.values()))
+        moved = replace(accuracy, logit_difference=Estimate(value, value, value))
+        moved = results.model_copy(update={"accuracy": {RED + NAME: moved}})
+        (tmp_path / run_name / "results.json").write_bytes(results_bytes(moved))
     assert run(monkeypatch, "diff", tmp_path / "a", tmp_path / "b") == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out

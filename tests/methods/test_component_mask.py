@@ -228,9 +228,10 @@ def test_transmitters_carry_no_object_and_fetchers_do(planted):
     unmoved = fit_shared(shared, "transmitters", triples["object"], FEW)
     assert unmoved.above_floor.value <= 0
     assert not unmoved.carries
-    fetched = fit_shared(shared, "fetchers", triples["object"], FEW)
+    fetched = fit_shared(shared, "fetchers", triples["object"], replace(FEW, control_triples=30))
     assert set(fetched.heads) == set(shared.groups["fetchers"].heads)
     assert fetched.above_floor.low > 0.3
+    assert torch.equal(fetched.answers["all"], fetched.answers["mask"][:30])
 
 
 @pytest.mark.parametrize(("minimum", "learned"), [(0.0, True), (0.4, True), (0.9, False), (1.1, False)])

@@ -78,6 +78,10 @@ def test_random_groups_have_the_groups_percentile_and_bounds_for_single_groups()
     assert random.share_high == pytest.approx(np.quantile([each.share_high for each in controls], 0.975))
     assert (random.n, random.n_prompts, random.n_scenarios, random.nothing) == (4, 20, 20, 0.3)
     assert random.accuracies == (0.3, 0.35, 0.4, 0.55)
+    better = [hits(n) for n in (9, 11, 13, 15)]  # whose lower bounds are not all 0
+    lows = [control_result(donor, nothing, each).share_low for each in better]
+    assert random_groups(donor, nothing, half, better).share_low == pytest.approx(np.quantile(lows, 0.025))
+    assert np.quantile(lows, 0.025) < np.quantile(lows, 0.5)
     alone = random_groups(donor, nothing, half, drawn[3:])
     assert alone.share == pytest.approx(0.5)
     assert alone.share_low < 0.45 < 0.55 < alone.share_high, "one group's share has the bounds of its prompts"

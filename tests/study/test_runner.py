@@ -334,7 +334,7 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
     answers = [sentence.answer for sentence in results.verdict["second"].sentences]
     assert set(answers) == {"not established"}  # nine scenarios establish nothing
     page = report_page(results)
-    for heading in ("Verdict", "Is it the same circuit?", "Which part got better?", "What each group encodes"):
+    for heading in ("Verdict", "Is it the same circuit?", "What caused the gain?", "What each group encodes"):
         assert f">{heading}</h2>" in page
     for row in re.findall(r'href="#(table-[^"]+)"', page):
         assert f'id="{row}"' in page  # every sentence leads to its numbers

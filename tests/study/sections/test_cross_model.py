@@ -20,9 +20,11 @@ from circuitdiff.methods.cross_model import (
 )
 from circuitdiff.models.checks import CheckError
 from circuitdiff.stats.shapley import IN_ORDER
+from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import circuit_from
 from circuitdiff.study.gains import Direction, largest_part
 from circuitdiff.study.host import Host
+from circuitdiff.study.plan import Sizes
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import controls_from, controls_record, patches_from, patches_record
@@ -306,3 +308,17 @@ def test_a_head_in_two_groups_is_refused_only_where_contributions_are_patched(co
 
 
 OPTIONS_OF_SECOND = replace(OPTIONS, null_donors=())
+
+
+def test_the_plan_counts_every_subset_the_single_heads_and_the_controls(context):
+    async def sizes(study: StudyContext) -> Sizes:
+        sample = await study.pairs(study.base, PromptsOf("evaluation"))
+        base, speed = await study.facts(study.base), await study.speed()
+        return Sizes(study.settings, study.plans, study.task, base, speed, sample)
+
+    known = context.run(sizes(context.study))
+    [part] = SECTION.cost(known, CrossModelOptions(prompts=10, random_groups=7, control_prompts=5))
+    assert part.forwards == 10 * (2 * 2 * 4 + 8) + 2 * 7 * 5, "two kinds both ways, three heads; two groups' controls"
+    few = CrossModelOptions(prompts=10, what=("z",), both_directions=False, heads=False, random_groups=0)
+    [part] = SECTION.cost(known, few)
+    assert part.forwards == 10 * 4

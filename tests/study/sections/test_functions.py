@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,32 @@ def test_the_section_holds_the_librarys_numbers_for_every_group_and_desideratum(
         assert sum(share.n for share in cell.by_queried) == cell.n_test == cell.n_scenarios == 7
 
 
-def test_the_bases_masks_are_tested_unchanged_in_the_variant(results, models):
-    home, model = results.functions["mine"]["one"], models["two"]
-    for group, cells in results.functions["mine"]["two"].items():
+@pytest.fixture(scope="module")
+def with_heads(folder, run_folder, results, tmp_path_factory) -> Any:
+    """The results as if all masks of the base patched the group's first head, and those of the variant nothing."""
+    copy, learned = tmp_path_factory.mktemp("with_heads") / "run", functions._Masks._fit
+    shutil.copytree(run_folder, copy)
+    for name in ("finished.json", "results.json"):
+        (copy / name).unlink()
+
+    async def fit(self, model: str, group: str, desideratum: str):
+        fit = await learned(self, model, group, desideratum)
+        keep = torch.ones(len(fit.group.heads))
+        keep[0] = 0.0 if model == "one" else 1.0
+        return replace(fit, mask=replace(fit.mask, keep=keep))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functions._Masks, "_fit", fit)
+        return results_of(study_of(folder, OPTIONS | {"circuits": ["mine"]}), copy)
+
+
+def test_the_bases_masks_are_tested_unchanged_in_the_variant(with_heads, models):
+    home, model = with_heads.functions["mine"]["one"], models["two"]
+    for group, cells in with_heads.functions["mine"]["two"].items():
         for desideratum, cell in cells.items():
             transferred = cell.transferred
-            assert (transferred.heads, transferred.from_model) == (home[group][desideratum].heads, "one")
+            assert (transferred.heads, transferred.from_model) == (places(GROUPS[group].heads[:1]), "one")
+            assert (cell.heads, home[group][desideratum].heads) == ((), transferred.heads)
             triples = sample_triples(TASK, model.tokenizer, desideratum, 20)
             patching = SharedRuns(model, GROUPS, triples.base).patching(group, triples)
             test = torch.arange(13, 20)
@@ -148,12 +169,12 @@ def test_the_bases_masks_are_tested_unchanged_in_the_variant(results, models):
     assert home["fetcher"]["object"].transferred is None
 
 
-def test_redrawn_accuracies_are_those_of_the_bases_heads_on_sources_drawn_anew(results, models):
-    home = results.functions["mine"]["one"]
+def test_redrawn_accuracies_are_those_of_the_bases_heads_on_sources_drawn_anew(with_heads, models):
+    home = with_heads.functions["mine"]["one"]
     assert home["fetcher"]["no_comma"].redrawn is None
     for name, model in models.items():
         for group, desideratum in (("fetcher", "object"), ("reader", "position")):
-            redrawn, expected = results.functions["mine"][name][group][desideratum].redrawn, []
+            redrawn, expected = with_heads.functions["mine"][name][group][desideratum].redrawn, []
             for redraw in (1, 2):
                 triples = sample_triples(TASK, model.tokenizer, desideratum, 20, redraw=redraw)
                 patching = SharedRuns(model, GROUPS, triples.base).patching(group, triples)
@@ -163,6 +184,7 @@ def test_redrawn_accuracies_are_those_of_the_bases_heads_on_sources_drawn_anew(r
             assert redrawn.accuracies == pytest.approx(tuple(expected))
             assert redrawn.mean == pytest.approx(sum(expected) / 2)
             assert (redrawn.from_model, redrawn.n_triples) == ("one", 3)
+            assert redrawn.heads == places(GROUPS[group].heads[:1])
 
 
 def test_masks_are_checked_by_both_executors(results):
@@ -243,7 +265,9 @@ def test_given_heads_are_patched_not_those_of_the_models_own_mask(planted):
     def accuracy(redraw: int, rows) -> float:
         triples = sample_triples(task, model.tokenizer, "object", 38, redraw=redraw)
         patching = SharedRuns(model, {"value_fetcher": group}, triples.base).patching("value_fetcher", triples)
-        return float((patching.answers(group.heads, rows) == triples.targets[rows]).double().mean())
+        expected = patching.answers(group.heads, rows)
+        assert torch.equal(answers[str(redraw)], expected)
+        return float((expected == triples.targets[rows]).double().mean())
 
     transferred = functions.transferred_of(group.heads, answers["0"], own, "elsewhere")
     assert transferred.value == pytest.approx(accuracy(0, test))

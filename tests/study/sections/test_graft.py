@@ -14,10 +14,12 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation.random_groups import random_group
 from circuitdiff.methods.graft import graft, graft_alone, layer_ranges
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.shapley import ALONE
+from circuitdiff.stats.shapley import ALONE, needed_subsets
+from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import circuit_from
 from circuitdiff.study.gains import Direction, RandomGroups, largest_part
 from circuitdiff.study.host import Host
+from circuitdiff.study.plan import Sizes
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import grafts_from, grafts_record
@@ -100,6 +102,13 @@ def test_groups_layers_and_single_heads_are_the_librarys(context, monkeypatch):
     assert circuit_from(result.groups) == TESTED
 
 
+def test_the_group_that_brings_most_is_looked_for_among_groups_alone(context, monkeypatch):
+    monkeypatch.setattr(section, "largest_part", lambda parts, how: asked.append((set(parts), how)) or "fetcher")
+    asked: list[tuple[set[str], str]] = []
+    assert grafted(context, monkeypatch).heads.group == "fetcher"
+    assert asked == [(set(TESTED.groups), ALONE)], "not among all else by kind"
+
+
 def test_controls_are_random_heads_and_the_other_readers_of_the_groups_keys_and_values(context, monkeypatch):
     result, (base, tuned) = grafted(context, monkeypatch, donor="tuned"), both(context)
     [(name, controls)] = result.controls.items()
@@ -116,6 +125,15 @@ def test_controls_are_random_heads_and_the_other_readers_of_the_groups_keys_and_
     assert controls["any_layer"].value == pytest.approx(float(anywhere) - nothing)
     assert controls["shared_kv"].value == pytest.approx(float(readers) - nothing)
     assert (controls["same_layers"].n, controls["same_layers"].n_prompts) == (2, 4)
+
+
+def test_random_heads_are_none_that_read_the_groups_own_keys_and_values(context, monkeypatch):
+    drawn: list[Group] = []
+    monkeypatch.setattr(section, "random_group", lambda *a, **k: drawn.append(random_group(*a, **k)) or drawn[-1])
+    result = grafted(context, monkeypatch, replace(OPTIONS, random_groups=12), donor="tuned")
+    touched = {Head(*place) for place in result.also_touched[result.heads.group]}
+    assert len(drawn) == 13
+    assert not touched & {head for group in drawn for head in group.heads}
 
 
 def test_heads_that_read_no_keys_of_others_have_no_such_control(context, monkeypatch):
@@ -232,3 +250,21 @@ def refuse(context: TinyContext, message: str | None, **changes: Any) -> None:
     else:
         with pytest.raises(InputError, match=message):
             SECTION.check(study, options)
+
+
+def test_the_plan_counts_runs_and_controls_and_that_questions_about_one_scenario_share_a_row(context):
+    async def sizes(study: StudyContext) -> Sizes:
+        sample = await study.pairs(study.base, PromptsOf("evaluation"))
+        base, speed = await study.facts(study.base), await study.speed()
+        return Sizes(study.settings, study.plans, study.task, base, speed, sample)
+
+    known = context.run(sizes(context.study))
+    options = GraftOptions(prompts=8, random_groups=0)
+    [one], [two] = (SECTION.cost(known, replace(options, queries_per_scenario=n)) for n in (1, 2))
+    assert one.forwards == two.forwards == 8 * (len(needed_subsets("abcd")) + len(needed_subsets("ab")) - 2)
+    layers, head = known.base.n_layers * known.speed.flop_of_layer, known.speed.flop_of_head
+    question = max(known.width(role) for role in known.task.question_roles if role in known.roles)
+    whole, shared = known.length * layers + head, (question + (known.length - question) / 2) * layers + head
+    assert two.flop / one.flop == pytest.approx(shared / whole, rel=0.02)
+    [more] = SECTION.cost(known, replace(options, random_groups=3, control_prompts=5))
+    assert more.forwards - one.forwards == 5 * (3 + 2)
