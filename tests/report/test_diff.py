@@ -12,12 +12,13 @@ from circuitdiff.cli import app
 from circuitdiff.errors import InputError
 from circuitdiff.models.checks import Check
 from circuitdiff.report.diff import Changed, Heads, diff_runs, diff_tables, paired
-from circuitdiff.study.estimates import Estimate, GroupHeads, Share
+from circuitdiff.study.estimates import Estimate, GroupHeads, Ratio, Share
 from circuitdiff.study.registry import results_bytes
 from circuitdiff.study.results import CommonResults, StudyHeader
 from circuitdiff.study.sections.accuracy import Accuracy
 from circuitdiff.study.sections.completeness import Removed
 from circuitdiff.study.sections.discovery import FoundCircuit, Sweep
+from circuitdiff.study.sections.faithfulness import Row
 from circuitdiff.study.sections.minimality import HeadResult
 from circuitdiff.study.sections.overlap import (
     Agreement,
@@ -130,6 +131,17 @@ def test_the_furthest_comes_first_and_rows_are_known_by_what_they_are_not_by_the
         "graft / tuned / runs / parts reader + fetcher / accuracy",
     ]
     assert found.moved[0].second.value == 0.2
+
+
+def test_rows_of_faithfulness_are_known_by_what_is_kept_and_by_the_means():
+    def run(*rows: tuple[str, float]) -> CommonResults:
+        undefined = Ratio(None, None, None, None)
+        found = tuple(Row(kept, "slot", near(value).accuracy, undefined, undefined) for kept, value in rows)
+        return results(faithfulness={"base": {"base": cell(0.5, rows=found)}})
+
+    assert moved(run(("circuit", 0.5), ("nothing", 0.1)), run(("nothing", 0.1), ("circuit", 0.9))) == [
+        "faithfulness / base / base / rows / mean_by slot, kept circuit / accuracy"
+    ]
 
 
 def test_rows_of_overlaps_and_edges_are_known_by_what_they_compare():

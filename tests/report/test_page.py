@@ -10,6 +10,7 @@ import pytest
 
 from circuitdiff.errors import InputError
 from circuitdiff.report import report_page, write_report
+from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import GroupHeads
 from circuitdiff.study.sections.discovery import FoundCircuit
 from helpers.invented_results import EXAMPLE, MODEL, changed, results_of
@@ -57,7 +58,7 @@ def test_the_page_shows_what_the_results_say(text):
         "accuracy, all heads at the circuit's roles 0.688",
         "accuracy, mean of the random circuits 0.221",
         "circuit, slot means 0.656 0.530 to 0.760 42 / 64 – –",
-        "circuit, kind means 0.219 0.130 to 0.330 14 / 64 0.304 (0.170 to 0.460) −1.500 (−1.750 to −1.250) the segment's",
+        "circuit, kind means 0.219 0.130 to 0.330 14 / 64 0.304 (0.170 to 0.460) −1.500 (−1.750 to −1.250) the seg",
         "position_detector query_label 2 1.1, 1.0",
         "37 prompts · noise floor 2.5e−06 rule: max-T at 0.05, |effect| > 0.1",
         "3.0 −1.250 −1.312 to −1.188",
@@ -146,3 +147,9 @@ def test_a_report_that_cannot_be_written_is_refused(results, tmp_path):
     with pytest.raises(InputError, match=r"report\.html"):
         write_report(results_of(), tmp_path / "report.html")
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_table_without_rows_is_no_place_to_link_to():
+    empty, full = Table("", {"a": "a"}, [], ["table-empty"]), Table("", {"a": "a"}, [{"a": 1}], ["table-full"])
+    assert Part("", parts=[Part("", tables=[empty, full])]).ids == {"table-full"}
+    assert Part("", tables=[empty], parts=[Part("")]).empty

@@ -10,7 +10,9 @@ from circuitdiff.report.numbers import hits, interval, number, printed, signific
 from circuitdiff.report.summary import alarms, summary
 from circuitdiff.study.estimates import Estimate, Share
 from circuitdiff.study.sections.discovery import FoundCircuit
+from circuitdiff.study.sections.knockout import Knockouts, Matrix
 from circuitdiff.study.sections.minimality import PromptCounts
+from circuitdiff.study.sections.overlap import VariantOverlap
 from helpers.invented_results import (
     MODEL,
     OURS,
@@ -20,6 +22,7 @@ from helpers.invented_results import (
     changed,
     random_circuits,
     results_of,
+    share,
 )
 from helpers.invented_sections import grafted, mask, no_gain, parts_removed, patch_controls, patched, pruned_circuit
 
@@ -134,8 +137,11 @@ def test_a_caution_names_each_section_with_the_fewest_prompts_behind_it():
         functions={"c": {"m": {"fetcher": {"object": few, "label": many}}}},
         cross_model={"v": patches},
         graft={"v": grafted(n_prompts=50, n_scenarios=50)},
+        overlap={"v": VariantOverlap(n_scenarios=10), "w": VariantOverlap()},
+        knockout={"m": Knockouts(48, 47, Matrix((), share(0.75), (), {}, 0.05), ())},
     )
     assert texts(found) == [
         "Fewer than 50 prompts tell little; see the intervals of the costs of heads (30), completeness (12), "
-        "functions (45), patching (49), the controls of patching (11)."
+        "the paths between groups and their profiles (10), functions (45), patching (49), the controls of patching "
+        "(11), knockouts (47)."
     ]

@@ -36,6 +36,7 @@ _HOW = {
     "shapley": "Shapley, symmetric",
 }
 _OTHER_SCORES: dict[Score, str] = {"probability": "answer's probability", "log_prob": "answer's log probability"}
+_ENDS = ("all together", "what no part explains")
 _NAMED = 10  # parts in a sentence; the table has all
 _ADDS = "what the part adds to the accuracy"
 _SHARE_COLUMNS = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
@@ -102,8 +103,8 @@ def share_rows(method: Method, score: Score = "accuracy") -> list[dict]:
         for how, name in _HOW.items()
         if how in credits
     ]
-    whole = [("all together", found.together), ("what no part explains", found.unexplained)]
-    return rows + [credit_row(part, "", credit) for part, credit in whole if rows]
+    whole = zip(_ENDS, (found.together, found.unexplained), strict=True)
+    return rows + [credit_row(end, "", credit) for end, credit in whole if rows]
 
 
 def gain_sentence(method: Method) -> str:
@@ -215,17 +216,13 @@ def _side_by_side_rows(methods: Sequence[Method]) -> list[dict]:
     """The gain itself, then one row per part and way of counting; blank where a method has no such number."""
     cells = {m.name: {(row["part"], row["how"]): row for row in share_rows(m)} for m in methods}
     keys = dict.fromkeys(key for rows in cells.values() for key in rows)
-    parts = list(dict.fromkeys(part for part, how in keys if how))
-    ways = list(_HOW.values())
-    in_order = sorted(
-        keys,
-        key=lambda key: (parts.index(key[0]), ways.index(key[1])) if key[1] else (len(parts), list(keys).index(key)),
-    )
+    parts = dict.fromkeys(part for part, how in keys if how)
+    in_order = [(part, how) for part in parts for how in _HOW.values()] + [(end, "") for end in _ENDS]
     gains = {"part": "the gain", "how": ""}
     for method in methods:  # methods that ran on other prompts have another one
         gains |= {method.name: printed(method.shares.scores["accuracy"].gain), f"share, {method.name}": ""}
     rows = [gains] if keys else []
-    for part, how in in_order:
+    for part, how in filter(keys.__contains__, in_order):
         row = {"part": part, "how": how}
         for name, found in cells.items():
             cell = found.get((part, how), {})

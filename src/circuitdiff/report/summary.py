@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 from circuitdiff.models.checks import Check
 from circuitdiff.report.numbers import hits, interval, number, significant
@@ -85,66 +85,35 @@ def _few(results: CommonResults) -> Iterator[str]:
         counted.append((f"{circuit} in {model}", each.circuit_accuracy.n))
         if each.random is not None:
             counted.append((f"random circuits like {circuit} in {model}", each.random.n_prompts))
-    for what, count in _FURTHER.items():
-        if counts := [n for n in count(results) if n is not None]:
-            counted.append((what, min(counts)))
+    further: dict[str, list[int]] = {}
+    for what, n in _further(results):
+        further.setdefault(what, []).append(n)
+    counted += [(what, min(counts)) for what, counts in further.items()]
     few = [f"{what} ({n})" for what, n in counted if n < FEW]
     if few:
         yield f"Fewer than {FEW} prompts tell little; see the intervals of {', '.join(few)}."
 
 
-Counts = Iterable[int | None]
-
-
-def _of_minimality(results: CommonResults) -> Counts:
-    return [each.n_prompts.testing for each in (part_of(results, minimality.SECTION) or {}).values()]
-
-
-def _of_completeness(results: CommonResults) -> Counts:
-    circuits = (part_of(results, completeness.SECTION) or {}).values()
-    return [each.n_prompts for models in circuits for each in models.values()]
-
-
-def _of_overlap(results: CommonResults) -> Counts:
-    return [each.n_scenarios for each in (part_of(results, overlap.SECTION) or {}).values()]
-
-
-def _of_functions(results: CommonResults) -> Counts:
-    circuits = (part_of(results, functions.SECTION) or {}).values()
-    groups = [group for models in circuits for groups in models.values() for group in groups.values()]
-    return [min(cell.n_test, cell.n_scenarios) for group in groups for cell in group.values()]
-
-
-def _of_patching(results: CommonResults) -> Counts:
-    variants = (part_of(results, cross_model.SECTION) or {}).values()
-    patched = [each for variant in variants for way in (variant.to_base, variant.to_variant) for each in way.values()]
-    return [min(each.n_prompts, each.n_scenarios) for each in patched]
-
-
-def _of_controls(results: CommonResults) -> Counts:
-    variants = (part_of(results, cross_model.SECTION) or {}).values()
-    return [controls.n_prompts for variant in variants for controls in variant.controls.values()]
-
-
-def _of_grafts(results: CommonResults) -> Counts:
-    return [min(each.n_prompts, each.n_scenarios) for each in (part_of(results, graft.SECTION) or {}).values()]
-
-
-def _of_knockout(results: CommonResults) -> Counts:
-    return [min(each.n_prompts, each.n_scenarios) for each in (part_of(results, knockout.SECTION) or {}).values()]
-
-
-# The prompts, or scenarios, that stand behind the numbers of each further section.
-_FURTHER: dict[str, Callable[[CommonResults], Counts]] = {
-    "the costs of heads": _of_minimality,
-    "completeness": _of_completeness,
-    "the paths between groups and their profiles": _of_overlap,
-    "functions": _of_functions,
-    "patching": _of_patching,
-    "the controls of patching": _of_controls,
-    "grafts": _of_grafts,
-    "knockouts": _of_knockout,
-}
+def _further(results: CommonResults) -> Iterator[tuple[str, int]]:
+    """The prompts, or scenarios, that stand behind the numbers of each further section."""
+    for pruned in (part_of(results, minimality.SECTION) or {}).values():
+        yield "the costs of heads", pruned.n_prompts.testing
+    for models in (part_of(results, completeness.SECTION) or {}).values():
+        yield from (("completeness", each.n_prompts) for each in models.values())
+    for compared in (part_of(results, overlap.SECTION) or {}).values():
+        if compared.n_scenarios is not None:
+            yield "the paths between groups and their profiles", compared.n_scenarios
+    for models in (part_of(results, functions.SECTION) or {}).values():
+        groups = [cells for each in models.values() for cells in each.values()]
+        yield from (("functions", min(c.n_test, c.n_scenarios)) for cells in groups for c in cells.values())
+    for patched in (part_of(results, cross_model.SECTION) or {}).values():
+        both = [*patched.to_base.values(), *patched.to_variant.values()]
+        yield from (("patching", min(each.n_prompts, each.n_scenarios)) for each in both)
+        yield from (("the controls of patching", each.n_prompts) for each in patched.controls.values())
+    for grafted in (part_of(results, graft.SECTION) or {}).values():
+        yield "grafts", min(grafted.n_prompts, grafted.n_scenarios)
+    for blocked in (part_of(results, knockout.SECTION) or {}).values():
+        yield "knockouts", min(blocked.n_prompts, blocked.n_scenarios)
 
 
 def summary(results: CommonResults) -> Part:
