@@ -40,7 +40,7 @@ def key_of(folder: Path, model: Path, unit: Unit | None = None, **changes: Any) 
     data = {"name": "s", "base": str(model), "task": {"name": "entity_tracking", "options": {"n_boxes": 3}}}
     settings = parse_study(data | {"prompts": {"evaluation": 9, "means": 12}} | changes, "test")
     store = Store.open(folder / "run")
-    study = StudyContext(settings, store, Workers([ThisProcess(settings, "cpu", silent)]), silent)
+    study = StudyContext(settings, store, Workers([ThisProcess(settings, "cpu", silent)], settings.base.name), silent)
     return asyncio.run(study.key(unit or answers_of(settings.base.name)))
 
 

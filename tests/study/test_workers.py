@@ -40,10 +40,10 @@ def work(loaded):
 
 async def twice(worker, settings):
     try:
-        return await worker.call("ask", work, "planted-base", settings.base)
+        return await worker.call("ask", work, "planted-base", {"planted-base": settings.base})
     except WorkerLost as error:
         print("lost:", error, flush=True)
-        return await worker.call("ask", work, "planted-base", settings.base)
+        return await worker.call("ask", work, "planted-base", {"planted-base": settings.base})
 
 if __name__ == "__main__":
     settings = parse_study({"name": "s", "base": "planted-base", "task": "entity_tracking"}, "test")
@@ -150,7 +150,7 @@ def handed_out(n_workers: int, requests: list[tuple[tuple[str, ...], tuple[int, 
     """The numbers of the requests, in the order in which they get a worker."""
 
     async def run() -> list[int]:
-        workers, order = Workers([Idle() for _ in range(n_workers)]), list[int]()
+        workers, order = Workers([Idle() for _ in range(n_workers)], "a"), list[int]()
 
         async def one(number: int, models: tuple[str, ...], rank: tuple[int, ...]) -> None:
             async with workers.free(models, rank):
@@ -170,7 +170,7 @@ def test_a_worker_goes_on_with_the_model_that_it_has_and_else_in_the_studys_orde
 
 def test_a_unit_goes_to_the_worker_that_has_its_model():
     async def run() -> list[bool]:
-        workers = Workers([Idle(), Idle()])
+        workers = Workers([Idle(), Idle()], "a")
         async with workers.free(("a",), (0,)) as first, workers.free(("b",), (0,)) as second:
             assert first is not second
         async with workers.free(("b",), (0,)) as again, workers.free(("a",), (0,)) as other:
@@ -181,9 +181,12 @@ def test_a_unit_goes_to_the_worker_that_has_its_model():
 
 def test_what_a_worker_has_in_memory_is_known_as_the_worker_keeps_it():
     place = Place(Idle())
-    place.uses(("a", "b"))
-    place.uses(("c",))
-    assert place.models == ["b", "c"]
+    place.uses(("b",), base="a")
+    assert place.models == ["a", "b"]
+    place.uses(("c",), base="a")
+    assert place.models == ["a", "c"]
+    place.uses(("c", "a"), base="a")
+    assert place.models == ["c", "a"]
     for key in ("k1", "k2", "k3", "k4", "k1", "k5"):
         place.gets(key)
     assert place.given == ["k3", "k4", "k1", "k5"]

@@ -186,12 +186,16 @@ class StudyContext:
         """Where a model is; one of a recipe is made first."""
         return await self.once(_source, name)
 
+    async def _sources(self, names: Iterable[str]) -> dict[str, ModelSettings]:
+        """Of these models and the base, beside which a worker loads them."""
+        return {name: await self.source(name) for name in {self.base, *names}}
+
     async def ask(self, question: Callable[..., T], name: str) -> T:
         """What a function says of the model, as a worker has loaded it; nothing that is kept."""
         return await self._on_worker((name,), lambda place: self._asked(place, question, name))
 
     async def _asked(self, place: Place, question: Callable[..., T], name: str) -> T:
-        return await place.worker.call("ask", question, name, await self.source(name))
+        return await place.worker.call("ask", question, name, await self._sources((name,)))
 
     async def _record(self, unit: Unit, key: str) -> Record:
         try:
@@ -229,8 +233,7 @@ class StudyContext:
             for key in needs.values():
                 await place.worker.call("give", key, self.store.content(key))
                 place.gets(key)
-        sources = {name: await self.source(name) for name in unit.models}
-        content = await place.worker.call("run", unit, sources, needs)
+        content = await place.worker.call("run", unit, await self._sources(unit.models), needs)
         self.store.log(unit.title, time.perf_counter() - begin)
         return content
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from circuitdiff.cache.records import packed, unpacked
@@ -77,26 +77,34 @@ class Host:
         self._needed[key] = Needed(key, unpacked(content))
 
     def run(self, unit: Unit, sources: Mapping[str, ModelSettings], needs: Mapping[str, str]) -> bytes:
-        """The unit's record, packed. `sources`: where its models come from; `needs`: keys of records given before."""
-        models = [self.loaded(name, sources[name]) for name in unit.models]
+        """The unit's record, packed. `sources`: where its models and the base come from; `needs`: keys of records given
+        before.
+        """
+        models = [self.loaded(name, sources) for name in unit.models]
         self._title = unit.title
         needed = {argument: self._needed[key] for argument, key in needs.items()}
         return packed(unit.run(*models, **unit.arguments, **needed), unit.title)
 
-    def ask(self, question: Callable[[LoadedModel], T], name: str, source: ModelSettings) -> T:
+    def ask(self, question: Callable[[LoadedModel], T], name: str, sources: Mapping[str, ModelSettings]) -> T:
         """What a function of a module says of a model: nothing that is kept."""
-        return question(self.loaded(name, source))
+        return question(self.loaded(name, sources))
 
-    def loaded(self, name: str, source: ModelSettings) -> LoadedModel:
-        """The study's model of that name, loaded (which runs the checks at load) unless it still is."""
+    def loaded(self, name: str, sources: Mapping[str, ModelSettings]) -> LoadedModel:
+        """The study's model of that name, loaded (which runs the checks at load) unless it still is.
+
+        A variant is loaded beside the base, with which it shares what its adapters leave alone: so its checks are the
+        same in every worker.
+        """
         if name not in self._loaded:
+            base = self._settings.base.name
+            like = [] if name == base else [self.loaded(base, sources).model]
             while len(self._loaded) >= MODELS_AT_ONCE:
                 self._loaded.popitem(last=False)
-            self._loaded[name] = self._load(name, source)
+            self._loaded[name] = self._load(name, sources[name], like)
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
-    def _load(self, name: str, source: ModelSettings) -> LoadedModel:
+    def _load(self, name: str, source: ModelSettings, like: Sequence[Model]) -> LoadedModel:
         self._monitor(f"load {name}", 0, 1)
         model = load_model(
             source.source,
@@ -105,7 +113,7 @@ class Host:
             self._device,
             name=name,
             tokenizer=source.tokenizer,
-            like=[other.model for other in self._loaded.values()],
+            like=like,
         )
         self._monitor(f"load {name}", 1, 1)
         return LoadedModel(model, self._settings, lambda done, total: self._monitor(self._title, done, total))

@@ -147,9 +147,10 @@ class Place:
     given: list[str] = field(default_factory=list)
     busy: bool = False
 
-    def uses(self, models: Sequence[str]) -> None:
-        """From now on, as the host does: these are the latest."""
-        for name in models:
+    def uses(self, models: Sequence[str], base: str) -> None:
+        """From now on, as the host does: these are the latest, and a variant that is new comes after the base."""
+        loaded = (name for model in models for name in ((model,) if model in self.models else (base, model)))
+        for name in loaded:
             others = [other for other in self.models if other != name]
             self.models = [*others[-(MODELS_AT_ONCE - 1) :], name]
 
@@ -170,8 +171,8 @@ class _Waiting:
 class Workers:
     """Hands a free worker to whoever is next: first where its models are in memory, then in the study's order."""
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
-        self._places = [Place(worker) for worker in workers]
+    def __init__(self, workers: Sequence[Worker], base: str) -> None:
+        self._places, self._base = [Place(worker) for worker in workers], base
         self._waiting: list[_Waiting] = []
 
     def __len__(self) -> int:
@@ -205,7 +206,7 @@ class Workers:
                 key=lambda pair: (len(set(pair[1].models) - set(pair[0].models)), pair[1].rank),
             )
             place.busy = True
-            place.uses(waiting.models)
+            place.uses(waiting.models, self._base)
             waiting.place.set_result(place)
             self._waiting.remove(waiting)
             free.remove(place)
