@@ -11,6 +11,7 @@ import pytest
 from circuitdiff.cache.store import Store, to_json
 from circuitdiff.circuit import Overlap
 from circuitdiff.errors import InputError
+from circuitdiff.study.verdict import Sentence
 from circuitdiff.validation import GroundTruth, Share, Sizes, check_ground_truth, compute_share
 from circuitdiff.validation.check import Part, carry_out
 from circuitdiff.validation.cross_model_rows import JUDGED, same_circuit_row, study_of
@@ -66,9 +67,9 @@ def test_a_share_that_is_none_is_refused(text):
 
 def test_a_verdict_is_right_if_it_says_of_the_circuit_what_was_wired():
     def passed(name: str, answer: str) -> bool:
-        sentences = [{"claim": "better", "answer": "yes", "text": ""}]
-        sentences += [{"claim": "same_circuit", "answer": answer, "text": f"{answer}."}]
-        return same_circuit_row(name, sentences).passed
+        better = Sentence("better", "yes", "", (), "accuracy", "")
+        same = replace(better, claim="same_circuit", answer=answer, text=f"{answer}.")
+        return same_circuit_row(name, [better, same]).passed
 
     answers = ("yes", "no", "not established")
     assert [passed("planted-sharper-fetchers", answer) for answer in answers] == [True, False, False]
@@ -77,6 +78,6 @@ def test_a_verdict_is_right_if_it_says_of_the_circuit_what_was_wired():
 
 def test_the_study_finds_both_routes_by_the_plan_and_prompts_of_all_other_claims():
     study = study_of(JUDGED, Sizes())
-    assert study.plans["main"].plan().stages == (*PLAN.stages, NAME_BINDERS)
+    assert study.plans["main"].stages == (*PLAN.stages, NAME_BINDERS)
     assert (study.prompts.discovery, study.prompts.evaluation, study.seed) == (140, 200, 0)
     assert list(study.models) == ["planted-base", *JUDGED]

@@ -50,6 +50,11 @@ class Sweep:
     hurting: tuple[HeadPlace, ...]
     rule: str
 
+    def __post_init__(self) -> None:
+        tables = (self.effects, self.low, self.high, self.adjusted_p)
+        if len({tuple(map(len, table)) for table in tables}) > 1:
+            raise ValueError("expected effects, low, high and adjusted_p of one shape, layers x heads")
+
 
 @dataclass(frozen=True)
 class FoundCircuit:
