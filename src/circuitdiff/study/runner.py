@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,14 @@ def _completed(study: StudyContext, work: Any) -> Any:
     try:
         return loop.run_until_complete(work)
     finally:
-        loop.run_until_complete(_ended(asyncio.all_tasks(loop)))
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        while asyncio.all_tasks(loop):
+            with suppress(KeyboardInterrupt):  # every task that awaited the interrupted one raises it once more
+                loop.call_soon(loop.stop)
+                loop.run_forever()
         study.close()
         loop.close()
-
-
-async def _ended(tasks: Collection[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _results(
