@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from circuitdiff.models import load_model
 from circuitdiff.study.common_units import EVALUATION
+from circuitdiff.study.context import rank_now
 from circuitdiff.study.facts import facts_of, speed_of
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.plan import Part, Sizes, planned_cost
 from circuitdiff.study.registry import planned_parts, read_study
-from circuitdiff.study.settings import plans_of, task_of
-from helpers.tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, study_yaml
+from circuitdiff.study.runner import run_study
+from circuitdiff.study.settings import CommonSettings, plans_of, task_of
+from circuitdiff.study.workers import ThisProcess
+from helpers.tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent, study_yaml
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +40,69 @@ def planned(tmp_path_factory):
     return parts_of
 
 
+class Counting(ThisProcess):
+    """Counts what each section's units take, by the functions that carry them out; checks are not in the plan."""
+
+    def __init__(self, settings: CommonSettings) -> None:
+        super().__init__(settings, "cpu", silent)
+        self.flop: dict[str, float] = defaultdict(float)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        if method != "run" or arguments[0].run.__module__ == "circuitdiff.study.checks":
+            return await super().call(method, *arguments)
+        with FlopCounterMode(display=False) as counter:
+            answer = await super().call(method, *arguments)
+        self.flop[f"{arguments[0].run.__name__} {rank_now()[0]}"] += counter.get_total_flops()
+        return answer
+
+
+WIDE = {"hidden_size": 96, "head_dim": 24, "intermediate_size": 256, "num_hidden_layers": 4}
+SMALL = {
+    "prompts": "{discovery: 12, replication: 12, evaluation: 24, means: 24}",
+    "faithfulness": "{random_circuits: 8, random_prompts: 12}",
+    "completeness": "{prompts: 12, random_parts: 6, greedy_steps: 2, greedy_candidates: 3, greedy_prompts: 6}",
+    "ablations": "{prompts: 12}",
+    "knockout": "{prompts: 12, layer_step: 1}",
+    "functions": "{desiderata: [position], train: 16, validation: 8, test: 16, steps: 20, random_groups: 2,"
+    " control_triples: 8, sweep: false, redraw: {times: 2, triples: 8}}",
+    "cross_model": "{prompts: 12, random_groups: 0}",
+}
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory) -> tuple[dict[str, float], dict[str, float]]:
+    """FLOP of a small study on a model whose attention is a small part of its work: planned and counted, by section."""
+    folder = tmp_path_factory.mktemp("counted")
+    model = save_tiny_model(folder / "model", **WIDE)
+    variants = f"{{second: {save_tiny_model(folder / 'second', seed=1, **WIDE)}}}"
+    study = settings_of(folder, model, variants=variants, overlap="false", verdict="false", **SMALL)
+    loaded = LoadedModel(load_model(model), study, silent)
+    facts = facts_of(loaded), speed_of(loaded)
+    sizes = Sizes(study, plans_of(study), task_of(study), *facts, loaded.pairs(EVALUATION))
+    worker = Counting(study)
+    run_study(study, folder / "run", silent, workers=[worker])
+    return {part.what: part.flop for part in planned_parts(sizes)}, dict(worker.flop)
+
+
+@pytest.mark.parametrize(
+    ("parts", "functions"),
+    [
+        (["accuracy and means"], ["model_alone", "slot_means"]),
+        (["runs that sweeps share", "fetcher (at last)", "transmitter (at last, via q)"], ["sweep"]),
+        (["every circuit in every model"], ["circuits_alone 2"]),
+        (["completeness"], ["parts_removed"]),
+        (["ablations"], ["circuits_alone 5"]),
+        (["knockouts"], ["knocked_out"]),
+        (["functions"], ["learned_mask", "answers_of_patched"]),
+        (["cross-model patching"], ["patches"]),
+    ],
+)
+def test_the_plan_is_what_torch_counts_within_a_fifth(counted, parts, functions):
+    planned = sum(counted[0][part] for part in parts)
+    flop = sum(n for name, n in counted[1].items() if any(name.startswith(function) for function in functions))
+    assert planned == pytest.approx(flop, rel=0.2)
+
+
 def token_flop(sizes: Sizes) -> tuple[float, float]:
     """Of all layers (attention, MLP, two norms), and of the unembedding."""
     layer = 2 * 28 * 4 * 6 + 2 * 28 * 2 * 6 + 3 * 28 * 20 + 2 * 28
@@ -42,15 +111,21 @@ def token_flop(sizes: Sizes) -> tuple[float, float]:
 
 def test_a_stage_that_two_plans_share_counts_once_and_a_section_that_is_off_not_at_all(planned):
     parts, _ = planned(**CIRCUIT_ONLY)
-    assert list(parts) == ["accuracy and means", "fetcher", "transmitter", "every circuit in every model"]
+    assert list(parts) == [
+        "accuracy and means",
+        "runs that sweeps share",
+        "fetcher",
+        "transmitter",
+        "every circuit in every model",
+    ]
 
 
 def test_every_section_that_runs_is_counted(planned):
     base, _ = planned()
     further = ["minimality", "completeness", "ablations", "knockouts", "functions"]
-    assert list(base)[4:] == further
+    assert list(base)[5:] == further
     both, sizes = planned(variants="{other: planted-base}")
-    assert list(both)[4:] == [*further, "overlap", "cross-model patching", "grafts"]
+    assert list(both)[5:] == [*further, "overlap", "cross-model patching", "grafts"]
     assert len(sizes.settings.models) == 2
     for what in ("accuracy and means", "fetcher", "minimality", "knockouts"):
         assert both[what].flop == pytest.approx(2 * base[what].flop), what

@@ -38,6 +38,11 @@ _MOST_LOSSES = 3  # workers that one unit may cost
 _rank: ContextVar[Rank] = ContextVar("rank", default=())  # of what runs now, in the study's order
 
 
+def rank_now() -> Rank:
+    """Where in the study's order the running coroutine belongs: of a section, its number first."""
+    return _rank.get()
+
+
 @dataclass(frozen=True)
 class _Ranked:
     rank: Rank

@@ -14,6 +14,7 @@ from circuitdiff.study.facts import ModelFacts, Speed
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.tasks import Task
 
+DISTINCT = 0.25  # of the tokens of ablated prompts: the others are the same token at the same slot, and computed once
 _HEADS = 10  # of a group whose rule does not say
 _PYTHON_GB = 0.6  # what Python and torch take
 _SLOT_COPIES = 3  # of means, in float64

@@ -17,7 +17,7 @@ from circuitdiff.methods.ablations import ABLATIONS, Ablated, AblationName, abla
 from circuitdiff.study.common_units import Replaced, circuit_answers, model_answers
 from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, Ratio, estimate, ratio
-from circuitdiff.study.plan import Part, Sizes
+from circuitdiff.study.plan import DISTINCT, Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.section import Section
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
@@ -126,10 +126,10 @@ def scores_of(circuit: Evaluation, model: Evaluation, ablated: Evaluation) -> Un
 
 
 def cost(sizes: Sizes, options: AblationsOptions) -> Iterator[Part]:
-    """Resampled activations are each prompt's own."""
+    """Resampled activations are each prompt's own; those of means are known from other sections."""
     evaluation = sizes.settings.prompts.evaluation
     n = sizes.n_searched * min(options.prompts or evaluation, evaluation)
-    own = (2 if "resample" in options.ablations else 0) + 1
+    own = (2 if "resample" in options.ablations else 0) + (DISTINCT if "zero" in options.ablations else 0)
     runs = 2 * n * len(options.ablations)
     yield Part("ablations", runs, sizes.runs(runs, sizes.n_roles) + sizes.passes(own * n))
 

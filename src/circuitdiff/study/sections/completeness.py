@@ -195,12 +195,13 @@ def _worst(row: Removed, worst: GreedyPart) -> WorstPart:
 
 
 def cost(sizes: Sizes, options: CompletenessOptions) -> Iterator[Part]:
-    """The model without a part changes everything from the part's first role on."""
+    """The model without a part changes everything from the part's first role on, of a clean run."""
     stages = sizes.main.stages
     searched = options.greedy_steps * options.greedy_candidates * options.greedy_prompts
     n = sizes.n_searched * (searched + options.prompts * (options.random_parts + len(stages) + _OTHER_PARTS))
     width = max(sizes.width(stage.at) for stage in stages)
-    yield Part("completeness", 2 * n, sizes.runs(n, sizes.n_roles + width))
+    clean = sizes.n_searched * (options.prompts + options.greedy_steps * options.greedy_prompts)
+    yield Part("completeness", 2 * n, sizes.runs(n, sizes.n_roles + width) + sizes.passes(clean))
 
 
 SECTION = Section("completeness", CompletenessOptions, dict[str, dict[str, PartsRemoved]], run, cost)

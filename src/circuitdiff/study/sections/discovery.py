@@ -261,7 +261,11 @@ def _table(values: object) -> tuple[tuple[Number, ...], ...]:
 
 
 def cost(sizes: Sizes, _: None) -> Iterator[Part]:
-    """Stages that plans share run once."""
+    """Stages that plans share run once, and share their clean and counterfactual runs."""
+    prompts = sizes.settings.prompts
+    splits = {split for plan in sizes.plans.values() for stage in plan.stages for split in stage.splits}
+    n_runs = 2 * sizes.n_searched * sum(getattr(prompts, split) for split in splits)
+    yield Part("runs that sweeps share", n_runs, sizes.passes(n_runs))
     parts: dict[str, Part] = {}
     for plan in sizes.plans.values():
         for stage in plan.stages:

@@ -16,15 +16,14 @@ from circuitdiff.study.checks import FEW, executors_on_circuits
 from circuitdiff.study.common_units import EVALUATION, circuit_answers, means_of, model_answers
 from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, Number, Ratio, Share, estimate, mean_logit_difference, ratio, share
-from circuitdiff.study.plan import Part, Sizes
+from circuitdiff.study.plan import DISTINCT, Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.section import Section
 from circuitdiff.study.sections.accuracy import Accuracy, accuracy_of
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.units import Unit
 
-_CIRCUIT_RUNS = 10  # the circuit, its references and its controls, under two kinds of means
-_DISTINCT = 0.25  # of the tokens of an ablated prompt: the others have the same token at the same slot
+_ROWS, _ROWS_AT_HOME = 6, 9  # the circuit and its references, and its controls, under two kinds of means
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,8 @@ def cost(sizes: Sizes, options: FaithfulnessOptions) -> Iterator[Part]:
     n = sizes.settings.prompts.evaluation
     n_circuits = len(sizes.plans) + sizes.n_searched - 1
     n_random = options.random_circuits * min(options.random_prompts, n) * (n_circuits + sizes.n_searched - 1)
-    rows = sizes.n_models * n_circuits * n * _CIRCUIT_RUNS
-    shared = sizes.n_models * 2 * n * sizes.length * _DISTINCT
+    rows = n_circuits * n * (_ROWS_AT_HOME + _ROWS * (sizes.n_models - 1))
+    shared = sizes.n_models * 2 * n * sizes.length * DISTINCT
     flop = sizes.runs(rows + n_random, sizes.n_roles) + sizes.runs(shared, 1)
     yield Part("every circuit in every model", rows + n_random, flop)
 
