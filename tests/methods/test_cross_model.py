@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Edit
-from circuitdiff.engine.branch import branched
+from circuitdiff.engine.window import branched
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.random_groups import random_group
 from circuitdiff.methods.cross_model import (

@@ -12,8 +12,8 @@ from torch import Tensor
 from circuitdiff.engine import Model
 from circuitdiff.engine.capture import z_at_positions
 from circuitdiff.engine.constant_tokens import ConstantTokens
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, RUN_SHARE
-from circuitdiff.engine.memory import prompts_at_once as prompts_of_one_run
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, RUN_SHARE
+from circuitdiff.engine.fits import prompts_at_once as prompts_of_one_run
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.means import Means
 from circuitdiff.prompts import Bucket, Pairs, PromptSet

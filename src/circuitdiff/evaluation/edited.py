@@ -12,10 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.engine import Batch, Edit, Knockout, Model, executor_named
-from circuitdiff.engine.branch import branched
 from circuitdiff.engine.executor import Readout
-from circuitdiff.engine.fits import check_pairs
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, ROWS_SHARE, RUN_SHARE, batches, held_by_clean_run, rows_at_once
+from circuitdiff.engine.fits import (
+    DEFAULT_MEMORY_GB,
+    ROWS_SHARE,
+    RUN_SHARE,
+    batches,
+    check_pairs,
+    held_by_clean_run,
+    rows_at_once,
+)
+from circuitdiff.engine.window import branched
 from circuitdiff.evaluation.answers import answers_readout
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.prompts import Bucket, Pairs

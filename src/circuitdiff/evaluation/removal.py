@@ -10,8 +10,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Edit, Model
-from circuitdiff.engine.fits import check_pairs
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, check_pairs
 from circuitdiff.evaluation.answers import Evaluation, evaluate_model, evaluation_of
 from circuitdiff.evaluation.circuits import Progress, check_places
 from circuitdiff.evaluation.constants import Replacement, check_replacement, replacement_at

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Edit, Executor, Model, executor_named
-from circuitdiff.engine.capture_heads import read_heads
-from circuitdiff.engine.fits import check_triples
+from circuitdiff.engine.capture import read_heads
+from circuitdiff.engine.fits import check_triples, rows_at_once
 from circuitdiff.engine.kept_runs import KeptRuns, Need, keep_runs
-from circuitdiff.engine.memory import rows_at_once
 from circuitdiff.engine.model import bypassed
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.random_groups import random_group
