@@ -24,7 +24,7 @@ class Empty:
     ("file", "old", "new", "whole", "computation"),
     [
         ("engine/window.py", "2 * x", "3 * x", True, True),
-        ("evaluation/means.py", "return", "yield", True, True),
+        ("evaluation/constants.py", "return", "yield", True, True),
         ("stats/intervals.py", "def double", "def triple", True, True),
         ("methods/knockout.py", "not x + x", "never x + x", True, False),
         ("methods/knockout.py", "Twice x", "x, twice", True, False),

@@ -13,7 +13,7 @@ from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Edit
 from circuitdiff.engine.window import branched
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.random_groups import random_group
+from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.methods.cross_model import (
     control_groups,
     patch_across,
