@@ -23,8 +23,8 @@ from torch import Tensor
 import circuitdiff as cd
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import executor_named
-from circuitdiff.engine.memory import rows_at_once
-from circuitdiff.engine.pair_runs import PairRuns
+from circuitdiff.engine.fits import rows_at_once
+from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.evaluation import evaluate_circuits, random_circuit
 from circuitdiff.methods.path_patching import Path as PatchedPath
 from circuitdiff.methods.path_patching import open_batch, sweep_senders

@@ -42,7 +42,7 @@ from circuitdiff.study.sections.verdict import SECTION as VERDICT
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.workers import Monitor, Worker, local_workers
 from circuitdiff.tasks import get_task
-from circuitdiff.tasks.describe import DescribedPrompt
+from circuitdiff.tasks.task import DescribedPrompt
 from circuitdiff.validation import Share, check_ground_truth, compute_share, render_page
 from circuitdiff.validation.conformance import conformance as check_conformance
 

@@ -24,7 +24,7 @@ class Empty:
     ("file", "old", "new", "whole", "computation"),
     [
         ("engine/window.py", "2 * x", "3 * x", True, True),
-        ("evaluation/means.py", "return", "yield", True, True),
+        ("evaluation/constants.py", "return", "yield", True, True),
         ("stats/intervals.py", "def double", "def triple", True, True),
         ("methods/knockout.py", "not x + x", "never x + x", True, False),
         ("methods/knockout.py", "Twice x", "x, twice", True, False),
@@ -38,7 +38,7 @@ class Empty:
         ("models/sources.py", "2 * x", "3 * x", True, False),
         ("study/verdict.py", "2 * x", "3 * x", True, False),
         ("report/page.py", "2 * x", "3 * x", True, False),
-        ("tasks/ioi_words.py", "2 * x", "3 * x", True, False),
+        ("tasks/ioi_scenarios.py", "2 * x", "3 * x", True, False),
         ("cli.py", "2 * x", "3 * x", True, False),
         ("report/page.css", "2 * x", "3 * x", False, False),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from circuitdiff.engine import Edit, FullExecutor, Knockout, WindowExecutor
-from circuitdiff.engine.attention_edits import edited_output
+from circuitdiff.engine.attention import edited_output
 from circuitdiff.errors import InputError
 from helpers.tiny_models import (
     ARCHITECTURES,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circuitdiff.engine import WindowExecutor
-from circuitdiff.engine.branch import branched
+from circuitdiff.engine.window import branched
 from helpers.tiny_models import ARCHITECTURES, Draw, assert_same, batch_of, everything, random_tokens, subject
 
 START = 11  # of the later edits

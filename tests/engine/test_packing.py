@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuitdiff.engine.attention import handled_by
-from circuitdiff.engine.packing import packs
+from circuitdiff.engine.mixtures import packs
 from circuitdiff.engine.replay import cut, embed, run_layer
 from circuitdiff.prompts import PromptSet
 from helpers.fake_pairs import D_VOCAB, prompt_set

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circuitdiff.engine.clean import run_clean
-from circuitdiff.engine.replay import cut, embed, run_layer
+from circuitdiff.engine.replay import cut, embed, run_clean, run_layer
 from circuitdiff.errors import InputError
 from helpers.tiny_models import ARCHITECTURES, LENGTH, assert_same, random_tokens, subject
 

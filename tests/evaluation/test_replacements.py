@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Batch
-from circuitdiff.engine.clean import run_clean
+from circuitdiff.engine.replay import run_clean
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
     Evaluation,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Edit
-from circuitdiff.engine.branch import branched
+from circuitdiff.engine.window import branched
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.random_groups import random_group
+from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.methods.cross_model import (
     control_groups,
     patch_across,

@@ -9,10 +9,10 @@ import torch
 import transformers as tf
 
 from circuitdiff.circuit import Head
-from circuitdiff.engine.clean import run_clean
-from circuitdiff.engine.memory import held_by_clean_run, prompts_at_once
+from circuitdiff.engine.fits import held_by_clean_run, prompts_at_once
+from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.engine.model import Model
-from circuitdiff.engine.pair_runs import PairRuns
+from circuitdiff.engine.replay import run_clean
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
 from circuitdiff.prompts import Pairs, PromptSet
 from helpers.peak_memory import PeakMemory

@@ -7,7 +7,7 @@ import torch
 
 from circuitdiff.circuit import Head
 from circuitdiff.engine import Edit, Model, Site
-from circuitdiff.engine.pair_runs import PairRuns
+from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
 from circuitdiff.prompts import Pairs

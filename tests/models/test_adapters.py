@@ -14,8 +14,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.models import load_model, sources
 from circuitdiff.models.checks import CheckError
 from circuitdiff.models.fingerprint import weight_digests
-from circuitdiff.models.in_memory import with_first_adapters
-from circuitdiff.models.sources import read_source
+from circuitdiff.models.sources import read_source, with_first_adapters
 from helpers.tiny_decoders import change_json, change_weights, save_decoder, save_random_adapter, tiny_decoder
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -86,7 +85,7 @@ def test_a_model_with_one_adapter_more_is_made_from_the_one_in_memory(folder, ad
     other = save_random_adapter(tmp_path / "other", seed=2, targets=("q_proj", "v_proj"))
     plain, one = load_model(folder), load_model(folder, [adapter])
     anew = load_model(folder, [adapter, other])
-    monkeypatch.setattr(sources, "_read", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(sources, "read_checkpoint", lambda *_: pytest.fail("read again"))
     grown = load_model(folder, [adapter, other], like=[plain, one])
     for key in ("fingerprint", "adapters", "kind", "path", "source"):
         assert grown.provenance[key] == anew.provenance[key]

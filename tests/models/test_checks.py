@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from circuitdiff.engine import attention
-from circuitdiff.engine.frozen import FrozenRun
 from circuitdiff.engine.full import _put
+from circuitdiff.engine.window import FrozenRun
 from circuitdiff.models import checks
 from circuitdiff.models.checks import CheckError, checks_at_load, refuse_failures
 from helpers.tiny_models import ARCHITECTURES, as_model, subject

@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitdiff.errors import InputError
-from circuitdiff.models.origins import origin_of
+from circuitdiff.models.fingerprint import origin_of
 from circuitdiff.models.sources import read_source
 from helpers.tiny_decoders import save_decoder
 

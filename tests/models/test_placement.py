@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from circuitdiff.errors import InputError
-from circuitdiff.models.placement import placed_on
-from circuitdiff.models.sources import read_source
+from circuitdiff.models.sources import placed_on, read_source
 
 
 @pytest.mark.parametrize("option", [{"dtype": "int4"}, {"device": "warp:9"}, {"device": "cuda:77"}])

@@ -10,9 +10,8 @@ import torch
 
 import circuitdiff.study.checks
 from circuitdiff.circuit import Circuit, Group, Head
-from circuitdiff.engine.frozen import FrozenRun
 from circuitdiff.engine.model import Model
-from circuitdiff.engine.window import WindowExecutor
+from circuitdiff.engine.window import FrozenRun, WindowExecutor
 from circuitdiff.evaluation import slot_sums
 from circuitdiff.methods.discovery import Stage, StageResult, stage_result
 from circuitdiff.methods.path_patching import path_effects

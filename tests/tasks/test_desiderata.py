@@ -22,10 +22,9 @@ from circuitdiff.tasks.desiderata import (
     sample_desiderata,
     sample_triples,
 )
-from circuitdiff.tasks.desiderata.pairing import conflicting
-from circuitdiff.tasks.desiderata.sampling import Drawing
+from circuitdiff.tasks.desiderata.source_prompts import Source, conflicting
 from circuitdiff.tasks.desiderata.table import POINTERS, at_label, at_position
-from circuitdiff.tasks.desiderata.wording import Source
+from circuitdiff.tasks.desiderata.triples import Drawing
 from circuitdiff.tasks.scenarios import Context, Question
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from circuitdiff.errors import InputError
 from circuitdiff.tasks import entity_tracking, get_task
 from circuitdiff.tasks.scenarios import COUNTERFACTUALS, SPLITS
-from circuitdiff.tasks.vocabulary import one_token_words
+from circuitdiff.tasks.template import one_token_words
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from helpers.reading import texts, word, words_at
 from helpers.tiny_tokenizers import FRAME, word_level

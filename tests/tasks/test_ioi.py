@@ -15,8 +15,17 @@ from circuitdiff.errors import InputError
 from circuitdiff.study.registry import parse_study, read_study
 from circuitdiff.study.settings import plans_of
 from circuitdiff.tasks import get_task, ioi
-from circuitdiff.tasks.ioi_scenarios import COUNTERFACTUALS, Scene, Vocabulary, draw_sentences
-from circuitdiff.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES, TRAIN_NAMES
+from circuitdiff.tasks.ioi_scenarios import (
+    COUNTERFACTUALS,
+    NAMES,
+    OBJECTS,
+    PLACES,
+    TEMPLATES,
+    TRAIN_NAMES,
+    Scene,
+    Vocabulary,
+    draw_sentences,
+)
 from circuitdiff.tasks.scenarios import SPLITS
 from helpers.reading import texts, word, words_at
 from helpers.tiny_tokenizers import learned_byte_pairs, word_level

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, handled_by
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, rows_at_once
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, rows_at_once
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import Keywords, cut, run_layer
 from circuitdiff.engine.window_attention import Prefix

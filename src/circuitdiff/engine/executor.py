@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitdiff.engine.clean import CleanRun, run_clean
 from circuitdiff.engine.constant_tokens import ConstantTokens
 from circuitdiff.engine.edits import Edit, Knockout, Site
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.engine.model import Model
+from circuitdiff.engine.replay import CleanRun, run_clean
 
 # From logits and the prompt that each row belongs to, to the numbers wanted of each.
 Readout = Callable[[Float[Tensor, "row d_vocab"], Int[Tensor, " row"]], Float[Tensor, "row value"]]

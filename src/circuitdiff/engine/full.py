@@ -11,8 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdiff.engine.attention import AttentionCall, Handler, attend, expand_kv, handled_by
-from circuitdiff.engine.attention_edits import block, edited_output, pattern_as_z, without_contribution
+from circuitdiff.engine.attention import (
+    AttentionCall,
+    Handler,
+    attend,
+    block,
+    edited_output,
+    expand_kv,
+    handled_by,
+    pattern_as_z,
+    without_contribution,
+)
 from circuitdiff.engine.edits import Edit, Knockout, Site, What
 from circuitdiff.engine.executor import Ablation, Batch, Readout
 

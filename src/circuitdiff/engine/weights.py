@@ -17,8 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from circuitdiff.engine.attention import AttentionCall, expand_kv, handled_by
-from circuitdiff.engine.attention_edits import edited_output
+from circuitdiff.engine.attention import AttentionCall, edited_output, expand_kv, handled_by
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import embed
 from circuitdiff.errors import InputError

@@ -1,4 +1,12 @@
-"""The window executor: computes only what can differ from the clean run. The default."""
+"""The window executor: computes only what can differ from the clean run. The default.
+
+- Variants (`LiveVariants`) join the batch at the layer of their first edit.
+- A frozen run (`FrozenRun`) is one position, no attention: with every other head frozen at its clean z from the edited
+  position on, only the residual stream at that one position changes, through the MLPs. A layer's attention then writes
+  what it wrote in the clean run, but for the edited heads.
+- Variants that do the same at early positions share that part (`branched`): it is run once, and each of them then costs
+  only what it changes later on.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +18,26 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitdiff.engine.attention import AttentionCall, handled_by
-from circuitdiff.engine.attention_edits import block, edited_output, pattern_as_z, without_contribution
+from circuitdiff.engine.attention import (
+    AttentionCall,
+    block,
+    edited_output,
+    expand_kv,
+    handled_by,
+    pattern_as_z,
+    without_contribution,
+)
 from circuitdiff.engine.edits import Edit, Knockout, Site, What, replace
-from circuitdiff.engine.executor import Ablation, Batch, Readout
-from circuitdiff.engine.frozen import FrozenRun
-from circuitdiff.engine.replay import cut, run_layer
-from circuitdiff.engine.variants import LiveVariants
+from circuitdiff.engine.executor import Ablation, Batch, Readout, read_out
+from circuitdiff.engine.model import replaced_forward
+from circuitdiff.engine.replay import CleanRun, cut, run_layer
 from circuitdiff.engine.window_ablation import ablated_in_window
 from circuitdiff.engine.window_attention import Prefix, Window, attend_edited_heads, attend_window, values_seen
 
 Values = Float[Tensor, "variant prompt value"]
 AnyEdit = Edit | Knockout
+# Where query heads share a key or value, an edit of it is seen by one head: no run has such keys.
+BRANCHING: frozenset[What] = frozenset(["z", "q", "pattern", "contribution"])
 
 
 class WindowExecutor:
@@ -153,3 +169,191 @@ def _allowed(
     for knockout, rows in knockouts:
         allowed = block(allowed, knockout, rows, knockout.at - start)
     return allowed
+
+
+class LiveVariants:
+    """The residual stream of the variants that have begun, at the window's positions."""
+
+    hidden: Float[Tensor, "live prompt row d_model"]
+
+    def __init__(
+        self,
+        clean: CleanRun,
+        edits: Sequence[Edit | Knockout],
+        n_variants: int,
+        start: int,
+        n_rows: int | None = None,
+    ):
+        assert start >= clean.start, "the clean run is kept from a later position on"
+        self._clean = clean
+        self._n_layers = len(clean.resid_pre)
+        self.start = start
+        self._rows = slice(start - clean.start, None if n_rows is None else start - clean.start + n_rows)
+        begin = torch.full((n_variants,), self._n_layers)
+        for edit in edits:
+            begin[edit.variants] = begin[edit.variants].clamp(max=edit.layer)
+        self._begin = begin
+        self._row_of = torch.full((n_variants,), -1)
+        self.ids = torch.empty(0, dtype=torch.long)
+        self.hidden = clean.resid_pre[0][None, :, self._rows][:0]
+
+    @property
+    def first_layer(self) -> int:
+        return int(self._begin.min()) if len(self._begin) else self._n_layers
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.hidden.shape
+
+    def join(self, layer: int) -> None:
+        """Adds the variants that begin at `layer`, with the clean residual stream."""
+        new = (self._begin == layer).nonzero()[:, 0]
+        if len(new) == 0:
+            return
+        self._row_of[new] = torch.arange(len(self.ids), len(self.ids) + len(new))
+        self.ids = torch.cat([self.ids, new])
+        clean = self._clean.resid_pre[layer][:, self._rows]
+        self.hidden = torch.cat([self.hidden, clean.expand(len(new), *clean.shape)])
+
+    def rows_of(self, edit: Edit | Knockout) -> Int[Tensor, " some"]:
+        """Where in `hidden` the variants of an edit are."""
+        return self._row_of[edit.variants].to(self.hidden.device)
+
+    def read_out(self, batch: Batch, readout: Readout) -> Float[Tensor, "variant prompt value"]:
+        """What `readout` says at the last row; variants that never began are the clean run.
+
+        The clean run's logits are not read where every variant began.
+        """
+        final, n_variants = self.hidden[:, :, -1], len(self._begin)
+        if 0 < len(self.ids) == n_variants:
+            return read_out(batch.model, final, readout).index_select(0, self._row_of.to(final.device))
+        everyone = torch.arange(batch.n_prompts, device=final.device)
+        clean = readout(batch.clean.logits, everyone)
+        values = clean.expand(n_variants, *clean.shape)
+        if len(self.ids) == 0:
+            return values
+        return values.index_copy(0, self.ids.to(values.device), read_out(batch.model, final, readout))
+
+
+class FrozenRun:
+    """Edits of z at position `at`, all other heads frozen."""
+
+    def __init__(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int):
+        assert all(edit.what == "z" and edit.at == at for edit in edits), "a frozen run has edits of z at one position"
+        self._batch, self._edits, self._at = batch, edits, at
+        self.live = LiveVariants(batch.clean, edits, n_variants, start=at, n_rows=1)
+
+    def to_the_end(self) -> None:
+        """Runs every layer."""
+        for layer in range(self.live.first_layer, self._batch.model.n_layers):
+            self.live.join(layer)
+            self._advance(layer)
+
+    def up_to(self, sites: Sequence[Site]) -> list[Edit]:
+        """Runs as far as the last site; what arrives at each, as an edit of the variants that had begun before."""
+        assert all(site.what != "z" and site.at == self._at for site in sites), "one position is run, up to q, k and v"
+        found: list[Edit] = []
+        last = max(site.layer for site in sites)
+        for layer in range(self.live.first_layer, last + 1):
+            here = [site for site in sites if site.layer == layer]
+            if here and len(self.live.ids):
+                found += self._read(layer, here)
+            if layer < last:
+                self.live.join(layer)
+                self._advance(layer)
+        return found
+
+    def _advance(self, layer: int) -> None:
+        """Runs one layer with its attention replaced by what the frozen heads write."""
+        model, live = self._batch.model, self.live
+        output = self._attention_output(layer).flatten(0, 1)
+        with replaced_forward(model.attentions[layer], lambda *_, **__: (output, None)):
+            hidden = run_layer(model.layers[layer], live.hidden.flatten(0, 1), self._keywords(layer))
+        live.hidden = hidden.unflatten(0, live.shape[:2])
+
+    def _attention_output(self, layer: int) -> Float[Tensor, "live prompt 1 d_model"]:
+        """What the clean run's attention wrote, but for the variants that edit this layer."""
+        clean, live = self._batch.clean, self.live
+        row = self._at - clean.start
+        output = clean.attention_output[layer][:, row : row + 1].expand(live.shape)
+        here = [edit for edit in self._edits if edit.layer == layer]
+        if not here:
+            return output
+        edited = torch.cat([live.rows_of(edit) for edit in here]).unique()
+        frozen = clean.z_at(layer, self._at)
+        z = frozen.expand(len(edited), *frozen.shape)
+        for edit in here:
+            z = replace(z, edit, torch.searchsorted(edited, live.rows_of(edit)))
+        written = self._batch.model.projections[layer](z.flatten(2))
+        return output.index_copy(0, edited, written[:, :, None])
+
+    def _read(self, layer: int, sites: Sequence[Site]) -> list[Edit]:
+        """What arrives at the sites of one layer, before its attention."""
+        model, live = self._batch.model, self.live
+        seen: list[AttentionCall] = []
+        frozen = self._batch.clean.z_at(layer, self._at)
+
+        def handler(call: AttentionCall) -> Tensor:
+            seen.append(call)
+            return frozen.repeat(live.shape[0], 1, 1)[:, None]
+
+        with handled_by(handler):
+            run_layer(model.layers[layer], live.hidden.flatten(0, 1), self._keywords(layer))
+        return [Edit(layer, site.what, site.at, site.heads, live.ids, self._values(seen[0], site)) for site in sites]
+
+    def _values(self, call: AttentionCall, site: Site) -> Float[Tensor, "live prompt wanted d_head"]:
+        whole = expand_kv(getattr(call, site.what), call.q.shape[1])
+        return whole[:, site.heads, 0].unflatten(0, self.live.shape[:2])
+
+    def _keywords(self, layer: int) -> dict[str, object]:
+        position = torch.tensor([self._at], device=self.live.hidden.device)
+        return cut(self._batch.clean.keywords[layer], position)
+
+
+@torch.no_grad()
+def branched(batch: Batch, edits: Sequence[Edit], start: int) -> Batch:
+    """The batch whose clean run is the run with these edits, for window runs that change positions >= `start`.
+
+    The edits are of one variant, number 0, all before `start`.
+    """
+    assert all(edit.what in BRANCHING and edit.at < start for edit in edits), "later edits would not build on these"
+    clean, first = batch.clean, min(edit.first_changed for edit in edits)
+    live = LiveVariants(clean, edits, 1, first)
+    resid_pre = [resid[:, start - clean.start :] for resid in clean.resid_pre]
+    k, v = list(clean.k), list(clean.v)
+
+    def keep(call: AttentionCall) -> None:
+        k[call.layer] = torch.cat([clean.k[call.layer][:, :, :first], call.k], dim=2)
+        v[call.layer] = torch.cat([clean.v[call.layer][:, :, :first], call.v], dim=2)
+
+    for layer in range(live.first_layer, batch.model.n_layers):
+        live.join(layer)
+        resid_pre[layer] = live.hidden[0][:, start - first :]
+        run_window_layer(batch, live, layer, edits, keep)
+    return Batch(batch.model, batch.tokens, start, _as_clean(batch, start, resid_pre, k, v, live))
+
+
+def _as_clean(
+    batch: Batch,
+    start: int,
+    resid_pre: list[torch.Tensor],
+    k: list[torch.Tensor],
+    v: list[torch.Tensor],
+    live: LiveVariants,
+) -> CleanRun:
+    """What window runs read; nan where only frozen runs would."""
+    clean, model = batch.clean, batch.model
+    nan = torch.full((), torch.nan, dtype=model.dtype, device=model.device)
+    q = nan.expand(batch.n_prompts, model.n_heads, batch.length - start, model.d_head)
+    return CleanRun(
+        tokens=clean.tokens,
+        start=start,
+        resid_pre=resid_pre,
+        q=[q] * model.n_layers,
+        k=k,
+        v=v,
+        z=[q.transpose(1, 2)] * model.n_layers,
+        attention_output=[nan.expand(resid.shape) for resid in resid_pre],
+        keywords=clean.keywords,
+        logits=model.unembed(live.hidden[0][:, -1]),
+    )

@@ -19,7 +19,7 @@ from torch import Tensor
 from circuitdiff.engine.attention import AttentionCall, handled_by
 from circuitdiff.engine.constant_tokens import ConstantColumns, ConstantTokens
 from circuitdiff.engine.executor import Ablation, Batch, Readout, read_out
-from circuitdiff.engine.memory import ROWS_SHARE, rows_at_once
+from circuitdiff.engine.fits import ROWS_SHARE, rows_at_once
 from circuitdiff.engine.replay import Keywords, cut, embed, run_layer
 from circuitdiff.engine.window_attention import Prefix, Window, attend_window
 

@@ -8,9 +8,17 @@ from circuitdiff.evaluation.circuits import (
     evaluate_circuit,
     evaluate_circuits,
 )
-from circuitdiff.evaluation.constants import Replacement, Shared, check_replacement
-from circuitdiff.evaluation.means import By, Means, SlotSums, mean_activations, slot_sums
-from circuitdiff.evaluation.removal import evaluate_without
+from circuitdiff.evaluation.constants import (
+    By,
+    Means,
+    Replacement,
+    Shared,
+    SlotSums,
+    check_replacement,
+    mean_activations,
+    slot_sums,
+)
+from circuitdiff.evaluation.edited import evaluate_without
 from circuitdiff.evaluation.shapes import all_heads, minus, moved, random_circuit
 
 __all__ = [

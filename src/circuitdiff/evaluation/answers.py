@@ -1,4 +1,4 @@
-"""What a model answers, prompt by prompt."""
+"""What a model answers, prompt by prompt, and the numbers of which accuracies and gains are means."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from circuitdiff.stats.metrics import hit, log_prob, logit_difference
 Quantity = Literal["hits", "probability", "logit_difference"]
 
 N_VALUES = 4  # that `answers_readout` gives: hit, prediction, logit difference, log probability
+Score = Literal["accuracy", "probability", "log_prob"]
+SCORES: tuple[Score, ...] = ("accuracy", "probability", "log_prob")
 
 
 @dataclass(frozen=True)
@@ -83,3 +85,10 @@ def answers_readout(pairs: Pairs, device: torch.device) -> Readout:
 def evaluation_of(values: Float[Tensor, "prompt value"], pairs: Pairs) -> Evaluation:
     """What `answers_readout` gave, by name."""
     return Evaluation(values[:, 0].bool(), values[:, 1].long(), values[:, 2], values[:, 3], pairs.scenarios)
+
+
+def scored(answers: Evaluation, score: Score) -> Float[Tensor, " prompt"]:
+    """Hits (0 or 1), the answer's probability, or its logarithm in nats, of each prompt."""
+    if score == "accuracy":
+        return answers.hits.double()
+    return answers.probabilities if score == "probability" else answers.log_probs.double()

@@ -9,8 +9,7 @@ import torch
 from circuitdiff.circuit import Circuit
 from circuitdiff.engine import Batch, Model, executor_named
 from circuitdiff.engine.executor import Ablation
-from circuitdiff.engine.fits import check_pairs
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, check_pairs
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
 from circuitdiff.evaluation.constants import Replacement, Shared, check_replacement, prompts_at_once

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitdiff.errors import InputError, choices
 from circuitdiff.tasks.entity_tracking import entity_tracking, prompt_for
 from circuitdiff.tasks.scenarios import Question, draw_questions
-from circuitdiff.tasks.vocabulary import one_token_words
+from circuitdiff.tasks.template import one_token_words
 from circuitdiff.vocabulary import TRAIN_OBJECTS
 
 

@@ -26,7 +26,7 @@ from circuitdiff.finetune.loop import Outcome, Training, finetune, hits
 from circuitdiff.finetune.lora import Lora, add_lora, silence
 from circuitdiff.finetune.saving import save_adapter, save_model, writing
 from circuitdiff.models.family_registry import sha256_of
-from circuitdiff.models.origins import origin_of
+from circuitdiff.models.fingerprint import origin_of
 from circuitdiff.models.sources import Source, read_source
 from circuitdiff.tasks import get_task
 

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.engine import Model
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
     Evaluation,

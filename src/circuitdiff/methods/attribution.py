@@ -11,8 +11,7 @@ from torch import Tensor
 from circuitdiff.engine import Model
 from circuitdiff.engine.attention import AttentionCall, attend, handled_by
 from circuitdiff.engine.capture import z_at_role
-from circuitdiff.engine.fits import check_pairs
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, batches, numbers_per_row
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, batches, check_pairs, numbers_per_row
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.metrics import metric_named

@@ -11,8 +11,8 @@ from pydantic import Field
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.config.settings import Count, Name
 from circuitdiff.engine import Model
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
-from circuitdiff.engine.pair_runs import PairRuns
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
+from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
 from circuitdiff.prompts import Pairs

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from circuitdiff.circuit import Group
 from circuitdiff.engine import Model
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
-from circuitdiff.engine.pair_runs import PairRuns
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
+from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.methods.path_patching import Via, group_path_effects
 from circuitdiff.prompts import Pairs
 

@@ -34,9 +34,8 @@ from circuitdiff.engine.weights import (
     untie,
 )
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluation_of
+from circuitdiff.evaluation.answers import Evaluation, Score, answers_readout, evaluation_of, scored
 from circuitdiff.evaluation.circuits import Progress
-from circuitdiff.evaluation.scores import Score, scored
 from circuitdiff.models.checks import tolerance_for
 from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs

@@ -15,8 +15,7 @@ from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Batch, Edit, Model, executor_named
 from circuitdiff.engine.attention import AttentionCall, attend, handled_by, pattern_of
 from circuitdiff.engine.capture import z_at_positions
-from circuitdiff.engine.fits import check_pairs
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, ROWS_SHARE, batches, held_by_clean_run, rows_at_once
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, batches, check_pairs, held_by_clean_run, rows_at_once
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.stats.metrics import metric_named

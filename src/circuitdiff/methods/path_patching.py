@@ -23,9 +23,16 @@ from torch import Tensor
 from circuitdiff.circuit import Head
 from circuitdiff.engine import Batch, Edit, Executor, Model, Site, executor_named
 from circuitdiff.engine.executor import NarrowReadout, Readout
-from circuitdiff.engine.fits import check_pairs
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB, ROWS_SHARE, RUN_SHARE, batches, held_by_clean_run, rows_at_once
-from circuitdiff.engine.pair_runs import PairRuns
+from circuitdiff.engine.fits import (
+    DEFAULT_MEMORY_GB,
+    ROWS_SHARE,
+    RUN_SHARE,
+    batches,
+    check_pairs,
+    held_by_clean_run,
+    rows_at_once,
+)
+from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.stats.intervals import Interval, mean_interval

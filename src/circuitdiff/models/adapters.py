@@ -1,38 +1,55 @@
 """PEFT adapters, merged into a model and proved to be there.
 
 An adapter that is silently not applied, or half applied, gives a base model's numbers under a variant's name. So every
-tensor of the file must have a place in the model, merging must not change the logits, and the adapter must.
+tensor of the file must have a place in the model, merging must not change the logits, and the adapter must. PEFT drops
+settings that it does not know and goes on, so that an adapter of a newer kind would be merged as another one: they are
+read whole, or refused by the name of what cannot be merged.
 
-The model may share memory with others (see `in_memory`). So the adapter is first laid out on a copy without memory,
+The model may share memory with others (see `sources`). So the adapter is first laid out on a copy without memory,
 which shows the weights that PEFT will write to, whatever the kind of adapter; these get memory of their own.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Float, Int
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from circuitdiff.config.reading import looks_like_path, no_such_path
-from circuitdiff.errors import InputError, first_line
-from circuitdiff.models.adapter_settings import SETTINGS, check_expressions, read_settings
+from circuitdiff.config.reading import looks_like_path, no_such_path, read_json
+from circuitdiff.errors import InputError, first_line, nearest
 from circuitdiff.models.checks import Check, difference, refuse_failures, tolerance_for
 from circuitdiff.models.family_registry import embedded_adapter
 from circuitdiff.models.libraries import library_errors, listed, quiet
 from circuitdiff.models.probe import probe_tokens
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+SETTINGS = "adapter_config.json"
+_ONLY_AT_RUNTIME = "runtime_config"  # some versions write it; it says where an adapter is kept while it is used
+_PATTERNS = ("rank_pattern", "alpha_pattern")  # by names of modules, or expressions for them
+_SAYS_NOTHING = (None, False, "", [], {})  # of a key that is not known: what is not asked for cannot be left out
+_SECONDS = 5.0  # in which an expression must have been held against all names of modules
+
+# Settings that no merged model can have: what they do.
+_CANNOT_BE_MERGED = {
+    "layer_replication": "repeats layers, so that its model has other layers than its base",
+    "alora_invocation_tokens": "acts only after certain tokens of a prompt",
+    "arrow_config": "chooses between several adapters for every token",
+}
 
 
 class Merged(NamedTuple):
@@ -260,3 +277,80 @@ def _refuse(adapter: _Adapter, what: str, keys: list[str], hint: str = "") -> No
             f"adapter {adapter.folder} was not made for this model: the model {what} {listed(keys)}; "
             f"give the base model that it was trained on{hint}"
         )
+
+
+def read_settings(folder: Path) -> PeftConfig:
+    """Raises: InputError naming the key that PEFT does not know, or what cannot be merged into a model's weights."""
+    path = folder / SETTINGS
+    data = read_json(path)
+    kind = data.get("peft_type")
+    kinds = {
+        known.value: PEFT_TYPE_TO_CONFIG_MAPPING[known] for known in PeftType if known in PEFT_TYPE_TO_CONFIG_MAPPING
+    }
+    if not isinstance(kind, str) or kind not in kinds:
+        raise InputError(f"{path}: peft_type is {kind!r}; this version of PEFT knows {', '.join(kinds)}")
+    known = [field.name for field in fields(kinds[kind])]
+    for key, value in data.items():
+        if key not in known and key != _ONLY_AT_RUNTIME and value not in _SAYS_NOTHING:
+            raise InputError(
+                f"{path}: this version of PEFT knows no {key!r} of {kind} and would leave it out{nearest(key, known)}; "
+                f"if the adapter was made by a newer PEFT, upgrade, else mend the file"
+            )
+    with library_errors(lambda said: f"cannot read {path}: {said}"):
+        settings = PeftConfig.from_pretrained(str(folder))
+    _refuse_unmergeable(path, kind, settings)
+    return settings
+
+
+def _refuse_unmergeable(path: Path, kind: str, settings: PeftConfig) -> None:
+    if settings.is_prompt_learning or settings.is_adaption_prompt:
+        raise InputError(
+            f"{path}: {kind} adds tokens or activations of its own and changes no weights, so it cannot be merged "
+            f"into a model; circuitdiff takes adapters of weights, such as LoRA"
+        )
+    for key in _PATTERNS:
+        if not isinstance(getattr(settings, key, None) or {}, dict):
+            raise InputError(f"{path}: {key} is {getattr(settings, key)!r}; expected a mapping of names of modules")
+    for key, does in _CANNOT_BE_MERGED.items():
+        if getattr(settings, key, None):
+            raise InputError(f"{path}: {key} {does}; it cannot be merged into a model's weights")
+
+
+def check_expressions(folder: Path, settings: PeftConfig, modules: Iterable[str]) -> None:
+    """Holds the regular expressions in an adapter's settings against the names of all modules, which must end.
+
+    An expression can take for ever on a short name, and Python cannot stop it: so another process tries it first.
+
+    Raises: InputError naming the expression that does not end, or is none.
+    """
+    given: list[Any] = [getattr(settings, key, None) for key in ("target_modules", "exclude_modules", "layers_pattern")]
+    patterns = [each for each in given if isinstance(each, str)]
+    patterns += [f"(.*\\.)?({key})$" for key in _patterned(settings)]
+    for pattern in patterns:
+        _try_out(f"{folder / SETTINGS}: {pattern!r}", pattern, list(modules))
+
+
+def _patterned(settings: PeftConfig) -> Sequence[str]:
+    """The keys of ranks and scales that are expressions; plain names need no trial."""
+    patterns = [getattr(settings, name, None) or {} for name in _PATTERNS]
+    keys = [key for pattern in patterns for key in pattern]
+    return [key for key in keys if not key.replace(".", "").replace("_", "").isalnum()]
+
+
+def _try_out(where: str, pattern: str, names: list[str]) -> None:
+    program = "import re, sys\ntry:\n e = re.compile(sys.argv[1])\nexcept re.error as x:\n sys.exit(str(x))\n" + (
+        "for n in sys.stdin.read().split(): e.fullmatch(n)"
+    )
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-S", "-E", "-c", program, pattern],
+            input="\n".join(names),
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        raise InputError(f"{where} takes too long on this model's modules; write it without nested repeats") from error
+    if tried.returncode:
+        raise InputError(f"{where} is no regular expression: {listed(tried.stderr.splitlines()[-1:])}")

@@ -1,7 +1,8 @@
-"""A model's fingerprint: the SHA-256 of every weight, its config and its tokenizer.
+"""What a model is known by: its fingerprint, once it is read; the files that it comes from, before.
 
-Weights are also recorded one by one, so that a model which stays in memory can be held against what it was when it was
-loaded: the next model may have been built on the same memory.
+The fingerprint is the SHA-256 of every weight, its config and its tokenizer. Weights are also recorded one by one, so
+that a model which stays in memory can be held against what it was when it was loaded: the next model may have been
+built on the same memory. The files are not read: they are the same as long as nobody touched one.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from circuitdiff.engine import Model
+from circuitdiff.models.adapters import adapter_folder
 from circuitdiff.models.checks import CheckError
+from circuitdiff.models.config_file import cached_config
+from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter
 from circuitdiff.models.libraries import listed
 
 _AT_ONCE = 2**24  # bytes that are copied from another device or layout at once
@@ -91,3 +97,32 @@ def _tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> str:
         whole = json.loads(backend.to_str())
         return json.dumps({key: part for key, part in whole.items() if key not in ("padding", "truncation")})
     return json.dumps(sorted(tokenizer.get_vocab().items()))
+
+
+def origin_of(source: str | Path, adapters: Sequence[str | Path] = ()) -> list[Any] | None:
+    """Every file's path, size and time of change; None if the source is not on this machine yet.
+
+    Raises: InputError if a family's package or an adapter is not there.
+    """
+    member = MEMBERS.get(str(source))
+    folders = [adapter_folder(adapter) for adapter in adapters]
+    if member is None:
+        place = _place_of(source)
+        return None if place is None else [*_files(place), *(file for each in folders for file in _files(each))]
+    packaged = _files(member.origin.path()) if isinstance(member.origin, PackagedFile) else [str(source)]
+    own = [folder for name in member.adapters if (folder := embedded_adapter(name)) is not None]
+    return [*packaged, *(file for each in (*own, *folders) for file in _files(each))]
+
+
+def _place_of(source: str | Path) -> Path | None:
+    """The file or folder; of a hub id the snapshot in the cache."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    config = cached_config(str(source))
+    return None if config is None else config.parent
+
+
+def _files(place: Path) -> list[tuple[str, int, int]]:
+    paths = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    return [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]

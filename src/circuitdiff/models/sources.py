@@ -1,13 +1,13 @@
-"""Reading a decoder and its tokenizer from wherever they are: hub, folder, GGUF file, family name or memory.
+"""A decoder with its adapters and tokenizer, wherever they are: hub, folder, GGUF file, family name or memory.
 
-Whatever transformers would only log (weights that are missing, left over or of another shape) is refused here: such a
-model runs, and its numbers mean nothing.
+What further variants of a model in memory leave alone is in memory once, however many there are.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,33 +15,35 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import GatedRepoError
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from circuitdiff.config.reading import looks_like_path, no_such_path
 from circuitdiff.engine import Model
-from circuitdiff.errors import InputError, first_line, nearest
+from circuitdiff.errors import InputError, choices, first_line
 from circuitdiff.models.adapters import adapter_folder, merge_adapter
+from circuitdiff.models.checkpoint import (
+    Place,
+    check_causal,
+    check_decoder,
+    check_vocabulary,
+    gguf_place,
+    place_of,
+    read_checkpoint,
+    read_config,
+    read_tokenizer,
+)
 from circuitdiff.models.checks import Check
-from circuitdiff.models.config_file import check_size, left_to_defaults, refuse_quantised, written_config
 from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter, sha256_of
-from circuitdiff.models.gguf_config import complete_config
-from circuitdiff.models.gguf_tokenizer import complete_tokenizer
-from circuitdiff.models.in_memory import check_plain, origin_in, sharing_weights, with_first_adapters
-from circuitdiff.models.is_decoder import check_causal, check_vocabulary
-from circuitdiff.models.libraries import library_errors, listed, quiet
-from circuitdiff.models.placement import dtype_named, placed_on
+from circuitdiff.models.libraries import quiet
 
 _GGUF_READING = 2  # raised whenever we read GGUF files otherwise; 1 did not split digits as the file says
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -61,22 +63,6 @@ class Outline:
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class _Place:
-    """What transformers is given to read from."""
-
-    kind: str  # "hub", "folder" or "gguf"
-    path: str
-    gguf_file: str | None = None
-
-    @property
-    def options(self) -> dict[str, str]:
-        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
-
-    def __str__(self) -> str:
-        return str(Path(self.path) / self.gguf_file) if self.gguf_file else self.path
 
 
 def read_source(
@@ -150,10 +136,10 @@ def _start(
         taken = sharing_weights(known.module), tokenizer or known.tokenizer, origin_in(known)
         return _Start(name, *taken, list(known.provenance["adapters"]))
     if member is None:
-        return _Start(name, *_read(_place(name), dtype, device_map, tokenizer))
+        return _Start(name, *read_checkpoint(place_of(name), dtype, device_map, tokenizer))
     if isinstance(member.origin, PackagedFile):
         place, path = _converted(member.origin)
-        model, own, origin = _read(place, dtype, device_map, tokenizer)
+        model, own, origin = read_checkpoint(place, dtype, device_map, tokenizer)
         return _Start(name, model, own, origin | {"kind": "gguf", "path": str(path)})
     model, own = member.origin.build(dtype)
     model.to(device_map[""] if device_map else "cpu")  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -179,7 +165,7 @@ def _in_memory(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         raise InputError(f"{name} is in memory and comes without its tokenizer: give it as `tokenizer`")
     check_plain(module, name)
     model = sharing_weights(module)
-    _check_decoder(name, model.config)
+    check_decoder(name, model.config)
     check_causal(name, model)
     return _Start(name, model, tokenizer, {"kind": "memory", "path": None, "commit": None})
 
@@ -189,16 +175,16 @@ def _given_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> 
         return tokenizer
     member = MEMBERS.get(str(tokenizer))
     if member is None:
-        return _read_tokenizer(_place(str(tokenizer)))
+        return read_tokenizer(place_of(str(tokenizer)))
     if isinstance(member.origin, PackagedFile):
-        return _read_tokenizer(_converted(member.origin)[0])
+        return read_tokenizer(_converted(member.origin)[0])
     return member.origin.build(torch.float32)[1]
 
 
 def _known(like: Sequence[Model], source: str, folders: Sequence[Path], placed: tuple[str, str]) -> Model | None:
     member = MEMBERS.get(source)
     if member is None:
-        return with_first_adapters(like, str(_place(source)), folders, placed)
+        return with_first_adapters(like, str(place_of(source)), folders, placed)
     if isinstance(member.origin, PackagedFile):
         return with_first_adapters(like, str(member.origin.path()), folders, placed)
     return None
@@ -213,14 +199,14 @@ def read_outline(source: str | Path, tokenizer: str | Path | None = None) -> Out
     with quiet():
         given = _given_tokenizer(tokenizer)
         if member is None:
-            place = _place(str(source))
+            place = place_of(str(source))
         elif isinstance(member.origin, PackagedFile):
             place = _converted(member.origin)[0]
         else:
             model, own = member.origin.build(torch.float32)
             return Outline(model.config, given or own)
-        config, _ = _read_config(place)
-        return Outline(config, given or _read_tokenizer(place))
+        config, _ = read_config(place)
+        return Outline(config, given or read_tokenizer(place))
 
 
 def _with_adapters(
@@ -243,32 +229,7 @@ def _embedded(name: str) -> Path:
     return folder
 
 
-def _place(source: str) -> _Place:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            hint = "; it is an adapter: give it in `adapters`" if (path / "adapter_config.json").is_file() else ""
-            raise InputError(f"the folder {path} holds no model: it has no config.json{hint}")
-        return _Place("folder", str(path))
-    if path.suffix == ".gguf" or path.is_file():
-        return _gguf(path)
-    if looks_like_path(source):
-        raise InputError(no_such_path(source))
-    return _Place("hub", source)
-
-
-def _gguf(path: Path) -> _Place:
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    if path.suffix != ".gguf":
-        raise InputError(f"a file must be a .gguf file; got {path}: give the folder that holds config.json instead")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise InputError(f"{path} is not a GGUF file (it is empty or begins otherwise); copy it again")
-    return _Place("gguf", str(path.parent), path.name)
-
-
-def _converted(packaged: PackagedFile) -> tuple[_Place, Path]:
+def _converted(packaged: PackagedFile) -> tuple[Place, Path]:
     """A copy of a packaged GGUF file in the user's cache; and the file.
 
     A GGUF file takes transformers some twenty seconds, which a converted copy saves every later load.
@@ -278,7 +239,7 @@ def _converted(packaged: PackagedFile) -> tuple[_Place, Path]:
     copy = cache_folder() / f"{packaged.package}-{packaged.sha256[:16]}-{read_by}"
     if not copy.is_dir():
         _convert(path, copy)
-    return _Place("folder", str(copy)), path
+    return Place("folder", str(copy)), path
 
 
 def cache_folder() -> Path:
@@ -291,7 +252,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     Raises: InputError if there is no room.
     """
-    model, tokenizer, _ = _read(_gguf(gguf), torch.float32, None, None)
+    model, tokenizer, _ = read_checkpoint(gguf_place(gguf), torch.float32, None, None)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
@@ -308,102 +269,71 @@ def _convert(gguf: Path, folder: Path) -> None:
         ) from error
 
 
-def _read(
-    place: _Place,
-    dtype: torch.dtype,
-    device_map: dict[str, str] | None,
-    given: PreTrainedTokenizerBase | None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    config, defaults = _read_config(place)
-    tokenizer = given or _read_tokenizer(place)
-    model = _read_weights(place, config, dtype, device_map)
-    if place.kind == "gguf":
-        delattr(model.config, "quantization_config")  # the weights are plain numbers by now, and can be saved as such
-        delattr(model, "hf_quantizer")
-    check_causal(str(place), model)
-    commit = getattr(config, "_commit_hash", None)
-    return model, tokenizer, {"kind": place.kind, "path": str(place), "commit": commit, "left_to_defaults": defaults}
+def with_first_adapters(
+    models: Sequence[Model], path: str, adapters: Sequence[Path], placed: tuple[str, str]
+) -> Model | None:
+    """The one that was read from `path`, in the same dtype on the same device, with the most of the first adapters."""
+    wanted = [str(folder) for folder in adapters]
+
+    def fits(model: Model) -> bool:
+        known, merged = model.provenance, _merged(model)
+        same = (known.get("path"), known["dtype"], known["device"]) == (path, *placed)
+        return same and merged == wanted[: len(merged)]
+
+    return max(filter(fits, models), key=lambda model: len(_merged(model)), default=None)
 
 
-def _read_config(place: _Place) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """The config, and what config.json leaves to defaults."""
-    written = None if place.kind == "gguf" else written_config(place.path)
+def sharing_weights(module: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose parameters are the same memory: who changes one must first give it memory of its own."""
+    return deepcopy(module, {id(own): nn.Parameter(own.data, requires_grad=False) for own in module.parameters()})
+
+
+def check_plain(module: PreTrainedModel, name: str) -> None:
+    """Holds a model that somebody else made and may have changed against what a freshly read one is.
+
+    Raises: InputError if it is quantised, lies on several devices, or carries adapters or hooks.
+    """
+    if any(isinstance(part, BaseTunerLayer) for part in module.modules()):
+        raise InputError(f"{name} carries adapters: merge them first (`merge_and_unload()`)")
+    if not all(p.is_floating_point() for p in module.parameters()) or getattr(module, "hf_quantizer", None):
+        raise InputError(f"{name} is quantised, and circuitdiff needs plain numbers: load it without quantisation")
+    if len(devices := {str(p.device) for p in module.parameters()}) > 1:
+        raise InputError(f"{name} lies on {', '.join(sorted(devices))}: move it to one device")
+    for part_name, part in module.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__:
+            raise InputError(f"{name} has a hook at {part_name or 'its top'}, which would change it unseen: remove it")
+
+
+def origin_in(model: Model) -> dict[str, Any]:
+    """Where the weights came from, before adapters."""
+    return {key: model.provenance[key] for key in ("kind", "path", "commit")}
+
+
+def _merged(model: Model) -> list[str]:
+    return [adapter["path"] for adapter in model.provenance.get("adapters", ())]
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Raises: InputError if it is none that a model is read in."""
+    if name not in _DTYPES:
+        raise InputError(f"unknown dtype {name!r}{choices(name, _DTYPES)}")
+    return getattr(torch, name)
+
+
+def placed_on(name: str) -> dict[str, str] | None:
+    """What transformers is told about where the weights go, all on one device; "auto" is the first of CUDA, or the CPU.
+
+    Raises: InputError if this torch has no such device, or it lacks double precision.
+    """
+    if name == "auto":
+        return {"": "cuda:0"} if torch.cuda.is_available() else None
+    if name.startswith("mps"):
+        raise InputError("cannot use device 'mps': it has no double precision, which the checks need; choose cpu")
     try:
-        with library_errors(lambda said: _damaged(place, said)):
-            config = AutoConfig.from_pretrained(place.path, trust_remote_code=False, **place.options)
-    except InputError as error:
-        raise (_hub_error(place, error.__cause__ or error) if place.kind == "hub" else error) from error.__cause__
-    with library_errors(lambda said: _damaged(place, said)):
-        _check_decoder(str(place), config)
-        if place.kind == "gguf":
-            complete_config(config, Path(str(place)))
-        if place.kind != "gguf":
-            refuse_quantised(place, config)
-        if place.kind == "folder":
-            check_size(Path(place.path), config)
-        return config, left_to_defaults(
-            config, written or written_config(place.path) or {}
-        ) if place.kind != "gguf" else {}
-
-
-def _hub_error(place: _Place, error: BaseException) -> InputError:
-    if isinstance(error.__cause__, GatedRepoError) or "gated repo" in str(error):
-        return InputError(
-            f"the hub keeps {place} behind a licence (401 or 403): accept it on the model's page, then log in with "
-            f"`hf auth login`"
-        )
-    return InputError(
-        f"no model {place.path!r}: it is not a folder, not a .gguf file, not a name of an embedded model"
-        f"{nearest(place.path, MEMBERS)}, and neither the hub's cache nor the hub gave it ({first_line(error)[:200]})"
-    )
-
-
-def _damaged(place: _Place, said: str) -> str:
-    return f"cannot read {place}: damaged, incomplete or unknown to transformers ({said})"
-
-
-def _check_decoder(place: str, config: PreTrainedConfig) -> None:
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    built = config.architectures or []
-    decoders = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if not known or getattr(config, "is_encoder_decoder", False) or (built and not decoders & set(built)):
-        kind = ", ".join(built) or config.model_type
-        raise InputError(f"{place} is not a causal decoder but {kind}; circuitdiff needs one (a ...ForCausalLM)")
-
-
-def _read_tokenizer(place: _Place) -> PreTrainedTokenizerBase:
-    remedy = "put its tokenizer.json beside config.json, or name another model's as `tokenizer`"
-    with library_errors(lambda said: f"cannot read a tokenizer from {place} ({said}): {remedy}"):
-        tokenizer = AutoTokenizer.from_pretrained(place.path, trust_remote_code=False, **place.options)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise InputError(f"the tokenizer at {place} knows no words: {remedy}")
-        tokenizer("a b")  # a damaged one may fail only now
-        if place.kind == "gguf":
-            complete_tokenizer(tokenizer, Path(str(place)))
-    return tokenizer
-
-
-def _read_weights(
-    place: _Place, config: PreTrainedConfig, dtype: torch.dtype, device_map: dict[str, str] | None
-) -> PreTrainedModel:
-    with library_errors(lambda said: _damaged(place, said)):
-        model, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            place.path,
-            config=config,  # read once: a GGUF file's header takes seconds
-            **place.options,
-            dtype=dtype,
-            device_map=device_map,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-        )
-    mismatched = [f"{key} ({list(file)}, not {list(own)})" for key, file, own in info["mismatched_keys"]]
-    _refuse_keys(place, "lacks weights that the model needs", info["missing_keys"])
-    _refuse_keys(place, "has weights of another shape than config.json says", mismatched)
-    _refuse_keys(place, "has weights that the model would ignore", info["unexpected_keys"])
-    return model
-
-
-def _refuse_keys(place: _Place, what: str, keys: Sequence[str] | set[str]) -> None:
-    if keys:
-        raise InputError(f"{place} {what}: {listed(keys)}; copy or convert the checkpoint again")
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"cannot use device {name!r} ({first_line(error)}): choose cpu, auto, or a device that this torch has, "
+            f"like cuda or cuda:1"
+        ) from error
+    return None if name == "cpu" else {"": name}

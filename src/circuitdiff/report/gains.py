@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import altair as alt
 
-from circuitdiff.evaluation.scores import Score
+from circuitdiff.evaluation.answers import Score
 from circuitdiff.report import charts
 from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, number, printed

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.engine import Model
 from circuitdiff.engine.attention import attend, handled_by
-from circuitdiff.engine.memory import rows_at_once
+from circuitdiff.engine.fits import rows_at_once
 from circuitdiff.engine.replay import cut, embed, run_layer
 from circuitdiff.models.checks import Check
 from circuitdiff.prompts import Pairs

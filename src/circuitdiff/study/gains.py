@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.evaluation.scores import SCORES, Score, scored
+from circuitdiff.evaluation.answers import SCORES, Score, scored
 from circuitdiff.stats import shapley
 from circuitdiff.stats.intervals import difference_interval, mean_interval
 from circuitdiff.stats.shapley import ALONE, Attribution, Subset, attribute

@@ -9,7 +9,7 @@ from circuitdiff.config.validation import Strict
 from circuitdiff.models.checks import Check
 from circuitdiff.prompts import Pairs
 from circuitdiff.study.facts import ModelFacts
-from circuitdiff.tasks.describe import describe_pair
+from circuitdiff.tasks.task import describe_pair
 
 SCHEMA_VERSION = 2  # 1, without a number, had other names
 

@@ -16,7 +16,7 @@ from circuitdiff.config.reading import read_json
 from circuitdiff.config.settings import ModelSettings
 from circuitdiff.errors import InputError
 from circuitdiff.finetune.recipes import is_made, made_by
-from circuitdiff.models.origins import origin_of
+from circuitdiff.models.fingerprint import origin_of
 from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import StudyContext, versions
 from circuitdiff.study.plan import PlannedCost, Sizes, planned_cost

@@ -17,19 +17,22 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices
 from circuitdiff.prompts import Pairs, Triples
-from circuitdiff.tasks.boxes import OTHER, QUERIED, QUERY_SLOTS, SEGMENT_SLOTS, prompt_for
-from circuitdiff.tasks.describe import DescribedPair, describe_pair
 from circuitdiff.tasks.desiderata import MAIN, desideratum_named, sample_desiderata
 from circuitdiff.tasks.scenarios import (
     COUNTERFACTUALS,
+    OTHER,
+    QUERIED,
+    QUERY_SLOTS,
+    SEGMENT_SLOTS,
     Question,
     check_options,
     draw_counterfactual,
     draw_questions,
     generator,
+    prompt_for,
 )
-from circuitdiff.tasks.template import check_places, tokenise
-from circuitdiff.tasks.vocabulary import Words, one_token_words
+from circuitdiff.tasks.task import DescribedPair, describe_pair
+from circuitdiff.tasks.template import Words, check_places, one_token_words, tokenise
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 
 _MOST_BOXES = 100

@@ -16,18 +16,21 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices
 from circuitdiff.prompts import Pairs, PromptSet, Triples
-from circuitdiff.tasks.describe import DescribedPair, describe_pair
 from circuitdiff.tasks.ioi_scenarios import (
     COUNTERFACTUALS,
+    NAMES,
+    OBJECTS,
+    PLACES,
+    TEMPLATES,
+    TRAIN_NAMES,
     Sentence,
     Vocabulary,
     draw_counterfactual,
     draw_sentences,
 )
-from circuitdiff.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES, TRAIN_NAMES
 from circuitdiff.tasks.scenarios import check_options, generator
-from circuitdiff.tasks.template import Piece, Prompt, check_places, tokenise
-from circuitdiff.tasks.vocabulary import Words, one_token_words
+from circuitdiff.tasks.task import DescribedPair, describe_pair
+from circuitdiff.tasks.template import Piece, Prompt, Words, check_places, one_token_words, tokenise
 
 _FEWEST_WORDS = 14
 _FIELDS = {

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.random_groups import random_group
+from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.methods.graft import graft, graft_alone, layer_ranges
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.shapley import ALONE, needed_subsets

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Edit, Executor, Model, executor_named
-from circuitdiff.engine.capture_heads import read_heads
-from circuitdiff.engine.fits import check_triples
+from circuitdiff.engine.capture import read_heads
+from circuitdiff.engine.fits import check_triples, rows_at_once
 from circuitdiff.engine.kept_runs import KeptRuns, Need, keep_runs
-from circuitdiff.engine.memory import rows_at_once
 from circuitdiff.engine.model import bypassed
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.random_groups import random_group
+from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.prompts import Bucket, PromptSet, Triples
 
 # Logits after each prompt, and which of the base prompts these are, to a number each.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Model
-from circuitdiff.engine.capture_heads import Carried, read_heads_and_ends
+from circuitdiff.engine.capture import Carried, read_heads_and_ends
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.errors import InputError

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from circuitdiff.circuit import Group
 from circuitdiff.engine import Edit, Model
-from circuitdiff.engine.branch import BRANCHING
 from circuitdiff.engine.executor import Readout
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
+from circuitdiff.engine.window import BRANCHING
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.evaluation.edited import Editing, run_edited

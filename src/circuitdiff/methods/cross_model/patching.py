@@ -25,12 +25,11 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
-from circuitdiff.engine.memory import DEFAULT_MEMORY_GB
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.answers import Evaluation
+from circuitdiff.evaluation.answers import Evaluation, Score, scored
 from circuitdiff.evaluation.circuits import Progress
-from circuitdiff.evaluation.random_groups import random_group
-from circuitdiff.evaluation.scores import Score, scored
+from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.methods.cross_model.activations import (
     Activations,
     Carrier,

@@ -12,7 +12,7 @@ import numpy as np
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.config.names import file_name
-from circuitdiff.engine.pair_runs import PairRuns
+from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import check_groups
 from circuitdiff.methods.discovery import Plan, Stage, StageResult, circuit_of, gaps, receivers_of, stage_result

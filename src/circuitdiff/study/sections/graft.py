@@ -15,7 +15,7 @@ from circuitdiff.config.settings import Count, CountOrZero, Prompts
 from circuitdiff.engine.weights import Projection
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.evaluation.random_groups import random_group
+from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.methods.graft import (
     ALL_PROJECTIONS,
     KINDS,

@@ -1,10 +1,15 @@
 """Desiderata: from a clean prompt to a base prompt, a source prompt and the answer that patching should bring about."""
 
-from circuitdiff.tasks.desiderata.jsonl import Line, read_triples, triples_of
-from circuitdiff.tasks.desiderata.pairing import Pairing
-from circuitdiff.tasks.desiderata.sampling import N_TRIPLES, sample_desiderata, sample_triples
+from circuitdiff.tasks.desiderata.source_prompts import Pairing, Source, Wording
 from circuitdiff.tasks.desiderata.table import CONFLICTS, DESIDERATA, MAIN, REWORDED, Desideratum, desideratum_named
-from circuitdiff.tasks.desiderata.wording import Source, Wording
+from circuitdiff.tasks.desiderata.triples import (
+    N_TRIPLES,
+    Line,
+    read_triples,
+    sample_desiderata,
+    sample_triples,
+    triples_of,
+)
 
 __all__ = [
     "CONFLICTS",

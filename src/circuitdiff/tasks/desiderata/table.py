@@ -13,9 +13,24 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from circuitdiff.errors import InputError, choices
-from circuitdiff.tasks.desiderata import pairing, wording
-from circuitdiff.tasks.desiderata.pairing import Pairing
-from circuitdiff.tasks.desiderata.wording import Wording
+from circuitdiff.tasks.desiderata.source_prompts import (
+    Pairing,
+    Wording,
+    as_asked,
+    comma,
+    conflicting,
+    extra_boxes,
+    negated,
+    next_unrelated,
+    no_comma,
+    other_order,
+    segment_after,
+    segment_before,
+    text_after,
+    text_before,
+    tokens_between,
+    unrelated,
+)
 from circuitdiff.tasks.scenarios import Question
 
 Target = Callable[[Question, Question], str | None]  # base, source -> the object pointed to, if there is one
@@ -28,8 +43,8 @@ class Desideratum:
     name: str
     about: str
     target: Target
-    wording: Wording = wording.as_asked
-    pairing: Pairing = pairing.unrelated
+    wording: Wording = as_asked
+    pairing: Pairing = unrelated
 
 
 def source_object(base: Question, source: Question) -> str:
@@ -61,22 +76,22 @@ MAIN = (
     Desideratum("label", "which label", at_label),
 )
 REWORDED = (
-    Desideratum("text_before", "position, with words before the list", at_position, wording.text_before),
-    Desideratum("text_after", "position, with words after the list", at_position, wording.text_after),
-    Desideratum("tokens_between", "position, object and label further apart", at_position, wording.tokens_between),
-    Desideratum("segment_before", "position, not counting an inserted one", at_position, wording.segment_before),
-    Desideratum("segment_after", "position, with one more at the end", at_position, wording.segment_after),
-    Desideratum("extra_boxes", "position, with empty boxes before it", at_position, wording.extra_boxes),
-    Desideratum("next_segment", "the position after it", at_next_position, pairing=pairing.next_unrelated),
-    Desideratum("order", "position, label before object", at_position, wording.other_order),
-    Desideratum("association", "position, object said not to be in the box", at_position, wording.negated),
-    Desideratum("no_comma", "position, without commas", at_position, wording.no_comma),
-    Desideratum("comma", "position, a comma after each object", at_position, wording.comma),
+    Desideratum("text_before", "position, with words before the list", at_position, text_before),
+    Desideratum("text_after", "position, with words after the list", at_position, text_after),
+    Desideratum("tokens_between", "position, object and label further apart", at_position, tokens_between),
+    Desideratum("segment_before", "position, not counting an inserted one", at_position, segment_before),
+    Desideratum("segment_after", "position, with one more at the end", at_position, segment_after),
+    Desideratum("extra_boxes", "position, with empty boxes before it", at_position, extra_boxes),
+    Desideratum("next_segment", "the position after it", at_next_position, pairing=next_unrelated),
+    Desideratum("order", "position, label before object", at_position, other_order),
+    Desideratum("association", "position, object said not to be in the box", at_position, negated),
+    Desideratum("no_comma", "position, without commas", at_position, no_comma),
+    Desideratum("comma", "position, a comma after each object", at_position, comma),
 )
 CONFLICTS = (
-    Desideratum("conflict_object", "object, all answers listed", source_object, pairing=pairing.conflicting),
-    Desideratum("conflict_position", "position, all answers listed", at_position, pairing=pairing.conflicting),
-    Desideratum("conflict_label", "label, all answers listed", at_label, pairing=pairing.conflicting),
+    Desideratum("conflict_object", "object, all answers listed", source_object, pairing=conflicting),
+    Desideratum("conflict_position", "position, all answers listed", at_position, pairing=conflicting),
+    Desideratum("conflict_label", "label, all answers listed", at_label, pairing=conflicting),
 )
 DESIDERATA: Mapping[str, Desideratum] = MappingProxyType({each.name: each for each in (*MAIN, *REWORDED, *CONFLICTS)})
 

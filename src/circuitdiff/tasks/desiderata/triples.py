@@ -1,31 +1,43 @@
-"""Triples of a desideratum: the base prompts are the same for all of them."""
+"""Triples of a desideratum, sampled (the base prompts are the same for all desiderata) or a user's own.
+
+A user's are one JSON object a line:
+
+    {"base": "Box F contains the", "source": "Box K contains the", "answer": " apple", "target": " book",
+     "base_roles": {"query_label": [4, 5]}, "source_roles": {"query_label": [4, 5]}, "scenario": 0}
+
+Answer and target are what follows the base prompt, space included: one token each. Roles are characters, from
+start up to but not including the end; `last` is known without being named. Prompts of one scenario are not independent;
+without the field, each line is a scenario of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
+from pathlib import Path
 from random import Random
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from circuitdiff.config.reading import read_jsonl
+from circuitdiff.config.validation import Strict, validated
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import PromptSet, Triples
-from circuitdiff.tasks.boxes import prompt_for
-from circuitdiff.tasks.desiderata.pairing import Pairing
+from circuitdiff.tasks.desiderata.source_prompts import Pairing, Source, Wording
 from circuitdiff.tasks.desiderata.table import POINTERS, Desideratum, Target, desideratum_named
-from circuitdiff.tasks.desiderata.wording import Source, Wording
-from circuitdiff.tasks.scenarios import SPLITS, Question, draw_questions, generator
-from circuitdiff.tasks.template import Prompt, tokenise
-from circuitdiff.tasks.vocabulary import Words
+from circuitdiff.tasks.scenarios import SPLITS, Question, draw_questions, generator, prompt_for
+from circuitdiff.tasks.template import Piece, Prompt, Words, tokenise
 
 N_TRIPLES = 750  # 300 to train on, 150 to choose the mask, 300 to test
 _N_SPARE = 3
+Span = tuple[int, int]
 
 
 @runtime_checkable
@@ -200,3 +212,85 @@ def _with_spares(
     )
     chosen = [tuple(random.sample(words, min(len(words), _N_SPARE))) for words in spare]
     return Source(source, chosen[0], chosen[1])
+
+
+class Line(Strict):
+    """One triple as written; see the module."""
+
+    base: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    target: str = Field(min_length=1)
+    base_roles: dict[str, Span] = Field(default_factory=dict)
+    source_roles: dict[str, Span] = Field(default_factory=dict)
+    scenario: int | None = Field(default=None, ge=0, lt=2**62)  # a 64-bit number, with room for those that lack one
+    queried: int = Field(default=-1, ge=-1, lt=2**31)
+    source_queried: int = Field(default=-1, ge=-1, lt=2**31)
+
+
+def read_triples(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> Triples:
+    """The triples of a JSONL file, named after it.
+
+    Raises: InputError naming the line whose form is wrong, whose target is not one token, or is the answer.
+    """
+    path = Path(path)
+    lines = {origin: validated(Line, line, origin) for origin, line in read_jsonl(path)}
+    if not lines:
+        raise InputError(f"{path} has no triples; expected one JSON object a line")
+    return triples_of(lines.values(), tokenizer, path.stem, list(lines))
+
+
+def triples_of(
+    lines: Iterable[Line], tokenizer: PreTrainedTokenizerBase, name: str, origins: Sequence[str] | None = None
+) -> Triples:
+    """Triples written in Python; `origins` names each in errors."""
+    lines = list(lines)
+    origins = origins or [f"triple {number} of {name!r}" for number in range(1, len(lines) + 1)]
+    places = list(zip(lines, origins, strict=True))
+    base = [_prompt(line.base, line.base_roles, origin) for line, origin in places]
+    source = [_prompt(line.source, line.source_roles, origin) for line, origin in places]
+    return Triples(
+        name=name,
+        base=tokenise(tokenizer, base),
+        source=tokenise(tokenizer, source),
+        answers=torch.tensor([_answer_token(tokenizer, line.base, line.answer, origin) for line, origin in places]),
+        targets=torch.tensor([_answer_token(tokenizer, line.base, line.target, origin) for line, origin in places]),
+        pointers={},
+        scenarios=_scenarios([line.scenario for line in lines]),
+        queried=torch.tensor([line.queried for line in lines]),
+        source_queried=torch.tensor([line.source_queried for line in lines]),
+    )
+
+
+def _prompt(text: str, roles: Mapping[str, Span], origin: str) -> Prompt:
+    """The text cut wherever a role begins or ends; a role sits at the last token before its end."""
+    for role, (start, end) in roles.items():
+        if not 0 <= start < end <= len(text):
+            raise InputError(
+                f"{origin}: role {role!r} is at characters {start} to {end} of a prompt of {len(text)}; give [start, "
+                f"end] with start < end"
+            )
+    ends = sorted({len(text), *(edge for span in roles.values() for edge in span)} - {0})
+    starts = [0, *ends[:-1]]
+    pieces = tuple(Piece(f"text_{end}", text[start:end]) for start, end in zip(starts, ends, strict=True))
+    named = {role: f"text_{end}" for role, (_, end) in roles.items()}
+    return Prompt(pieces, {"last": f"text_{len(text)}"} | named)
+
+
+def _answer_token(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, origin: str) -> int:
+    """The one token that `answer` adds to the prompt."""
+    start, whole = tokenizer([prompt, prompt + answer], add_special_tokens=False)["input_ids"]
+    added = whole[len(start) :]
+    if whole[: len(start)] != start or len(added) != 1 or added[0] == tokenizer.unk_token_id:
+        came = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(added))) or "no token"
+        raise InputError(
+            f"{origin}: {answer!r} must be one token of the vocabulary after the prompt; it came as {came}: choose "
+            f"another answer, with its leading space"
+        )
+    return added[0]
+
+
+def _scenarios(given: Sequence[int | None]) -> torch.Tensor:
+    """Numbers as given; a scenario of its own, beyond them, for each line without one."""
+    first_free = max((n for n in given if n is not None), default=-1) + 1
+    return torch.tensor([first_free + i if n is None else n for i, n in enumerate(given)])

@@ -1,21 +1,26 @@
-"""The tokenizer of a GGUF file, which must cut text as the file says.
+"""What a GGUF file says of itself, and its tokenizer, which must cut text as the file says.
 
-transformers builds it from the file's tokens and merges. How text is split before merges apply, it knows for some
-names of `tokenizer.ggml.pre` only, and treats all others as GPT-2's.
+transformers builds the tokenizer from the file's tokens and merges. How text is split before merges apply, it knows for
+some names of `tokenizer.ggml.pre` only, and treats all others as GPT-2's.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from gguf import GGUFReader, dequantize
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
-from circuitdiff.models.gguf_header import GgufHeader, read_header
+from circuitdiff.errors import InputError
 
+_TOKENS = "tokenizer.ggml.tokens"
 # values of tokenizer.ggml.pre whose splits transformers' table lacks
 _WORDS = frozenset({"gpt-2", "phi-2", "mpt", "olmo"})  # GPT-2's, which is what transformers falls back to
 _DIGITS_FIRST = frozenset({"smollm", "starcoder", "refact"})  # each digit by itself, then GPT-2's
@@ -38,6 +43,46 @@ _NEUTRAL = {"tokenizer.ggml.add_sep_token": (False,), "tokenizer.ggml.remove_ext
 # vocabulary once more as Hugging Face writes it
 _HARMLESS_STARTS = ("tokenizer.chat_template", "tokenizer.huggingface.json")
 _HARMLESS_ENDING = "_token_id"
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """The settings (metadata keys) and the names of the tensors of a GGUF file.
+
+    `metadata` holds all settings by their full names: the vocabulary as its tokens, other arrays of strings as their
+    lengths. `settings` holds those of the architecture, without its name in front.
+    """
+
+    path: Path
+    architecture: str
+    metadata: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    tensors: frozenset[str]
+
+    def values(self, tensor: str) -> list[float]:
+        """The values of a small tensor."""
+        stored = next(t for t in GGUFReader(self.path).tensors if t.name == tensor)
+        return dequantize(stored.data, stored.tensor_type).flatten().tolist()
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raises: InputError that says `what` the file holds."""
+        raise InputError(
+            f"{self.path} holds {what}, so its numbers could be silently wrong: give the original folder "
+            f"(config.json, safetensors) instead"
+        )
+
+    def refuse_setting(self, name: str, why: str) -> NoReturn:
+        """Raises: InputError that names the setting of the architecture, its value, and `why` it cannot be used."""
+        self.refuse(f"{self.architecture}.{name} = {self.settings.get(name, 'nothing')!r}, {why}")
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Raises: what transformers' reader raises where the file is damaged."""
+    metadata, tensors = read_gguf_metadata(str(path), (_TOKENS,))
+    architecture = metadata["general.architecture"]
+    start = f"{architecture}."
+    settings = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
+    return GgufHeader(path, architecture, metadata, settings, frozenset(tensors))
 
 
 def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
