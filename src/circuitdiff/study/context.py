@@ -9,7 +9,9 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, is_dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -171,7 +173,7 @@ class StudyContext:
             {
                 "unit": f"{unit.run.__module__}.{unit.run.__qualname__}",
                 "code": [digest_of_computation(), digest_of_function(unit.run)],
-                "versions": versions(),
+                "versions": dict(versions()),
                 "models": [each.fingerprint for each in facts],
                 "arguments": {name: _content(value, prompts) for name, value in unit.arguments.items()},
                 "needs": {name: await self.key(needed) for name, needed in unit.needs.items()},
@@ -291,11 +293,12 @@ def _in_order(ranked: list[_Ranked]) -> list[Any]:
     return [each.what for each in sorted(ranked, key=lambda each: (each.rank, each.number))]
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """What computes our numbers: packages, and our own code by what is in it."""
     packages = ("circuitdiff", "torch", "transformers", "peft", "numpy", "scipy")
     found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **found, "code": digest_of_computation()}
+    return MappingProxyType({"python": platform.python_version(), **found, "code": digest_of_computation()})
 
 
 def _content(value: Any, prompts: PromptSource) -> Any:

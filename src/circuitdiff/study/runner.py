@@ -106,7 +106,7 @@ async def _results(
     return Results(
         schema_version=SCHEMA_VERSION,
         study=StudyHeader(settings.name, settings.task.name, settings.seed, settings.model_dump(mode="json")),
-        versions=versions(),
+        versions=dict(versions()),
         warnings=tuple(study.warnings),
         checks=tuple(study.checks),
         models=models,
@@ -145,7 +145,7 @@ def files_of(settings: CommonSettings) -> dict[str, Any]:
         named += section.files(options) if options is not None else ()
     return {
         "settings": settings.model_dump(mode="json"),
-        "versions": versions(),
+        "versions": dict(versions()),
         "code": digest_of_code(),
         "files": {path: _digest(Path(path)) for path in sorted(set(named))},
     }

@@ -102,7 +102,7 @@ def carry_out(
         weights = [_weights(*each) for each in part.planted]
         key = {
             "part": part.name,
-            "version": versions(),
+            "version": dict(versions()),
             "code": digest_of_code(),
             "sizes": asdict(sizes),
             "weights": weights,
