@@ -4,13 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fmt bench
+.PHONY: demo test test-fast check fmt bench
 
 demo: $(STAMP)
 	$(BIN)/circuitdiff demo
 
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --durations=15
+
+# Something of every room, in at most 90 seconds on two cores.
+FAST := stats config/test_names.py cache/test_code_digest.py engine/test_run.py evaluation/test_evaluation.py \
+	methods/test_discovery.py finetune/test_examples.py models/test_structure.py models/test_config_file.py \
+	planted/test_planted.py::test_either_of_two_redundant_routes_suffices tasks/test_template.py test_prompts.py \
+	study/test_keys.py study/test_settings.py study/test_verdict.py study/sections/test_accuracy.py \
+	study/test_runner.py::test_the_results_are_those_of_the_library report/test_summary.py
+
+test-fast: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 $(addprefix tests/,$(FAST))
 
 check: $(STAMP)
 	$(BIN)/ruff check .
