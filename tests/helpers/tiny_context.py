@@ -73,7 +73,10 @@ class TinyContext:
     @classmethod
     def _in(cls, folder: Path, settings: CommonSettings) -> TinyContext:
         worker = ThisProcess(settings, "cpu", lambda *_: None)
-        return cls(StudyContext(settings, Store.open(folder), Workers([worker], settings.base.name), lambda *_: None), worker._host)
+        return cls(
+            StudyContext(settings, Store.open(folder), Workers([worker], settings.base.name), lambda *_: None),
+            worker._host,
+        )
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """What a section comes to; an earlier failure of the same context can leave it waiting for good."""
