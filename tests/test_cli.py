@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from circuitdiff import cli
+from circuitdiff import cli, terminal
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
@@ -141,9 +141,9 @@ RED = "\x1b[31mred\x1b]0;x\a"
 
 def test_markup_and_escape_sequences_are_printed_and_not_obeyed(monkeypatch, capsys):
     def fails(*_: object, **__: object) -> None:
-        with cli._progress() as monitor:
+        with terminal.progress() as monitor:
             monitor(f"bar of {NAME} {RED}", 1, 2)
-        cli._say(f"line of {NAME} {RED}")
+        terminal.say(f"line of {NAME} {RED}")
         cli._show_table([f"column of {NAME}"], [[f"cell of {NAME} {RED}"]], f"title of {NAME}")
         raise InputError(f"error of {NAME} {RED}")
 

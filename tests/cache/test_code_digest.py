@@ -56,6 +56,14 @@ def test_a_change_shows_in_the_digest_of_computation_only_if_it_can_change_numbe
     assert [digest() != old for digest, old in zip(digests, before, strict=True)] == [whole, computation]
 
 
+def test_another_package_has_a_digest_of_its_own(tmp_path):
+    written(tmp_path / "own.py", CODE)
+    before = code_digest.digest_of_code.__wrapped__(tmp_path)
+    written(tmp_path / "own.py", CODE.replace("2 * x", "3 * x"))
+    assert before != code_digest.digest_of_code.__wrapped__(tmp_path)
+    assert before != code_digest.digest_of_code()
+
+
 def test_every_room_that_computes_is_in_the_house():
     home = code_digest._HOME
     for room in code_digest.COMPUTES:

@@ -23,10 +23,10 @@ from circuitdiff.study import preflight
 from circuitdiff.study.registry import read_study, results_bytes
 from circuitdiff.study.runner import refuse
 from circuitdiff.tasks import entity_tracking, read_triples
-from circuitdiff.validation.conformance import STAGES, conformance
 from helpers.invented_results import invented_results
 from helpers.tiny_decoders import save_decoder, save_random_adapter
 from helpers.tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
+from validation.conformance import STAGES, conformance
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError
-from circuitdiff.validation.conformance import check_table, conformance, llama_circuit
+from validation.conformance import PublishedTables, check_table, conformance, llama_circuit
 
 TABLES = Path(__file__).resolve().parents[3] / "shared" / "conformance"
 pytestmark = pytest.mark.skipif(not TABLES.is_dir(), reason=f"the published tables are not at {TABLES}")
@@ -20,6 +21,12 @@ def llama():
 @pytest.fixture
 def float_tables():
     return json.loads((TABLES / "float.json").read_text())
+
+
+def claims(data, others=()):
+    """The six claims for tables as they come from a file."""
+    table, *others = (validated(PublishedTables, each, "the table") for each in (data, *others))
+    return check_table(table, others)
 
 
 def failing(results):
@@ -63,21 +70,21 @@ def test_the_published_tables_give_the_published_circuit(model, details):
 def test_a_swap_of_two_effects_is_noticed_with_its_place(llama):
     table = llama["path_patching"]["struct_reader"]
     table[8][21], table[12][23] = table[12][23], table[8][21]
-    assert failing(check_table(llama)) == {
+    assert failing(claims(llama)) == {
         "1": "struct_reader: 5 heads expected, 5 came; at place 1 expected 8.21, came 12.23"
     }
 
 
 def test_value_fetchers_that_transmit_position_are_dropped(llama):
     llama["parameters"]["candidates"]["pos_transmitter"] = 1
-    detail = failing(check_table(llama))["1"]
+    detail = failing(claims(llama))["1"]
     assert "value_fetcher: 50 heads expected, 5" in detail
     assert "pos_transmitter: 10 heads expected, 1 came; at place 2 expected 11.23, came no head" in detail
 
 
 def test_another_threshold_gives_another_circuit(float_tables):
     float_tables["parameters"]["theta"] = 0.01
-    detail = failing(check_table(float_tables))["2"]
+    detail = failing(claims(float_tables))["2"]
     for sizes in ("68 heads expected, 37 came", "29 heads expected, 18 came", "40 heads expected, 23 came"):
         assert sizes in detail
     assert "struct_reader: 38 heads expected, 19 came" in detail
@@ -87,7 +94,7 @@ def test_a_constant_where_nothing_can_act_is_noticed(llama):
     # what a lost adapter looks like: senders after the last receiver have an effect
     for row in llama["path_patching"]["pos_detector"][19:]:
         row[:] = [-0.001] * 32
-    assert failing(check_table(llama)) == {
+    assert failing(claims(llama)) == {
         "3": "pos_detector: 416 of 416 effects from layer 19 on are not 0, median -0.0010: "
         "19.0 -0.001; 19.1 -0.001; 19.2 -0.001; and 413 more"
     }
@@ -95,14 +102,14 @@ def test_a_constant_where_nothing_can_act_is_noticed(llama):
 
 def test_a_single_effect_where_nothing_can_act_is_named(float_tables):
     float_tables["path_patching"]["struct_reader"][30][2] = 1e-9
-    assert "1 of 608 effects" in failing(check_table(float_tables))["3"]
-    assert failing(check_table(float_tables))["3"].endswith(": 30.2 +1e-09")
+    assert "1 of 608 effects" in failing(claims(float_tables))["3"]
+    assert failing(claims(float_tables))["3"].endswith(": 30.2 +1e-09")
 
 
 def test_scores_that_contradict_each_other_are_noticed_with_their_places(llama):
     rows = llama["minimality"]["struct_reader"]["significance"]
     rows[0]["before"] -= 0.01
-    detail = failing(check_table(llama))["4"]
+    detail = failing(claims(llama))["4"]
     assert "struct_reader: without" in detail
     assert "before 8.21" in detail
 
@@ -111,7 +118,7 @@ def test_a_pair_that_scores_otherwise_in_the_other_order_is_noticed(llama):
     pair = llama["minimality"]["pos_transmitter"]["pair_table"][9]["with"][2]
     assert pair == [[12, 23], 0.55]
     pair[1] = 0.551
-    assert failing(check_table(llama)) == {
+    assert failing(claims(llama)) == {
         "4": "pos_transmitter: without 12.23 16.16: pair 12.23, 16.16 0.55, pair 16.16, 12.23 0.551"
     }
 
@@ -121,13 +128,13 @@ def test_pairs_with_the_same_index_are_left_out_of_the_comparison(llama):
         for entry in row["with"]:
             if entry[0][1] == row["head"][1] and entry[0] != row["head"] and entry[1] > 0.5:
                 entry[1] += 1e-9
-    assert not failing(check_table(llama))
+    assert not failing(claims(llama))
 
 
 def test_a_mask_that_rounds_otherwise_is_noticed(llama):
     llama["dcm"]["positional"]["pos_transmitter"]["mask"][2] = 0.51
     llama["dcm"]["no_comma"]["pos_transmitter"]["mask"].append(0.0)
-    assert failing(check_table(llama)) == {
+    assert failing(claims(llama)) == {
         "5": "positional/pos_transmitter: 5 heads expected, 4 came; at place 3 expected 12.23, came 19.12; "
         "no_comma/pos_transmitter: 8 weights for 7 heads"
     }
@@ -139,9 +146,9 @@ def test_the_quoted_heads_of_the_base_model_are_those_of_its_table(llama):
 
 
 def test_the_overlap_with_the_base_model_needs_no_second_file(float_tables):
-    assert check_table(float_tables)[5].detail == "llama/float 72/175/54"
+    assert claims(float_tables)[5].detail == "llama/float 72/175/54"
     float_tables["circuit"]["struct_reader"].remove([8, 21])
-    assert failing(check_table(float_tables))["6"] == "llama/float struct_reader: expected 5/38/5, came 5/37/4"
+    assert failing(claims(float_tables))["6"] == "llama/float struct_reader: expected 5/38/5, came 5/37/4"
 
 
 def test_an_overlap_that_cannot_be_checked_does_not_pass(llama, tmp_path):
@@ -156,14 +163,14 @@ def test_an_overlap_that_cannot_be_checked_does_not_pass(llama, tmp_path):
 def test_a_third_model_is_compared_with_both_others(llama, float_tables):
     # float's circuit under the third model's name: sizes and overlaps are those of float, not the published ones
     goat = {**float_tables, "model": "goat"}
-    detail = failing(check_table(goat, [llama, float_tables]))["6"]
+    detail = failing(claims(goat, [llama, float_tables]))["6"]
     assert "llama/goat pos_transmitter: expected 7/28/6, came 7/29/7" in detail
     assert "llama/goat pos_detector: expected 20/40/16, came 20/40/15" in detail
 
 
 def test_an_unknown_model_has_no_published_overlap(llama):
     llama["model"] = "mine"
-    assert "no overlap is published for 'mine'" in check_table(llama)[5].detail
+    assert "no overlap is published for 'mine'" in claims(llama)[5].detail
 
 
 @pytest.mark.parametrize(
@@ -187,35 +194,35 @@ def test_a_file_of_another_form_is_one_line_about_what_is_wrong(tmp_path, text, 
 def test_tables_that_refer_to_what_is_not_there_are_refused(llama):
     del llama["path_patching"]["pos_detector"]
     with pytest.raises(InputError, match="lacks pos_detector beside value_fetcher, pos_transmitter, struct_reader"):
-        check_table(llama)
+        claims(llama)
 
 
 def test_tables_that_lack_receivers_or_mask_an_unknown_group_are_refused(llama, float_tables):
     del llama["parameters"]["receivers"]["pos_detector"]
     with pytest.raises(InputError, match="lacks pos_detector beside value_fetcher, pos_transmitter"):
-        check_table(llama)
+        claims(llama)
     float_tables["dcm"]["positional"]["movers"] = float_tables["dcm"]["positional"].pop("pos_detector")
     with pytest.raises(InputError, match="lacks movers beside"):
-        check_table(float_tables)
+        claims(float_tables)
 
 
 def test_tables_of_another_size_or_with_more_receivers_than_heads_are_refused(llama, float_tables):
     """Else there would be nothing that could fail to be zero."""
     del llama["path_patching"]["pos_detector"][16:]
     with pytest.raises(InputError, match=r"one size; got value_fetcher 32 x 32, .*pos_detector 16 x 32"):
-        check_table(llama)
+        claims(llama)
     float_tables["parameters"]["receivers"]["value_fetcher"] = 1025
     with pytest.raises(InputError, match="1025 receivers of value_fetcher, of 1024 heads"):
-        check_table(float_tables)
+        claims(float_tables)
 
 
 def test_tables_with_rows_of_different_lengths_or_stray_heads_are_refused(llama, float_tables):
     llama["path_patching"]["pos_detector"][3].pop()
     with pytest.raises(InputError, match="effects of pos_detector are not a table"):
-        check_table(llama)
+        claims(llama)
     float_tables["minimality"]["pos_detector"]["significance"][0]["head"] = [31, 31]
     with pytest.raises(InputError, match=r"31\.31 has a significance but no row"):
-        check_table(float_tables)
+        claims(float_tables)
 
 
 @pytest.mark.parametrize(
@@ -231,15 +238,15 @@ def test_a_head_that_the_model_does_not_have_is_refused(llama, part, message):
         group = group[key]
     group[0] = [99, 99]
     with pytest.raises(InputError, match=message):
-        check_table(llama)
+        claims(llama)
 
 
 def test_a_pair_table_with_a_row_or_a_score_missing_is_refused(llama, float_tables):
     rows = llama["minimality"]["pos_transmitter"]["pair_table"]
     dropped = rows.pop()["head"]
     with pytest.raises(InputError, match=r"pos_transmitter: \S+ has a significance but no row|has no row for 16.16"):
-        check_table(llama)
+        claims(llama)
     assert dropped == [16, 16]
     del float_tables["minimality"]["struct_reader"]["pair_table"][0]["with"][3]
     with pytest.raises(InputError, match="struct_reader: the pair table lacks"):
-        check_table(float_tables)
+        claims(float_tables)

@@ -9,15 +9,15 @@ import numpy as np
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.stats.shapley import Attribution, all_subsets, attribute
-from circuitdiff.validation import Sizes
-from circuitdiff.validation.cross_model_rows import (
+from validation import Sizes
+from validation.cross_model_rows import (
     _grafted_rows,
     _patched_rows,
     _split_rows,
     _turned_rows,
     cross_model_rows,
 )
-from circuitdiff.validation.subjects import named_subject
+from validation.subjects import named_subject
 
 FEW = Sizes(discovery=7, evaluation=50, random_circuits=2, random_prompts=21, truth=7, decoys=2)
 

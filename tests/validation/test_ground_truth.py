@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from circuitdiff import cli
 from circuitdiff.circuit import Head, Overlap
 from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
@@ -22,14 +21,15 @@ from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.intervals import Interval, RatioInterval, mean_interval
 from circuitdiff.stats.selection import Discoveries, Selection
-from circuitdiff.validation import GroundTruth, Sizes, check_ground_truth, render_page
-from circuitdiff.validation.circuit_rows import _as_good, circuit_rows
-from circuitdiff.validation.discovery_rows import Comparison, compare_with_attribution, discovery_rows, null_rows
-from circuitdiff.validation.plantings import Alarm, Coverage, Planting, holds, planting_rows, try_planting
-from circuitdiff.validation.subjects import PLAN, Row, Subject, another_planting, named_subject, run_plan
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import N_HEADS, N_LAYERS, subject
 from helpers.tiny_models import Subject as TinySubject
+from validation import GroundTruth, Sizes, check_ground_truth, render_page
+from validation import __main__ as command
+from validation.circuit_rows import _as_good, circuit_rows
+from validation.discovery_rows import Comparison, compare_with_attribution, discovery_rows, null_rows
+from validation.plantings import Alarm, Coverage, Planting, holds, planting_rows, try_planting
+from validation.subjects import PLAN, Row, Subject, another_planting, named_subject, run_plan
 
 FEW = Sizes(discovery=7, evaluation=21, random_circuits=2, random_prompts=21, truth=7, decoys=2)
 DIRECT, NONE = PLAN.stages[0], torch.zeros(10, 8)
@@ -101,7 +101,7 @@ def test_top_k_is_told_the_number_of_heads_planted_at_each_role():
     came = compare_with_attribution(planted("planted-base"), [])
     assert [(c.role, c.planted) for c in came] == [("last", 6), ("query_label", 3), ("previous_query_label", 3)]
     assert all(c.attribution == 1 for c in came)  # strong heads, no test needed
-    assert all(c.discovery_recall == 0 and c.to_dict()["discovery"] is None for c in came)
+    assert all(c.discovery_recall == 0 and np.isnan(c.discovery) for c in came)
 
 
 # Discovery
@@ -326,17 +326,18 @@ def test_every_table_of_the_page_has_as_many_cells_in_each_line():
 
 
 def run(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["circuitdiff", "ground-truth", *map(str, arguments)])
+    """The exit code of `python -m validation ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["validation", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        command.main()
     return int(ended.value.code or 0)
 
 
 @pytest.mark.parametrize(("rows", "code"), [((GOOD,), 0), ((GOOD, BAD), 1)])
 def test_the_command_ends_with_zero_only_if_every_claim_holds(monkeypatch, capsys, tmp_path, rows, code):
-    monkeypatch.setattr(cli, "check_ground_truth", lambda folder, n, monitor: truth_of(*rows))
+    monkeypatch.setattr(command, "check_ground_truth", lambda folder, n, monitor, share: truth_of(*rows))
     page, data = tmp_path / "page.md", tmp_path / "rows.json"
-    assert run(monkeypatch, "--out", page, "--json", data, "--plantings", 3) == code
+    assert run(monkeypatch, "ground-truth", "--out", page, "--json", data, "--plantings", 3) == code
     assert page.read_text().startswith("# Ground truth")
     assert [row["claim"] for row in json.loads(data.read_text())["rows"]] == [row.claim for row in rows]
     assert (
@@ -345,7 +346,7 @@ def test_the_command_ends_with_zero_only_if_every_claim_holds(monkeypatch, capsy
 
 
 def test_a_folder_that_is_missing_is_named_before_the_work(monkeypatch, capsys, tmp_path):
-    assert run(monkeypatch, "--out", tmp_path / "no" / "page.md") == 2
+    assert run(monkeypatch, "ground-truth", "--out", tmp_path / "no" / "page.md") == 2
     assert "there is no folder" in capsys.readouterr().err
 
 

@@ -12,12 +12,12 @@ from circuitdiff.cache.store import Store, to_json
 from circuitdiff.circuit import Overlap
 from circuitdiff.errors import InputError
 from circuitdiff.study.verdict import Sentence
-from circuitdiff.validation import GroundTruth, Share, Sizes, check_ground_truth, compute_share
-from circuitdiff.validation.check import Part, carry_out
-from circuitdiff.validation.cross_model_rows import JUDGED, same_circuit_row, study_of
-from circuitdiff.validation.discovery_rows import Comparison
-from circuitdiff.validation.plantings import Alarm, Coverage, Planting
-from circuitdiff.validation.subjects import NAME_BINDERS, PLAN, Row
+from validation import GroundTruth, Share, Sizes, check_ground_truth
+from validation.check import Part, carry_out
+from validation.cross_model_rows import JUDGED, same_circuit_row, study_of
+from validation.discovery_rows import Comparison
+from validation.plantings import Alarm, Coverage, Planting
+from validation.subjects import NAME_BINDERS, PLAN, Row
 
 SMALL = Sizes(discovery=7, evaluation=14, random_circuits=1, random_prompts=7, truth=7, decoys=1)
 
@@ -25,13 +25,13 @@ SMALL = Sizes(discovery=7, evaluation=14, random_circuits=1, random_prompts=7, t
 def test_shares_of_other_processes_are_joined_and_a_second_run_computes_nothing(monkeypatch, tmp_path):
     names = ["planted-pair"]
     for share in ("1/2", "2/2"):
-        compute_share(tmp_path, Share.read(share), 1, SMALL, names)
+        check_ground_truth(tmp_path, 1, SMALL, names, share=Share.read(share))
     for what in ("named_subject", "another_planting", "run_plan"):
-        monkeypatch.setattr(f"circuitdiff.validation.check.{what}", None)
+        monkeypatch.setattr(f"validation.check.{what}", None)
     joined = check_ground_truth(tmp_path, 1, SMALL, names)
     assert {row.model for row in joined.rows} == {"planted-pair", "planted-base, other plantings"}
     assert [planting.seed for planting in joined.plantings] == [1]
-    assert joined.comparisons
+    assert joined.attribution
     with pytest.raises(TypeError):
         check_ground_truth(tmp_path, 1, replace(SMALL, evaluation=21), names)
 
@@ -42,12 +42,15 @@ def test_rows_and_plantings_come_back_from_what_is_kept_as_they_were():
     rows = (Row("m", "c", 1.0, "= 1.00", True), Row("m", "d", np.nan, "= 1.00", False, "why"))
     comparison = Comparison("m", "last", 6, 0.5, np.nan, 0.0)
     kept = json.loads(to_json(GroundTruth(SMALL, rows, (planting,), (comparison,)).to_dict()))
-    good, bad = map(Row.from_dict, kept["rows"])
+    assert kept["rows"][1]["value"] is None
+    assert kept["plantings"][0]["negative"] == {"first": 2, "second": 2, "common": 2}
+    read = GroundTruth.from_dict(kept)
+    good, bad = read.rows
     assert good == rows[0]
     assert np.isnan(bad.value)
     assert replace(bad, value=0.0) == replace(rows[1], value=0.0)
-    assert Planting.from_dict(kept["plantings"][0]) == planting
-    again = Comparison.from_dict(kept["attribution"][0])
+    assert (read.sizes, read.plantings) == (SMALL, (planting,))
+    (again,) = read.attribution
     assert np.isnan(again.discovery)
     assert replace(again, discovery=0.0) == replace(comparison, discovery=0.0)
 

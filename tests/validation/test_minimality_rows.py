@@ -10,8 +10,8 @@ import torch
 from circuitdiff.circuit import Head
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, PairTable
 from circuitdiff.stats.intervals import Interval
-from circuitdiff.validation import Sizes
-from circuitdiff.validation.discovery_rows import (
+from validation import Sizes
+from validation.discovery_rows import (
     MINIMALITY_RULE,
     N_DECOYS,
     drawn_decoys,
@@ -19,7 +19,7 @@ from circuitdiff.validation.discovery_rows import (
     minimality_rows,
     with_decoys,
 )
-from circuitdiff.validation.subjects import Subject, named_subject
+from validation.subjects import Subject, named_subject
 
 
 @cache

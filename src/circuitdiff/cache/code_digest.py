@@ -22,16 +22,17 @@ COMPUTES = (
 
 
 @cache
-def digest_of_code() -> str:
-    """The same as long as no file of circuitdiff has changed."""
-    return _digest({path: path.read_bytes() for path in _HOME.rglob("*.py")})
+def digest_of_code(package: Path | None = None) -> str:
+    """The same as long as no file of the package, circuitdiff if none is named, has changed."""
+    home = package or _HOME
+    return _digest(home, {path: path.read_bytes() for path in home.rglob("*.py")})
 
 
 @cache
 def digest_of_computation() -> str:
     """The same as long as no line that computes has changed; comments, docstrings and layout do not count."""
     files = (path for path in _HOME.rglob("*.py") if _computes(path.relative_to(_HOME).with_suffix("").parts))
-    return _digest({path: without_prose(path.read_text("utf-8")).encode() for path in files})
+    return _digest(_HOME, {path: without_prose(path.read_text("utf-8")).encode() for path in files})
 
 
 @cache
@@ -55,8 +56,8 @@ def without_prose(source: str) -> str:
     return ast.dump(tree)
 
 
-def _digest(contents: dict[Path, bytes]) -> str:
+def _digest(home: Path, contents: dict[Path, bytes]) -> str:
     digest = hashlib.sha256()
     for path in sorted(contents):
-        digest.update(str(path.relative_to(_HOME)).encode() + b"\0" + contents[path])
+        digest.update(str(path.relative_to(home)).encode() + b"\0" + contents[path])
     return digest.hexdigest()[:16]

@@ -182,16 +182,6 @@ def llama_circuit() -> Circuit:
     return stage_circuit([Head.parse(name) for name in names.split()] for names in LLAMA_HEADS)
 
 
-def read_tables(path: Path) -> PublishedTables:
-    """Raises: InputError if the file cannot be read or has another form."""
-    return parse_tables(read_json(path), str(path))
-
-
-def parse_tables(data: object, source: str) -> PublishedTables:
-    """Raises: InputError naming the first place of another form; `source` says where the data came from."""
-    return validated(PublishedTables, data, source)
-
-
 def _require(part: Mapping[str, object], stages: Sequence[str]) -> None:
     if missing := [stage for stage in stages if stage not in part]:
         raise ValueError(f"lacks {', '.join(missing)} beside {', '.join(part) or 'nothing'}")
@@ -224,22 +214,18 @@ def conformance(path: str | Path) -> Conformance:
     Raises: InputError if the file cannot be read or has another form.
     """
     path = Path(path)
-    tables = read_tables(path)
+    tables = _read_tables(path)
     beside = [path.with_name(f"{name}.json") for name in MODELS if name != tables.model]
-    others = [read_tables(file) for file in beside if file != path and file.is_file()]
-    return Conformance(tables.model, tuple(_claims(tables, others)))
+    others = [_read_tables(file) for file in beside if file != path and file.is_file()]
+    return Conformance(tables.model, tuple(check_table(tables, others)))
 
 
-def check_table(data: Mapping[str, object], others: Iterable[Mapping[str, object]] = ()) -> list[ClaimResult]:
-    """The six claims for one model's tables, the last one against the tables of `others`.
-
-    Raises: InputError if any of them has another form.
-    """
-    table = parse_tables(data, "the table")
-    return _claims(table, [parse_tables(other, "the table to compare with") for other in others])
+def _read_tables(path: Path) -> PublishedTables:
+    return validated(PublishedTables, read_json(path), str(path))
 
 
-def _claims(table: PublishedTables, others: Sequence[PublishedTables]) -> list[ClaimResult]:
+def check_table(table: PublishedTables, others: Sequence[PublishedTables] = ()) -> list[ClaimResult]:
+    """The six claims for one model's tables, the last one against the tables of `others`."""
     return [
         _check_candidates(table),
         _check_threshold(table),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
+from pydantic import PlainSerializer
 from scipy.stats import binomtest
 
 from circuitdiff.circuit import Head, Overlap, overlap, total
@@ -18,9 +19,10 @@ from circuitdiff.methods.discovery import StageResult, circuit_of
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.intervals import Interval
-from circuitdiff.validation.subjects import MINIMUM, PLAN, RULE, Row, Sizes, Subject, at_least, at_most, run_plan, task
+from validation.subjects import MINIMUM, PLAN, RULE, Row, Sizes, Subject, at_least, at_most, run_plan, task
 
 _NAME = "planted-base, other plantings"
+_Sizes = Annotated[Overlap, PlainSerializer(Overlap._asdict)]  # found, planted, in common
 _PARTS = {"value_fetcher": ("value_fetcher", "negative"), "position_transmitter": ("position_transmitter",)}
 
 
@@ -51,25 +53,11 @@ class Planting:
 
     seed: int
     accuracy: float
-    groups: Mapping[str, Overlap]  # found, planted, in common
-    negative: Overlap
+    groups: Mapping[str, _Sizes]
+    negative: _Sizes
     decoys_tested: int  # once per stage
     alarms: tuple[Alarm, ...]  # decoys that were chosen
     coverage: Mapping[str, Coverage]  # by stage and kind of head
-
-    def to_dict(self) -> dict[str, Any]:
-        groups = {name: each._asdict() for name, each in self.groups.items()}
-        return asdict(self) | {"groups": groups, "negative": self.negative._asdict()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Planting:
-        own = {
-            "groups": {name: Overlap(**each) for name, each in data["groups"].items()},
-            "negative": Overlap(**data["negative"]),
-            "alarms": tuple(Alarm(**each) for each in data["alarms"]),
-            "coverage": {kind: Coverage(**each) for kind, each in data["coverage"].items()},
-        }
-        return cls(**{**data, **own})
 
 
 def try_planting(subject: Subject, seed: int, sizes: Sizes) -> Planting:

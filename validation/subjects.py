@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from circuitdiff.circuit import Head
 from circuitdiff.engine import Model
@@ -20,6 +21,8 @@ from circuitdiff.stats.selection import Discoveries
 from circuitdiff.tasks import entity_tracking
 from circuitdiff.tasks.entity_tracking import EntityTracking
 
+Number = Annotated[float, BeforeValidator(lambda value: np.nan if value is None else value)]  # nan is null in JSON
+
 
 @dataclass(frozen=True)
 class Row:
@@ -27,17 +30,10 @@ class Row:
 
     model: str
     claim: str
-    value: float
+    value: Number
     expectation: str
     passed: bool
     detail: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"value": self.value if np.isfinite(self.value) else None}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Row:
-        return cls(**{**data, "value": np.nan if data["value"] is None else data["value"]})
 
 
 def exactly(model: str, claim: str, value: float, expected: float, detail: str = "", why: str = "") -> Row:

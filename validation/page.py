@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from circuitdiff.planted import build_planted
-from circuitdiff.validation.check import GroundTruth
-from circuitdiff.validation.discovery_rows import MINIMALITY_RULE, N_DECOYS, Comparison
-from circuitdiff.validation.plantings import Planting
-from circuitdiff.validation.subjects import MINIMUM, PLAN, RULE, Row, Sizes
+from validation.check import GroundTruth
+from validation.discovery_rows import MINIMALITY_RULE, N_DECOYS, Comparison
+from validation.plantings import Planting
+from validation.subjects import MINIMUM, PLAN, RULE, Row, Sizes
 
 _BACKUP_TEXT = """\
 The backup looks nowhere while any name is written, and takes over when none is, whether the fetchers are
@@ -136,8 +136,9 @@ def render_page(truth: GroundTruth) -> str:
         _PAIRS_TEXT,
         _listed(row for row in models if row.claim.startswith(_PAIRS)),
         _plantings(truth.plantings, truth.rows, truth.sizes),
-        _attribution(truth.comparisons),
-        _failures(truth.rows),
+        _attribution(truth.attribution),
+        "## What does not hold\n",
+        _listed(row for row in truth.rows if not row.passed),
         _CHANGED_TEXT,
         _MISSING_TEXT,
     ]
@@ -148,8 +149,8 @@ def _introduction(truth: GroundTruth) -> str:
     passed = sum(row.passed for row in truth.rows)
     return (
         "# Ground truth\n\n"
-        "Made by `circuitdiff ground-truth`; do not edit. The models' circuits are known, because they were written "
-        "into the weights ([planted.md](planted.md)). So every number here can be right or wrong.\n\n"
+        "Made by `python -m validation ground-truth`; do not edit. The models' circuits are known, because they were "
+        "written into the weights ([planted.md](planted.md)). So every number here can be right or wrong.\n\n"
         f"**{passed} of {len(truth.rows)} claims hold.** Expectations follow from the wiring, never from what came; "
         "thresholds, seeds and numbers of prompts are the same for all models. What was changed after a first page, "
         f"and why, is [said below](#what-was-changed-after-a-first-page). {_FAILED} marks a claim that does not hold; "
@@ -247,8 +248,7 @@ def _plantings(plantings: Sequence[Planting], rows: Sequence[Row], sizes: Sizes)
         f"mean of {sizes.truth} other prompts, hold that mean 95 % of the time. A decoy that was chosen may have an "
         "effect of its own: decoys write a little everywhere.\n\n"
     )
-    own = [row for row in rows if "plantings" in row.model]
-    claims = _listed(own)
+    claims = _listed(row for row in rows if "plantings" in row.model)
     alarms = [
         (str(planting.seed), alarm.stage, alarm.head, f"{alarm.effect:+.3f}", f"{alarm.true_effect:+.3f}")
         for planting in plantings
@@ -288,11 +288,6 @@ def _attribution(comparisons: Sequence[Comparison]) -> str:
 
 def _share(value: float) -> str:
     return f"{value:.2f}" if np.isfinite(value) else "–"
-
-
-def _failures(rows: Sequence[Row]) -> str:
-    failed = [row for row in rows if not row.passed]
-    return "## What does not hold\n\n" + _listed(failed)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -11,6 +11,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from circuitdiff.cache.code_digest import digest_of_code
 from circuitdiff.cache.store import Record, Store
 from circuitdiff.errors import InputError
@@ -18,9 +20,10 @@ from circuitdiff.methods.discovery import StageResult
 from circuitdiff.models.fingerprint import fingerprint, weight_digests
 from circuitdiff.planted import build_planted, planted_names
 from circuitdiff.study.context import versions
-from circuitdiff.validation.circuit_rows import circuit_rows, mask_rows
-from circuitdiff.validation.cross_model_rows import JUDGED, cross_model_rows, same_circuit_rows
-from circuitdiff.validation.discovery_rows import (
+from circuitdiff.study.workers import Monitor
+from validation.circuit_rows import circuit_rows, mask_rows
+from validation.cross_model_rows import JUDGED, cross_model_rows, same_circuit_rows
+from validation.discovery_rows import (
     NULLS,
     Comparison,
     compare_with_attribution,
@@ -28,35 +31,33 @@ from circuitdiff.validation.discovery_rows import (
     minimality_rows,
     null_rows,
 )
-from circuitdiff.validation.plantings import Planting, planting_rows, try_planting
-from circuitdiff.validation.subjects import MINIMUM, Row, Sizes, Subject, another_planting, named_subject, run_plan
+from validation.plantings import Planting, planting_rows, try_planting
+from validation.subjects import MINIMUM, Row, Sizes, Subject, another_planting, named_subject, run_plan
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """All that was checked."""
+    """What was checked, in one part of the work or in all."""
 
     sizes: Sizes
-    rows: tuple[Row, ...]
-    plantings: tuple[Planting, ...]
-    comparisons: tuple[Comparison, ...]
+    rows: tuple[Row, ...] = ()
+    plantings: tuple[Planting, ...] = ()
+    attribution: tuple[Comparison, ...] = ()
 
     @property
     def passed(self) -> bool:
         return all(row.passed for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "minimum": MINIMUM,
-            "sizes": asdict(self.sizes),
-            "passed": self.passed,
-            "rows": [row.to_dict() for row in self.rows],
-            "plantings": [planting.to_dict() for planting in self.plantings],
-            "attribution": [comparison.to_dict() for comparison in self.comparisons],
-        }
+        return {"minimum": MINIMUM, "sizes": asdict(self.sizes), "passed": self.passed} | _FORM.dump_python(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> GroundTruth:
+        """Of `to_dict`, read back from JSON."""
+        return _FORM.validate_python(data)
 
 
-Monitor = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+_FORM = TypeAdapter(GroundTruth)
 
 
 class Part(NamedTuple):
@@ -103,7 +104,7 @@ def carry_out(
         key = {
             "part": part.name,
             "version": dict(versions()),
-            "code": digest_of_code(),
+            "code": [digest_of_code(), digest_of_code(Path(__file__).parent)],
             "sizes": asdict(sizes),
             "weights": weights,
         }
@@ -131,36 +132,23 @@ def check_ground_truth(
     sizes: Sizes | None = None,
     names: Sequence[str] | None = None,
     monitor: Monitor = lambda title, done, total: None,
+    share: Share = EVERYTHING,
 ) -> GroundTruth:
     """Every claim about every planted model of `names` (all, if not given), then about `n_plantings` of the base.
 
-    What the folder has from a run before is not computed again.
+    What the folder has from a run before is not computed again. Of a share only its parts: others are left to other
+    processes.
 
     Raises: InputError if a name is unknown or a number negative, or the folder cannot be written to.
     """
     sizes, kept = sizes or Sizes(), Store.open(folder)
-    came = carry_out(_parts(n_plantings, sizes, names, kept), sizes, kept, monitor)
-    rows = [Row.from_dict(row) for part in came for row in part.get("rows", ())]
-    comparisons = [Comparison.from_dict(each) for part in came for each in part.get("attribution", ())]
-    plantings = [Planting.from_dict(part["planting"]) for part in came if "planting" in part]
+    came = carry_out(_parts(n_plantings, sizes, names, kept), sizes, kept, monitor, share)
+    parts = [GroundTruth.from_dict(part) for part in came]
+    rows = [row for part in parts for row in part.rows]
+    plantings = [planting for part in parts for planting in part.plantings]
+    comparisons = [comparison for part in parts for comparison in part.attribution]
     rows += planting_rows(plantings) if plantings else []
     return GroundTruth(sizes, tuple(rows), tuple(plantings), tuple(comparisons))
-
-
-def compute_share(
-    folder: str | Path,
-    share: Share,
-    n_plantings: int = 20,
-    sizes: Sizes | None = None,
-    names: Sequence[str] | None = None,
-    monitor: Monitor = lambda title, done, total: None,
-) -> None:
-    """Some of the parts of `check_ground_truth`, into its folder: other processes compute the others.
-
-    Raises: as `check_ground_truth`.
-    """
-    sizes, kept = sizes or Sizes(), Store.open(folder)
-    carry_out(_parts(n_plantings, sizes, names, kept), sizes, kept, monitor, share)
 
 
 def _parts(n_plantings: int, sizes: Sizes, names: Sequence[str] | None, kept: Store) -> list[Part]:
@@ -186,8 +174,7 @@ def _model(name: str, sizes: Sizes) -> dict[str, Any]:
     rows += minimality_rows(subject) if name in MINIMAL else []
     rows += mask_rows(subject) if name in MASKED else []
     rows += null_rows(*_base(sizes), subject, found) if name in NULLS else []
-    comparisons = compare_with_attribution(subject, found)
-    return {"rows": [row.to_dict() for row in rows], "attribution": [each.to_dict() for each in comparisons]}
+    return GroundTruth(sizes, tuple(rows), (), tuple(compare_with_attribution(subject, found))).to_dict()
 
 
 def _found(name: str, sizes: Sizes) -> tuple[Subject, list[StageResult]]:
@@ -202,8 +189,8 @@ def _base(sizes: Sizes) -> tuple[Subject, list[StageResult]]:
 
 
 def _judged(names: Sequence[str], sizes: Sizes, folder: Path) -> dict[str, Any]:
-    return {"rows": [row.to_dict() for row in same_circuit_rows(names, sizes, folder)]}
+    return GroundTruth(sizes, tuple(same_circuit_rows(names, sizes, folder))).to_dict()
 
 
 def _planting(seed: int, sizes: Sizes) -> dict[str, Any]:
-    return {"planting": try_planting(another_planting(BASE, seed, sizes), seed, sizes).to_dict()}
+    return GroundTruth(sizes, (), (try_planting(another_planting(BASE, seed, sizes), seed, sizes),)).to_dict()

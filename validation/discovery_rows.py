@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -18,10 +16,11 @@ from circuitdiff.methods.discovery import Plan, StageResult, circuit_of
 from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, minimality
 from circuitdiff.stats.intervals import mean_interval
 from circuitdiff.stats.selection import lowest
-from circuitdiff.validation.subjects import (
+from validation.subjects import (
     MINIMUM,
     NAME_BINDERS,
     PLAN,
+    Number,
     Row,
     Subject,
     at_least,
@@ -37,34 +36,27 @@ def discovery_rows(subject: Subject, results: Sequence[StageResult]) -> list[Row
     rows = []
     for stage in PLAN.stages:
         result = next((result for result in results if result.stage == stage), None)
-        rows += _group_rows(subject, stage.name, _heads(found, stage.name), result)
-    return [*rows, *_binder_rows(subject), *_negative_rows(subject, results), *_backup_rows(subject, found)]
+        planted = _heads(subject.truth.circuit, stage.name)
+        rows += _group_rows(subject, stage.name, _heads(found, stage.name), planted, result)
+    hurting, negative = results[0].selection.hurting, subject.truth.negative
+    rows += [*_binder_rows(subject), *_group_rows(subject, "negative", hurting, negative, results[0])]
+    return [*rows, *_backup_rows(subject, found)]
 
 
-def _group_rows(subject: Subject, group: str, found: Sequence[Head], result: StageResult | None) -> list[Row]:
-    name, planted = subject.model.name, _heads(subject.truth.circuit, group)
-    if not planted:
-        return [exactly(name, f"{group}: heads found", len(found), 0, _names(found), "none is planted")]
-    return _precision_and_recall(subject, group, found, planted, result)
-
-
-def _precision_and_recall(
+def _group_rows(
     subject: Subject, group: str, found: Sequence[Head], planted: Sequence[Head], result: StageResult | None
 ) -> list[Row]:
     name, shared = subject.model.name, overlap(found, planted)
+    if not planted:
+        return [exactly(name, f"{group}: heads found", len(found), 0, _names(found), "none is planted")]
     if result is None:
         nothing = "the plan did not come this far: a stage before chose no heads"
         return [exactly(name, f"{group}: {what}", 0, 1, nothing) for what in ("precision", "recall")]
     more = [f"{_part(subject, head)} {_numbers(head, result)}" for head in sorted(set(found) - set(planted))]
     missing = [_numbers(head, result) for head in sorted(set(planted) - set(found))]
+    precision, why = (shared.precision, _listed("too many", more)) if found else (0, "no head was chosen")
     return [
-        exactly(
-            name,
-            f"{group}: precision",
-            shared.precision if found else 0,
-            1,
-            _listed("too many", more) if found else "no head was chosen",
-        ),
+        exactly(name, f"{group}: precision", precision, 1, why),
         exactly(name, f"{group}: recall", shared.recall, 1, _listed("missing", missing)),
     ]
 
@@ -77,15 +69,7 @@ def _binder_rows(subject: Subject) -> list[Row]:
     longer = Plan((PLAN.stages[0], NAME_BINDERS))
     result = next((result for result in run_plan(subject, longer) if result.stage == NAME_BINDERS), None)
     found = () if result is None else result.selection.helping
-    return _group_rows(subject, NAME_BINDERS.name, found, result)
-
-
-def _negative_rows(subject: Subject, results: Sequence[StageResult]) -> list[Row]:
-    name, direct = subject.model.name, results[0]
-    negative, hurting = subject.truth.negative, direct.selection.hurting
-    if not negative:
-        return [exactly(name, "negative: heads found", len(hurting), 0, _names(hurting), "none is planted")]
-    return _precision_and_recall(subject, "negative", hurting, negative, direct)
+    return _group_rows(subject, NAME_BINDERS.name, found, planted, result)
 
 
 def _backup_rows(subject: Subject, found: Circuit) -> list[Row]:
@@ -209,17 +193,9 @@ class Comparison:
     model: str
     role: str
     planted: int  # heads of the plan's groups at this role, and the k of the top-k
-    attribution: float
-    discovery: float  # nan where it found nothing
-    discovery_recall: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: None if v != v else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
-        values: dict[str, Any] = {k: math.nan if v is None else v for k, v in data.items()}
-        return cls(**values)
+    attribution: Number
+    discovery: Number  # nan where it found nothing
+    discovery_recall: Number
 
 
 def compare_with_attribution(subject: Subject, results: Sequence[StageResult]) -> list[Comparison]:

@@ -18,7 +18,7 @@ from circuitdiff.stats.intervals import (
     normalised_ratio_interval,
     ratio_interval,
 )
-from circuitdiff.validation.subjects import Row, Sizes, Subject, at_most, between, task
+from validation.subjects import Row, Sizes, Subject, at_most, between, task
 
 _CHANCE = 1 / 7
 _READERS = "structure_reader"

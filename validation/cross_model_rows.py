@@ -27,7 +27,7 @@ from circuitdiff.study.runner import run_study
 from circuitdiff.study.sections.verdict import SECTION as VERDICT
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.verdict import NO_HEAD_GROUP, Sentence, sentences
-from circuitdiff.validation.subjects import NAME_BINDERS, PLAN, Row, Sizes, Subject, at_least, between, exactly
+from validation.subjects import NAME_BINDERS, PLAN, Row, Sizes, Subject, at_least, between, exactly
 
 _CREDITED = 0.9  # of the gain
 _N_RANDOM = 5  # groups of random heads
@@ -66,36 +66,28 @@ def _circuit_of_base(subject: Subject) -> Circuit:
 
 def _grafted_rows(name: str, part: str, found: Attribution) -> list[Row]:
     """The improved part brings the gain alone, takes it away when it is left out, and no other part has a share."""
-    rows = [
-        at_least(name, f"graft of {part}: share, {how}", credits.share, _CREDITED, _interval(credits))
-        for how, credits in found.parts[part].items()
-    ]
     others = [each for each in found.parts if each != part]
-    return [*rows, _nothing(name, "graft: other parts whose share is not 0", others, found, ALONE)]
+    return [
+        *(_credited(name, f"graft of {part}: share, {how}", credit) for how, credit in found.parts[part].items()),
+        _nothing(name, "graft: other parts whose share is not 0", others, found, ALONE),
+    ]
 
 
 def _patched_rows(name: str, part: str, circuit: Circuit, found: Attribution) -> list[Row]:
     """In causal order the improved group gets the gain, and where none is, what no group explains is the gain."""
     others = [group for group in circuit.groups if group != part]
-    rows = [_nothing(name, "patched, causal order: other groups whose share is not 0", others, found, IN_ORDER)]
+    nothing = _nothing(name, "patched, causal order: other groups whose share is not 0", others, found, IN_ORDER)
     if part in circuit.groups:
-        credit = found.parts[part][IN_ORDER]
-        claim = f"patched {part}: share, causal order"
-        rows.append(at_least(name, claim, credit.share, _CREDITED, _interval(credit)))
-    else:
-        claim = "patched: share that no head group explains"
-        rows.append(at_least(name, claim, found.unexplained.share, _CREDITED, _interval(found.unexplained)))
-    return rows
+        return [nothing, _credited(name, f"patched {part}: share, causal order", found.parts[part][IN_ORDER])]
+    return [nothing, _credited(name, "patched: share that no head group explains", found.unexplained)]
 
 
 def _split_rows(name: str, circuit: Circuit, found: Attribution) -> list[Row]:
     """With z patched, causal order credits the improved group, and symmetric Shapley values are split."""
     improved, shows = _SPLIT[name]
     others = [group for group in circuit.groups if group != improved]
-    credits = found.parts[improved][IN_ORDER]
-    claim = f"patched z of {improved}: share, causal order"
     rows = [
-        at_least(name, claim, credits.share, _CREDITED, _interval(credits)),
+        _credited(name, f"patched z of {improved}: share, causal order", found.parts[improved][IN_ORDER]),
         _nothing(name, "patched z, causal order: other groups whose share is not 0", others, found, IN_ORDER),
     ]
     for group in (improved, shows):
@@ -103,6 +95,10 @@ def _split_rows(name: str, circuit: Circuit, found: Attribution) -> list[Row]:
         claim = f"patched z of {group}: share, symmetric Shapley, is split"
         rows.append(between(name, claim, split.share, 0.35, 0.65, _interval(split)))
     return rows
+
+
+def _credited(name: str, claim: str, credit: Credit) -> Row:
+    return at_least(name, claim, credit.share, _CREDITED, _interval(credit))
 
 
 def _nothing(name: str, claim: str, parts: Sequence[str], found: Attribution, how: str) -> Row:
@@ -141,13 +137,13 @@ def _verdict_row(subject: Subject, grafted: Graft, patched: CrossPatch, controls
     )
     sentence = next(each for each in sentences(evidence, Thresholds()) if each.claim == "improved_part")
     if part is None:
-        right = sentence.answer != "yes"
-        return exactly(name, "verdict: no improved part is named", float(right), 1, sentence.text)
-    expected = _KINDS.get(part, part)
-    outside = expected in NO_HEAD_GROUP
-    words = f"improved part is {expected}, which is no head group" if outside else f"improved part: {expected}"
-    right = sentence.answer == "yes" and sentence.text.endswith(f"{words}.")
-    return exactly(name, "verdict: the improved part is named", float(right), 1, sentence.text)
+        right, claim = sentence.answer != "yes", "verdict: no improved part is named"
+    else:
+        expected, claim = _KINDS.get(part, part), "verdict: the improved part is named"
+        outside = expected in NO_HEAD_GROUP
+        words = f"improved part is {expected}, which is no head group" if outside else f"improved part: {expected}"
+        right = sentence.answer == "yes" and sentence.text.endswith(f"{words}.")
+    return exactly(name, claim, float(right), 1, sentence.text)
 
 
 def _turned_rows(name: str, base: Model, variant: Model, circuit: Circuit, pairs: Pairs) -> list[Row]:
