@@ -49,6 +49,7 @@ def near(value: float | None, spread: float = 0.1) -> Accuracy:
 def sweep(**different: Any) -> Sweep:
     tables = {
         "effects": ((-0.5, 0.0), (None, 0.25)),
+        "adjusted_p": ((0.5, 0.5), (0.5, 0.5)),
         "low": ((-0.6, -0.1), (None, 0.2)),
         "high": ((-0.4, 0.1), (None, 0.3)),
     }
@@ -209,6 +210,7 @@ def test_random_parts_and_random_circuits_of_two_circuits_are_not_compared():
 def test_effects_of_single_heads_are_compared():
     tables = {
         "effects": ((-0.1, 0.0), (None, 0.25)),
+        "adjusted_p": ((0.5, 0.5), (0.5, 0.5)),
         "low": ((-0.2, -0.1), (None, 0.2)),
         "high": ((0.0, 0.1), (None, 0.3)),
     }
@@ -250,6 +252,7 @@ def test_a_number_that_is_undefined_in_one_run_is_named_with_its_value_in_the_ot
     """As faithfulness is if a model is never right; what it is made of may still be defined."""
     known = {
         "effects": ((-0.5, 0.0), (0.3, 0.25)),
+        "adjusted_p": ((0.5, 0.5), (0.5, 0.5)),
         "low": ((-0.6, -0.1), (0.2, 0.2)),
         "high": ((-0.4, 0.1), (0.4, 0.3)),
     }
