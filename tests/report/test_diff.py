@@ -55,7 +55,7 @@ def sweep(**different: Any) -> Sweep:
     }
     plain = {"at": "last", "via": None, "receivers": (), "receivers_from": None, "receivers_at": None}
     plain |= {"metric": "logit_difference", "n_prompts": 70, "noise_floor": 0.0, "selected": (), "hurting": ()}
-    return Sweep("fetcher", **plain | tables | {"adjusted_p": (), "rule": "TopK"} | different)
+    return Sweep("fetcher", **plain | tables | {"rule": "TopK"} | different)
 
 
 GROUPS = {"fetcher": GroupHeads("last", ((1, 0), (1, 1), (2, 3))), "reader": GroupHeads("last", ((0, 1),))}
