@@ -85,7 +85,7 @@ class TinyContext:
     def loaded(self, model: str | None = None) -> LoadedModel:
         """A model of the study, the base by default."""
         name = model or self.study.base
-        return self.host.loaded(name, self.study.settings.models[name])
+        return self.host.loaded(name, self.study.settings.models)
 
     def again(self, folder: Path) -> TinyContext:
         """A new context of the same study, in another folder or the same."""

@@ -209,7 +209,8 @@ def test_specs_are_strict_json(drawn):
 
 def test_a_model_of_eighty_layers_of_sixty_four_heads_is_drawn(results):
     values = ((0.5,) * 64,) * 80
-    stage = replace(results.discovery[OURS].stages[0], effects=values, low=values, high=values)
+    tables = dict.fromkeys(("effects", "low", "high", "adjusted_p"), values)
+    stage = replace(results.discovery[OURS].stages[0], **tables)
     assert len(rows_with(figures(with_stages(results, stage))[FIRST], "value", "status")) == 80 * 64
 
 
