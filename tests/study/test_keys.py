@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import circuitdiff.study.context
 import circuitdiff.study.sections
+import circuitdiff.study.units
 from circuitdiff.cache.code_digest import COMPUTES, digest_of_function
 from circuitdiff.cache.store import Store
 from circuitdiff.study import checks, common_units
@@ -95,7 +95,7 @@ def test_one_changed_weight_makes_another_key(model, tmp_path):
 
 def test_a_changed_line_that_computes_makes_another_key(model, tmp_path, monkeypatch):
     before = key_of(tmp_path, model)
-    monkeypatch.setattr(circuitdiff.study.context, "digest_of_computation", lambda: "another")
+    monkeypatch.setattr(circuitdiff.study.units, "digest_of_computation", lambda: "another")
     assert key_of(tmp_path, model) != before
 
 

@@ -161,6 +161,26 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(finished, model, 
     assert (tmp_path / "run" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
 
 
+def test_weights_that_change_while_a_study_runs_are_not_taken_for_those_that_it_knows(model, tmp_path):
+    changing, settings = shutil.copytree(model, tmp_path / "model"), settings_of(tmp_path, tmp_path / "model")
+
+    class Reloading(ThisProcess):
+        """Its model is gone from memory at the third unit, and another one on disk, under the same name."""
+
+        n_units = 0
+
+        async def call(self, method: str, *arguments: object) -> object:
+            self.n_units += method == "run"
+            if self.n_units == 3:
+                save_tiny_model(changing, seed=5)
+                self._host._loaded.clear()
+            return await super().call(method, *arguments)
+
+    with pytest.raises(InputError, match=r"depends on has changed since the study began .*: run the study again"):
+        run_study(settings, tmp_path / "run", silent, workers=[Reloading(settings, "cpu", silent)])
+    assert len(list((tmp_path / "run" / "records").iterdir())) == 2
+
+
 def test_names_may_look_like_paths_and_markup_through_a_whole_run(model, tmp_path, monkeypatch, capsys):
     plan = "{stages: [{name: '[b]x/', at: last, select: {top: 2}}]}"
     variants = f"{{'org/chat[/b]': {save_tiny_model(tmp_path / 'other', seed=1)}}}"

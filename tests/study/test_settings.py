@@ -140,6 +140,9 @@ def test_a_sweep_and_a_verdict_can_be_left_out(sweep):
     assert study.functions
 
 
+PLAN = {"stages": [{"name": "first", "at": "last"}]}
+
+
 def plan(select: object) -> dict:
     return {"plans": {"main": {"stages": [{"name": "first", "at": "last", "select": select}]}}}
 
@@ -168,6 +171,13 @@ def plan(select: object) -> dict:
         ({"minimality": {"promts": 3}}, r"minimality: there is no key 'promts' here \(did you mean 'prompts'\?"),
         ({"cross_model": {"heads": "yes"}}, "cross_model.heads: expected true or false; got 'yes'"),
         ({"variants": {"chat": "base+"}}, "variants.chat: expected SOURCE or SOURCE.ADAPTER; got 'base.'"),
+        ({"device": "banana"}, "device: expected one of torch's devices, such as cpu, cuda or cuda:1; got 'banana'"),
+        ({"device": []}, "device: .*at least 1 item"),
+        ({"device": ["cpu", "cuda"]}, "device: expected devices of one kind; got cpu and cuda"),
+        (
+            {"plans": {"a": PLAN, "b": PLAN}, "variants": {"m (b)": "n"}},
+            r"a variant is called 'm \(b\)', like a circuit of the base",
+        ),
         ({"discover_in": ["chta"], "variants": {"chat": "n"}}, r"discover_in names 'chta'.*did you mean 'chat'"),
     ],
 )

@@ -8,16 +8,14 @@ import platform
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
-from pydantic_core import to_jsonable_python
 
-from circuitdiff.cache.code_digest import digest_of_computation, digest_of_function
+from circuitdiff.cache.code_digest import digest_of_computation
 from circuitdiff.cache.records import Record, hashed
 from circuitdiff.cache.store import FIRST_NOTICE, POLL, Store
 from circuitdiff.config.settings import ModelSettings
@@ -29,7 +27,7 @@ from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.study.facts import ModelFacts, Speed, facts_of, speed_of
 from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
 from circuitdiff.study.settings import CommonSettings, plans_of, task_of
-from circuitdiff.study.units import Unit
+from circuitdiff.study.units import Unit, contents
 from circuitdiff.study.workers import Monitor, Place, Rank, WorkerLost, Workers
 
 T = TypeVar("T")
@@ -166,23 +164,22 @@ class StudyContext:
 
     async def key(self, unit: Unit) -> str:
         """The hash of all that a unit's record depends on, by content."""
-        facts = [await self.facts(name) for name in unit.models]
-        prompts = await self._source_of_prompts(unit.models[0])
         settings = self.settings
         return hashed(
             {
-                "unit": f"{unit.run.__module__}.{unit.run.__qualname__}",
-                "code": [digest_of_computation(), digest_of_function(unit.run)],
+                "contents": await self._contents(unit),
                 "versions": dict(versions()),
-                "models": [each.fingerprint for each in facts],
-                "arguments": {name: _content(value, prompts) for name, value in unit.arguments.items()},
                 "needs": {name: await self.key(needed) for name, needed in unit.needs.items()},
                 "dtype": settings.dtype,
-                "device": torch.device(settings.devices[0]).type,
+                "device": torch.device(settings.device[0]).type,
                 "executor": settings.executor,
                 "memory_gb": settings.memory_gb,
             }
         )
+
+    async def _contents(self, unit: Unit) -> list[str]:
+        fingerprints = [(await self.facts(name)).fingerprint for name in unit.models]
+        return contents(unit, fingerprints, await self._source_of_prompts(unit.models[0]))
 
     async def _source_of_prompts(self, model: str) -> PromptSource:
         if model not in self._prompts:
@@ -240,7 +237,8 @@ class StudyContext:
             for key in needs.values():
                 await place.worker.call("give", key, self.store.content(key))
                 place.gets(key)
-        content = await place.worker.call("run", unit, await self._sources(unit.models), needs)
+        expected = await self._contents(unit)
+        content = await place.worker.call("run", unit, await self._sources(unit.models), needs, expected)
         self.store.log(unit.title, time.perf_counter() - begin)
         return content
 
@@ -299,18 +297,3 @@ def versions() -> Mapping[str, str]:
     packages = ("circuitdiff", "torch", "transformers", "peft", "numpy", "scipy")
     found = {name: importlib.metadata.version(name) for name in packages}
     return MappingProxyType({"python": platform.python_version(), **found, "code": digest_of_computation()})
-
-
-def _content(value: Any, prompts: PromptSource) -> Any:
-    """What an argument is, for a key: prompts by their fingerprints, all else as JSON."""
-    if isinstance(value, PromptsOf):
-        return prompts.pairs(value).fingerprint()
-    if isinstance(value, TriplesOf):
-        return prompts.triples(value).fingerprint()
-    if isinstance(value, Mapping):
-        return [[_content(key, prompts), _content(each, prompts)] for key, each in value.items()]
-    if isinstance(value, tuple | list):
-        return [_content(each, prompts) for each in value]
-    if is_dataclass(value):
-        return _content(vars(value), prompts)
-    return str(value) if isinstance(value, Path) else to_jsonable_python(value)

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 from circuitdiff.cache.records import packed, unpacked
 from circuitdiff.config.settings import ModelSettings
 from circuitdiff.engine import Model
+from circuitdiff.errors import InputError
 from circuitdiff.evaluation import By, Means, Shared
 from circuitdiff.models import load_model
 from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
 from circuitdiff.study.settings import CommonSettings
-from circuitdiff.study.units import Needed, Unit
+from circuitdiff.study.units import Needed, Unit, contents
 
 MODELS_AT_ONCE = 2
 RECORDS_AT_ONCE = 4  # that units need; the larger ones are means
@@ -31,14 +32,14 @@ class LoadedModel:
         self.model, self.progress = model, progress
         self.executor, self.memory_gb = settings.executor, settings.memory_gb
         self.shared = Shared()  # of evaluations of circuits
-        self._prompts = PromptSource(settings, model.tokenizer)
+        self.prompts = PromptSource(settings, model.tokenizer)
         self._cached: dict[str, OrderedDict[Hashable, Any]] = {}
 
     def pairs(self, of: PromptsOf) -> Pairs:
-        return self._prompts.pairs(of)
+        return self.prompts.pairs(of)
 
     def triples(self, of: TriplesOf) -> Triples:
-        return self._prompts.triples(of)
+        return self.prompts.triples(of)
 
     def means(self, needed: Needed, by: By) -> Means:
         """Means by slot or kind, of a record of `records.means_record`, on the model's device."""
@@ -76,12 +77,21 @@ class Host:
             self._needed.popitem(last=False)
         self._needed[key] = Needed(key, unpacked(content))
 
-    def run(self, unit: Unit, sources: Mapping[str, ModelSettings], needs: Mapping[str, str]) -> bytes:
+    def run(
+        self, unit: Unit, sources: Mapping[str, ModelSettings], needs: Mapping[str, str], expected: Sequence[str]
+    ) -> bytes:
         """The unit's record, packed. `sources`: where its models and the base come from; `needs`: keys of records given
-        before.
+        before; `expected`: what the unit's key was made of (`contents`).
+
+        Raises: InputError if a model, a file or our own code is another here than where the key was made.
         """
         models = [self.loaded(name, sources) for name in unit.models]
         self._title = unit.title
+        if contents(unit, [each.model.provenance["fingerprint"] for each in models], models[0].prompts) != expected:
+            raise InputError(
+                f"what {unit.title!r} depends on has changed since the study began (a model's weights, a file of "
+                f"triples, or circuitdiff's code on another machine): run the study again"
+            )
         needed = {argument: self._needed[key] for argument, key in needs.items()}
         return packed(unit.run(*models, **unit.arguments, **needed), unit.title)
 

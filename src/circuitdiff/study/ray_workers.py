@@ -77,6 +77,6 @@ def ray_workers(settings: CommonSettings, address: str, n: int) -> Iterator[list
             f"there is no Ray cluster at {address!r} ({type(error).__name__}); give its address, or local"
         ) from error
     try:
-        yield [RayWorker(ray, settings, settings.devices[i % len(settings.devices)], n_threads) for i in range(n)]
+        yield [RayWorker(ray, settings, settings.device[i % len(settings.device)], n_threads) for i in range(n)]
     finally:
         ray.shutdown()

@@ -45,7 +45,7 @@ def run_study(
 
     Raises: InputError for settings that cannot work; CheckError if a self-check fails. What is computed is kept.
     """
-    pool = Workers(workers or [ThisProcess(settings, settings.devices[0], monitor)], settings.base.name)
+    pool = Workers(workers or [ThisProcess(settings, settings.device[0], monitor)], settings.base.name)
     try:
         files = files_of(settings)
         inputs = inputs_of(settings, files)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+import torch
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from circuitdiff.config.settings import (
     Count,
@@ -22,6 +23,35 @@ from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.discovery import Plan
 from circuitdiff.tasks import Task, get_task
+
+
+def _check_device(name: str) -> str:
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"expected one of torch's devices, such as cpu, cuda or cuda:1; got {name!r}") from error
+    return name
+
+
+def _as_several(value: Any) -> Any:
+    """A lone name is a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _check_one_kind(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Numbers of two kinds of devices differ in their last digits, and records do not say which computed them."""
+    if len(kinds := {torch.device(name).type for name in names}) > 1:
+        raise ValueError(f"expected devices of one kind; got {' and '.join(sorted(kinds))}")
+    return names
+
+
+Device = Annotated[str, AfterValidator(_check_device)]
+Devices = Annotated[
+    tuple[Device, ...],
+    BeforeValidator(_as_several),
+    Field(min_length=1),
+    AfterValidator(_check_one_kind),
+]
 
 
 class TaskSettings(Settings):
@@ -61,7 +91,7 @@ class CommonSettings(Settings):
     discover_in: tuple[str, ...] | None = None  # variants whose own circuit is looked for, too; None: all
     seed: Seed = 0
     dtype: Dtype = "float32"
-    device: str | tuple[str, ...] = "cpu"  # one of torch's, such as cuda or cuda:1; of several, each worker gets one
+    device: Devices = ("cpu",)  # of torch's, such as cuda:1; a lone one will do; of several, each worker gets one
     executor: Literal["window", "full"] = "window"  # full: the whole model for every run, to compare with
     memory_gb: Gigabytes = 1.0  # for runs at work and kept clean runs, beside the models' weights; of each worker
 
@@ -73,8 +103,11 @@ class CommonSettings(Settings):
             raise ValueError(
                 f"discover_in names {min(unknown)!r}, no variant of this study{choices(min(unknown), self.variants)}"
             )
-        if taken := set(self.circuits) & {*self.models, *(f"{self.base.name} ({plan})" for plan in self.plans)}:
+        of_plans = {f"{self.base.name} ({plan})" for plan in self.plans}
+        if taken := set(self.circuits) & {*self.models, *of_plans}:
             raise ValueError(f"a circuit file is called {min(taken)!r}, like a circuit that is found")
+        if taken := set(self.variants) & of_plans:
+            raise ValueError(f"a variant is called {min(taken)!r}, like a circuit of the base")
         for title, steps in self.series.items():
             if unknown := set(steps) - set(self.models):
                 models = choices(min(unknown), self.models)
@@ -92,10 +125,6 @@ class CommonSettings(Settings):
     def models(self) -> dict[str, ModelSettings]:
         """The base under its own name, then the variants."""
         return {self.base.name: self.base, **self.variants}
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        return (self.device,) if isinstance(self.device, str) else self.device
 
 
 class _Plans(Settings):

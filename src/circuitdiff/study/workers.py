@@ -214,7 +214,7 @@ class Workers:
 
 def local_workers(settings: CommonSettings, n: int, monitor: Monitor) -> list[Worker]:
     """This process alone, or `n` others, each with its device, in turn, and its share of the threads."""
-    devices = settings.devices
+    devices = settings.device
     if n == 1:
         return [ThisProcess(settings, devices[0], monitor)]
     n_threads = max(1, torch.get_num_threads() // n)
