@@ -232,6 +232,7 @@ def test_a_model_that_ties_its_head_is_grafted_as_if_it_did_not(swap):
     expected, found = (graft(*((other, each) if swap else (each, other)), CIRCUIT, pairs) for each in (apart, one))
     assert found.order == expected.order
     assert "unembedding" in found.order
+    assert one.module.lm_head.weight is one.module.model.embed_tokens.weight, "a later graft finds it as it was"
     for subset, run in expected.runs.items():
         torch.testing.assert_close(found.runs[subset].log_probs, run.log_probs, rtol=1e-12, atol=1e-12)
 

@@ -171,7 +171,7 @@ def plan(select: object) -> dict:
         ({"minimality": {"promts": 3}}, r"minimality: there is no key 'promts' here \(did you mean 'prompts'\?"),
         ({"cross_model": {"heads": "yes"}}, "cross_model.heads: expected true or false; got 'yes'"),
         ({"variants": {"chat": "base+"}}, "variants.chat: expected SOURCE or SOURCE.ADAPTER; got 'base.'"),
-        ({"device": "banana"}, "device: expected one of torch's devices, such as cpu, cuda or cuda:1; got 'banana'"),
+        ({"device": "banana"}, "device.0: expected one of torch's devices, such as cpu, cuda or cuda:1; got 'banana'"),
         ({"device": []}, "device: .*at least 1 item"),
         ({"device": ["cpu", "cuda"]}, "device: expected devices of one kind; got cpu and cuda"),
         (

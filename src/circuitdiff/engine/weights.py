@@ -77,12 +77,17 @@ def swapped(model: Model, slices: Sequence[Slice], donor: Model) -> Iterator[Non
         yield
 
 
-def untie(model: Model) -> None:
-    """Gives the unembedding weights of its own, with the same numbers, where the model ties it to the embeddings."""
-    head = model.module.get_output_embeddings()
-    if head is not None and is_tied(model):
-        head.weight = nn.Parameter(head.weight.data.clone(), requires_grad=False)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        model.module.config.get_text_config().tie_word_embeddings = False
+@contextmanager
+def untied(model: Model) -> Iterator[None]:
+    """In this block the unembedding, tied to the embeddings before and after, has weights of its own, equal ones."""
+    head, config = model.module.get_output_embeddings(), model.module.config.get_text_config()
+    shared, setting = head.weight, config.tie_word_embeddings  # pyright: ignore[reportOptionalMemberAccess]
+    head.weight = nn.Parameter(shared.data.clone(), requires_grad=False)  # pyright: ignore
+    config.tie_word_embeddings = False
+    try:
+        yield
+    finally:
+        head.weight, config.tie_word_embeddings = shared, setting  # pyright: ignore
 
 
 def is_tied(model: Model) -> bool:

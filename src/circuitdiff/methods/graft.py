@@ -11,7 +11,8 @@ caused a gain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,7 +32,7 @@ from circuitdiff.engine.weights import (
     is_tied,
     sharing_heads,
     swapped,
-    untie,
+    untied,
 )
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation, Score, answers_readout, evaluation_of, scored
@@ -245,12 +246,12 @@ def graft_several(
     check_pairs(recipient, pairs)
     check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
     _check_dtypes(donor, recipient)
-    _untie_both(donor, recipient)
-    divided = [_Divided.of(donor, recipient, each) for each in wanted]
-    everything = [piece for part in divided[0].parts.values() for piece in part.slices]
-    error = _whole_graft_error(donor, recipient, everything, pairs)
-    mixtures = list(dict.fromkeys(mixture for each in divided for mixture in each.mixtures.values()))
-    answers = dict(zip(mixtures, _answers(donor, recipient, mixtures, pairs, progress), strict=True))
+    with _alike_untied(donor, recipient):
+        divided = [_Divided.of(donor, recipient, each) for each in wanted]
+        everything = [piece for part in divided[0].parts.values() for piece in part.slices]
+        error = _whole_graft_error(donor, recipient, everything, pairs)
+        mixtures = list(dict.fromkeys(mixture for each in divided for mixture in each.mixtures.values()))
+        answers = dict(zip(mixtures, _answers(donor, recipient, mixtures, pairs, progress), strict=True))
     return [
         Graft(
             order=each.order,
@@ -281,9 +282,9 @@ def graft_alone(
     check_pairs(recipient, pairs)
     check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
     _check_dtypes(donor, recipient)
-    _untie_both(donor, recipient)
-    mixtures = [Mixture(head_part(recipient, group, projections).slices) for group in groups]
-    return _answers(donor, recipient, mixtures, pairs, progress)
+    with _alike_untied(donor, recipient):
+        mixtures = [Mixture(head_part(recipient, group, projections).slices) for group in groups]
+        return _answers(donor, recipient, mixtures, pairs, progress)
 
 
 _RECIPIENT, _DONOR = Mixture(()), Mixture((), inverted=True)
@@ -363,11 +364,17 @@ def _ordered(parts: Mapping[str, Part], order: Sequence[str] | None, *, per_head
     return (*chosen, *rest)
 
 
-def _untie_both(donor: Model, recipient: Model) -> None:
-    """An adapter of the head alone unties it: then both models have the same parts only if neither ties them."""
-    if is_tied(donor) != is_tied(recipient):
-        untie(donor)
-        untie(recipient)
+@contextmanager
+def _alike_untied(donor: Model, recipient: Model) -> Iterator[None]:
+    """An adapter of the head alone unties it: then both models have the same parts only if neither ties them.
+
+    Afterwards each is as it was: with another variant the parts of a graft would otherwise depend on this one.
+    """
+    if is_tied(donor) == is_tied(recipient):
+        yield
+    else:
+        with untied(donor if is_tied(donor) else recipient):
+            yield
 
 
 def _check_dtypes(donor: Model, recipient: Model) -> None:
