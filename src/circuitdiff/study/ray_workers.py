@@ -77,6 +77,18 @@ def ray_workers(settings: CommonSettings, address: str, n: int) -> Iterator[list
             f"there is no Ray cluster at {address!r} ({type(error).__name__}); give its address, or local"
         ) from error
     try:
+        _check_room(ray, settings, n, n_threads)
         yield [RayWorker(ray, settings, settings.device[i % len(settings.device)], n_threads) for i in range(n)]
     finally:
         ray.shutdown()
+
+
+def _check_room(ray: Any, settings: CommonSettings, n: int, n_threads: int) -> None:
+    """Raises: InputError if the cluster has too few processors or GPUs: its workers would be waited for, for ever."""
+    on_gpu = torch.device(settings.device[0]).type != "cpu"
+    has, needs = ray.cluster_resources(), {"CPU": n * n_threads} | ({"GPU": n} if on_gpu else {})
+    for what, number in needs.items():
+        if has.get(what, 0) < number:
+            raise InputError(
+                f"{n} workers need {number} {what}s, and the Ray cluster has {has.get(what, 0):g}; give fewer --workers"
+            )
