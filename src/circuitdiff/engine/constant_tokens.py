@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, handled_by
-from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, rows_at_once
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import Keywords, cut, run_layer
 from circuitdiff.engine.window_attention import Prefix
 
+_ROWS = 64  # tokens that are run at once
 _SHARE = 0.25  # of the memory may hold what is remembered
 
 
@@ -47,7 +48,6 @@ class ConstantTokens:
     ):
         self.model = model
         self.constants = constants
-        self._rows_at_once = rows_at_once(model, memory_gb)
         self._gb_per_token = 2 * model.n_layers * model.n_kv_heads * model.d_head * model.dtype.itemsize / 2**30
         self._most = int(_SHARE * memory_gb / self._gb_per_token)
         self._forget()
@@ -95,12 +95,15 @@ class ConstantTokens:
         example = torch.empty_like(distinct)  # some place of the batch that has this key
         example[member.flatten()] = torch.arange(keys.numel(), device=keys.device)
         example = example[~torch.isin(distinct, self._keys)]
-        for places in example.split(self._rows_at_once) if len(example) else ():
-            prompt, position = places // len(columns), columns[places % len(columns)]
+        for places in example.split(_ROWS) if len(example) else ():
+            # A product of another number of rows is rounded otherwise, so that what is known already, which is what ran
+            # before in this process, would show in the last digits: it is always the same number.
+            rows = places.repeat(-(-_ROWS // len(places)))[:_ROWS]
+            prompt, position = rows // len(columns), columns[rows % len(columns)]
             constants = self.constants[:, torch.zeros_like(prompt) if self.shared else prompt, position]
             k, v = run_constant(self.model, resid[prompt, position], position, constants, keywords)
-            self._k = [torch.cat(parts) for parts in zip(self._k, k, strict=True)]
-            self._v = [torch.cat(parts) for parts in zip(self._v, v, strict=True)]
+            self._k = [torch.cat([known, new[: len(places)]]) for known, new in zip(self._k, k, strict=True)]
+            self._v = [torch.cat([known, new[: len(places)]]) for known, new in zip(self._v, v, strict=True)]
             self._keys = torch.cat([self._keys, keys.flatten()[places]])
 
 
