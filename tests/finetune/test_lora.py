@@ -37,7 +37,7 @@ def changed_rows(before, after, name, by_column=False):
 
 
 def test_only_the_named_heads_projections_change():
-    lora = Lora(2, 4, ("q_proj", "k_proj", "v_proj", "o_proj"), heads=(Head(1, 4), Head(2, 0)))
+    lora = Lora(rank=2, alpha=4, targets=("q_proj", "k_proj", "v_proj", "o_proj"), heads=(Head(1, 4), Head(2, 0)))
     before, after = tuned(lora)
     layer = "model.layers.{}.self_attn.{}.weight"
     assert changed_rows(before, after, layer.format(1, "q_proj")) == {4}
@@ -49,7 +49,7 @@ def test_only_the_named_heads_projections_change():
 
 
 def test_a_silenced_head_stays_silent_through_training():
-    _, after = tuned(Lora(2, 4, ("o_proj", "up_proj")), silenced=(Head(0, 5), Head(2, 1)))
+    _, after = tuned(Lora(rank=2, alpha=4, targets=("o_proj", "up_proj")), silenced=(Head(0, 5), Head(2, 1)))
     layer = "model.layers.{}.self_attn.o_proj.weight"
     for number, head in ((0, 5), (2, 1)):
         columns = after[layer.format(number)].unflatten(1, (6, 4))
@@ -71,12 +71,19 @@ def test_silence_is_what_a_head_without_output_does():
     torch.testing.assert_close(answer_logits(silent, data), answer_logits(plain, data))
 
 
+def small(**chosen) -> Lora:
+    return Lora(rank=2, alpha=4, **chosen)
+
+
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        (Lora(2, 4, ("up_proj",), heads=(Head(0, 0),)), r"targets among q_proj, k_proj, v_proj, o_proj; got 'up_proj'"),
-        (Lora(2, 4, ("q_proj",), heads=(Head(3, 0),)), r"no head 3\.0; it has 3 layers of 6"),
-        (Lora(2, 4, ("q_proj",), layers=(0,), heads=(Head(0, 0),)), r"either layers or heads"),
+        (
+            Lora(rank=2, alpha=4, targets=("up_proj",), heads=(Head(0, 0),)),
+            r"targets among q_proj, k_proj, v_proj, o_proj; got 'up_proj'",
+        ),
+        (small(targets=("q_proj",), heads=(Head(3, 0),)), r"no head 3\.0; it has 3 layers of 6"),
+        (small(targets=("q_proj",), layers=(0,), heads=(Head(0, 0),)), r"either layers or heads"),
     ],
 )
 def test_heads_that_cannot_be_tuned_are_refused(lora, message):

@@ -11,12 +11,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
+from circuitdiff.config.settings import Count, CountOrZero, Seed
 from circuitdiff.errors import InputError
 from circuitdiff.finetune.examples import Examples
 from circuitdiff.finetune.saving import CurvePoint, load_state, save_state
@@ -29,15 +31,15 @@ _LARGEST_GRADIENT = 1.0  # gradients longer than this are shortened to it, as tr
 class Training:
     """Settings of one run. The learning rate rises linearly over `warmup` steps, then falls linearly to zero."""
 
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup: int
-    seed: int
-    weight_decay: float = 0.0
-    evaluate_every: int | None = None  # None: only at the end
-    target_accuracy: float | None = None  # stop once the held-out accuracy reaches it; None: never early
-    checkpoint_every: int | None = None
+    steps: Count
+    batch: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup: CountOrZero = 0
+    seed: Seed = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    evaluate_every: Count | None = None  # None: only at the end
+    target_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # stop once held-out accuracy reaches it
+    checkpoint_every: Count | None = 10
     stored_as: Literal["float16", "bfloat16"] = "float16"
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool
 from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -73,9 +75,9 @@ class Lora:
     that several query heads share changes for all of them.
     """
 
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    rank: Annotated[int, Field(ge=1, le=10_000)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16
     layers: tuple[int, ...] | None = None
     heads: tuple[Head, ...] | None = None
 

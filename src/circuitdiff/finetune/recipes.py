@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.config.reading import read_json, read_yaml
-from circuitdiff.config.settings import Count, CountOrZero, FolderName, ModelSettings, Seed, Settings
+from circuitdiff.config.settings import Count, FolderName, ModelSettings, Seed, Settings
 from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices
 from circuitdiff.finetune.data import generate
@@ -41,29 +42,11 @@ class CircuitHeads(Settings):
 Heads = tuple[tuple[int, int], ...] | CircuitHeads
 
 
-class LoraSettings(Settings):
-    """See `finetune.lora.Lora`; heads are [layer, index], or those of a circuit file."""
+@dataclass(frozen=True)
+class RecipeLora(Lora):
+    """Its heads are [layer, index], or those of a circuit file."""
 
-    rank: int = Field(8, ge=1, le=10_000)
-    alpha: float = Field(16, gt=0)
-    targets: tuple[str, ...] = Field(min_length=1)
-    layers: tuple[int, ...] | None = None
-    heads: Heads | None = None
-
-
-class TrainingSettings(Settings):
-    """See `finetune.loop.Training`."""
-
-    steps: Count
-    batch: Count
-    learning_rate: float = Field(gt=0)
-    warmup: CountOrZero = 0
-    seed: Seed = 0
-    weight_decay: float = Field(0.0, ge=0)
-    evaluate_every: Count | None = None
-    target_accuracy: float | None = Field(None, gt=0, le=1)
-    checkpoint_every: Count | None = 10
-    stored_as: Literal["float16", "bfloat16"] = "float16"
+    heads: Heads | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class DataSettings(Settings):
@@ -96,9 +79,9 @@ class Recipe(Settings):
     name: FolderName
     base: ModelSettings
     method: Literal["lora", "full"] = "lora"
-    lora: LoraSettings | None = None
+    lora: RecipeLora | None = None
     ablated: Heads | None = None  # heads taken out of the base, for good: the result is then a whole model
-    training: TrainingSettings
+    training: Training
     data: DataSettings
     held_out: DataSettings | Count  # a number: so many of the data's last, kept out of training
     test: DataSettings | None = None  # only measured, once, at the end
@@ -149,7 +132,7 @@ def run_recipe(
         model,
         data,
         held_out,
-        Training(**recipe.training.model_dump()),
+        recipe.training,
         identity=recipe.model_dump_json(exclude={"training", "test"}),
         state=out / "checkpoint.safetensors",
         progress=lambda p: monitor(title, p.step, p.n_steps),
@@ -218,10 +201,8 @@ def _trainable(recipe: Recipe, base: Source, folder: Path) -> nn.Module:
     silence(base.model, ablated)
     if recipe.lora is None:
         return base.model.requires_grad_(True)
-    wanted = recipe.lora
-    heads = None if wanted.heads is None else _heads(wanted.heads, folder)
-    lora = Lora(wanted.rank, wanted.alpha, wanted.targets, wanted.layers, heads)
-    return add_lora(base.model, lora, recipe.training.seed, ablated)
+    heads = None if recipe.lora.heads is None else _heads(recipe.lora.heads, folder)
+    return add_lora(base.model, Lora(**{**vars(recipe.lora), "heads": heads}), recipe.training.seed, ablated)
 
 
 def _heads(wanted: Heads | None, folder: Path) -> tuple[Head, ...]:
