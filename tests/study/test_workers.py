@@ -112,8 +112,9 @@ def test_an_error_in_a_worker_is_raised_with_its_message(started, kind, message)
 def test_a_worker_that_is_killed_is_lost_and_there_again_for_the_next_call(started, tmp_path):
     main = started("once")
     os.kill(int(waited_for(tmp_path / "worker")), signal.SIGKILL)
-    out, _ = main.communicate(timeout=120)
+    out, err = main.communicate(timeout=120)
     assert out.splitlines() == ["lost: a worker process was killed (too little memory?)", "done"]
+    assert err == ""
 
 
 def test_ctrl_c_is_heard_by_the_first_process_alone_and_ends_all(started, tmp_path):
@@ -121,8 +122,8 @@ def test_ctrl_c_is_heard_by_the_first_process_alone_and_ends_all(started, tmp_pa
     os.kill(int(waited_for(tmp_path / "imports")), signal.SIGINT)
     worker = int(waited_for(tmp_path / "worker"))  # it imported torch, and works
     os.killpg(main.pid, signal.SIGINT)
-    out, _ = main.communicate(timeout=60)
-    assert out.splitlines() == ["KeyboardInterrupt: "]
+    out, err = main.communicate(timeout=60)
+    assert (out.splitlines(), err) == (["KeyboardInterrupt: "], "")
     ends = time.monotonic() + 30
     while alive(worker) and time.monotonic() < ends:
         time.sleep(0.1)

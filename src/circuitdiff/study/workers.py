@@ -86,10 +86,9 @@ class LocalProcess:
     def end(self) -> None:
         if self._pool is None:
             return
-        processes = list((self._pool._processes or {}).values())  # a shutdown alone waits for its work
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
+        for process in list((self._pool._processes or {}).values()):  # a shutdown alone waits for its work
             process.kill()
+        self._pool.shutdown(cancel_futures=True)
         self._pool = None
 
 
