@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import circuitdiff.finetune.recipes
 from circuitdiff.errors import InputError
 from circuitdiff.finetune.examples import read_examples
 from circuitdiff.finetune.loop import (
@@ -128,6 +130,24 @@ def test_what_a_recipe_made_is_made_once_and_again_when_the_recipe_changes(recip
     first = (tmp_path / "runs/tiny/adapter/adapter_model.safetensors").read_bytes()
     made_by(recipe(training=RECIPE["training"] | {"seed": 7}))
     assert (tmp_path / "runs/tiny/adapter/adapter_model.safetensors").read_bytes() != first
+
+
+def test_two_who_need_the_same_recipe_make_it_once(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, runs, run = recipe(), [], circuitdiff.finetune.recipes.run_recipe
+
+    def counted(*arguments: object) -> object:
+        runs.append(1)
+        return run(*arguments)
+
+    monkeypatch.setattr(circuitdiff.finetune.recipes, "run_recipe", counted)
+    both = [Thread(target=made_by, args=(path,)) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(120)
+    assert runs == [1]
+    assert is_made(path)
 
 
 def test_what_a_recipe_made_is_made_again_when_its_base_is_another(recipe, tmp_path, monkeypatch):

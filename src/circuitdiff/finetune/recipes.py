@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from scipy.stats import binomtest
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from circuitdiff.cache.locks import locked
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.config.reading import read_json, read_yaml
 from circuitdiff.config.settings import Count, FolderName, ModelSettings, Seed, Settings
@@ -30,6 +32,8 @@ from circuitdiff.models.family_registry import sha256_of
 from circuitdiff.models.fingerprint import origin_of
 from circuitdiff.models.sources import Source, read_source
 from circuitdiff.tasks import get_task
+
+_PATIENCE = 60.0  # seconds between two looks whether another process is done
 
 
 class CircuitHeads(Settings):
@@ -147,6 +151,16 @@ def run_recipe(
     return summary
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Waits until no other process makes the same; in this block none does."""
+    while True:
+        with locked(out.parent / "locks", [out.name], _PATIENCE) as ours:
+            if ours:
+                yield
+                return
+
+
 def made_by(
     path: str | Path, monitor: Callable[[str, int, int], None] = lambda *_: None
 ) -> tuple[str, tuple[str, ...]]:
@@ -156,8 +170,9 @@ def made_by(
     """
     recipe = read_recipe(path)
     out = Path("runs") / recipe.name
-    if not _made(recipe, _inputs(recipe, Path(path).parent), out):
-        run_recipe(path, out, monitor)
+    with _alone(out):
+        if not _made(recipe, _inputs(recipe, Path(path).parent), out):
+            run_recipe(path, out, monitor)
     if (out / "model").is_dir():
         return str(out / "model"), ()
     return recipe.base.source, (*recipe.base.adapters, str(out / "adapter"))
