@@ -18,8 +18,7 @@ from circuitdiff.models.loading import as_model
 from circuitdiff.planted import Planted, build_planted
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.selection import Discoveries
-from circuitdiff.tasks import entity_tracking
-from circuitdiff.tasks.entity_tracking import EntityTracking
+from circuitdiff.tasks import TemplateTask, entity_tracking
 
 Number = Annotated[float, BeforeValidator(lambda value: np.nan if value is None else value)]  # nan is null in JSON
 
@@ -102,7 +101,7 @@ PLAN = Plan(
 NAME_BINDERS = Stage("name_binder", "previous_query_label", RULE, "v", "value_fetcher", "last")
 
 
-def task() -> EntityTracking:
+def task() -> TemplateTask:
     return entity_tracking()
 
 

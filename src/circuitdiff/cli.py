@@ -133,15 +133,15 @@ def check(
 
 @app.command()
 def prompts(
-    task: Annotated[str, typer.Argument(help="A built-in task, like entity-tracking.")],
+    task: Annotated[str, typer.Argument(help="A built-in task, like entity-tracking, or a task file.")],
     model: Annotated[str, typer.Option(help="Whose tokenizer to use.")] = "smollm2",
     n: Annotated[int, typer.Option("-n", help="How many pairs to show.")] = 3,
     seed: int = 0,
     split: str = "evaluation",
-    counterfactual: str = "unrelated",
+    counterfactual: str | None = None,
 ) -> None:
     """Show prompts with their roles marked, and each one's counterfactual under it."""
-    built = get_task(task.replace("-", "_"))
+    built = get_task(task)
     tokenizer = read_outline(model).tokenizer
     pairs = built.sample(tokenizer, n, seed, split, counterfactual=counterfactual)
     for i in range(n):
@@ -153,7 +153,7 @@ def prompts(
 
 @app.command()
 def accuracy(
-    task: Annotated[str, typer.Argument(help="A built-in task, like entity-tracking.")],
+    task: Annotated[str, typer.Argument(help="A built-in task, like entity-tracking, or a task file.")],
     models: Annotated[list[str], typer.Argument(help="Models; SOURCE+ADAPTER merges an adapter.")],
     n: Annotated[int, typer.Option("-n", help="How many prompts, each a scenario of its own.")] = 500,
     split: str = "evaluation",
@@ -168,7 +168,7 @@ def accuracy(
     try:
         with progress() as monitor:
             chosen = {"n_prompts": n, "split": split, "seed": seed, "dtype": dtype, "device": device}
-            for row in accuracies(task.replace("-", "_"), models, **chosen, monitor=monitor):
+            for row in accuracies(task, models, **chosen, monitor=monitor):
                 rows.append(row)  # shown even if a later model cannot be loaded
     finally:
         if rows:

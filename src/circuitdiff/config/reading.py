@@ -54,12 +54,12 @@ _SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any], str]] = {  # fo
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises: InputError naming the line."""
-    return parse_yaml(_text(path, _LARGEST_YAML, "YAML"), str(path))
+    return parse_yaml(read_text(path, "YAML", _LARGEST_YAML), str(path))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The mapping in a JSON file. Raises: InputError naming the line where there is one."""
-    return parse_json(_text(path, _LARGEST_JSON, "JSON"), str(path))
+    return parse_json(read_text(path, "JSON"), str(path))
 
 
 def read_jsonl(path: str | Path, most: int | None = None) -> list[tuple[str, dict[str, Any]]]:
@@ -67,9 +67,7 @@ def read_jsonl(path: str | Path, most: int | None = None) -> list[tuple[str, dic
 
     Raises: InputError naming the line.
     """
-    lines = enumerate(
-        _text(path, _LARGEST_JSON, "JSONL").split("\n"), 1
-    )  # splitlines() would split inside strings, too
+    lines = enumerate(read_text(path, "JSONL").split("\n"), 1)  # splitlines() would split inside strings, too
     written = [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
     return [(origin, parse_json(line, origin)) for origin, line in written[:most]]
 
@@ -153,7 +151,7 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
         raise InputError(f"{origin} is not YAML: {error}") from error
 
 
-def _text(path: str | Path, largest: int, kind: str) -> str:
+def read_text(path: str | Path, kind: str, largest: int = _LARGEST_JSON) -> str:
     """Only of regular files: a device or a pipe may never end."""
     if not os.path.exists(path):
         raise InputError(no_such_path(path))

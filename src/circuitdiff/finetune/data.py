@@ -6,6 +6,7 @@ import inspect
 import operator
 import string
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import chain, islice
 from random import Random
 from typing import NamedTuple
@@ -13,9 +14,9 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices
-from circuitdiff.tasks.entity_tracking import entity_tracking, prompt_for
+from circuitdiff.tasks import entity_tracking
 from circuitdiff.tasks.scenarios import Question, draw_questions
-from circuitdiff.tasks.template import one_token_words
+from circuitdiff.tasks.tokens import one_token_words
 from circuitdiff.vocabulary import TRAIN_OBJECTS
 
 
@@ -131,14 +132,13 @@ def next_box(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int, spl
     After the last box comes the first.
     """
     task = entity_tracking()
-    vocabulary = (tuple(task.usable_objects(tokenizer, split).ids), tuple(task.usable_labels(tokenizer).ids))
-    drawn = draw_questions(("next box", split, seed), split, vocabulary, task.n_boxes, 1)
-    return [_next_object(question) for question in islice(chain.from_iterable(drawn), n_examples)]
+    drawn = draw_questions(("next box", split, seed), split, task.pools(tokenizer, split), 1)
+    questions = islice(chain.from_iterable(drawn), n_examples)
+    return [TextExample(task.text(each), task.right_answer(_next_item(each))) for each in questions]
 
 
-def _next_object(question: Question) -> TextExample:
-    objects = question.context.objects
-    return TextExample(prompt_for(question).text, f" {objects[(question.queried + 1) % len(objects)]}")
+def _next_item(question: Question) -> Question:
+    return replace(question, asked=(question.asked + 1) % len(question.scenario.items[0]))
 
 
 GENERATORS: Mapping[str, Callable[..., list[TextExample]]] = {

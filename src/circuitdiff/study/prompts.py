@@ -99,7 +99,7 @@ class PromptSource:
             self._settings.seed,
             _SPLITS.get(split, split),
             queries_per_scenario or sizes.queries_per_scenario,
-            counterfactual="unrelated" if split == "means" else sizes.counterfactual,
+            counterfactual=None if split == "means" else sizes.counterfactual,
         )
 
     def _drawn(self, of: TriplesOf) -> dict[TriplesOf, Triples]:

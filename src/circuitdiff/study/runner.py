@@ -23,7 +23,7 @@ from circuitdiff.study.plan import PlannedCost, Sizes, planned_cost
 from circuitdiff.study.preflight import check_study, outlined
 from circuitdiff.study.registry import SECTIONS, Results, options_of, planned_parts, results_bytes
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, StudyHeader, example_of, model_result
-from circuitdiff.study.settings import CommonSettings, plans_of
+from circuitdiff.study.settings import CommonSettings, plans_of, task_of
 from circuitdiff.study.workers import Monitor, ThisProcess, Worker, Workers
 
 _SETTINGS = "settings.json"
@@ -105,7 +105,7 @@ async def _results(
     base = await study.facts(study.base)
     return Results(
         schema_version=SCHEMA_VERSION,
-        study=StudyHeader(settings.name, settings.task.name, settings.seed, settings.model_dump(mode="json")),
+        study=StudyHeader(settings.name, study.task.name, settings.seed, settings.model_dump(mode="json")),
         versions=dict(versions()),
         warnings=tuple(study.warnings),
         checks=tuple(study.checks),
@@ -139,7 +139,7 @@ def _check_folder(folder: Path, study: str) -> None:
 
 def files_of(settings: CommonSettings) -> dict[str, Any]:
     """Settings, versions, our own code, and the files that the study names, as they are now."""
-    named = [str(path) for path in settings.circuits.values()]
+    named = [str(path) for path in (*settings.circuits.values(), *task_of(settings).files)]
     for section in SECTIONS:
         options = options_of(settings, section)
         named += section.files(options) if options is not None else ()

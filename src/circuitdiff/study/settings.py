@@ -22,7 +22,7 @@ from circuitdiff.config.settings import (
 from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.discovery import Plan
-from circuitdiff.tasks import Task, get_task
+from circuitdiff.tasks import Task, get_task, is_task_file
 
 
 def _check_device(name: str) -> str:
@@ -55,7 +55,7 @@ Devices = Annotated[
 
 
 class TaskSettings(Settings):
-    """A built-in task, or only its name; options are the arguments of its function in `circuitdiff.tasks`."""
+    """A built-in task, or the path of a task file; a lone text will do. Options are those that its file names."""
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -65,6 +65,12 @@ class TaskSettings(Settings):
     def _a_lone_text_is_a_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    def seen_from(self, folder: Path) -> TaskSettings:
+        """The same with a path, which is relative to the file in `folder` that names it, as seen from here."""
+        if not is_task_file(self.name) or self.name.startswith("~"):
+            return self
+        return self.model_copy(update={"name": str(folder / self.name)})
+
 
 class PromptSettings(Settings):
     """How many prompts each purpose gets; all splits are disjoint."""
@@ -72,9 +78,9 @@ class PromptSettings(Settings):
     discovery: Prompts = 100
     replication: Prompts = 100  # for stages that want their discoveries replicated
     evaluation: Prompts = 300
-    means: Prompts = 300  # their counterfactuals are always unrelated prompts
+    means: Prompts = 300  # their counterfactuals are always of the task's first kind
     queries_per_scenario: Count = 1
-    counterfactual: str = "unrelated"  # one of the task's kinds; an unknown one is refused with a list of them
+    counterfactual: str | None = None  # one of the task's kinds; None: its first
 
 
 class CommonSettings(Settings):

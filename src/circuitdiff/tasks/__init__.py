@@ -1,36 +1,83 @@
-"""Tasks: prompt pairs whose tokens have named roles."""
+"""Tasks: prompt pairs whose tokens have named roles, each written as a file."""
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from pydantic import ConfigDict, ValidationError, validate_call
-
-from circuitdiff.config.validation import fault
+from circuitdiff.config.reading import looks_like_path, no_such_path, read_yaml
 from circuitdiff.errors import InputError, choices
-from circuitdiff.tasks.desiderata import Desideratum, read_triples, sample_triples
-from circuitdiff.tasks.entity_tracking import entity_tracking
-from circuitdiff.tasks.ioi import ioi
+from circuitdiff.tasks.desiderata import sample_triples
+from circuitdiff.tasks.reading import read_template
+from circuitdiff.tasks.table import TABLES, TableTask, read_table
 from circuitdiff.tasks.task import Task
+from circuitdiff.tasks.template import TemplateTask
+from circuitdiff.tasks.triples_file import read_triples
 
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-_TASKS = {"entity_tracking": entity_tracking, "ioi": ioi}
+FILES = Path(__file__).parent / "files"
+_YAML = (".yaml", ".yml")
+
+
+def built_in() -> list[str]:
+    """The names of the tasks that come with the package."""
+    return sorted(path.stem for path in FILES.glob("*.yaml"))
 
 
 def get_task(name: str, **options: object) -> Task:
-    """The built-in task of that name.
+    """A built-in task by its name, or the task of a file by its path.
 
-    Raises: InputError if the name is unknown, or an option is unknown or of the wrong type.
+    Raises: InputError if there is no such task, its file is wrong, or an option is unknown or of the wrong type.
     """
-    if name not in _TASKS:
-        raise InputError(f"unknown task {name!r}{choices(name, _TASKS)}")
-    known = inspect.signature(_TASKS[name]).parameters
-    if unknown := sorted(set(options) - set(known)):
-        raise InputError(f"task {name!r} has no option {unknown[0]!r}{choices(unknown[0], known)}")
-    try:
-        return validate_call(config=_STRICT)(_TASKS[name])(**options)  # pyright: ignore[reportArgumentType]
-    except ValidationError as error:
-        raise InputError(f"task {name!r}, option {fault(error)}") from error
+    if is_task_file(name):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise InputError(no_such_path(path))
+        return _read(path, options)
+    known = built_in()
+    plain = name.replace("-", "_")
+    if plain not in known:
+        raise InputError(f"unknown task {name!r}{choices(plain, known)}, or give the path of a task file")
+    return read_template(FILES / f"{plain}.yaml", options)
 
 
-__all__ = ["Desideratum", "Task", "entity_tracking", "get_task", "ioi", "read_triples", "sample_triples"]
+def is_task_file(name: str) -> bool:
+    """Whether a task is named by a path and not by its name."""
+    return name.endswith((*_YAML, *TABLES)) or looks_like_path(name)
+
+
+def _read(path: Path, options: Mapping[str, object]) -> Task:
+    if path.suffix not in TABLES and "table" not in read_yaml(path):
+        return read_template(path, options)
+    if options:
+        raise InputError(f"{path}: a table has no options; got {', '.join(options)}")
+    return read_table(path)
+
+
+def entity_tracking(n_boxes: int = 7, **words: Iterable[str]) -> TemplateTask:
+    """Which object is in the box asked for? With `n_boxes` boxes and, if given, other objects, train_objects, labels.
+
+    Raises: InputError if there are fewer than two boxes, or an object serves both training and evaluation.
+    """
+    return read_template(FILES / "entity_tracking.yaml", {"n_boxes": n_boxes, **words})
+
+
+def ioi(**words: Iterable[str]) -> TemplateTask:
+    """Which of two people was given something? If given, with other names, train_names, places and objects.
+
+    Raises: InputError if a name serves both training and evaluation.
+    """
+    return read_template(FILES / "ioi.yaml", words)
+
+
+__all__ = [
+    "TableTask",
+    "Task",
+    "TemplateTask",
+    "built_in",
+    "entity_tracking",
+    "get_task",
+    "ioi",
+    "is_task_file",
+    "read_triples",
+    "sample_triples",
+]

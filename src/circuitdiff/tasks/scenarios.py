@@ -1,6 +1,6 @@
-"""Things in labelled boxes: contexts, questions about them, their counterfactuals, and how they are written.
+"""Scenarios of a template task, drawn: which words fill the fields, what is asked, and which split that belongs to.
 
-`The apple is in Box F, the book is in Box K. Box F contains the`.
+Every draw has a generator of its own name, so that a prompt depends on neither how many follow nor what is asked of it.
 """
 
 from __future__ import annotations
@@ -11,55 +11,65 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from circuitdiff.errors import InputError, choices
-from circuitdiff.tasks.template import Piece, Prompt
+from circuitdiff.tasks.changes import Change, ChangeRule, draw_changes
 
 SPLITS = ("train", "discovery", "replication", "mask", "evaluation")
-COUNTERFACTUALS = ("unrelated", "other_query", "objects_swapped", "labels_swapped")
-_MOST_PROMPTS = 1_000_000  # hours to draw; more is a slip of the pen
 MOST_DRAWS = 2000  # one in five hits its split; 0.8 ** 2000 is nothing, so failing means that none is left
-SEGMENT_SLOTS = ("article", "object", "after_object", "in", "box", "label", "after_label")
-QUERY_SLOTS = ("query_box", "query_label", "after_query_label", "last")
-QUERIED = {
-    "previous_query_label": "label",
-    "after_previous_query_label": "after_label",
-    "correct_object": "object",
-    "after_correct_object": "after_object",
-}
-OTHER = {
-    "other_label": "label",
-    "after_other_label": "after_label",
-    "other_object": "object",
-    "after_other_object": "after_object",
-}
+_MOST_PROMPTS = 1_000_000  # hours to draw; more is a slip of the pen
 
 
 @dataclass(frozen=True)
-class Context:
-    """Which object is in the box of which label, segment by segment."""
+class Scenario:
+    """The words of a prompt: of each item by field, of the single fields, and of things that changes put in."""
 
-    objects: tuple[str, ...]
-    labels: tuple[str, ...]
+    wording: int
+    items: tuple[tuple[str, ...], ...]  # [field][item]
+    draws: tuple[str, ...]  # [single field]
+    things: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     @property
-    def split(self) -> str:
-        """The one split to which this combination of objects and labels belongs, in whatever order."""
-        return split_of([*sorted(self.objects), *sorted(self.labels)])
+    def words(self) -> list[str]:
+        """What decides the split: the items' words in any order, or the single words where nothing is listed."""
+        return [word for words in self.items for word in sorted(words)] if self.items else list(self.draws)
+
+    @property
+    def unordered(self) -> tuple[object, ...]:
+        """The same for scenarios that only list their items in another order."""
+        return (self.wording, frozenset(zip(*self.items, strict=True)), self.draws, self.changes)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A context, and the label asked for."""
+    """A scenario, and which of its items is asked for."""
 
-    context: Context
-    label: str
-    queried: int  # the segment of that label; where the context lacks it, the segment that stands in
-    other: int  # a wrong segment, for controls
+    scenario: Scenario
+    asked: int  # the item; where `given` is a word of no item, the one that stands in
+    other: int  # a wrong item, for controls
+    given: str | None = None  # in place of the word that names the item asked for: a word that no item has
 
-    @property
-    def answer(self) -> str | None:
-        """The object in the box asked for, if there is such a box."""
-        there_is = self.context.labels[self.queried] == self.label
-        return self.context.objects[self.queried] if there_is else None
+
+@dataclass(frozen=True)
+class Pools:
+    """The words to draw from: of each field of the items, and of each single field, with the fields' names.
+
+    Fields of the same category get different words; `categories` names them, items' first.
+    """
+
+    n_items: int
+    item_fields: tuple[str, ...]
+    single_fields: tuple[str, ...]
+    categories: tuple[str, ...]
+    items: tuple[tuple[str, ...], ...]
+    draws: tuple[tuple[str, ...], ...]
+    n_wordings: int = 1
+    changes: ChangeRule | None = None
+
+    def without(self, scenario: Scenario) -> Pools:
+        """The same without the words of a scenario."""
+        used = {word for words in scenario.items for word in words} | {*scenario.draws, *scenario.things}
+        left = [tuple(word for word in pool if word not in used) for pool in (*self.items, *self.draws)]
+        return replace(self, items=tuple(left[: len(self.items)]), draws=tuple(left[len(self.items) :]))
 
 
 def split_of(words: Sequence[str]) -> str:
@@ -68,133 +78,161 @@ def split_of(words: Sequence[str]) -> str:
     return SPLITS[int.from_bytes(digest[:8], "big") % len(SPLITS)]
 
 
-def check_options(
-    n_prompts: int, split: str, n_queries: int, most_queries: int, counterfactual: str, kinds: Sequence[str]
-) -> None:
+def generator(*key: object) -> Random:
+    """A random generator of its own for `key`: the same in every process, unlike Python's `hash`."""
+    return Random("/".join(map(str, key)))
+
+
+def check_options(n_prompts: int, split: str, n_queries: int, most_queries: int) -> None:
     """Raises: InputError if what a task's `sample` is asked for does not exist."""
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}{choices(split, SPLITS)}")
-    if counterfactual not in kinds:
-        raise InputError(f"unknown counterfactual {counterfactual!r}{choices(counterfactual, kinds)}")
     if not 1 <= n_prompts <= _MOST_PROMPTS:
         raise InputError(f"n_prompts must be from 1 to {_MOST_PROMPTS:,}; got {n_prompts}")
     if not 1 <= n_queries <= most_queries:
         raise InputError(f"queries_per_scenario must be from 1 to {most_queries}; got {n_queries}")
 
 
-def generator(*key: object) -> Random:
-    """A random generator of its own for `key`: the same in every process, unlike Python's `hash`."""
-    return Random("/".join(map(str, key)))
+def draw_questions(key: Sequence[object], split: str, pools: Pools, n_queries: int) -> Iterator[list[Question]]:
+    """The questions of one scenario after another, without end; each item is asked for equally often."""
+    scenarios = distinct_scenarios(key, split, pools)
+    n = max(1, pools.n_items)
+    asked = balanced(generator(*key, "queries"), n, n_queries)
+    others = generator(*key, "others")
+    changing = generator(*key, "changes")
+    for scenario, items in zip(scenarios, asked, strict=False):
+        if pools.changes is not None:
+            scenario = _changed(changing, scenario, pools, items)
+        yield [Question(scenario, i, other_item(others, i, n)) for i in items]
 
 
-def draw_context(random: Random, split: str, objects: Sequence[str], labels: Sequence[str], n_boxes: int) -> Context:
-    """A context of `split`, all such contexts equally likely.
+def distinct_scenarios(key: Sequence[object], split: str, pools: Pools) -> Iterator[Scenario]:
+    """Scenarios of `split`, none of them twice, not even in another order.
 
-    Raises: InputError if the objects and labels are too few to have one.
+    Raises: InputError if there are no more.
+    """
+    several = pools.n_wordings > 1
+    random, seen = generator(*key, "scenes" if several else "contexts"), set[tuple[object, ...]]()
+    for (wording,) in balanced(random, pools.n_wordings, 1) if several else _zeros():
+        fresh = (draw_scenario(random, split, pools, wording) for _ in range(MOST_DRAWS))
+        scenario = next((s for s in fresh if s.unordered not in seen), None)
+        if scenario is None:
+            raise InputError(f"split {split!r} has only some {len(seen)} scenarios: ask for fewer prompts")
+        seen.add(scenario.unordered)
+        yield scenario
+
+
+def draw_scenario(random: Random, split: str, pools: Pools, wording: int) -> Scenario:
+    """A scenario of `split`, all such scenarios equally likely.
+
+    Raises: InputError if the words are too few to have one.
     """
     for _ in range(MOST_DRAWS):
-        context = Context(tuple(random.sample(objects, n_boxes)), tuple(random.sample(labels, n_boxes)))
-        if context.split == split:
-            return context
+        items = _draw_items(random, pools)
+        if items:
+            if split_of(Scenario(wording, items, ()).words) == split:
+                return Scenario(wording, items, _draw_singles(random, pools, items))
+        else:
+            scenario = Scenario(wording, (), _draw_singles(random, pools, ()))
+            if split_of(scenario.words) == split:
+                return scenario
+    sizes = ", ".join(
+        f"{len(pool)} {name}" for pool, name in zip((*pools.items, *pools.draws), pools.categories, strict=True)
+    )
+    fewer = f"; {pools.n_items} items are listed" if pools.n_items else ""
     raise InputError(
-        f"{len(objects)} objects and {len(labels)} labels leave no combination of {n_boxes} boxes "
-        f"to split {split!r}: use more objects or fewer boxes"
+        f"{sizes} leave no combination to split {split!r}{fewer}: give the task more words, or fewer items"
     )
 
 
-def distinct_contexts(
-    random: Random, split: str, objects: Sequence[str], labels: Sequence[str], n_boxes: int
-) -> Iterator[Context]:
-    """Contexts of `split`, none of them twice."""
-    seen: set[Context] = set()
-    while True:
-        fresh = (draw_context(random, split, objects, labels, n_boxes) for _ in range(MOST_DRAWS))
-        context = next((c for c in fresh if c not in seen), None)
-        if context is None:
-            raise InputError(f"split {split!r} has only some {len(seen)} scenarios: ask for fewer prompts")
-        seen.add(context)
-        yield context
-
-
-def queried_segments(random: Random, n_boxes: int, n_queries: int) -> Iterator[tuple[int, ...]]:
-    """For each scenario the segments to ask about, distinct; each segment once in every block of `n_boxes`."""
+def balanced(random: Random, n: int, n_together: int) -> Iterator[tuple[int, ...]]:
+    """Numbers below `n`, `n_together` different ones at a time; each once in every block of `n`."""
     waiting: list[int] = []
     while True:
-        chosen = waiting[:n_queries]
-        if len(chosen) < n_queries:
-            refill = random.sample(range(n_boxes), n_boxes)
-            waiting = chosen + sorted(refill, key=lambda segment: segment in chosen)
-            chosen = waiting[:n_queries]
-        waiting = waiting[n_queries:]
+        chosen = waiting[:n_together]
+        if len(chosen) < n_together:
+            refill = random.sample(range(n), n)
+            waiting = chosen + sorted(refill, key=lambda i: i in chosen)
+            chosen = waiting[:n_together]
+        waiting = waiting[n_together:]
         yield tuple(chosen)
 
 
-def draw_questions(
-    key: Sequence[object],
-    split: str,
-    vocabulary: tuple[Sequence[str], Sequence[str]],
-    n_boxes: int,
-    n_queries: int,
-) -> Iterator[list[Question]]:
-    """The questions of one scenario after another, without end. `vocabulary`: objects and labels."""
-    contexts = distinct_contexts(generator(*key, "contexts"), split, *vocabulary, n_boxes)
-    segments = queried_segments(generator(*key, "queries"), n_boxes, n_queries)
-    others = generator(*key, "others")
-    for context, queried in zip(contexts, segments, strict=False):
-        yield [Question(context, context.labels[q], q, _other_segment(others, q, n_boxes)) for q in queried]
+def other_item(random: Random, item: int, n_items: int) -> int:
+    """Another item; the same where there is one only."""
+    return (item + random.randrange(1, n_items)) % n_items if n_items > 1 else item
 
 
-def draw_counterfactual(
-    random: Random, kind: str, question: Question, objects: Sequence[str], labels: Sequence[str]
-) -> Question:
-    """The question's counterfactual, in the same split.
-
-    `unrelated`: other objects, other labels, and a label asked for that neither context has, so no answer.
-    The roles that follow the query then sit as if another segment than the clean one were asked for, the
-    same for all of them. The others change one thing and have an answer of their own. `other_query`: another
-    box is asked for. `objects_swapped`: the object in the box asked for changes places with another one.
-    `labels_swapped`: the label asked for changes places with another one, and the roles go with it.
-
-    Differs from the published code, which let the label asked for occur in the counterfactual's context, and
-    drew the stand-in segment afresh for every sender.
-    """
-    clean, here = question.context, question.queried
-    n_boxes = len(clean.labels)
-    free = [i for i in range(n_boxes) if i not in (here, question.other)]
-    there = random.choice(free or [question.other])  # of two boxes, the control's is the only other one
-    moved = replace(question, queried=there, other=(there + question.other - here) % n_boxes)
-    if kind == "other_query":
-        return replace(moved, label=clean.labels[there])
-    if kind == "objects_swapped":
-        return replace(question, context=replace(clean, objects=_swapped(clean.objects, here, there)))
-    if kind == "labels_swapped":
-        return replace(moved, context=replace(clean, labels=_swapped(clean.labels, here, there)))
-    fresh_objects = [o for o in objects if o not in clean.objects]
-    fresh_labels = [x for x in labels if x not in clean.labels]
-    context = draw_context(random, clean.split, fresh_objects, fresh_labels, n_boxes)
-    label = random.choice([x for x in fresh_labels if x not in context.labels])
-    return replace(moved, context=context, label=label)
+def _zeros() -> Iterator[tuple[int, ...]]:
+    while True:
+        yield (0,)
 
 
-def _other_segment(random: Random, segment: int, n_boxes: int) -> int:
-    return (segment + random.randrange(1, n_boxes)) % n_boxes
+def draw_again(random: Random, fields: Sequence[str], clean: Scenario, fresh: Pools) -> Scenario:
+    """The scenario with other words in some fields, of any split."""
+    items = _draw_items(random, fresh, clean.items, fields)
+    things = clean.things
+    if fresh.changes is not None and things and fresh.item_fields[fresh.changes.holds] in fields:
+        things = _draw_things(random, fresh, items, len(things))
+    return replace(clean, items=items, draws=_draw_singles(random, fresh, items, clean.draws, fields), things=things)
 
 
-def _swapped(items: tuple[str, ...], i: int, j: int) -> tuple[str, ...]:
-    order = {i: j, j: i}
-    return tuple(items[order.get(k, k)] for k in range(len(items)))
+def _draw_items(
+    random: Random, pools: Pools, kept: Sequence[tuple[str, ...]] = (), fields: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """Words of each field of the items; of those that are not among `fields`, the words that are kept."""
+    drawn: list[tuple[str, ...]] = []
+    for i, pool in enumerate(pools.items):
+        if fields is not None and pools.item_fields[i] not in fields:
+            drawn.append(kept[i])
+            continue
+        left = _unused(pools, i, pool, drawn)
+        if len(left) < pools.n_items:
+            raise InputError(
+                f"{len(left)} {pools.categories[i]} are too few for {pools.n_items} items: give more words"
+            )
+        drawn.append(tuple(random.sample(left, pools.n_items)))
+    return tuple(drawn)
 
 
-def prompt_for(question: Question) -> Prompt:
-    """The question as text up to where the answer goes, with its slots and roles."""
-    context, n_boxes = question.context, len(question.context.labels)
-    pieces = []
-    for i, (thing, label) in enumerate(zip(context.objects, context.labels, strict=True)):
-        article, stop = "The" if i == 0 else " the", "." if i == n_boxes - 1 else ","
-        texts = (article, f" {thing}", " is", " in", " Box", f" {label}", stop)
-        pieces += [Piece(f"segment_{i}.{slot}", text) for slot, text in zip(SEGMENT_SLOTS, texts, strict=True)]
-    asked = (" Box", f" {question.label}", " contains", " the")
-    pieces += [Piece(slot, text) for slot, text in zip(QUERY_SLOTS, asked, strict=True)]
-    queried = {role: f"segment_{question.queried}.{slot}" for role, slot in QUERIED.items()}
-    other = {role: f"segment_{question.other}.{slot}" for role, slot in OTHER.items()}
-    return Prompt(tuple(pieces), queried | other)
+def _draw_singles(
+    random: Random,
+    pools: Pools,
+    items: Sequence[tuple[str, ...]],
+    kept: Sequence[str] = (),
+    fields: Sequence[str] | None = None,
+) -> tuple[str, ...]:
+    drawn = list(items)
+    for i, pool in enumerate(pools.draws):
+        if fields is not None and pools.single_fields[i] not in fields:
+            drawn.append((kept[i],))
+            continue
+        left = _unused(pools, len(items) + i, pool, drawn)
+        if not left:
+            raise InputError(f"no {pools.categories[len(items) + i]} are left to draw: give the task more words")
+        drawn.append((random.choice(left),))
+    return tuple(word for (word,) in drawn[len(items) :])
+
+
+def _unused(pools: Pools, i: int, pool: tuple[str, ...], drawn: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The words of field `i` that no field of the same category has yet."""
+    used = {word for k, words in enumerate(drawn) if pools.categories[k] == pools.categories[i] for word in words}
+    return tuple(word for word in pool if word not in used) if used else pool
+
+
+def _changed(random: Random, scenario: Scenario, pools: Pools, asked: Sequence[int]) -> Scenario:
+    """The scenario with changes after which each item asked for holds one thing."""
+    assert pools.changes is not None
+    changes = draw_changes(random, pools.changes, pools.n_items, asked)
+    n_new = sum(change.kind == "put" for change in changes)
+    return replace(scenario, changes=changes, things=_draw_things(random, pools, scenario.items, n_new))
+
+
+def _draw_things(random: Random, pools: Pools, items: Sequence[tuple[str, ...]], n: int) -> tuple[str, ...]:
+    """Things to put in: words that no item holds at first."""
+    assert pools.changes is not None
+    holds = pools.changes.holds
+    left = [word for word in pools.items[holds] if word not in items[holds]]
+    if len(left) < n:
+        raise InputError(f"{len(left)} {pools.categories[holds]} are left to put in; {n} are needed: give more words")
+    return tuple(random.sample(left, n))

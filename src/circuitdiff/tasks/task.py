@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,11 @@ class Task(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def about(self) -> str:
+        """What is asked, in a few words."""
+        ...
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -34,12 +40,26 @@ class Task(Protocol):
         ...
 
     @property
+    def counterfactuals(self) -> tuple[str, ...]:
+        """The kinds there are; the first is the one of a study that names none, and of means."""
+        ...
+
+    @property
     def desiderata(self) -> tuple[str, ...]:
         """What every group is asked for unless a study says otherwise. May be empty."""
         ...
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that are read."""
+        ...
+
     def check_desiderata(self, names: Iterable[str]) -> None:
         """Raises: InputError naming the first that the task lacks."""
+        ...
+
+    def source_of(self, desideratum: str) -> Hashable:
+        """What tells source prompts apart: desiderata of which it is the same share theirs."""
         ...
 
     def triples(
@@ -63,7 +83,7 @@ class Task(Protocol):
         seed: int = 0,
         split: str = "evaluation",
         queries_per_scenario: int = 1,
-        counterfactual: str = "unrelated",
+        counterfactual: str | None = None,
     ) -> Pairs:
         """Prompts with counterfactuals: the same for the same arguments; those of two splits are disjoint."""
         ...

@@ -1,205 +1,304 @@
-"""Prompts made of named slots, and where each slot's tokens are: by characters, never by a fixed offset.
+"""A task written as a template: a YAML file of word categories, texts, what is asked, and what is changed.
 
-Also which words a tokenizer writes as one token of their own, in the contexts where a task uses them.
+Roles: one per slot of the text (`segment_3.label`, `query_label`, `last`, ...), the token after each field, and the
+file's own, which may follow the item asked for (`correct_object: asked.object`) or a wrong one (`other.object`). With
+several wordings the roles are those that all of them have, and slots carry the wording's number, `template_3.s2`.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.errors import InputError
-from circuitdiff.prompts import PromptSet
-
-START = "start"  # the slot of what the tokenizer puts before the text, such as a BOS token
-
-
-class Piece(NamedTuple):
-    """A stretch of a prompt and the slot that it fills. The space before a word belongs to the word."""
-
-    slot: str
-    text: str
+from circuitdiff.errors import InputError, choices
+from circuitdiff.prompts import Pairs, PromptSet, Triples
+from circuitdiff.tasks.answers import AnswerTexts, answers_of, pairs_of
+from circuitdiff.tasks.changes import ChangeRule
+from circuitdiff.tasks.counterfactuals import draw_counterfactual
+from circuitdiff.tasks.desiderata import sample_desiderata
+from circuitdiff.tasks.scenarios import Pools, Question, check_options, draw_questions, generator
+from circuitdiff.tasks.task import DescribedPair, describe_pair
+from circuitdiff.tasks.template_file import TemplateFile
+from circuitdiff.tasks.tokens import Prompt, WholeWords, one_token_words, tokenise
+from circuitdiff.tasks.writing import Texts, Words, prompt_of, write
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """Pieces in reading order, and the roles that depend on more than the template.
+class TemplateTask:
+    """A task whose prompts are written by a template; see `circuitdiff.tasks.read_task`."""
 
-    Each slot is a role of its own name; `roles` adds names for some of them, like `correct_object`.
-    """
-
-    pieces: tuple[Piece, ...]
-    roles: Mapping[str, str]  # role -> the slot where it sits
-
-    def __post_init__(self) -> None:
-        slots = [piece.slot for piece in self.pieces]
-        if len(set(slots)) < len(slots):
-            raise InputError(f"a template names each slot once; got {', '.join(slots)}")
-        if unknown := set(self.roles.values()) - set(slots):
-            raise InputError(f"a role must sit at a slot of its prompt; the prompt has no {sorted(unknown)[0]!r}")
+    form: TemplateFile
+    origin: str  # what errors name
+    n_items: int
+    options: tuple[object, ...]  # their values, which seed the draws
+    texts: Texts
+    words: Words
+    categories: Mapping[str, tuple[tuple[str, ...], tuple[str, ...] | None]]  # words, and those of the split `train`
+    paths: tuple[Path, ...]
+    around: Mapping[str, tuple[str, tuple[str, ...]]]  # of categories: the text before a word, and those after it
+    change_rule: ChangeRule | None = None
 
     @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+    def name(self) -> str:
+        return self.form.name
 
+    @property
+    def about(self) -> str:
+        return self.form.about
 
-@dataclass(frozen=True)
-class _Tokenised:
-    """One prompt's token ids with the slot name of each, and the last position of each slot of its template."""
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The names of all roles that every prompt has."""
+        return self._roles
 
-    ids: list[int]
-    slots: list[str]
-    last_token: dict[str, int]
+    @cached_property
+    def _roles(self) -> tuple[str, ...]:
+        pools = self._pools({name: words for name, (words, _) in self.categories.items()})
+        written = [self.prompt(self._example(pools, i)) for i in range(len(self.texts.wordings))]
+        roles = [tuple(each.roles) if len(written) > 1 else each.all_roles for each in written]
+        return tuple(role for role in roles[0] if all(role in each for each in roles))
 
+    @property
+    def question_roles(self) -> tuple[str, ...]:
+        """The roles at the words that ask, whatever is asked for."""
+        if self.form.question is not None:
+            return self.form.question
+        return (*(role for role in self.roles if role.startswith(("query_", "after_query_"))), "last")
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> PromptSet:
-    """The prompts as the tokenizer itself writes them (its BOS included), with every slot and role.
+    @property
+    def plans(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.form.plans
 
-    A role that fills several tokens sits at the last of them. Tokens after the first of a slot have slot
-    names of their own, `segment_3.label#1`. Special tokens after the text (an EOS) are left out: the answer
-    goes there.
+    @property
+    def counterfactuals(self) -> tuple[str, ...]:
+        """The kinds there are; the first is the one of a study that names none, and of means."""
+        return tuple(self.form.counterfactuals)
 
-    Raises: InputError if a token holds characters of two slots, a slot has no token, or the tokenizer is slow.
-    """
-    rows = _tokenise_each(tokenizer, prompts)
-    names = list(dict.fromkeys(name for row in rows for name in row.slots))
-    index = {name: i for i, name in enumerate(names)}
-    return PromptSet(
-        tokens=_padded([row.ids for row in rows], _padding_id(tokenizer)),
-        lengths=torch.tensor([len(row.ids) for row in rows]),
-        positions=_positions(prompts, rows),
-        slots=_padded([[index[name] for name in row.slots] for row in rows], -1),
-        slot_names=names,
-        slot_kinds=[re.sub(r"\bsegment_\d+\.", "segment.", name) for name in names],
-    )
+    @property
+    def desiderata(self) -> tuple[str, ...]:
+        """What every group is asked for unless a study says otherwise."""
+        return tuple(name for name, each in self.form.desiderata.items() if each.main)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that are read."""
+        return self.paths
 
-def check_places(prompts: PromptSet, expected: Mapping[str, Int[Tensor, " prompt"]]) -> None:
-    """A tokenizer whose offsets are wrong would put every role at a wrong token, silently.
+    def check_desiderata(self, names: Iterable[str]) -> None:
+        """Raises: InputError naming the first that is unknown."""
+        for name in names:
+            if name not in self.form.desiderata:
+                raise InputError(
+                    f"the task {self.name} has no desideratum {name!r}{choices(name, self.form.desiderata)}; or give a "
+                    f"JSONL file of triples"
+                )
 
-    Raises: InputError if a prompt's token at a role is not the one `expected` there.
-    """
-    rows = torch.arange(len(prompts))
-    if not all(torch.equal(prompts.tokens[rows, prompts.positions[role]], ids) for role, ids in expected.items()):
-        raise InputError(
-            "the tokenizer's character offsets do not lead to the tokens of the words they name: "
-            "load another version of this tokenizer (use_fast=True)"
+    def source_of(self, desideratum: str) -> Hashable:
+        """What tells source prompts apart: desiderata of which it is the same share theirs."""
+        each = self.form.desiderata[desideratum]
+        return each.sources, each.text, each.list, each.between, each.asked
+
+    def triples(
+        self, tokenizer: PreTrainedTokenizerBase, desiderata: Sequence[str], n_triples: int, seed: int, redraw: int = 0
+    ) -> list[Triples]:
+        """Triples of each desideratum; see `circuitdiff.tasks.sample_triples`."""
+        return sample_desiderata(self, tokenizer, desiderata, n_triples, seed, redraw=redraw)
+
+    def every_segment(self, role: str) -> list[str]:
+        """The same kind of role at every item, so that nothing depends on the question.
+
+        A role that belongs to no item, like `last`, comes back alone.
+        """
+        self._check_role(role)
+        where, _, slot = self.form.roles.get(role, role).partition(".")
+        if slot and (where in ("asked", "other") or where.startswith("segment_")):
+            return [f"segment_{i}.{slot}" for i in range(self.n_items)]
+        return [role]
+
+    def wrong_segment(self, role: str) -> str:
+        """The same kind of role at an item that was not asked for, where the file has one.
+
+        A role that does not follow the question comes back as it is.
+        """
+        self._check_role(role)
+        where, _, slot = self.form.roles.get(role, "").partition(".")
+        wrong = {"asked": f"other.{slot}", "other": f"asked.{slot}"}.get(where)
+        return next((name for name, place in self.form.roles.items() if place == wrong), role)
+
+    def usable(self, category: str, tokenizer: PreTrainedTokenizerBase, split: str = "evaluation") -> WholeWords:
+        """The words of a category that the tokenizer keeps whole where the texts use them, and those left out."""
+        words, training = self.categories[category]
+        words = training if split == "train" and training is not None else words
+        if not self.form.categories[category].one_token:
+            return WholeWords(dict.fromkeys(words, -1), ())
+        columns = self.words.columns[category]
+        before, after = self.around.get(category, ("", ()))
+        texts = {text: word for word in words for text in columns.get(word, {"": word}).values()}
+        kept = one_token_words(tokenizer, list(texts), before, after)
+        split_words = {texts[text] for text in kept.left_out}
+        ids = {word: kept.ids.get(word, -1) for word in words if word not in split_words}
+        return WholeWords(ids, tuple(word for word in words if word in split_words))
+
+    def sample(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        n_prompts: int = 64,
+        seed: int = 0,
+        split: str = "evaluation",
+        queries_per_scenario: int = 1,
+        counterfactual: str | None = None,
+    ) -> Pairs:
+        """Prompts with counterfactuals (None: of the file's first kind): the same for the same arguments.
+
+        Splits share no combination of words, and `train` may have words of its own. All items are asked for equally
+        often, up to a remainder, and so are wordings. The clean prompts do not depend on `counterfactual`, nor the
+        first on how many follow.
+
+        Raises: InputError if an option is unknown or the tokenizer keeps too few words whole.
+        """
+        kind = self.counterfactuals[0] if counterfactual is None else counterfactual
+        if kind not in self.form.counterfactuals:
+            raise InputError(f"unknown counterfactual {kind!r}{choices(kind, self.form.counterfactuals)}")
+        check_options(n_prompts, split, queries_per_scenario, max(1, self.n_items))
+        pools, key = self.pools(tokenizer, split), self.key(split, seed)
+        drawn = draw_questions(key, split, pools, queries_per_scenario)
+        numbered = ((scenario, question) for scenario, questions in enumerate(drawn) for question in questions)
+        scenarios, questions = zip(*islice(numbered, n_prompts), strict=True)
+        random, rule = generator(*key, kind), self.form.counterfactuals[kind]
+        names = [each.name or str(i) for i, each in enumerate(self.form.written)]
+        changed = [draw_counterfactual(random, rule, each, pools, self.given_field, names) for each in questions]
+        prompts = self.tokens(tokenizer, [*questions, *changed])
+        rows = torch.arange(len(prompts))
+        return pairs_of(
+            tokenizer,
+            (prompts.select(rows[:n_prompts]), prompts.select(rows[n_prompts:])),
+            ([self.text(each) for each in questions], [self.text(each) for each in changed]),
+            ([self.answers(each) for each in questions], [self.answers(each) for each in changed]),
+            scenarios=scenarios,
+            queried=[each.asked if self.n_items else each.scenario.wording for each in questions],
+            origins=[self.origin] * n_prompts,
         )
 
+    def describe(self, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPair:
+        """The tokens of one pair, as text, each with its roles."""
+        return describe_pair(pairs, prompt, tokenizer)
 
-def _tokenise_each(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[_Tokenised]:
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"finding a prompt's roles needs a fast tokenizer, which knows each token's characters; "
-            f"{type(tokenizer).__name__} does not: load it with transformers.AutoTokenizer or convert it"
+    def key(self, *of: object) -> tuple[object, ...]:
+        """What seeds the draws."""
+        return (self.name, *self.options, *of)
+
+    @cached_property
+    def given_field(self) -> int | None:
+        """The field of the items by which the question names one."""
+        given = self.words.given
+        return self.words.item_fields.index(given[1]) if given and given[1] in self.words.item_fields else None
+
+    def pools(self, tokenizer: PreTrainedTokenizerBase, split: str) -> Pools:
+        """The words to draw from. Raises: InputError if the tokenizer keeps too few whole."""
+        usable = {name: self.usable(name, tokenizer, split) for name in self.categories}
+        for name, words in usable.items():
+            fewer = ", or fewer items" if self.n_items else ""
+            words.check_enough(self._n_needed(name), name, fewer)
+        return self._pools({name: tuple(words.ids) for name, words in usable.items()})
+
+    def _n_needed(self, category: str) -> int:
+        """Two disjoint sets of items, and a word that neither has where one is asked for."""
+        fields = [name for name in self.words.item_fields if self.words.categories[name] == category]
+        anew = {name for rule in self.form.counterfactuals.values() for name in rule.redraw}
+        elsewhere = any(rule.given == "elsewhere" for rule in self.form.counterfactuals.values())
+        needed = sum(self.n_items * (1 + (name in anew)) for name in fields)
+        if self.given_field is not None and elsewhere and self.words.item_fields[self.given_field] in fields:
+            needed += 1
+        singles = [name for name in self.words.single_fields if self.words.categories[name] == category]
+        return needed + sum(1 + (name in anew) for name in singles)
+
+    def _pools(self, words: Mapping[str, tuple[str, ...]]) -> Pools:
+        items = self.words.item_fields
+        singles = self.words.single_fields
+        names = [self.words.categories[name] for name in (*items, *singles)]
+        pools = [words[name] for name in names]
+        return Pools(
+            n_items=self.n_items,
+            item_fields=items,
+            single_fields=singles,
+            categories=tuple(names),
+            items=tuple(pools[: len(items)]),
+            draws=tuple(pools[len(items) :]),
+            n_wordings=len(self.texts.wordings),
+            changes=self.change_rule,
         )
-    encoded = tokenizer(
-        [prompt.text for prompt in prompts],
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        return_attention_mask=False,
-    )
-    columns = (encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"])
-    return [_with_slots(prompt, *row) for prompt, *row in zip(prompts, *columns, strict=True)]
 
+    def _example(self, pools: Pools, wording: int) -> Question:
+        """Some question in one wording."""
+        drawn = draw_questions(self.key("example"), "evaluation", pools, 1)
+        return replace_wording(next(drawn)[0], wording)
 
-def _with_slots(
-    prompt: Prompt, ids: Sequence[int], offsets: Sequence[tuple[int, int]], special: Sequence[int]
-) -> _Tokenised:
-    text = prompt.text
-    slot_at = [piece.slot for piece in prompt.pieces for _ in piece.text]
-    row, n_tokens = _Tokenised([], [], {}), Counter()
-    for token, (start, end), is_special in zip(ids, offsets, special, strict=True):
-        if is_special and row.last_token:  # the text has begun: this one comes after it
-            continue
-        slot = START if is_special else _slot_of_span(text, slot_at, start, end)
-        if slot != START:
-            row.last_token[slot] = len(row.ids)
-        row.ids.append(token)
-        row.slots.append(f"{slot}#{n_tokens[slot]}" if n_tokens[slot] else slot)
-        n_tokens[slot] += 1
-    if empty := [piece.slot for piece in prompt.pieces if piece.slot not in row.last_token]:
-        raise InputError(f"the tokenizer has no token for slot {empty[0]!r} of {text!r}: give it other words")
-    return row
-
-
-def _slot_of_span(text: str, slot_at: Sequence[str], start: int, end: int) -> str:
-    """The slot of the characters from `start` to `end`; spaces count only if there is nothing else."""
-    span = range(start, max(end, start + 1))  # byte tokens may have an empty span
-    written = [i for i in span if not text[i].isspace()] or list(span)
-    slots = list(dict.fromkeys(slot_at[i] for i in written))
-    if len(slots) > 1:
-        raise InputError(
-            f"the token {text[start:end]!r} of {text!r} holds characters of the slots {' and '.join(slots)}, "
-            f"so these have no position of their own: use words that the tokenizer keeps apart"
+    def prompt(
+        self, question: Question, texts: Texts | None = None, spare: Mapping[str, Sequence[str]] | None = None
+    ) -> Prompt:
+        """The question as text up to where the answer goes, with its slots and roles; in other `texts`, if given."""
+        pieces, fields = write(
+            self.texts if texts is None else texts, self.words, question, spare=spare, capital=self.form.capital
         )
-    return slots[0]
+        prefix = f"template_{question.scenario.wording}." if len(self.texts.wordings) > 1 else ""
+        return prompt_of(pieces, fields, self._places(question, fields), prefix)
+
+    def text(self, question: Question) -> str:
+        """The prompt as text."""
+        return self.prompt(question).text
+
+    def right_answer(self, question: Question) -> str:
+        """What follows the prompt, with its space. Raises: InputError if the question has no answer."""
+        answers = self.answers(question)
+        if answers is None:
+            raise InputError(f"{self.origin}: {self.text(question)!r} has no right answer")
+        return answers.right[0]
+
+    def answers(self, question: Question) -> AnswerTexts | None:
+        """The right answers and the foils as text; None without an answer."""
+        return answers_of(self.form, self.words, self.categories, question)
+
+    def tokens(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        questions: Sequence[Question],
+        prompts: Sequence[Prompt] | None = None,
+    ) -> PromptSet:
+        """Questions as tokens, with the same slots in the same order whichever wordings they use.
+
+        Raises: InputError if the tokenizer's offsets lead to another token than that of the word that sits there.
+        """
+        prompts = [self.prompt(question) for question in questions] if prompts is None else prompts
+        ahead = [self.prompt(replace_wording(questions[0], i)) for i in range(len(self.texts.wordings))]
+        ahead = ahead if len(ahead) > 1 else []
+        tokens = tokenise(tokenizer, [*ahead, *prompts], self.roles if ahead else None)
+        return tokens.select(torch.arange(len(ahead), len(tokens)))
+
+    def _places(self, question: Question, fields: Mapping[str, str]) -> dict[str, str]:
+        """The slot of each of the file's roles in this question."""
+        return {role: self._place(question, place, fields) for role, place in self.form.roles.items()}
+
+    def _place(self, question: Question, place: str, fields: Mapping[str, str]) -> str:
+        where, _, slot = place.partition(".")
+        item = {"asked": question.asked, "other": question.other}.get(where)
+        if where == "answer":
+            answers = answers_of(self.form, self.words, self.categories, question)
+            text = None if answers is None else answers.right[0].strip()
+            mentions = [name for name, written in fields.items() if written == text] or list(fields)
+            return mentions[0 if slot == "first" else -1]
+        return place if item is None else f"segment_{item}.{slot}"
+
+    def _check_role(self, role: str) -> None:
+        if role not in self.roles:
+            raise InputError(f"{self.name} has no role {role!r}{choices(role, self.roles)}")
 
 
-def _positions(prompts: Sequence[Prompt], rows: Sequence[_Tokenised]) -> dict[str, torch.Tensor]:
-    """Each role's position in every prompt: its slot's last token; -1 where the prompt lacks the role."""
-    found = [
-        row.last_token | {role: row.last_token[slot] for role, slot in prompt.roles.items()}
-        for prompt, row in zip(prompts, rows, strict=True)
-    ]
-    roles = dict.fromkeys(role for positions in found for role in positions)
-    return {role: torch.tensor([positions.get(role, -1) for positions in found]) for role in roles}
-
-
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
-
-
-def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What fills a row up. Nothing ever computes on it, so any valid id will do."""
-    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in candidates if isinstance(token, int))
-
-
-@dataclass(frozen=True)
-class Words:
-    """Words of one token each, with its id, in the order given; and those that had to be left out."""
-
-    ids: Mapping[str, int]
-    left_out: tuple[str, ...]
-
-    def check_enough(self, n_needed: int, what: str, otherwise: str = "") -> None:
-        """Raises: InputError if fewer than `n_needed` words are left; `otherwise` ends its advice."""
-        if len(self.ids) < n_needed:
-            raise InputError(
-                f"this task needs {n_needed} {what} of one token each, but the tokenizer keeps {len(self.ids)} "
-                f"of {len(self.ids) + len(self.left_out)} whole: give the task other {what}{otherwise}"
-            )
-
-
-def one_token_words(
-    tokenizer: PreTrainedTokenizerBase, words: Sequence[str], before: str, after: Sequence[str]
-) -> Words:
-    """The words that add exactly one known token to `before` and stay that token whatever of `after` follows.
-
-    Of words with the same token (as with a tokenizer that ignores case) only the first stays.
-    """
-    start = _encode(tokenizer, [before])[0]
-    ended = _encode(tokenizer, [f"{before} {word}" for word in words])
-    followed = [_encode(tokenizer, [f"{before} {word}{rest}" for word in words]) for rest in after]
-    ids: dict[str, int] = {}
-    for i, word in enumerate(words):
-        token = ended[i][-1]
-        alone = ended[i] == [*start, token]
-        stays = all(longer[i][: len(ended[i])] == ended[i] for longer in followed)
-        if alone and stays and token != tokenizer.unk_token_id and token not in ids.values():
-            ids[word] = token
-    return Words(ids, tuple(word for word in words if word not in ids))
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+def replace_wording(question: Question, wording: int) -> Question:
+    return replace(question, scenario=replace(question.scenario, wording=wording))

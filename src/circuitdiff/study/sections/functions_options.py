@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,7 +23,6 @@ from circuitdiff.study.preflight import Outlined, check_known
 from circuitdiff.study.prompts import TRIPLES_FILE
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.tasks import Task, read_triples
-from circuitdiff.tasks.desiderata import DESIDERATA
 
 _FEW = 64  # triples that are drawn to see whether a desideratum goes with tokenizer and roles
 _TRAINING_STEP = 2.0  # in forward runs: the gradient goes back through activations, not to weights
@@ -194,8 +193,8 @@ def _n_models(sizes: Sizes, options: FunctionsOptions, circuit: str) -> int:
 def _n_read(sizes: Sizes, options: FunctionsOptions, n_models: int) -> float:
     """Base and source prompts of one circuit's masks."""
     n_triples = sum(options.n_triples)
-    main = _sources(main_desiderata(options, sizes.task))
-    further = _sources(name for names in options.further.values() for name in names) - main
+    main = _sources(main_desiderata(options, sizes.task), sizes.task)
+    further = _sources((name for names in options.further.values() for name in names), sizes.task) - main
     read = n_models * (n_triples + len(main) * (n_triples + options.redraw.times * options.redraw.triples))
     return read + len(further) * n_triples * _READ
 
@@ -216,7 +215,6 @@ def _n_runs(sizes: Sizes, options: FunctionsOptions, stage: Stage, n_models: int
     return learned + (masks + floors + others + main * n_models) * options.test + controls + redrawn
 
 
-def _sources(desiderata: Iterable[str]) -> set[object]:
-    """What tells source prompts apart: desiderata that are paired and worded alike share theirs."""
-    known = {name: DESIDERATA.get(name) for name in desiderata}
-    return {(each.pairing, each.wording) if each else name for name, each in known.items()}
+def _sources(desiderata: Iterable[str], task: Task) -> set[Hashable]:
+    """What tells source prompts apart; each file has its own."""
+    return {name if is_file(name) else task.source_of(name) for name in desiderata}

@@ -1,0 +1,251 @@
+"""Triples of a task's desiderata: a base prompt, a source prompt, and the answer that patching should bring about.
+
+The source points in three ways: its own *answer*, the *position* asked for (the base's answer, were that item asked
+for), and the word *given* (the base's answer for the item that the given word names). These and the base's own answer
+never coincide. A source is written as the task writes it, or with one thing about the text changed.
+
+Source: Davies et al. 2023 (arXiv:2307.03637) for the idea; Prakash et al. 2024 (arXiv:2402.14811). We differ where the
+published text could collide with the prompt (inserted words are drawn from those that neither prompt has) or was
+ungrammatical (a changed last segment still ends the sentence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
+from random import Random
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from circuitdiff.errors import InputError
+from circuitdiff.prompts import PromptSet, Triples
+from circuitdiff.tasks.answers import AnswerTokens
+from circuitdiff.tasks.markup import parse
+from circuitdiff.tasks.scenarios import (
+    MOST_DRAWS,
+    SPLITS,
+    Pools,
+    Question,
+    draw_questions,
+    generator,
+    other_item,
+    split_of,
+)
+from circuitdiff.tasks.template_file import Desideratum
+from circuitdiff.tasks.writing import Texts, with_between
+
+if TYPE_CHECKING:
+    from circuitdiff.tasks.template import TemplateTask
+
+N_TRIPLES = 750  # 300 to train on, 150 to choose the mask, 300 to test
+_N_SPARE = 3  # words of each field that neither prompt has
+
+
+@dataclass(frozen=True)
+class Source:
+    """The question that a source prompt asks, and by field words that neither it nor its base prompt has."""
+
+    question: Question
+    spare: Mapping[str, Sequence[str]]
+
+
+def sample_triples(
+    task: TemplateTask,
+    tokenizer: PreTrainedTokenizerBase,
+    desideratum: str,
+    n_triples: int = N_TRIPLES,
+    seed: int = 0,
+    split: str = "mask",
+    redraw: int = 0,
+) -> Triples:
+    """Triples of one desideratum, each base prompt a scenario of its own: the same for the same arguments.
+
+    Base prompts depend on neither desideratum nor `redraw`, which draws other source prompts for them; nor do the
+    first triples on how many follow.
+
+    Raises: InputError if an option is unknown, the words are too few, or the tokenizer does not know an inserted word.
+    """
+    return sample_desiderata(task, tokenizer, [desideratum], n_triples, seed, split, redraw)[0]
+
+
+def sample_desiderata(
+    task: TemplateTask,
+    tokenizer: PreTrainedTokenizerBase,
+    desiderata: Sequence[str],
+    n_triples: int = N_TRIPLES,
+    seed: int = 0,
+    split: str = "mask",
+    redraw: int = 0,
+) -> list[Triples]:
+    """`sample_triples` for several desiderata, which share base prompts, and source prompts where they are alike."""
+    if n_triples < 1 or split not in SPLITS:
+        raise InputError(f"expected at least 1 triple of a split in {', '.join(SPLITS)}; got {n_triples} of {split!r}")
+    task.check_desiderata(desiderata)
+    drawing = _Drawing(task, tokenizer, n_triples, seed, split, redraw)
+    return [drawing.triples(name, task.form.desiderata[name]) for name in desiderata]
+
+
+class _Drawing:
+    """Questions of one task, split and seed, their sources and texts; each made once."""
+
+    def __init__(
+        self, task: TemplateTask, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, split: str, redraw: int
+    ) -> None:
+        self._task, self._tokenizer, self._redraw = task, tokenizer, redraw
+        self._key = (task.name, "desiderata", *task.options, split, seed)
+        self._pools = task.pools(tokenizer, split)
+        drawn = draw_questions(self._key, split, self._pools, 1)
+        self._questions = list(islice(chain.from_iterable(drawn), n))
+        self._answers = AnswerTokens(tokenizer)
+        self._sources: dict[str, list[Source]] = {}
+        self._prompts: dict[object, PromptSet] = {}
+
+    @cached_property
+    def _base(self) -> PromptSet:
+        return self._task.tokens(self._tokenizer, self._questions)
+
+    def triples(self, name: str, wanted: Desideratum) -> Triples:
+        sources = self._sources_of(wanted.sources)
+        pairs = [(base, source.question) for base, source in zip(self._questions, sources, strict=True)]
+        targets = self._tokens(wanted.wants, pairs)
+        if (targets < 0).any():
+            raise InputError(
+                f"desideratum {name!r} wants what the source of triple {int((targets < 0).nonzero()[0]) + 1} does not "
+                f"point to: choose other `sources`"
+            )
+        form = self._task.form.desiderata
+        pointers = {pointer: each.wants for pointer, each in form.items() if each.main}
+        return Triples(
+            name=name,
+            base=self._base,
+            source=self._source_prompts(name, wanted, sources),
+            answers=self._tokens("answer", [(base, base) for base in self._questions]),
+            targets=targets,
+            pointers={pointer: self._tokens(wants, pairs) for pointer, wants in pointers.items()},
+            scenarios=torch.arange(len(pairs)),
+            queried=torch.tensor([base.asked for base, _ in pairs]),
+            source_queried=torch.tensor([source.asked for _, source in pairs]),
+        )
+
+    def _sources_of(self, kind: str) -> list[Source]:
+        if kind not in self._sources:
+            random, given = generator(*self._key, "sources", kind, self._redraw), self._task.given_field
+            assert given is not None
+            self._sources[kind] = [
+                _with_spares(random, base, draw_source(random, kind, base, self._pools, given), self._pools)
+                for base in self._questions
+            ]
+        return self._sources[kind]
+
+    def _source_prompts(self, name: str, wanted: Desideratum, sources: Sequence[Source]) -> PromptSet:
+        key = self._task.source_of(name)
+        if key not in self._prompts:
+            texts = _texts(self._task, wanted)
+            prompts = [self._task.prompt(source.question, texts, source.spare) for source in sources]
+            questions = [source.question for source in sources]
+            self._prompts[key] = self._task.tokens(self._tokenizer, questions, prompts)
+        return self._prompts[key]
+
+    def _tokens(self, wants: str, pairs: Sequence[tuple[Question, Question]]) -> Int[Tensor, " triple"]:
+        """What each source points to, as a token; -1 for nothing."""
+        return torch.tensor([self._token(wants, base, source) for base, source in pairs])
+
+    def _token(self, wants: str, base: Question, source: Question) -> int:
+        pointed = pointed_to(wants, base, source, self._task.given_field or 0)
+        answers = None if pointed is None else self._task.answers(pointed)
+        if answers is None:
+            return -1
+        tokens = self._answers.of(self._task.text(base), answers.right[0], self._task.origin)
+        if len(tokens) != 1:
+            raise InputError(f"{self._task.origin}: desiderata need answers of one token; {answers.right[0]!r} is not")
+        return tokens[0]
+
+
+def pointed_to(wants: str, base: Question, source: Question, given: int) -> Question | None:
+    """The question whose right answer a source points to, by what is wanted of it; None for nothing."""
+    names, n = base.scenario.items[given], len(base.scenario.items[given])
+    if wants == "answer":
+        return source
+    if wants == "given":
+        name = source.scenario.items[given][source.asked]
+        return replace(base, asked=names.index(name)) if name in names else None
+    return replace(base, asked=(source.asked + (wants == "next_position")) % n)
+
+
+def draw_source(random: Random, kind: str, base: Question, pools: Pools, given: int) -> Question:
+    """A source question of the base's split: other words, and another item asked for, by the name of the base's third.
+
+    Then base answer, answer, position and given word point to four different answers. The source's other names are not
+    the base's. With `next_unrelated` the item after the source's gives a fifth answer; with `conflicting` the source's
+    own answer is one of the base's, too: all four are in the base's list.
+    """
+    n = pools.n_items
+    if kind == "unrelated":
+        segment, named = _items(random, base, n, 2, ())
+        listed = None
+    elif kind == "conflicting":
+        segment, named, listed = _items(random, base, n, 3, ())
+    else:
+        (segment,), listed = _items(random, base, n, 1, ((base.asked - 1) % n,)), None
+        (named,) = _items(random, base, n, 1, (segment, (segment + 1) % n))
+    return _source(random, base, pools, given, segment, named, listed)
+
+
+def _items(random: Random, base: Question, n_items: int, n_wanted: int, taken: Sequence[int]) -> list[int]:
+    """Different items, none of them the base's or taken."""
+    free = [i for i in range(n_items) if i != base.asked and i not in taken]
+    if len(free) < n_wanted:
+        raise InputError(f"{n_items} items are too few for answers that all differ: use at least 4")
+    return random.sample(free, n_wanted)
+
+
+def _source(
+    random: Random, base: Question, pools: Pools, given: int, segment: int, named: int, listed: int | None
+) -> Question:
+    """A question that asks for `segment`, named as the base's item `named`, its answer that of the base's `listed`."""
+    clean, n, fresh = base.scenario, pools.n_items, pools.without(base.scenario)
+    name = clean.items[given][named]
+    for i, pool in enumerate(fresh.items):
+        if len(pool) < n - (i == given):
+            raise InputError(
+                f"a source prompt needs {n - (i == given)} other {pools.categories[i]} than its base; {len(pool)} are "
+                f"left: give the task more words or fewer items"
+            )
+    for _ in range(MOST_DRAWS):
+        drawn = [random.sample(pool, n - (i == given)) for i, pool in enumerate(fresh.items)]
+        drawn[given].insert(segment, name)
+        for i, words in enumerate(drawn):
+            if listed is not None and i != given:
+                words[segment] = clean.items[i][listed]
+        scenario = replace(clean, items=tuple(map(tuple, drawn)))
+        if split_of(scenario.words) == split_of(clean.words):
+            return replace(base, scenario=scenario, asked=segment, other=other_item(random, segment, n))
+    raise InputError("no source prompt is left in this split: give the task more words or fewer items")
+
+
+def _with_spares(random: Random, base: Question, source: Question, pools: Pools) -> Source:
+    """The source with a few words of each field, in random order, that neither prompt has."""
+    spare: dict[str, Sequence[str]] = {}
+    for i, name in enumerate(pools.item_fields):
+        used = {*base.scenario.items[i], *source.scenario.items[i]}
+        words = [word for word in pools.items[i] if word not in used]
+        spare[name] = random.sample(words, min(len(words), _N_SPARE))
+    return Source(source, spare)
+
+
+def _texts(task: TemplateTask, wanted: Desideratum) -> Texts:
+    """The task's texts with what the desideratum writes otherwise."""
+    texts, origin = task.texts, f"{task.origin}: a desideratum's text"
+    if wanted.text is not None:
+        texts = replace(texts, wordings=(parse(wanted.text, origin),) * len(texts.wordings))
+    if wanted.list is not None:
+        texts = replace(texts, list=parse(wanted.list, origin))
+    if wanted.asked is not None:
+        texts = replace(texts, asked=parse(wanted.asked, origin))
+    return texts if wanted.between is None else with_between(texts, wanted.between, origin)

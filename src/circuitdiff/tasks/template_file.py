@@ -1,0 +1,191 @@
+"""The YAML form of a template task: what its keys are. `docs/tasks.md` explains them one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from circuitdiff.config.reading import no_such_path
+from circuitdiff.config.settings import FolderName, Name, Settings
+from circuitdiff.errors import InputError
+
+MOST_ITEMS = 100
+_MOST_BYTES = 2**22  # of a file of words
+
+Key = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+Text = Annotated[str, Field(min_length=1, max_length=20_000)]
+Entry = dict[Key, Text]  # a word with several columns, the first of which names it
+
+
+class WordFile(Settings):
+    """A text file of words, separated by white space; its path is relative to the task's file."""
+
+    file: str
+
+
+Words = Text | tuple[Text, ...] | tuple[Entry, ...] | WordFile  # a lone text is cut at white space
+
+
+class Category(Settings):
+    """Words to draw from. `train`: those of the split `train` alone, so that nothing is evaluated on what it learned.
+
+    `one_token`: words that the tokenizer splits where the texts use them are left out.
+    """
+
+    words: Words
+    train: Words | None = None
+    one_token: bool = True
+
+
+class Items(Settings):
+    """What a scenario lists: `count` items (a number, or an option's name), each with a word for every field."""
+
+    count: int | Key
+    fields: Annotated[dict[Key, Key], Field(min_length=1)]  # field -> category
+
+
+class List(Settings):
+    """How `{list}` is written: the text of one item, and what stands between two."""
+
+    text: Text
+    between: str = ", "
+
+
+class AnyOf(Settings):
+    """Every word of a category that stands before or after another in it, as a set of answers or foils."""
+
+    any_of: str  # category, or category.column
+    above: str | None = None  # a field: the words after its word, in the category's order
+    below: str | None = None
+    but: str | None = None  # a field: all words but its own
+    text: str = " {}"
+
+
+Answer = Text | AnyOf
+Foils = AnyOf | tuple[Text, ...]
+
+
+class Wording(Settings):
+    """One way to write a prompt; what it leaves out is the task's. A lone text will do."""
+
+    text: Text
+    name: Key | None = None
+    answer: Answer | None = None
+    foils: Foils | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_lone_text(cls, value: Any) -> Any:
+        return {"text": value} if isinstance(value, str) else value
+
+
+class Changes(Settings):
+    """Clauses `{changes}` that change what the items hold, `count` of them: put, remove, move, as far as written.
+
+    In them `{FIELD}` of `holds` is the thing, `{FIELD}` of `key` the item's place, and `{to.FIELD}` where it is moved.
+    """
+
+    count: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
+    key: Key
+    holds: Key
+    put: Text | None = None
+    remove: Text | None = None
+    move: Text | None = None
+    between: str = ""
+
+    @property
+    def texts(self) -> dict[str, str]:
+        return {kind: text for kind in ("put", "remove", "move") if (text := getattr(self, kind)) is not None}
+
+
+class Counterfactual(Settings):
+    """What is changed: words drawn anew, a field swapped between two items, another item or word asked for."""
+
+    redraw: tuple[Key, ...] = ()
+    swap: Key | None = None
+    ask: Literal["same", "other"] = "same"
+    given: Literal["item", "elsewhere"] = "item"  # elsewhere: a word that no item has, so that there is no answer
+    wording: dict[Key, Key] = Field(default_factory=dict)
+
+
+class Desideratum(Settings):
+    """What a group of heads, patched from a source prompt, should bring about; and how the source is written."""
+
+    wants: Literal["answer", "position", "given", "next_position"]
+    about: str = ""
+    main: bool = False  # asked of every group unless a study says otherwise
+    sources: Literal["unrelated", "next_unrelated", "conflicting"] = "unrelated"
+    text: Text | None = None
+    list: Text | None = None
+    between: str | None = None
+    asked: Text | None = None  # how the item asked for is written, in place of `list`
+
+
+class TemplateFile(Settings):
+    """A task as a template."""
+
+    name: FolderName
+    about: str = ""
+    options: dict[Key, int] = Field(default_factory=dict)
+    capital: bool = False
+    categories: Annotated[dict[Key, Category], Field(min_length=1)]
+    items: Items | None = None
+    list: List | None = None
+    draws: dict[Key, Key] = Field(default_factory=dict)  # field -> category
+    changes: Changes | None = None
+    text: Text | None = None
+    wordings: Annotated[tuple[Wording, ...], Field(min_length=1)] | None = None
+    answer: Answer | None = None
+    foils: Foils | None = None
+    roles: dict[Name, str] = Field(default_factory=dict)
+    question: tuple[str, ...] | None = None  # roles at the words that ask; None: those of `{asked...}` fields, and last
+    counterfactuals: Annotated[dict[Key, Counterfactual], Field(min_length=1)]
+    plans: dict[Name, Any] = Field(default_factory=dict)
+    desiderata: dict[Name, Desideratum] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_way_to_write(self) -> TemplateFile:
+        if (self.text is None) == (self.wordings is None):
+            raise ValueError("give either `text` or `wordings`")
+        if (self.items is None) != (self.list is None) and self.list is not None:
+            raise ValueError("`list` writes `items`; give both")
+        return self
+
+    @property
+    def written(self) -> tuple[Wording, ...]:
+        return self.wordings or (Wording(text=self.text or ""),)
+
+
+def entries_of(words: Words, folder: Path, origin: str) -> dict[str, dict[str, str]]:
+    """Each word with its columns, by the first of them; a plain word has one column, named ``.
+
+    Raises: InputError if the file cannot be read, a word stands twice, or columns differ.
+    """
+    if isinstance(words, WordFile):
+        words = _read(folder / words.file, origin)
+    if isinstance(words, str):
+        words = tuple(words.split())
+    rows = [{"": word} if isinstance(word, str) else dict(word) for word in words]
+    columns = list(rows[0]) if rows else []
+    if odd := next((row for row in rows if list(row) != columns), None):
+        raise InputError(f"{origin}: expected the columns {', '.join(columns)} of every word; got {odd}")
+    entries = {next(iter(row.values())): row for row in rows}
+    if len(entries) < len(rows) or not rows:
+        names = [next(iter(row.values())) for row in rows]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        raise InputError(
+            f"{origin}: {'give at least one word' if twice is None else f'{twice!r} stands twice; keep one'}"
+        )
+    return entries
+
+
+def _read(path: Path, origin: str) -> str:
+    if not path.is_file():
+        raise InputError(f"{origin}: {no_such_path(path)}")
+    try:
+        with path.open("rb") as file:
+            return file.read(_MOST_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{origin}: cannot read {path} as UTF-8 text: {error}") from error
