@@ -206,9 +206,12 @@ class _Reader:
         for written in filter(None, (each.above, each.below, each.but)):
             first, *rest = reference(written)
             field = rest[0] if first in ("asked", "other") and rest else first
-            if words.categories.get(field) != name:
-                drawn = [known for known, category in words.categories.items() if category == name]
-                raise self._wrong(f"any_of is compared with {written!r}, not a field of {name!r}", written, drawn)
+            if field not in words.categories:
+                raise self._wrong(f"any_of is compared with the field {written!r}", written, words.categories)
+            listed = entries_of(self.form.categories[name].words, self.folder, self.origin)
+            drawn = entries_of(self.form.categories[words.categories[field]].words, self.folder, self.origin)
+            if alone := next((word for word in drawn if word not in listed), None):
+                raise InputError(f"{self.origin}: any_of is compared with {written!r}, and {name} lacks its {alone!r}")
 
     def _check_rules(self, words: Words) -> None:
         known = (*words.item_fields, *words.single_fields)

@@ -289,11 +289,17 @@ class TemplateTask:
         where, _, slot = place.partition(".")
         item = {"asked": question.asked, "other": question.other}.get(where)
         if where == "answer":
-            answers = answers_of(self.form, self.words, self.categories, question)
-            text = None if answers is None else answers.right[0].strip()
-            mentions = [name for name, written in fields.items() if written == text] or list(fields)
+            mentions = [name for name, written in fields.items() if written == self._mentioned(question)]
             return mentions[0 if slot == "first" else -1]
         return place if item is None else f"segment_{item}.{slot}"
+
+    def _mentioned(self, question: Question) -> str:
+        """The answer as a word; where there is none, what the item asked for held at first."""
+        answers = self.answers(replace(question, given=None))
+        if answers is not None:
+            return answers.right[0].strip()
+        holds = self.words.holds
+        return self.words.of(question, ("asked", holds[1] if holds else self.words.item_fields[0]))
 
     def _check_role(self, role: str) -> None:
         if role not in self.roles:

@@ -146,7 +146,7 @@ class Writer:
         elif part.ref and text is None:
             text = self._words.of(self._question, part.ref, item)
         slot = distinct(self._slot(part, prefix), [piece.slot for piece in self.pieces])
-        whole = (part.space if space is None or part.space else space) + (part.text if text is None else text)
+        whole = ((space or "") + part.space) + (part.text if text is None else text)
         self.pieces.append(Piece(slot, whole.lstrip() if not self.pieces else whole))
         self._parts.append(part)
         if part.ref:
