@@ -62,8 +62,7 @@ class TemplateTask:
     def _roles(self) -> tuple[str, ...]:
         pools = self._pools({name: words for name, (words, _) in self.categories.items()})
         written = [self.prompt(self._example(pools, i)) for i in range(len(self.texts.wordings))]
-        roles = [tuple(each.roles) if len(written) > 1 else each.all_roles for each in written]
-        return tuple(role for role in roles[0] if all(role in each for each in roles))
+        return tuple(role for role in written[0].roles if all(role in each.roles for each in written))
 
     @property
     def question_roles(self) -> tuple[str, ...]:
@@ -244,11 +243,11 @@ class TemplateTask:
         self, question: Question, texts: Texts | None = None, spare: Mapping[str, Sequence[str]] | None = None
     ) -> Prompt:
         """The question as text up to where the answer goes, with its slots and roles; in other `texts`, if given."""
-        pieces, fields = write(
+        pieces, fields, slots = write(
             self.texts if texts is None else texts, self.words, question, spare=spare, capital=self.form.capital
         )
         prefix = f"template_{question.scenario.wording}." if len(self.texts.wordings) > 1 else ""
-        return prompt_of(pieces, fields, self._places(question, fields), prefix)
+        return prompt_of(pieces, fields, slots, self._places(question, fields), prefix)
 
     def text(self, question: Question) -> str:
         """The prompt as text."""
@@ -278,7 +277,7 @@ class TemplateTask:
         prompts = [self.prompt(question) for question in questions] if prompts is None else prompts
         ahead = [self.prompt(replace_wording(questions[0], i)) for i in range(len(self.texts.wordings))]
         ahead = ahead if len(ahead) > 1 else []
-        tokens = tokenise(tokenizer, [*ahead, *prompts], self.roles if ahead else None)
+        tokens = tokenise(tokenizer, [*ahead, *prompts], self.roles)
         return tokens.select(torch.arange(len(ahead), len(tokens)))
 
     def _places(self, question: Question, fields: Mapping[str, str]) -> dict[str, str]:

@@ -31,13 +31,13 @@ Penalty = Annotated[float, Field(ge=0, le=1e6)]  # nats per patched head
 class MaskOptions(Training):
     """What is fitted; the paper trained on 1000 triples, chose on 500 and tested on 500."""
 
-    train: Count = 300
-    validation: Count = 150
+    train: Prompts = 300
+    validation: Prompts = 150
     test: Prompts = 300
     penalty: Penalty = 0.02
     minimum: Annotated[float, Field(ge=0)] = 0.05  # accuracy above the floor, below which a group carries nothing
     random_groups: CountOrZero = 3  # of the same number of heads
-    control_triples: Count = 100  # of the test triples, for random, all and ranked heads; floors are tested on all
+    control_triples: Prompts = 100  # of the test triples, for random, all and ranked heads; floors are tested on all
 
     def __post_init__(self) -> None:
         super().__post_init__()
