@@ -179,7 +179,7 @@ class Writer:
 def write(
     texts: Texts, words: Words, question: Question, *, spare: Mapping[str, Sequence[str]] | None = None, capital: bool
 ) -> tuple[list[Piece], dict[str, str], list[str]]:
-    """The question's pieces up to where the answer goes, the texts of slots that fields fill, and slots that are roles."""
+    """The question's pieces up to where the answer goes, the texts of fields by slot, and the slots that are roles."""
     writer = Writer(texts, words, question, spare or {})
     writer.write()
     first = writer.pieces[0]
