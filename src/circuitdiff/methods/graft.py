@@ -186,14 +186,13 @@ class Graft:
     def recipient(self) -> Evaluation:
         return self.runs[frozenset()]
 
-    def attribution(self, score: Score = "accuracy", seed: int = 0) -> Attribution:
+    def attribution(self, score: Score = "accuracy") -> Attribution:
         """Shares of the gain in this score, with intervals over scenarios."""
         return attribute(
             {subset: scored(answers, score).numpy() for subset, answers in self.runs.items()},
             scored(self.donor, score).numpy(),
             self.donor.scenarios.numpy(),
             self.order,
-            seed=seed,
         )
 
 

@@ -88,7 +88,7 @@ class CrossPatch:
                 reasons[subset] = f"it ends at a distance of {far:.2f} from clean runs (1 = another prompt's)"
         return reasons
 
-    def attribution(self, score: Score = "accuracy", limits: Limits = _LIMITS, seed: int = 0) -> Attribution:
+    def attribution(self, score: Score = "accuracy", limits: Limits = _LIMITS) -> Attribution:
         """Shares of the gain in this score, with intervals over scenarios."""
         scores = {subset: scored(ran.answers, score).numpy() for subset, ran in self.runs.items()}
         return attribute(
@@ -97,7 +97,6 @@ class CrossPatch:
             self.donor.scenarios.numpy(),
             self.order,
             incompatible=self.incompatible(limits),
-            seed=seed,
         )
 
 
