@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from circuitdiff.circuit import Circuit
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Batch, Model, executor_named
 from circuitdiff.engine.executor import Ablation
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, check_pairs
@@ -98,6 +98,28 @@ def check_places(pairs: Pairs, roles: Sequence[str]) -> None:
     for role in roles:
         if (pairs.positions[role] < 0).any():
             raise InputError(f"the circuit has heads at {role!r}, which has no place in some prompts")
+
+
+def check_roles(pairs: Pairs, roles: Iterable[str], *, in_counterfactuals: bool = False) -> None:
+    """Raises: InputError if a role does not exist, or a prompt (or counterfactual) has no place for it."""
+    for role in roles:
+        if role not in pairs.positions:
+            raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
+        if (pairs.positions[role] < 0).any() or (
+            in_counterfactuals and (pairs.counterfactual_positions[role] < 0).any()
+        ):
+            raise InputError(f"role {role!r} has no place in some prompts; choose a role that every prompt has")
+
+
+def check_heads(model: Model, heads: Iterable[Head]) -> None:
+    """Raises: InputError naming the first that is no head, or that the model lacks."""
+    for head in heads:
+        if not isinstance(head, Head):
+            raise InputError(f"heads are given as Head(layer, index); got {head!r}")
+        if not (0 <= head.layer < model.n_layers and 0 <= head.index < model.n_heads):
+            raise InputError(
+                f"head {head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads"
+            )
 
 
 def _kept(model: Model, circuits: Sequence[Circuit], bucket: Bucket) -> tuple[tuple[int, ...], torch.Tensor]:

@@ -36,7 +36,7 @@ from circuitdiff.engine.weights import (
 )
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation, Score, answers_readout, evaluation_of, scored
-from circuitdiff.evaluation.circuits import Progress
+from circuitdiff.evaluation.circuits import Progress, check_heads
 from circuitdiff.models.checks import tolerance_for
 from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs
@@ -93,12 +93,9 @@ def head_part(model: Model, group: Group, projections: Sequence[Projection]) -> 
 
     Raises: InputError if the model lacks a head or its weights cannot be told from others'.
     """
+    check_heads(model, group.heads)
     layers: dict[int, set[int]] = {}
     for head in group.heads:
-        if head.layer >= model.n_layers or head.index >= model.n_heads:
-            raise InputError(
-                f"head {head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads"
-            )
         layers.setdefault(head.layer, set()).add(head.index)
     pieces = [
         piece
