@@ -21,7 +21,7 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Group, Head, Overlap, circuit_overlap, total
 from circuitdiff.config.reading import read_json
 from circuitdiff.config.validation import Strict, validated
-from circuitdiff.methods.component_mask import selected
+from circuitdiff.methods.component_mask.training import selected
 from circuitdiff.methods.minimality import PairTable, keep, pair_removal, removal_set
 from circuitdiff.stats.selection import drop_shared, lowest
 

@@ -21,8 +21,8 @@ from circuitdiff.evaluation import (
 )
 from circuitdiff.methods.ablations import compare_ablations
 from circuitdiff.methods.completeness import completeness
-from circuitdiff.methods.component_mask import MaskOptions, fit_mask
-from circuitdiff.methods.cross_model import Limits, patch_across
+from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
+from circuitdiff.methods.cross_model.patching import Limits, patch_across
 from circuitdiff.methods.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
 from circuitdiff.methods.graft import graft
 from circuitdiff.methods.knockout import Blocking, attention_knockout

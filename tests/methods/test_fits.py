@@ -17,7 +17,7 @@ from circuitdiff.methods.ablations import compare_ablations
 from circuitdiff.methods.attribution import attribution_scores
 from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
-from circuitdiff.methods.cross_model import patch_across
+from circuitdiff.methods.cross_model.patching import patch_across
 from circuitdiff.methods.graft import graft
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.methods.knockout import Blocking, attention_knockout

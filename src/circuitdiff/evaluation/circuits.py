@@ -50,12 +50,7 @@ def evaluate_circuits(
 
     Raises: InputError as `evaluate_circuit` does.
     """
-    check_pairs(model, pairs)
-    for circuit in circuits:
-        circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
-    roles = list(dict.fromkeys(role for circuit in circuits for role in circuit.roles))
-    check_places(pairs, roles)
-    check_replacement(pairs, means)
+    roles = checked_roles(model, circuits, pairs, means)
     known = shared or Shared()
     at_once = prompts_at_once(model, pairs, means, memory_gb)
     values = torch.empty(len(circuits), len(pairs), N_VALUES, dtype=torch.promote_types(model.dtype, torch.float32))
@@ -71,6 +66,20 @@ def evaluate_circuits(
         if progress:
             progress(done, len(pairs))
     return [evaluation_of(value, pairs) for value in values]
+
+
+def checked_roles(model: Model, circuits: Sequence[Circuit], pairs: Pairs, means: Replacement) -> list[str]:
+    """The roles at which some of the circuits have heads.
+
+    Raises: InputError if the model or task lacks a head or role, or a prompt has a slot of which there is no mean.
+    """
+    check_pairs(model, pairs)
+    for circuit in circuits:
+        circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
+    roles = list(dict.fromkeys(role for circuit in circuits for role in circuit.roles))
+    check_places(pairs, roles)
+    check_replacement(pairs, means)
+    return roles
 
 
 def check_circuit(model: Model, circuit: Circuit, pairs: Pairs) -> None:

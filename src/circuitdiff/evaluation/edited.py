@@ -25,8 +25,8 @@ from circuitdiff.engine.fits import (
 )
 from circuitdiff.engine.window import branched
 from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluate_model, evaluation_of
-from circuitdiff.evaluation.circuits import Progress, check_places
-from circuitdiff.evaluation.constants import Replacement, check_replacement, replacement_at
+from circuitdiff.evaluation.circuits import Progress, checked_roles
+from circuitdiff.evaluation.constants import Replacement, replacement_at
 from circuitdiff.prompts import Bucket, Pairs
 
 V = TypeVar("V")
@@ -148,12 +148,7 @@ def evaluate_without(
 
     Raises: InputError if the model lacks a head or the task a role.
     """
-    check_pairs(model, pairs)
-    for heads in removed:
-        heads.check_fits(model.n_layers, model.n_heads, pairs.positions)
-    roles = list(dict.fromkeys(role for heads in removed for role in heads.roles))
-    check_places(pairs, roles)
-    check_replacement(pairs, means)
+    roles = checked_roles(model, removed, pairs, means)
     if not roles:
         return [evaluate_model(model, pairs)] * len(removed)
     constants = {role: replacement_at(model, pairs, role, means) for role in roles}

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.config.settings import Share
+from circuitdiff.config.validation import check_fields
 from circuitdiff.engine import Model
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
-from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
     Evaluation,
     Progress,
@@ -63,12 +63,7 @@ class MinimalityRule:
     joint_removal_of_same_index: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise InputError(
-                f"fraction is the share of a group that may be removed, above 0, up to 1; got {self.fraction}"
-            )
-        if not (0 < self.error_rate < 1 and 0 < self.level < 1):
-            raise InputError(f"error_rate and level lie between 0 and 1; got {self.error_rate} and {self.level}")
+        check_fields(self)
 
 
 # Prakash et al. 2024 (arXiv:2402.14811), as published: one lost hit of the same 100 prompts is enough to stay.

@@ -11,13 +11,8 @@ import torch
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.methods.cross_model import (
-    control_groups,
-    patch_across,
-    patch_across_several,
-    read_several,
-    run_controls,
-)
+from circuitdiff.methods.cross_model.activations import read_several
+from circuitdiff.methods.cross_model.patching import control_groups, patch_across, patch_across_several, run_controls
 from circuitdiff.models.checks import CheckError
 from circuitdiff.stats.shapley import IN_ORDER
 from circuitdiff.study.context import StudyContext
