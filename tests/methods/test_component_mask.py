@@ -366,6 +366,13 @@ def test_what_cannot_be_fitted_is_refused_before_anything_runs(change, message, 
         fit_mask(model, arguments.pop("group"), arguments.pop("triples"), **arguments)
 
 
+def misspelt(**options: str) -> None:
+    """As outside tests, where no type checker stands before it."""
+    training = Training()
+    vars(training).update(options)
+    training.__post_init__()
+
+
 def test_options_out_of_range_are_refused():
     with pytest.raises(InputError, match=r"penalty: expected at least 0; got -1\.0"):
         MaskOptions(penalty=-1.0)
@@ -376,9 +383,9 @@ def test_options_out_of_range_are_refused():
     with pytest.raises(InputError, match=r"penalties\.0: expected at least 0; got -1\.0"):
         Sweep(penalties=(-1.0,))
     with pytest.raises(InputError, match="gates: unknown 'soft'; choose one of clamped, hard_concrete"):
-        Training(gates="soft")
+        misspelt(gates="soft")
     with pytest.raises(InputError, match="loss: unknown 'hinge'; choose one of cross_entropy, target_logit"):
-        Training(loss="hinge")
+        misspelt(loss="hinge")
     with pytest.raises(InputError, match="steps: expected at least 1; got 0"):
         Training(steps=0)
     with pytest.raises(InputError, match=r"learning_rate: expected greater than 0; got 0\.0"):

@@ -35,7 +35,7 @@ from circuitdiff.engine.weights import (
     untied,
 )
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.answers import Evaluation, Score, answers_readout, evaluation_of, scored
+from circuitdiff.evaluation.answers import Evaluation, Score, answers_readout, evaluation_of
 from circuitdiff.evaluation.circuits import Progress, check_heads
 from circuitdiff.models.checks import tolerance_for
 from circuitdiff.models.comparable import Shape, check_comparable
@@ -186,8 +186,8 @@ class Graft:
     def attribution(self, score: Score = "accuracy") -> Attribution:
         """Shares of the gain in this score, with intervals over scenarios."""
         return attribute(
-            {subset: scored(answers, score).numpy() for subset, answers in self.runs.items()},
-            scored(self.donor, score).numpy(),
+            {subset: answers.per_prompt(score).numpy() for subset, answers in self.runs.items()},
+            self.donor.per_prompt(score).numpy(),
             self.donor.scenarios.numpy(),
             self.order,
         )

@@ -12,6 +12,8 @@ from scipy import stats
 
 from circuitdiff.errors import InputError
 
+_RESAMPLES = 2000
+
 
 class Interval(NamedTuple):
     """An estimate with the bounds of its confidence interval: floats, or arrays [*row] for many rows at once."""
@@ -56,7 +58,6 @@ def mean_interval(
     scenarios: Int[ndarray, " prompt"],
     *,
     level: float = 0.95,
-    n_resamples: int = 2000,
 ) -> Interval:
     """The mean over prompts of each row, with a percentile bootstrap interval over scenarios.
 
@@ -66,7 +67,7 @@ def mean_interval(
     Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; clusters: Davison & Hinkley 1997,
     section 3.8.
     """
-    weights, values = cluster_weights(scenarios, n_resamples), values.astype(np.float64)
+    weights, values = cluster_weights(scenarios), values.astype(np.float64)
     resampled = resampled_means(values.reshape(-1, len(scenarios)), weights)
     low, high = _bounds(resampled, scenarios, level)
     return Interval(values.mean(-1), low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1]))
@@ -112,8 +113,6 @@ def ratio_interval(
     numerator: Shaped[ndarray, " prompt"],
     denominator: Shaped[ndarray, " prompt"],
     scenarios: Int[ndarray, " prompt"],
-    *,
-    n_resamples: int = 2000,
 ) -> RatioInterval:
     """Mean numerator over mean denominator, both resampled together; faithfulness is one.
 
@@ -124,7 +123,7 @@ def ratio_interval(
     """
     rows = np.stack([numerator, denominator]).astype(np.float64)
     above, below = rows.mean(-1).tolist()
-    resampled = resampled_means(rows, cluster_weights(scenarios, n_resamples))
+    resampled = resampled_means(rows, cluster_weights(scenarios))
     if not (resampled[:, 1] > 0).all():
         spread = f"{resampled[:, 1].min():.4g} to {resampled[:, 1].max():.4g}"
         reason = f"the denominator is {below:.4g} and its resamples run from {spread}, so it is not surely above 0"
@@ -185,19 +184,19 @@ def false_discovery_adjusted(p: Float[ndarray, "*row"]) -> Float[ndarray, "*row"
     return adjusted
 
 
-def cluster_weights(scenarios: Int[ndarray, " prompt"], n_resamples: int = 2000) -> Float[ndarray, "resample prompt"]:
-    """`cluster_resamples`, always the same for the same scenarios.
+def cluster_weights(scenarios: Int[ndarray, " prompt"]) -> Float[ndarray, "resample prompt"]:
+    """`cluster_resamples`, 2,000 that are always the same for the same scenarios.
 
     Raises: InputError if there is no prompt.
     """
     if len(scenarios) == 0:
         raise InputError("an interval needs at least one prompt, got none; sample some")
-    return _drawn(tuple(scenarios.tolist()), n_resamples)
+    return _drawn(tuple(scenarios.tolist()))
 
 
 @lru_cache(maxsize=8)  # a study asks for thousands of intervals on the same few sets of prompts
-def _drawn(scenarios: tuple[int, ...], n_resamples: int) -> ndarray:
-    weights = cluster_resamples(np.array(scenarios), n_resamples, np.random.default_rng(0))
+def _drawn(scenarios: tuple[int, ...]) -> ndarray:
+    weights = cluster_resamples(np.array(scenarios), _RESAMPLES, np.random.default_rng(0))
     weights.flags.writeable = False
     return weights
 

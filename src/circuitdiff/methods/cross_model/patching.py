@@ -26,7 +26,7 @@ from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.answers import Evaluation, Score, scored
+from circuitdiff.evaluation.answers import Evaluation, Score
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.methods.cross_model.activations import (
@@ -88,10 +88,10 @@ class CrossPatch:
 
     def attribution(self, score: Score = "accuracy", limits: Limits = _LIMITS) -> Attribution:
         """Shares of the gain in this score, with intervals over scenarios."""
-        scores = {subset: scored(ran.answers, score).numpy() for subset, ran in self.runs.items()}
+        scores = {subset: ran.answers.per_prompt(score).numpy() for subset, ran in self.runs.items()}
         return attribute(
             scores,
-            scored(self.donor, score).numpy(),
+            self.donor.per_prompt(score).numpy(),
             self.donor.scenarios.numpy(),
             self.order,
             incompatible=self.incompatible(limits),
@@ -253,9 +253,9 @@ class Controls:
     group: Ran
     any_layer: Ran
     same_layers: tuple[Ran, ...]
-    elsewhere: Ran | None
-    noise: Ran | None
-    scaled: Ran | None
+    elsewhere: Ran | None = None
+    noise: Ran | None = None
+    scaled: Ran | None = None
 
 
 def control_groups(
@@ -304,16 +304,7 @@ def run_controls(
         memory_gb=memory_gb,
         progress=progress,
     )
-    found = dict(zip(named, ran, strict=False))
-    return Controls(
-        nothing=found["nothing"],
-        group=found["group"],
-        any_layer=found["any_layer"],
-        same_layers=tuple(ran[len(named) :]),
-        elsewhere=found.get("elsewhere"),
-        noise=found.get("noise"),
-        scaled=found.get("scaled"),
-    )
+    return Controls(**dict(zip(named, ran, strict=False)), same_layers=tuple(ran[len(named) :]))
 
 
 def _noise(donor: Values, own: Values, generator: torch.Generator) -> Values:
