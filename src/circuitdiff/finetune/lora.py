@@ -103,9 +103,12 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int, silenced: Sequence[H
         if not hasattr(part, "lora_A"):
             continue
         reads, writes = part.lora_A["default"].weight, part.lora_B["default"].weight
-        if lora.heads is not None:
+        if lora.heads is not None:  # every part of a delta that other heads would see stays at zero
             channels = channels_of(model, projection, layer, lora.heads)
-            _hold(*((reads, channels[None, :]) if projection == OUTPUT else (writes, channels[:, None])))
+            if projection == OUTPUT:
+                _hold(reads, channels[None, :])
+            else:
+                _hold(writes, channels[:, None])
         if projection == OUTPUT and silenced:  # no delta may read what a silenced head computes
             _hold(reads, ~channels_of(model, OUTPUT, layer, silenced)[None, :])
     return adapted
