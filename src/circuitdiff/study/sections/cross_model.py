@@ -12,14 +12,9 @@ from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import Draws, Prompts
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.methods.cross_model import (
-    MOST_GROUPS,
-    Carrier,
-    Controls,
-    CrossPatch,
-    Limits,
-    Ran,
-)
+from circuitdiff.methods.cross_model.activations import Carrier
+from circuitdiff.methods.cross_model.hybrids import Ran
+from circuitdiff.methods.cross_model.patching import MOST_GROUPS, Controls, CrossPatch, Limits
 from circuitdiff.models.checks import log_prob_tolerance
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.shapley import IN_ORDER, all_subsets, needed_subsets

@@ -97,7 +97,7 @@ async def _evaluated(
     if model == home:
         kept["every_segment"] = moved(circuit, study.task.every_segment)
         kept["wrong_segment"] = moved(circuit, lambda role: [study.task.wrong_segment(role)])
-    kept |= {"all_heads": all_heads(facts, circuit.roles), "nothing": nothing}
+    kept |= {"all_heads": all_heads(facts.n_layers, facts.n_heads, circuit.roles), "nothing": nothing}
     answers: dict[tuple[str, str | None], Evaluation] = {("model", None): await model_answers(study, model)}
     for by in ("slot", "kind"):
         some = {key: each for key, each in kept.items() if (key, by) != ("wrong_segment", "kind")}
