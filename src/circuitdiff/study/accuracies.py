@@ -9,7 +9,8 @@ from circuitdiff.config.reading import split_adapters
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
 from circuitdiff.study.sections.accuracy import Accuracy, accuracy_of
-from circuitdiff.tasks import get_task
+from circuitdiff.tasks import Task, get_task
+from circuitdiff.tasks.soundness import Finding, guessing
 
 
 class ModelAccuracy(NamedTuple):
@@ -44,3 +45,28 @@ def accuracies(
         answers = accuracy_of(evaluate_model(model, pairs), pairs)
         monitor(name, 1, 1)
         yield ModelAccuracy(name, answers)
+
+
+def ability(
+    task: Task,
+    name: str,
+    at_least: float,
+    *,
+    n_prompts: int = 100,
+    seed: int = 0,
+    monitor: Callable[[str, int, int], None] = lambda *_: None,
+) -> Finding:
+    """Whether a model does the task at all: its accuracy, held against a level and against guessing.
+
+    Raises: InputError for an unknown model.
+    """
+    monitor(name, 0, 1)
+    source, *adapters = split_adapters(name)
+    model = load_model(source, adapters, name=name)
+    pairs = task.sample(model.tokenizer, n_prompts, seed)
+    found = accuracy_of(evaluate_model(model, pairs), pairs).accuracy
+    monitor(name, 1, 1)
+    said = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    able = found.value is not None and found.value >= at_least
+    detail = f"guessing gives {guessing(pairs):.2f}" + ("" if able else f"; {name} does not do this task")
+    return Finding("accuracy", said, able, detail)
