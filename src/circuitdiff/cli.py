@@ -28,6 +28,7 @@ from circuitdiff.study.runner import plan_study, run_study
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.workers import Monitor, Worker, local_workers
 from circuitdiff.tasks import get_task, new_task
+from circuitdiff.tasks.chat import OFF
 from circuitdiff.tasks.soundness import examine
 from circuitdiff.terminal import (
     check_folder,
@@ -85,6 +86,7 @@ def compare(
     quick: Annotated[bool, typer.Option("--quick", help="Sizes for a first look.")] = False,
     minutes: Annotated[float | None, typer.Option(min=1, help="At most about so long on this machine.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=1000, help="Processes that share the work.")] = 1,
+    chat: Annotated[str, typer.Option(help="A chat template before each prompt: off, auto, or a file.")] = OFF,
     dtype: str = "float32",
     device: str = "cpu",
 ) -> None:
@@ -95,6 +97,7 @@ def compare(
             base,
             variants,
             task,
+            chat=chat,
             dtype=dtype,
             device=device,
             quick=quick,
@@ -239,6 +242,7 @@ def accuracy(
     n: Annotated[int, typer.Option("-n", help="How many prompts, each a scenario of its own.")] = 500,
     split: str = "evaluation",
     seed: int = 100,
+    chat: Annotated[list[str], typer.Option(help="Chat template: off, auto, or a file; repeat to compare.")] = [OFF],  # noqa: B006
     dtype: str = "float32",
     device: str = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the table here.")] = None,
@@ -248,7 +252,7 @@ def accuracy(
     rows: list[ModelAccuracy] = []
     try:
         with progress() as monitor:
-            chosen = {"n_prompts": n, "split": split, "seed": seed, "dtype": dtype, "device": device}
+            chosen = {"n_prompts": n, "split": split, "seed": seed, "chats": chat, "dtype": dtype, "device": device}
             for row in accuracies(task, models, **chosen, monitor=monitor):
                 rows.append(row)  # shown even if a later model cannot be loaded
     finally:

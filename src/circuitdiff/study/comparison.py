@@ -19,6 +19,7 @@ from circuitdiff.study.settings import CommonSettings, PromptSettings
 from circuitdiff.study.sizes import first_look
 from circuitdiff.study.workers import Monitor
 from circuitdiff.tasks import is_task_file
+from circuitdiff.tasks.chat import AUTO, OFF
 
 STUDY_FILE = "study.yaml"
 
@@ -28,6 +29,7 @@ def comparison(
     variants: Sequence[str],
     task: str,
     *,
+    chat: str = OFF,
     dtype: str = "float32",
     device: str = "cpu",
     quick: bool = False,
@@ -49,6 +51,7 @@ def comparison(
         "base": base,
         "variants": dict(zip(names[1:], variants, strict=True)),
         "task": task,
+        "chat": chat,
         "dtype": dtype,
         "device": device,
     }
@@ -70,6 +73,8 @@ def write_study(settings: CommonSettings, folder: Path) -> Path:
         "variants": models,
         "task": _path(task.name, folder, is_task_file(task.name)),
     }
+    if settings.chat not in (OFF, AUTO):
+        written["chat"] = _path(settings.chat, folder, True)
     rest = {name: value for name, value in settings.model_dump(mode="json").items() if name not in written}
     written |= {name: changed for name, value in rest.items() if (changed := _changed(value, default[name])) != {}}
     folder.mkdir(parents=True, exist_ok=True)

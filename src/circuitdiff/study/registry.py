@@ -91,6 +91,7 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
     study = validated(StudySettings, data, origin, folder=folder)
     seen = {
         "task": study.task.seen_from(folder),
+        "chat": study.chat_seen_from(folder),
         "base": study.base.seen_from(folder),
         "variants": {name: model.seen_from(folder) for name, model in study.variants.items()},
         "circuits": {name: folder / file for name, file in study.circuits.items()},
