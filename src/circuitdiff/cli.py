@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter
@@ -17,10 +17,13 @@ from circuitdiff.cache.files import write_whole
 from circuitdiff.cache.store import REPORT, json_bytes
 from circuitdiff.config.names import printable
 from circuitdiff.config.reading import split_adapters
+from circuitdiff.engine import Model
 from circuitdiff.finetune.recipes import run_recipe
 from circuitdiff.models import load_model
+from circuitdiff.models.adapters import CHANGES
+from circuitdiff.models.differences import ModelDifferences, model_differences
 from circuitdiff.models.sources import read_outline
-from circuitdiff.report import write_report
+from circuitdiff.report import weights, write_report
 from circuitdiff.report.diff import diff_runs, diff_tables, paired
 from circuitdiff.study.accuracies import ModelAccuracy, accuracies
 from circuitdiff.study.estimates import Estimate
@@ -129,6 +132,26 @@ def check(
     if defaults := loaded.provenance.get("left_to_defaults"):
         listed = ", ".join(f"{name} = {value!r}" for name, value in defaults.items())
         say(f"config.json leaves to the architecture's defaults: {listed}")
+
+
+@app.command()
+def models(
+    base: Annotated[str, typer.Argument(help="A model; SOURCE+ADAPTER merges an adapter.")],
+    variants: Annotated[list[str], typer.Argument(help="Those to hold against it.")],
+    dtype: str = "float32",
+    device: str = "cpu",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where everything goes, for machines.")] = None,
+) -> None:
+    """Are models what they are said to be? Where variants differ from a base: settings, tokenizer, weights."""
+    check_folder(json_file)
+    first = _load(base, dtype, device)
+    found: list[ModelDifferences] = []
+    for name in variants:
+        variant = _load(name, dtype, device, [first])
+        found.append(model_differences(first, variant))
+        _show_differences(found[-1], [each for each in variant.provenance["checks"] if each["name"] == CHANGES])
+    if json_file:
+        write_whole(json_file, json_bytes(TypeAdapter(list[ModelDifferences]).dump_python(found, mode="json")))
 
 
 @app.command()
@@ -273,6 +296,28 @@ def _show_accuracies(title: str, rows: Sequence[ModelAccuracy]) -> None:
         hits = f"{answers.accuracy.hits}/{answers.accuracy.n}"
         cells.append((model, hits, _interval(answers.accuracy, 3), _interval(answers.logit_difference), shares))
     _show_table(("model", "hits", "accuracy", "logit difference", "by queried index"), cells, title)
+
+
+def _load(name: str, dtype: str, device: str, like: Sequence[Model] = ()) -> Model:
+    source, *adapters = split_adapters(name)
+    return load_model(source, adapters, dtype, device, name=name, like=like, idle_adapters=True)
+
+
+def _show_differences(found: ModelDifferences, adapters: Sequence[Mapping[str, Any]]) -> None:
+    """`adapters`: whether each changed the logits."""
+    for line in weights.in_words(found):
+        say(line)
+    if found.whole.n_changed:
+        for table in (weights.by_kind(found), weights.by_layer(found)):
+            rows = [[str(row[column]) for column in table.columns] for row in table.rows]
+            _show_table(tuple(table.columns.values()), rows, table.caption, numbers=True)
+    idle = sum(not each["value"] for each in adapters)
+    if found.same_weights:
+        did = f"; {'its adapters' if idle > 1 else 'its adapter'} did nothing" if idle else ""
+        say(f"note: {found.variant} is {found.base}, weight for weight{did}")
+    elif idle:
+        say(f"note: {idle} of {len(adapters)} adapters of {found.variant} changed no logit of random tokens")
+    out.print()
 
 
 def _show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> None:

@@ -35,6 +35,10 @@ class ModelDifferences:
     not_compared: tuple[str, ...]  # tensors, or rows of them, that only one of the two has
     whole: WeightChange  # of all weights together
 
+    @property
+    def same_weights(self) -> bool:
+        return not self.whole.n_changed and not self.not_compared
+
 
 def model_differences(base: Model, variant: Model) -> ModelDifferences:
     """In what `variant` differs from `base`, both loaded. No prompt is run.
