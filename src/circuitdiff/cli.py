@@ -24,7 +24,7 @@ from circuitdiff.models.adapters import CHANGES
 from circuitdiff.models.differences import ModelDifferences, model_differences
 from circuitdiff.models.sources import read_outline
 from circuitdiff.report import weights, write_report
-from circuitdiff.report.diff import diff_runs, diff_tables, paired
+from circuitdiff.report.diff import diff_runs, diff_tables, failures, paired
 from circuitdiff.study.accuracies import ModelAccuracy, accuracies
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.plan import PlannedCost
@@ -52,6 +52,12 @@ SCHEMA = Path("docs/results.schema.json")
 _ROWS = 40  # of a table that is printed
 
 Adapters = Annotated[list[str], typer.Option("--adapter", help="PEFT adapter, merged in; repeat in order.")]
+FailOn = Annotated[
+    list[str],
+    typer.Option(
+        "--fail-on", help="Exit with 1 if it moved: NAME or a glob, NAME=0.05 (by more), or moved (anything)."
+    ),
+]
 Pairings = Annotated[list[str], typer.Option("--pair", help="FIRST=SECOND: what one model is called in each run.")]
 
 
@@ -94,12 +100,14 @@ def diff(
     first: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
     pair: Pairings = [],  # noqa: B006 (typer wants a list)
+    fail_on: FailOn = [],  # noqa: B006
     json_file: Annotated[Path | None, typer.Option("--json", help="Where everything goes, for machines.")] = None,
 ) -> None:
     """Show what moved between two runs beyond its interval, without loading a model."""
     check_folder(json_file)
-    ours, theirs = read_results(first), read_results(second)
-    found = diff_runs(ours, paired(ours, theirs, pair))
+    ours = read_results(first)
+    theirs = paired(ours, read_results(second), pair)
+    found, failed = diff_runs(ours, theirs), failures(ours, theirs, fail_on)
     tables = diff_tables(found, str(first), str(second))
     if json_file:
         write_whole(json_file, json_bytes(found.to_dict()))
@@ -109,6 +117,10 @@ def diff(
             say(f"and {len(rows) - _ROWS} more; --json has all")
             out.print()
     say(f"{len(found.moved)} of {found.n_compared} numbers with an interval moved beyond it")
+    for line in failed:
+        say(line)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

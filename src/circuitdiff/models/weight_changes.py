@@ -72,12 +72,12 @@ def weight_changes(base: Model, variant: Model) -> WeightChanges:
         if name not in own or name not in theirs:
             not_compared.append(f"{name} is in {(base if name in own else variant).name} only")
             continue
-        one, other, words = _in_common(own[name], theirs[name])
+        layer, parts = places.get(name, (None, (("other", Slice(name)),)))
+        one, other, words = _in_common(own[name], theirs[name], parts[0][0])
         not_compared += [f"{name}: {words}"] if words else []
         if one is None or other is None:
             continue
         difference = other.to(torch.promote_types(one.dtype, torch.float32), copy=True).sub_(one.to(other.device))
-        layer, parts = places.get(name, (None, (("other", Slice(name)),)))
         for kind, part in parts:
             change = _measured(layer, kind, _cut(one, part), _cut(difference, part))
             found.setdefault((layer, kind), []).append(change)
@@ -143,12 +143,12 @@ def _names(base: Model, variant: Model) -> list[str]:
     return [name for name in dict.fromkeys(named) if name in saved]
 
 
-def _in_common(base: Tensor, variant: Tensor) -> tuple[Tensor | None, Tensor | None, str]:
-    """What both have, and in words what only one has. Further rows are those of further tokens."""
+def _in_common(base: Tensor, variant: Tensor, kind: Kind) -> tuple[Tensor | None, Tensor | None, str]:
+    """What both have, and in words what only one has. Of embeddings, further rows are those of further tokens."""
     if base.shape == variant.shape:
         return base, variant, ""
     sizes = [" × ".join(map(str, each.shape)) for each in (variant, base)]
-    if base.dim() != 2 or base.shape[1:] != variant.shape[1:]:
+    if kind not in ("embeddings", "head") or base.shape[1:] != variant.shape[1:]:
         return None, None, f"{sizes[0]}, not {sizes[1]}"
     rows = min(len(base), len(variant))
     return base[:rows], variant[:rows], f"{sizes[0]}, not {sizes[1]}; the first {rows:,} rows are compared"
