@@ -77,9 +77,9 @@ def tokenizers_in_words(base: PreTrainedTokenizerBase, variant: PreTrainedTokeni
         if only := [repr(token) for token in sorted(here.keys() - there.keys(), key=here.__getitem__)]:
             yield f"{_tokens(len(only))} {sign}: {_listed(only)}"
     moved = [
-        f"{token!r} is {own[token]}, not {theirs[token]}"
-        for token in own
-        if own[token] != theirs.get(token, own[token])
+        f"{token!r} is {own[token]}, not {number}"
+        for token, number in sorted(theirs.items(), key=lambda each: each[1])
+        if own.get(token, number) != number
     ]
     if moved:
         yield f"{_tokens(len(moved))} with another number: {_listed(moved)}"
