@@ -218,7 +218,7 @@ def test_models_says_where_weights_differ_and_that_an_adapter_did_nothing(monkey
     variants = [f"{base}+{tuned}", f"{base}+{idle}", f"{base}+{tuned}+{idle}"]
     assert run(monkeypatch, "models", base, *variants, "--json", tmp_path / "models.json") == 0
     printed = capsys.readouterr().out
-    first, second, third = printed.split(" against the SHA-256 recorded when each was loaded")[1:]
+    first, second, third = printed.split("settings and tokenizer are the same.")[1:]
     assert "note: " not in first
     assert printed.count("note: ") == 2
     assert f"note: {base}+{idle} is {base}, weight for weight; its adapter did nothing" in second

@@ -158,6 +158,7 @@ def models(
     check_folder(json_file)
     first = _load(base, dtype, device)
     found: list[ModelDifferences] = []
+    say(weights.CHECKED)
     for name in variants:
         variant = _load(name, dtype, device, [first])
         found.append(model_differences(first, variant))
@@ -317,6 +318,7 @@ def _load(name: str, dtype: str, device: str, like: Sequence[Model] = ()) -> Mod
 
 def _show_differences(found: ModelDifferences, adapters: Sequence[Mapping[str, Any]]) -> None:
     """`adapters`: whether each changed the logits."""
+    out.print()
     for line in weights.in_words(found):
         say(line)
     if found.whole.n_changed:
@@ -329,7 +331,6 @@ def _show_differences(found: ModelDifferences, adapters: Sequence[Mapping[str, A
         say(f"note: {found.variant} is {found.base}, weight for weight{did}")
     elif idle:
         say(f"note: {idle} of {len(adapters)} adapters of {found.variant} changed no logit of random tokens")
-    out.print()
 
 
 def _show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> None:

@@ -247,7 +247,7 @@ def _all_numbers(first: CommonResults, second: CommonResults) -> tuple[list[Any]
     """Gains in opposite directions, and all other numbers of the two runs."""
     turned = list(_turned(first, second))
     opposite = [path for path, *_ in turned]
-    return turned, *(dict(_numbers_of(results, opposite)) for results in (first, second))
+    return turned, dict(_numbers_of(first, opposite)), dict(_numbers_of(second, opposite))
 
 
 def _turned(first: CommonResults, second: CommonResults) -> Iterator[tuple[Path, str, str]]:

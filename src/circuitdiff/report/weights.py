@@ -17,18 +17,23 @@ from circuitdiff.study.registry import part_of
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.sections.weights import SECTION
 
+CHECKED = (
+    "Weights were compared number by number after loading; before that, each model's were held against the SHA-256 of "
+    "every weight that was recorded when it was loaded."
+)
 OUTSIDE = "outside"
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 _CALLED = {"mlp": "MLP", "qkv": "q, k, v"}
-_WIDEST = 620  # px
+_WIDEST = 260  # px: two maps of 30 layers stand side by side
 
 
 def view(results: CommonResults) -> Part:
     variants = part_of(results, SECTION) or {}
     return Part(
         "Are they different models?",
+        CHECKED,
         sentences=[" ".join(in_words(each)) for each in variants.values()],
-        figures={f"weights/{variant}": _heat_map(each) for variant, each in variants.items() if each.weights},
+        figures={f"weights/{variant}": _heat_map(each) for variant, each in variants.items() if each.whole.n_changed},
     )
 
 
@@ -38,22 +43,21 @@ def evidence(results: CommonResults) -> Part:
 
 
 def in_words(found: ModelDifferences) -> Iterator[str]:
-    """What differs; that weights were held against their digests is said where they were compared at all."""
     base, variant, whole = found.base, found.variant, found.whole
-    held = "the weights of both were first held against the SHA-256 recorded when each was loaded"
     if found.same_weights:
-        yield f"{variant} has {base}'s weights: not one of {whole.n_numbers:,} numbers differs ({held})."
+        yield f"{variant} has {base}'s weights: not one of {whole.n_numbers:,} numbers differs."
     elif whole.n_numbers:
-        size = "" if whole.relative is None else f", the difference is {significant(whole.relative)} of the base's size"
-        yield (
-            f"{variant} is not {base}: {whole.n_changed:,} of {whole.n_numbers:,} weights differ "
-            f"({_share(whole)}){size}; {held}."
-        )
+        size = "" if whole.relative is None else f", by {significant(whole.relative)} of the base's size"
+        differ = f"{whole.n_changed:,} of {whole.n_numbers:,} weights differ ({_share(whole)}){size}"
+        yield f"{variant} is not {base}: {differ}."
     else:
         yield f"{variant} is not {base}: they have no weights that could be compared."
     if found.not_compared:
         more = f" and {len(found.not_compared) - 3} more" if len(found.not_compared) > 3 else ""
         yield f"Not compared: {'; '.join(found.not_compared[:3])}{more}."
+    if not found.settings and not found.tokenizer:
+        yield "Architecture, settings and tokenizer are the same."
+        return
     for what, differ in (("Architecture and settings", found.settings), ("Tokenizer", found.tokenizer)):
         yield f"{what}: {'; '.join(differ) or 'the same'}."
 
@@ -104,7 +108,7 @@ def _rank(change: WeightChange) -> str:
     return f"{MOST_RANK} or more" if change.rank == MOST_RANK else str(change.rank)
 
 
-def _called(kind: Kind) -> str:
+def _called(kind: str) -> str:
     return _CALLED.get(kind, kind)
 
 
@@ -134,7 +138,7 @@ def _heat_map(found: ModelDifferences) -> Figure:
     kinds = [_called(kind) for kind in _KINDS if any(row["kind"] == _called(kind) for row in rows)]
     axis = alt.Axis(labelAngle=0, labelOverlap=True)
     base = alt.Chart(charts.inline(rows)).encode(
-        x=alt.X("layer:O", sort=charts.distinct(rows, "layer"), title="layer", axis=axis),
+        x=alt.X("layer:O", sort=charts.distinct(rows, "layer"), title="layer; last: outside the layers", axis=axis),
         y=alt.Y("kind:N", sort=kinds, title=None),
         tooltip=charts.tips(
             layer="layer", kind="weights", relative="difference / base", share="numbers changed", rank="rank"
