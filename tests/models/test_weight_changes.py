@@ -39,15 +39,16 @@ SEPARATE = {kind: f"model.layers.2.self_attn.{kind}_proj.weight" for kind in ("q
 
 @torch.no_grad()
 def changed(base: Model, seed: int = 3) -> Model:
-    """Every second number or so moved; the changes of matrices have rank 3."""
+    """Every second number or so moved, up or down. The changes of matrices have rank 3, of one in the MLP rank 1."""
     module, g = copy.deepcopy(base.module), torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         if parameter.dim() == 2:
-            rows, columns = (torch.rand(3, n, generator=g, dtype=torch.float64) for n in parameter.shape)
+            rank = 1 if "up_proj" in name else 3
+            rows, columns = (torch.randn(rank, n, generator=g, dtype=torch.float64) for n in parameter.shape)
             rows[:, ::2] = 0
             parameter.add_(rows.T @ columns)
         else:
-            parameter[::3] += 0.5
+            parameter[::3] -= 0.5
     return as_model("changed", module)
 
 
@@ -110,7 +111,7 @@ def test_each_projection_is_measured_as_by_hand():
         ("norms", "model.norm.weight"),
     ):
         assert_as_by_hand(found[None, kind], *(each.module.get_parameter(name) for each in (base, variant)))
-    assert found[LAYER, "norms"].rank is None
+    assert (found[LAYER, "norms"].rank, found[LAYER, "mlp"].rank) == (None, 3)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -174,7 +175,9 @@ def test_a_lora_of_zeros_changed_nothing(tmp_path):
 def test_the_rank_counts_singular_values_above_a_thousandth_of_the_largest(shape):
     """Small matrices by all their singular values, larger ones by random directions; both with some rounding."""
     g = torch.Generator().manual_seed(2)
-    left, right = (torch.linalg.qr(torch.randn(n, 5, generator=g, dtype=torch.float64)).Q for n in shape)
+    left, right = (torch.randn(n, 5, generator=g, dtype=torch.float64) for n in shape)
+    left[: 2 * shape[0] // 3], right[: 2 * shape[1] // 3] = 0, 0  # what changes is not among the first
+    left, right = (torch.linalg.qr(each).Q for each in (left, right))
     values = torch.tensor([5.0, 1.0, 0.006, 0.004, 0.001], dtype=torch.float64)
     change = (left * values) @ right.T + 1e-7 * torch.randn(shape, generator=g, dtype=torch.float64)
     assert numerical_rank(change) == numerical_rank(change.float()) == rank_by_hand(change) == 3

@@ -155,6 +155,6 @@ def _heat_map(found: ModelDifferences) -> Figure:
         charts.struck_out(base, "value", size=40),
     ]
     step = max(6, min(18, _WIDEST // len(charts.distinct(rows, "layer"))))
-    title = f"How far {found.variant}'s weights are from {found.base}'s"
+    title = f"Weights: {found.variant} against {found.base}"
     subtitle = ["Frobenius norms; white: not one number differs"]
     return charts.finish(layers, title, subtitle, width=alt.Step(step), height=alt.Step(15))
