@@ -394,6 +394,8 @@ def test_a_bracket_or_an_equals_sign_of_a_name_stands_for_itself():
     for wanted in ("accuracy / lr=[12] / accuracy", "accuracy / lr=[12] / *", "accuracy / lr=[12] / *=0.4"):
         assert len(failures(one, other, [wanted])) == 1
     assert failures(one, other, ["accuracy / lr=1 / *"]) == []
+    cells = [results(faithfulness={"base": {"lr=9": cell(value)}}) for value in (0.5, 0.9)]
+    assert len(failures(*cells, ["faithfulness / base / lr=9"])) == 1, "a name, no limit of 9"
 
 
 @pytest.mark.parametrize(
