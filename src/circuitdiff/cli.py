@@ -14,12 +14,15 @@ from pydantic import TypeAdapter
 from circuitdiff.cache.files import write_whole
 from circuitdiff.cache.store import REPORT, json_bytes
 from circuitdiff.config.reading import split_adapters
+from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.finetune.recipes import run_recipe
 from circuitdiff.models import load_model
+from circuitdiff.models.adapters import CHANGES
+from circuitdiff.models.differences import ModelDifferences, model_differences
 from circuitdiff.models.sources import read_outline
 from circuitdiff.report import write_report
-from circuitdiff.report.diff import diff_runs, diff_tables, paired
+from circuitdiff.report.diff import diff_runs, diff_tables, failures, paired
 from circuitdiff.study.accuracies import ModelAccuracy, ability, accuracies
 from circuitdiff.study.comparison import comparison, write_study
 from circuitdiff.study.ray_workers import ray_workers
@@ -37,6 +40,7 @@ from circuitdiff.terminal import (
     run_command,
     say,
     show_accuracies,
+    show_differences,
     show_plan,
     show_prompt,
     show_results,
@@ -53,6 +57,12 @@ SCHEMA = Path("docs/results.schema.json")
 _ROWS = 40  # of a table that is printed
 
 Adapters = Annotated[list[str], typer.Option("--adapter", help="PEFT adapter, merged in; repeat in order.")]
+FailOn = Annotated[
+    list[str],
+    typer.Option(
+        "--fail-on", help="Exit with 1 if it moved: NAME or a glob, NAME=0.05 (by more), or moved (anything)."
+    ),
+]
 Pairings = Annotated[list[str], typer.Option("--pair", help="FIRST=SECOND: what one model is called in each run.")]
 
 
@@ -138,12 +148,14 @@ def diff(
     first: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
     pair: Pairings = [],  # noqa: B006 (typer wants a list)
+    fail_on: FailOn = [],  # noqa: B006
     json_file: Annotated[Path | None, typer.Option("--json", help="Where everything goes, for machines.")] = None,
 ) -> None:
     """Show what moved between two runs beyond its interval, without loading a model."""
     check_folder(json_file)
-    ours, theirs = read_results(first), read_results(second)
-    found = diff_runs(ours, paired(ours, theirs, pair))
+    ours = read_results(first)
+    theirs = paired(ours, read_results(second), pair)
+    found, failed = diff_runs(ours, theirs), failures(ours, theirs, fail_on)
     tables = diff_tables(found, str(first), str(second))
     if json_file:
         write_whole(json_file, json_bytes(found.to_dict()))
@@ -153,6 +165,10 @@ def diff(
             say(f"and {len(rows) - _ROWS} more; --json has all")
             out.print()
     say(f"{len(found.moved)} of {found.n_compared} numbers with an interval moved beyond it")
+    for line in failed:
+        say(line)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -176,6 +192,27 @@ def check(
     if defaults := loaded.provenance.get("left_to_defaults"):
         listed = ", ".join(f"{name} = {value!r}" for name, value in defaults.items())
         say(f"config.json leaves to the architecture's defaults: {listed}")
+
+
+@app.command()
+def models(
+    base: Annotated[str, typer.Argument(help="A model; SOURCE+ADAPTER merges an adapter.")],
+    variants: Annotated[list[str], typer.Argument(help="Those to hold against it.")],
+    dtype: str = "float32",
+    device: str = "cpu",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where everything goes, for machines.")] = None,
+) -> None:
+    """Are models what they are said to be? Where variants differ from a base: settings, tokenizer, weights."""
+    check_folder(json_file)
+    first = _load(base, dtype, device)
+    found: list[ModelDifferences] = []
+    say(weights.CHECKED)
+    for name in variants:
+        variant = _load(name, dtype, device, [first])
+        found.append(model_differences(first, variant))
+        show_differences(found[-1], [each for each in variant.provenance["checks"] if each["name"] == CHANGES])
+    if json_file:
+        write_whole(json_file, json_bytes(TypeAdapter(list[ModelDifferences]).dump_python(found, mode="json")))
 
 
 @app.command()
@@ -296,6 +333,11 @@ def _workers(settings: CommonSettings, n: int, ray: str | None, monitor: Monitor
     else:
         with ray_workers(settings, ray, n) as workers:
             yield workers
+
+
+def _load(name: str, dtype: str, device: str, like: Sequence[Model] = ()) -> Model:
+    source, *adapters = split_adapters(name)
+    return load_model(source, adapters, dtype, device, name=name, like=like, idle_adapters=True)
 
 
 def main() -> None:

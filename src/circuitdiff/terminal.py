@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -17,6 +18,8 @@ from typer.exceptions import TyperException
 
 from circuitdiff.config.names import printable
 from circuitdiff.errors import InputError
+from circuitdiff.models.differences import ModelDifferences
+from circuitdiff.report import weights
 from circuitdiff.study.accuracies import ModelAccuracy
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.plan import PlannedCost
@@ -173,6 +176,23 @@ def show_accuracies(title: str, rows: Sequence[ModelAccuracy]) -> None:
         hits = f"{answers.accuracy.hits}/{answers.accuracy.n}"
         cells.append((model, hits, _interval(answers.accuracy, 3), _interval(answers.logit_difference), shares))
     show_table(("model", "hits", "accuracy", "logit difference", "by queried index"), cells, title)
+
+
+def show_differences(found: ModelDifferences, adapters: Sequence[Mapping[str, Any]]) -> None:
+    """`adapters`: whether each changed the logits."""
+    out.print()
+    for line in weights.in_words(found):
+        say(line)
+    if found.whole.n_changed:
+        for table in (weights.by_kind(found), weights.by_layer(found)):
+            rows = [[str(row[column]) for column in table.columns] for row in table.rows]
+            show_table(tuple(table.columns.values()), rows, table.caption, numbers=True)
+    idle = sum(not each["value"] for each in adapters)
+    if found.same_weights:
+        did = f"; {'its adapters' if idle > 1 else 'its adapter'} did nothing" if idle else ""
+        say(f"note: {found.variant} is {found.base}, weight for weight{did}")
+    elif idle:
+        say(f"note: {idle} of {len(adapters)} adapters of {found.variant} changed no logit of random tokens")
 
 
 def show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> None:

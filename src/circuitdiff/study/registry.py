@@ -27,6 +27,7 @@ from circuitdiff.study.sections import (
     minimality,
     overlap,
     verdict,
+    weights,
 )
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.sizes import capped
@@ -47,6 +48,7 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     cross_model.SECTION,
     graft.SECTION,
     verdict.SECTION,
+    weights.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
