@@ -21,7 +21,7 @@ from circuitdiff.models import load_model
 from circuitdiff.models.adapters import CHANGES
 from circuitdiff.models.differences import ModelDifferences, model_differences
 from circuitdiff.models.sources import read_outline
-from circuitdiff.report import write_report
+from circuitdiff.report import weights, write_report
 from circuitdiff.report.diff import diff_runs, diff_tables, failures, paired
 from circuitdiff.study.accuracies import ModelAccuracy, ability, accuracies
 from circuitdiff.study.comparison import comparison, write_study
