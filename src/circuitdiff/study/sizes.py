@@ -9,7 +9,8 @@ from typing import Any, get_type_hints
 from circuitdiff.config.settings import COUNTS_DRAWS, COUNTS_PROMPTS
 from circuitdiff.study.settings import CommonSettings, PromptSettings
 
-FEWEST = PromptSettings(discovery=16, replication=16, evaluation=30, means=32)  # below them nothing can be said
+FEWEST = PromptSettings(discovery=20, replication=20, evaluation=60, means=60)  # below them little can be said
+_FEWEST_OF_SECTION = 50  # scenarios, below which the verdict says nothing
 _FEWEST_DRAWS = 20  # of random circuits or groups: a rank among them is known to 5 %
 _SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)
 QUICK = 0.12
@@ -32,7 +33,7 @@ def shrunk(settings: CommonSettings, share: float) -> CommonSettings:
     return capped(
         _sized(
             fewer,
-            lambda n, _: min(n, max(FEWEST.discovery, round(share * n))),
+            lambda n, _: min(n, max(_FEWEST_OF_SECTION, round(share * n))),
             lambda n, _: min(n, max(_FEWEST_DRAWS, round(share * n))),
         )
     )
