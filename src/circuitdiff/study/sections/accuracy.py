@@ -45,8 +45,7 @@ class Accuracy:
 
 async def run(study: StudyContext, _: None) -> dict[str, Accuracy]:
     """Of each model, after checks 4 and 6."""
-    found = await study.each(study.settings.models, lambda name: _accuracy(study, name))
-    return dict(zip(study.settings.models, found, strict=True))
+    return await study.by_item(study.settings.models, lambda name: _accuracy(study, name))
 
 
 async def _accuracy(study: StudyContext, name: str) -> Accuracy:

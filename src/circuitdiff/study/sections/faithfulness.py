@@ -76,11 +76,8 @@ async def run(study: StudyContext, options: FaithfulnessOptions) -> dict[str, di
     """By circuit and model. Where it was found also its heads at other segments; there and in the base random ones."""
     known = await circuits(study)
     cells = [(model, name) for model in study.settings.models for name in known]
-    found = await study.each(cells, lambda cell: _evaluated(study, *cell, known[cell[1]], options))
-    results: dict[str, dict[str, CircuitInModel]] = {name: {} for name in known}
-    for (model, name), each in zip(cells, found, strict=True):
-        results[name][model] = each
-    return results
+    results = await study.by_item(cells, lambda cell: _evaluated(study, *cell, known[cell[1]], options))
+    return {name: {model: results[model, name] for model in study.settings.models} for name in known}
 
 
 async def _evaluated(

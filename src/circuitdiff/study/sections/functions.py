@@ -18,7 +18,7 @@ from circuitdiff.study.checks import FEW, executors_on_masks
 from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share, estimate, number, places, share, with_heads
 from circuitdiff.study.prompts import TriplesOf
-from circuitdiff.study.records import mask_from
+from circuitdiff.study.records import value_of
 from circuitdiff.study.section import Section
 from circuitdiff.study.sections.accuracy import QueriedShare
 from circuitdiff.study.sections.discovery import circuits, discovered
@@ -131,8 +131,8 @@ async def run(study: StudyContext, options: FunctionsOptions) -> dict[str, dict[
         for name in names
         if name in discovery
     ]
-    cells = await study.each(chosen, lambda masks: study.each(models, masks.cells))
-    return {masks.name: dict(zip(models, by_model, strict=True)) for masks, by_model in zip(chosen, cells, strict=True)}
+    cells = await study.each(chosen, lambda masks: study.by_item(models, masks.cells))
+    return {masks.name: by_model for masks, by_model in zip(chosen, cells, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,9 @@ class _Masks:
 
     async def cells(self, model: str) -> Cells:
         await self.study.each(self.circuit.groups, lambda group: self._check(model, group))
-        asked = self._asked(model)
-        cells = await self.study.each(asked, lambda cell: self._cell(model, *cell))
+        cells = await self.study.by_item(self._asked(model), lambda cell: self._cell(model, *cell))
         by_group: Cells = {group: {} for group in self.circuit.groups}
-        for (group, desideratum), cell in zip(asked, cells, strict=True):
+        for (group, desideratum), cell in cells.items():
             by_group[group][title_of(desideratum)] = cell
         for (group, desideratum), redrawn in (await self._redrawn(model)).items():
             by_group[group][desideratum] = replace(by_group[group][desideratum], redrawn=redrawn)
@@ -184,8 +183,9 @@ class _Masks:
         }
         title = f"what {group} of {self.name} encodes in {model}: {title_of(desideratum)}"
         record = await self.study.record(Unit(title, learned_mask, (model,), arguments))
-        test = await self._test(model, triples)
-        return mask_from(record, title_of(desideratum), self.circuit.groups[group], test, options.minimum)
+        test = await self.study.triples(model, triples)
+        rows = split_by_scenario(test.scenarios, triples.sizes)[2]
+        return replace(value_of(record), desideratum=title_of(desideratum), test=test.select(rows))
 
     async def _transferred(self, model: str, group: str, desideratum: str, own: MaskFit) -> Transferred:
         """The mask of the circuit's own model, held against this model's own mask and floors."""
@@ -201,8 +201,8 @@ class _Masks:
         cells = [cell for cell in self._asked(model) if cell[1] in main and not is_file(cell[1])]
         if not times or not cells:
             return {}
-        fits = await self.study.each(cells, lambda cell: self._fit(self.home, *cell))
-        heads = {cell: fit.heads for cell, fit in zip(cells, fits, strict=True)}
+        fits = await self.study.by_item(cells, lambda cell: self._fit(self.home, *cell))
+        heads = {cell: fit.heads for cell, fit in fits.items()}
         hits = await self.study.each(range(1, times + 1), lambda redraw: self._one_redraw(model, heads, redraw))
         return {cell: redrawn_of([each[cell] for each in hits], heads[cell], self.home) for cell in cells}
 
@@ -230,8 +230,7 @@ class _Masks:
             "tested": self._tested(model, desideratum),
             "shared": self._shared(model, desideratum),
         }
-        record = await self.study.record(Unit(title, answers_of_patched, (model,), arguments))
-        return [record.tensors[str(i)] for i in range(len(patched))]
+        return value_of(await self.study.record(Unit(title, answers_of_patched, (model,), arguments)))
 
     def _desiderata(self, model: str, group: str) -> tuple[str, ...]:
         """Further desiderata are tested in the circuit's own model alone."""
@@ -258,10 +257,6 @@ class _Masks:
         names = self._tested(model, desideratum) if is_file(desideratum) else self.circuit.groups
         groups = tuple((name, self.circuit.groups[name]) for name in names)
         return MaskRuns(groups, self.options.random_groups, self.study.settings.seed, self.options.memory_gb)
-
-    async def _test(self, model: str, of: TriplesOf) -> Triples:
-        triples = await self.study.triples(model, of)
-        return triples.select(split_by_scenario(triples.scenarios, of.sizes)[2])
 
 
 def cell_of(fit: MaskFit) -> MaskCell:
