@@ -35,7 +35,7 @@ _CONTROLS = {
 
 def view(results: CommonResults) -> Part:
     sentences, figures, tables = [], {}, []
-    for variant, patched in (part_of(results, SECTION) or {}).items():
+    for variant, patched in part_of(results, SECTION).items():
         by_group, further = patched_by_group(results, variant), list(_further(patched))
         sentences += map(gain_sentence, [*by_group, *further])
         figures |= gain_figures(variant, [*by_group, *further], list(_drawn_controls(patched)), _controlled(patched))

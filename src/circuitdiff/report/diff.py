@@ -270,7 +270,7 @@ def _size(moved: Moved) -> float:
 
 
 def _heads(first: CommonResults, second: CommonResults) -> Iterator[Heads]:
-    before, after = (part_of(results, discovery.SECTION) or {} for results in (first, second))
+    before, after = (part_of(results, discovery.SECTION) for results in (first, second))
     for name in [name for name in before if name in after]:
         groups, others = before[name].groups, after[name].groups
         for group in dict.fromkeys([*groups, *others]):
@@ -281,7 +281,7 @@ def _heads(first: CommonResults, second: CommonResults) -> Iterator[Heads]:
 
 
 def _answers(results: CommonResults) -> dict[Path, Any]:
-    verdicts = part_of(results, verdict.SECTION) or {}
+    verdicts = part_of(results, verdict.SECTION)
     return {(name, sentence.claim): sentence.answer for name, each in verdicts.items() for sentence in each.sentences}
 
 

@@ -24,13 +24,13 @@ NOT_SELECTED = "not selected"
 
 def view(results: CommonResults) -> Part:
     """A part for each circuit."""
-    circuits = part_of(results, SECTION) or {}
+    circuits = part_of(results, SECTION)
     return Part("The circuits", parts=[_circuit(results, name, circuit) for name, circuit in circuits.items()])
 
 
 def used_roles(results: CommonResults) -> set[str]:
     """The roles at which some circuit or stage sends or receives; a task has many more."""
-    circuits = (part_of(results, SECTION) or {}).values()
+    circuits = part_of(results, SECTION).values()
     groups = [group.at for circuit in circuits for group in circuit.groups.values()]
     stages = [stage for circuit in circuits for stage in circuit.stages]
     return {role for role in [*groups, *(r for stage in stages for r in (stage.at, stage.receivers_at))] if role}

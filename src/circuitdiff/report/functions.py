@@ -12,7 +12,7 @@ from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, hits, number, printed
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.estimates import Estimate
-from circuitdiff.study.registry import part_of
+from circuitdiff.study.registry import cells_of
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.sections.functions import SECTION, MaskCell
 
@@ -45,11 +45,7 @@ class Masks:
 
 
 def view(results: CommonResults) -> Part:
-    masks = [
-        Masks(circuit, model, cells)
-        for circuit, models in (part_of(results, SECTION) or {}).items()
-        for model, cells in models.items()
-    ]
+    masks = [Masks(*cell) for cell in cells_of(results, SECTION)]
     return Part(
         "What each group encodes",
         "A mask chooses heads of a group whose activations, taken from a source prompt, turn the answer into the "
@@ -190,10 +186,7 @@ def _by_index(title: str, rows: list[dict]) -> Figure:
         color=_coloured(rows, "desideratum"),
         tooltip=charts.tips(desideratum="desideratum", index="index", printed="accuracy", hits="hits"),
     )
-    layers = [
-        charts.intervals(base, "y", _ACCURACY, charts.UNIT, strokeWidth=2),
-        charts.points(base, "y", _ACCURACY, charts.UNIT),
-    ]
+    layers = charts.points_with_intervals(base, "y", _ACCURACY, charts.UNIT)
     subtitle = ["position, label and object point to three answers of the list; with 95 % intervals"]
     return charts.finish(layers, f"In conflict: {title}", subtitle, width=420, height=220)
 

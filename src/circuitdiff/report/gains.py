@@ -70,14 +70,14 @@ class Method:
 
 def patched_by_group(results: CommonResults, variant: str) -> list[Method]:
     """Into the base, then into the variant, by each kind of activation."""
-    patched = (part_of(results, cross_model.SECTION) or {}).get(variant)
+    patched = part_of(results, cross_model.SECTION).get(variant)
     both = () if patched is None else (patched.to_base, patched.to_variant)
     return [Method(CARRIED[what], shares) for direction in both for what, shares in direction.items()]
 
 
 def grafted_by_group(results: CommonResults, variant: str) -> list[Method]:
     """At most one; its parts are also all else by kind."""
-    grafted = (part_of(results, graft.SECTION) or {}).get(variant)
+    grafted = part_of(results, graft.SECTION).get(variant)
     return [] if grafted is None else [Method(GRAFTED, grafted)]
 
 

@@ -18,7 +18,7 @@ _SAYS = {"yes": "information flows where it attends from", "no": "nothing is los
 
 
 def view(results: CommonResults) -> Part:
-    models = part_of(results, SECTION) or {}
+    models = part_of(results, SECTION)
     figures: dict[str, Figure] = {}
     for model, each in models.items():
         if each.matrix.cells:

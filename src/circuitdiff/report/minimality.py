@@ -18,7 +18,7 @@ _KEPT, _DROPPED = "kept: the cost is credible", "dropped"
 
 
 def view(results: CommonResults) -> Part:
-    circuits = part_of(results, SECTION) or {}
+    circuits = part_of(results, SECTION)
     return Part(
         "Does the circuit need every head?",
         "A head's cost is what the circuit loses without it, once the heads that stand in for it are gone. Everything "

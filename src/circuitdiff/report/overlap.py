@@ -22,7 +22,7 @@ _SMALLEST = 0.02  # of a profile: roles where base and variant have less are lef
 
 
 def view(results: CommonResults) -> Part:
-    variants = part_of(results, SECTION) or {}
+    variants = part_of(results, SECTION)
     return Part(
         "Is it the same circuit?",
         "Overlaps and correlations stand between chance and what one model repeats on other prompts (its split-half "

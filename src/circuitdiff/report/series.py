@@ -57,12 +57,12 @@ def _without_interval(estimate: Estimate) -> dict[str, str]:
 
 def _measured(results: CommonResults, model: str) -> Iterator[Estimate | None]:
     """In the order of `_MEASURES`; None where it was not measured."""
-    base, faithfulness = next(iter(results.models), ""), part_of(results, FAITHFULNESS) or {}
-    accuracy = (part_of(results, ACCURACY) or {}).get(model)
+    base, faithfulness = next(iter(results.models), ""), part_of(results, FAITHFULNESS)
+    accuracy = part_of(results, ACCURACY).get(model)
     yield None if accuracy is None else accuracy.accuracy
     yield faithfulness.get(base, {}).get(model)
     yield faithfulness.get(model, {}).get(model)
-    overlap = (part_of(results, OVERLAP) or {}).get(model)
+    overlap = part_of(results, OVERLAP).get(model)
     whole = [each.jaccard for each in (() if overlap is None else overlap.groups or ()) if each.group is None]
     jaccard = 1.0 if model == base and base in faithfulness else next(iter(whole), None)
     yield Estimate(jaccard, None, None)

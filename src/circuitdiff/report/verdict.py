@@ -29,7 +29,7 @@ _NUMBERS = {
 
 
 def view(results: CommonResults) -> Part:
-    verdicts = part_of(results, SECTION) or {}
+    verdicts = part_of(results, SECTION)
     limits = next((_thresholds(verdict.thresholds) for verdict in verdicts.values()), "")
     parts = [Part(variant, sentences=_sentences(variant, each), items=True) for variant, each in verdicts.items()]
     return Part("Verdict", limits, parts=parts)
@@ -63,7 +63,7 @@ def evidence(results: CommonResults) -> Part:
     columns = {"ablation": "ablation", "what": "number", "printed": "value (95 % interval)", "note": ""}
     tables = [
         Table(f"Own circuits, base and {variant}", columns, list(_rows(verdict)), [anchor("circuits", variant)])
-        for variant, verdict in (part_of(results, SECTION) or {}).items()
+        for variant, verdict in part_of(results, SECTION).items()
     ]
     return Part(
         "The numbers behind the verdict on circuits",

@@ -65,9 +65,16 @@ def options_of(settings: CommonSettings, section: Section[Options, Any]) -> Opti
     return getattr(settings, section.name, None) or None
 
 
-def part_of(results: CommonResults, section: Section[Any, Result]) -> Result | None:
-    """The section's part of the results; None if it was left out."""
-    return getattr(results, section.name)
+def part_of(results: CommonResults, section: Section[Any, Result]) -> Result:
+    """The section's part of the results, by what it is of; empty if it was left out."""
+    return getattr(results, section.name) or {}  # pyright: ignore[reportReturnType]
+
+
+def cells_of(
+    results: CommonResults, section: Section[Any, dict[str, dict[str, Result]]]
+) -> list[tuple[str, str, Result]]:
+    """Circuit, model, and the section's part on the circuit in the model."""
+    return [(name, model, each) for name, models in part_of(results, section).items() for model, each in models.items()]
 
 
 def planned_parts(sizes: Sizes) -> list[Part]:

@@ -15,7 +15,7 @@ from circuitdiff.cache.records import packed
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
-from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Sweep, fit_mask
+from circuitdiff.methods.component_mask import MaskFit, MaskOptions, SharedRuns, Sweep, fit_mask
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.study.host import LoadedModel
@@ -235,7 +235,7 @@ def test_a_fit_is_read_from_its_record_as_it_was(models):
         answers = {name: each for name, each in fit.answers.items() if name != "shuffled"}
         answers |= {} if shuffled is None else {"shuffled": fit.answers["nothing"] + 1}
         changed = replace(fit, shuffled=shuffled, answers=answers)
-        read = replace(value_of(record_of(replace(changed, test=None))), test=fit.test)
+        read = MaskFit(**value_of(record_of(vars(changed) | {"test": None})) | {"test": fit.test})
         assert functions.cell_of(read) == functions.cell_of(changed)
         assert [*read.mask.checks] == [*fit.mask.checks]
         assert (read.shuffled is None) == (shuffled is None)
@@ -256,7 +256,7 @@ def test_given_heads_are_patched_not_those_of_the_models_own_mask(planted):
     options = MaskOptions(train=8, validation=6, test=24, steps=2, random_groups=0)
     common = {"triples": of, "tested": ("value_fetcher",), "shared": shared}
     record = learned_mask(planted, group="value_fetcher", options=options, sweep=None, **common)
-    own = replace(value_of(record), test=planted.triples(of).select(test))
+    own = MaskFit(**value_of(record) | {"test": planted.triples(of).select(test)})
     assert own.heads == ()  # two steps are too few to choose any
     draws = (of, *(replace(of, redraw=redraw, n_redrawn=20) for redraw in (1, 2)))
     patched = (*(Patched("value_fetcher", each, group.heads) for each in draws), Patched("value_fetcher", draws[1], ()))

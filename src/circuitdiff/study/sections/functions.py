@@ -185,7 +185,7 @@ class _Masks:
         record = await self.study.record(Unit(title, learned_mask, (model,), arguments))
         test = await self.study.triples(model, triples)
         rows = split_by_scenario(test.scenarios, triples.sizes)[2]
-        return replace(value_of(record), desideratum=title_of(desideratum), test=test.select(rows))
+        return MaskFit(**value_of(record) | {"desideratum": title_of(desideratum), "test": test.select(rows)})
 
     async def _transferred(self, model: str, group: str, desideratum: str, own: MaskFit) -> Transferred:
         """The mask of the circuit's own model, held against this model's own mask and floors."""

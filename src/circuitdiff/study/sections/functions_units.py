@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Group, Head
@@ -47,7 +47,7 @@ def learned_mask(
     runs, seed = _runs(subject, shared, chosen.base), shared.seed
     fit = fit_shared(runs, group, chosen, options, sweep=sweep, seed=seed, tested=tested, progress=subject.progress)
     answers = dict(sorted(fit.answers.items()))  # the order in which means over random groups are summed
-    return record_of(replace(fit, answers=answers, test=None))  # `functions` has the test triples
+    return record_of({**vars(fit), "answers": answers, "test": None})  # `functions` has the test triples
 
 
 def answers_of_patched(
