@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import printed
 from circuitdiff.report.parts import Part, Table
-from circuitdiff.study.registry import cells_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, cells_of
 from circuitdiff.study.sections.ablations import SECTION, AblationScores, UnderAblation
 
 _ABLATIONS = {
@@ -63,7 +61,7 @@ def ablation_rows(ablations: dict[str, UnderAblation]) -> Iterator[dict]:
         yield row | numbers | {"note": "; ".join(notes)}  # why a ratio is undefined
 
 
-def _dots(title: str, ablations: dict[str, UnderAblation]) -> Figure:
+def _dots(title: str, ablations: dict[str, UnderAblation]) -> charts.Figure:
     """(circuit - ablated) / (model - ablated): 0 is no better than ablating everything, 1 is the model."""
     rows = [row | charts.bounds(scores.normalised) for row, scores in _scores(ablations)]
     base = alt.Chart(charts.inline(rows)).encode(

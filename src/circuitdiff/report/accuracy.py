@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import hits, interval, number, printed
 from circuitdiff.report.parts import Part, Table, anchor
-from circuitdiff.study.registry import cells_of, part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, cells_of, part_of
 from circuitdiff.study.sections.accuracy import SECTION, Accuracy
 from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
 
@@ -76,7 +74,7 @@ def _queried_rows(results: CommonResults) -> Iterator[dict]:
                 yield row | charts.bounds(point) | {"hits": hits(point)}
 
 
-def _by_queried(rows: list[dict]) -> Figure:
+def _by_queried(rows: list[dict]) -> charts.Figure:
     """Accuracy by the item asked for, with 95 % intervals."""
     kinds = charts.distinct(rows, "what")
     base = alt.Chart(charts.inline(rows)).encode(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import number, printed
 from circuitdiff.report.parts import Part, Table
-from circuitdiff.study.registry import cells_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, cells_of
 from circuitdiff.study.sections.completeness import SECTION, PartsRemoved, Removed
 
 _RANDOM, _GROUP, _WORST = "a random part", "a whole group", "the worst part found"
@@ -79,7 +77,7 @@ def _row(kind: str, removed: Removed, name: str = "") -> dict:
     return row | {"difference": printed(removed.difference), "absolute": printed(removed.absolute_difference)}
 
 
-def _scatter(circuit: str, model: str, parts: PartsRemoved) -> Figure:
+def _scatter(circuit: str, model: str, parts: PartsRemoved) -> charts.Figure:
     """Circuit across, model up, one point per part. On the diagonal both lose alike; above it the model does better."""
     rows, unit = part_rows(parts), _QUANTITIES[parts.quantity]
     columns = [f"{term}{end}" for term in ("circuit", "model") for end in ("", "_low", "_high")]

@@ -20,8 +20,7 @@ from circuitdiff.report.gains import (
 )
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.gains import Credit, RandomGroups
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.cross_model import SECTION, CrossModel, PatchControl, PatchControls
 
 _CONTROLS = {

@@ -6,13 +6,11 @@ import altair as alt
 
 from circuitdiff.circuit import Head
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.drawing import circuit_drawing, scene_of
 from circuitdiff.report.numbers import heads, number, significant
 from circuitdiff.report.parts import Caption, Part, Table
 from circuitdiff.study.estimates import Estimate, Number, circuit_from
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.discovery import SECTION, FoundCircuit, Sweep
 
 NOT_MEASURED = "not measured"
@@ -51,7 +49,7 @@ def _circuit(results: CommonResults, name: str, circuit: FoundCircuit) -> Part:
     )
 
 
-def _drawn(results: CommonResults, name: str, circuit: FoundCircuit) -> dict[str, Figure]:
+def _drawn(results: CommonResults, name: str, circuit: FoundCircuit) -> dict[str, charts.Figure]:
     found, model = circuit_from(circuit.groups), results.models.get(circuit.model)
     highest = max((head.layer for group in found.groups.values() for head in group.heads), default=0)
     n_layers = max(0 if model is None else model.n_layers, highest + 1)
@@ -122,7 +120,7 @@ def describe(stage: Sweep) -> str:
     return f"senders at {stage.at}, {to}{where}; {stage.metric}"
 
 
-def effect_map(stage: Sweep) -> Figure:
+def effect_map(stage: Sweep) -> charts.Figure:
     """Layers up, heads across; blue (negative) helps, orange (positive) hurts, white is zero.
 
     The scale is symmetric and the stage's own. A head without a number is hatched, never white.

@@ -11,7 +11,6 @@ import altair as alt
 
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.study.sections.discovery import Sweep
 
 MOST_TOKENS = 64  # a longer prompt is cut to the tokens near its roles
@@ -109,7 +108,7 @@ def visible(token: str) -> str:
     return token.strip() or ("↵" if "\n" in token else "␣")
 
 
-def circuit_drawing(name: str, scene: Scene) -> Figure:
+def circuit_drawing(name: str, scene: Scene) -> charts.Figure:
     """Dots are heads, coloured by group; an arrow leads from a group to the one that receives it."""
     columns = scene.columns
     total = columns[-1].centre + columns[-1].width / 2

@@ -5,12 +5,10 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import hits, interval, number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate, Share
-from circuitdiff.study.registry import cells_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, cells_of
 from circuitdiff.study.sections.faithfulness import SECTION, CircuitInModel, RandomCircuits
 
 _KEPT = {
@@ -119,7 +117,7 @@ def _matrix_rows(cells: list[tuple[str, str, CircuitInModel]]) -> list[dict]:
     ]
 
 
-def _matrix(rows: list[dict]) -> Figure:
+def _matrix(rows: list[dict]) -> charts.Figure:
     """Faithfulness of the row's circuit in the column's model. 1 is the whole model's accuracy."""
     base = alt.Chart(charts.inline(rows)).encode(
         x=charts.names_along("x", rows, "model", "in model", labelAngle=-20),
@@ -136,7 +134,7 @@ def _matrix(rows: list[dict]) -> Figure:
     )
 
 
-def _among_random(circuit: str, model: str, found: CircuitInModel, random: RandomCircuits) -> Figure:
+def _among_random(circuit: str, model: str, found: CircuitInModel, random: RandomCircuits) -> charts.Figure:
     """The circuit itself on the random circuits' prompts, the others on all."""
     everything = _with_all_heads(found)
     n = found.model_accuracy.n

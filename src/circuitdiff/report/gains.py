@@ -9,13 +9,11 @@ import altair as alt
 
 from circuitdiff.evaluation.answers import Score
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, number, printed
 from circuitdiff.report.parts import Table
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.gains import Credit, GainShares
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections import cross_model, graft
 from circuitdiff.study.sections.cross_model import PatchRun
 from circuitdiff.study.sections.graft import GraftedParts
@@ -123,7 +121,7 @@ def gain_sentence(method: Method) -> str:
 
 def gain_figures(
     variant: str, methods: Sequence[Method], controls: Sequence[dict] = (), controlled: Method | None = None
-) -> dict[str, Figure]:
+) -> dict[str, charts.Figure]:
     """One per method; `controls`, of the method `controlled`, stand beside the parts that they replace."""
     return {
         f"gain/{variant}/into {method.shares.recipient}/{method.name}": _gain_bars(
@@ -134,7 +132,7 @@ def gain_figures(
     }
 
 
-def _gain_bars(method: Method, controls: Sequence[dict]) -> Figure:
+def _gain_bars(method: Method, controls: Sequence[dict]) -> charts.Figure:
     """What each part adds to the accuracy, with intervals; the dashed line is the donor. Pale: without a share."""
     shares, gain = method.shares, method.shares.scores["accuracy"].gain
     rows = [row for row in share_rows(method) if row["how"]]

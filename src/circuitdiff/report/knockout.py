@@ -5,11 +5,9 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import hits, number, printed
 from circuitdiff.report.parts import Part, Table
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.knockout import SECTION, Cell, Knockouts
 
 _DASHES = ([1, 0], [6, 3], [2, 2])  # for each round of the colours
@@ -19,7 +17,7 @@ _SAYS = {"yes": "information flows where it attends from", "no": "nothing is los
 
 def view(results: CommonResults) -> Part:
     models = part_of(results, SECTION)
-    figures: dict[str, Figure] = {}
+    figures: dict[str, charts.Figure] = {}
     for model, each in models.items():
         if each.matrix.cells:
             figures[f"knockout/{model}/matrix"] = _matrix(model, each)
@@ -68,7 +66,7 @@ def _table(model: str, result: Knockouts) -> Table:
     return Table(f"Attention knockout in {model}: {clean}", columns, rows)
 
 
-def _curves(model: str, result: Knockouts) -> Figure:
+def _curves(model: str, result: Knockouts) -> charts.Figure:
     """Accuracy with a path blocked from each layer upward (or in that layer alone); the line is the whole model."""
     rows = [
         {"path": f"{curve.query} to {_key(curve.key)}", "layer": point.layer, "hits": hits(point)}
@@ -112,7 +110,7 @@ def _cell(cell: Cell) -> dict:
     }
 
 
-def _matrix(model: str, result: Knockouts) -> Figure:
+def _matrix(model: str, result: Knockouts) -> charts.Figure:
     """Loss of accuracy when the row's role cannot see the column's, in all layers at once."""
     rows, roles = list(map(_cell, result.matrix.cells)), list(result.matrix.roles)
     base = alt.Chart(charts.inline(rows)).encode(

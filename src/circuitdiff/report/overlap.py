@@ -7,12 +7,10 @@ from collections.abc import Iterator
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, number, printed, significant
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.overlap import SECTION, AtRole, StageOverlap, VariantOverlap
 
 _PAIRS = {"between": "base and variant", "base": "the base with itself", "variant": "the variant with itself"}
@@ -167,7 +165,7 @@ def _curve_points(stage: StageOverlap) -> Iterator[dict]:
                 yield {"k": each.k, "pair": says} | charts.bounds(spread)
 
 
-def _curves(title: str, rows: list[dict]) -> Figure:
+def _curves(title: str, rows: list[dict]) -> charts.Figure:
     """Overlap of the strongest heads by how many are taken, between its reliability and chance."""
     names, palette = (
         [*_PAIRS.values(), _CHANCE],

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import number
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.accuracy import SECTION as ACCURACY
 from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
 from circuitdiff.study.sections.overlap import SECTION as OVERLAP
@@ -68,7 +66,7 @@ def _measured(results: CommonResults, model: str) -> Iterator[Estimate | None]:
     yield Estimate(jaccard, None, None)
 
 
-def _over_steps(title: str, rows: list[dict]) -> Figure:
+def _over_steps(title: str, rows: list[dict]) -> charts.Figure:
     """Lines over training steps; bars are 95 % intervals."""
     measures = [measure for measure in _MEASURES if any(row["measure"] == measure for row in rows)]
     legend = {"orient": "bottom", "direction": "vertical", "labelLimit": 400}

@@ -8,8 +8,7 @@ from circuitdiff.models.checks import Check
 from circuitdiff.report.numbers import hits, interval, number, significant
 from circuitdiff.report.parts import Part, Sentence
 from circuitdiff.study.estimates import Share
-from circuitdiff.study.registry import cells_of, part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, cells_of, part_of
 from circuitdiff.study.sections import (
     accuracy,
     completeness,

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from circuitdiff.report.numbers import printed
 from circuitdiff.report.parts import Part, Sentence, Table, anchor
 from circuitdiff.study.evidence import Thresholds
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.verdict import SECTION, Verdict
 
 _CLAIMS = {

@@ -91,6 +91,11 @@ def mean_logit_difference(evaluation: Evaluation) -> Estimate:
     return estimate(mean_interval(evaluation.logit_differences.double().numpy(), evaluation.scenarios.numpy()))
 
 
+def percentile_among(value: float, values: np.ndarray) -> float:
+    """The percentage of `values` below it, and half of those equal to it."""
+    return 100 * float((values < value).mean() + (values == value).mean() / 2)
+
+
 def places(heads: Iterable[Head]) -> tuple[HeadPlace, ...]:
     return tuple((head.layer, head.index) for head in heads)
 

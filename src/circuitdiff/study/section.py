@@ -1,4 +1,4 @@
-"""What a section of a study is."""
+"""What a section of a study is, and what every section is written with."""
 
 from __future__ import annotations
 

@@ -15,11 +15,10 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, Quantity, check_replacement, moved
 from circuitdiff.methods.ablations import ABLATIONS, Ablated, AblationName, ablation_scores
 from circuitdiff.study.common_units import Replaced, circuit_answers, model_answers
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, Ratio, result_of
 from circuitdiff.study.plan import DISTINCT, Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Section, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 
 EVERY_SEGMENT = "_every_segment"  # how the names end of those with heads kept at every segment

@@ -16,8 +16,7 @@ from circuitdiff.study.common_units import EVALUATION, model_answers
 from circuitdiff.study.context import StudyContext, checked
 from circuitdiff.study.estimates import Estimate, Share, mean_logit_difference, share
 from circuitdiff.study.facts import ModelFacts
-from circuitdiff.study.plan import Part, Sizes
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Part, Section, Sizes
 from circuitdiff.study.units import Unit
 
 _FEW_SCENARIOS = 50

@@ -20,13 +20,11 @@ from circuitdiff.methods.completeness import (
     whole_groups,
 )
 from circuitdiff.study.common_units import means_of
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, GroupHeads, HeadPlace, Number, estimate, groups_of, result_of
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import record_of, value_of
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 from circuitdiff.study.units import Needed, Unit
 

@@ -32,11 +32,10 @@ from circuitdiff.study.gains import (
     random_groups,
     run_result,
 )
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined, check_known
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import value_of
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Part, Section, Sizes
 from circuitdiff.study.sections.cross_model_units import executors_on_patches, patched_controls, patches
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit

@@ -20,12 +20,11 @@ from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.study.checks import FEW, executors_on_path
 from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import StudyContext, checked
-from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, with_heads
+from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, result_of, with_heads
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import record_of, value_of
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Part, Section, Sizes
 from circuitdiff.study.units import Unit
 
 
@@ -77,7 +76,10 @@ class Discovered(NamedTuple):
 
 
 async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
-    """All plans in the base, the main one in its variants. A model's main circuit goes by the model's name."""
+    """All plans in the base, the main one in its variants. A model's main circuit goes by the model's name.
+
+    Each is also written to a file of its own in the run folder.
+    """
     results = {}
     for name, each in (await _all_discovered(study)).items():
         plan = None if each.plan is None else study.plans[each.plan]
@@ -89,7 +91,8 @@ async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
         metric = None if plan is None else plan.metric
         results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages)
         if plan is not None:
-            _write(study, each)
+            of_variant = "" if each.model == study.base else f"@{file_name(each.model)}"
+            study.store.write_json(f"circuit-{file_name(str(each.plan))}{of_variant}.json", each.circuit.to_dict())
     return results
 
 
@@ -222,23 +225,14 @@ async def _check(study: StudyContext, model: str, plan: Plan, result: StageResul
     study.add_checks([checked(name, model, floor / smallest if chosen else 0.0, 1.0, detail)])
 
 
-def _write(study: StudyContext, found: Discovered) -> None:
-    """The circuit as a file of its own in the run folder."""
-    of_variant = "" if found.model == study.base else f"@{file_name(found.model)}"
-    study.store.write_json(f"circuit-{file_name(str(found.plan))}{of_variant}.json", found.circuit.to_dict())
-
-
 def _sweep(result: StageResult) -> Sweep:
     stage, effects, selection = result.stage, result.found, result.selection
     _, low, high = effects.intervals()
     rule = f"{type(stage.select).__name__} " + ", ".join(f"{k}={v}" for k, v in asdict(stage.select).items())
-    return Sweep(
-        name=stage.name,
-        at=stage.at,
-        via=stage.via,
+    return result_of(
+        Sweep,
+        stage,
         receivers=places(result.receivers),
-        receivers_from=stage.receivers_from,
-        receivers_at=stage.receivers_at,
         metric=effects.metric,
         n_prompts=len(effects.scenarios),
         noise_floor=effects.noise_floor,

@@ -26,7 +26,6 @@ from circuitdiff.methods.graft import (
     layer_ranges,
 )
 from circuitdiff.stats.shapley import ALONE, needed_subsets
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, groups_of, places, with_heads
 from circuitdiff.study.gains import (
     ControlResult,
@@ -43,11 +42,9 @@ from circuitdiff.study.gains import (
     run_result,
 )
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
-from circuitdiff.study.preflight import Outlined
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import record_of, value_of
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Outlined, Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit
 

@@ -14,14 +14,12 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.knockout import blocking, roles_before, several_knockouts
 from circuitdiff.stats.intervals import difference_interval
 from circuitdiff.study.checks import FEW, executors_agree
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, Share, estimate, share
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined, check_known
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import record_of, value_of
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit
 

@@ -13,7 +13,6 @@ from circuitdiff.circuit import Circuit
 from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, minimality
 from circuitdiff.stats.intervals import ratio_interval
 from circuitdiff.study.common_units import circuit_answers, means_of, model_answers
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import (
     Estimate,
     GroupHeads,
@@ -26,11 +25,10 @@ from circuitdiff.study.estimates import (
     result_of,
 )
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined, check_scenarios
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import record_of, value_of
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 from circuitdiff.study.units import Needed, Unit
 

@@ -31,14 +31,12 @@ from circuitdiff.stats.intervals import (
     false_discovery_adjusted,
     mean_interval,
 )
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, estimate, number, result_of, with_heads
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined, check_scenarios
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import GroupWork, record_of, value_of
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
 from circuitdiff.study.units import Unit
 
