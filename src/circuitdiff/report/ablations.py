@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.numbers import printed
+from circuitdiff.report.numbers import all_printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import CommonResults, cells_of
 from circuitdiff.study.sections.ablations import SECTION, AblationScores, UnderAblation
@@ -57,8 +57,7 @@ def ablation_rows(ablations: dict[str, UnderAblation]) -> Iterator[dict]:
     """One row per ablation and quantity, each number with its interval."""
     for row, scores in _scores(ablations):
         notes = dict.fromkeys(ratio.note for ratio in (scores.ratio, scores.normalised) if ratio.note)
-        numbers = {column: printed(getattr(scores, column)) for column in _COLUMNS}
-        yield row | numbers | {"note": "; ".join(notes)}  # why a ratio is undefined
+        yield row | all_printed(scores, _COLUMNS) | {"note": "; ".join(notes)}  # why a ratio is undefined
 
 
 def _dots(title: str, ablations: dict[str, UnderAblation]) -> charts.Figure:

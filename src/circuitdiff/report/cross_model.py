@@ -21,7 +21,7 @@ from circuitdiff.report.gains import (
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.gains import Credit, RandomGroups
 from circuitdiff.study.registry import CommonResults, part_of
-from circuitdiff.study.sections.cross_model import SECTION, CrossModel, PatchControl, PatchControls
+from circuitdiff.study.sections.cross_model import SECTION, CrossModel, PatchControl
 
 _CONTROLS = {
     "group": "the group itself",
@@ -77,21 +77,12 @@ def _side_by_side(results: CommonResults, variant: str) -> Iterator[Table]:
 
 def control_rows(patched: CrossModel) -> list[dict]:
     """What each control brings in the stead of a group, in accuracy."""
-    return [
-        credit_row(group, _says(name, credit), credit) | {"note": _note(credit)}
-        for group, controls in patched.controls.items()
-        for name, credit in _named(controls)
-    ]
-
-
-def _named(controls: PatchControls) -> Iterator[tuple[str, Credit]]:
-    for name in (*_CONTROLS, "same_layers"):
-        if (credit := getattr(controls, name)) is not None:
-            yield name, credit
-
-
-def _says(name: str, credit: Credit) -> str:
-    return among_groups(credit) if isinstance(credit, RandomGroups) else _CONTROLS[name]
+    rows = []
+    for group, controls in patched.controls.items():
+        named = {_CONTROLS[name]: getattr(controls, name) for name in _CONTROLS}
+        named[among_groups(controls.same_layers)] = controls.same_layers
+        rows += [_control_row(group, says, credit) for says, credit in named.items() if credit is not None]
+    return rows
 
 
 def among_groups(random: RandomGroups) -> str:
@@ -100,10 +91,9 @@ def among_groups(random: RandomGroups) -> str:
     return f"{random.n} random groups of its layers (the group is above {random.percentile:.0f} of 100{far})"
 
 
-def _note(credit: Credit) -> str:
-    if isinstance(credit, PatchControl) and credit.incompatible:
-        return "ends far from clean runs"
-    return credit.undefined or ""
+def _control_row(group: str, says: str, credit: Credit) -> dict:
+    far = isinstance(credit, PatchControl) and credit.incompatible
+    return credit_row(group, says, credit) | ({"note": "ends far from clean runs"} if far else {})
 
 
 def _controlled(patched: CrossModel) -> Method | None:
@@ -121,7 +111,7 @@ def _drawn_controls(patched: CrossModel) -> Iterator[dict]:
     for group, controls in patched.controls.items():
         for says, credit in (("random heads of its layers", controls.same_layers), ("noise", controls.noise)):
             if credit is not None:
-                yield credit_row(group, f"control: {says}", credit) | {"note": _note(credit)}
+                yield _control_row(group, f"control: {says}", credit)
 
 
 def _among_random(variant: str, patched: CrossModel) -> dict[str, Figure]:

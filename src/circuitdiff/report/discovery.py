@@ -73,11 +73,12 @@ def _caption(stage: Sweep) -> Caption:
     """The heads that the stage selected, helping ones first, each in order of strength."""
     chosen = [row for row in effect_rows(stage) if row["status"] in (SELECTED, HURTING)]
     chosen.sort(key=lambda row: (row["status"] == HURTING, -abs(row["value"] or 0.0)))
-    rows = [{"head": row["head"], "effect": number(row["value"]), "interval": row["interval"]} for row in chosen]
-    for row, of in zip(rows, chosen, strict=True):
-        row["says"] = ", ".join(
-            [*(["hurts"] if of["status"] == HURTING else []), *(["may be 0"] if _unsure(of) else [])]
-        )
+    rows = []
+    for row in chosen:
+        may_be_0 = row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
+        says = {"hurts": row["status"] == HURTING, "may be 0": may_be_0}
+        effect = {"effect": number(row["value"]), "says": ", ".join(each for each, applies in says.items() if applies)}
+        rows.append({"head": row["head"], "interval": row["interval"]} | effect)
     columns = {"head": "selected", "effect": "effect", "interval": "95 % interval", "says": ""}
     lines = [
         f"{stage.n_prompts} prompts · noise floor {significant(stage.noise_floor)}",
@@ -85,11 +86,6 @@ def _caption(stage: Sweep) -> Caption:
         *([] if rows else ["No head was selected."]),
     ]
     return Caption(lines, Table("", columns, rows, numeric=("effect", "interval")))
-
-
-def _unsure(row: dict) -> bool:
-    """Whether the interval of a head's effect holds 0, so that the head may do nothing."""
-    return row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
 
 
 def effect_rows(stage: Sweep) -> list[dict]:

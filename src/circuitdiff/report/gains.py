@@ -38,13 +38,7 @@ _ENDS = ("all together", "what no part explains")
 _NAMED = 10  # parts in a sentence; the table has all
 _ADDS = "what the part adds to the accuracy"
 _SHARE_COLUMNS = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
-CONTROL_COLUMNS = {
-    "part": "group",
-    "how": "in its stead",
-    "printed": "adds to the accuracy",
-    "share": "share",
-    "note": "",
-}
+CONTROL_COLUMNS = _SHARE_COLUMNS | {"part": "group", "how": "in its stead"}
 _RUN_COLUMNS = {"parts": "from the donor", "accuracy": "accuracy", "share": "share", "probability": "probability"}
 _RUN_COLUMNS |= {"log_prob": "log probability", "distance": "distance from clean runs", "note": ""}
 
@@ -199,15 +193,12 @@ def side_by_side_table(methods: Sequence[Method], ids: Sequence[str]) -> Table:
         columns |= {method.name: method.name, f"share, {method.name}": "share"}
     weights = " ".join(filter(None, map(shared_weights, methods)))
     note = " ".join(filter(None, [_without_share(methods), weights]))
-    return Table(_caption(methods), columns, _side_by_side_rows(methods), ids, note)
-
-
-def _caption(methods: Sequence[Method]) -> str:
     kinds = dict.fromkeys(isinstance(method.shares, GraftedParts) for method in methods)
-    says = {False: "where it is visible (patched activations)", True: "what caused it (grafted weights)"}
+    asks = {False: "where it is visible (patched activations)", True: "what caused it (grafted weights)"}
     over = "".join(f"The gain of {each.shares.donor} over {each.shares.recipient}" for each in methods[:1])
-    asks = " and ".join(says[kind] for kind in kinds)
-    return f"{over}: {asks}; what each part adds to the accuracy, and its share of the gain"
+    caption = f"{over}: {' and '.join(asks[kind] for kind in kinds)}"
+    caption += "; what each part adds to the accuracy, and its share of the gain"
+    return Table(caption, columns, _side_by_side_rows(methods), ids, note)
 
 
 def _side_by_side_rows(methods: Sequence[Method]) -> list[dict]:

@@ -69,7 +69,7 @@ def _table(model: str, result: Knockouts) -> Table:
 def _curves(model: str, result: Knockouts) -> charts.Figure:
     """Accuracy with a path blocked from each layer upward (or in that layer alone); the line is the whole model."""
     rows = [
-        {"path": f"{curve.query} to {_key(curve.key)}", "layer": point.layer, "hits": hits(point)}
+        {"path": f"{curve.query} to {curve.key or 'a random position'}", "layer": point.layer, "hits": hits(point)}
         | charts.bounds(point)
         for curve in result.curves
         for point in curve.points
@@ -93,10 +93,6 @@ def _curves(model: str, result: Knockouts) -> charts.Figure:
     ]
     subtitle = [f"{result.n_prompts} prompts, with 95 % intervals; dashed: nothing blocked"]
     return charts.finish(layers, f"Attention knockout in {model}", subtitle, width=420, height=220)
-
-
-def _key(key: str | None) -> str:
-    return key or "a random position"
 
 
 def _cell(cell: Cell) -> dict:

@@ -25,7 +25,8 @@ _MEASURES = (
 
 def view(results: CommonResults) -> Part:
     columns = {"step": "step", "model": "model", "measure": "", "printed": "value (95 % interval)"}
-    rows = {title: series_rows(results, steps) for title, steps in _series_of(results).items()}
+    series = results.study.settings.get("series") or {}  # by title, models and their training steps
+    rows = {title: series_rows(results, steps) for title, steps in series.items()}
     return Part(
         "Over training",
         "Checkpoints of one training run.",
@@ -34,23 +35,16 @@ def view(results: CommonResults) -> Part:
     )
 
 
-def _series_of(results: CommonResults) -> dict[str, dict[str, int]]:
-    """By title, the models of each series and their training steps."""
-    return results.study.settings.get("series") or {}
-
-
 def series_rows(results: CommonResults, steps: dict[str, int]) -> list[dict]:
     """One row per checkpoint and measure, in the order of steps."""
     return [
-        {"step": step, "model": model, "measure": measure} | charts.bounds(estimate) | _without_interval(estimate)
+        {"step": step, "model": model, "measure": measure}
+        | charts.bounds(estimate)
+        | ({"printed": number(estimate.value)} if estimate.low is None else {})
         for model, step in sorted(steps.items(), key=lambda each: each[1])
         for measure, estimate in zip(_MEASURES, _measured(results, model), strict=True)
         if estimate is not None and estimate.value is not None
     ]
-
-
-def _without_interval(estimate: Estimate) -> dict[str, str]:
-    return {"printed": number(estimate.value)} if estimate.low is None else {}
 
 
 def _measured(results: CommonResults, model: str) -> Iterator[Estimate | None]:
