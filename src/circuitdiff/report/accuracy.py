@@ -75,7 +75,6 @@ def _queried_rows(results: CommonResults) -> Iterator[dict]:
 
 
 def _by_queried(rows: list[dict]) -> charts.Figure:
-    """Accuracy by the item asked for, with 95 % intervals."""
     kinds = charts.distinct(rows, "what")
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("queried:O", title="index of the queried item, from zero", axis=alt.Axis(labelAngle=0)),

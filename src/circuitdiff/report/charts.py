@@ -41,7 +41,6 @@ def distinct(rows: Rows, key: str) -> list[Any]:
 
 
 def tips(**titles: str) -> list[alt.Tooltip]:
-    """A tooltip of these columns."""
     return [alt.Tooltip(f"{column}:N", title=title) for column, title in titles.items()]
 
 
@@ -62,13 +61,11 @@ def names_along(axis: Axis, rows: Rows, field: str, title: str | None = None, **
 
 
 def side_by_side(axis: Axis, rows: Rows, field: str) -> Any:
-    """What stands beside one another at each name along the axis."""
     channel = alt.XOffset if axis == "x" else alt.YOffset
     return channel(f"{field}:N", sort=distinct(rows, field))
 
 
 def measured(axis: Axis, field: str, title: str, domain: Sequence[float] | None = None, **scale: Any) -> Any:
-    """The axis of what was measured."""
     channel = alt.X if axis == "x" else alt.Y
     if domain is not None:
         scale |= {"domain": list(domain)}

@@ -52,7 +52,6 @@ def view(results: CommonResults) -> Part:
 
 
 def _further(patched: CrossModel) -> Iterator[Method]:
-    """Single heads, and donors that should bring nothing."""
     if patched.heads is not None:
         yield Method(f"{CARRIED[patched.heads.what]}, single heads of {patched.heads.group}", patched.heads)
     for donor, shares in patched.null_donors.items():

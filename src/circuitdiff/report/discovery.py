@@ -21,7 +21,6 @@ NOT_SELECTED = "not selected"
 
 
 def view(results: CommonResults) -> Part:
-    """A part for each circuit."""
     circuits = part_of(results, SECTION)
     return Part("The circuits", parts=[_circuit(results, name, circuit) for name, circuit in circuits.items()])
 

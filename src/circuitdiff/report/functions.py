@@ -97,7 +97,6 @@ def _of_model(masks: Masks) -> dict[str, charts.Figure]:
 
 
 def bar_rows(masks: Masks) -> list[dict]:
-    """One row per group and desideratum."""
     return [
         charts.bounds(Estimate(cell.accuracy, cell.low, cell.high))
         | {

@@ -61,7 +61,6 @@ def _measured(results: CommonResults, model: str) -> Iterator[Estimate | None]:
 
 
 def _over_steps(title: str, rows: list[dict]) -> charts.Figure:
-    """Lines over training steps; bars are 95 % intervals."""
     measures = [measure for measure in _MEASURES if any(row["measure"] == measure for row in rows)]
     legend = {"orient": "bottom", "direction": "vertical", "labelLimit": 400}
     base = alt.Chart(charts.inline(rows)).encode(

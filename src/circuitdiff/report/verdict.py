@@ -49,7 +49,6 @@ def _sentences(variant: str, verdict: Verdict) -> list[Sentence]:
 
 
 def _thresholds(limits: Thresholds) -> str:
-    """What the answers were held against."""
     return (
         f"Held against at least {limits.scenarios} held-out scenarios, normalised faithfulness of at least "
         f"{limits.faithful:g}, and at most {limits.too_faithful:g}, a margin of {limits.margin:g} for what counts as "

@@ -20,7 +20,6 @@ Replaced = By | Literal["resample", "zero"]  # by a mean of this kind, another p
 
 
 async def model_answers(study: StudyContext, model: str, prompts: PromptsOf = EVALUATION) -> Evaluation:
-    """What the model itself answers."""
     unit = Unit(f"answers of {model}", model_alone, (model,), {"prompts": prompts})
     return value_of(await study.record(unit))
 

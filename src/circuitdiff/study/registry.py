@@ -78,7 +78,6 @@ def cells_of(
 
 
 def planned_parts(sizes: Sizes) -> list[Part]:
-    """What the sections of a study will take, in their order."""
     asked = [(section, options_of(sizes.settings, section)) for section in SECTIONS]
     chosen = [(section, options) for section, options in asked if options is not None or section.options is None]
     return [part for section, options in chosen for part in section.cost(sizes, options) if part.forwards]
@@ -113,7 +112,6 @@ def results_bytes(results: CommonResults) -> bytes:
 
 
 def results_schema() -> dict[str, Any]:
-    """The JSON schema of results.json."""
     return TypeAdapter(Results).json_schema(mode="serialization")
 
 

@@ -61,7 +61,6 @@ class Claim(NamedTuple):
 
 
 def sentences(evidence: Evidence, limits: Thresholds) -> tuple[Sentence, ...]:
-    """All claims about one variant."""
     return tuple(_sentence(claim, evidence, limits) for claim in CLAIMS)
 
 

@@ -124,7 +124,6 @@ async def main_circuits(study: StudyContext) -> dict[str, Discovered]:
 
 
 async def discovered(study: StudyContext, name: str) -> Discovered:
-    """The circuit of that name."""
     return await study.once(_discovered, name, rank=(-1, circuit_names(study).index(name)))
 
 

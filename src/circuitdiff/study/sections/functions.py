@@ -172,7 +172,6 @@ class _Masks:
         return replace(cell_of(fit), transferred=transferred_of(heads, answers, fit, self.home))
 
     async def _fit(self, model: str, group: str, desideratum: str) -> MaskFit:
-        """One mask with its floors and controls."""
         options, triples = self.options, self._triples(model, desideratum)
         sweep = options.sweep or None
         swept = sweep is not None and group == (sweep.group or next(iter(self.circuit.groups)))
