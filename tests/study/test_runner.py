@@ -252,7 +252,7 @@ def test_ray_gives_the_bytes_of_one_process_though_a_worker_is_killed(finished, 
 def killed_an_actor() -> bool:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::RayHost"):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::HostOfProcess"):
                 os.kill(int(folder.name), signal.SIGKILL)
                 return True
     return False
