@@ -269,8 +269,9 @@ def test_another_rule_keeps_the_sweeps_and_another_seed_does_not(finished, model
 def newly_computed(folder: Path, settings: CommonSettings) -> list[str]:
     """The titles of what a run of the study computes that the folder does not have."""
     log = folder / "timings.jsonl"
-    before = len(log.read_text().splitlines())
-    run_study(settings, folder, silent)
+    before, told = len(log.read_text().splitlines()), []
+    run_study(settings, folder, silent, notify=told.append)
+    assert ["results of other settings, which are replaced" in line for line in told] == [True]
     return [json.loads(line)["unit"] for line in log.read_text().splitlines()[before:]]
 
 
