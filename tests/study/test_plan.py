@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from circuitdiff.models import load_model
 from circuitdiff.study.common_units import EVALUATION
-from circuitdiff.study.context import rank_now
+from circuitdiff.study.context import current_rank
 from circuitdiff.study.facts import facts_of, speed_of
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.plan import Part, Sizes, planned_cost
@@ -52,7 +52,7 @@ class Counting(ThisProcess):
             return await super().call(method, *arguments)
         with FlopCounterMode(display=False) as counter:
             answer = await super().call(method, *arguments)
-        self.flop[f"{arguments[0].run.__name__} {rank_now()[0]}"] += counter.get_total_flops()
+        self.flop[f"{arguments[0].run.__name__} {current_rank.get()[0]}"] += counter.get_total_flops()
         return answer
 
 

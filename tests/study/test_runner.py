@@ -252,7 +252,7 @@ def test_ray_gives_the_bytes_of_one_process_though_a_worker_is_killed(finished, 
 def killed_an_actor() -> bool:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::RayHost"):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::HostOfProcess"):
                 os.kill(int(folder.name), signal.SIGKILL)
                 return True
     return False
@@ -269,8 +269,9 @@ def test_another_rule_keeps_the_sweeps_and_another_seed_does_not(finished, model
 def newly_computed(folder: Path, settings: CommonSettings) -> list[str]:
     """The titles of what a run of the study computes that the folder does not have."""
     log = folder / "timings.jsonl"
-    before = len(log.read_text().splitlines())
-    run_study(settings, folder, silent)
+    before, told = len(log.read_text().splitlines()), []
+    run_study(settings, folder, silent, notify=told.append)
+    assert ["results of other settings, which are replaced" in line for line in told] == [True]
     return [json.loads(line)["unit"] for line in log.read_text().splitlines()[before:]]
 
 

@@ -17,7 +17,7 @@ _HOME = Path(__file__).parent.parent
 COMPUTES = (
     *("engine", "evaluation", "methods", "stats", "prompts", "circuit", "cache.records"),
     *("models.checks", "models.probe", "models.structure", "models.weight_changes", "study.records", "study.checks"),
-    "study.sections.functions_units",
+    *("study.sections.cross_model_units", "study.sections.functions_units"),
 )
 
 

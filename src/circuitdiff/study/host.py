@@ -25,6 +25,16 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]  # done, of how many
 
 
+def latest(items: OrderedDict[Any, T], key: Hashable, make: Callable[[], T], most: int) -> T:
+    """What stands at `key`, made unless it is there; at most so many are held at once, those used last."""
+    if key not in items:
+        while len(items) >= most:
+            items.popitem(last=False)
+        items[key] = make()
+    items.move_to_end(key)
+    return items[key]
+
+
 class LoadedModel:
     """A model with the study's prompts in its tokens. Units share `shared` and `cached`, which change no number."""
 
@@ -52,13 +62,7 @@ class LoadedModel:
 
     def cached(self, kind: str, key: Hashable, make: Callable[[], T], n_kept: int = _KEPT) -> T:
         """What units on this model share, such as clean runs on the same prompts: the latest of each kind."""
-        known = self._cached.setdefault(kind, OrderedDict())
-        if key not in known:
-            while len(known) >= n_kept:
-                known.popitem(last=False)
-            known[key] = make()
-        known.move_to_end(key)
-        return known[key]
+        return latest(self._cached.setdefault(kind, OrderedDict()), key, make, n_kept)
 
 
 class Host:
@@ -72,10 +76,7 @@ class Host:
 
     def give(self, key: str, content: bytes) -> None:
         """A record that units will need."""
-        self._needed.pop(key, None)
-        while len(self._needed) >= RECORDS_AT_ONCE:
-            self._needed.popitem(last=False)
-        self._needed[key] = Needed(key, unpacked(content))
+        latest(self._needed, key, lambda: Needed(key, unpacked(content)), RECORDS_AT_ONCE)
 
     def run(
         self, unit: Unit, sources: Mapping[str, ModelSettings], needs: Mapping[str, str], expected: Sequence[str]
@@ -105,14 +106,9 @@ class Host:
         A variant is loaded beside the base, with which it shares what its adapters leave alone: so its checks are the
         same in every worker.
         """
-        if name not in self._loaded:
-            base = self._settings.base.name
-            like = [] if name == base else [self.loaded(base, sources).model]
-            while len(self._loaded) >= MODELS_AT_ONCE:
-                self._loaded.popitem(last=False)
-            self._loaded[name] = self._load(name, sources[name], like)
-        self._loaded.move_to_end(name)
-        return self._loaded[name]
+        base = self._settings.base.name
+        like = [] if name == base or name in self._loaded else [self.loaded(base, sources).model]
+        return latest(self._loaded, name, lambda: self._load(name, sources[name], like), MODELS_AT_ONCE)
 
     def _load(self, name: str, source: ModelSettings, like: Sequence[Model]) -> LoadedModel:
         self._monitor(f"load {name}", 0, 1)

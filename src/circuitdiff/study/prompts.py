@@ -12,8 +12,6 @@ from circuitdiff.prompts import Pairs, Triples, split_by_scenario
 from circuitdiff.study.settings import CommonSettings, task_of
 from circuitdiff.tasks import read_triples
 
-TRIPLES_FILE = ".jsonl"  # how a desideratum is named that is a file of triples
-
 _SPLITS = {"means": "mask"}  # the task's name of a split, where it is another
 
 
@@ -48,9 +46,10 @@ class TriplesOf:
     redraw: int = 0
     n_redrawn: int = 0
 
-    @property
-    def is_file(self) -> bool:
-        return self.desideratum.endswith(TRIPLES_FILE)
+
+def is_file(desideratum: str) -> bool:
+    """Whether it names a file of triples, not one of the task's desiderata."""
+    return desideratum.endswith(".jsonl")
 
 
 class PromptSource:
@@ -70,7 +69,7 @@ class PromptSource:
     def triples(self, of: TriplesOf) -> Triples:
         """Raises: InputError if the file cannot be read, or the task lacks the desideratum."""
         if of not in self._triples:
-            if of.is_file:
+            if is_file(of.desideratum):
                 self._triples[of] = read_triples(of.desideratum, self._tokenizer)
             else:
                 self._triples |= self._redrawn(of) if of.redraw else self._drawn(of)

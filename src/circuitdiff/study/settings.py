@@ -141,7 +141,6 @@ class CommonSettings(Settings):
 
     @property
     def models(self) -> dict[str, ModelSettings]:
-        """The base under its own name, then the variants."""
         return {self.base.name: self.base, **self.variants}
 
 
