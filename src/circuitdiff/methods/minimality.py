@@ -132,8 +132,13 @@ def removal_set(table: PairTable, head: Head, fraction: float = 0.3) -> list[Hea
 
     The first ceil(fraction * group size) of the ranking, as far as the drop is above 0.
     """
-    most = math.ceil(round(fraction * len(table.heads), 9))  # 0.07 * 100 is 7.000000000000001
+    most = most_removed(len(table.heads), fraction)
     return [entry.head for entry in ranking(table, head)[:most] if entry.drop > 0]
+
+
+def most_removed(size: int, fraction: float) -> int:
+    """How many heads of a group a removal set may have."""
+    return math.ceil(round(fraction * size, 9))  # 0.07 * 100 is 7.000000000000001
 
 
 def keep(before: float | int, after: float | int, threshold: float = 0.01) -> bool:

@@ -122,7 +122,7 @@ async def _cost(study: StudyContext, n_workers: int) -> PlannedCost:
         task=study.task,
         base=await study.facts(study.base),
         speed=await study.speed(),
-        sample=await study.pairs(study.base, EVALUATION),
+        prompts=await study.prompts_of(study.base),
     )
     return planned_cost(planned_parts(sizes), sizes, n_workers)
 
