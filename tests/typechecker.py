@@ -1,6 +1,6 @@
 """What checks the types of every call in the tests: beartype, with an int wherever a float may stand.
 
-A function inside another is made anew each time that the outer one runs, and jaxtyping asks for a check of it each time:
+A function inside another is made anew each time that the outer one runs, and jaxtyping asks for its check each time:
 of the same signature it is made once.
 """
 

@@ -63,15 +63,15 @@ class Counting(ThisProcess):
 WIDE = {"hidden_size": 96, "head_dim": 12, "intermediate_size": 256, "num_hidden_layers": 4}
 SMALL = {
     "prompts": "{discovery: 12, replication: 12, evaluation: 24, means: 24}",
-    "faithfulness": "{random_circuits: 8, random_prompts: 12}",
-    "completeness": "{prompts: 12, random_parts: 6, greedy_steps: 2, greedy_candidates: 3, greedy_prompts: 6}",
+    "faithfulness": "{random_circuits: 4, random_prompts: 12}",
+    "completeness": "{prompts: 12, random_parts: 3, greedy_steps: 1, greedy_candidates: 3, greedy_prompts: 6}",
     "minimality": "{prompts: 40}",
     "ablations": "{prompts: 12}",
     "knockout": "{prompts: 12, layer_step: 1}",
-    "functions": "{desiderata: [position], train: 16, validation: 8, test: 16, steps: 20, random_groups: 2,"
-    " control_triples: 8, sweep: false, redraw: {times: 2, triples: 8}}",
+    "functions": "{desiderata: [position], train: 16, validation: 8, test: 16, steps: 8, random_groups: 1,"
+    " control_triples: 8, sweep: false, redraw: {times: 1, triples: 8}}",
     "cross_model": "{prompts: 12, random_groups: 0}",
-    "overlap": "{prompts: 12}",
+    "overlap": "{prompts: 6}",
     "graft": "{random_groups: 0}",
 }
 # Other numbers of layers, heads and prompts; all heads read the same keys and values; three groups at two roles.
@@ -80,7 +80,7 @@ OTHER = {
     "prompts": "{discovery: 6, replication: 6, evaluation: 30, means: 24, queries_per_scenario: 3}",
     "faithfulness": "{random_circuits: 1, random_prompts: 2}",
     "minimality": "{prompts: 36, held_out: false, fraction: 0.5}",
-    "overlap": "{prompts: 18}",
+    "overlap": "{prompts: 9}",
     "graft": "{prompts: 24, random_groups: 0, heads: true, layers: [2, 3]}",
     "plans": """
   main:
