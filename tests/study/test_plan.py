@@ -75,13 +75,13 @@ SMALL = {
     "graft": "{random_groups: 0}",
 }
 # Other numbers of layers, heads and prompts; all heads read the same keys and values; three groups at two roles.
-OTHER_SHAPE = WIDE | {"num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 1}
+OTHER_SHAPE = WIDE | {"num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 1}
 OTHER = {
-    "prompts": "{discovery: 6, replication: 6, evaluation: 30, means: 24, queries_per_scenario: 3}",
+    "prompts": "{discovery: 6, replication: 6, evaluation: 18, means: 24, queries_per_scenario: 3}",
     "faithfulness": "{random_circuits: 1, random_prompts: 2}",
-    "minimality": "{prompts: 36, held_out: false, fraction: 0.5}",
+    "minimality": "{prompts: 18, held_out: false, fraction: 0.5}",
     "overlap": "{prompts: 9}",
-    "graft": "{prompts: 24, random_groups: 0, heads: true, layers: [2, 3]}",
+    "graft": "{prompts: 12, random_groups: 0, heads: true, layers: [2, 3]}",
     "plans": """
   main:
     stages:

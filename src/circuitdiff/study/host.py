@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from circuitdiff.cache.records import packed, unpacked
 from circuitdiff.config.settings import ModelSettings
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import By, Means, Shared
+from circuitdiff.evaluation.constants import CONSTANTS_SHARE
 from circuitdiff.models import load_model
 from circuitdiff.prompts import Pairs, Triples
+from circuitdiff.study.kept import Kept
 from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.units import Needed, Unit, contents
@@ -28,12 +30,18 @@ Progress = Callable[[int, int], None]  # done, of how many
 class LoadedModel:
     """A model with the study's prompts in its tokens. Units share `shared` and `cached`, which change no number."""
 
-    def __init__(self, model: Model, settings: CommonSettings, progress: Progress) -> None:
+    def __init__(
+        self, model: Model, settings: CommonSettings, progress: Progress, kept: Kept | None = None, name: str = ""
+    ) -> None:
         self.model, self.progress = model, progress
         self.executor, self.memory_gb = settings.executor, settings.memory_gb
-        self.shared = Shared()  # of evaluations of circuits
         self.prompts = PromptSource(settings, model.tokenizer)
-        self._cached: dict[str, OrderedDict[Hashable, Any]] = {}
+        self._name, self._kept = name, kept or Kept(settings.memory_gb)
+
+    @property
+    def shared(self) -> Shared:
+        """Of evaluations of circuits."""
+        return self.cached("constants", None, Shared, may_take_gb=CONSTANTS_SHARE * self.memory_gb)
 
     def pairs(self, of: PromptsOf) -> Pairs:
         return self.prompts.pairs(of)
@@ -50,15 +58,14 @@ class LoadedModel:
 
         return self.cached("means", (needed.key, by), on_device, n_kept=4)
 
-    def cached(self, kind: str, key: Hashable, make: Callable[[], T], n_kept: int = _KEPT) -> T:
-        """What units on this model share, such as clean runs on the same prompts: the latest of each kind."""
-        known = self._cached.setdefault(kind, OrderedDict())
-        if key not in known:
-            while len(known) >= n_kept:
-                known.popitem(last=False)
-            known[key] = make()
-        known.move_to_end(key)
-        return known[key]
+    def cached(
+        self, kind: str, key: Hashable, make: Callable[[], T], n_kept: int = _KEPT, may_take_gb: float = 0.0
+    ) -> T:
+        """What units on this model share, such as clean runs on the same prompts: the latest of each kind.
+
+        See `Kept`, which holds what units on all models of this process share.
+        """
+        return self._kept.get(self._name, kind, key, make, n_kept=n_kept, may_take_gb=may_take_gb)
 
 
 class Host:
@@ -67,6 +74,7 @@ class Host:
     def __init__(self, settings: CommonSettings, device: str, monitor: Callable[[str, int, int], None]) -> None:
         self._settings, self._device, self._monitor = settings, device, monitor
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._kept = Kept(settings.memory_gb)
         self._needed: OrderedDict[str, Needed] = OrderedDict()
         self._title = ""
 
@@ -93,7 +101,9 @@ class Host:
                 f"triples, or circuitdiff's code on another machine): run the study again"
             )
         needed = {argument: self._needed[key] for argument, key in needs.items()}
-        return packed(unit.run(*models, **unit.arguments, **needed), unit.title)
+        record = unit.run(*models, **unit.arguments, **needed)
+        self._kept.trim()
+        return packed(record, unit.title)
 
     def ask(self, question: Callable[[LoadedModel], T], name: str, sources: Mapping[str, ModelSettings]) -> T:
         """What a function of a module says of a model: nothing that is kept."""
@@ -109,7 +119,8 @@ class Host:
             base = self._settings.base.name
             like = [] if name == base else [self.loaded(base, sources).model]
             while len(self._loaded) >= MODELS_AT_ONCE:
-                self._loaded.popitem(last=False)
+                dropped, _ = self._loaded.popitem(last=False)
+                self._kept.forget(dropped)
             self._loaded[name] = self._load(name, sources[name], like)
         self._loaded.move_to_end(name)
         return self._loaded[name]
@@ -126,4 +137,8 @@ class Host:
             like=like,
         )
         self._monitor(f"load {name}", 1, 1)
-        return LoadedModel(model, self._settings, lambda done, total: self._monitor(self._title, done, total))
+
+        def progress(done: int, total: int) -> None:
+            self._monitor(self._title, done, total)
+
+        return LoadedModel(model, self._settings, progress, self._kept, name)
