@@ -53,7 +53,7 @@ class PlannedMixtures:
     """Grafts as sets of pieces. A group's heads are taken to be spread evenly over the layers."""
 
     n_layers: int
-    kinds: Mapping[str, Pieces]  # what differs between the models, but for groups, in the order of `methods.graft`
+    kinds: dict[str, Pieces]  # what differs between the models, but for groups, in the order of `methods.graft`
 
     @classmethod
     def of(cls, base: ModelFacts, variant: ModelSettings) -> PlannedMixtures:
@@ -68,7 +68,7 @@ class PlannedMixtures:
 
     def grafts(self, groups: Mapping[str, int], ranges: Mapping[str, range]) -> set[Pieces]:
         """By groups of so many heads, those found last first, and by ranges of layers; the rest by kind."""
-        parts = {name: self._spread(name, size) for name, size in reversed(groups.items())} | self.kinds
+        parts = {name: self._spread(name, size) for name, size in reversed(list(groups.items()))} | self.kinds
         every = frozenset[tuple[int, str]]().union(*parts.values())
         by_layer = {name: frozenset(piece for piece in every if piece[0] in its) for name, its in ranges.items()}
         ends = {name: frozenset(piece for piece in every if piece == (-1, name)) for name in self.kinds}
