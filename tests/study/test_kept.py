@@ -22,7 +22,8 @@ MB = 2**20
 class Growing:
     """Takes its memory when it is used."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_take_gb: float) -> None:
+        self.may_take_gb = may_take_gb
         self.parts: list[torch.Tensor] = []
 
     def grow(self, n_bytes: int) -> None:
@@ -30,7 +31,7 @@ class Growing:
 
 
 def get(kept: Kept, key: str, size: int, of: str = "a", n_kept: int = 9) -> Growing:
-    thing = kept.get(of, "kind", key, Growing, n_kept=n_kept, may_take_gb=size / 2**30)
+    thing = kept.get(of, "kind", key, lambda: Growing(size / 2**30), n_kept=n_kept)
     if not thing.parts:
         thing.grow(size)
     return thing

@@ -96,7 +96,6 @@ Replacement = Means | Literal["resample", "zero"]
 
 MOST_PROMPTS = 64
 _SHARE = 0.25  # of the memory may hold the constants of one batch
-CONSTANTS_SHARE = 2 * _SHARE  # what all that is shared may take: as much before, and those of one batch
 
 
 class Shared:

@@ -11,7 +11,6 @@ from circuitdiff.config.settings import ModelSettings
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import By, Means, Shared
-from circuitdiff.evaluation.constants import CONSTANTS_SHARE
 from circuitdiff.models import load_model
 from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.study.kept import Kept
@@ -41,7 +40,7 @@ class LoadedModel:
     @property
     def shared(self) -> Shared:
         """Of evaluations of circuits."""
-        return self.cached("constants", None, Shared, may_take_gb=CONSTANTS_SHARE * self.memory_gb)
+        return self.cached("constants", None, Shared)
 
     def pairs(self, of: PromptsOf) -> Pairs:
         return self.prompts.pairs(of)
@@ -58,14 +57,12 @@ class LoadedModel:
 
         return self.cached("means", (needed.key, by), on_device, n_kept=4)
 
-    def cached(
-        self, kind: str, key: Hashable, make: Callable[[], T], n_kept: int = _KEPT, may_take_gb: float = 0.0
-    ) -> T:
+    def cached(self, kind: str, key: Hashable, make: Callable[[], T], n_kept: int = _KEPT) -> T:
         """What units on this model share, such as clean runs on the same prompts: the latest of each kind.
 
         See `Kept`, which holds what units on all models of this process share.
         """
-        return self._kept.get(self._name, kind, key, make, n_kept=n_kept, may_take_gb=may_take_gb)
+        return self._kept.get(self._name, kind, key, make, n_kept=n_kept)
 
 
 class Host:

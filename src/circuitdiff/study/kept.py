@@ -16,29 +16,27 @@ T = TypeVar("T")
 class Kept:
     """Things by the model that they are of, their kind and a key, those used longest ago first.
 
-    Many fill up while they are used: `may_take_gb` is how far one may grow, and others make room for that before. What
-    takes more than the whole memory by itself is kept alone. Whatever is dropped is made again, with the same numbers.
+    Some fill up while they are used: such a thing says how far (`may_take_gb`), and others make room for that before.
+    What takes more than the whole memory by itself is kept alone. What is dropped is made again, with the same numbers.
     """
 
     def __init__(self, memory_gb: float) -> None:
         self._bytes = memory_gb * 2**30
         self._things: OrderedDict[tuple[str, str, Hashable], Any] = OrderedDict()
 
-    def get(
-        self, of: str, kind: str, key: Hashable, make: Callable[[], T], *, n_kept: int, may_take_gb: float = 0.0
-    ) -> T:
+    def get(self, of: str, kind: str, key: Hashable, make: Callable[[], T], *, n_kept: int) -> T:
         """The thing, made unless it is there; at most `n_kept` of one kind of a model."""
         place = (of, kind, key)
         if place not in self._things:
             alike = [each for each in self._things if each[:2] == (of, kind)]
             for each in alike[: max(0, len(alike) - n_kept + 1)]:
                 del self._things[each]
-            self._make_room(self._bytes - may_take_gb * 2**30)
             self._things[place] = make()
         self._things.move_to_end(place)
-        grown = held_bytes([self._things[place]])
-        self._make_room(self._bytes - max(0.0, may_take_gb * 2**30 - grown), besides=place)
-        return self._things[place]
+        thing = self._things[place]
+        to_come = getattr(thing, "may_take_gb", 0.0) * 2**30 - held_bytes([thing])
+        self._make_room(self._bytes - max(0.0, to_come))
+        return thing
 
     def trim(self) -> None:
         """Drops what was used longest ago, until all takes no more than the memory: things may have grown."""
@@ -53,13 +51,12 @@ class Kept:
     def bytes(self) -> int:
         return held_bytes(self._things.values())
 
-    def _make_room(self, n_bytes: float, besides: object = None) -> None:
-        """Drops what was used longest ago, until all that is left takes no more."""
-        for place in list(self._things):
+    def _make_room(self, n_bytes: float) -> None:
+        """Drops what was used longest ago, until all that is left takes no more; but not the last."""
+        for place in list(self._things)[:-1]:
             if self.bytes <= n_bytes:
                 return
-            if place != besides and len(self._things) > 1:
-                del self._things[place]
+            del self._things[place]
 
 
 def held_bytes(things: Iterable[Any]) -> int:

@@ -12,7 +12,6 @@ import numpy as np
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.config.names import file_name
-from circuitdiff.engine.fits import KEPT_SHARE
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import check_groups
@@ -183,10 +182,7 @@ def sweep(
     """Path patching of every head; stages at `shared_roles` have their clean and counterfactual runs in common."""
     pairs, memory_gb = subject.pairs(prompts), subject.memory_gb
     runs = subject.cached(
-        "pair runs",
-        (prompts, shared_roles),
-        lambda: PairRuns(subject.model, pairs, shared_roles, memory_gb),
-        may_take_gb=KEPT_SHARE * memory_gb,
+        "pair runs", (prompts, shared_roles), lambda: PairRuns(subject.model, pairs, shared_roles, memory_gb)
     )
     effects = path_effects(
         subject.model,

@@ -89,4 +89,4 @@ def _runs(subject: LoadedModel, shared: MaskRuns, base: PromptSet) -> SharedRuns
         )
 
     same_base = id(base)  # desiderata of the task have theirs in common, as one object for as long as the model is here
-    return subject.cached("runs of masks", (same_base, shared), make, n_kept=1, may_take_gb=shared.memory_gb)
+    return subject.cached("runs of masks", (same_base, shared), make, n_kept=1)
