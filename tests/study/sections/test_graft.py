@@ -261,8 +261,8 @@ def test_the_plan_counts_runs_and_controls_and_that_questions_about_one_scenario
     known = context.run(sizes(context.study))
     options = GraftOptions(prompts=8, random_groups=0)
     [one], [two] = (SECTION.cost(known, replace(options, queries_per_scenario=n)) for n in (1, 2))
-    # Two groups and five kinds; two ranges and three kinds outside. Both have the donor, the recipient, either end alone
-    # and left out, and all but the ends.
+    # Two groups and five kinds; two ranges and three kinds outside. Both have the donor, the recipient, either end
+    # alone and left out, and all but the ends.
     assert one.forwards == two.forwards == 8 * (len(needed_subsets("abcdefg")) + len(needed_subsets("abcde")) - 2 - 5)
     layers, head = known.base.n_layers * known.speed.flop_of_layer, known.speed.flop_of_head
     question = max(known.width(role) for role in known.task.question_roles if role in known.roles)
