@@ -151,10 +151,10 @@ class StudyContext:
 
     async def pairs(self, model: str, of: PromptsOf) -> Pairs:
         """In the model's tokens."""
-        return (await self._source_of_prompts(model)).pairs(of)
+        return (await self.prompts_of(model)).pairs(of)
 
     async def triples(self, model: str, of: TriplesOf) -> Triples:
-        return (await self._source_of_prompts(model)).triples(of)
+        return (await self.prompts_of(model)).triples(of)
 
     async def key(self, unit: Unit) -> str:
         """The hash of all that a unit's record depends on, by content."""
@@ -173,9 +173,10 @@ class StudyContext:
 
     async def _contents(self, unit: Unit) -> list[str]:
         fingerprints = [(await self.facts(name)).fingerprint for name in unit.models]
-        return contents(unit, fingerprints, await self._source_of_prompts(unit.models[0]))
+        return contents(unit, fingerprints, await self.prompts_of(unit.models[0]))
 
-    async def _source_of_prompts(self, model: str) -> PromptSource:
+    async def prompts_of(self, model: str) -> PromptSource:
+        """The study's prompts in the model's tokens."""
         if model not in self._prompts:
             self._prompts[model] = PromptSource(self.settings, (await self.facts(model)).tokenizer)
         return self._prompts[model]

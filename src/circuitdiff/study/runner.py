@@ -162,7 +162,7 @@ async def _sizes(study: StudyContext) -> Sizes:
         task=study.task,
         base=await study.facts(study.base),
         speed=await study.speed(),
-        sample=await study.pairs(study.base, EVALUATION),
+        prompts=await study.prompts_of(study.base),
     )
 
 

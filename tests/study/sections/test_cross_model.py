@@ -308,9 +308,9 @@ OPTIONS_OF_SECOND = replace(OPTIONS, null_donors=())
 
 def test_the_plan_counts_every_subset_the_single_heads_and_the_controls(context):
     async def sizes(study: StudyContext) -> Sizes:
-        sample = await study.pairs(study.base, PromptsOf("evaluation"))
+        prompts = await study.prompts_of(study.base)
         base, speed = await study.facts(study.base), await study.speed()
-        return Sizes(study.settings, study.plans, study.task, base, speed, sample)
+        return Sizes(study.settings, study.plans, study.task, base, speed, prompts)
 
     known = context.run(sizes(context.study))
     [part] = SECTION.cost(known, CrossModelOptions(prompts=10, random_groups=7, control_prompts=5))

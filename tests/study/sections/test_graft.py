@@ -258,17 +258,19 @@ def refuse(context: TinyContext, message: str | None, **changes: Any) -> None:
 
 def test_the_plan_counts_runs_and_controls_and_that_questions_about_one_scenario_share_a_row(context):
     async def sizes(study: StudyContext) -> Sizes:
-        sample = await study.pairs(study.base, PromptsOf("evaluation"))
+        prompts = await study.prompts_of(study.base)
         base, speed = await study.facts(study.base), await study.speed()
-        return Sizes(study.settings, study.plans, study.task, base, speed, sample)
+        return Sizes(study.settings, study.plans, study.task, base, speed, prompts)
 
     known = context.run(sizes(context.study))
     options = GraftOptions(prompts=8, random_groups=0)
     [one], [two] = (SECTION.cost(known, replace(options, queries_per_scenario=n)) for n in (1, 2))
-    assert one.forwards == two.forwards == 8 * (len(needed_subsets("abcd")) + len(needed_subsets("ab")) - 2)
+    # Two groups and five kinds; two ranges and three kinds outside. Both have the donor, the recipient, either end
+    # alone and left out, and all but the ends.
+    assert one.forwards == two.forwards == 8 * (len(needed_subsets("abcdefg")) + len(needed_subsets("abcde")) - 2 - 5)
     layers, head = known.base.n_layers * known.speed.flop_of_layer, known.speed.flop_of_head
     question = max(known.width(role) for role in known.task.question_roles if role in known.roles)
     whole, shared = known.length * layers + head, (question + (known.length - question) / 2) * layers + head
-    assert two.flop / one.flop == pytest.approx(shared / whole, rel=0.02)
+    assert two.flop / one.flop == pytest.approx(shared / whole, rel=0.03)  # eight prompts are the donor's
     [more] = SECTION.cost(known, replace(options, random_groups=3, control_prompts=5))
     assert more.forwards - one.forwards == 5 * (3 + 2)

@@ -25,7 +25,8 @@ from circuitdiff.methods.graft import (
     graft_several,
     layer_ranges,
 )
-from circuitdiff.stats.shapley import ALONE, needed_subsets
+from circuitdiff.stats.shapley import ALONE
+from circuitdiff.study.costs import PlannedMixtures
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, groups_of, places, with_heads
 from circuitdiff.study.gains import (
     ControlResult,
@@ -48,7 +49,7 @@ from circuitdiff.study.section import Outlined, Part, Section, Sizes, StudyConte
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit
 
-_GRAFTED = 0.65  # of the layers, on average: grafts that are alike so far share them
+_HELD_AGAINST_DONOR = 8  # prompts, of a whole graft and of the donor
 
 
 @dataclass(frozen=True)
@@ -226,20 +227,28 @@ def _result(between: Direction, graft: Graft) -> GraftedParts:
 
 
 def cost(sizes: Sizes, options: GraftOptions) -> Iterator[Part]:
-    parts = [stage.name for stage in sizes.main.stages] + ["other heads", "mlps"]
-    ranges = [str(i) for i in range(1 + len((0,) if options.layers is None else options.layers))]
-    runs = len(needed_subsets(parts)) + len(needed_subsets(ranges)) - 2  # both have the donor and the recipient
-    n_controls = options.control_prompts * (options.random_groups + 2 if options.random_groups else 0)
-    n = len(sizes.settings.variants) * (options.prompts * runs + n_controls)
-    yield Part("grafts", n, sizes.passes(n * _GRAFTED * _share_of_a_row(sizes, options.queries_per_scenario)))
-
-
-def _share_of_a_row(sizes: Sizes, queries_per_scenario: int | None) -> float:
-    """Of a prompt's tokens, what a question takes that shares a row with others about its scenario."""
-    n_queries = queries_per_scenario or sizes.settings.prompts.queries_per_scenario
-    asking = [role for role in sizes.task.question_roles if role in sizes.roles]
-    question = max(map(sizes.width, asking), default=sizes.length) / sizes.length
-    return question + (1 - question) / n_queries
+    """As if every variant gained: grafts by groups and layers, by head, and controls of the largest group."""
+    prompts, controls = (
+        sizes.prompts.pairs(
+            PromptsOf("evaluation", min(n, options.prompts), queries_per_scenario=options.queries_per_scenario)
+        )
+        for n in (options.prompts, options.control_prompts)
+    )
+    best, shared_kv = max(sizes.groups.values()), sizes.base.n_kv_heads < sizes.base.n_heads
+    runs, flop = 0.0, 0.0
+    for variant in sizes.settings.variants.values():
+        mixed = PlannedMixtures.of(sizes.base, variant)
+        ranges = {} if options.layers == () else layer_ranges(sizes.base.n_layers, options.layers)
+        units = [(mixed.grafts(sizes.groups, ranges), prompts)]
+        if options.heads:
+            units.append((mixed.grafts({str(i): 1 for i in range(best)}, {}), prompts))
+        if options.random_groups:
+            units.append((mixed.alone(best, options.random_groups + 1), controls))
+            units += [(mixed.alone(best, 1), controls)] if shared_kv and {"k", "v"} & set(options.projections) else []
+        for mixtures, pairs in units:
+            runs += len(mixtures) * len(pairs)
+            flop += mixed.flop(mixtures, sizes, pairs) + sizes.passes(_HELD_AGAINST_DONOR)
+    yield Part("grafts", runs, flop)
 
 
 def check(study: Outlined, options: GraftOptions) -> None:

@@ -11,7 +11,8 @@ from pydantic import Field
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import COUNTS_PROMPTS
-from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, minimality
+from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, minimality, most_removed
+from circuitdiff.prompts import halves
 from circuitdiff.stats.intervals import ratio_interval
 from circuitdiff.study.common_units import circuit_answers, means_of, model_answers
 from circuitdiff.study.estimates import (
@@ -153,9 +154,23 @@ def _head(cost: HeadCost) -> HeadResult:
 
 
 def cost(sizes: Sizes, options: MinimalityOptions) -> Iterator[Part]:
-    circuits = sum(size * (size + 1) / 2 + 2 * size for size in sizes.groups.values())
-    runs = sizes.n_searched * circuits * options.prompts / (2 if options.held_out else 1)
-    yield Part("minimality", runs, sizes.runs(runs, sizes.n_roles))
+    """Twice the whole circuit, on which all others build: from their first head, and its role, on.
+
+    A group of n heads: each head and each pair on prompts that choose, and on those that test its heads' removal sets,
+    taken to be as large as they may be, and these with the head.
+    """
+    beyond = sizes.prompts.pairs(PromptsOf("evaluation", first=options.prompts, beyond=True))
+    parts = halves(beyond) if options.held_out else (beyond, beyond)
+    n = len(beyond) / (2 if options.held_out else 1)
+    layers, n_circuits = sizes.base.n_layers * sizes.speed.flop_of_layer, 0.0
+    flop = sizes.runs(2 * n, sizes.places_from()) + sizes.constant_tokens(parts, [sizes.sample]) * layers
+    for stage in sizes.main.stages:
+        size = sizes.groups[stage.name]
+        removed = most_removed(size, options.fraction)
+        for times, heads in ((size, 1), (size * (size - 1) / 2, 2), (size, removed), (size, removed + 1)):
+            flop += sizes.runs(times * n, sizes.places_from(stage.at), sizes.layers_from(stage.name, heads))
+            n_circuits += times
+    yield Part("minimality", sizes.n_searched * n_circuits * n, sizes.n_searched * flop)
 
 
 def check(outlined: Outlined, options: MinimalityOptions) -> None:

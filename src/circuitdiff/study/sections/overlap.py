@@ -31,6 +31,7 @@ from circuitdiff.stats.intervals import (
     false_discovery_adjusted,
     mean_interval,
 )
+from circuitdiff.study.costs import edges_flop, group_work_flop
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, estimate, number, result_of, with_heads
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.preflight import Outlined, check_scenarios
@@ -39,11 +40,11 @@ from circuitdiff.study.records import GroupWork, record_of, value_of
 from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
 from circuitdiff.study.units import Unit
+from circuitdiff.tasks import Task
 
 _KS = (5, 10, 20, 40)
 _RESAMPLES = 2000
 _SMALLEST_CHANGE = 0.02  # of a head's effect, in the metric's unit
-_PASSES = 4  # whole prompts: two clean runs, attention, and the sources of groups
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -
         prompts = PromptsOf("evaluation", first=options.prompts)
         in_base, in_variant, *of_own = await study.each(work, lambda which: _measured(study, *which, prompts))
         pairs = await study.pairs(study.base, prompts)
-        roles, scenarios = _roles(study, pairs), pairs.scenarios
+        roles, scenarios = _roles(study.task, pairs), pairs.scenarios
         parts["edges"] = edges_compared(in_base, in_variant, scenarios)
         parts["profiles"] = _profiles(roles, in_base, in_variant, scenarios)
         parts["n_scenarios"] = len(scenarios.unique())
@@ -193,12 +194,12 @@ async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -
     return VariantOverlap(**parts) if parts else None
 
 
-def _roles(study: StudyContext, pairs: Pairs) -> tuple[str, ...]:
+def _roles(task: Task, pairs: Pairs) -> tuple[str, ...]:
     """Of the task's, those that every clean and counterfactual prompt has; no segment's in particular."""
     positions = (pairs.positions, pairs.counterfactual_positions)
     return tuple(
         role
-        for role in study.task.roles
+        for role in task.roles
         if "." not in role and all(role in at and bool((at[role] >= 0).all()) for at in positions)
     )
 
@@ -211,7 +212,7 @@ async def _measured(
         "prompts": prompts,
         "circuit": tested,
         "edges": tuple(possible_edges(tested.groups, pairs)) if with_edges else (),
-        "roles": _roles(study, pairs),
+        "roles": _roles(study.task, pairs),
     }
     return value_of(await study.record(Unit(f"what groups do in {model}", group_work, (model,), arguments)))
 
@@ -359,15 +360,13 @@ def _cosine(one: Float[Tensor, "role prompt"], other: Float[Tensor, "role prompt
 
 
 def cost(sizes: Sizes, options: OverlapOptions) -> Iterator[Part]:
-    """A few plain runs, each group patched at every role, and an edge between any two groups."""
+    """What groups do: the base's in every model, along edges, too, and a searched variant's own."""
     if not sizes.settings.variants:
         return
-    n_groups = len(sizes.main.stages)
-    n = options.prompts * (2 * sizes.n_searched - 1 + sizes.n_models - sizes.n_searched)
-    roles = [role for role in sizes.roles if "." not in role]
-    widths = n_groups * sum(sizes.width(role) for role in roles)
-    flop = sizes.passes(_PASSES * n) + sizes.runs(n, widths, layers=0.6)
-    yield Part("overlap", n * n_groups * len(roles), flop)
+    pairs = sizes.prompts.pairs(PromptsOf("evaluation", first=options.prompts))
+    with_edges, work = sizes.n_models, sizes.n_models + sizes.n_searched - 1
+    flop = work * group_work_flop(sizes, pairs, _roles(sizes.task, pairs)) + with_edges * edges_flop(sizes, pairs)
+    yield Part("overlap", work * len(pairs) * len(sizes.groups) * len(_roles(sizes.task, pairs)), flop)
 
 
 def check(outlined: Outlined, options: OverlapOptions) -> None:
