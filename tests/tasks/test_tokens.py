@@ -6,7 +6,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from circuitdiff.errors import InputError
-from circuitdiff.tasks.template import Piece, Prompt, tokenise
+from circuitdiff.tasks.tokens import Piece, Prompt, tokenise
 from helpers.tiny_tokenizers import word_level
 
 
