@@ -11,8 +11,9 @@ the end of the prompt is `last`. Spaces before a word belong to the word.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from circuitdiff.errors import InputError
 
@@ -33,6 +34,7 @@ class Part:
     slot: str | None = None
 
 
+@lru_cache(maxsize=1024)
 def parse(markup: str, origin: str) -> tuple[Part, ...]:
     """The parts of a text in their order.
 
@@ -91,7 +93,7 @@ def slot_of_text(text: str) -> str:
     return text.lower() if text[0].isalnum() else "sign"
 
 
-def distinct(slot: str, taken: Sequence[str]) -> str:
+def distinct(slot: str, taken: Container[str]) -> str:
     """The slot with the first number behind it that is free: `the`, `the_2`."""
     n = 1
     while (name := slot if n == 1 else f"{slot}_{n}") in taken:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.errors import InputError, choices
+from circuitdiff.errors import InputError, choices, naming
 from circuitdiff.prompts import Pairs, PromptSet, Triples
 from circuitdiff.tasks.answers import AnswerTexts, answers_of, pairs_of
 from circuitdiff.tasks.changes import ChangeRule
@@ -61,7 +61,8 @@ class TemplateTask:
     @cached_property
     def _roles(self) -> tuple[str, ...]:
         pools = self._pools({name: words for name, (words, _) in self.categories.items()})
-        written = [self.prompt(self._example(pools, i)) for i in range(len(self.texts.wordings))]
+        with naming(self.origin):
+            written = [self.prompt(self._example(pools, i)) for i in range(len(self.texts.wordings))]
         roles = [tuple(each.roles) if len(written) > 1 else each.all_roles for each in written]
         return tuple(role for role in roles[0] if all(role in each for each in roles))
 
@@ -167,19 +168,28 @@ class TemplateTask:
         if kind not in self.form.counterfactuals:
             raise InputError(f"unknown counterfactual {kind!r}{choices(kind, self.form.counterfactuals)}")
         check_options(n_prompts, split, queries_per_scenario, max(1, self.n_items))
+        with naming(self.origin):
+            return self._sample(tokenizer, n_prompts, seed, split, queries_per_scenario, kind)
+
+    def _sample(
+        self, tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int, split: str, n_queries: int, kind: str
+    ) -> Pairs:
         pools, key = self.pools(tokenizer, split), self.key(split, seed)
-        drawn = draw_questions(key, split, pools, queries_per_scenario)
+        drawn = draw_questions(key, split, pools, n_queries)
         numbered = ((scenario, question) for scenario, questions in enumerate(drawn) for question in questions)
         scenarios, questions = zip(*islice(numbered, n_prompts), strict=True)
         random, rule = generator(*key, kind), self.form.counterfactuals[kind]
         names = [each.name or str(i) for i, each in enumerate(self.form.written)]
         changed = [draw_counterfactual(random, rule, each, pools, self.given_field, names) for each in questions]
+        texts = [self.text(each) for each in questions], [self.text(each) for each in changed]
+        if same := next((clean for clean, other in zip(*texts, strict=True) if clean == other), None):
+            raise InputError(f"counterfactuals.{kind} leaves {same!r} as it is; change what the text writes")
         prompts = self.tokens(tokenizer, [*questions, *changed])
         rows = torch.arange(len(prompts))
         return pairs_of(
             tokenizer,
             (prompts.select(rows[:n_prompts]), prompts.select(rows[n_prompts:])),
-            ([self.text(each) for each in questions], [self.text(each) for each in changed]),
+            texts,
             ([self.answers(each) for each in questions], [self.answers(each) for each in changed]),
             scenarios=scenarios,
             queried=[each.asked if self.n_items else each.scenario.wording for each in questions],
@@ -294,6 +304,25 @@ class TemplateTask:
             mentions = [name for name, written in fields.items() if written == text] or list(fields)
             return mentions[0 if slot == "first" else -1]
         return place if item is None else f"segment_{item}.{slot}"
+
+    def problem_of(self, role: str, place: str) -> str | None:
+        """What is wrong with a role of the file: it has the name of another, or some wording lacks its place."""
+        where, _, slot = place.partition(".")
+        if where == "answer" and slot not in ("first", "last"):
+            return f"expected answer.first or answer.last; got {place!r}"
+        pools = self._pools({name: words for name, (words, _) in self.categories.items()})
+        for i in range(len(self.texts.wordings)):
+            with naming(self.origin):
+                question = self._example(pools, i)
+            pieces, fields = write(self.texts, self.words, question, capital=self.form.capital)
+            bare = prompt_of(pieces, fields, {})
+            if role in bare.all_roles:
+                return "a slot or role of the text has this name; choose another"
+            at = self._place(question, place, fields)
+            if at not in bare.all_roles:
+                names = [name.replace(f"segment_{question.asked}.", "asked.") for name in bare.all_roles]
+                return f"the text has no place {place!r}{choices(place, names)}"
+        return None
 
     def _check_role(self, role: str) -> None:
         if role not in self.roles:
