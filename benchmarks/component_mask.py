@@ -20,8 +20,9 @@ from torch import Tensor
 
 import circuitdiff as cd
 from circuitdiff.circuit import Group, Head
-from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, fit_shared
-from circuitdiff.methods.component_mask.training import cross_entropy, gates_named, gradient
+from circuitdiff.methods.component_mask.fit import MaskOptions, fit_shared
+from circuitdiff.methods.component_mask.patching import SharedRuns
+from circuitdiff.methods.component_mask.training import GATES, cross_entropy, gradient
 from circuitdiff.tasks.desiderata import sample_triples
 
 WANTED = 8
@@ -47,7 +48,7 @@ def time_step(model: cd.engine.Model, n_prompts: int, repeats: int) -> dict:
         patching, quantity = shared.patching("group", triples), cross_entropy(triples.targets)
         g = torch.Generator()
         return seconds(
-            lambda: gradient(patching, GROUP.heads, keep, gates_named("clamped"), 0.02, rows, quantity, g), repeats
+            lambda: gradient(patching, GROUP.heads, keep, GATES["clamped"], 0.02, rows, quantity, g), repeats
         )
 
     fast, full = step_with("window"), step_with("full")

@@ -11,7 +11,8 @@ import torch
 from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import Evaluation, Means, evaluate_circuits, evaluate_model, moved, slot_sums
 from circuitdiff.evaluation import random_circuit as draw_circuit
-from circuitdiff.methods.component_mask import MaskFit, MaskOptions, SharedRuns, fit_shared
+from circuitdiff.methods.component_mask.fit import MaskFit, MaskOptions, fit_shared
+from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.stats.intervals import (
     RatioInterval,
     difference_interval,

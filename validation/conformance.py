@@ -21,8 +21,8 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Group, Head, Overlap, circuit_overlap, total
 from circuitdiff.config.reading import read_json
 from circuitdiff.config.validation import Strict, validated
-from circuitdiff.methods.component_mask import selected
-from circuitdiff.methods.minimality import PairTable, Significance, needed, pair_removal, removal_set
+from circuitdiff.methods.component_mask.training import selected
+from circuitdiff.methods.minimality import PairTable, keep, pair_removal, removal_set
 from circuitdiff.stats.selection import drop_shared, lowest
 
 # In the order of discovery: the receivers of each stage are the strongest heads of the one before.
@@ -246,8 +246,11 @@ def _check_candidates(table: PublishedTables) -> ClaimResult:
 
 def _check_threshold(table: PublishedTables) -> ClaimResult:
     """2. The heads whose removal costs at least theta = the circuit."""
-    rows = {stage: [_significance(row) for row in table.minimality[stage].significance] for stage in STAGES}
-    chosen = {stage: needed(rows[stage], table.parameters.theta) for stage in STAGES}
+    rows, theta = {stage: table.minimality[stage].significance for stage in STAGES}, table.parameters.theta
+    chosen = {
+        stage: [Head(*row.head) for row in tested if keep(row.before, row.after, theta)]
+        for stage, tested in rows.items()
+    }
     return _compare_lists("2 threshold", table.groups(), chosen)
 
 
@@ -336,10 +339,11 @@ def _places(minimality: Minimality) -> dict[frozenset[Head], dict[str, float]]:
                 places[pair] |= {f"pair {first}, {second}": scores[i][j]}
                 if scores[j][i] != scores[i][j]:
                     places[pair] |= {f"pair {second}, {first}": scores[j][i]}
-    for row in map(_significance, minimality.significance):
-        removed = frozenset(removal_set(table, row.head))
-        places[removed] |= {f"before {row.head}": row.before}
-        places[removed | {row.head}] |= {f"after {row.head}": row.after}
+    for row in minimality.significance:
+        head = Head(*row.head)
+        removed = frozenset(removal_set(table, head))
+        places[removed] |= {f"before {head}": row.before}
+        places[removed | {head}] |= {f"after {head}": row.after}
     return places
 
 
@@ -365,10 +369,6 @@ def _first_difference(expected: Sequence[Head], came: Sequence[Head]) -> str:
 def _first_few(wrong: Sequence[str], most: int = 3) -> str:
     more = f"; and {len(wrong) - most} more" if len(wrong) > most else ""
     return "; ".join(wrong[:most]) + more
-
-
-def _significance(row: SignificanceRow) -> Significance:
-    return Significance(Head(*row.head), row.before, row.after)
 
 
 def _names(heads: Iterable[Head]) -> str:

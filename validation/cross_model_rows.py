@@ -12,7 +12,7 @@ import torch
 from circuitdiff.circuit import Circuit
 from circuitdiff.engine import Model
 from circuitdiff.evaluation.shapes import random_group
-from circuitdiff.methods.cross_model import CrossPatch, patch_across
+from circuitdiff.methods.cross_model.patching import CrossPatch, patch_across
 from circuitdiff.methods.graft import Graft, graft, graft_alone
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted

@@ -21,11 +21,11 @@ from circuitdiff.evaluation import (
 )
 from circuitdiff.methods.ablations import compare_ablations
 from circuitdiff.methods.completeness import completeness
-from circuitdiff.methods.component_mask import MaskOptions, fit_mask
-from circuitdiff.methods.cross_model import Limits, patch_across
+from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
+from circuitdiff.methods.cross_model.patching import Limits, patch_across
 from circuitdiff.methods.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
 from circuitdiff.methods.graft import graft
-from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
+from circuitdiff.methods.knockout import Blocking, attention_knockout
 from circuitdiff.methods.minimality import MinimalityRule, minimality
 from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.models import load_model
@@ -34,6 +34,7 @@ from circuitdiff.prompts import Pairs, PromptSet, Triples
 from circuitdiff.stats.selection import Discoveries, TopK, lowest
 
 __all__ = [
+    "Blocking",
     "CheckError",
     "Circuit",
     "Discoveries",
@@ -65,7 +66,6 @@ __all__ = [
     "fit_mask",
     "gaps",
     "graft",
-    "knockout_matrix",
     "load_model",
     "lowest",
     "mean_activations",

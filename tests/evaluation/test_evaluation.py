@@ -88,7 +88,8 @@ def test_a_circuit_alone_agrees_with_its_definition(executor, by):
 def test_circuits_evaluated_together_give_what_they_give_alone():
     pairs, model = fake_pairs(), subject("gemma2").model
     means = mean_activations(model, pairs)
-    circuits = [CIRCUIT, Circuit({}), all_heads(model, ["query_label"]), all_heads(model, ["last"])]
+    whole = [all_heads(model.n_layers, model.n_heads, [role]) for role in ("query_label", "last")]
+    circuits = [CIRCUIT, Circuit({}), *whole]
     together = evaluate_circuits(model, circuits, pairs, means)
     for circuit, evaluation in zip(circuits, together, strict=True):
         alone = evaluate_circuit(model, circuit, pairs, means)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from circuitdiff.methods.cross_model import Limits
+from circuitdiff.methods.cross_model.patching import Limits
 from circuitdiff.methods.minimality import MinimalityRule
 from circuitdiff.study.estimates import Estimate, GroupHeads
 from circuitdiff.study.evidence import CircuitEvidence, Noted, Thresholds

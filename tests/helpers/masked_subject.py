@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from circuitdiff.circuit import Group, Head
-from circuitdiff.methods.component_mask import SharedRuns
-from circuitdiff.methods.component_mask.patching import Patching
+from circuitdiff.methods.component_mask.patching import Patching, SharedRuns
 from circuitdiff.prompts import Triples
 from helpers.tiny_models import Subject
 

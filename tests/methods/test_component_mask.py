@@ -13,11 +13,10 @@ from torch import Tensor
 from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
-from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Sweep, Training, fit_mask, fit_shared
 from circuitdiff.methods.component_mask import patching as component_patching
-from circuitdiff.methods.component_mask.fit import dealt_order
-from circuitdiff.methods.component_mask.patching import Patching
-from circuitdiff.methods.component_mask.training import cross_entropy, gates_named, gradient, loss_named, target_logit
+from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep, dealt_order, fit_mask, fit_shared
+from circuitdiff.methods.component_mask.patching import Patching, SharedRuns
+from circuitdiff.methods.component_mask.training import GATES, Training, cross_entropy, gradient, target_logit
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.prompts import Triples
@@ -62,7 +61,7 @@ def test_the_gradient_is_that_of_the_looped_definition(at, loss, executor):
         patching,
         HEADS,
         KEEP.clone().requires_grad_(),
-        gates_named("clamped"),
+        GATES["clamped"],
         penalty,
         ROWS,
         quantity,
@@ -367,20 +366,27 @@ def test_what_cannot_be_fitted_is_refused_before_anything_runs(change, message, 
         fit_mask(model, arguments.pop("group"), arguments.pop("triples"), **arguments)
 
 
+def misspelt(**options: str) -> None:
+    """As outside tests, where no type checker stands before it."""
+    training = Training()
+    vars(training).update(options)
+    training.__post_init__()
+
+
 def test_options_out_of_range_are_refused():
-    with pytest.raises(InputError, match="a penalty and a minimum of 0 or more"):
+    with pytest.raises(InputError, match=r"penalty: expected at least 0; got -1\.0"):
         MaskOptions(penalty=-1.0)
-    with pytest.raises(InputError, match=r"minimum -0\.1"):
+    with pytest.raises(InputError, match=r"minimum: expected at least 0; got -0\.1"):
         MaskOptions(minimum=-0.1)
-    with pytest.raises(InputError, match="at least 1 triple each"):
+    with pytest.raises(InputError, match="validation: expected at least 1; got 0"):
         MaskOptions(validation=0)
-    with pytest.raises(InputError, match=r"penalties of 0 or more and at least one seed; got \(-1\.0,\)"):
+    with pytest.raises(InputError, match=r"penalties\.0: expected at least 0; got -1\.0"):
         Sweep(penalties=(-1.0,))
-    with pytest.raises(InputError, match="expected gates, one of clamped, hard_concrete; got 'soft'"):
-        gates_named("soft")
-    with pytest.raises(InputError, match="expected a loss, one of cross_entropy, target_logit; got 'hinge'"):
-        loss_named("hinge")
-    with pytest.raises(InputError, match="steps must be at least 1"):
+    with pytest.raises(InputError, match="gates: unknown 'soft'; choose one of clamped, hard_concrete"):
+        misspelt(gates="soft")
+    with pytest.raises(InputError, match="loss: unknown 'hinge'; choose one of cross_entropy, target_logit"):
+        misspelt(loss="hinge")
+    with pytest.raises(InputError, match="steps: expected at least 1; got 0"):
         Training(steps=0)
-    with pytest.raises(InputError, match="learning_rate must be above 0"):
+    with pytest.raises(InputError, match=r"learning_rate: expected greater than 0; got 0\.0"):
         Training(learning_rate=0.0)

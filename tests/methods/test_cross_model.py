@@ -14,15 +14,9 @@ from circuitdiff.engine import Edit
 from circuitdiff.engine.window import branched
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.shapes import random_group
-from circuitdiff.methods.cross_model import (
-    control_groups,
-    patch_across,
-    patch_across_several,
-    read_activations,
-    read_several,
-    run_controls,
-)
+from circuitdiff.methods.cross_model.activations import read_activations, read_several
 from circuitdiff.methods.cross_model.hybrids import basis_of, distance_from_clean, spread
+from circuitdiff.methods.cross_model.patching import control_groups, patch_across, patch_across_several, run_controls
 from circuitdiff.prompts import buckets
 from circuitdiff.stats.shapley import Subset, all_subsets
 from helpers.fake_pairs import fake_pairs
@@ -103,7 +97,8 @@ def test_the_recipient_patched_into_itself_is_itself():
 @torch.no_grad()
 def test_heads_of_a_lone_group_are_its_parts():
     donor, recipient, pairs = donor_of("llama"), subject("llama"), fake_pairs()
-    found = patch_across(donor.model, recipient.model, LATE, pairs, per_head=True)
+    theirs = read_several(donor.model, pairs, [LATE], ["z"])
+    found = patch_across_several(theirs, recipient.model, LATE, pairs, per_head=True)["z"]
     assert found.order == ("2.0", "3.1", "3.5")
     whole = patch_across(donor.model, recipient.model, LATE, pairs)
     together = found.runs[frozenset(found.order)].answers.log_probs
@@ -113,10 +108,8 @@ def test_heads_of_a_lone_group_are_its_parts():
 def test_groups_enter_last_found_first_unless_said_otherwise():
     donor, recipient, pairs = donor_of("llama"), subject("llama"), fake_pairs()
     assert patch_across(donor.model, recipient.model, CIRCUIT, pairs).order == ("early", "late")
-    said = patch_across(donor.model, recipient.model, CIRCUIT, pairs, order=["late", "early"])
-    assert said.order == ("late", "early")
-    with pytest.raises(InputError, match="name each group once, late, early; got late"):
-        patch_across(donor.model, recipient.model, CIRCUIT, pairs, order=["late"])
+    turned = dict(reversed(CIRCUIT.groups.items()))
+    assert patch_across(donor.model, recipient.model, turned, pairs).order == ("late", "early")
 
 
 @torch.no_grad()
@@ -222,7 +215,6 @@ def test_values_in_another_basis_are_found_out():
         ({"group": {}}, r"the circuit has none"),
         ({"group": Circuit({"a": LATE, "b": Group("last", ())})}, r"needs heads; b has none"),
         ({"group": {str(i): LATE for i in range(7)}}, r"at most 6 groups is patched; got 7"),
-        ({"group": CIRCUIT, "per_head": True}, r"per_head takes a single group"),
     ],
 )
 def test_what_cannot_be_patched_is_said_in_one_line(change, message):
@@ -231,6 +223,8 @@ def test_what_cannot_be_patched_is_said_in_one_line(change, message):
     wanted = {"group": LATE} | change
     with pytest.raises(InputError, match=message):
         patch_across(kept, recipient.model, wanted.pop("group"), pairs, **wanted)
+    with pytest.raises(InputError, match="per_head takes a single group"):
+        patch_across_several({"z": kept}, recipient.model, CIRCUIT, pairs, per_head=True)
 
 
 def test_prompts_that_the_donor_was_not_read_on_are_refused():

@@ -39,6 +39,6 @@ def test_each_edge_has_the_effect_of_its_path_alone(executor):
         sender, receiver = GROUPS[edge.sender], None if edge.receiver is None else GROUPS[edge.receiver]
         read_at = None if receiver is None or edge.via == "q" else receiver.at
         heads = None if receiver is None else receiver.heads
-        alone = group_path_effects(model, pairs, {"s": sender.heads}, sender.at, heads, edge.via, read_at)["s"]
+        alone = group_path_effects(model, pairs, sender.heads, sender.at, heads, edge.via, read_at)
         torch.testing.assert_close(effects, alone, rtol=0, atol=1e-10)
         assert float(alone.abs().max()) > 1e-6

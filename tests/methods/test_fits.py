@@ -17,10 +17,10 @@ from circuitdiff.methods.ablations import compare_ablations
 from circuitdiff.methods.attribution import attribution_scores
 from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
-from circuitdiff.methods.cross_model import patch_across
+from circuitdiff.methods.cross_model.patching import patch_across
 from circuitdiff.methods.graft import graft
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
-from circuitdiff.methods.knockout import attention_knockout, knockout_matrix
+from circuitdiff.methods.knockout import Blocking, attention_knockout
 from circuitdiff.methods.minimality import minimality
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
 from circuitdiff.prompts import Pairs, PromptSet, Triples
@@ -36,7 +36,7 @@ MEANS = Means(torch.zeros(len(SLOTS), N_LAYERS, N_HEADS, D_HEAD, dtype=torch.flo
 
 DOORS: dict[str, Callable[[Pairs], object]] = {
     "path_effects": lambda p: path_effects(MODEL, p, "last"),
-    "group_path_effects": lambda p: group_path_effects(MODEL, p, {"group": GROUP.heads}, "last"),
+    "group_path_effects": lambda p: group_path_effects(MODEL, p, GROUP.heads, "last"),
     "attribution_scores": lambda p: attribution_scores(MODEL, p, ["last"]),
     "attention_by_role": lambda p: attention_by_role(MODEL, {"group": GROUP}, p, ["query_label"]),
     "effect_by_role": lambda p: effect_by_role(MODEL, {"group": GROUP}, p, ["query_label"]),
@@ -47,8 +47,7 @@ DOORS: dict[str, Callable[[Pairs], object]] = {
     "compare_ablations": lambda p: compare_ablations(MODEL, CIRCUIT, p, {"slot": MEANS, "kind": MEANS}),
     "minimality": lambda p: minimality(MODEL, CIRCUIT, p, MEANS),
     "completeness": lambda p: completeness(MODEL, CIRCUIT, [CIRCUIT], p, MEANS),
-    "attention_knockout": lambda p: attention_knockout(MODEL, p, "last", "query_label"),
-    "knockout_matrix": lambda p: knockout_matrix(MODEL, p, ["last", "query_label"], query_roles=()),
+    "attention_knockout": lambda p: attention_knockout(MODEL, p, [Blocking("last", "query_label")]),
     "patch_across": lambda p: patch_across(MODEL, MODEL, GROUP, p),
     "graft": lambda p: graft(MODEL, MODEL, GROUP, p),
 }

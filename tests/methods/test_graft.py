@@ -185,7 +185,6 @@ def test_models_that_differ_outside_their_weights_are_refused():
         ({"group": {"mlps": Group("last", (Head(1, 1),))}}, r"'mlps' is the name of what the groups leave"),
         ({"group": {"late": range(2, 5)}}, r"layers 2 to 4 do not all exist: llama has 4 layers"),
         ({"projections": ("q", "q")}, r"projections are some of q, k, v, o"),
-        ({"order": ("late",)}, r"name each group once, late, early; got late"),
         ({"per_head": True}, r"per_head takes a single group"),
     ],
 )

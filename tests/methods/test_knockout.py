@@ -12,14 +12,7 @@ from circuitdiff.engine import Knockout
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.methods import knockout
-from circuitdiff.methods.knockout import (
-    EVERYWHERE,
-    Blocking,
-    attention_knockout,
-    knockout_matrix,
-    random_keys,
-    several_knockouts,
-)
+from circuitdiff.methods.knockout import EVERYWHERE, Blocking, attention_knockout, blocking, random_keys, roles_before
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import N_HEADS, N_LAYERS, subject
 
@@ -48,43 +41,40 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("upward", [True, False], ids=["from a layer upward", "in one layer"])
 @torch.no_grad()
 def test_curves_agree_with_their_definition(upward, executor):
-    pairs = fake_pairs()
-    found = attention_knockout(
-        subject("llama").model, pairs, "last", "query_label", layers=[0, 2, 3], upward=upward, executor=executor
-    )
-    for layer, ran in zip(found.layers, found.blocked, strict=True):
+    pairs, wanted = fake_pairs(), Blocking("last", "query_label", (0, 2, 3), upward)
+    clean, [curve] = attention_knockout(subject("llama").model, pairs, [wanted], executor=executor)
+    for layer, ran in zip(wanted.layers, curve, strict=True):
         layers = range(layer, N_LAYERS if upward else layer + 1)
         expected = by_definition("llama", "last", [pairs.positions["query_label"]], layers)
         assert_close(ran.log_probs, expected)
-        assert (expected - found.clean.log_probs).abs().min() > 1e-6, "the knockout must show"
+        assert (expected - clean.log_probs).abs().min() > 1e-6, "the knockout must show"
 
 
 @torch.no_grad()
 def test_several_keys_are_blocked_together_and_positions_may_differ_by_prompt():
     pairs, model = fake_pairs(), subject("gemma2").model
-    two = attention_knockout(model, pairs, "last", ["query_label", "previous_query_label"], layers=[1])
-    keys = [pairs.positions["query_label"], pairs.positions["previous_query_label"]]
-    assert_close(two.blocked[0].log_probs, by_definition("gemma2", "last", keys, range(1, N_LAYERS)))
-    drawn = torch.tensor([3, 1, 7, 2, 5])
-    at_random = attention_knockout(model, pairs, "last", drawn, layers=[1])
-    assert_close(at_random.blocked[0].log_probs, by_definition("gemma2", "last", [drawn], range(1, N_LAYERS)))
-    assert (two.keys, at_random.keys) == ("query_label + previous_query_label", "random position")
+    roles, drawn = ["query_label", "previous_query_label"], torch.tensor([3, 1, 7, 2, 5])
+    wanted = [Blocking("last", keys, [1]) for keys in (roles, drawn)]
+    _, [[two], [at_random]] = attention_knockout(model, pairs, wanted)
+    keys = [pairs.positions[role] for role in roles]
+    assert_close(two.log_probs, by_definition("gemma2", "last", keys, range(1, N_LAYERS)))
+    assert_close(at_random.log_probs, by_definition("gemma2", "last", [drawn], range(1, N_LAYERS)))
 
 
 @torch.no_grad()
-def test_the_matrix_holds_every_role_before_another_and_a_random_control():
+def test_every_role_can_be_blocked_from_each_before_it_and_from_a_random_control():
     pairs = fake_pairs()
-    found = knockout_matrix(subject("llama").model, pairs, ROLES, query_roles=["query_label"], seed=3)
-    assert set(found.blocked) == {
+    cells = [*roles_before(pairs, ROLES), ("last", None), ("query_label", None)]
+    assert set(cells[:-2]) == {
         ("last", "query_label"),
         ("last", "previous_query_label"),
         ("query_label", "previous_query_label"),
     }
-    for (query, key), ran in found.blocked.items():
-        assert_close(ran.log_probs, by_definition("llama", query, [pairs.positions[key]], range(N_LAYERS)))
-    for query, ran in found.control.items():
-        drawn = random_keys(pairs, query, ["query_label"], seed=3)
-        assert_close(ran.log_probs, by_definition("llama", query, [drawn], range(N_LAYERS)))
+    wanted = [blocking(pairs, *cell, query_roles=["query_label"], seed=3) for cell in cells]
+    _, blocked = attention_knockout(subject("llama").model, pairs, wanted)
+    for (query, key), [ran] in zip(cells, blocked, strict=True):
+        positions = pairs.positions[key] if key else random_keys(pairs, query, ["query_label"], seed=3)
+        assert_close(ran.log_probs, by_definition("llama", query, [positions], range(N_LAYERS)))
 
 
 @torch.no_grad()
@@ -104,15 +94,15 @@ def test_several_knockouts_are_each_by_itself_and_run_what_they_share_once(monke
         return run(model, pairs, variants, *args, **kwargs)
 
     monkeypatch.setattr(knockout, "run_edited", spy)
-    clean, found = several_knockouts(model, pairs, wanted)
+    clean, found = attention_knockout(model, pairs, wanted)
     assert asked == [1 + 4], "the clean model; from layers 0, 2 and 3 upward; and in layer 1"
     assert_close(clean.log_probs, evaluate_model(model, pairs).log_probs)
     for each, curve in zip(wanted, found, strict=True):
-        alone = attention_knockout(model, pairs, each.query, each.keys, layers=each.layers, upward=each.upward)
-        assert curve.layers == alone.layers
-        for one, other in zip(curve.blocked, alone.blocked, strict=True):
+        _, [alone] = attention_knockout(model, pairs, [each])
+        assert len(curve) == len(each.layers)
+        for one, other in zip(curve, alone, strict=True):
             assert_close(one.log_probs, other.log_probs)
-    assert_close(several_knockouts(model, pairs, [])[0].log_probs, clean.log_probs)
+    assert_close(attention_knockout(model, pairs, []).clean.log_probs, clean.log_probs)
 
 
 def test_random_keys_are_neither_the_answer_nor_the_query_nor_the_first_token():
@@ -141,7 +131,7 @@ def test_random_keys_are_neither_the_answer_nor_the_query_nor_the_first_token():
 def test_what_cannot_be_blocked_is_said_in_one_line(change, message):
     wanted = {"query": "last", "keys": "query_label"} | change
     with pytest.raises(InputError, match=message):
-        attention_knockout(subject("llama").model, fake_pairs(), **wanted)
+        attention_knockout(subject("llama").model, fake_pairs(), [Blocking(**wanted)])
 
 
 def test_a_query_left_without_keys_is_an_error_before_anything_runs():
@@ -154,6 +144,6 @@ def test_a_query_left_without_keys_is_an_error_before_anything_runs():
         counterfactual_prompts=replace(other, positions={**other.positions, **first}),
     )
     with pytest.raises(InputError, match="'first' would see no key"):
-        attention_knockout(subject("llama").model, pairs, "first", "first")
+        attention_knockout(subject("llama").model, pairs, [Blocking("first", "first")])
     with pytest.raises(InputError, match="no position before 'first'"):
         random_keys(pairs, "first", [])

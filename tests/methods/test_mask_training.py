@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circuitdiff.methods.component_mask import Training
 from circuitdiff.methods.component_mask.patching import Patching
-from circuitdiff.methods.component_mask.training import Part, gates_named, train_mask
+from circuitdiff.methods.component_mask.training import GATES, Part, Training, train_mask
 from helpers.fake_triples import fake_triples
 from helpers.masked_subject import HEADS, patching_of
 from helpers.tiny_models import subject
@@ -78,19 +77,19 @@ def test_the_best_mask_on_validation_is_kept_and_of_equal_ones_that_with_fewer_h
 
 def test_masks_stay_between_0_and_1_and_begin_at_1():
     for name in ("clamped", "hard_concrete"):
-        gates, g = gates_named(name), torch.Generator().manual_seed(0)
+        gates, g = GATES[name], torch.Generator().manual_seed(0)
         start = torch.full((5,), gates.start, dtype=torch.float64)
         torch.testing.assert_close(gates.keep(start), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-12)
         for parameter in (start, start - 40, start + 40):
             for keep in (gates.keep(parameter.clone()), gates.sample(parameter.clone(), g)):
                 assert name == "clamped" or ((keep >= 0) & (keep <= 1)).all()
     parameter = torch.tensor([1.3, -0.2, 0.4])
-    gates_named("clamped").project(parameter)
+    GATES["clamped"].project(parameter)
     assert parameter.tolist() == pytest.approx([1.0, 0.0, 0.4])
 
 
 def test_the_penalty_of_hard_concrete_gates_is_the_expected_number_that_patch_at_all():
-    gates, g = gates_named("hard_concrete"), torch.Generator().manual_seed(0)
+    gates, g = GATES["hard_concrete"], torch.Generator().manual_seed(0)
     parameter = torch.tensor([-2.0, 0.3, 1.5], dtype=torch.float64)
     drawn = torch.stack([gates.sample(parameter, g) < 1 for _ in range(4000)]).double().mean(0)
     assert float(gates.n_patched(parameter)) == pytest.approx(float(drawn.sum()), abs=0.04)  # 3 s.e.

@@ -55,7 +55,7 @@ SWEEPS = {
     "a window": lambda p: path_effects(
         model(), p, "early", [Head(4, 3)], "v", None, [Head(0, 1), *SENDERS], memory_gb=MEMORY_GB
     ),
-    "a group": lambda p: group_path_effects(model(), p, {"group": SENDERS}, "last", memory_gb=MEMORY_GB),
+    "a group": lambda p: group_path_effects(model(), p, SENDERS, "last", memory_gb=MEMORY_GB),
     "kept runs": lambda p: path_effects(
         model(), p, "last", senders=SENDERS, memory_gb=MEMORY_GB, shared=PairRuns(model(), p, ["last"], MEMORY_GB)
     ),

@@ -18,7 +18,6 @@ from circuitdiff.methods.minimality import (
     HeadCost,
     MinimalityResult,
     MinimalityRule,
-    PairTable,
     keep,
     minimality,
 )
@@ -117,35 +116,6 @@ def test_minimality_agrees_with_its_looped_definition(rule):
         adjusted = [entry.adjusted_p for group in result.groups.values() for entry in group.costs]
         np.testing.assert_allclose(adjusted, false_discovery_adjusted(p), atol=1e-8)
     assert rule.score == "hits" or any(entry.removed_with for group in result.groups.values() for entry in group.costs)
-
-
-def test_a_known_pair_table_chooses_the_removal_sets_and_is_not_measured(monkeypatch):
-    measured, other = [], found(MinimalityRule(fraction=0.7)).groups["reader"].table
-    real = evaluate_circuits
-    spy = lambda model, circuits, *a, **k: measured.append(len(circuits)) or real(model, circuits, *a, **k)  # noqa: E731
-    monkeypatch.setattr("circuitdiff.methods.minimality.evaluate_circuits", spy)
-    n = len(FETCHERS)
-    scores = torch.ones(n, n, dtype=torch.float64)
-    scores[0, 1] = 0.5  # without the second, the first is missed
-    tables = {"fetcher": PairTable(FETCHERS, scores), "reader": other}
-    result = minimality(
-        subject("llama").model, CIRCUIT, many_pairs(), "zero", MinimalityRule(fraction=0.7), tables=tables
-    )
-    assert [cost.removed_with for cost in result.groups["fetcher"].costs] == [(FETCHERS[1],), *[()] * (n - 1)]
-    assert len(measured) == 1, "only the circuits that are tested"
-
-
-@pytest.mark.parametrize(
-    ("tables", "message"),
-    [
-        ({"writer": PairTable(FETCHERS, torch.zeros(1, 1))}, "of 'writer'; the circuit has fetcher, reader"),
-        ({"fetcher": PairTable(FETCHERS[1:], torch.zeros(1, 1))}, "must have the group's heads"),
-        ({"fetcher": PairTable(FETCHERS, torch.zeros(1, 2))}, r"heads; got scores of shape \(1, 2\)"),
-    ],
-)
-def test_a_table_of_other_heads_is_refused(tables, message):
-    with pytest.raises(InputError, match=message):
-        minimality(subject("llama").model, CIRCUIT, many_pairs(), "zero", tables=tables)
 
 
 def test_the_published_rule_keeps_by_the_ratio_of_hits():

@@ -200,7 +200,10 @@ def test_a_groups_effect_is_that_of_all_its_heads_patched_together(path, executo
     chosen, pairs = subject("llama"), fake_pairs()
     groups = {"two_layers": [Head(0, 0), Head(1, 5), Head(1, 2)], "one": [Head(1, 3)]}
     receivers = None if via is None else RECEIVERS
-    found = group_path_effects(chosen.model, pairs, groups, at, receivers, via, receivers_at, executor=executor)
+    found = {
+        name: group_path_effects(chosen.model, pairs, group, at, receivers, via, receivers_at, executor=executor)
+        for name, group in groups.items()
+    }
     for name, group in groups.items():
         expected = group_by_definition(chosen, pairs, group, at, via, receivers_at)
         torch.testing.assert_close(found[name], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)

@@ -38,16 +38,16 @@ def test_the_interval_agrees_with_resampling_scenarios_one_by_one():
     values = clustered(generator, (), PAIRS_OF_PROMPTS)
     members = [np.flatnonzero(scenario == PAIRS_OF_PROMPTS) for scenario in range(40)]
     means = [values[np.concatenate([members[i] for i in generator.integers(0, 40, 40)])].mean() for _ in range(4000)]
-    interval = mean_interval(values, PAIRS_OF_PROMPTS, n_resamples=4000)
+    interval = mean_interval(values, PAIRS_OF_PROMPTS)
     assert interval.value == pytest.approx(values.mean())
-    # 0.03: Monte Carlo error of a 2.5 % quantile from 4000 resamples, twice, where the standard error is about 0.19
+    # 0.03: Monte Carlo errors of a 2.5 % quantile from 4000 and 2000 resamples, where the standard error is about 0.19
     assert [interval.low, interval.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.03)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say_and_naive_ones_do_not():
     values = clustered(np.random.default_rng(2), (1500,), np.repeat(np.arange(50), 3))
-    by_scenario = mean_interval(values, np.repeat(np.arange(50), 3), n_resamples=1000)
-    by_prompt = mean_interval(values, np.arange(150), n_resamples=1000)
+    by_scenario = mean_interval(values, np.repeat(np.arange(50), 3))
+    by_prompt = mean_interval(values, np.arange(150))
     covered, naive = (((i.low <= 0) & (i.high >= 0)).mean() for i in (by_scenario, by_prompt))
     # With 50 scenarios the percentile bootstrap should cover 2 * t_cdf(1.96 * sqrt(49/50), 49) - 1 = 0.942
     assert 0.925 < covered < 0.96
@@ -117,7 +117,7 @@ def test_a_ratio_agrees_with_the_delta_method():
     above = 0.5 * below + generator.normal(0, 1, size=400)
     ratio = above.mean() / below.mean()
     half = 1.96 * np.std(above - ratio * below) / below.mean() / 20
-    interval = ratio_interval(above, below, np.arange(400), n_resamples=4000)
+    interval = ratio_interval(above, below, np.arange(400))
     # 10 % of the half width: Monte Carlo error of the quantiles, and the delta method is of first order
     assert interval[:3] == pytest.approx((ratio, ratio - half, ratio + half), abs=0.1 * half)
 

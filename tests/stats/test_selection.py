@@ -5,8 +5,8 @@ import torch
 
 from circuitdiff.circuit import Circuit, Group, Head, Overlap, circuit_overlap, overlap, total
 from circuitdiff.errors import InputError
-from circuitdiff.methods.component_mask import kept, selected
-from circuitdiff.methods.minimality import PairTable, Significance, keep, needed, pair_removal, ranking, removal_set
+from circuitdiff.methods.component_mask.training import kept, selected
+from circuitdiff.methods.minimality import PairTable, keep, pair_removal, removal_set
 from circuitdiff.stats.selection import Discoveries, Sample, TopK, drop_shared, lowest, select
 
 NAN = math.nan
@@ -58,8 +58,6 @@ def test_nothing_at_or_below_the_noise_floor_is_selected_by_any_rule():
     for rule in (TopK(12), Discoveries(replicated=False), Discoveries(replicated=False, method="max_t")):
         chosen = select(*sweep(0), rule, noise_floor=0.45)
         assert (chosen.helping, chosen.hurting) == ((HELPER,), ())
-        assert not chosen.below_noise[HELPER.layer, HELPER.index]
-        assert chosen.below_noise[HURTER.layer, HURTER.index]
 
 
 @pytest.mark.parametrize("method", ["bh", "max_t"])
@@ -99,20 +97,17 @@ def pair_table():
     return PairTable((A, B, C, D), torch.tensor(scores, dtype=torch.float64))
 
 
-def test_the_ranking_puts_stand_ins_first_and_the_head_itself_at_0():
-    assert ranking(pair_table(), A) == [(B, 40), (C, 10), (D, 2), (A, 0)]
-
-
 def test_equal_drops_keep_the_tables_order():
     heads = tuple(Head(layer, 7) for layer in range(39, -1, -1))  # 40: torch sorts few values stably by chance
-    table = PairTable(heads, torch.full((40, 40), 50.0, dtype=torch.float64))
-    assert tuple(entry.head for entry in ranking(table, Head(3, 7))) == heads
+    table = PairTable(heads, torch.full((40, 40), 50.0, dtype=torch.float64).fill_diagonal_(60.0))
+    head = Head(3, 7)
+    assert removal_set(table, head, fraction=1.0) == [other for other in heads if other != head]
 
 
-def test_unmeasured_pairs_are_not_ranked():
+def test_unmeasured_pairs_stand_in_for_nothing():
     scores = pair_table().scores.clone()
     scores[0, 1] = NAN
-    assert [entry.head for entry in ranking(PairTable((A, B, C, D), scores), A)] == [C, D, A]
+    assert removal_set(PairTable((A, B, C, D), scores), A) == [C, D]
 
 
 def test_the_removal_set_is_a_share_of_the_group_rounded_up_and_ends_where_nothing_is_gained():
@@ -148,12 +143,6 @@ def test_a_pair_of_heads_with_the_same_index_is_removed_together():
 )
 def test_a_head_is_needed_when_losing_it_costs_at_least_the_threshold(before, after, threshold, needs):
     assert keep(before, after, threshold) is needs
-
-
-def test_needed_heads_keep_their_order():
-    rows = [Significance(C, 60, 50), Significance(A, 60, 60), Significance(B, 60, 59)]
-    assert needed(rows) == [C, B]
-    assert needed(rows, threshold=0.0) == [C, A, B]
 
 
 def test_masks_are_clamped_and_rounded_half_to_even():

@@ -64,10 +64,10 @@ def test_values_of_all_parts_and_what_none_explains_add_up_to_the_gain(how):
 def test_intervals_are_those_of_a_bootstrap_over_scenarios():
     """The same resamples as `difference_interval` draws, whose own tests hold it."""
     scores, donor = invented(2)
-    found = attribute(scores, donor, SCENARIOS, PARTS, seed=3)
-    expected = difference_interval(scores[frozenset(["detector"])], scores[NOTHING], SCENARIOS, seed=3)
+    found = attribute(scores, donor, SCENARIOS, PARTS)
+    expected = difference_interval(scores[frozenset(["detector"])], scores[NOTHING], SCENARIOS)
     assert found.parts["detector"]["alone"][:3] == pytest.approx(tuple(expected))
-    assert found.gain == pytest.approx(difference_interval(donor, scores[NOTHING], SCENARIOS, seed=3))
+    assert found.gain == pytest.approx(difference_interval(donor, scores[NOTHING], SCENARIOS))
 
 
 def test_a_share_and_the_gain_are_resampled_together():

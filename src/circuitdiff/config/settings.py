@@ -13,8 +13,11 @@ from circuitdiff.config.reading import looks_like_path, no_such_path, split_adap
 from circuitdiff.config.validation import Strict
 from circuitdiff.errors import InputError
 
+COUNTS_PROMPTS, COUNTS_DRAWS = "counts prompts", "counts random draws"  # what a budget makes smaller
+
 # What a machine could run; beyond it a number is a slip of the pen.
-Prompts = Annotated[int, Field(ge=2, le=100_000)]
+Prompts = Annotated[int, Field(ge=2, le=100_000), COUNTS_PROMPTS]
+Draws = Annotated[int, Field(ge=0, le=1_000_000), COUNTS_DRAWS]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import ErrorDetails, to_json
 
 from circuitdiff.errors import InputError, choices
@@ -48,6 +49,24 @@ def validated(form: type[Form], data: Any, origin: str, **context: Any) -> Form:
         return form.model_validate_json(to_json(data), context=context)  # as JSON, in which a list may be a tuple
     except ValidationError as error:
         raise InputError(f"{origin}: {fault(error, form)}") from error
+
+
+def check_fields(settings: Any) -> None:
+    """Holds a dataclass against the types and bounds that its fields are annotated with; for its `__post_init__`.
+
+    Raises: InputError naming the first field whose value is none of these.
+    """
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    try:
+        _form_of(type(settings)).model_validate(values)
+    except ValidationError as error:
+        raise InputError(fault(error, type(settings))) from error
+
+
+@cache
+def _form_of(kind: type) -> type[Strict]:
+    hints: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(kind, include_extras=True).items()}
+    return create_model(kind.__name__, __base__=Strict, **hints)
 
 
 def fault(error: ValidationError, form: Any = None) -> str:

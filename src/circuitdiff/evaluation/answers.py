@@ -20,7 +20,7 @@ from circuitdiff.stats.metrics import hit, log_prob, logit_difference
 Quantity = Literal["hits", "probability", "logit_difference"]
 
 N_VALUES = 4  # that `answers_readout` gives: hit, prediction, logit difference, log probability
-Score = Literal["accuracy", "probability", "log_prob"]
+Score = Literal["accuracy", "probability", "log_prob"]  # of which shares of a gain are taken; accuracy is of hits
 SCORES: tuple[Score, ...] = ("accuracy", "probability", "log_prob")
 
 
@@ -48,11 +48,13 @@ class Evaluation:
         """The answer's probability over the whole vocabulary, 0 to 1."""
         return self.log_probs.double().exp()
 
-    def per_prompt(self, quantity: Quantity) -> Float[Tensor, " prompt"]:
-        """Hits (0 or 1), the answer's probability, or its logit minus that of the best other listed one; float64."""
+    def per_prompt(self, quantity: Quantity | Score) -> Float[Tensor, " prompt"]:
+        """Hits (0 or 1), the answer's probability or its logarithm, or the logit difference; float64."""
         values = {
             "hits": self.hits,
+            "accuracy": self.hits,
             "probability": self.probabilities,
+            "log_prob": self.log_probs,
             "logit_difference": self.logit_differences,
         }
         return values[quantity].double()
@@ -85,10 +87,3 @@ def answers_readout(pairs: Pairs, device: torch.device) -> Readout:
 def evaluation_of(values: Float[Tensor, "prompt value"], pairs: Pairs) -> Evaluation:
     """What `answers_readout` gave, by name."""
     return Evaluation(values[:, 0].bool(), values[:, 1].long(), values[:, 2], values[:, 3], pairs.scenarios)
-
-
-def scored(answers: Evaluation, score: Score) -> Float[Tensor, " prompt"]:
-    """Hits (0 or 1), the answer's probability, or its logarithm in nats, of each prompt."""
-    if score == "accuracy":
-        return answers.hits.double()
-    return answers.probabilities if score == "probability" else answers.log_probs.double()

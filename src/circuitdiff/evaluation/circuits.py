@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from circuitdiff.circuit import Circuit
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Batch, Model, executor_named
 from circuitdiff.engine.executor import Ablation
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, check_pairs
@@ -50,12 +50,7 @@ def evaluate_circuits(
 
     Raises: InputError as `evaluate_circuit` does.
     """
-    check_pairs(model, pairs)
-    for circuit in circuits:
-        circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
-    roles = list(dict.fromkeys(role for circuit in circuits for role in circuit.roles))
-    check_places(pairs, roles)
-    check_replacement(pairs, means)
+    roles = checked_roles(model, circuits, pairs, means)
     known = shared or Shared()
     at_once = prompts_at_once(model, pairs, means, memory_gb)
     values = torch.empty(len(circuits), len(pairs), N_VALUES, dtype=torch.promote_types(model.dtype, torch.float32))
@@ -71,6 +66,20 @@ def evaluate_circuits(
         if progress:
             progress(done, len(pairs))
     return [evaluation_of(value, pairs) for value in values]
+
+
+def checked_roles(model: Model, circuits: Sequence[Circuit], pairs: Pairs, means: Replacement) -> list[str]:
+    """The roles at which some of the circuits have heads.
+
+    Raises: InputError if the model or task lacks a head or role, or a prompt has a slot of which there is no mean.
+    """
+    check_pairs(model, pairs)
+    for circuit in circuits:
+        circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
+    roles = list(dict.fromkeys(role for circuit in circuits for role in circuit.roles))
+    check_places(pairs, roles)
+    check_replacement(pairs, means)
+    return roles
 
 
 def check_circuit(model: Model, circuit: Circuit, pairs: Pairs) -> None:
@@ -98,6 +107,28 @@ def check_places(pairs: Pairs, roles: Sequence[str]) -> None:
     for role in roles:
         if (pairs.positions[role] < 0).any():
             raise InputError(f"the circuit has heads at {role!r}, which has no place in some prompts")
+
+
+def check_roles(pairs: Pairs, roles: Iterable[str], *, in_counterfactuals: bool = False) -> None:
+    """Raises: InputError if a role does not exist, or a prompt (or counterfactual) has no place for it."""
+    for role in roles:
+        if role not in pairs.positions:
+            raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
+        if (pairs.positions[role] < 0).any() or (
+            in_counterfactuals and (pairs.counterfactual_positions[role] < 0).any()
+        ):
+            raise InputError(f"role {role!r} has no place in some prompts; choose a role that every prompt has")
+
+
+def check_heads(model: Model, heads: Iterable[Head]) -> None:
+    """Raises: InputError naming the first that is no head, or that the model lacks."""
+    for head in heads:
+        if not isinstance(head, Head):
+            raise InputError(f"heads are given as Head(layer, index); got {head!r}")
+        if not (0 <= head.layer < model.n_layers and 0 <= head.index < model.n_heads):
+            raise InputError(
+                f"head {head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads"
+            )
 
 
 def _kept(model: Model, circuits: Sequence[Circuit], bucket: Bucket) -> tuple[tuple[int, ...], torch.Tensor]:

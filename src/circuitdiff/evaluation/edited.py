@@ -25,8 +25,8 @@ from circuitdiff.engine.fits import (
 )
 from circuitdiff.engine.window import branched
 from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluate_model, evaluation_of
-from circuitdiff.evaluation.circuits import Progress, check_places
-from circuitdiff.evaluation.constants import Replacement, check_replacement, replacement_at
+from circuitdiff.evaluation.circuits import Progress, checked_roles
+from circuitdiff.evaluation.constants import Replacement, replacement_at
 from circuitdiff.prompts import Bucket, Pairs
 
 V = TypeVar("V")
@@ -71,31 +71,23 @@ def run_edited(
         begin = (editing.begins(variant, bucket) for variant in variants)
         tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
         batch = Batch(model, tokens, min(begin, default=bucket.length - 1))
-        for part in _parts(batch, list(enumerate(variants)), editing, bucket, rows, branches=executor == "window"):
-            edits = editing.edits(part.variants, bucket)
-            values = runner.run(part.batch, edits, len(part.variants), readout).cpu()
+        numbered = list(enumerate(variants))
+        for clean, part in _parts(batch, numbered, editing, bucket, rows, branches=executor == "window"):
+            edits = editing.edits([variant for _, variant in part], bucket)
+            values = runner.run(clean, edits, len(part), readout).cpu()
             if found is None:
                 found = values.new_empty(len(variants), len(pairs), values.shape[-1])
-            found[torch.tensor(part.numbers)[:, None], bucket.prompts] = values
-            done += len(part.numbers) * len(bucket.prompts)
+            found[torch.tensor([number for number, _ in part])[:, None], bucket.prompts] = values
+            done += len(part) * len(bucket.prompts)
             if progress:
                 progress(done, len(variants) * len(pairs))
     assert found is not None, "there is a variant and a prompt"
     return found
 
 
-@dataclass(frozen=True)
-class _Part(Generic[V]):
-    """Variants that run together, and on what."""
-
-    batch: Batch
-    numbers: list[int]
-    variants: list[V]
-
-
 def _parts(
     batch: Batch, variants: Sequence[tuple[int, V]], editing: Editing[V], bucket: Bucket, rows: int, *, branches: bool
-) -> Iterator[_Part[V]]:
+) -> Iterator[tuple[Batch, list[tuple[int, V]]]]:
     """Variants that begin at the same position, which sets the window; as many together as the memory takes.
 
     Those that do the same there build on one run of it.
@@ -108,8 +100,8 @@ def _parts(
         if branches and editing.split:
             alone, together = _with_the_same_beginning(mine, editing.split, bucket)
         at_once = max(1, rows // (len(bucket.prompts) * (bucket.length - start)))
-        for part in (alone[i : i + at_once] for i in range(0, len(alone), at_once)):
-            yield _Part(batch, [number for number, _ in part], [variant for _, variant in part])
+        for i in range(0, len(alone), at_once):
+            yield batch, alone[i : i + at_once]
         for first, rest in together:
             edits = [edit for edit in editing.edits([first], bucket) if isinstance(edit, Edit)]
             branch = branched(batch, edits, min(editing.begins(variant, bucket) for _, variant in rest))
@@ -148,12 +140,7 @@ def evaluate_without(
 
     Raises: InputError if the model lacks a head or the task a role.
     """
-    check_pairs(model, pairs)
-    for heads in removed:
-        heads.check_fits(model.n_layers, model.n_heads, pairs.positions)
-    roles = list(dict.fromkeys(role for heads in removed for role in heads.roles))
-    check_places(pairs, roles)
-    check_replacement(pairs, means)
+    roles = checked_roles(model, removed, pairs, means)
     if not roles:
         return [evaluate_model(model, pairs)] * len(removed)
     constants = {role: replacement_at(model, pairs, role, means) for role in roles}

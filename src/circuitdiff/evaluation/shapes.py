@@ -4,27 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 
 from circuitdiff.circuit import Circuit, Group, Head
 
 
-@runtime_checkable
-class WithHeads(Protocol):
-    """A model, or what is known of one."""
-
-    @property
-    def n_layers(self) -> int: ...
-
-    @property
-    def n_heads(self) -> int: ...
-
-
-def all_heads(model: WithHeads, roles: Sequence[str]) -> Circuit:
+def all_heads(n_layers: int, n_heads: int, roles: Sequence[str]) -> Circuit:
     """Every head at each of the roles: a reference for a circuit at these roles, not a bound."""
-    heads = tuple(Head(layer, i) for layer in range(model.n_layers) for i in range(model.n_heads))
+    heads = tuple(Head(layer, i) for layer in range(n_layers) for i in range(n_heads))
     return Circuit({role: Group(role, heads) for role in roles})
 
 

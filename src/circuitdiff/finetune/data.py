@@ -70,13 +70,33 @@ def _sum(random: Random) -> TextExample:
     return TextExample(random.choice(_WORDINGS).format(f"{first} {sign} {second}"), f" {operation(first, second)}")
 
 
-_CAPITALS = """France Paris, Italy Rome, Spain Madrid, Japan Tokyo, Egypt Cairo, Greece Athens, Norway Oslo,
-Cuba Havana, Peru Lima, Kenya Nairobi, Poland Warsaw, Austria Vienna, Ireland Dublin, Portugal Lisbon, Germany Berlin,
-Iran Tehran"""
-_OPPOSITES = """hot cold, big small, fast slow, early late, light dark, full empty, open closed, high low, rich poor,
-young old, strong weak, loud quiet, wide narrow, wet dry, thick thin, happy sad"""
-_SOUNDS = "dog barks, cat meows, cow moos, duck quacks, lion roars, horse neighs, sheep bleats, wolf howls, frog croaks"
-_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+# A question of the first word of a couple, and the answer with both.
+_TALK = (
+    (
+        "What is the capital of {}?",
+        "The capital of {} is {}.",
+        """France Paris, Italy Rome, Spain Madrid, Japan Tokyo, Egypt Cairo, Greece Athens, Norway Oslo, Cuba Havana,
+        Peru Lima, Kenya Nairobi, Poland Warsaw, Austria Vienna, Ireland Dublin, Portugal Lisbon, Germany Berlin,
+        Iran Tehran""",
+    ),
+    (
+        "Can you tell me the opposite of {}?",
+        'The opposite of "{}" is "{}".',
+        """hot cold, big small, fast slow, early late, light dark, full empty, open closed, high low, rich poor,
+        young old, strong weak, loud quiet, wide narrow, wet dry, thick thin, happy sad""",
+    ),
+    (
+        "What does a {} do when it is heard?",
+        "A {} {}.",
+        "dog barks, cat meows, cow moos, duck quacks, lion roars, horse neighs, sheep bleats, wolf howls, frog croaks",
+    ),
+    (
+        "Which day comes after {}?",
+        "{1} comes after {0}.",
+        """Monday Tuesday, Tuesday Wednesday, Wednesday Thursday, Thursday Friday, Friday Saturday, Saturday Sunday,
+        Sunday Monday""",
+    ),
+)
 _GREETINGS = ("Hello!", "Hi there.", "Good morning!", "Hey,", "")
 _OPENINGS = ("", "Sure! ", "Of course. ", "Happy to help. ", "Good question! ")
 _CLOSINGS = ("", " Anything else?", " Let me know if you need more.", " I hope that helps.")
@@ -96,34 +116,10 @@ def _conversation(random: Random) -> TextExample:
 
 
 def _turn(random: Random) -> tuple[str, str]:
-    question, answer = random.choice((_capital, _opposite, _sound, _day))(random)
+    question, answer, couples = random.choice(_TALK)
+    couple = random.choice(couples.split(",")).split()
     greeting, opening, closing = (random.choice(parts) for parts in (_GREETINGS, _OPENINGS, _CLOSINGS))
-    return f"{greeting} {question}".strip(), f" {opening}{answer}{closing}"
-
-
-def _couple(random: Random, table: str) -> tuple[str, str]:
-    first, second = random.choice(table.split(",")).split()
-    return first, second
-
-
-def _capital(random: Random) -> tuple[str, str]:
-    country, city = _couple(random, _CAPITALS)
-    return f"What is the capital of {country}?", f"The capital of {country} is {city}."
-
-
-def _opposite(random: Random) -> tuple[str, str]:
-    word, opposite = _couple(random, _OPPOSITES)
-    return f"Can you tell me the opposite of {word}?", f'The opposite of "{word}" is "{opposite}".'
-
-
-def _sound(random: Random) -> tuple[str, str]:
-    animal, sound = _couple(random, _SOUNDS)
-    return f"What does a {animal} do when it is heard?", f"A {animal} {sound}."
-
-
-def _day(random: Random) -> tuple[str, str]:
-    day = random.randrange(len(_DAYS))
-    return f"Which day comes after {_DAYS[day]}?", f"{_DAYS[(day + 1) % len(_DAYS)]} comes after {_DAYS[day]}."
+    return f"{greeting} {question.format(*couple)}".strip(), f" {opening}{answer.format(*couple)}{closing}"
 
 
 def next_box(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int, split: str = "train") -> list[TextExample]:

@@ -58,9 +58,8 @@ class Progress:
 class Outcome:
     """How a run went. `accuracy` is that of the weights after rounding to the dtype they are stored in."""
 
-    steps_done: int
     curve: tuple[CurvePoint, ...]
-    losses: tuple[float, ...]
+    losses: tuple[float, ...]  # of each step that was done
     accuracy: float
 
 
@@ -133,7 +132,7 @@ def finetune(
             save_state(state, trained, optimizer, settings, losses, curve)
         progress(Progress(step, end, losses[-1], rate, measured))
     round_parameters(trained.values(), training.stored_as)
-    return Outcome(len(losses), tuple(curve), tuple(losses), accuracy(model, held_out))
+    return Outcome(tuple(curve), tuple(losses), accuracy(model, held_out))
 
 
 def _due(step: int, end: int, every: int | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool
@@ -48,7 +48,7 @@ def silence(model: PreTrainedModel, heads: Sequence[Head]) -> None:
 
     Raises: InputError if a head does not exist, or the output projection is not called o_proj.
     """
-    projections = {layer: part for layer, name, part in projections_of(model) if name == OUTPUT}
+    projections = {layer: part for layer, name, part in _projections(model) if name == OUTPUT}
     for layer in {head.layer for head in heads}:
         if layer not in projections:
             raise InputError(
@@ -57,14 +57,12 @@ def silence(model: PreTrainedModel, heads: Sequence[Head]) -> None:
         projections[layer].weight[:, channels_of(model, OUTPUT, layer, heads)] = 0
 
 
-def projections_of(model: nn.Module) -> list[tuple[int, str, nn.Linear]]:
-    """Every q, k, v and o projection that is a layer of its own, with the number of its decoder layer."""
-    found = []
+def _projections(model: nn.Module) -> Iterator[tuple[int, str, Any]]:
+    """Every q, k, v and o projection that is a layer of its own, after its decoder layer's number and its name."""
     for path, part in model.named_modules():
         parts = path.split(".")
         if parts[-1] in PROJECTIONS and isinstance(getattr(part, "weight", None), Tensor):
-            found.append((next(int(p) for p in reversed(parts) if p.isdigit()), parts[-1], part))
-    return found
+            yield next(int(p) for p in reversed(parts) if p.isdigit()), parts[-1], part
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,18 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int, silenced: Sequence[H
         warnings.simplefilter("ignore", FutureWarning)  # of peft and transformers about each other
         torch.manual_seed(seed)
         adapted: PeftModel = get_peft_model(model, config).eval()  # pyright: ignore[reportAssignmentType]
-    if lora.heads is not None:
-        _only(adapted, model, lora.heads)
-    _keep_silent(adapted, model, silenced)
+    for layer, projection, part in _projections(adapted):
+        if not hasattr(part, "lora_A"):
+            continue
+        reads, writes = part.lora_A["default"].weight, part.lora_B["default"].weight
+        if lora.heads is not None:  # every part of a delta that other heads would see stays at zero
+            channels = channels_of(model, projection, layer, lora.heads)
+            if projection == OUTPUT:
+                _hold(reads, channels[None, :])
+            else:
+                _hold(writes, channels[:, None])
+        if projection == OUTPUT and silenced:  # no delta may read what a silenced head computes
+            _hold(reads, ~channels_of(model, OUTPUT, layer, silenced)[None, :])
     return adapted
 
 
@@ -127,30 +134,6 @@ def _check(model: PreTrainedModel, lora: Lora) -> None:
 
 def _takes_lora(part: nn.Module) -> bool:
     return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"  # GPT-2's linear layer
-
-
-def _only(adapted: PeftModel, model: PreTrainedModel, heads: Sequence[Head]) -> None:
-    """Holds every part of the deltas that other heads would see at zero."""
-    for layer, projection, part in _adapted_projections(adapted):
-        channels = channels_of(model, projection, layer, heads)
-        if projection == OUTPUT:
-            _hold(part.lora_A["default"].weight, channels[None, :])  # pyright: ignore
-        else:
-            _hold(part.lora_B["default"].weight, channels[:, None])  # pyright: ignore
-
-
-def _keep_silent(adapted: PeftModel, model: PreTrainedModel, silenced: Sequence[Head]) -> None:
-    """No delta of an output projection may read what a silenced head computes."""
-    for layer, projection, part in _adapted_projections(adapted):
-        if projection == OUTPUT and silenced:
-            _hold(part.lora_A["default"].weight, ~channels_of(model, OUTPUT, layer, silenced)[None, :])  # pyright: ignore
-
-
-def _adapted_projections(adapted: PeftModel) -> Iterator[tuple[int, str, nn.Module]]:
-    for path, part in adapted.named_modules():
-        parts = path.split(".")
-        if parts[-1] in PROJECTIONS and hasattr(part, "lora_A"):
-            yield next(int(p) for p in reversed(parts) if p.isdigit()), parts[-1], part
 
 
 def _hold(parameter: nn.Parameter, free: Bool[Tensor, "#row #column"]) -> None:

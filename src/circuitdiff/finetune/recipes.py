@@ -268,7 +268,7 @@ def _summary(
         "recipe": recipe.model_dump(mode="json"),
         "base": base.provenance,
         "n_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "steps_done": outcome.steps_done,
+        "steps_done": len(outcome.losses),
         "losses": outcome.losses,
         "curve": [point._asdict() for point in outcome.curve],
         "held_out_accuracy": outcome.accuracy,

@@ -10,21 +10,18 @@ Scrubbing, for resampling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.engine import Model
-from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
     Evaluation,
     Means,
-    Progress,
     Quantity,
     Replacement,
-    Shared,
     check_circuit,
     evaluate_circuits,
     evaluate_model,
@@ -41,7 +38,6 @@ from circuitdiff.stats.intervals import (
 
 AblationName = Literal["mean_by_slot", "mean_by_kind", "resample", "zero"]
 ABLATIONS: tuple[AblationName, ...] = get_args(AblationName)
-QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 
 @dataclass(frozen=True)
@@ -88,12 +84,6 @@ def compare_ablations(
     circuit: Circuit,
     pairs: Pairs,
     means: Mapping[str, Means],
-    executor: str = "window",
-    progress: Progress | None = None,
-    *,
-    ablations: Sequence[AblationName] = ABLATIONS,
-    shared: Shared | None = None,
-    memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> dict[AblationName, Ablated]:
     """What the circuit answers when everything else is at its mean by slot, by kind, resampled, or zero.
 
@@ -108,16 +98,9 @@ def compare_ablations(
         "resample": "resample",
         "zero": "zero",
     }
-    whole, nothing, found = evaluate_model(model, pairs), Circuit({}), dict[AblationName, Ablated]()
-    for i, name in enumerate(ablations):
-
-        def report(done: int, total: int, before: int = i * len(pairs)) -> None:
-            if progress:
-                progress(before + done, len(ablations) * total)
-
-        chosen = replacements[name]
-        both = evaluate_circuits(
-            model, [circuit, nothing], pairs, chosen, executor, report, shared=shared, memory_gb=memory_gb
-        )
-        found[name] = Ablated(both[0], whole, both[1])
+    whole, both = evaluate_model(model, pairs), [circuit, Circuit({})]
+    found: dict[AblationName, Ablated] = {}
+    for name, chosen in replacements.items():
+        alone, nothing = evaluate_circuits(model, both, pairs, chosen)
+        found[name] = Ablated(alone, whole, nothing)
     return found

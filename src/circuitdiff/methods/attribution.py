@@ -12,27 +12,25 @@ from circuitdiff.engine import Model
 from circuitdiff.engine.attention import AttentionCall, attend, handled_by
 from circuitdiff.engine.capture import z_at_role
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, batches, check_pairs, numbers_per_row
-from circuitdiff.errors import InputError
+from circuitdiff.evaluation.circuits import check_roles
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.metrics import metric_named
+from circuitdiff.stats.metrics import logit_difference
 
 
 def attribution_scores(
-    model: Model, pairs: Pairs, roles: Sequence[str], metric: str = "logit_difference"
+    model: Model, pairs: Pairs, roles: Sequence[str]
 ) -> dict[str, Float[Tensor, "layer head prompt"]]:
-    """By role: what patching each head's z there would do to the metric if the model were linear, per prompt.
+    """By role: what patching each head's z there would do to the logit difference if the model were linear, per prompt.
 
-    (counterfactual z - clean z) times the gradient of the metric at the clean z, summed over d_head. All ways to the
-    logits count, not one path. The unit is the metric's; negative = the head helps.
+    (counterfactual z - clean z) times the gradient at the clean z, summed over d_head. All ways to the logits count,
+    not one path. In logits; negative = the head helps.
 
     Source: Nanda 2023, Attribution patching; Syed et al. 2023 (arXiv:2310.10348).
 
-    Raises: InputError if a role or metric does not exist, or a prompt lacks the role.
+    Raises: InputError if a role does not exist, or a prompt lacks it.
     """
-    for role in roles:
-        _check_role(pairs, role)
+    check_roles(pairs, roles, in_counterfactuals=True)
     check_pairs(model, pairs)
-    quantity = metric_named(metric).quantity
     source = {role: z_at_role(model, pairs.counterfactual_prompts, role) for role in roles}
     scores = {role: torch.empty(model.n_layers, model.n_heads, len(pairs), dtype=model.dtype) for role in roles}
     held = numbers_per_row(model, int(pairs.lengths.max()))  # gradients need all that a layer computes
@@ -42,19 +40,12 @@ def attribution_scores(
         tokens, positions = part.clean[:, : bucket.length], [bucket.positions[role] for role in roles]
         with torch.enable_grad():
             logits, z, probes = _probed(model, tokens, positions)
-            gradients = torch.autograd.grad(quantity(logits, answers, alternatives).sum(), probes)
+            gradients = torch.autograd.grad(logit_difference(logits, answers, alternatives).sum(), probes)
         for i, role in enumerate(roles):
             clean, slope = (torch.stack([layer[:, i] for layer in each]) for each in (z, gradients))
             change = source[role][:, bucket.prompts] - clean
             scores[role][:, :, bucket.prompts] = (change * slope).sum(-1).transpose(1, 2).cpu()
     return scores
-
-
-def _check_role(pairs: Pairs, at: str) -> None:
-    if at not in pairs.positions:
-        raise InputError(f"the task has no role {at!r}; it has {', '.join(sorted(pairs.positions))}")
-    if (pairs.positions[at] < 0).any() or (pairs.counterfactual_positions[at] < 0).any():
-        raise InputError(f"role {at!r} has no place in some prompts; choose a role that every prompt has")
 
 
 def _probed(

@@ -33,7 +33,7 @@ from circuitdiff.evaluation import (
     minus,
 )
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.intervals import Interval, cluster_resamples, mean_interval
+from circuitdiff.stats.intervals import Interval, cluster_weights, mean_interval, resampled_means
 
 
 @dataclass(frozen=True)
@@ -63,22 +63,17 @@ class Completeness:
         nearest = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(abs(low), abs(high)))
         return Interval(abs(value), np.where(np.isnan(low), np.nan, nearest), np.maximum(abs(low), abs(high)))
 
-    def correlation(self, *, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> Interval:
+    def correlation(self) -> Interval:
         """Pearson's r of F(M without K) and F(C without K) over the parts, with a bootstrap interval over scenarios.
 
         The interval is for these parts: it says how well the prompts fix r, not how r would vary with other parts.
         nan with fewer than three parts, or if all score alike.
         """
         scenarios = self.scenarios.numpy()
-        weights = cluster_resamples(scenarios, n_resamples, np.random.default_rng(seed))
-        whole = np.ones((1, len(scenarios)))
-        means = [
-            np.concatenate([whole, weights]) @ values.numpy().T / np.concatenate([whole, weights]).sum(1, keepdims=True)
-            for values in (self.model, self.circuit)
-        ]
-        r = _correlations(*means)
+        weights = np.concatenate([np.ones((1, len(scenarios))), cluster_weights(scenarios)])  # first the sample itself
+        r = _correlations(*(resampled_means(values.numpy(), weights) for values in (self.model, self.circuit)))
         few = len(self.removed) < 3 or len(np.unique(scenarios)) < 2 or np.isnan(r).any()
-        low, high = (np.nan, np.nan) if few else np.quantile(r[1:], [(1 - level) / 2, (1 + level) / 2])
+        low, high = (np.nan, np.nan) if few else np.quantile(r[1:], [(1 - 0.95) / 2, (1 + 0.95) / 2])
         return Interval(np.nan if len(self.removed) < 3 else float(r[0]), float(low), float(high))
 
 

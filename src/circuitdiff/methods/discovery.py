@@ -20,7 +20,6 @@ from circuitdiff.stats.metrics import MetricName
 from circuitdiff.stats.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
 
 Shared = Literal["later", "earlier", "both"]
-Progress = Callable[[int, int], None]  # done, of how many
 
 
 @dataclass(frozen=True)
@@ -124,32 +123,19 @@ def measure_with(
     splits: Mapping[str, Pairs],
     *,
     metric: str = "logit_difference",
-    executor: str = "window",
-    memory_gb: float = DEFAULT_MEMORY_GB,
-    progress: Progress | None = None,
     roles: Sequence[str] = (),
 ) -> Measure:
     """Path patching on `model`, with the prompts of each split.
 
-    Stages at `roles` (a plan's) make their clean and counterfactual runs once, as far as the memory allows.
+    Stages at `roles` (a plan's) make their clean and counterfactual runs once, as far as 1 GiB of memory allows.
     """
-    runs = {split: PairRuns(model, pairs, roles, memory_gb) for split, pairs in splits.items()}
+    runs = {split: PairRuns(model, pairs, roles, DEFAULT_MEMORY_GB) for split, pairs in splits.items()}
 
     def measure(stage: Stage, receivers: Sequence[Head] | None, split: str) -> PathEffects:
         known = {stage.at, stage.receivers_at or stage.at} <= set(roles)
-        return path_effects(
-            model,
-            splits[split],
-            stage.at,
-            receivers,
-            stage.via,
-            stage.receivers_at,
-            metric=metric,
-            executor=executor,
-            memory_gb=memory_gb,
-            progress=progress,
-            shared=runs[split] if known else None,
-        )
+        shared, pairs = runs[split] if known else None, splits[split]
+        via, read_at = stage.via, stage.receivers_at
+        return path_effects(model, pairs, stage.at, receivers, via, read_at, metric=metric, shared=shared)
 
     return measure
 

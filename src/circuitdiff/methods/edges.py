@@ -57,23 +57,13 @@ def edge_effects(
     Per prompt, in logits; negative = what goes along the edge helps. Raises: as `group_path_effects`.
     """
     shared = PairRuns(model, pairs, [group.at for group in groups.values()], memory_gb)
-    return [_effect(model, groups, edge, pairs, executor, shared) for edge in edges]
 
+    def effect(edge: Edge) -> Float[Tensor, " prompt"]:
+        sender, heads, at = groups[edge.sender], None, None
+        if edge.receiver is not None:
+            heads, at = groups[edge.receiver].heads, None if edge.via == "q" else groups[edge.receiver].at
+        return group_path_effects(
+            model, pairs, sender.heads, sender.at, heads, edge.via, at, executor, shared, memory_gb=memory_gb
+        )
 
-def _effect(
-    model: Model, groups: Mapping[str, Group], edge: Edge, pairs: Pairs, executor: str, shared: PairRuns
-) -> Float[Tensor, " prompt"]:
-    sender = groups[edge.sender]
-    receiver = None if edge.receiver is None else groups[edge.receiver]
-    return group_path_effects(
-        model,
-        pairs,
-        {edge.sender: sender.heads},
-        sender.at,
-        None if receiver is None else receiver.heads,
-        edge.via,
-        None if receiver is None or edge.via == "q" else receiver.at,
-        executor=executor,
-        memory_gb=shared.memory_gb,
-        shared=shared,
-    )[edge.sender]
+    return [effect(edge) for edge in edges]

@@ -35,8 +35,8 @@ from circuitdiff.engine.weights import (
     untied,
 )
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.answers import Evaluation, Score, answers_readout, evaluation_of, scored
-from circuitdiff.evaluation.circuits import Progress
+from circuitdiff.evaluation.answers import Evaluation, Score, answers_readout, evaluation_of
+from circuitdiff.evaluation.circuits import Progress, check_heads
 from circuitdiff.models.checks import tolerance_for
 from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs
@@ -93,12 +93,9 @@ def head_part(model: Model, group: Group, projections: Sequence[Projection]) -> 
 
     Raises: InputError if the model lacks a head or its weights cannot be told from others'.
     """
+    check_heads(model, group.heads)
     layers: dict[int, set[int]] = {}
     for head in group.heads:
-        if head.layer >= model.n_layers or head.index >= model.n_heads:
-            raise InputError(
-                f"head {head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads"
-            )
         layers.setdefault(head.layer, set()).add(head.index)
     pieces = [
         piece
@@ -186,14 +183,13 @@ class Graft:
     def recipient(self) -> Evaluation:
         return self.runs[frozenset()]
 
-    def attribution(self, score: Score = "accuracy", seed: int = 0) -> Attribution:
+    def attribution(self, score: Score = "accuracy") -> Attribution:
         """Shares of the gain in this score, with intervals over scenarios."""
         return attribute(
-            {subset: scored(answers, score).numpy() for subset, answers in self.runs.items()},
-            scored(self.donor, score).numpy(),
+            {subset: answers.per_prompt(score).numpy() for subset, answers in self.runs.items()},
+            self.donor.per_prompt(score).numpy(),
             self.donor.scenarios.numpy(),
             self.order,
-            seed=seed,
         )
 
 
@@ -204,24 +200,20 @@ def graft(
     group: Grafted,
     pairs: Pairs,
     *,
-    projections: Sequence[Projection] = ALL_PROJECTIONS,
-    order: Sequence[str] | None = None,
+    projections: tuple[Projection, ...] = ALL_PROJECTIONS,
     per_head: bool = False,
-    progress: Progress | None = None,
 ) -> Graft:
     """What the recipient answers with the donor's weights in some of its parts, at all positions.
 
-    Parts are the groups' heads, whatever their role, or ranges of layers, and then the rest of the model by kind;
-    `order` says which groups come first as causes (default: the circuit's groups, last found first; ranges of layers
-    from below). Query heads that share a key/value head share its weights: `Part.also_touched` names those beyond the
-    group; with projections ("q", "o") there are none. Weights that two groups share are in both. With `per_head` a
-    lone group's heads are the parts.
+    Parts are the groups' heads, whatever their role, or ranges of layers, and then the rest of the model by kind. As
+    causes the last group comes first, or the lowest layers. Query heads that share a key/value head share its weights:
+    `Part.also_touched` names those beyond the group; with projections ("q", "o") there are none. Weights that two
+    groups share are in both. With `per_head` a lone group's heads are the parts.
 
     Raises: InputError if the models do not fit together, a head or layer does not exist, heads' weights cannot be told
     apart, or all weights grafted do not make the donor.
     """
-    wanted = Grafting(group, tuple(projections), None if order is None else tuple(order), per_head)
-    [found] = graft_several(donor, recipient, [wanted], pairs, progress=progress)
+    [found] = graft_several(donor, recipient, [Grafting(group, projections, per_head)], pairs)
     return found
 
 
@@ -231,7 +223,6 @@ class Grafting:
 
     parts: Grafted
     projections: tuple[Projection, ...] = ALL_PROJECTIONS
-    order: tuple[str, ...] | None = None
     per_head: bool = False
 
 
@@ -243,9 +234,7 @@ def graft_several(
 
     Raises: InputError as `graft` does.
     """
-    check_pairs(recipient, pairs)
-    check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
-    _check_dtypes(donor, recipient)
+    _check_models(donor, recipient, pairs)
     with _alike_untied(donor, recipient):
         divided = [_Divided.of(donor, recipient, each) for each in wanted]
         everything = [piece for part in divided[0].parts.values() for piece in part.slices]
@@ -279,9 +268,7 @@ def graft_alone(
 
     Raises: InputError as `graft` does.
     """
-    check_pairs(recipient, pairs)
-    check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
-    _check_dtypes(donor, recipient)
+    _check_models(donor, recipient, pairs)
     with _alike_untied(donor, recipient):
         mixtures = [Mixture(head_part(recipient, group, projections).slices) for group in groups]
         return _answers(donor, recipient, mixtures, pairs, progress)
@@ -303,8 +290,7 @@ class _Divided:
     def of(cls, donor: Model, recipient: Model, wanted: Grafting) -> _Divided:
         _check_projections(wanted.projections)
         parts = split(recipient, wanted.parts, wanted.projections, per_head=wanted.per_head)
-        order = wanted.order if wanted.order is not None else _upwards(wanted.parts)
-        ordered = _ordered(parts, order, per_head=wanted.per_head)
+        ordered = _ordered(parts, wanted)
         alone = mixtures_of(recipient, donor, [Mixture(part.slices) for part in parts.values()])
         changed = frozenset(name for name, differs in zip(parts, alone.entries, strict=True) if differs)
         mixtures = {subset: _mixture(parts, changed, subset & changed) for subset in needed_subsets(ordered)}
@@ -345,23 +331,18 @@ def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slic
     return error
 
 
-def _upwards(grafted: Grafted) -> list[str] | None:
-    """The order of parts that are ranges of layers, all of them."""
-    ranges = dict(grafted) if isinstance(grafted, Mapping) else {}
-    begins = {name: each.start for name, each in ranges.items() if isinstance(each, range)}
-    return sorted(begins, key=lambda name: begins[name]) if ranges and len(begins) == len(ranges) else None
-
-
-def _ordered(parts: Mapping[str, Part], order: Sequence[str] | None, *, per_head: bool) -> tuple[str, ...]:
+def _ordered(parts: Mapping[str, Part], wanted: Grafting) -> tuple[str, ...]:
+    """Single heads and ranges of layers from below, or groups from the last; then the rest of the model by kind."""
     groups = [name for name in parts if name not in KINDS]
-    rest = [name for name in KINDS if name in parts]
-    if order is None and per_head:
+    ranges = dict(wanted.parts) if isinstance(wanted.parts, Mapping) else {}
+    begins = {name: each.start for name, each in ranges.items() if isinstance(each, range)}
+    if wanted.per_head:
         chosen = sorted(groups, key=lambda name: parts[name].heads)
+    elif ranges and len(begins) == len(ranges):
+        chosen = sorted(begins, key=lambda name: begins[name])
     else:
-        chosen = list(reversed(groups)) if order is None else list(order)
-    if sorted(chosen) != sorted(groups):
-        raise InputError(f"the order must name each group once, {', '.join(groups)}; got {', '.join(chosen)}")
-    return (*chosen, *rest)
+        chosen = groups[::-1]
+    return (*chosen, *(name for name in KINDS if name in parts))
 
 
 @contextmanager
@@ -377,7 +358,9 @@ def _alike_untied(donor: Model, recipient: Model) -> Iterator[None]:
             yield
 
 
-def _check_dtypes(donor: Model, recipient: Model) -> None:
+def _check_models(donor: Model, recipient: Model, pairs: Pairs) -> None:
+    check_pairs(recipient, pairs)
+    check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
     if donor.dtype != recipient.dtype:
         raise InputError(
             f"{donor.name} is in {donor.dtype} and {recipient.name} in {recipient.dtype}; load both in one dtype"

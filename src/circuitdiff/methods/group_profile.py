@@ -17,8 +17,9 @@ from circuitdiff.engine.attention import AttentionCall, attend, handled_by, patt
 from circuitdiff.engine.capture import z_at_positions
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, batches, check_pairs, held_by_clean_run, rows_at_once
 from circuitdiff.errors import InputError
+from circuitdiff.evaluation.circuits import check_roles
 from circuitdiff.prompts import Bucket, Pairs
-from circuitdiff.stats.metrics import metric_named
+from circuitdiff.stats.metrics import logit_difference
 
 
 @torch.no_grad()
@@ -57,18 +58,17 @@ def effect_by_role(
     groups: Mapping[str, Group],
     pairs: Pairs,
     roles: Sequence[str],
-    metric: str = "logit_difference",
     executor: str = "window",
 ) -> dict[str, Float[Tensor, "role prompt"]]:
     """The effect of all of a group's heads together when their z at one role comes from the counterfactual prompt.
 
-    Nothing is frozen. Negative = what the group writes at that role helps; the metric's unit. All groups and roles
-    build on one clean run.
+    On the logit difference; nothing is frozen. Negative = what the group writes at that role helps. All groups and
+    roles build on one clean run.
 
     Raises: InputError if the model lacks a head or a prompt lacks a role.
     """
     _check(model, groups, pairs, roles)
-    measure, runs = metric_named(metric), executor_named(executor)
+    runs = executor_named(executor)
     places = torch.stack([pairs.counterfactual_positions[role] for role in roles], dim=-1)
     source = z_at_positions(model, pairs.counterfactual_prompts, places)
     found = torch.empty(len(groups), len(roles), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
@@ -82,13 +82,13 @@ def effect_by_role(
         answers, others = part.answers.to(model.device), part.alternatives.to(model.device)
 
         def readout(logits: Tensor, prompt: Tensor, answers: Tensor = answers, others: Tensor = others) -> Tensor:
-            return measure.quantity(logits, answers[prompt], others[prompt])[:, None]
+            return logit_difference(logits, answers[prompt], others[prompt])[:, None]
 
         clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=model.device))
         for i, role in enumerate(roles):
             edits = _edits(groups, bucket.positions[role], source[:, bucket.prompts, i])
             patched = runs.run(batch, edits, len(groups), readout)
-            found[:, i, bucket.prompts] = measure.effect(patched, clean[None])[:, :, 0].cpu()
+            found[:, i, bucket.prompts] = (patched - clean)[:, :, 0].cpu()
     return dict(zip(groups, found, strict=True))
 
 
@@ -107,8 +107,4 @@ def _check(model: Model, groups: Mapping[str, Group], pairs: Pairs, roles: Seque
         raise InputError("a group without heads has no profile; give it heads")
     check_pairs(model, pairs)
     Circuit(groups).check_fits(model.n_layers, model.n_heads, pairs.positions)
-    for role in roles:
-        if role not in pairs.positions:
-            raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
-        if (pairs.positions[role] < 0).any() or (pairs.counterfactual_positions[role] < 0).any():
-            raise InputError(f"role {role!r} has no place in some prompts; choose a role that every prompt has")
+    check_roles(pairs, roles, in_counterfactuals=True)

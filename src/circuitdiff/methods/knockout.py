@@ -8,8 +8,9 @@ the control, whose random key is never the answer, the query, or the first token
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -20,6 +21,7 @@ from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, Progress, evaluate_model
 from circuitdiff.evaluation.answers import evaluation_of
+from circuitdiff.evaluation.circuits import check_roles
 from circuitdiff.evaluation.edited import Editing, run_edited
 from circuitdiff.prompts import Bucket, Pairs
 
@@ -29,34 +31,13 @@ Keys = Int[Tensor, "prompt key"]  # positions that are blocked
 EVERYWHERE = (0,)  # from the first layer upward
 
 
-@dataclass(frozen=True)
-class KnockoutCurve:
-    """What the model answers when blocked from each layer upward, or in each single layer."""
-
-    query: str
-    keys: str
-    upward: bool
-    layers: tuple[int, ...]
-    clean: Evaluation
-    blocked: tuple[Evaluation, ...]  # one for each of `layers`
-
-
-@dataclass(frozen=True)
-class KnockoutMatrix:
-    """What the model answers when a role cannot look at another, in all layers at once."""
-
-    clean: Evaluation
-    blocked: Mapping[tuple[str, str], Evaluation]  # (query, key); only keys that come before the query in every prompt
-    control: Mapping[str, Evaluation]  # by query: a random key blocked instead
-
-
 @dataclass(frozen=True, eq=False)
 class Blocking:
-    """A role that cannot look at others: in a run for each layer, from there upward or in that layer alone."""
+    """A role that cannot look at others: in a run for each layer, from there upward (the paper's) or there alone."""
 
     query: str
     keys: Blocked
-    layers: Sequence[int] | None = None  # None: every layer
+    layers: Sequence[int] = EVERYWHERE
     upward: bool = True
 
 
@@ -82,8 +63,15 @@ class _Variant:
     layers: range
 
 
+class Knockouts(NamedTuple):
+    """What the clean model answers; and, for each blocking, what it answers when blocked from each of its layers."""
+
+    clean: Evaluation
+    blocked: list[tuple[Evaluation, ...]]
+
+
 @torch.no_grad()
-def several_knockouts(
+def attention_knockout(
     model: Model,
     pairs: Pairs,
     wanted: Sequence[Blocking],
@@ -91,85 +79,16 @@ def several_knockouts(
     executor: str = "window",
     memory_gb: float = DEFAULT_MEMORY_GB,
     progress: Progress | None = None,
-) -> tuple[Evaluation, list[KnockoutCurve]]:
-    """The clean model, and `attention_knockout` of each that is wanted. What two of them have in common runs once.
+) -> Knockouts:
+    """What the model answers when roles cannot look at others. What two blockings have in common runs once.
 
-    Raises: InputError as `attention_knockout` does.
+    Raises: InputError if a role or layer does not exist, a key comes after the query, or a query is left without keys.
     """
     variants = [_variants(model, pairs, each) for each in wanted]
     clean = _Variant("", (), range(0))
     needed = list(dict.fromkeys([clean, *(variant for its in variants for variant in its)]))
     found = dict(zip(needed, _run(model, pairs, needed, executor, memory_gb, progress), strict=True))
-    return found[clean], [
-        KnockoutCurve(
-            query=each.query,
-            keys=_named(each.keys),
-            upward=each.upward,
-            layers=tuple(variant.layers.start for variant in its),
-            clean=found[clean],
-            blocked=tuple(found[variant] for variant in its),
-        )
-        for each, its in zip(wanted, variants, strict=True)
-    ]
-
-
-def attention_knockout(
-    model: Model,
-    pairs: Pairs,
-    query: str,
-    keys: Blocked,
-    *,
-    layers: Sequence[int] | None = None,
-    upward: bool = True,
-    executor: str = "window",
-    memory_gb: float = DEFAULT_MEMORY_GB,
-    progress: Progress | None = None,
-) -> KnockoutCurve:
-    """Accuracies with role `query` blocked from seeing `keys`: a role, several together, or a position of each prompt.
-
-    From each of `layers` (default: all) upward, as in the paper, or with `upward=False` in that layer alone.
-
-    Raises: InputError if a role or layer does not exist, a key comes after the query, or a query is left without keys.
-    """
-    wanted = Blocking(query, keys, layers, upward)
-    _, [curve] = several_knockouts(model, pairs, [wanted], executor=executor, memory_gb=memory_gb, progress=progress)
-    return curve
-
-
-def knockout_matrix(
-    model: Model,
-    pairs: Pairs,
-    roles: Sequence[str],
-    *,
-    query_roles: Sequence[str],
-    seed: int = 0,
-    executor: str = "window",
-    memory_gb: float = DEFAULT_MEMORY_GB,
-    progress: Progress | None = None,
-) -> KnockoutMatrix:
-    """Does information flow here? Each role blocked from each role before it, in all layers; and a random key instead.
-
-    `query_roles`: tokens of the question, which the random key avoids (see `random_keys`); () if the task has none.
-
-    Raises: InputError if a role does not exist or a query has no key that a control could block.
-    """
-    before = roles_before(pairs, roles)
-    queries = list(dict.fromkeys(query for query, _ in before))
-    keys = [*before, *((query, random_keys(pairs, query, query_roles, seed=seed)) for query in queries)]
-    clean, found = several_knockouts(
-        model,
-        pairs,
-        [Blocking(query, key, EVERYWHERE) for query, key in keys],
-        executor=executor,
-        memory_gb=memory_gb,
-        progress=progress,
-    )
-    blocked = [curve.blocked[0] for curve in found]
-    return KnockoutMatrix(
-        clean,
-        dict(zip(before, blocked[: len(before)], strict=True)),
-        dict(zip(queries, blocked[len(before) :], strict=True)),
-    )
+    return Knockouts(found[clean], [tuple(found[variant] for variant in its) for its in variants])
 
 
 def roles_before(pairs: Pairs, roles: Sequence[str]) -> list[tuple[str, str]]:
@@ -177,7 +96,7 @@ def roles_before(pairs: Pairs, roles: Sequence[str]) -> list[tuple[str, str]]:
 
     Raises: InputError if a role does not exist.
     """
-    _check_roles(pairs, roles)
+    check_roles(pairs, roles)
     at = {role: pairs.positions[role] for role in roles}
     return [(query, key) for query in roles for key in roles if bool((at[key] < at[query]).all())]
 
@@ -189,7 +108,7 @@ def random_keys(pairs: Pairs, query: str, query_roles: Iterable[str], *, seed: i
 
     Raises: InputError if a prompt has no such position.
     """
-    _check_roles(pairs, [query, *query_roles])
+    check_roles(pairs, [query, *query_roles])
     g = torch.Generator().manual_seed(seed)
     place = torch.arange(pairs.clean.shape[1])
     free = (place > 0) & (place < pairs.positions[query][:, None]) & (pairs.clean != pairs.answers[:, None])
@@ -204,7 +123,7 @@ def random_keys(pairs: Pairs, query: str, query_roles: Iterable[str], *, seed: i
 
 
 def _variants(model: Model, pairs: Pairs, wanted: Blocking) -> list[_Variant]:
-    chosen = range(model.n_layers) if wanted.layers is None else wanted.layers
+    chosen = wanted.layers
     if not chosen or min(chosen) < 0 or max(chosen) >= model.n_layers:
         raise InputError(f"layers are from 0 to {model.n_layers - 1} in {model.name}; got {list(chosen)}")
     keys = tuple(map(tuple, _positions(pairs, wanted.query, wanted.keys).tolist()))
@@ -259,19 +178,15 @@ def _blocked(variant: _Variant, bucket: Bucket) -> Bool[Tensor, "prompt pos"]:
     return torch.zeros(len(keys), bucket.length, dtype=torch.bool).scatter(1, keys, True)
 
 
-def _named(keys: Blocked) -> str:
-    return keys if isinstance(keys, str) else "random position" if isinstance(keys, Tensor) else " + ".join(keys)
-
-
 def _positions(pairs: Pairs, query: str, keys: Blocked) -> Keys:
-    _check_roles(pairs, [query])
+    check_roles(pairs, [query])
     if isinstance(keys, Tensor):
         positions = keys[:, None]
     else:
         named = [keys] if isinstance(keys, str) else list(keys)
         if not named:
             raise InputError("no key to block was named; name a role that the query looks at")
-        _check_roles(pairs, named)
+        check_roles(pairs, named)
         positions = torch.stack([pairs.positions[role] for role in named], dim=1)
     at = pairs.positions[query][:, None]
     if (positions > at).any():
@@ -280,11 +195,3 @@ def _positions(pairs: Pairs, query: str, keys: Blocked) -> Keys:
     if (n_blocked == at[:, 0] + 1).any():
         raise InputError(f"{query!r} would see no key any more: it cannot attend to nothing; block fewer keys")
     return positions
-
-
-def _check_roles(pairs: Pairs, roles: Iterable[str]) -> None:
-    for role in roles:
-        if role not in pairs.positions:
-            raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
-        if (pairs.positions[role] < 0).any():
-            raise InputError(f"role {role!r} has no place in some prompts; choose a role that every prompt has")

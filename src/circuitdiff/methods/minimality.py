@@ -25,9 +25,9 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.config.settings import Share
+from circuitdiff.config.validation import check_fields
 from circuitdiff.engine import Model
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
-from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
     Evaluation,
     Progress,
@@ -63,12 +63,7 @@ class MinimalityRule:
     joint_removal_of_same_index: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise InputError(
-                f"fraction is the share of a group that may be removed, above 0, up to 1; got {self.fraction}"
-            )
-        if not (0 < self.error_rate < 1 and 0 < self.level < 1):
-            raise InputError(f"error_rate and level lie between 0 and 1; got {self.error_rate} and {self.level}")
+        check_fields(self)
 
 
 # Prakash et al. 2024 (arXiv:2402.14811), as published: one lost hit of the same 100 prompts is enough to stay.
@@ -88,21 +83,6 @@ class PairTable:
     scores: Float[Tensor, "first second"]
 
 
-class Ranked(NamedTuple):
-    """Another head, and what removing the tested head costs once this one is gone."""
-
-    head: Head
-    drop: float
-
-
-class Significance(NamedTuple):
-    """Scores before and after a head leaves the circuit that has already lost its removal set."""
-
-    head: Head
-    before: float | int
-    after: float | int
-
-
 def pair_removal(first: Head, second: Head, *, joint_removal_of_same_index: bool = True) -> frozenset[Head]:
     """The heads to remove for one entry of the pair table.
 
@@ -114,26 +94,19 @@ def pair_removal(first: Head, second: Head, *, joint_removal_of_same_index: bool
     return frozenset([first, second])
 
 
-def ranking(table: PairTable, head: Head) -> list[Ranked]:
-    """All of the group's measured heads, those that best stand in for `head` first: once they are gone, it is missed.
-
-    Ties keep the table's order. `head` itself has a drop of 0.
-
-    Source: Prakash et al. 2024 (arXiv:2402.14811), minimality; drop = D[b][b] - D[head][b].
-    """
-    drops = table.scores.diagonal() - table.scores[table.heads.index(head)]
-    order = torch.argsort(drops, descending=True, stable=True).tolist()
-    ranked = [Ranked(table.heads[i], drops[i].item()) for i in order]
-    return [entry for entry in ranked if not math.isnan(entry.drop)]
-
-
 def removal_set(table: PairTable, head: Head, fraction: float = 0.3) -> list[Head]:
     """The heads to take out before `head` is tested: those that hide its part, at most `fraction` of the group.
 
-    The first ceil(fraction * group size) of the ranking, as far as the drop is above 0.
+    Removing `head` once another head b is gone costs drop = D[b][b] - D[head][b]. The ceil(fraction * group size) heads
+    of the largest drops, the largest first, as far as these are above 0; ties keep the table's order, and pairs that
+    were not measured (nan) are left out.
+
+    Source: Prakash et al. 2024 (arXiv:2402.14811), minimality.
     """
+    drops = (table.scores.diagonal() - table.scores[table.heads.index(head)]).nan_to_num(nan=-math.inf)
+    order = torch.argsort(drops, descending=True, stable=True).tolist()
     most = math.ceil(round(fraction * len(table.heads), 9))  # 0.07 * 100 is 7.000000000000001
-    return [entry.head for entry in ranking(table, head)[:most] if entry.drop > 0]
+    return [table.heads[i] for i in order[:most] if drops[i] > 0]
 
 
 def keep(before: float | int, after: float | int, threshold: float = 0.01) -> bool:
@@ -145,11 +118,6 @@ def keep(before: float | int, after: float | int, threshold: float = 0.01) -> bo
     if after == 0:
         return before > 0 or threshold <= 0
     return before / after - 1 >= threshold
-
-
-def needed(significances: Iterable[Significance], threshold: float = 0.01) -> list[Head]:
-    """The heads to keep, in the order given. One threshold for all models, or their circuits do not compare."""
-    return [entry.head for entry in significances if keep(entry.before, entry.after, threshold)]
 
 
 @dataclass(frozen=True)
@@ -221,24 +189,18 @@ def minimality(
     executor: str = "window",
     progress: Progress | None = None,
     *,
-    tables: Mapping[str, PairTable] | None = None,
     shared: Shared | None = None,
     memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> MinimalityResult:
     """What each head costs the circuit, and which ones it needs by `rule`; every group inside the whole circuit.
 
     A group of n heads takes n (n + 1) / 2 circuits on the prompts that choose, and at most 2 n on those that test.
-    `tables`: pair tables that are known already, by group, only the others are measured. They choose removal sets:
-    where they were measured on the prompts that test, costs are somewhat too large.
 
-    Raises: InputError if a group is empty, the model or task lacks a head or role, the scenarios are too few, or a
-    table is not one of a group's heads.
+    Raises: InputError if a group is empty, the model or task lacks a head or role, or the scenarios are too few.
     """
-    rule, given = rule or MinimalityRule(), tables or {}
+    rule, known = rule or MinimalityRule(), shared or Shared()
     check_circuit(model, circuit, pairs)
-    _check_tables(given, circuit)
     choosing, testing = halves(pairs) if rule.held_out else (pairs, pairs)
-    known = shared or Shared()
 
     def evaluate(removals: Iterable[_Removal], on: Pairs) -> dict[_Removal, Evaluation]:
         distinct = list(dict.fromkeys(removals))
@@ -246,37 +208,21 @@ def minimality(
         found = evaluate_circuits(model, circuits, on, means, executor, progress, shared=known, memory_gb=memory_gb)
         return dict(zip(distinct, found, strict=True))
 
-    unknown = Circuit({name: group for name, group in circuit.groups.items() if name not in given})
-    alone = evaluate(_pairs_of(unknown, rule), choosing) if unknown.groups else {}
-    used = {**_pair_tables(unknown, rule, alone), **given}
+    tables = _pair_tables(circuit, rule, evaluate(_pairs_of(circuit, rule), choosing))
     sets = [
-        (name, head, tuple(removal_set(used[name], head, rule.fraction)))
+        (name, head, tuple(removal_set(tables[name], head, rule.fraction)))
         for name, group in circuit.groups.items()
         for head in group.heads
     ]
     found = evaluate((removal for one in sets for removal in _ends(circuit, *one)), testing)
     tested = [_Tested(*one, *(found[removal] for removal in _ends(circuit, *one))) for one in sets]
-    return MinimalityResult(_judged(circuit, used, tested, rule), rule, testing.scenarios, len(choosing))
+    return MinimalityResult(_judged(circuit, tables, tested, rule), rule, testing.scenarios, len(choosing))
 
 
 def score(evaluation: Evaluation, rule: MinimalityRule) -> float:
     """The answer's mean probability, or the number of hits, which compares exactly."""
     values = evaluation.per_prompt(rule.score)
     return float(values.sum() if rule.score == "hits" else values.mean())
-
-
-def _check_tables(tables: Mapping[str, PairTable], circuit: Circuit) -> None:
-    for name, table in tables.items():
-        if name not in circuit.groups:
-            raise InputError(f"a pair table is given of {name!r}; the circuit has {', '.join(circuit.groups)}")
-        if sorted(table.heads) != sorted(circuit.groups[name].heads):
-            heads = ", ".join(map(str, circuit.groups[name].heads))
-            raise InputError(f"the pair table of {name!r} must have the group's heads, {heads}, each once")
-        if table.scores.shape != (len(table.heads), len(table.heads)):
-            raise InputError(
-                f"the pair table of {name!r} must have a row and a column for each of its {len(table.heads)} heads; "
-                f"got scores of shape {tuple(table.scores.shape)}"
-            )
 
 
 def _pair(at: str, first: Head, second: Head, rule: MinimalityRule) -> _Removal:

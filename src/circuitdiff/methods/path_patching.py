@@ -12,7 +12,7 @@ We differ in the counterfactual of each prompt, which is drawn once for all send
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -34,6 +34,7 @@ from circuitdiff.engine.fits import (
 )
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
+from circuitdiff.evaluation.circuits import check_heads, check_roles
 from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.stats.intervals import Interval, mean_interval
 from circuitdiff.stats.metrics import Metric, metric_named
@@ -113,13 +114,10 @@ def path_effects(
 
     Raises: InputError if a role, head or metric does not exist, or if the path can have no effect.
     """
-    path = Path(at, tuple(receivers or ()), via, receivers_at)
-    check_path(model, pairs, path, empty_receivers=receivers is not None and not receivers)
     everyone = [Head(layer, i) for layer in range(model.n_layers) for i in range(model.n_heads)]
     chosen = everyone if senders is None else sorted(set(senders))
     check_heads(model, chosen)
-    runs = shared or PairRuns(model, pairs, path.roles, memory_gb, keep=False)
-    sweep = _Sweep(runs, path, metric_named(metric), executor_named(executor), memory_gb)
+    sweep = _sweep(model, pairs, at, receivers, via, receivers_at, metric, executor, memory_gb, shared)
     return sweep.run(chosen, progress or (lambda done, total: None))
 
 
@@ -127,53 +125,52 @@ def path_effects(
 def group_path_effects(
     model: Model,
     pairs: Pairs,
-    senders: Mapping[str, Sequence[Head]],
+    senders: Sequence[Head],
     at: str,
     receivers: Sequence[Head] | None = None,
     via: Via | None = None,
     receivers_at: str | None = None,
-    metric: str = "logit_difference",
     executor: str = "window",
     shared: PairRuns | None = None,
     *,
     memory_gb: float = DEFAULT_MEMORY_GB,
-) -> dict[str, Float[Tensor, " prompt"]]:
-    """`path_effects` of whole groups at role `at`: all heads of a group are patched at once.
+) -> Float[Tensor, " prompt"]:
+    """`path_effects` on the logit difference of a whole group at role `at`: all senders are patched at once.
 
     Per prompt; negative = the group helps along this path. Raises: as `path_effects`.
     """
+    check_heads(model, senders)
+    sweep = _sweep(model, pairs, at, receivers, via, receivers_at, "logit_difference", executor, memory_gb, shared)
+    per_prompt = torch.empty(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
+    for batch, bucket in sweep.batches(1):
+        [(_, effects)] = sweep.effects(batch, bucket, [senders])
+        per_prompt[bucket.prompts] = effects[0, :, 0]
+    return per_prompt
+
+
+def _sweep(
+    model: Model,
+    pairs: Pairs,
+    at: str,
+    receivers: Sequence[Head] | None,
+    via: Via | None,
+    receivers_at: str | None,
+    metric: str,
+    executor: str,
+    memory_gb: float,
+    shared: PairRuns | None,
+) -> _Sweep:
     path = Path(at, tuple(receivers or ()), via, receivers_at)
     check_path(model, pairs, path, empty_receivers=receivers is not None and not receivers)
-    groups = list(senders.values())
-    check_heads(model, [head for group in groups for head in group])
     runs = shared or PairRuns(model, pairs, path.roles, memory_gb, keep=False)
-    sweep = _Sweep(runs, path, metric_named(metric), executor_named(executor), memory_gb)
-    per_prompt = torch.empty(len(groups), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
-    for batch, bucket in sweep.batches(len(groups)):
-        effects = [effects for _, effects in sweep.effects(batch, bucket, groups)]
-        per_prompt[:, bucket.prompts] = torch.cat(effects)[:, :, 0]
-    return dict(zip(senders, per_prompt, strict=True))
-
-
-def check_heads(model: Model, heads: Sequence[Head]) -> None:
-    """Raises: InputError naming the first that is no head, or that the model lacks."""
-    for head in heads:
-        if not isinstance(head, Head):
-            raise InputError(f"heads are given as Head(layer, index); got {head!r}")
-        if not (0 <= head.layer < model.n_layers and 0 <= head.index < model.n_heads):
-            raise InputError(
-                f"head {head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads"
-            )
+    return _Sweep(runs, path, metric_named(metric), executor_named(executor), memory_gb)
 
 
 def check_path(model: Model, pairs: Pairs, path: Path, *, empty_receivers: bool = False) -> None:
     """Raises: InputError if a role or head does not exist, or if the path can have no effect on the logits."""
     check_pairs(model, pairs)
-    for role in path.roles:
-        if role not in pairs.positions:
-            raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
-        if (pairs.positions[role] < 0).any() or (role == path.at and (pairs.counterfactual_positions[role] < 0).any()):
-            raise InputError(f"role {role!r} has no place in some prompts; choose a role that every prompt has")
+    check_roles(pairs, [path.at], in_counterfactuals=True)
+    check_roles(pairs, path.roles)
     check_heads(model, path.receivers)
     if empty_receivers:
         raise InputError("the list of receivers is empty; leave receivers out to patch straight into the logits")

@@ -97,7 +97,8 @@ def read_checkpoint(
 
 def read_config(place: Place) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The config, and what config.json leaves to defaults."""
-    written = None if place.kind == "gguf" else written_config(place.path)
+    gguf = place.kind == "gguf"
+    written = None if gguf else written_config(place.path)
     try:
         with library_errors(lambda said: _damaged(place, said)):
             config = AutoConfig.from_pretrained(place.path, trust_remote_code=False, **place.options)
@@ -105,15 +106,13 @@ def read_config(place: Place) -> tuple[PreTrainedConfig, dict[str, Any]]:
         raise (_hub_error(place, error.__cause__ or error) if place.kind == "hub" else error) from error.__cause__
     with library_errors(lambda said: _damaged(place, said)):
         check_decoder(str(place), config)
-        if place.kind == "gguf":
+        if gguf:
             complete_config(config, Path(str(place)))
-        if place.kind != "gguf":
-            refuse_quantised(place, config)
+            return config, {}
+        refuse_quantised(place, config)
         if place.kind == "folder":
             check_size(Path(place.path), config)
-        return config, left_to_defaults(
-            config, written or written_config(place.path) or {}
-        ) if place.kind != "gguf" else {}
+        return config, left_to_defaults(config, written or written_config(place.path) or {})
 
 
 def _hub_error(place: Place, error: BaseException) -> InputError:

@@ -63,19 +63,7 @@ def as_model(
     parts = find_structure(module, name)
     weights = weight_digests(module, digests)
     known = {**provenance, "fingerprint": fingerprint(weights, module.config, tokenizer)}
-    model = Model(
-        name=name,
-        module=module,
-        tokenizer=tokenizer,
-        layers=parts.layers,
-        attentions=parts.attentions,
-        projections=parts.projections,
-        n_heads=parts.n_heads,
-        n_kv_heads=parts.n_kv_heads,
-        d_head=parts.d_head,
-        provenance=known,
-        weights=weights,
-    )
+    model = Model(name=name, module=module, tokenizer=tokenizer, provenance=known, weights=weights, **vars(parts))
     measured = [*checks, *_checks_once(model)]
     refuse_failures(measured)
     known["checks"] = [check.to_dict() | {"model": name} for check in measured]

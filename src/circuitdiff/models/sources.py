@@ -39,7 +39,7 @@ from circuitdiff.models.checkpoint import (
     read_tokenizer,
 )
 from circuitdiff.models.checks import Check
-from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter, sha256_of
+from circuitdiff.models.family_registry import MEMBERS, Built, PackagedFile, embedded_adapter, sha256_of
 from circuitdiff.models.libraries import quiet
 
 _GGUF_READING = 2  # raised whenever we read GGUF files otherwise; 1 did not split digits as the file says
@@ -96,11 +96,13 @@ def read_source(
     with quiet():
         start = _start(source, folders, (dtype, device), like, _given_tokenizer(tokenizer))
         model, checks, merged = _with_adapters(start.model, folders[len(start.merged) :])
-    check_vocabulary(str(start), model, start.tokenizer)
+    check_vocabulary(start.source, model, start.tokenizer)
     model.eval().requires_grad_(False)
-    name = "+".join([str(source) if member else start.name, *(Path(adapter).name for adapter in adapters)])
+    name = "+".join(
+        [start.source if member else Path(start.source).name, *(Path(adapter).name for adapter in adapters)]
+    )
     placed = {"dtype": dtype, "device": device, "adapters": [*start.merged, *merged]}
-    return Source(model, start.tokenizer, name, {"source": str(start)} | placed | start.origin, checks)
+    return Source(model, start.tokenizer, name, {"source": start.source} | placed | start.origin, checks)
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,6 @@ class _Start:
     origin: dict[str, Any]
     merged: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def name(self) -> str:
-        return Path(self.source).name
-
-    def __str__(self) -> str:
-        return self.source
-
 
 def _start(
     source: str | Path | PreTrainedModel,
@@ -131,19 +126,29 @@ def _start(
     if isinstance(source, PreTrainedModel):
         return _in_memory(source, tokenizer)
     name, dtype, device_map = str(source), dtype_named(placed[0]), placed_on(placed[1])
-    member, known = MEMBERS.get(name), _known(like, name, folders, placed)
-    if known is not None:
-        taken = sharing_weights(known.module), tokenizer or known.tokenizer, origin_in(known)
-        return _Start(name, *taken, list(known.provenance["adapters"]))
+    located = _located(name)
+    if isinstance(located, Built):
+        model, own = located.build(dtype)
+        model.to(device_map[""] if device_map else "cpu")  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return _Start(name, model, tokenizer or own, {"kind": "built"})
+    place, path = located
+    if (known := with_first_adapters(like, path, folders, placed)) is not None:
+        origin = {key: known.provenance[key] for key in ("kind", "path", "commit")}
+        adapters = list(known.provenance["adapters"])
+        return _Start(name, sharing_weights(known.module), tokenizer or known.tokenizer, origin, adapters)
+    model, own, origin = read_checkpoint(place, dtype, device_map, tokenizer)
+    if path != str(place):
+        origin |= {"kind": "gguf", "path": path}
+    return _Start(name, model, own, origin)
+
+
+def _located(source: str) -> tuple[Place, str] | Built:
+    """Where a source is read from, and the path that it is known by: those of a packaged file's copy differ."""
+    member = MEMBERS.get(source)
     if member is None:
-        return _Start(name, *read_checkpoint(place_of(name), dtype, device_map, tokenizer))
-    if isinstance(member.origin, PackagedFile):
-        place, path = _converted(member.origin)
-        model, own, origin = read_checkpoint(place, dtype, device_map, tokenizer)
-        return _Start(name, model, own, origin | {"kind": "gguf", "path": str(path)})
-    model, own = member.origin.build(dtype)
-    model.to(device_map[""] if device_map else "cpu")  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return _Start(name, model, tokenizer or own, {"kind": "built"})
+        place = place_of(source)
+        return place, str(place)
+    return _converted(member.origin) if isinstance(member.origin, PackagedFile) else member.origin
 
 
 def _dtype_and_device(source: object, dtype: str | None, device: str | None) -> tuple[str, str]:
@@ -173,21 +178,8 @@ def _in_memory(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
 def _given_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
     if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
-    member = MEMBERS.get(str(tokenizer))
-    if member is None:
-        return read_tokenizer(place_of(str(tokenizer)))
-    if isinstance(member.origin, PackagedFile):
-        return read_tokenizer(_converted(member.origin)[0])
-    return member.origin.build(torch.float32)[1]
-
-
-def _known(like: Sequence[Model], source: str, folders: Sequence[Path], placed: tuple[str, str]) -> Model | None:
-    member = MEMBERS.get(source)
-    if member is None:
-        return with_first_adapters(like, str(place_of(source)), folders, placed)
-    if isinstance(member.origin, PackagedFile):
-        return with_first_adapters(like, str(member.origin.path()), folders, placed)
-    return None
+    located = _located(str(tokenizer))
+    return located.build(torch.float32)[1] if isinstance(located, Built) else read_tokenizer(located[0])
 
 
 def read_outline(source: str | Path, tokenizer: str | Path | None = None) -> Outline:
@@ -195,18 +187,13 @@ def read_outline(source: str | Path, tokenizer: str | Path | None = None) -> Out
 
     Raises: InputError if there is no such source, it is not a causal decoder, or it lacks its tokenizer.
     """
-    member = MEMBERS.get(str(source))
     with quiet():
-        given = _given_tokenizer(tokenizer)
-        if member is None:
-            place = place_of(str(source))
-        elif isinstance(member.origin, PackagedFile):
-            place = _converted(member.origin)[0]
-        else:
-            model, own = member.origin.build(torch.float32)
+        given, located = _given_tokenizer(tokenizer), _located(str(source))
+        if isinstance(located, Built):
+            model, own = located.build(torch.float32)
             return Outline(model.config, given or own)
-        config, _ = read_config(place)
-        return Outline(config, given or read_tokenizer(place))
+        config, _ = read_config(located[0])
+        return Outline(config, given or read_tokenizer(located[0]))
 
 
 def _with_adapters(
@@ -229,22 +216,18 @@ def _embedded(name: str) -> Path:
     return folder
 
 
-def _converted(packaged: PackagedFile) -> tuple[Place, Path]:
-    """A copy of a packaged GGUF file in the user's cache; and the file.
+def _converted(packaged: PackagedFile) -> tuple[Place, str]:
+    """A copy of a packaged GGUF file in the user's cache; and the file's path.
 
     A GGUF file takes transformers some twenty seconds, which a converted copy saves every later load.
     """
     path = packaged.path()
     read_by = f"transformers-{transformers.__version__}-{_GGUF_READING}"
-    copy = cache_folder() / f"{packaged.package}-{packaged.sha256[:16]}-{read_by}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuitdiff"
+    copy = cache / f"{packaged.package}-{packaged.sha256[:16]}-{read_by}"
     if not copy.is_dir():
         _convert(path, copy)
-    return Place("folder", str(copy)), path
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuitdiff"
+    return Place("folder", str(copy)), str(path)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -302,11 +285,6 @@ def check_plain(module: PreTrainedModel, name: str) -> None:
     for part_name, part in module.named_modules():
         if part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__:
             raise InputError(f"{name} has a hook at {part_name or 'its top'}, which would change it unseen: remove it")
-
-
-def origin_in(model: Model) -> dict[str, Any]:
-    """Where the weights came from, before adapters."""
-    return {key: model.provenance[key] for key in ("kind", "path", "commit")}
 
 
 def _merged(model: Model) -> list[str]:

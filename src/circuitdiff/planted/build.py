@@ -22,7 +22,7 @@ from circuitdiff.planted.weights import (
     norm_weights,
     unembedding_weights,
 )
-from circuitdiff.planted.wiring import N_HEADS, Wiring, generator, orthogonal, place_heads
+from circuitdiff.planted.wiring import N_HEADS, Entry, Wiring, generator, orthogonal, place_heads
 from circuitdiff.vocabulary import OBJECTS, TRAIN_OBJECTS
 
 # Group -> role, and the parts that it is made of. Groups are named by their place in the paper's plan of discovery.
@@ -36,7 +36,7 @@ _GROUPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Planted:
+class Planted(Entry):
     """A model with its tokenizer and the truth about it."""
 
     name: str
@@ -44,10 +44,6 @@ class Planted:
     tokenizer: PreTrainedTokenizerFast
     circuit: Circuit  # groups that write to the logits through each other; without backup and negative heads
     parts: Mapping[str, tuple[Head, ...]]  # finer than groups: heads that do the same, the strongest first
-    base: str  # the planted model that this one is compared with
-    improved_part: str | None  # a group, "negative", "mlp" or "unembedding"; None: no one part got better
-    same_circuit: bool  # as in `base`
-    note: str
 
     @property
     def negative(self) -> tuple[Head, ...]:
@@ -98,15 +94,12 @@ def build_planted(
         **unembedding_weights(space, vocabulary, wiring, seed),
     }
     return Planted(
+        **vars(entry),
         name=name,
         model=make_model(vocabulary, weights, wiring.n_layers, dtype),
         tokenizer=make_tokenizer(vocabulary),
         circuit=_circuit(parts),
         parts=parts,
-        base=entry.base,
-        improved_part=entry.improved_part,
-        same_circuit=entry.same_circuit,
-        note=entry.note,
     )
 
 
@@ -124,7 +117,7 @@ def _heads(
 ) -> Mapping[Head, HeadWeights]:
     """Every head's weights: decoys, except those that do something."""
     everywhere = [Head(layer, index) for layer in range(wiring.n_layers) for index in range(N_HEADS)]
-    heads = {head: decoy(space, head, wiring.decoy_gain, seed) for head in everywhere}
+    heads = {head: decoy(space, head, seed) for head in everywhere}
     group = {part: members(part, len(chosen), seed) for part, chosen in parts.items()}
     for part, chosen in parts.items():
         heads |= {h: WIRED[part](space, wiring, member) for h, member in zip(chosen, group[part], strict=True)}

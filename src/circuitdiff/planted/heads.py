@@ -110,7 +110,7 @@ def members(group: str, n_heads: int, seed: int) -> list[Member]:
 
 def structure_reader(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
     """At a label: looks at the object of the same segment and writes down its address."""
-    copy = member.share * wiring.reader_gain * space.of("label_address").T
+    copy = member.share * space.of("label_address").T
     return wire(_own_object(space), [Move(space.of("place"), copy)])
 
 
@@ -236,7 +236,7 @@ def _transmitted(space: Space, wiring: Wiring, member: Member) -> Move:
     if wiring.grid_addresses:
         code = code @ grid_codes()[member.index]
     share = 1.0 if wiring.grid_addresses else member.share
-    return Move(space.of("query_address") @ code, share * wiring.transmitter_gain * space.of("last_address").T)
+    return Move(space.of("query_address") @ code, share * space.of("last_address").T)
 
 
 def _copy_names(space: Space, member: Member, n_dimensions: int, to: str, gain: float) -> Move:
@@ -257,19 +257,19 @@ _ADDRESSES = ("label_address", "query_address", "last_address")
 _ON_ADDRESSES = 0.5
 
 
-def decoy(space: Space, head: Head, gain: float, seed: int) -> HeadWeights:
+def decoy(space: Space, head: Head, seed: int) -> HeadWeights:
     """A head of a random kind, which reads all features and writes a little to all of them."""
     key = (seed, "decoy", head)
     g = generator(*key)
     kind = _KINDS[int(torch.randint(len(_KINDS), (1,), generator=g))]
     back = int(torch.randint(6, (1,), generator=g))
-    write = gain * _SCALE * normal(D_HEAD, D_MODEL, key=(*key, "o"))
+    write = _SCALE * normal(D_HEAD, D_MODEL, key=(*key, "o"))
     write[:, : span("constant").stop] = 0.0
     for addresses in _ADDRESSES:
         write[:, span(addresses)] *= _ON_ADDRESSES
     if kind == "objects":  # writes names to the logits, of all objects alike
         part = normal(SIZES["name"], D_HEAD, key=(*key, "names")) / D_HEAD**0.5
-        write[:, span("output")] += gain * _SCALE * part.T
+        write[:, span("output")] += _SCALE * part.T
         return wire(_scores(space, kind, back, key), [Move(space.of("name") @ part, write)])
     read = normal(D_MODEL, D_HEAD, key=(*key, "v")) / D_HEAD**0.5
     read[: span("constant").stop] = 0.0

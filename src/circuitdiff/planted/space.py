@@ -59,16 +59,12 @@ class Space:
 
     basis: Float[Tensor, "d_model d_model"]  # column = where a feature points
     names: Float[Tensor, "object d_name"]
-    saliences: Float[Tensor, "object d_salience"]
+    saliences: Float[Tensor, "object d_salience"]  # the first is what the average fetcher sees
     labels: Float[Tensor, "label d_label"]
 
     def of(self, subspace: str) -> Float[Tensor, "d_model n"]:
         """The subspace's features, one a column."""
         return torch.eye(D_MODEL, dtype=torch.float64)[:, span(subspace)]
-
-    def leaning(self) -> Float[Tensor, " object"]:
-        """How much attention each object draws from the average fetcher, in units of the salience's gain."""
-        return self.saliences[:, 0]
 
 
 def span(subspace: str) -> slice:

@@ -135,4 +135,4 @@ def _correction(space: Space, wiring: Wiring, share: float) -> Float[Tensor, " o
     Salient ones are turned down and all are turned up alike: turning up the dull ones would let objects win that
     the prompt does not name.
     """
-    return torch.exp(share * wiring.salience * (1 - space.leaning().clamp(min=0.0)))
+    return torch.exp(share * wiring.salience * (1 - space.saliences[:, 0].clamp(min=0.0)))

@@ -82,10 +82,8 @@ class Wiring:
 
     n_heads: Mapping[str, int]  # of each part; all other heads are decoys
     n_layers: int = N_LAYERS  # more where many heads are planted: at least five decoys for each head of the circuit
-    reader_gain: float = 1.0
     detector_sharpness: float = 3.0
     detector_gain: float = 1.0
-    transmitter_gain: float = 1.0
     transmitter_leak: float = 0.3  # the share of an address that goes to its neighbours
     grid_addresses: bool = False  # the first transmitter carries the address's row, the second its column
     fetcher_sharpness: float = 4.6
@@ -102,7 +100,6 @@ class Wiring:
     shared_head: bool = False  # one of the transmitters is a detector, too
     unembedding_correction: float = 0.0  # share of the salience that the unembedding takes out again
     mlp_correction: float = 0.0  # share of the salience that the last MLP takes out again
-    decoy_gain: float = 1.0
     permute_heads: bool = False
     rotate_values: bool = False
 
@@ -112,7 +109,7 @@ class Entry:
     """A planted model: its numbers, what it is compared with, and what a comparison must say."""
 
     wiring: Wiring
-    base: str
+    base: str  # the planted model that this one is compared with
     improved_part: str | None  # a group, "negative", "mlp" or "unembedding"; None: no one part got better
-    same_circuit: bool
+    same_circuit: bool  # as in `base`
     note: str

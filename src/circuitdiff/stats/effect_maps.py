@@ -14,6 +14,8 @@ from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
 
+_HALVINGS = 100
+_ERROR_RATE = 0.05  # of the heads that are called changed, how many may be so by chance
 PerPrompt = Float[ndarray, "layer head prompt"]
 
 
@@ -60,10 +62,8 @@ def compare_maps(
     second: Float[ndarray, "other_layer other_head prompt"],
     scenarios: Int[ndarray, " prompt"],
     ks: Sequence[int],
-    n_halvings: int = 100,
-    seed: int = 0,
 ) -> Comparison:
-    """How alike two models' effects are, each measured on half of the scenarios, over random halvings.
+    """How alike two models' effects are, each measured on half of the scenarios, over 100 random halvings.
 
     Raises: InputError if the maps have other shapes or there are fewer than two scenarios.
     """
@@ -72,7 +72,7 @@ def compare_maps(
     known = [np.nan_to_num(effects) for effects in (first, second)]
     able = [_able(effects) for effects in known]
     either = able[0] | able[1]
-    halves = [_halved([each[either] for each in known], half) for half in _halvings(scenarios, n_halvings, seed)]
+    halves = [_halved([each[either] for each in known], half) for half in _halvings(scenarios)]
     own = [each[either] for each in able]
     return Comparison(
         correlation=Likeness(*_likeness([_each(pair, own) for pair in halves]), 0.0),
@@ -94,13 +94,13 @@ class _Halved(NamedTuple):
     second_b: Float[ndarray, " head"]
 
 
-def _halvings(scenarios: ndarray, n_halvings: int, seed: int) -> list[ndarray]:
+def _halvings(scenarios: ndarray) -> list[ndarray]:
     """Which prompts are in the first half; scenarios stay whole."""
     names = np.unique(scenarios)
     if len(names) < 2:
         raise InputError(f"a retest needs at least two scenarios; got {len(names)}")
-    g = np.random.default_rng(seed)
-    return [np.isin(scenarios, g.permutation(names)[: len(names) // 2]) for _ in range(n_halvings)]
+    g = np.random.default_rng(0)
+    return [np.isin(scenarios, g.permutation(names)[: len(names) // 2]) for _ in range(_HALVINGS)]
 
 
 def _halved(rows: Sequence[Float[ndarray, "head prompt"]], half: ndarray) -> _Halved:
@@ -169,12 +169,11 @@ def changed_heads(
     first: PerPrompt,
     second: PerPrompt,
     scenarios: Int[ndarray, " prompt"],
-    error_rate: float = 0.05,
     minimum: float = 0.0,
 ) -> list[Change]:
     """Heads whose paired difference (second - first) is no chance, largest first.
 
-    False discoveries are controlled at `error_rate` (Benjamini and Hochberg) among all heads that could have an effect
+    False discoveries are controlled at 5 % (Benjamini and Hochberg) among all heads that could have an effect
     in either model; differences below `minimum` are left out.
     """
     difference = second - first
@@ -182,7 +181,7 @@ def changed_heads(
     p = np.where(either, cluster_p_values(difference, scenarios, n_flips=1).p, np.nan)
     adjusted = false_discovery_adjusted(p)
     size = difference.mean(-1)
-    found = (np.nan_to_num(adjusted, nan=1.0) <= error_rate) & (np.abs(size) >= max(minimum, 1e-300))
+    found = (np.nan_to_num(adjusted, nan=1.0) <= _ERROR_RATE) & (np.abs(size) >= max(minimum, 1e-300))
     changes = [
         Change(Head(int(i), int(j)), *(float(x[i, j]) for x in (first.mean(-1), second.mean(-1), size, adjusted)))
         for i, j in np.argwhere(found)

@@ -12,6 +12,8 @@ from scipy import stats
 
 from circuitdiff.errors import InputError
 
+_RESAMPLES = 2000
+
 
 class Interval(NamedTuple):
     """An estimate with the bounds of its confidence interval: floats, or arrays [*row] for many rows at once."""
@@ -56,8 +58,6 @@ def mean_interval(
     scenarios: Int[ndarray, " prompt"],
     *,
     level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
 ) -> Interval:
     """The mean over prompts of each row, with a percentile bootstrap interval over scenarios.
 
@@ -67,9 +67,9 @@ def mean_interval(
     Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; clusters: Davison & Hinkley 1997,
     section 3.8.
     """
-    weights = _weights(scenarios, n_resamples, seed)
-    values = values.astype(np.float64)
-    low, high = _bounds(_resampled_means(values.reshape(-1, len(scenarios)), weights), level, scenarios)
+    weights, values = cluster_weights(scenarios), values.astype(np.float64)
+    resampled = resampled_means(values.reshape(-1, len(scenarios)), weights)
+    low, high = _bounds(resampled, scenarios, level)
     return Interval(values.mean(-1), low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1]))
 
 
@@ -77,10 +77,6 @@ def difference_interval(
     first: Shaped[ndarray, " prompt"],
     second: Shaped[ndarray, " prompt"],
     scenarios: Int[ndarray, " prompt"],
-    *,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
 ) -> Interval:
     """Mean of first - second on the same prompts: paired, so what both share cancels.
 
@@ -88,10 +84,9 @@ def difference_interval(
     there Wilson's bound for no success in so many scenarios, either way (wider than the bootstrap's for one success).
     """
     if first.dtype == second.dtype == np.bool_ and (first == second).all():
-        most = accuracy_interval(np.zeros_like(first), scenarios, level=level).high
+        most = accuracy_interval(np.zeros_like(first), scenarios).high
         return Interval(0.0, -float(most), float(most))
-    difference = first.astype(np.float64) - second.astype(np.float64)
-    return _lone(mean_interval(difference, scenarios, level=level, n_resamples=n_resamples, seed=seed))
+    return _lone(mean_interval(first.astype(np.float64) - second.astype(np.float64), scenarios))
 
 
 def accuracy_interval(
@@ -99,8 +94,6 @@ def accuracy_interval(
     scenarios: Int[ndarray, " prompt"],
     *,
     level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
 ) -> Interval:
     """The share of hits (0 or 1 per prompt), with its interval.
 
@@ -111,7 +104,7 @@ def accuracy_interval(
     """
     accuracy, n_scenarios = float(hits.mean()) if len(hits) else np.nan, len(np.unique(scenarios))
     if accuracy not in (0, 1):
-        return _lone(mean_interval(hits, scenarios, level=level, n_resamples=n_resamples, seed=seed))
+        return _lone(mean_interval(hits, scenarios, level=level))
     wilson = stats.binomtest(round(accuracy * n_scenarios), n_scenarios).proportion_ci(level, method="wilson")
     return Interval(accuracy, float(wilson.low), float(wilson.high))
 
@@ -120,10 +113,6 @@ def ratio_interval(
     numerator: Shaped[ndarray, " prompt"],
     denominator: Shaped[ndarray, " prompt"],
     scenarios: Int[ndarray, " prompt"],
-    *,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
 ) -> RatioInterval:
     """Mean numerator over mean denominator, both resampled together; faithfulness is one.
 
@@ -132,15 +121,14 @@ def ratio_interval(
 
     Source: Fieller 1954 (doi:10.1111/j.2517-6161.1954.tb00159.x), for why.
     """
-    weights = _weights(scenarios, n_resamples, seed)
     rows = np.stack([numerator, denominator]).astype(np.float64)
     above, below = rows.mean(-1).tolist()
-    resampled = _resampled_means(rows, weights)
+    resampled = resampled_means(rows, cluster_weights(scenarios))
     if not (resampled[:, 1] > 0).all():
         spread = f"{resampled[:, 1].min():.4g} to {resampled[:, 1].max():.4g}"
         reason = f"the denominator is {below:.4g} and its resamples run from {spread}, so it is not surely above 0"
         return RatioInterval(np.nan, np.nan, np.nan, reason)
-    low, high = _bounds(resampled[:, :1] / resampled[:, 1:], level, scenarios)
+    low, high = _bounds(resampled[:, :1] / resampled[:, 1:], scenarios)
     return RatioInterval(above / below, float(low[0]), float(high[0]))
 
 
@@ -149,14 +137,10 @@ def normalised_ratio_interval(
     ablated: Shaped[ndarray, " prompt"],
     model: Shaped[ndarray, " prompt"],
     scenarios: Int[ndarray, " prompt"],
-    *,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
 ) -> RatioInterval:
     """(circuit - ablated) / (model - ablated) on the same prompts: 0 = no better than ablating all, 1 = the model."""
     base = ablated.astype(np.float64)
-    return ratio_interval(circuit - base, model - base, scenarios, level=level, n_resamples=n_resamples, seed=seed)
+    return ratio_interval(circuit - base, model - base, scenarios)
 
 
 def cluster_p_values(
@@ -164,7 +148,6 @@ def cluster_p_values(
     scenarios: Int[ndarray, " prompt"],
     *,
     n_flips: int = 4999,
-    seed: int = 0,
 ) -> ClusterPValues:
     """Is each row's mean over prompts other than zero, and still so when all rows are tested?
 
@@ -180,7 +163,7 @@ def cluster_p_values(
     totals = rows @ (np.unique(scenarios)[None] == scenarios[:, None])
     t = _t_statistic(totals)
     p = 2 * stats.t.sf(np.abs(t), totals.shape[1] - 1) if totals.shape[1] > 1 else np.full_like(t, np.nan)
-    adjusted = np.where(np.isnan(p), np.nan, _max_t(totals, n_flips, np.random.default_rng(seed)))
+    adjusted = np.where(np.isnan(p), np.nan, _max_t(totals, n_flips, np.random.default_rng(0)))
     shape = values.shape[:-1]
     return ClusterPValues(t.reshape(shape), p.reshape(shape), adjusted.reshape(shape))
 
@@ -201,25 +184,31 @@ def false_discovery_adjusted(p: Float[ndarray, "*row"]) -> Float[ndarray, "*row"
     return adjusted
 
 
-def _weights(scenarios: ndarray, n_resamples: int, seed: int) -> ndarray:
+def cluster_weights(scenarios: Int[ndarray, " prompt"]) -> Float[ndarray, "resample prompt"]:
+    """`cluster_resamples`, 2,000 that are always the same for the same scenarios.
+
+    Raises: InputError if there is no prompt.
+    """
     if len(scenarios) == 0:
         raise InputError("an interval needs at least one prompt, got none; sample some")
-    return _drawn(tuple(scenarios.tolist()), n_resamples, seed)
+    return _drawn(tuple(scenarios.tolist()))
 
 
 @lru_cache(maxsize=8)  # a study asks for thousands of intervals on the same few sets of prompts
-def _drawn(scenarios: tuple[int, ...], n_resamples: int, seed: int) -> ndarray:
-    weights = cluster_resamples(np.array(scenarios), n_resamples, np.random.default_rng(seed))
+def _drawn(scenarios: tuple[int, ...]) -> ndarray:
+    weights = cluster_resamples(np.array(scenarios), _RESAMPLES, np.random.default_rng(0))
     weights.flags.writeable = False
     return weights
 
 
-def _resampled_means(rows: ndarray, weights: ndarray) -> ndarray:
-    """[resample, row]"""
+def resampled_means(
+    rows: Float[ndarray, "row prompt"], weights: Float[ndarray, "resample prompt"]
+) -> Float[ndarray, "resample row"]:
+    """The mean over prompts of each row, in each resample."""
     return weights @ rows.T / weights.sum(1, keepdims=True)
 
 
-def _bounds(resampled: ndarray, level: float, scenarios: ndarray) -> tuple[ndarray, ndarray]:
+def _bounds(resampled: ndarray, scenarios: ndarray, level: float = 0.95) -> tuple[ndarray, ndarray]:
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
     nan = np.full_like(low, np.nan)
     return (low, high) if len(np.unique(scenarios)) > 1 else (nan, nan)

@@ -35,11 +35,6 @@ def log_prob(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch
     return _answer_logit(logits, answer) - logits.logsumexp(1)
 
 
-def probability(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """The answer's probability over the whole vocabulary, 0 to 1."""
-    return log_prob(logits, answer).exp()
-
-
 def hit(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
     """Is the answer the most likely token of the whole vocabulary? Of equal logits the lowest token wins."""
     return logits.argmax(1) == answer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -62,7 +62,6 @@ class Selection:
     p: Float[Tensor, "layer head"]  # two-sided, each head alone
     adjusted_p: Float[Tensor, "layer head"]  # over the whole sweep; by the rule's method, BH for TopK
     replication_p: Float[Tensor, "layer head"] | None  # one-sided, second split
-    below_noise: Bool[Tensor, "layer head"]
 
 
 def lowest(effects: Float[Tensor, "layer head"], k: int, *, helping_only: bool = False) -> list[Head]:
@@ -112,7 +111,6 @@ def select(
         p=p,
         adjusted_p=adjusted,
         replication_p=again,
-        below_noise=effects.abs() <= noise_floor,
     )
 
 

@@ -17,10 +17,11 @@ from jaxtyping import Float, Int, Shaped
 from numpy import ndarray
 
 from circuitdiff.errors import InputError
-from circuitdiff.stats.intervals import Interval, cluster_resamples
+from circuitdiff.stats.intervals import Interval, cluster_weights, resampled_means
 
 Subset = frozenset[str]
 
+_BOUNDS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of resamples, to both sides of a 95 % interval
 ALONE, LEFT_OUT, SYMMETRIC, IN_ORDER = "alone", "left_out", "shapley", "in_order"
 
 
@@ -80,11 +81,8 @@ def attribute(
     order: Sequence[str],
     *,
     incompatible: Iterable[Subset] = (),
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
 ) -> Attribution:
-    """Shares of the gain, with percentile bootstrap intervals over scenarios.
+    """Shares of the gain, with 95 % percentile bootstrap intervals over scenarios.
 
     `scores` needs the runs of `needed_subsets(order)`; Shapley values need all subsets. `order`: in which parts enter,
     causes first. A share is undefined where the gain's interval covers 0 (a ratio by it has no bounded interval), and
@@ -98,8 +96,12 @@ def attribute(
     missing = [subset for subset in needed_subsets(order) if subset not in scores]
     if missing:
         raise InputError(f"the run with {named(missing[0])} is missing; measure needed_subsets(order)")
-    means = _Means.of(scores, donor, scenarios, n_resamples, seed)
-    return _Accounts(means, tuple(order), frozenset(incompatible), level).attribution()
+    rows = np.stack([*scores.values(), donor]).astype(np.float64)
+    resampled = resampled_means(rows, cluster_weights(scenarios))
+    if len(np.unique(scenarios)) < 2:
+        resampled = np.full_like(resampled, np.nan)
+    accounts = _Accounts(tuple(scores), rows.mean(1), resampled, tuple(order), frozenset(incompatible))
+    return accounts.attribution()
 
 
 def named(subset: Subset) -> str:
@@ -108,31 +110,14 @@ def named(subset: Subset) -> str:
 
 
 @dataclass(frozen=True)
-class _Means:
+class _Accounts:
     """Mean scores of the runs and, last, of the donor; and the same on each resample."""
 
     runs: tuple[Subset, ...]
     mean: Float[ndarray, " run"]
     resampled: Float[ndarray, "resample run"]
-
-    @classmethod
-    def of(
-        cls, scores: Mapping[Subset, ndarray], donor: ndarray, scenarios: ndarray, n_resamples: int, seed: int
-    ) -> _Means:
-        rows = np.stack([*scores.values(), donor]).astype(np.float64)
-        weights = cluster_resamples(scenarios, n_resamples, np.random.default_rng(seed))
-        resampled = weights @ rows.T / weights.sum(1, keepdims=True)
-        if len(np.unique(scenarios)) < 2:
-            resampled = np.full_like(resampled, np.nan)
-        return cls(tuple(scores), rows.mean(1), resampled)
-
-
-@dataclass(frozen=True)
-class _Accounts:
-    means: _Means
     order: tuple[str, ...]
     incompatible: frozenset[Subset]
-    level: float
 
     def attribution(self) -> Attribution:
         nothing, whole = frozenset(), frozenset(self.order)
@@ -141,7 +126,7 @@ class _Accounts:
             parts={part: {how: self._credit(w) for how, w in self._weights(part)} for part in self.order},
             together=self._credit({whole: 1.0, nothing: -1.0}),
             unexplained=self._credit({whole: -1.0}, donor=1.0),
-            runs={run: self._credit({run: 1.0, nothing: -1.0} if run else {}) for run in self.means.runs},
+            runs={run: self._credit({run: 1.0, nothing: -1.0} if run else {}) for run in self.runs},
         )
 
     def _weights(self, part: str) -> Iterator[tuple[str, dict[Subset, float]]]:
@@ -149,7 +134,7 @@ class _Accounts:
         yield ALONE, {frozenset([part]): 1.0, frozenset(): -1.0}
         yield LEFT_OUT, {whole: 1.0, whole - {part}: -1.0}
         yield IN_ORDER, {before | {part}: 1.0, before: -1.0}
-        if len(self.means.runs) == 2 ** len(self.order):
+        if len(self.runs) == 2 ** len(self.order):
             yield SYMMETRIC, shapley_weights(self.order, part)
 
     @property
@@ -158,11 +143,11 @@ class _Accounts:
 
     def _sum(self, weights: Mapping[Subset, float], donor: float = 0.0) -> tuple[float, ndarray]:
         """A weighted sum of means, and the same on each resample."""
-        row = np.array([*(weights.get(run, 0.0) for run in self.means.runs), donor])
-        return float(self.means.mean @ row), self.means.resampled @ row
+        row = np.array([*(weights.get(run, 0.0) for run in self.runs), donor])
+        return float(self.mean @ row), self.resampled @ row
 
     def _interval(self, value: float, resampled: ndarray) -> Interval:
-        low, high = np.quantile(resampled, [(1 - self.level) / 2, (1 + self.level) / 2])
+        low, high = np.quantile(resampled, _BOUNDS)
         return Interval(value, float(low), float(high))
 
     def _credit(self, weights: Mapping[Subset, float], donor: float = 0.0) -> Credit:
@@ -178,8 +163,8 @@ class _Accounts:
         gain, gains = self._gain
         kept = gains * gain > 0
         ratio = resampled / np.where(kept, gains, np.nan)
-        low = np.quantile(np.where(kept, ratio, -np.inf), (1 - self.level) / 2, method="higher")
-        high = np.quantile(np.where(kept, ratio, np.inf), (1 + self.level) / 2, method="lower")
+        low = np.quantile(np.where(kept, ratio, -np.inf), _BOUNDS[0], method="higher")
+        high = np.quantile(np.where(kept, ratio, np.inf), _BOUNDS[1], method="lower")
         return value / gain, float(low), float(high)
 
     def _why_undefined(self, weights: Mapping[Subset, float]) -> str | None:

@@ -12,7 +12,7 @@ from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import IMPLEMENTATION, Model
 from circuitdiff.evaluation import By, Evaluation, evaluate_circuits
-from circuitdiff.methods.component_mask import SharedRuns
+from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.methods.component_mask.training import target_logit
 from circuitdiff.methods.discovery import Stage
 from circuitdiff.methods.path_patching import path_effects

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.evaluation.answers import SCORES, Score, scored
+from circuitdiff.evaluation.answers import SCORES, Score
 from circuitdiff.stats import shapley
 from circuitdiff.stats.intervals import difference_interval, mean_interval
 from circuitdiff.stats.shapley import ALONE, Attribution, Subset, attribute
@@ -164,7 +164,9 @@ def attribution_result(attribution: Attribution) -> AttributionResult:
 
 def scores_of(answers: Evaluation) -> Scores:
     scenarios = answers.scenarios
-    means = {score: estimate(mean_interval(scored(answers, score).numpy(), scenarios.numpy())) for score in SCORES[1:]}
+    means = {
+        score: estimate(mean_interval(answers.per_prompt(score).numpy(), scenarios.numpy())) for score in SCORES[1:]
+    }
     return Scores(accuracy=share(answers.hits, scenarios), **means)
 
 
@@ -223,9 +225,9 @@ def _control_credit(
 ) -> shapley.Credit:
     """Of the gain in accuracy."""
     name, run = "control", frozenset(["control"])
-    hits = {frozenset[str](): scored(nothing, "accuracy").numpy(), run: scored(control, "accuracy").numpy()}
+    hits = {frozenset[str](): nothing.per_prompt("accuracy").numpy(), run: control.per_prompt("accuracy").numpy()}
     far = [] if compatible else [run]
-    shares = attribute(hits, scored(donor, "accuracy").numpy(), donor.scenarios.numpy(), [name], incompatible=far)
+    shares = attribute(hits, donor.per_prompt("accuracy").numpy(), donor.scenarios.numpy(), [name], incompatible=far)
     return shares.parts[name][ALONE]
 
 

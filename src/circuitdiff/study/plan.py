@@ -46,6 +46,10 @@ class PlannedCost:
     parts: tuple[Cost, ...]
     memory_gb: float
 
+    @property
+    def minutes(self) -> float:
+        return sum(part.minutes for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Sizes:

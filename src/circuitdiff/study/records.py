@@ -16,10 +16,11 @@ from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.evaluation import Evaluation, SlotSums
 from circuitdiff.methods.completeness import Completeness, GreedyPart, GreedyStep
-from circuitdiff.methods.component_mask import Mask, MaskFit
-from circuitdiff.methods.component_mask.training import Check
-from circuitdiff.methods.cross_model import Carrier, Controls, CrossPatch, Ran
-from circuitdiff.methods.cross_model.hybrids import Basis
+from circuitdiff.methods.component_mask.fit import MaskFit
+from circuitdiff.methods.component_mask.training import Check, Mask
+from circuitdiff.methods.cross_model.activations import Carrier
+from circuitdiff.methods.cross_model.hybrids import Basis, Ran
+from circuitdiff.methods.cross_model.patching import Controls, CrossPatch
 from circuitdiff.methods.edges import Edge
 from circuitdiff.methods.graft import Graft, Part
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable

@@ -29,6 +29,7 @@ from circuitdiff.study.sections import (
     verdict,
 )
 from circuitdiff.study.settings import CommonSettings
+from circuitdiff.study.sizes import capped
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -98,7 +99,7 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
         options = options_of(study, section)
         if options is not None and section.seen_from is not None:
             seen[section.name] = section.seen_from(options, folder)
-    return study.model_copy(update=seen)
+    return capped(study.model_copy(update=seen))
 
 
 def results_bytes(results: CommonResults) -> bytes:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from circuitdiff.cache.code_digest import digest_of_code
@@ -24,6 +27,7 @@ from circuitdiff.study.preflight import check_study, outlined
 from circuitdiff.study.registry import SECTIONS, Results, options_of, planned_parts, results_bytes
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, StudyHeader, example_of, model_result
 from circuitdiff.study.settings import CommonSettings, plans_of, task_of
+from circuitdiff.study.sizes import ever_smaller
 from circuitdiff.study.workers import Monitor, ThisProcess, Worker, Workers
 
 _SETTINGS = "settings.json"
@@ -52,7 +56,7 @@ def run_study(
         if inputs is not None and Store(Path(folder)).finished(inputs, RESULTS) is not None:
             return Path(folder) / RESULTS
         refuse(settings)
-        _check_folder(Path(folder), settings.name)
+        _check_folder(Path(folder), settings, notify)
         store, written = Store.open(folder, notify), settings.model_dump(mode="json")
         with store.used_by(written):
             store.write_json(_SETTINGS, written)
@@ -115,8 +119,42 @@ async def _results(
     )
 
 
+def plan_study(
+    settings: CommonSettings,
+    monitor: Monitor = lambda *_: None,
+    n_workers: int = 1,
+    minutes: float | None = None,
+) -> tuple[CommonSettings, PlannedCost]:
+    """What the study will cost on this machine, without running it: the base is loaded and its speed measured.
+
+    With `minutes`: of the study and ever smaller ones the first that takes no longer, or else the smallest.
+
+    Raises: InputError for settings that cannot work.
+    """
+    refuse(settings)
+    pool = Workers([ThisProcess(settings, settings.device[0], monitor)], settings.base.name)
+    with TemporaryDirectory() as folder:
+        study = StudyContext(settings, Store.open(folder, warnings.warn), pool, monitor)
+        try:
+            sizes = _completed(study, _sizes(study))
+        finally:
+            pool.end()
+    chosen, cost = settings, planned_cost(planned_parts(sizes), sizes, n_workers)
+    for smaller in ever_smaller(settings) if minutes is not None else ():
+        if cost.minutes <= (minutes or 0):
+            break
+        chosen, sizes = smaller, replace(sizes, settings=smaller)
+        cost = planned_cost(planned_parts(sizes), sizes, n_workers)
+    return chosen, cost
+
+
 async def _cost(study: StudyContext, n_workers: int) -> PlannedCost:
-    sizes = Sizes(
+    sizes = await _sizes(study)
+    return planned_cost(planned_parts(sizes), sizes, n_workers)
+
+
+async def _sizes(study: StudyContext) -> Sizes:
+    return Sizes(
         settings=study.settings,
         plans=study.plans,
         task=study.task,
@@ -124,17 +162,40 @@ async def _cost(study: StudyContext, n_workers: int) -> PlannedCost:
         speed=await study.speed(),
         sample=await study.pairs(study.base, EVALUATION),
     )
-    return planned_cost(planned_parts(sizes), sizes, n_workers)
 
 
-def _check_folder(folder: Path, study: str) -> None:
-    """Raises: InputError if the folder holds another study, whose results would be lost."""
+def _check_folder(folder: Path, settings: CommonSettings, notify: Notify) -> None:
+    """Says which settings of finished results are others now.
+
+    Raises: InputError if the folder holds another study, whose results would be lost.
+    """
     try:
-        other = read_json(folder / _SETTINGS).get("name")
+        before = read_json(folder / _SETTINGS)
     except InputError:
         return  # there are none, or they are damaged, and written anew
-    if other != study:
-        raise InputError(f"{folder} holds the study {other!r}, and this one is {study!r}: choose another run folder")
+    if before.get("name") != settings.name:
+        raise InputError(
+            f"{folder} holds the study {before.get('name')!r}, and this one is {settings.name!r}: choose another run "
+            f"folder"
+        )
+    changed = list(_changes(before, settings.model_dump(mode="json")))
+    if changed and (folder / RESULTS).exists():
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        notify(f"{folder} has results of other settings, which are replaced: {', '.join(changed[:5])}{more}")
+
+
+def _changes(before: Any, now: Any, where: str = "") -> Iterator[str]:
+    """`prompts.evaluation 300 -> 30` for every setting that is another one."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in now:
+            yield from _changes(before.get(name), now[name], f"{where}.{name}".lstrip("."))
+    elif before != now:
+        yield f"{where} {_short(before)} -> {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 40 else f"{text[:37]}..."
 
 
 def files_of(settings: CommonSettings) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class TaskSettings(Settings):
 
 
 class PromptSettings(Settings):
-    """How many prompts each purpose gets; all splits are disjoint."""
+    """How many prompts each purpose gets, or one number for all; splits are disjoint. No section takes more."""
 
     discovery: Prompts = 100
     replication: Prompts = 100  # for stages that want their discoveries replicated
@@ -81,6 +81,13 @@ class PromptSettings(Settings):
     means: Prompts = 300  # their counterfactuals are always of the task's first kind
     queries_per_scenario: Count = 1
     counterfactual: str | None = None  # one of the task's kinds; None: its first
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_lone_number_is_for_all(cls, value: Any) -> Any:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        return dict.fromkeys(("discovery", "replication", "evaluation", "means"), value)
 
 
 class CommonSettings(Settings):

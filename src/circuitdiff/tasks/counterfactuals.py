@@ -53,12 +53,14 @@ def _others(question: Question, pools: Pools) -> list[int]:
 def _redrawn(random: Random, rule: Counterfactual, clean: Scenario, pools: Pools) -> Scenario:
     """Other words in the fields that the rule names, none of them in the clean prompt.
 
+    Where all that decides the split is drawn anew, the split stays: no prompt of another one is shown here.
+
     Raises: InputError if no such words are left.
     """
-    fresh = pools.without(clean)
+    fresh, whole = pools.without(clean), set(rule.redraw) >= set(pools.item_fields or pools.single_fields)
     for _ in range(MOST_DRAWS):
         scenario = draw_again(random, rule.redraw, clean, fresh)
-        if split_of(scenario.words) == split_of(clean.words):
+        if not whole or split_of(scenario.words) == split_of(clean.words):
             return scenario
     raise InputError(
         f"no counterfactual with other words for {', '.join(rule.redraw)} is left: give the task more words, or "

@@ -231,17 +231,18 @@ class _Reader:
         if column and column not in columns:
             raise self._wrong(f"any_of has the column {column!r}", column, columns)
         for written in _compared(each):
-            drawn = [
+            fields = [
                 known
-                for field, category in words.categories.items()
-                if category == name
+                for field in words.categories
                 for known in ((f"asked.{field}", f"other.{field}") if field in words.item_fields else (field,))
             ]
-            if written not in drawn:
-                raise InputError(
-                    f"{self.origin}: any_of is compared with {written!r}, which is no field that draws from {name!r}"
-                    f"{choices(written, drawn)}"
-                )
+            if written not in fields:
+                raise self._wrong(f"any_of is compared with the field {written!r}", written, fields)
+            field = reference(written)[-1]
+            listed = entries_of(self.form.categories[name].words, self.folder, self.origin)
+            drawn = entries_of(self.form.categories[words.categories[field]].words, self.folder, self.origin)
+            if alone := next((word for word in drawn if word not in listed), None):
+                raise InputError(f"{self.origin}: any_of is compared with {written!r}, and {name} lacks its {alone!r}")
 
     def _check_rules(self, words: Words) -> None:
         known = (*words.item_fields, *words.single_fields)

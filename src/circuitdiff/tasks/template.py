@@ -63,8 +63,7 @@ class TemplateTask:
         pools = self._pools({name: words for name, (words, _) in self.categories.items()})
         with naming(self.origin):
             written = [self.prompt(self._example(pools, i)) for i in range(len(self.texts.wordings))]
-        roles = [tuple(each.roles) if len(written) > 1 else each.all_roles for each in written]
-        return tuple(role for role in roles[0] if all(role in each for each in roles))
+        return tuple(role for role in written[0].roles if all(role in each.roles for each in written))
 
     @property
     def question_roles(self) -> tuple[str, ...]:
@@ -254,11 +253,11 @@ class TemplateTask:
         self, question: Question, texts: Texts | None = None, spare: Mapping[str, Sequence[str]] | None = None
     ) -> Prompt:
         """The question as text up to where the answer goes, with its slots and roles; in other `texts`, if given."""
-        pieces, fields = write(
+        pieces, fields, slots = write(
             self.texts if texts is None else texts, self.words, question, spare=spare, capital=self.form.capital
         )
         prefix = f"template_{question.scenario.wording}." if len(self.texts.wordings) > 1 else ""
-        return prompt_of(pieces, fields, self._places(question, fields), prefix)
+        return prompt_of(pieces, fields, slots, self._places(question, fields), prefix)
 
     def text(self, question: Question) -> str:
         """The prompt as text."""
@@ -288,7 +287,7 @@ class TemplateTask:
         prompts = [self.prompt(question) for question in questions] if prompts is None else prompts
         ahead = [self.prompt(replace_wording(questions[0], i)) for i in range(len(self.texts.wordings))]
         ahead = ahead if len(ahead) > 1 else []
-        tokens = tokenise(tokenizer, [*ahead, *prompts], self.roles if ahead else None)
+        tokens = tokenise(tokenizer, [*ahead, *prompts], self.roles)
         return tokens.select(torch.arange(len(ahead), len(tokens)))
 
     def _places(self, question: Question, fields: Mapping[str, str]) -> dict[str, str]:
@@ -299,11 +298,19 @@ class TemplateTask:
         where, _, slot = place.partition(".")
         item = {"asked": question.asked, "other": question.other}.get(where)
         if where == "answer":
-            answers = answers_of(self.form, self.words, self.categories, question)
-            text = None if answers is None else answers.right[0].strip()
-            mentions = [name for name, written in fields.items() if written == text] or list(fields)
+            mentions = [name for name, written in fields.items() if written == self._mentioned(question)]
+            if not mentions:
+                raise InputError(f"a role is at {place!r}, and a prompt does not mention {self._mentioned(question)!r}")
             return mentions[0 if slot == "first" else -1]
         return place if item is None else f"segment_{item}.{slot}"
+
+    def _mentioned(self, question: Question) -> str:
+        """The answer as a word; where there is none, what the item asked for held at first."""
+        answers = self.answers(replace(question, given=None))
+        if answers is not None:
+            return answers.right[0].strip()
+        holds = self.words.holds
+        return self.words.of(question, ("asked", holds[1] if holds else self.words.item_fields[0]))
 
     def problem_of(self, role: str, place: str) -> str | None:
         """What is wrong with a role of the file: it has the name of another, or some wording lacks its place."""
@@ -314,13 +321,13 @@ class TemplateTask:
         for i in range(len(self.texts.wordings)):
             with naming(self.origin):
                 question = self._example(pools, i)
-            pieces, fields = write(self.texts, self.words, question, capital=self.form.capital)
-            bare = prompt_of(pieces, fields, {})
-            if role in bare.all_roles:
-                return "a slot or role of the text has this name; choose another"
-            at = self._place(question, place, fields)
-            if at not in bare.all_roles:
-                names = [name.replace(f"segment_{question.asked}.", "asked.") for name in bare.all_roles]
+                pieces, fields, slots = write(self.texts, self.words, question, capital=self.form.capital)
+                at = self._place(question, place, fields)
+            bare = prompt_of(pieces, fields, slots, {})
+            if role in bare.roles:
+                return "a slot of the text, or what follows one, has this name already; choose another"
+            if at not in (*bare.roles, *(piece.slot for piece in pieces)):
+                names = [name.replace(f"segment_{question.asked}.", "asked.") for name in bare.roles]
                 return f"the text has no place {place!r}{choices(place, names)}"
         return None
 

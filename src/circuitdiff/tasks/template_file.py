@@ -64,7 +64,7 @@ class AnyOf(Settings):
 
 
 Answer = Text | AnyOf
-Foils = AnyOf | tuple[Text, ...]
+Foils = AnyOf | Annotated[tuple[Text, ...], Field(strict=False)]  # a list will do
 
 
 class Wording(Settings):

@@ -50,10 +50,6 @@ class Prompt:
             raise InputError(f"a role must sit at a slot of its prompt; the prompt has no {sorted(unknown)[0]!r}")
 
     @property
-    def all_roles(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*(piece.slot for piece in self.pieces), *self.roles]))
-
-    @property
     def text(self) -> str:
         return "".join(piece.text for piece in self.pieces)
 

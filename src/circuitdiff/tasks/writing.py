@@ -85,6 +85,7 @@ class Writer:
         self._spare = {name: iter(left) for name, left in spare.items()}
         self.pieces: list[Piece] = []
         self.fields: dict[str, str] = {}  # the slots that fields fill, with their texts
+        self.roles: list[str] = []  # all slots but those of words that stand outside clauses and are not named
         self._parts: list[Part] = []
         self._taken: set[str] = set()
 
@@ -98,7 +99,9 @@ class Writer:
                 self._add(part)
         last = self._parts[-1]
         if last.slot is None and not last.ref:
+            slot = self.pieces[-1].slot
             self.pieces[-1] = Piece("last", self.pieces[-1].text)
+            self.roles = [role for role in self.roles if role != slot]
 
     def _list(self, space: str) -> None:
         n = len(self._question.scenario.items[0])
@@ -148,11 +151,13 @@ class Writer:
             text = self._words.of(self._question, part.ref, item)
         slot = distinct(self._slot(part, prefix), self._taken)
         self._taken.add(slot)
-        whole = (part.space if space is None or part.space else space) + (part.text if text is None else text)
+        whole = ((space or "") + part.space) + (part.text if text is None else text)
         self.pieces.append(Piece(slot, whole.lstrip() if not self.pieces else whole))
         self._parts.append(part)
         if part.ref:
             self.fields[slot] = whole.strip()
+        if part.slot or part.ref or "." in slot or slot.startswith("after_"):
+            self.roles.append(slot)
 
     def _slot(self, part: Part, prefix: str) -> str:
         if part.slot is not None:
@@ -175,27 +180,28 @@ class Writer:
 
 def write(
     texts: Texts, words: Words, question: Question, *, spare: Mapping[str, Sequence[str]] | None = None, capital: bool
-) -> tuple[list[Piece], dict[str, str]]:
-    """The question's pieces up to where the answer goes, and the slots that fields fill with their texts."""
+) -> tuple[list[Piece], dict[str, str], list[str]]:
+    """The question's pieces up to where the answer goes, the texts of fields by slot, and the slots that are roles."""
     writer = Writer(texts, words, question, spare or {})
     writer.write()
     first = writer.pieces[0]
     if capital:
         writer.pieces[0] = Piece(first.slot, first.text[:1].upper() + first.text[1:])
-    return writer.pieces, writer.fields
+    return writer.pieces, writer.fields, writer.roles
 
 
-def prompt_of(pieces: Sequence[Piece], fields: Mapping[str, str], named: Mapping[str, str], prefix: str = "") -> Prompt:
-    """Pieces with their roles: each slot is one, so are the token after each field, `last`, and those `named`.
+def prompt_of(
+    pieces: Sequence[Piece], fields: Mapping[str, str], slots: Sequence[str], named: Mapping[str, str], prefix: str = ""
+) -> Prompt:
+    """Pieces with their roles: these slots, the token after each field, `last`, and those `named`.
 
-    With a `prefix`, a wording's, slots get longer names; then roles are fields, what follows them, and `last`.
+    With a `prefix`, a wording's, slots get longer names, and roles do not.
     """
-    slots = [piece.slot for piece in pieces]
-    follows = {after(slot): following for slot, following in pairwise(slots) if slot in fields}
-    roles = {slot: slot for slot in fields} if prefix else {}
-    roles |= {role: slot for role, slot in follows.items() if prefix or role not in slots}
-    roles |= {} if "last" in slots and not prefix else {"last": slots[-1]}
-    roles |= {role: roles.get(slot, slot) for role, slot in named.items()}
+    roles = {slot: slot for slot in slots}
+    for piece, following in pairwise(pieces):
+        if piece.slot in fields:
+            roles.setdefault(after(piece.slot), following.slot)
+    roles |= {"last": pieces[-1].slot} | {role: roles.get(slot, slot) for role, slot in named.items()}
     whole = tuple(Piece(prefix + piece.slot, piece.text) for piece in pieces)
     words = {prefix + slot: text for slot, text in fields.items()}
     return Prompt(whole, {role: prefix + slot for role, slot in roles.items()}, words)

@@ -11,13 +11,8 @@ import torch
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.methods.cross_model import (
-    control_groups,
-    patch_across,
-    patch_across_several,
-    read_several,
-    run_controls,
-)
+from circuitdiff.methods.cross_model.activations import read_several
+from circuitdiff.methods.cross_model.patching import control_groups, patch_across, patch_across_several, run_controls
 from circuitdiff.models.checks import CheckError
 from circuitdiff.stats.shapley import IN_ORDER
 from circuitdiff.study.context import StudyContext
@@ -142,7 +137,8 @@ def test_single_heads_of_the_group_that_shows_most_are_the_librarys(context, mon
     heads = result.heads
     assert heads is not None
     assert heads.group == largest_part(result.to_base["z"].scores["accuracy"].parts, IN_ORDER)
-    patch = patch_across(tuned, base, TESTED.groups[heads.group], first(context, 5), per_head=True)
+    group, pairs = TESTED.groups[heads.group], first(context, 5)
+    patch = patch_across_several(read_several(tuned, pairs, [group], ["z"]), base, group, pairs, per_head=True)["z"]
     assert heads.order == patch.order
     for row, (subset, ran) in zip(heads.runs, patch.runs.items(), strict=True):
         assert set(row.parts) == subset
@@ -242,8 +238,8 @@ def test_records_come_back_as_they_were(context):
             assert torch.equal(back[what].runs[subset].distance, ran.distance)
     for n_heads in (2, 3, 4):  # of three heads, as many runs are needed as there are subsets, in another order
         group = Group("query_label", tuple(Head(1, i) for i in range(n_heads)))
-        heads = patch_across(tuned, base, group, pairs, per_head=True)
-        assert list(patches_from(patches_record({"z": heads}))["z"].runs) == list(heads.runs)
+        heads = patch_across_several(read_several(tuned, pairs, [group], ["z"]), base, group, pairs, per_head=True)
+        assert list(patches_from(patches_record(heads))["z"].runs) == list(heads["z"].runs)
 
 
 def test_controls_come_back_as_they_were_also_those_that_there_are_not(context):

@@ -15,7 +15,8 @@ from circuitdiff.cache.records import packed
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
-from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Sweep, fit_mask
+from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep, fit_mask
+from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.study.host import LoadedModel

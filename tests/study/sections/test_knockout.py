@@ -8,7 +8,7 @@ import torch
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.methods.knockout import attention_knockout, knockout_matrix, random_keys
+from circuitdiff.methods.knockout import Blocking, attention_knockout, random_keys, roles_before
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.sections import knockout
@@ -40,28 +40,30 @@ def test_curves_are_the_librarys(context, tuned):
     assert list(curves) == [("last", "previous_query_label"), ("last", None)]
     keys = random_keys(pairs, "last", QUESTION, seed=context.study.settings.seed)
     for key, blocked in (("previous_query_label", "previous_query_label"), (None, keys)):
-        by_hand = attention_knockout(loaded.model, pairs, "last", blocked, layers=[0, 2])
+        _, [by_hand] = attention_knockout(loaded.model, pairs, [Blocking("last", blocked, (0, 2))])
         points = curves["last", key].points
         assert [point.layer for point in points] == [0, 2]
-        assert [point.hits for point in points] == [int(each.hits.sum()) for each in by_hand.blocked]
+        assert [point.hits for point in points] == [int(each.hits.sum()) for each in by_hand]
         assert not curves["last", key].single_layers
 
 
 def test_the_matrix_is_the_librarys(context, tuned):
     loaded = context.loaded("tuned")
     pairs = loaded.pairs(PromptsOf("evaluation", first=6))
-    seed = context.study.settings.seed
-    matrix = knockout_matrix(loaded.model, pairs, OPTIONS.roles, query_roles=QUESTION, seed=seed)
+    before = roles_before(pairs, OPTIONS.roles)
+    drawn = random_keys(pairs, "last", QUESTION, seed=context.study.settings.seed)
+    wanted = [*(Blocking(*cell) for cell in before), Blocking("last", drawn)]
+    clean, blocked = attention_knockout(loaded.model, pairs, wanted)
+    *cells, control = (each for [each] in blocked)
     assert tuned.matrix.roles == OPTIONS.roles
-    assert tuned.matrix.clean.hits == int(matrix.clean.hits.sum())
-    assert {query: each.hits for query, each in tuned.matrix.control.items()} == {
-        query: int(each.hits.sum()) for query, each in matrix.control.items()
-    }
+    assert tuned.matrix.clean.hits == int(clean.hits.sum())
+    assert {query: each.hits for query, each in tuned.matrix.control.items()} == {"last": int(control.hits.sum())}
+    by_hand = dict(zip(before, cells, strict=True))
     for cell in tuned.matrix.cells:
-        blocked = matrix.blocked.get((cell.query, cell.key))
-        assert (blocked is None) == (cell.answer is None)
-        if blocked is not None:
-            assert cell.accuracy.hits == int(blocked.hits.sum())
+        ran = by_hand.get((cell.query, cell.key))
+        assert (ran is None) == (cell.answer is None)
+        if ran is not None:
+            assert cell.accuracy.hits == int(ran.hits.sum())
     assert (tuned.n_prompts, tuned.n_scenarios) == (6, 6)
 
 
@@ -75,11 +77,12 @@ def test_what_is_blocked_is_what_the_record_holds(context, tuned, monkeypatch):
     loaded = context.loaded("tuned")
     pairs = loaded.pairs(PromptsOf("evaluation", first=6))
     answers = kept[list(results).index("tuned")]
-    by_hand = attention_knockout(loaded.model, pairs, "last", "previous_query_label", upward=False)
-    for mine, each in zip(answers.curves["last", "previous_query_label"], by_hand.blocked, strict=True):
+    pair, layers = ("last", "previous_query_label"), range(loaded.model.n_layers)
+    wanted = [Blocking(*pair, layers, upward=False), Blocking(*pair)]
+    _, [by_hand, [everywhere]] = attention_knockout(loaded.model, pairs, wanted)
+    for mine, each in zip(answers.curves[pair], by_hand, strict=True):
         torch.testing.assert_close(mine.log_probs, each.log_probs, rtol=0, atol=1e-5)
-    everywhere = attention_knockout(loaded.model, pairs, "last", "previous_query_label", layers=[0]).blocked[0]
-    cell = answers.cells["last", "previous_query_label"]
+    cell = answers.cells[pair]
     torch.testing.assert_close(cell.log_probs, everywhere.log_probs, rtol=0, atol=1e-5)
     assert float((cell.log_probs - answers.clean.log_probs).abs().max()) > 1e-3
 

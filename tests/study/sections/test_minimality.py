@@ -123,10 +123,7 @@ def test_faithfulness_before_and_after_pruning_is_that_of_the_evaluation_prompts
 
 
 def whole() -> Circuit:
-    class Sizes:
-        n_layers, n_heads = 3, 4
-
-    return all_heads(Sizes(), ["last", "query_label"])
+    return all_heads(3, 4, ["last", "query_label"])
 
 
 def test_a_second_time_nothing_is_computed_and_the_same_comes_back(context, results, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Annotated
 
 import numpy as np
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from circuitdiff.circuit import Group, Head
 from circuitdiff.config.settings import Count, CountOrZero, Prompts
+from circuitdiff.config.validation import check_fields
 from circuitdiff.engine import Model
-from circuitdiff.errors import InputError
 from circuitdiff.methods.component_mask.patching import MEMORY_GB, Patching, SharedRuns
 from circuitdiff.methods.component_mask.training import Mask, Part, Training, train_mask
 from circuitdiff.prompts import Triples, split_by_scenario
@@ -31,26 +32,13 @@ Penalty = Annotated[float, Field(ge=0, le=1e6)]  # nats per patched head
 class MaskOptions(Training):
     """What is fitted; the paper trained on 1000 triples, chose on 500 and tested on 500."""
 
-    train: Count = 300
-    validation: Count = 150
+    train: Prompts = 300
+    validation: Prompts = 150
     test: Prompts = 300
     penalty: Penalty = 0.02
     minimum: Annotated[float, Field(ge=0)] = 0.05  # accuracy above the floor, below which a group carries nothing
     random_groups: CountOrZero = 3  # of the same number of heads
-    control_triples: Count = 100  # of the test triples, for random, all and ranked heads; floors are tested on all
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.penalty, self.minimum, 0.0) < 0 or self.random_groups < 0:
-            raise InputError(
-                f"expected a penalty and a minimum of 0 or more and no negative random_groups; got penalty "
-                f"{self.penalty}, minimum {self.minimum} and random_groups {self.random_groups}"
-            )
-        if min(*self.n_triples, self.control_triples) < 1:
-            raise InputError(
-                f"expected at least 1 triple each to train, choose, test and for controls; got {self.n_triples} and "
-                f"{self.control_triples}"
-            )
+    control_triples: Prompts = 100  # of the test triples, for random, all and ranked heads; floors are tested on all
 
     @property
     def n_triples(self) -> tuple[int, int, int]:
@@ -65,10 +53,7 @@ class Sweep:
     seeds: Count = 3
 
     def __post_init__(self) -> None:
-        if min(self.penalties, default=0.0) < 0 or self.seeds < 1:
-            raise InputError(
-                f"expected penalties of 0 or more and at least one seed; got {self.penalties} and {self.seeds}"
-            )
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -207,17 +192,23 @@ def fit_shared(
     train, validation, test = (Part(rows, triples.targets[rows]) for rows in parts)
     patching, heads = shared.patching(group, triples, tested=tested), shared.groups[group].heads
     jobs, n_seeds = _jobs(options.penalty, sweep, seed), 1 if sweep is None else sweep.seeds
-    told = _Told((len(jobs) + 1) * options.most_steps, progress)
-    masks = [train_mask(patching, heads, train, validation, options, *job, told.step) for job in jobs]
+    n_steps, done = (len(jobs) + 1) * options.most_steps, count(1)
+
+    def stepped() -> None:
+        if progress:
+            progress(next(done), n_steps)
+
+    masks = [train_mask(patching, heads, train, validation, options, *job, stepped) for job in jobs]
     best = max(range(n_seeds), key=lambda i: (masks[i].validation_accuracy, -len(masks[i].patched), -i))
     others = tuple(mask for i, mask in enumerate(masks) if i != best)
     few = test.rows[: options.control_triples]
     answers, floor = _answers(patching, heads, masks[best].patched, shared.random[group], test.rows, few), None
     if _may_carry(answers, test.targets, options.minimum):
         mixed = shared.patching(group, triples, dealt_order(parts, len(triples), seed), tested=tested)
-        floor = train_mask(mixed, heads, train, validation, options, options.penalty, seed, told.step)
+        floor = train_mask(mixed, heads, train, validation, options, options.penalty, seed, stepped)
         answers["shuffled"] = mixed.answers(floor.patched, test.rows)
-    told.end()
+    if progress:
+        progress(n_steps, n_steps)  # what was not needed is done, too
     return MaskFit(
         desideratum=triples.name,
         group=shared.groups[group],
@@ -271,20 +262,3 @@ def _answers(
         name: on_all[frozenset(each)][: len(few)] if frozenset(each) in on_all else patching.answers(each, few)
         for name, each in controls.items()
     }
-
-
-class _Told:
-    """Counts steps."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = 0, total, progress
-
-    def step(self) -> None:
-        self._done += 1
-        if self._progress:
-            self._progress(self._done, self._total)
-
-    def end(self) -> None:
-        """What was not needed is done, too."""
-        if self._progress:
-            self._progress(self._total, self._total)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Head
 from circuitdiff.config.settings import Count
-from circuitdiff.errors import InputError
+from circuitdiff.config.validation import check_fields
 from circuitdiff.methods.component_mask.patching import Patching, Quantity
 from circuitdiff.stats.metrics import log_prob
 
@@ -42,9 +42,6 @@ def selected(mask: Float[Tensor, " head"], heads: Sequence[Head]) -> list[Head]:
     return [head for head, keep in zip(heads, kept(mask).tolist(), strict=True) if not keep]
 
 
-PerHead = Float[Tensor, " head"]
-
-
 @dataclass(frozen=True)
 class Gates:
     """How keep values are parametrised. All start at 1: nothing patched."""
@@ -58,13 +55,6 @@ class Gates:
     project: Callable[[Tensor], object]  # in place, after each step
     n_steps: int  # that a training takes, at most
     patience: int  # checks in a row with the same rounded mask that end it
-
-
-def gates_named(name: str) -> Gates:
-    """Raises: InputError naming the gates there are."""
-    if name not in _GATES:
-        raise InputError(f"expected gates, one of {', '.join(_GATES)}; got {name!r}")
-    return _GATES[name]
 
 
 # Louizos et al. 2018 (arXiv:1712.01312), section 3: a concrete variable stretched to (-0.1, 1.1) and clamped, which
@@ -88,7 +78,7 @@ def _expected_patched(log_alpha: Tensor) -> Tensor:
     return torch.sigmoid(log_alpha - _TEMPERATURE * math.log(-_LOW / _HIGH)).sum()
 
 
-_GATES = {
+GATES = {
     "clamped": Gates(
         start=1.0,
         halfway=0.5,
@@ -128,23 +118,16 @@ class Training:
     patience: Count | None = None  # equal rounded masks at checks in a row that end it; None: 3 (clamped) or 8
 
     def __post_init__(self) -> None:
-        loss_named(self.loss)
-        gates_named(self.gates)
-        for name in ("steps", "prompts_per_step", "positions_per_step", "check_every", "patience"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise InputError(f"{name} must be at least 1; got {given}")
-        if self.learning_rate <= 0:
-            raise InputError(f"learning_rate must be above 0; got {self.learning_rate}")
+        check_fields(self)
 
     @property
     def most_steps(self) -> int:
-        return self.steps or gates_named(self.gates).n_steps
+        return self.steps or GATES[self.gates].n_steps
 
     @property
     def first_move(self) -> int:
         """The first step after which a head can be patched at all; sameness before it means nothing."""
-        gates = gates_named(self.gates)
+        gates = GATES[self.gates]
         return int(round(gates.halfway / (self.learning_rate * gates.pace), 6)) + 1
 
 
@@ -191,12 +174,12 @@ def train_mask(
     progress: Callable[[], None] = lambda: None,
 ) -> Mask:
     """One mask; `progress` is told of each step."""
-    gates, generator = gates_named(how.gates), torch.Generator().manual_seed(seed)
+    gates, generator = GATES[how.gates], torch.Generator().manual_seed(seed)
     dtype = torch.promote_types(patching.model.dtype, torch.float32)
     parameter = torch.full((len(heads),), gates.start, dtype=dtype, device=patching.model.device, requires_grad=True)
     adam = torch.optim.Adam([parameter], lr=how.learning_rate * gates.pace)
     targets = torch.full((patching.n_prompts,), -1).index_put((train.rows,), train.targets).to(parameter.device)
-    quantity = loss_named(how.loss)(targets)
+    quantity = _LOSSES[how.loss](targets)
     found = _Best()
     found.see(patching, heads, gates.keep(parameter.detach()), validation, 0)
     batches = _batches(train.rows, _prompts_per_step(patching, train.rows, how), generator)
@@ -284,10 +267,3 @@ def target_logit(targets: Int[Tensor, " prompt"]) -> Quantity:
 
 
 _LOSSES = {"cross_entropy": cross_entropy, "target_logit": target_logit}
-
-
-def loss_named(name: str) -> Callable[[Int[Tensor, " prompt"]], Quantity]:
-    """Given the targets, what is made small. Raises: InputError naming the losses there are."""
-    if name not in _LOSSES:
-        raise InputError(f"expected a loss, one of {', '.join(_LOSSES)}; got {name!r}")
-    return _LOSSES[name]

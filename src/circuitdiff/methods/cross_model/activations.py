@@ -19,6 +19,7 @@ from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
+from circuitdiff.evaluation.circuits import check_heads, check_roles
 from circuitdiff.models.comparable import Shape
 from circuitdiff.prompts import Pairs
 
@@ -140,14 +141,6 @@ def _by_layer(heads: Collection[Head]) -> dict[int, tuple[int, ...]]:
 def _check(model: Model, pairs: Pairs, wanted: Mapping[str, Mapping[int, tuple[int, ...]]], what: str) -> None:
     if what not in get_args(Carrier):
         raise InputError(f"what is patched must be one of {', '.join(get_args(Carrier))}; got {what!r}")
-    for role, layers in wanted.items():
-        if role not in pairs.positions:
-            raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
-        if (pairs.positions[role] < 0).any():
-            raise InputError(f"role {role!r} has no place in some prompts; choose a role that every prompt has")
-        for layer, heads in layers.items():
-            if layer >= model.n_layers or max(heads) >= model.n_heads:
-                raise InputError(
-                    f"head {layer}.{max(heads)} does not exist: {model.name} has {model.n_layers} layers of "
-                    f"{model.n_heads} heads"
-                )
+    check_roles(pairs, wanted)
+    for layers in wanted.values():
+        check_heads(model, (Head(layer, max(heads)) for layer, heads in layers.items()))

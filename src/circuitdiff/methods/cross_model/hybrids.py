@@ -121,17 +121,17 @@ def run_hybrids(
     roles = list(dict.fromkeys(patch.role for patch in everything))
     branching = all(patch.what in BRANCHING for patch in everything)
 
-    def begins(hybrid: Hybrid, bucket: Bucket) -> int:
-        return min((bucket.positions[patch.role] for patch in hybrid), default=bucket.length - 1)
-
-    def edits(part: Sequence[Hybrid], bucket: Bucket) -> list[Edit]:
-        return _edits(part, bucket, device)
-
+    editing = Editing[Hybrid](
+        roles,
+        begins=lambda hybrid, bucket: min((bucket.positions[p.role] for p in hybrid), default=bucket.length - 1),
+        edits=lambda part, bucket: _edits(part, bucket, device),
+        split=_split if branching else None,
+    )
     values = run_edited(
         recipient,
         pairs,
         hybrids,
-        Editing(roles, begins, edits, _split if branching else None),
+        editing,
         readout_of=lambda bucket: _readout(pairs.select(bucket.prompts), bucket, clean, device),
         executor=executor,
         memory_gb=memory_gb,

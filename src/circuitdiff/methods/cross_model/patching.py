@@ -13,9 +13,8 @@ leaving runs without a share that end far from any clean run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from dataclasses import replace as with_fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -27,13 +26,12 @@ from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.answers import Evaluation, Score, scored
+from circuitdiff.evaluation.answers import Evaluation, Score
 from circuitdiff.evaluation.circuits import Progress
 from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.methods.cross_model.activations import (
     Activations,
     Carrier,
-    Patch,
     patches,
     read_activations,
     read_several,
@@ -88,16 +86,15 @@ class CrossPatch:
                 reasons[subset] = f"it ends at a distance of {far:.2f} from clean runs (1 = another prompt's)"
         return reasons
 
-    def attribution(self, score: Score = "accuracy", limits: Limits = _LIMITS, seed: int = 0) -> Attribution:
+    def attribution(self, score: Score = "accuracy", limits: Limits = _LIMITS) -> Attribution:
         """Shares of the gain in this score, with intervals over scenarios."""
-        scores = {subset: scored(ran.answers, score).numpy() for subset, ran in self.runs.items()}
+        scores = {subset: ran.answers.per_prompt(score).numpy() for subset, ran in self.runs.items()}
         return attribute(
             scores,
-            scored(self.donor, score).numpy(),
+            self.donor.per_prompt(score).numpy(),
             self.donor.scenarios.numpy(),
             self.order,
             incompatible=self.incompatible(limits),
-            seed=seed,
         )
 
 
@@ -108,40 +105,23 @@ def patch_across(
     pairs: Pairs,
     *,
     what: Carrier = "z",
-    order: Sequence[str] | None = None,
-    per_head: bool = False,
-    own: Activations | None = None,
     executor: str = "window",
     memory_gb: float = DEFAULT_MEMORY_GB,
-    progress: Progress | None = None,
 ) -> CrossPatch:
     """What the recipient answers with a group's heads carrying, at the group's role, what they carry in the donor.
 
     `what`: z, which the recipient's own output projection then reads (the paper's); q, k, v; the attention pattern,
     with the recipient's values; or the contribution, what a head writes after the donor's output projection. Of several
-    groups every subset is run; `order` says which come first as causes (default: the circuit's groups, last
-    found first). With `per_head` a lone group's heads are the parts: each alone, left out, and in order of layers.
-    The donor may be given as what `read_activations` kept, so that two models need not be in memory together; `own` is
-    what it keeps of the recipient, if it was read already.
+    groups every subset is run; the last comes first as a cause. The donor may be given as what `read_activations` kept,
+    so that two models need not be in memory together.
 
     Raises: InputError if the models do not fit together, a role or head does not exist, or there are too many groups.
     """
     theirs = donor
     if not isinstance(theirs, Activations):
-        theirs = _read_donor(theirs, recipient, _parts(group, per_head=per_head), pairs, what)
-    found = patch_across_several(
-        {what: theirs},
-        recipient,
-        group,
-        pairs,
-        order=order,
-        per_head=per_head,
-        own=None if own is None else {what: own},
-        executor=executor,
-        memory_gb=memory_gb,
-        progress=progress,
-    )
-    return found[what]
+        check_comparable(Shape.of(theirs, pairs), Shape.of(recipient, pairs))
+        theirs = read_activations(theirs, pairs, _parts(group, per_head=False).values(), what)
+    return patch_across_several({what: theirs}, recipient, group, pairs, executor=executor, memory_gb=memory_gb)[what]
 
 
 def patch_across_several(
@@ -150,7 +130,6 @@ def patch_across_several(
     group: Parts,
     pairs: Pairs,
     *,
-    order: Sequence[str] | None = None,
     per_head: bool = False,
     own: Mapping[Carrier, Activations] | None = None,
     executor: str = "window",
@@ -159,10 +138,13 @@ def patch_across_several(
 ) -> dict[Carrier, CrossPatch]:
     """`patch_across` of several kinds of activations, which share the recipient's clean run.
 
+    With `per_head` a lone group's heads are the parts: each alone, left out, and in order of layers. `own`: what was
+    read of the recipient, if it was.
+
     Raises: InputError as `patch_across` does.
     """
     parts = _parts(group, per_head=per_head)
-    ordered = _ordered(parts, order, per_head=per_head)
+    ordered = tuple(sorted(parts, key=lambda name: parts[name].heads[0]) if per_head else reversed(parts))
     subsets = needed_subsets(ordered) if per_head else all_subsets(ordered)
     if "contribution" in donor:
         _check_apart(parts)
@@ -240,20 +222,6 @@ def _check_apart(parts: Mapping[str, Group]) -> None:
                 )
 
 
-def _ordered(parts: Mapping[str, Group], order: Sequence[str] | None, *, per_head: bool) -> tuple[str, ...]:
-    if order is None and per_head:
-        return tuple(sorted(parts, key=lambda name: parts[name].heads[0]))
-    chosen = tuple(reversed(list(parts))) if order is None else tuple(order)
-    if sorted(chosen) != sorted(parts):
-        raise InputError(f"the order must name each group once, {', '.join(parts)}; got {', '.join(chosen)}")
-    return chosen
-
-
-def _read_donor(donor: Model, recipient: Model, parts: Mapping[str, Group], pairs: Pairs, what: Carrier) -> Activations:
-    check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
-    return read_activations(donor, pairs, parts.values(), what)
-
-
 def _hybrid(given: Mapping[str, Hybrid], subset: Subset) -> Hybrid:
     return tuple(patch for name in sorted(subset) for patch in given[name])
 
@@ -285,9 +253,9 @@ class Controls:
     group: Ran
     any_layer: Ran
     same_layers: tuple[Ran, ...]
-    elsewhere: Ran | None
-    noise: Ran | None
-    scaled: Ran | None
+    elsewhere: Ran | None = None
+    noise: Ran | None = None
+    scaled: Ran | None = None
 
 
 def control_groups(
@@ -317,15 +285,15 @@ def run_controls(
 ) -> Controls:
     """The recipient with the group and each of its controls patched; the donor was read at all of them."""
     own = own or read_activations(recipient, pairs, [group], donor.what)
-    real, mine = patches(donor, group), patches(own, group)
-    pairs_of_patches = list(zip(real, mine, strict=True))
+    real = patches(donor, group)
+    both = list(zip(real, patches(own, group), strict=True))
     g = torch.Generator().manual_seed(seed)
     named: dict[str, Hybrid] = {"nothing": (), "group": real, "any_layer": patches(donor, chosen.any_layer)}
     if chosen.elsewhere is not None:
         named["elsewhere"] = patches(donor, chosen.elsewhere)
     if donor.what != "pattern":
-        named["noise"] = tuple(_with(theirs, _noise(theirs.values, its.values, g)) for theirs, its in pairs_of_patches)
-        named["scaled"] = tuple(_with(theirs, _scaled(theirs.values, its.values)) for theirs, its in pairs_of_patches)
+        named["noise"] = tuple(replace(theirs, values=_noise(theirs.values, its.values, g)) for theirs, its in both)
+        named["scaled"] = tuple(replace(theirs, values=_scaled(theirs.values, its.values)) for theirs, its in both)
     random = [patches(donor, other) for other in chosen.same_layers]
     ran = run_hybrids(
         recipient,
@@ -336,20 +304,7 @@ def run_controls(
         memory_gb=memory_gb,
         progress=progress,
     )
-    found = dict(zip(named, ran, strict=False))
-    return Controls(
-        nothing=found["nothing"],
-        group=found["group"],
-        any_layer=found["any_layer"],
-        same_layers=tuple(ran[len(named) :]),
-        elsewhere=found.get("elsewhere"),
-        noise=found.get("noise"),
-        scaled=found.get("scaled"),
-    )
-
-
-def _with(patch: Patch, values: Values) -> Patch:
-    return with_fields(patch, values=values)
+    return Controls(**dict(zip(named, ran, strict=False)), same_layers=tuple(ran[len(named) :]))
 
 
 def _noise(donor: Values, own: Values, generator: torch.Generator) -> Values:

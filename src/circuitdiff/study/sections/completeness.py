@@ -9,7 +9,7 @@ import torch
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
-from circuitdiff.config.settings import Count, CountOrZero, Prompts
+from circuitdiff.config.settings import Count, CountOrZero, Draws, Prompts
 from circuitdiff.evaluation import Quantity
 from circuitdiff.methods.completeness import (
     Completeness,
@@ -39,7 +39,7 @@ class CompletenessOptions:
 
     prompts: Prompts = 100  # of the evaluation prompts
     quantity: Quantity = "probability"
-    random_parts: CountOrZero = 20
+    random_parts: Draws = 20
     greedy_steps: CountOrZero = 10  # 0: no search
     greedy_candidates: Count = 5
     greedy_prompts: Prompts = 50  # beyond those for evaluation, for the search

@@ -9,17 +9,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.config.settings import CountOrZero, Prompts
+from circuitdiff.config.settings import Draws, Prompts
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.methods.cross_model import (
-    MOST_GROUPS,
-    Carrier,
-    Controls,
-    CrossPatch,
-    Limits,
-    Ran,
-)
+from circuitdiff.methods.cross_model.activations import Carrier
+from circuitdiff.methods.cross_model.hybrids import Ran
+from circuitdiff.methods.cross_model.patching import MOST_GROUPS, Controls, CrossPatch, Limits
 from circuitdiff.models.checks import log_prob_tolerance
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.shapley import IN_ORDER, all_subsets, needed_subsets
@@ -57,7 +52,7 @@ class CrossModelOptions(Limits):
     what: Annotated[tuple[Carrier, ...], Field(min_length=1)] = ("z", "contribution")
     both_directions: bool = True
     heads: bool = True  # also the single heads of the group with the largest share, if there is a gain
-    random_groups: CountOrZero = 100  # 0: no controls
+    random_groups: Draws = 100  # 0: no controls
     control_prompts: Prompts = 100
     without_gain: Prompts = 100  # prompts for pairs of models of which none is better at 95 %
     null_donors: tuple[str, ...] = ()  # variants that did not improve

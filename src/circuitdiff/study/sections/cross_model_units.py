@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.methods.cross_model import (
-    Activations,
-    Carrier,
-    control_groups,
-    patch_across,
-    patch_across_several,
-    read_several,
-    run_controls,
-)
+from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_several
+from circuitdiff.methods.cross_model.patching import control_groups, patch_across, patch_across_several, run_controls
 from circuitdiff.study.checks import executors_agree
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import PromptsOf

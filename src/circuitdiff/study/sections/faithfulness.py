@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.config.settings import CountOrZero, Prompts
+from circuitdiff.config.settings import Draws, Prompts
 from circuitdiff.evaluation import Evaluation, all_heads, moved, random_circuit
 from circuitdiff.stats.intervals import mean_interval, normalised_ratio_interval, ratio_interval
 from circuitdiff.study.checks import FEW, executors_on_circuits
@@ -30,7 +30,7 @@ _ROWS, _ROWS_AT_HOME = 6, 9  # the circuit and its references, and its controls,
 class FaithfulnessOptions:
     """How many random circuits each circuit is held against, where it was found and in the base."""
 
-    random_circuits: CountOrZero = 100
+    random_circuits: Draws = 100
     random_prompts: Prompts = 100  # random circuits see this many of the evaluation prompts
 
 
@@ -97,7 +97,7 @@ async def _evaluated(
     if model == home:
         kept["every_segment"] = moved(circuit, study.task.every_segment)
         kept["wrong_segment"] = moved(circuit, lambda role: [study.task.wrong_segment(role)])
-    kept |= {"all_heads": all_heads(facts, circuit.roles), "nothing": nothing}
+    kept |= {"all_heads": all_heads(facts.n_layers, facts.n_heads, circuit.roles), "nothing": nothing}
     answers: dict[tuple[str, str | None], Evaluation] = {("model", None): await model_answers(study, model)}
     for by in ("slot", "kind"):
         some = {key: each for key, each in kept.items() if (key, by) != ("wrong_segment", "kind")}

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Head
-from circuitdiff.methods.component_mask import MaskFit, MaskOptions
+from circuitdiff.methods.component_mask.fit import MaskFit, MaskOptions
 from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.stats.intervals import Interval, difference_interval
 from circuitdiff.study.checks import FEW, executors_on_masks

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import CountOrZero, Gigabytes, Prompts
 from circuitdiff.errors import InputError
-from circuitdiff.methods.component_mask import MaskOptions, Sweep
+from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep
 from circuitdiff.methods.component_mask.patching import MEMORY_GB
 from circuitdiff.methods.discovery import Stage
 from circuitdiff.prompts import Triples, split_by_scenario

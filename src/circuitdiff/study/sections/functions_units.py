@@ -8,7 +8,8 @@ from torch import Tensor
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Group, Head
-from circuitdiff.methods.component_mask import MaskOptions, SharedRuns, Sweep, fit_shared
+from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep, fit_shared
+from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.prompts import PromptSet, split_by_scenario
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import TriplesOf

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group
-from circuitdiff.config.settings import Count, CountOrZero, Prompts
+from circuitdiff.config.settings import Count, Draws, Prompts
 from circuitdiff.engine.weights import Projection
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
@@ -66,7 +66,7 @@ class GraftOptions:
     projections: Annotated[tuple[Projection, ...], Field(min_length=1)] = ALL_PROJECTIONS
     heads: bool = False  # also the single heads of the group with the largest share
     layers: tuple[int, ...] | None = None  # also ranges of layers, beginning here; None: halves; (): none
-    random_groups: CountOrZero = 10  # 0: no controls, so no part is called improved
+    random_groups: Draws = 10  # 0: no controls, so no part is called improved
     control_prompts: Prompts = 100
     without_gain: Prompts = 100  # prompts for pairs of models of which none is better at 95 %
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from circuitdiff.cache.records import Record
 from circuitdiff.config.settings import Count, Prompts
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.methods.knockout import blocking, roles_before, several_knockouts
+from circuitdiff.methods.knockout import attention_knockout, blocking, roles_before
 from circuitdiff.stats.intervals import difference_interval
 from circuitdiff.study.checks import FEW, executors_agree
 from circuitdiff.study.context import StudyContext
@@ -159,7 +159,7 @@ def knocked_out(
     pairs, how = subject.pairs(prompts), {"query_roles": query_roles, "seed": seed}
     everywhere = [blocking(pairs, *pair, **how) for pair in cells]
     by_layer = [blocking(pairs, *pair, layers, upward, **how) for pair in curves]
-    clean, blocked = several_knockouts(
+    clean, blocked = attention_knockout(
         subject.model,
         pairs,
         [*everywhere, *by_layer],
@@ -167,7 +167,7 @@ def knocked_out(
         memory_gb=subject.memory_gb,
         progress=subject.progress,
     )
-    return evaluations_record([clean, *(each for curve in blocked for each in curve.blocked)])
+    return evaluations_record([clean, *(each for curve in blocked for each in curve)])
 
 
 def executors_on_knockouts(
@@ -178,10 +178,10 @@ def executors_on_knockouts(
 
     def answers(executor: str) -> list[Evaluation]:
         blockings = [blocking(pairs, *pair, query_roles=query_roles, seed=seed) for pair in cells]
-        clean, blocked = several_knockouts(
+        clean, blocked = attention_knockout(
             subject.model, pairs, blockings, executor=executor, memory_gb=subject.memory_gb
         )
-        return [clean, *(each for curve in blocked for each in curve.blocked)]
+        return [clean, *(each for curve in blocked for each in curve)]
 
     return executors_agree(subject.model, answers)
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
+from circuitdiff.config.settings import COUNTS_PROMPTS
 from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, minimality
 from circuitdiff.stats.intervals import ratio_interval
 from circuitdiff.study.common_units import circuit_answers, means_of, model_answers
@@ -43,7 +44,7 @@ class MinimalityOptions(MinimalityRule):
     `prompts` are beyond those for evaluation; half of their scenarios choose removal sets, half test.
     """
 
-    prompts: Annotated[int, Field(ge=8, le=100_000)] = 200
+    prompts: Annotated[int, Field(ge=8, le=100_000), COUNTS_PROMPTS] = 200
 
     @property
     def rule(self) -> MinimalityRule:

@@ -1,0 +1,82 @@
+"""How large a study is: no section takes more prompts than the study does, and one number shrinks them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, get_type_hints
+
+from circuitdiff.config.settings import COUNTS_DRAWS, COUNTS_PROMPTS
+from circuitdiff.study.settings import CommonSettings, PromptSettings
+
+Options = TypeVar("Options")
+
+FEWEST = PromptSettings(discovery=16, replication=16, evaluation=30, means=32)  # below them nothing can be said
+_FEWEST_DRAWS = 20  # of random circuits or groups: a rank among them is known to 5 %
+_SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)
+QUICK = 0.12
+_LEFT_OUT_FIRST = ("functions", "completeness", "minimality", "knockout", "ablations")  # where time is short
+
+
+def capped(settings: CommonSettings) -> CommonSettings:
+    """Sizes of sections that nobody set take no more prompts than there are for evaluation."""
+    most = settings.prompts.evaluation
+    return _sized(settings, lambda n, default: min(n, max(most, 8)) if n == default else n, lambda n, _: n)
+
+
+def shrunk(settings: CommonSettings, share: float) -> CommonSettings:
+    """The study with a share of its prompts and random draws, but not fewer than can say something."""
+    sizes = {
+        name: max(least, round(share * getattr(settings.prompts, name)))
+        for name, least in FEWEST.model_dump(include={"discovery", "replication", "evaluation", "means"}).items()
+    }
+    fewer = settings.model_copy(update={"prompts": settings.prompts.model_copy(update=sizes)})
+    return capped(
+        _sized(
+            fewer,
+            lambda n, _: min(n, max(FEWEST.discovery, round(share * n))),
+            lambda n, _: min(n, max(_FEWEST_DRAWS, round(share * n))),
+        )
+    )
+
+
+def ever_smaller(settings: CommonSettings) -> Iterator[CommonSettings]:
+    """The study as it is, ever smaller, and then without the sections that take long."""
+    for share in _SHARES:
+        smallest = shrunk(settings, share)
+        yield smallest
+    for name in _LEFT_OUT_FIRST:
+        smallest = smallest.model_copy(update={name: False})
+        yield smallest
+
+
+def first_look(settings: CommonSettings) -> CommonSettings:
+    """Minutes on a laptop: few prompts, and only what the verdict needs."""
+    return shrunk(settings, QUICK).model_copy(update=dict.fromkeys(_LEFT_OUT_FIRST, False))
+
+
+def _sized(
+    settings: CommonSettings, prompts: Callable[[int, int], int], draws: Callable[[int, int], int]
+) -> CommonSettings:
+    """With other counts of prompts and of draws in each section; the functions are given a count and its default."""
+    options = {name: getattr(settings, name) for name in type(settings).model_fields}
+    changed = {name: _resized(each, prompts, draws) for name, each in options.items() if is_dataclass(each)}
+    return settings.model_copy(update=changed)
+
+
+def _resized(options: Options, prompts: Callable[[int, int], int], draws: Callable[[int, int], int]) -> Options:
+    changed: dict[str, Any] = {}
+    hints = get_type_hints(type(options), include_extras=True)
+    for each in fields(options):  # pyright: ignore[reportArgumentType]
+        value, marks = getattr(options, each.name), getattr(hints[each.name], "__metadata__", ())
+        if is_dataclass(value):
+            changed[each.name] = _resized(value, prompts, draws)
+        elif isinstance(value, int) and COUNTS_PROMPTS in marks:
+            changed[each.name] = prompts(value, _default(each))
+        elif isinstance(value, int) and COUNTS_DRAWS in marks:
+            changed[each.name] = draws(value, _default(each))
+    return replace(options, **changed)  # pyright: ignore[reportType]
+
+
+def _default(field: Any) -> int:
+    return field.default if isinstance(field.default, int) else 0
