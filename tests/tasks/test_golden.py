@@ -19,7 +19,23 @@ from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS, WORDS
 from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
-INSERTED = "There are a bunch of boxes containing objects these three additional and contained not there".split()
+INSERTED = [
+    "There",
+    "are",
+    "a",
+    "bunch",
+    "of",
+    "boxes",
+    "containing",
+    "objects",
+    "these",
+    "three",
+    "additional",
+    "and",
+    "contained",
+    "not",
+    "there",
+]
 ROLES = ("last", "query_label", "previous_query_label", "after_previous_query_label", "correct_object", "other_label")
 IOI_ROLES = ("segment_0.name", "segment_1.name", "place", "s2", "object", "last", "io", "s1", "segment_0.after_name")
 IOI_ROLES += ("segment_1.after_name", "after_s2", "after_io", "after_s1")

@@ -314,7 +314,9 @@ def test_the_task_has_a_plan_of_its_roles_and_is_found_by_name(whole):
     assert task.name == "ioi"
     assert list(plans_of(parse_study({"name": "s", "base": "m", "task": "ioi"}, "s"))) == list(task.plans)
     assert task.desiderata == ()
-    with pytest.raises(InputError, match="the task ioi has no desideratum 'object'; choose one of none; or give a JSONL file"):
+    with pytest.raises(
+        InputError, match="the task ioi has no desideratum 'object'; choose one of none; or give a JSONL file"
+    ):
         task.triples(whole, ["object"], 3, 0)
     shown = task.describe(task.sample(whole, n_prompts=3, counterfactual="names_swapped"), 1, whole)
     at = {role: token for token, roles in zip(shown.clean.tokens, shown.clean.roles, strict=True) for role in roles}

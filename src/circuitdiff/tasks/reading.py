@@ -51,7 +51,9 @@ class _Reader:
         texts = self._texts()
         item_fields = tuple(form.items.fields) if form.items else ()
         fields = {**(form.items.fields if form.items else {}), **form.draws}
-        if taken := next((name for name in fields if name in _TAKEN or name in item_fields and name in form.draws), None):
+        if taken := next(
+            (name for name in fields if name in _TAKEN or name in item_fields and name in form.draws), None
+        ):
             why = "has a meaning of its own" if taken in _TAKEN else "is one of items and of draws"
             raise InputError(f"{self.origin}: the field {taken!r} {why}; give it another name")
         for name, category in fields.items():
@@ -309,7 +311,9 @@ class _Reader:
             needed = {"put": (form.holds, form.key), "remove": (form.holds,), "move": (form.holds, "to")}[kind]
             if lacking := next((name for name in needed if name not in refs), None):
                 field = f"to.{form.key}" if lacking == "to" else lacking
-                raise InputError(f"{self.origin}: changes.{kind} does not say what moves where: write {{{field}}} in it")
+                raise InputError(
+                    f"{self.origin}: changes.{kind} does not say what moves where: write {{{field}}} in it"
+                )
         fields = words.item_fields
         return ChangeRule(form.count, tuple(form.texts), fields.index(form.key), fields.index(form.holds))
 
