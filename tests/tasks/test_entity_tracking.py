@@ -295,7 +295,7 @@ def test_bad_options_say_what_is_allowed(whole_words):
 def test_tasks_are_found_by_name():
     assert get_task("entity_tracking", n_boxes=4) == entity_tracking(n_boxes=4)
     assert get_task("entity_tracking").name == "entity_tracking"
-    with pytest.raises(InputError, match="unknown task 'boxs'.*; choose one of .*entity_tracking"):
+    with pytest.raises(InputError, match=r"unknown task 'boxs'.*; choose one of .*entity_tracking"):
         get_task("boxs")
     with pytest.raises(InputError, match=r"option 'boxes'.*choose one of n_boxes, objects"):
         get_task("entity_tracking", boxes=4)

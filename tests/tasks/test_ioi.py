@@ -270,7 +270,7 @@ def test_names_for_two_prompts_and_one_of_each_other_word_are_enough_and_fewer_a
     for sizes, message in (
         (
             (4, 1, 1),
-            "5 names of one token each, but the tokenizer keeps 4 of 80 whole: give the task other names, or fewer items$",
+            "5 names of one token each, but the tokenizer keeps 4 of 80 whole: give the task other names, or fewer",
         ),
         ((14, 0, 1), r"1 places of one token each.*keeps 0"),
         ((14, 1, 0), r"1 objects of one token each.*keeps 0"),

@@ -12,7 +12,7 @@ from circuitdiff.tasks.scenarios import SPLITS
 from helpers.reading import texts, word, words_at
 from helpers.tiny_tokenizers import byte_pairs, word_level
 
-THINGS = "apple book cup pen lamp door key box coin bell ring sock"
+THINGS = "apple book cup pen lamp door key box coin bell ring sock harp pear"
 COLOURS = "red blue green white black grey pink brown gold cyan"
 BOXES = "A B C D E F G H"
 OTHER = (
@@ -81,7 +81,8 @@ name: worded
 categories: {{things: {{words: {THINGS}}}, colours: {{words: {COLOURS}}}}}
 items: {{count: 2, fields: {{thing: things, colour: colours}}}}
 wordings:
-  - {{name: thing, text: "the {{0.thing}} is {{0.colour}} the {{1.thing}} is {{1.colour}}. What is {{asked.colour}} is the"}}
+  - name: thing
+    text: "the {{0.thing}} is {{0.colour}} the {{1.thing}} is {{1.colour}}. What is {{asked.colour}} is the"
   - name: colour
     text: "Box: the {{0.thing}} is {{0.colour}}, the {{1.thing}} is {{1.colour}}. the {{asked.thing}} is"
     answer: " {{asked.colour}}"

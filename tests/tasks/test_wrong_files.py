@@ -117,7 +117,10 @@ WRONG = {
         [(TEXT, WORDINGS % ("{asked.colour}", "two", "{asked.colour}")), *change("{wording: {a: too}}")],
         "has the wording 'too', which is unknown (did you mean 'two'?)",
     ),
-    "two wordings of one name": ([(TEXT, WORDINGS % ("In", "a", "At"))], "two wordings are called 'a'"),
+    "two wordings of one name": (
+        [(TEXT, WORDINGS % ("{asked.colour}", "a", "{asked.colour}"))],
+        "two wordings are called 'a'",
+    ),
     "text and wordings": ([("answer:", "wordings: [a]\nanswer:")], "give either `text` or `wordings`"),
     "neither": ([(TEXT + "\n", "")], "give either `text` or `wordings`"),
     "any_of another category": (

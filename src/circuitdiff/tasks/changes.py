@@ -32,6 +32,7 @@ class ChangeRule:
     kinds: tuple[str, ...]
     key: int
     holds: int
+    n_answers: int = 1  # so many items at least hold one thing in the end, so that another one can be asked for
 
 
 def draw_changes(random: Random, rule: ChangeRule, n_items: int, asked: Sequence[int]) -> tuple[Change, ...]:
@@ -48,7 +49,8 @@ def draw_changes(random: Random, rule: ChangeRule, n_items: int, asked: Sequence
             kind = random.choice(sorted({change.kind for change in possible}))
             changes.append(random.choice([change for change in possible if change.kind == kind]))
         held = holds(changes, n_items)
-        if len(changes) == rule.count and all(len(held[item]) == 1 for item in asked):
+        enough = sum(len(things) == 1 for things in held) >= rule.n_answers
+        if len(changes) == rule.count and enough and all(len(held[item]) == 1 for item in asked):
             return tuple(changes)
     raise InputError(
         f"no {rule.count} changes leave one thing in each item asked for: ask for fewer changes, or list more items"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,9 @@ class _Reader:
         texts = self._texts()
         item_fields = tuple(form.items.fields) if form.items else ()
         fields = {**(form.items.fields if form.items else {}), **form.draws}
-        if taken := next(
-            (name for name in fields if name in _TAKEN or name in item_fields and name in form.draws), None
-        ):
-            why = "has a meaning of its own" if taken in _TAKEN else "is one of items and of draws"
+        twice = {*item_fields} & {*form.draws}
+        if taken := next((name for name in fields if name in _TAKEN or name in twice), None):
+            why = "is one of items and of draws" if taken in twice else "has a meaning of its own"
             raise InputError(f"{self.origin}: the field {taken!r} {why}; give it another name")
         for name, category in fields.items():
             if category not in form.categories:
@@ -119,9 +118,10 @@ class _Reader:
     def _entries(self, options: Mapping[str, Any], name: str, written: Any) -> dict[str, dict[str, str]] | None:
         if name in options:
             given = options[name]
-            if isinstance(given, str) or not all(isinstance(word, str) for word in given):
+            words = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+            if not words or not all(isinstance(word, str) for word in words):
                 raise InputError(f"task {self.form.name!r}, option {name}: expected a list of words; got {given!r}")
-            return {word: {"": word} for word in given}
+            return entries_of(words, self.folder, f"task {self.form.name!r}, option {name}")
         return None if written is None else entries_of(written, self.folder, f"{self.origin}: categories.{name}")
 
     def _word_files(self) -> Iterator[Path]:
@@ -182,12 +182,12 @@ class _Reader:
         """Raises: InputError if the answer depends on which item is asked for, and the wording does not say it."""
         written = answer if isinstance(answer, str) else "".join(f"{{{each}}}" for each in _compared(answer))
         firsts = {part.ref[0] for part in (*texts.wordings[wording], *texts.list) if part.ref}
-        if any(part.ref[:1] in (("asked",), ("held",)) for part in parse(written, f"{self.origin}: answer")):
-            if not firsts & {"asked", "other"}:
-                raise InputError(
-                    f"{self.origin}: the answer is of the item asked for, and the text does not say which: write "
-                    f"{{asked.FIELD}} or {{other.FIELD}} in it"
-                )
+        of_asked = any(part.ref[:1] in (("asked",), ("held",)) for part in parse(written, f"{self.origin}: answer"))
+        if of_asked and not firsts & {"asked", "other"}:
+            raise InputError(
+                f"{self.origin}: the answer is of the item asked for, and the text does not say which: write "
+                f"{{asked.FIELD}} or {{other.FIELD}} in it"
+            )
         if self.form.changes and "changes" not in firsts:
             raise InputError(f"{self.origin}: `changes` are given, and a text does not write {{changes}}")
 
@@ -315,7 +315,9 @@ class _Reader:
                     f"{self.origin}: changes.{kind} does not say what moves where: write {{{field}}} in it"
                 )
         fields = words.item_fields
-        return ChangeRule(form.count, tuple(form.texts), fields.index(form.key), fields.index(form.holds))
+        elsewhere = any(rule.ask == "other" for rule in self.form.counterfactuals.values())
+        kinds = tuple(form.texts)
+        return ChangeRule(form.count, kinds, fields.index(form.key), fields.index(form.holds), 1 + elsewhere)
 
 
 def _compared(each: AnyOf) -> list[str]:

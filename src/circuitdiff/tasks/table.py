@@ -309,7 +309,7 @@ def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         ]
     except csv.Error as error:
         raise InputError(
-            f"{path}, line {reader.line_num}: {error}; expected cells with commas between them, and a quote in one doubled"
+            f"{path}, line {reader.line_num}: {error}; expected cells with commas between them, and each quote doubled"
         ) from error
     if long := next((origin for origin, row in rows if "" in row), None):
         raise InputError(f"{long}: more cells than the header has columns; put a cell that holds a comma in quotes")
@@ -383,7 +383,7 @@ def _counterfactual(row: Row, origin: str) -> Any:
 
 
 def _check_alike(rows: Sequence[tuple[str, Row]]) -> None:
-    """Raises: InputError naming the first row that lacks a role, or an answer of the counterfactual, or has one more."""
+    """Raises: InputError naming the first row that has not the roles, or the kinds of answers, of the others."""
     first_origin, first = rows[0]
     for origin, row in rows:
         if odd := next((role for role in {*first.roles} ^ {*row.roles}), None):

@@ -222,11 +222,17 @@ class TemplateTask:
         fields = [name for name in self.words.item_fields if self.words.categories[name] == category]
         anew = {name for rule in self.form.counterfactuals.values() for name in rule.redraw}
         elsewhere = any(rule.given == "elsewhere" for rule in self.form.counterfactuals.values())
-        needed = sum(self.n_items * (1 + (name in anew)) for name in fields)
+        needed = sum(self._n_of(name) * (1 + (name in anew)) for name in fields)
         if self.given_field is not None and elsewhere and self.words.item_fields[self.given_field] in fields:
             needed += 1
         singles = [name for name in self.words.single_fields if self.words.categories[name] == category]
         return needed + sum(1 + (name in anew) for name in singles)
+
+    def _n_of(self, field: str) -> int:
+        """How many words of an items' field one prompt may have."""
+        rule = self.change_rule
+        puts = rule is not None and "put" in rule.kinds and self.words.item_fields[rule.holds] == field
+        return self.n_items + (rule.count if rule is not None and puts else 0)
 
     def _pools(self, words: Mapping[str, tuple[str, ...]]) -> Pools:
         items = self.words.item_fields
