@@ -47,7 +47,7 @@ def test_slots_are_called_after_their_fields_and_words():
         *("a", "a", "query_a", "other_a", "segment_3.a"),
     ]
     assert (after("segment_0.name"), after("s2")) == ("segment_0.after_name", "after_s2")
-    assert [slot_of_text(text) for text in ("Box", "...", "it's")] == ["box", "sign", "it's"]
+    assert [slot_of_text(text) for text in ("Box", "...", "it's", "Start")] == ["box", "sign", "it's", "start_"]
     assert [distinct("the", taken) for taken in ([], ["the"], ["the", "the_2"])] == ["the", "the_2", "the_3"]
 
 

@@ -362,6 +362,16 @@ def test_the_item_that_is_asked_for_is_each_equally_often(tmp_path, whole):
         assert (read(one)[:2] == read(two)[:2]) == (i % 3 != 2)
 
 
+def test_words_called_start_last_and_chat_may_stand_in_a_text(tmp_path):
+    extra = ["start", "last", "chat", "The", "the", "is", "What", ".", ",", "at"]
+    tokenizer = word_level([*extra, *THINGS.split(), *COLOURS.split(), *TRAIN.split()])
+    task = task_of(tmp_path, COLOURED, ("What is", "start at the last chat, What is"))
+    prompts = task.sample(tokenizer, 5).clean_prompts
+    assert {"start_", "last_", "chat_"} <= set(prompts.slot_names)
+    assert words_at(tokenizer, prompts, "last") == ["the"] * 5
+    assert torch.equal(prompts.positions["last"], prompts.lengths - 1)
+
+
 def test_every_segment_and_a_wrong_one_follow_from_the_files_roles(tmp_path):
     task = task_of(tmp_path, COLOURED)
     assert task.every_segment("right") == [f"segment_{i}.thing" for i in range(3)]

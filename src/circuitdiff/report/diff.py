@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from circuitdiff.circuit import Head
 from circuitdiff.config.validation import validated
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, nearest
 from circuitdiff.report.numbers import heads
 from circuitdiff.study.estimates import Number
 from circuitdiff.study.gains import Credit
@@ -98,8 +99,7 @@ def diff_tables(found: RunDiff, first: str, second: str) -> list[Table]:
     """What differs as text: title, columns and rows of each table that has a row."""
     numbers = [(each.where, _shown(each.first), _shown(each.second)) for each in found.moved]
     undefined = [
-        (each.where, *(_shown(run) if run else "undefined" for run in (each.first, each.second)))
-        for each in found.undefined
+        (each.where, *(_shown_or_undefined(run) for run in (each.first, each.second))) for each in found.undefined
     ]
     groups = [
         (f"{each.circuit} / {each.group}", _listed(each.only_first), _listed(each.only_second), str(each.both))
@@ -121,6 +121,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, Bounds):
         return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
     return "-" if value is None else str(value)
+
+
+def _shown_or_undefined(value: Bounds | None) -> str:
+    return _shown(value) if value else "undefined"
 
 
 def _listed(heads: Sequence[str]) -> str:
@@ -169,16 +173,10 @@ def diff_runs(first: CommonResults, second: CommonResults) -> RunDiff:
 
     Gains that were looked for in opposite directions are named, and not compared.
     """
-    turned = list(_turned(first, second))
-    opposite = [path for path, *_ in turned]
-    in_first, in_second = (dict(_numbers_of(results, opposite)) for results in (first, second))
+    turned, in_first, in_second = _all_numbers(first, second)
     both = {path: (in_first[path], in_second[path]) for path in in_first if path in in_second}
     compared = [(path, one, other) for path, (one, other) in both.items() if one and other]
-    moved = [
-        Moved(_joined(path), one, other)
-        for path, one, other in compared
-        if not one.holds(other.value) and not other.holds(one.value)
-    ]
+    moved = [Moved(_joined(path), one, other) for path, one, other in compared if _has_moved(one, other)]
     return RunDiff(
         moved=tuple(sorted(moved, key=lambda each: (-_size(each), each.where))),
         n_compared=len(compared),
@@ -193,6 +191,63 @@ def diff_runs(first: CommonResults, second: CommonResults) -> RunDiff:
         only_first=_only(in_first, in_second),
         only_second=_only(in_second, in_first),
     )
+
+
+def failures(first: CommonResults, second: CommonResults, wanted: Sequence[str]) -> list[str]:
+    """A line for each of `wanted` by which a number moved: NAME (or a glob with * and ?) beyond its interval,
+    NAME=0.05 by more than that, whatever its interval; "moved" is every name. One that is undefined in one of the runs
+    has moved, too.
+
+    Raises: InputError for a name that no number of both runs has.
+    """
+    _, in_first, in_second = _all_numbers(first, second)
+    numbers = {_joined(path): (in_first[path], in_second[path]) for path in in_first if path in in_second}
+    lines = []
+    for each in wanted:
+        name, limit = _name_and_limit(each, numbers)
+        pattern = name.replace("[", "[[]")
+        chosen = [where for where in numbers if name in ("moved", where) or fnmatchcase(where, pattern)]
+        if not chosen and name != "moved":
+            like = nearest(name, numbers) or f"; a name is like {next(iter(numbers), 'accuracy / MODEL / accuracy')!r}"
+            raise InputError(f"--fail-on {each}: there is no number {name!r} that both runs have{like}")
+        pairs = {where: numbers[where] for where in chosen if _has_moved(*numbers[where], limit)}
+        shown = [
+            f"{where} ({_shown_or_undefined(a)}, then {_shown_or_undefined(b)})" for where, (a, b) in pairs.items()
+        ]
+        if shown:
+            more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+            lines.append(f"--fail-on {each}: {'; '.join(shown[:3])}{more}")
+    return lines
+
+
+def _name_and_limit(wanted: str, numbers: Mapping[str, object]) -> tuple[str, float | None]:
+    """Raises: InputError for a limit that is negative or not finite."""
+    name, equals, number = wanted.rpartition("=")
+    try:
+        limit = float(number)
+    except ValueError:
+        return wanted, None
+    if not equals or wanted in numbers:
+        return wanted, None
+    if not 0 <= limit < float("inf"):
+        raise InputError(f"--fail-on {wanted}: expected a change of 0 or more after '='; got {number}")
+    return name, limit
+
+
+def _has_moved(one: Bounds | None, other: Bounds | None, limit: float | None = None) -> bool:
+    """Beyond both intervals or, if there is a limit, by more than that."""
+    if one is None or other is None:
+        return one is not other
+    if limit is not None:
+        return abs(one.value - other.value) > limit
+    return not one.holds(other.value) and not other.holds(one.value)
+
+
+def _all_numbers(first: CommonResults, second: CommonResults) -> tuple[list[Any], dict[Path, Any], dict[Path, Any]]:
+    """Gains in opposite directions, and all other numbers of the two runs."""
+    turned = list(_turned(first, second))
+    opposite = [path for path, *_ in turned]
+    return turned, dict(_numbers_of(first, opposite)), dict(_numbers_of(second, opposite))
 
 
 def _turned(first: CommonResults, second: CommonResults) -> Iterator[tuple[Path, str, str]]:

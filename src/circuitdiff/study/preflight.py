@@ -136,7 +136,9 @@ def _prompts(settings: CommonSettings, name: str, outline: Outline) -> Pairs:
     sizes = settings.prompts
     n, each, kind = min(_N_PROMPTS, sizes.evaluation), sizes.queries_per_scenario, sizes.counterfactual
     try:
-        return task_of(settings).sample(outline.tokenizer, n, settings.seed, "evaluation", each, counterfactual=kind)
+        return task_of(settings).sample(
+            outline.tokenizer, n, settings.seed, "evaluation", each, counterfactual=kind, chat=settings.chat
+        )
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
 

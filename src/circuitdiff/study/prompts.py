@@ -100,16 +100,19 @@ class PromptSource:
             _SPLITS.get(split, split),
             queries_per_scenario or sizes.queries_per_scenario,
             counterfactual=None if split == "means" else sizes.counterfactual,
+            chat=self._settings.chat,
         )
 
     def _drawn(self, of: TriplesOf) -> dict[TriplesOf, Triples]:
         """Of every desideratum, on the same base prompts."""
-        drawn = self._task.triples(self._tokenizer, of.all_names, sum(of.sizes), self._settings.seed)
+        n, settings = sum(of.sizes), self._settings
+        drawn = self._task.triples(self._tokenizer, of.all_names, n, settings.seed, chat=settings.chat)
         return {replace(of, desideratum=each.name): each for each in drawn}
 
     def _redrawn(self, of: TriplesOf) -> dict[TriplesOf, Triples]:
         """Other sources for some of the test triples; alike where they were alike."""
-        drawn = self._task.triples(self._tokenizer, of.all_names, sum(of.sizes), self._settings.seed, of.redraw)
+        n, settings = sum(of.sizes), self._settings
+        drawn = self._task.triples(self._tokenizer, of.all_names, n, settings.seed, of.redraw, settings.chat)
         first = self.triples(replace(of, desideratum=of.all_names[0], redraw=0, n_redrawn=0))
         rows = split_by_scenario(first.scenarios, of.sizes)[2][: of.n_redrawn]
         sources = {id(each.source): each.source.select(rows) for each in drawn}

@@ -27,6 +27,7 @@ from circuitdiff.study.sections import (
     minimality,
     overlap,
     verdict,
+    weights,
 )
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.sizes import capped
@@ -47,6 +48,7 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     cross_model.SECTION,
     graft.SECTION,
     verdict.SECTION,
+    weights.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
@@ -91,6 +93,7 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
     study = validated(StudySettings, data, origin, folder=folder)
     seen = {
         "task": study.task.seen_from(folder),
+        "chat": study.chat_seen_from(folder),
         "base": study.base.seen_from(folder),
         "variants": {name: model.seen_from(folder) for name, model in study.variants.items()},
         "circuits": {name: folder / file for name, file in study.circuits.items()},

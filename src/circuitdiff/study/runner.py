@@ -200,7 +200,7 @@ def _short(value: Any) -> str:
 
 def files_of(settings: CommonSettings) -> dict[str, Any]:
     """Settings, versions, our own code, and the files that the study names, as they are now."""
-    named = [str(path) for path in (*settings.circuits.values(), *task_of(settings).files)]
+    named = [str(path) for path in (*settings.circuits.values(), *task_of(settings).files, settings.chat)]
     for section in SECTIONS:
         options = options_of(settings, section)
         named += section.files(options) if options is not None else ()

@@ -151,6 +151,9 @@ def pairs_of(
         -1 if each is None else _one(tokens, text, each.right[0], origin)
         for text, each, origin in zip(texts[1], answers[1], origins, strict=True)
     ]
+    if -1 in new and max(new) >= 0:
+        row = new.index(-1)
+        raise InputError(f"{origins[row]}: the counterfactual {texts[1][row]!r} has no answer, and others have one")
     most = max(len(foils) for _, foils in rows)
     return Pairs(
         clean_prompts=prompts[0],

@@ -21,6 +21,8 @@ _PIECE = re.compile(r"(\s*)(?:\{([^{}]*)\}|(\w+(?:['’-]\w+)*|['’]\w+)|([^\w\
 _BODY = re.compile(r"(?:(?P<slot>\w+)(?P<how>[=:]))?(?P<rest>.+)", re.DOTALL)
 _REF = re.compile(r"\w+(?:\.\w+)*")
 
+_TAKEN = ("start", "chat", "last")  # slots that are not called after a word
+
 Ref = tuple[str, ...]  # a field: its dotted path
 
 
@@ -90,7 +92,8 @@ def after(slot: str) -> str:
 
 def slot_of_text(text: str) -> str:
     """The slot of a word or sign that is not named."""
-    return text.lower() if text[0].isalnum() else "sign"
+    name = text.lower() if text[0].isalnum() else "sign"
+    return f"{name}_" if name in _TAKEN else name
 
 
 def distinct(slot: str, taken: Container[str]) -> str:

@@ -18,7 +18,7 @@ from circuitdiff.tasks.template_file import MOST_ITEMS, AnyOf, TemplateFile, Wor
 from circuitdiff.tasks.writing import Columns, Texts, Words, with_between
 
 _OWN = ("list", "changes")  # fields of a text that stand for clauses
-_TAKEN = (*_OWN, "asked", "other", "spare", "held", "to")  # names that no field can have
+_TAKEN = (*_OWN, "asked", "other", "spare", "held", "to", "start", "chat", "last")  # names that no field can have
 
 
 def read_template(path: Path, options: Mapping[str, Any]) -> TemplateTask:
@@ -161,6 +161,8 @@ class _Reader:
         """Raises: InputError naming the first field of a text that does not exist there."""
         for where, parts in _all_parts(texts, self.form, self.origin):
             named = [part.slot for part in parts if part.slot]
+            if taken := next((slot for slot in named if slot in ("start", "chat")), None):
+                raise InputError(f"{self.origin}: {where} has the slot {taken!r}, which is another; rename it")
             if twice := next((slot for slot in named if named.count(slot) > 1), None):
                 raise InputError(f"{self.origin}: {where} names the slot {twice!r} twice; give each its own name")
             for ref in (part.ref for part in parts if part.ref):
@@ -315,9 +317,7 @@ class _Reader:
                     f"{self.origin}: changes.{kind} does not say what moves where: write {{{field}}} in it"
                 )
         fields = words.item_fields
-        elsewhere = any(rule.ask == "other" for rule in self.form.counterfactuals.values())
-        kinds = tuple(form.texts)
-        return ChangeRule(form.count, kinds, fields.index(form.key), fields.index(form.holds), 1 + elsewhere)
+        return ChangeRule(form.count, tuple(form.texts), fields.index(form.key), fields.index(form.holds))
 
 
 def _compared(each: AnyOf) -> list[str]:

@@ -27,6 +27,7 @@ from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices, naming
 from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.tasks.answers import AnswerTexts, pairs_of
+from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.scenarios import SPLITS, check_options, generator, split_of
 from circuitdiff.tasks.task import DescribedPair, check_plan_roles, describe_pair
 from circuitdiff.tasks.tokens import START, Span, cut_at_roles, tokenise
@@ -77,7 +78,7 @@ class TableFile(Settings):
 Texts = tuple[str, ...]
 _Some = Annotated[str, Field(min_length=1)]
 _Several = tuple[_Some, ...]
-_OURS = re.compile(r"last|start|text_\d+")  # slots that are not roles, and the role that each prompt has
+_OURS = re.compile(r"last|start|chat|text_\d+")  # slots that are not roles, and the role that each prompt has
 
 
 class Row(Settings):
@@ -157,7 +158,13 @@ class TableTask:
         return desideratum
 
     def triples(
-        self, tokenizer: PreTrainedTokenizerBase, desiderata: Sequence[str], n_triples: int, seed: int, redraw: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        desiderata: Sequence[str],
+        n_triples: int,
+        seed: int,
+        redraw: int = 0,
+        chat: str = OFF,
     ) -> list[Triples]:
         """Raises: InputError if any are asked for."""
         self.check_desiderata(desiderata)
@@ -179,6 +186,7 @@ class TableTask:
         split: str = "evaluation",
         queries_per_scenario: int = 1,
         counterfactual: str | None = None,
+        chat: str = OFF,
     ) -> Pairs:
         """Rows of the split in an order that the seed draws: the same for the same arguments.
 
@@ -201,8 +209,8 @@ class TableTask:
         clean = [cut_at_roles(row.prompt, row.roles, origin) for row, origin in zip(rows, origins, strict=True)]
         other = [_counterfactual(row, origin) for row, origin in zip(rows, origins, strict=True)]
         with naming(str(self.table)):
-            prompts = tokenise(tokenizer, [*clean, *other], self.roles)
-        own = torch.tensor([name != START for name in prompts.slot_names])[prompts.slots] & (prompts.slots >= 0)
+            prompts = tokenise(tokenizer, [*clean, *other], self.roles, chat_prefix(tokenizer, chat))
+        own = torch.tensor([name.partition("#")[0] not in (START, "chat") for name in prompts.slot_names])[prompts.slots] & (prompts.slots >= 0)
         unknown = own & (prompts.tokens == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id))
         if unknown.any():
             where = origins[int(unknown.any(1).nonzero()[0]) % n_prompts]

@@ -21,6 +21,7 @@ from circuitdiff.errors import InputError, choices, naming
 from circuitdiff.prompts import Pairs, PromptSet, Triples
 from circuitdiff.tasks.answers import AnswerTexts, answers_of, pairs_of
 from circuitdiff.tasks.changes import ChangeRule
+from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.counterfactuals import draw_counterfactual
 from circuitdiff.tasks.desiderata import sample_desiderata
 from circuitdiff.tasks.scenarios import Pools, Question, check_options, draw_questions, generator
@@ -106,10 +107,16 @@ class TemplateTask:
         return each.sources, each.text, each.list, each.between, each.asked
 
     def triples(
-        self, tokenizer: PreTrainedTokenizerBase, desiderata: Sequence[str], n_triples: int, seed: int, redraw: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        desiderata: Sequence[str],
+        n_triples: int,
+        seed: int,
+        redraw: int = 0,
+        chat: str = OFF,
     ) -> list[Triples]:
         """Triples of each desideratum; see `circuitdiff.tasks.sample_triples`."""
-        return sample_desiderata(self, tokenizer, desiderata, n_triples, seed, redraw=redraw)
+        return sample_desiderata(self, tokenizer, desiderata, n_triples, seed, redraw=redraw, chat=chat)
 
     def every_segment(self, role: str) -> list[str]:
         """The same kind of role at every item, so that nothing depends on the question.
@@ -154,6 +161,7 @@ class TemplateTask:
         split: str = "evaluation",
         queries_per_scenario: int = 1,
         counterfactual: str | None = None,
+        chat: str = OFF,
     ) -> Pairs:
         """Prompts with counterfactuals (None: of the file's first kind): the same for the same arguments.
 
@@ -168,10 +176,17 @@ class TemplateTask:
             raise InputError(f"unknown counterfactual {kind!r}{choices(kind, self.form.counterfactuals)}")
         check_options(n_prompts, split, queries_per_scenario, max(1, self.n_items))
         with naming(self.origin):
-            return self._sample(tokenizer, n_prompts, seed, split, queries_per_scenario, kind)
+            return self._sample(tokenizer, n_prompts, seed, split, queries_per_scenario, kind, chat)
 
     def _sample(
-        self, tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int, split: str, n_queries: int, kind: str
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        n_prompts: int,
+        seed: int,
+        split: str,
+        n_queries: int,
+        kind: str,
+        chat: str,
     ) -> Pairs:
         pools, key = self.pools(tokenizer, split), self.key(split, seed)
         drawn = draw_questions(key, split, pools, n_queries)
@@ -183,7 +198,7 @@ class TemplateTask:
         texts = [self.text(each) for each in questions], [self.text(each) for each in changed]
         if same := next((clean for clean, other in zip(*texts, strict=True) if clean == other), None):
             raise InputError(f"counterfactuals.{kind} leaves {same!r} as it is; change what the text writes")
-        prompts = self.tokens(tokenizer, [*questions, *changed])
+        prompts = self.tokens(tokenizer, [*questions, *changed], chat=chat)
         rows = torch.arange(len(prompts))
         return pairs_of(
             tokenizer,
@@ -285,6 +300,7 @@ class TemplateTask:
         tokenizer: PreTrainedTokenizerBase,
         questions: Sequence[Question],
         prompts: Sequence[Prompt] | None = None,
+        chat: str = OFF,
     ) -> PromptSet:
         """Questions as tokens, with the same slots in the same order whichever wordings they use.
 
@@ -293,7 +309,7 @@ class TemplateTask:
         prompts = [self.prompt(question) for question in questions] if prompts is None else prompts
         ahead = [self.prompt(replace_wording(questions[0], i)) for i in range(len(self.texts.wordings))]
         ahead = ahead if len(ahead) > 1 else []
-        tokens = tokenise(tokenizer, [*ahead, *prompts], self.roles)
+        tokens = tokenise(tokenizer, [*ahead, *prompts], self.roles, chat_prefix(tokenizer, chat))
         return tokens.select(torch.arange(len(ahead), len(tokens)))
 
     def _places(self, question: Question, fields: Mapping[str, str]) -> dict[str, str]:
