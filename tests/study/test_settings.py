@@ -157,7 +157,7 @@ def plan(select: object) -> dict:
         ({"verdict": {"margin": float("inf")}}, "verdict.margin: expected a finite number"),
         ({"memory_gb": float("inf")}, "memory_gb: expected a finite number"),
         ({"memory_gb": 1e-9}, "memory_gb: expected at least 0.001; got 1e-09"),
-        (plan({"top": True}), "plans.main.stages.0.select.top: expected a whole number; got True"),
+        (plan({"top": True}), "plans.main.stages.0.select.top: expected a valid integer; got True"),
         (plan({"top": "3"}), "select.top: expected a valid integer; got '3'"),
         (plan({"tpo": 3}), r"select: there is no key 'tpo' here \(did you mean 'top'"),
         (plan({"error_rate": 2}), "select.error_rate: expected less than 1; got 2"),

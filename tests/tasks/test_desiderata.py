@@ -21,7 +21,7 @@ from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level
 INSERTED = re.findall(
     r"\w+", "There are a bunch of boxes containing objects these three additional and contained not there"
 )
-N_SAMPLES = 300  # in the tokens of two tokenizers, and in words
+N_SAMPLES = 200  # in the tokens of two tokenizers, and in words
 TASK = get_task("entity_tracking")
 NEEDED = ("last", "query_label", "previous_query_label", "after_previous_query_label", "correct_object")
 DESIDERATA = TASK.form.desiderata
@@ -251,7 +251,7 @@ def chests(folder, *changes):
 
 def test_a_desideratum_of_a_users_file_is_used_and_its_mistakes_are_named(tmp_path):
     tokenizer = _tokenizer("words")
-    task = chests(tmp_path, ("lamp door", "lamp door key box bell coin"))
+    task = chests(tmp_path, ("lamp door", "lamp door key bell coin ring"))
     assert task.desiderata == ("named",)
     with pytest.raises(InputError, match=r"chests has no desideratum 'nmed' \(did you mean 'named'\?\)"):
         task.check_desiderata(["nmed"])

@@ -212,7 +212,10 @@ WRONG = {
     ),
     "field called asked": ([("items:", "draws: {held: things}\nitems:")], "the field 'held' has a meaning of its own"),
     "slot named twice": ([("What is {asked", "{a:What} is {a=asked")], "text names the slot 'a' twice"),
-    "slot called start": ([("What is {asked", "{start:What} is {asked")], "text has the slot 'start', which is another"),
+    "slot called start": (
+        [("What is {asked", "{start:What} is {asked")],
+        "text has the slot 'start', which is another",
+    ),
     "redraw": (change("{redraw: [thng]}"), "counterfactuals.other redraws 'thng', which is unknown (did you mean"),
     "swap": (change("{swap: thng}"), "counterfactuals.other swaps 'thng', which is unknown (did you mean 'thing'?)"),
     "ask": (change("{ask: othr}"), "counterfactuals.other.ask: unknown 'othr' (did you mean 'other'?)"),

@@ -30,7 +30,7 @@ from circuitdiff.tasks.answers import AnswerTexts, pairs_of
 from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.scenarios import SPLITS, check_options, generator, split_of
 from circuitdiff.tasks.task import DescribedPair, check_plan_roles, describe_pair
-from circuitdiff.tasks.tokens import START, Span, cut_at_roles, tokenise
+from circuitdiff.tasks.tokens import CHAT, START, Span, cut_at_roles, tokenise
 
 TABLES = (".jsonl", ".csv")
 _LISTED = "|"  # what separates several answers or foils in a cell of a CSV file
@@ -210,7 +210,9 @@ class TableTask:
         other = [_counterfactual(row, origin) for row, origin in zip(rows, origins, strict=True)]
         with naming(str(self.table)):
             prompts = tokenise(tokenizer, [*clean, *other], self.roles, chat_prefix(tokenizer, chat))
-        own = torch.tensor([name.partition("#")[0] not in (START, "chat") for name in prompts.slot_names])[prompts.slots] & (prompts.slots >= 0)
+        own = torch.tensor([name.partition("#")[0] not in (CHAT, START) for name in prompts.slot_names])[
+            prompts.slots
+        ] & (prompts.slots >= 0)
         unknown = own & (prompts.tokens == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id))
         if unknown.any():
             where = origins[int(unknown.any(1).nonzero()[0]) % n_prompts]
