@@ -126,7 +126,8 @@ class TemplateTask:
         self._check_role(role)
         where, _, slot = self.form.roles.get(role, role).partition(".")
         if slot and (where in ("asked", "other") or where.startswith("segment_")):
-            return [f"segment_{i}.{slot}" for i in range(self.n_items)]
+            segments = (f"segment_{i}.{slot}" for i in range(self.n_items))
+            return [segment for segment in segments if segment in self.roles]  # not all need have the slot
         return [role]
 
     def wrong_segment(self, role: str) -> str:
