@@ -23,11 +23,13 @@ class InputError(ValueError):
 
 
 @contextmanager
-def errors_name(subject: object) -> Iterator[None]:
-    """An InputError of this block begins with what it is about."""
+def naming(subject: object) -> Iterator[None]:
+    """Bad input found in here is said to be about the subject, if it does not begin so already."""
     try:
         yield
     except InputError as error:
+        if str(error).startswith(str(subject)):
+            raise
         raise InputError(f"{subject}: {error}") from error
 
 

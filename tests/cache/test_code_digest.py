@@ -38,7 +38,7 @@ class Empty:
         ("models/sources.py", "2 * x", "3 * x", True, False),
         ("study/verdict.py", "2 * x", "3 * x", True, False),
         ("report/page.py", "2 * x", "3 * x", True, False),
-        ("tasks/ioi_scenarios.py", "2 * x", "3 * x", True, False),
+        ("tasks/scenarios.py", "2 * x", "3 * x", True, False),
         ("cli.py", "2 * x", "3 * x", True, False),
         ("report/page.css", "2 * x", "3 * x", False, False),
     ],

@@ -22,8 +22,9 @@ from circuitdiff.models.sources import read_outline
 from circuitdiff.study import preflight
 from circuitdiff.study.registry import read_study, results_bytes
 from circuitdiff.study.runner import refuse
-from circuitdiff.tasks import entity_tracking, read_triples
-from circuitdiff.vocabulary import LABELS, OBJECTS
+from circuitdiff.tasks import entity_tracking, get_task, read_triples
+from circuitdiff.tasks.template import TemplateTask
+from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from helpers.invented_results import invented_results
 from helpers.tiny_decoders import save_decoder, save_random_adapter
 from helpers.tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
@@ -49,7 +50,8 @@ def text_inputs(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Input]:
     model = save_tiny_model(folder / "model")
     patch.setattr(preflight, "read_outline", cache(read_outline))  # the model's files stay good ones here
     tokenizer = preflight.read_outline(str(model)).tokenizer
-    makers = (_study, _circuit, _triples, _examples, _recipe, _tables, _diff, _report)
+    tasks = (_template, _wordings, _rows, _cells, _columns)
+    makers = (_study, _circuit, _triples, *tasks, _examples, _recipe, _tables, _diff, _report)
     return {maker.__name__[1:]: maker(folder / maker.__name__, tokenizer) for maker in makers}
 
 
@@ -98,6 +100,126 @@ def _triples(folder: Path, tokenizer: Any) -> Input:
     lines = [line | {"scenario": 0}, line | {"scenario": 1, "queried": 0, "source_queried": 1}, line]
     path = _written(folder, "triples.jsonl", "\n".join(map(json.dumps, lines)))
     return Input(path, lambda: read_triples(path, tokenizer), _jsonl, lines=True)
+
+
+def _task(
+    path: Path, tokenizer: Any, read: Callable[[bytes], Any] | None, used: Path | None = None, **kind: bool
+) -> Input:
+    """A file of a task, which is `used` through another one or itself."""
+
+    def use() -> None:
+        task = get_task(str(used or path))
+        for i, counterfactual in enumerate(task.counterfactuals):
+            pairs = task.sample(tokenizer, 6, i, split="mask", counterfactual=counterfactual)
+            task.describe(pairs, 0, tokenizer)
+        for role in task.roles:
+            assert {task.wrong_segment(role), *task.every_segment(role)} <= {*task.roles}
+        if isinstance(task, TemplateTask):
+            task.triples(tokenizer, list(task.form.desiderata), 3, 0)
+
+    return Input(path, use, read, **kind)
+
+
+def _template(folder: Path, tokenizer: Any) -> Input:
+    text = f"""\
+name: moved
+about: what is in the box
+options: {{n: 4}}
+capital: true
+categories:
+  things: {{words: {" ".join(OBJECTS[:26])}, train: {" ".join(TRAIN_OBJECTS[:26])}}}
+  labels: {{words: [{", ".join(LABELS[:16])}], one_token: true}}
+items: {{count: n, fields: {{thing: things, label: labels}}}}
+list: {{text: "the {{thing}} is in Box {{label}}", between: ", "}}
+changes:
+  count: 2
+  key: label
+  holds: thing
+  put: " The {{thing}} is in Box {{label}}."
+  move: " The {{thing}} in Box {{label}} is in Box {{to.label}}."
+text: "{{list}}.{{changes}} {{box:Box}} {{asked.label}} contains the"
+answer: " {{held.thing}}"
+question: [box, last]
+roles: {{first: asked.thing, after_first: asked.after_thing, wrong: other.thing, mention: answer.last}}
+counterfactuals:
+  unrelated: {{redraw: [thing, label], ask: other, given: elsewhere}}
+  asked: {{ask: other}}
+plans: {{main: {{stages: [{{name: fetcher, at: last, select: {{top: 2}}}}]}}}}
+"""
+    return _task(_written(folder, "moved.yaml", text), tokenizer, yaml.safe_load)
+
+
+def _wordings(folder: Path, tokenizer: Any) -> Input:
+    pairs = ", ".join(f"{{one: {one}, two: {two}}}" for one, two in zip(OBJECTS[:12], OBJECTS[12:24], strict=True))
+    text = f"""\
+name: worded
+categories: {{pairs: {{words: [{pairs}]}}, labels: {{words: {{file: labels.txt}}}}}}
+items: {{count: 4, fields: {{label: labels, thing: pairs}}}}
+list: {{text: "Box {{label}} contains the {{thing.two}}"}}
+draws: {{what: pairs}}
+wordings:
+  - {{name: one, text: "{{list}}. The {{what.one}} is in Box {{asked.label}}, the"}}
+  - name: two
+    text: "A {{what.two}}, {{list}}. {{here:Box}} {{where=asked.label}} contains the"
+    answer: " {{asked.thing.two}}"
+    foils: {{any_of: pairs.two, but: asked.thing, text: " {{}}"}}
+answer: " {{asked.thing.one}}"
+foils: {{any_of: pairs.one, but: what}}
+roles: {{right: asked.thing}}
+counterfactuals: {{others: {{redraw: [what]}}, reworded: {{wording: {{one: two, two: one}}}}, swapped: {{swap: thing}}}}
+desiderata:
+  which: {{about: which one, wants: given, main: true, asked: "the {{thing.one}} is in Box {{label}}"}}
+  where:
+    wants: next_position
+    sources: next_unrelated
+    between: ", A, "
+    text: "{{list}}. Box {{asked.label}} is the"
+"""
+    folder.mkdir(exist_ok=True)
+    (folder / "labels.txt").write_text(" ".join(LABELS))
+    return _task(_written(folder, "worded.yaml", text), tokenizer, yaml.safe_load)
+
+
+def _table_rows() -> list[dict[str, Any]]:
+    rows = []
+    for i, (one, two) in enumerate(pairwise(OBJECTS[:21])):
+        start = f"The {one} is in Box {LABELS[i]}, the {two} is in Box {LABELS[i + 1]}. Box"
+        prompt, other = (f"{start} {label} contains the" for label in LABELS[i : i + 2])
+        answers = {"prompt": prompt, "answer": one, "counterfactual": other, "counterfactual_answer": two}
+        rows.append(answers | {"split": "mask", "scenario": str(i // 2), "queried": i})
+    return rows
+
+
+def _rows(folder: Path, tokenizer: Any) -> Input:
+    rows = [
+        row | {"roles": {"thing": row["answer"], "box": [len(row["prompt"]) - 18, len(row["prompt"]) - 15]}}
+        for row in _table_rows()
+    ]
+    rows = [row | {"answer": [row["answer"]], "foils": [row["counterfactual_answer"]]} for row in rows]
+    path = _written(folder, "rows.jsonl", "\n".join(map(json.dumps, rows)))
+    return _task(path, tokenizer, _jsonl, lines=True)
+
+
+def _cells(folder: Path, tokenizer: Any) -> Input:
+    rows = _table_rows()
+    lines = [",".join(rows[0]), *(",".join(f'"{cell}"' for cell in row.values()) for row in rows)]
+    return _task(_written(folder, "cells.csv", "\n".join(lines)), tokenizer, None)
+
+
+def _columns(folder: Path, tokenizer: Any) -> Input:
+    rows = [{"text": row.pop("prompt"), "word": row["answer"], **row} for row in _table_rows()]
+    _written(folder, "rows.jsonl", "\n".join(map(json.dumps, rows)))
+    form = {
+        "table": "rows.jsonl",
+        "name": "mine",
+        "about": "boxes",
+        "columns": {"prompt": "text"},
+        "roles": {"thing": ["word", "word"], "same": "counterfactual_answer"},
+        "question": ["last"],
+        "space": True,
+        "plans": {"main": {"stages": [{"name": "fetcher", "at": "last", "select": {"top": 2}}]}},
+    }
+    return _task(_written(folder, "mine.yaml", yaml.safe_dump(form)), tokenizer, yaml.safe_load)
 
 
 def _examples(folder: Path, tokenizer: Any) -> Input:

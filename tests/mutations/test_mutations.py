@@ -17,7 +17,21 @@ from circuitdiff.errors import InputError
 from helpers.inputs import Input, model_inputs, text_inputs
 from helpers.mutate import Mutant, mutants
 
-TEXTS = ("study", "circuit", "triples", "examples", "recipe", "tables", "diff", "report")
+TEXTS = (
+    "study",
+    "circuit",
+    "triples",
+    "template",
+    "wordings",
+    "rows",
+    "cells",
+    "columns",
+    "examples",
+    "recipe",
+    "tables",
+    "diff",
+    "report",
+)
 MODELS = ("config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json", "adapter_model.safetensors")
 SLOW_ONES = ("report", "study", *MODELS)  # a tenth of a second or more each
 MOST_SECONDS = 20  # of CPU

@@ -273,8 +273,8 @@ def test_building_draws_no_global_random_numbers():
 @pytest.mark.parametrize("split", ["train", "evaluation"])
 def test_the_tokenizer_knows_every_word_of_the_task(split):
     task, tokenizer = entity_tracking(7), planted("planted-base").tokenizer
-    assert task.usable_objects(tokenizer, split).left_out == ()
-    assert task.usable_labels(tokenizer).left_out == ()
+    assert task.usable("objects", tokenizer, split).left_out == ()
+    assert task.usable("labels", tokenizer).left_out == ()
     text = "The apple is in Box F, the pen is in Box K. Box F contains the"
     assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
 

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
-from circuitdiff.tasks.desiderata.source_prompts import Source, conflicting
-from circuitdiff.tasks.desiderata.table import POINTERS, at_label, at_position
-from circuitdiff.tasks.desiderata.triples import Drawing
 
 from circuitdiff.errors import InputError
 from circuitdiff.models.sources import read_outline
 from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.tasks import get_task
-from circuitdiff.tasks.desiderata import (
-    CONFLICTS,
-    DESIDERATA,
-    MAIN,
-    REWORDED,
-    Desideratum,
-    sample_desiderata,
-    sample_triples,
-)
-from circuitdiff.tasks.scenarios import Context, Question
+from circuitdiff.tasks.desiderata import _texts, pointed_to, sample_desiderata, sample_triples
+from circuitdiff.tasks.scenarios import Question, Scenario, split_of
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
+from helpers.reading import texts
 from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level
 
 INSERTED = re.findall(
     r"\w+", "There are a bunch of boxes containing objects these three additional and contained not there"
 )
-N_SAMPLES = 300  # of words, and of tokens in each of two tokenizers
+N_SAMPLES = 200  # in the tokens of two tokenizers, and in words
 TASK = get_task("entity_tracking")
 NEEDED = ("last", "query_label", "previous_query_label", "after_previous_query_label", "correct_object")
-PAIRINGS = {each.pairing for each in DESIDERATA.values()}
+DESIDERATA = TASK.form.desiderata
+CONFLICTS = [name for name, each in DESIDERATA.items() if each.sources == "conflicting"]
 BOX, WORD, KNOWN = re.compile(r"Box ([A-Z])"), re.compile(r"[a-z]+"), frozenset(OBJECTS)
 
 
@@ -72,7 +62,8 @@ def labels_listed(prompts) -> torch.Tensor:
 
 
 def test_there_are_the_fourteen_published_desiderata_and_three_conflicts():
-    assert (len(MAIN), len(REWORDED), len(CONFLICTS), len(DESIDERATA)) == (3, 11, 3, 17)
+    assert TASK.desiderata == ("object", "position", "label")
+    assert (len(CONFLICTS), len(DESIDERATA)) == (3, 17)
 
 
 @pytest.mark.parametrize("name", DESIDERATA)
@@ -122,36 +113,47 @@ def test_roles_lead_to_the_right_tokens_in_base_and_source_separately(drawn, nam
 
 
 @pytest.fixture(scope="module")
-def questions():
-    """By pairing: base questions, each with its source, in words."""
-    drawing = Drawing(TASK, _tokenizer("words"), N_SAMPLES, 1, "mask", 0)
-    return {pairing: list(zip(drawing.questions, drawing.sources(pairing), strict=True)) for pairing in PAIRINGS}
+def read_aloud():
+    """Triples of every desideratum whose prompts can be read as text, word by word."""
+    tokenizer = _tokenizer("words")
+    drawn = sample_desiderata(TASK, tokenizer, list(DESIDERATA), N_SAMPLES, seed=1)
+    return tokenizer, {triples.name: triples for triples in drawn}
+
+
+def words_of(tokenizer, tokens) -> list[list[str]]:
+    known = dict(enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))))
+    return [[known[token] for token in row] for row in tokens.tolist()]
 
 
 @pytest.mark.parametrize("name", DESIDERATA)
-def test_over_hundreds_of_samples_no_two_answers_coincide_and_no_box_or_object_is_named_twice(questions, name):
-    wanted, mixed = DESIDERATA[name], name.startswith("conflict")
-    for base, source in questions[wanted.pairing]:
-        pointed = [pointer(base, source.question) for pointer in POINTERS.values()]
-        assert len({base.answer, *pointed}) == 4
-        assert wanted.target(base, source.question) not in (base.answer, None)
+def test_over_all_samples_no_two_answers_coincide_and_no_box_or_object_is_named_twice(read_aloud, name):
+    tokenizer, by_name = read_aloud
+    triples = by_name[name]
+    pointed = words_of(tokenizer, torch.stack([triples.answers, *triples.pointers.values(), triples.targets], 1))
+    sides = [
+        zip(texts(tokenizer, p), words_of(tokenizer, listed(p)), words_of(tokenizer, labels_listed(p)), strict=True)
+        for p in (triples.base, triples.source)
+    ]
+    for (answer, *three, target), (_, objects, labels), (text, new, new_labels) in zip(pointed, *sides, strict=True):
+        assert len({answer, *three}) == 4
+        assert target != answer
         if name == "next_segment":
-            assert len({base.answer, *pointed, wanted.target(base, source.question)}) == 5
-        if mixed:
-            assert set(pointed) < set(base.context.objects)
-        assert base.context.split == source.question.context.split == "mask"
-        context, _, asked = wanted.wording(source).text.rpartition(". Box ")
+            assert len({answer, *three, target}) == 5
+        if name in CONFLICTS:
+            assert {*three} < {*objects}
+        assert split_of(sorted(objects) + sorted(labels)) == split_of(sorted(new) + sorted(new_labels)) == "mask"
+        context, _, asked = text.rpartition(". Box ")
         boxes, things = BOX.findall(context), [word for word in WORD.findall(context) if word in KNOWN]
         assert len(set(boxes)) == len(boxes)
         assert len(set(things)) == len(things)
-        assert asked[0] == source.question.label in boxes
-        assert {*boxes} & {*base.context.labels} == {source.question.label}
-        assert {*things} & {*base.context.objects} == ({pointed[0]} if mixed else set())
+        assert asked[0] in boxes
+        assert {*boxes} & {*labels} == {asked[0]}
+        assert {*things} & {*objects} == ({three[0]} if name in CONFLICTS else set())
 
 
 def test_in_a_conflict_all_four_answers_are_listed_in_the_base(drawn):
-    for each in CONFLICTS:
-        triples = drawn[each.name]
+    for name in CONFLICTS:
+        triples = drawn[name]
         for tokens in (triples.answers, *triples.pointers.values()):
             assert (listed(triples.base) == tokens[:, None]).any(1).all()
 
@@ -180,7 +182,7 @@ def test_the_same_arguments_give_the_same_triples_and_a_redraw_other_sources():
     assert (redrawn.source.tokens != again.source.tokens).any(1).all()
 
 
-CONTEXT = Context(("apple", "book", "cup"), ("F", "K", "M"))
+CONTEXT = Scenario(0, (("apple", "book", "cup"), ("F", "K", "M")), ())
 FIRST, SECOND, THIRD = "the apple is in Box F", "the book is in Box K", "the cup is in Box M"
 REST, ALL = f"{SECOND}, {THIRD}.", f"The{FIRST[3:]}, {SECOND}, {THIRD}"
 EMPTY = "here are three additional boxes, Box X, Box Y and Box Z"
@@ -204,9 +206,9 @@ EMPTY = "here are three additional boxes, Box X, Box Y and Box Z"
     ],
 )
 def test_a_reworded_source_reads_as_published(name, queried, text):
-    question = Question(CONTEXT, CONTEXT.labels[queried], queried, (queried + 1) % 3)
-    prompt = DESIDERATA[name].wording(Source(question, ("pen",), ("X", "Y", "Z")))
-    assert prompt.text == f"{text} Box {question.label} contains the"
+    spare = {"object": ["pen"], "label": ["X", "Y", "Z"]}
+    prompt = TASK.prompt(Question(CONTEXT, queried, (queried + 1) % 3), _texts(TASK, DESIDERATA[name]), spare)
+    assert prompt.text == f"{text} Box {'FKM'[queried]} contains the"
 
 
 def test_a_role_that_a_changed_source_lacks_is_refused_by_name():
@@ -226,40 +228,68 @@ def test_a_word_that_the_tokenizer_does_not_know_is_refused():
         sample_triples(TASK, tokenizer, "text_before", 5)
 
 
-def test_a_desideratum_written_in_python_is_used_and_its_mistakes_are_named():
+CHESTS = """
+name: chests
+categories: {things: {words: apple book cup pen lamp door, one_token: false}, names: {words: A B C D E F G H I J K L}}
+items: {count: 4, fields: {thing: things, name: names}}
+list: {text: "the {thing} is in Box {name}"}
+text: "{list}. Box {asked.name} contains the"
+answer: " {asked.thing}"
+counterfactuals: {other: {ask: other}}
+desiderata: {which: {wants: position}, named: {wants: given, main: true, list: "Box {name} contains the {thing}"}}
+"""
+
+
+def chests(folder, *changes):
+    text = CHESTS
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "chests.yaml").write_text(text)
+    return get_task(str(folder / "chests.yaml"))
+
+
+def test_a_desideratum_of_a_users_file_is_used_and_its_mistakes_are_named(tmp_path):
     tokenizer = _tokenizer("words")
+    task = chests(tmp_path, ("lamp door", "lamp door key bell coin ring"))
+    assert task.desiderata == ("named",)
+    with pytest.raises(InputError, match=r"chests has no desideratum 'nmed' \(did you mean 'named'\?\)"):
+        task.check_desiderata(["nmed"])
+    which, named = sample_desiderata(task, tokenizer, ["which", "named"], 30)
+    assert which.base is named.base
+    assert list(named.pointers) == ["named"]
+    for text in texts(tokenizer, named.source):
+        assert re.fullmatch(
+            r"(Box [A-L] contains the \w+, ){3}Box [A-L] contains the \w+\. Box [A-L] contains the", text
+        )
+    for i, text in enumerate(texts(tokenizer, which.base)):
+        things = re.findall(r"the (\w+) is in", text)
+        assert words_of(tokenizer, which.targets[i : i + 1, None]) == [[things[int(which.source_queried[i])]]]
 
-    def same_segment(random, base, objects, labels):
-        return replace(conflicting(random, base, objects, labels), queried=base.queried)
 
-    def shy(source: Source):
-        prompt = DESIDERATA["comma"].wording(source)
-        return replace(prompt, roles={})
-
-    own = sample_triples(TASK, tokenizer, Desideratum("shy", "no roles", at_position, shy), 5)
-    with pytest.raises(InputError, match="'shy' cannot be tested at role 'previous_query_label'"):
-        own.check_role("previous_query_label")
-    with pytest.raises(InputError, match="another answer than the unpatched one; triple 1"):
-        sample_triples(TASK, tokenizer, Desideratum("same", "", at_position, lambda s: shy(s), same_segment), 5)
-    with pytest.raises(InputError, match="'kiwi' is not one token after the prompt"):
-        sample_triples(TASK, tokenizer, Desideratum("fruit", "", lambda base, source: "kiwi"), 5)
-    with pytest.raises(InputError, match="'gone' has no target for triple 1"):
-        sample_triples(TASK, tokenizer, Desideratum("gone", "", lambda base, source: None), 5)
+def test_answers_of_several_tokens_and_too_few_words_of_a_users_file_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a source prompt needs 4 other things than its base; 2 are left"):
+        sample_triples(chests(tmp_path), _tokenizer("words"), "which", 3)
+    several = chests(tmp_path, ("lamp door", "lamp door wheelbarrow porcupine rhubarb haystack"))
+    with pytest.raises(InputError, match=r"chests.yaml: desiderata need answers of one token; ' \w+' is not"):
+        sample_triples(several, _tokenizer("pieces"), "which", 30)
 
 
 def test_what_cannot_be_sampled_is_refused():
     tokenizer = _tokenizer("words")
-    with pytest.raises(InputError, match=r"there is no desideratum 'colour'.*; choose one of object, position"):
+    with pytest.raises(InputError, match=r"has no desideratum 'colour'.*; choose one of object, position"):
         sample_triples(TASK, tokenizer, "colour")
-    with pytest.raises(InputError, match="3 boxes are too few"):
+    with pytest.raises(InputError, match="3 items are too few"):
         sample_triples(get_task("entity_tracking", n_boxes=3), tokenizer, "conflict_label", 3)
     with pytest.raises(InputError, match=r"'exam'"):
         sample_triples(TASK, tokenizer, "label", 3, split="exam")
 
 
-def test_a_label_without_a_box_points_nowhere():
-    base, source = Question(CONTEXT, "K", 1, 0), Question(CONTEXT, "Z", 2, 0)
-    assert at_label(base, source) is None
+def test_a_label_that_the_base_does_not_have_points_nowhere():
+    base = Question(CONTEXT, 1, 0)
+    source = Question(Scenario(0, (("pen", "key", "hat"), ("X", "Y", "Z")), ()), 2, 0)
+    assert pointed_to("given", base, source, 1) is None
+    assert pointed_to("position", base, source, 1) == Question(CONTEXT, 2, 0)
 
 
 def test_no_scenario_is_in_two_parts():

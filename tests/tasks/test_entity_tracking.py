@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 from circuitdiff.errors import InputError
 from circuitdiff.tasks import entity_tracking, get_task
-from circuitdiff.tasks.scenarios import COUNTERFACTUALS, SPLITS
-from circuitdiff.tasks.template import one_token_words
+from circuitdiff.tasks.scenarios import SPLITS
+from circuitdiff.tasks.tokens import one_token_words
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from helpers.reading import texts, word, words_at
 from helpers.tiny_tokenizers import FRAME, word_level
 
 SEGMENT = re.compile(r"(\w+) is in Box (\w)")
+COUNTERFACTUALS = entity_tracking().counterfactuals
 MINIMAL = [kind for kind in COUNTERFACTUALS if kind != "unrelated"]
 
 
@@ -184,7 +185,7 @@ def test_splits_share_no_combination_seeds_differ_and_training_has_objects_of_it
 
 def test_words_that_are_not_one_token_are_left_out_and_named(pieces):
     task = entity_tracking()
-    usable = task.usable_objects(pieces)
+    usable = task.usable("objects", pieces)
     assert (*usable.ids, *usable.left_out) != OBJECTS
     assert sorted([*usable.ids, *usable.left_out]) == sorted(OBJECTS)
     assert 14 <= len(usable.ids) < len(OBJECTS)
@@ -196,7 +197,7 @@ def test_words_that_are_not_one_token_are_left_out_and_named(pieces):
 
 
 def test_unknown_words_are_left_out():
-    usable = entity_tracking().usable_objects(word_level([*FRAME, *LABELS, *OBJECTS[:20]]))
+    usable = entity_tracking().usable("objects", word_level([*FRAME, *LABELS, *OBJECTS[:20]]))
     assert (tuple(usable.ids), usable.left_out) == (OBJECTS[:20], OBJECTS[20:])
 
 
@@ -213,16 +214,16 @@ def test_a_word_that_melts_into_what_follows_is_left_out():
     assert one_token_words(melting, ("apple", "book"), "the", [" is"]).left_out == ("book",)
 
 
-def test_fourteen_words_are_enough_and_thirteen_are_not():
+def test_words_for_two_contexts_are_enough_and_one_fewer_is_not():
     def tokenizer(n_objects, n_labels):
         return word_level([*FRAME, *LABELS[:n_labels], *OBJECTS[:n_objects]])
 
     assert len(entity_tracking().sample(tokenizer(14, 26), n_prompts=50)) == 50
-    assert len(entity_tracking(n_boxes=3).sample(tokenizer(14, 14), n_prompts=50)) == 50
-    with pytest.raises(InputError, match=r"14 objects of one token each, but the tokenizer keeps 13 of 99 whole"):
-        entity_tracking(n_boxes=3).sample(tokenizer(13, 26))
-    with pytest.raises(InputError, match=r"14 labels of one token each, but the tokenizer keeps 13 of 26 whole"):
-        entity_tracking(n_boxes=3).sample(tokenizer(14, 13))
+    assert len(entity_tracking(n_boxes=3).sample(tokenizer(9, 9), n_prompts=50)) == 50
+    with pytest.raises(InputError, match=r"6 objects of one token each, but the tokenizer keeps 5 of 99 whole"):
+        entity_tracking(n_boxes=3).sample(tokenizer(5, 26))
+    with pytest.raises(InputError, match=r"7 labels of one token each, but the tokenizer keeps 6 of 26 whole"):
+        entity_tracking(n_boxes=3).sample(tokenizer(14, 6))
     with pytest.raises(InputError, match=r"15 labels"):  # 7 + 7 and one that neither context has
         entity_tracking(n_boxes=7).sample(tokenizer(14, 14))
 
@@ -239,7 +240,7 @@ def test_wrong_offsets_are_found_out(whole_words, monkeypatch, first, second):
         return encoded
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", exchanged)
-    with pytest.raises(InputError, match="offsets do not lead to"):
+    with pytest.raises(InputError, match="offsets lead to"):
         entity_tracking(n_boxes=3).sample(whole_words)
 
 
@@ -285,7 +286,7 @@ def test_bad_options_say_what_is_allowed(whole_words):
     ):
         with pytest.raises(InputError, match=message):
             task.sample(whole_words, **options)
-    with pytest.raises(InputError, match="2 to 100 boxes; got 1"):
+    with pytest.raises(InputError, match="2 to 100 items; got 1"):
         entity_tracking(n_boxes=1)
     with pytest.raises(InputError, match="both have apple"):
         entity_tracking(objects=("apple",), train_objects=("apple",))
@@ -294,15 +295,15 @@ def test_bad_options_say_what_is_allowed(whole_words):
 def test_tasks_are_found_by_name():
     assert get_task("entity_tracking", n_boxes=4) == entity_tracking(n_boxes=4)
     assert get_task("entity_tracking").name == "entity_tracking"
-    with pytest.raises(InputError, match="unknown task 'boxes'; choose one of entity_tracking"):
-        get_task("boxes")
+    with pytest.raises(InputError, match=r"unknown task 'boxs'.*; choose one of .*entity_tracking"):
+        get_task("boxs")
     with pytest.raises(InputError, match=r"option 'boxes'.*choose one of n_boxes, objects"):
         get_task("entity_tracking", boxes=4)
     with pytest.raises(InputError, match=r"option n_boxes: .*got 'seven'"):
         get_task("entity_tracking", n_boxes="seven")
     with pytest.raises(InputError, match="option objects"):
         get_task("entity_tracking", objects="apple")
-    with pytest.raises(InputError, match="2 to 100 boxes"):
+    with pytest.raises(InputError, match="2 to 100 items"):
         get_task("entity_tracking", n_boxes=1)
 
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from itertools import combinations, cycle, islice
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -15,21 +16,20 @@ from circuitdiff.errors import InputError
 from circuitdiff.study.registry import parse_study, read_study
 from circuitdiff.study.settings import plans_of
 from circuitdiff.tasks import get_task, ioi
-from circuitdiff.tasks.ioi_scenarios import (
-    COUNTERFACTUALS,
-    NAMES,
-    OBJECTS,
-    PLACES,
-    TEMPLATES,
-    TRAIN_NAMES,
-    Scene,
-    Vocabulary,
-    draw_sentences,
-)
-from circuitdiff.tasks.scenarios import SPLITS
+from circuitdiff.tasks.scenarios import SPLITS, Pools, distinct_scenarios, draw_scenario, split_of
+from circuitdiff.vocabulary import WORDS
 from helpers.reading import texts, word, words_at
 from helpers.tiny_tokenizers import learned_byte_pairs, word_level
 
+NAMES, TRAIN_NAMES, PLACES, OBJECTS = (
+    tuple((WORDS / f"{name}.txt").read_text().split()) for name in ("names", "training_names", "places", "gifts")
+)
+COUNTERFACTUALS = ioi().counterfactuals
+FIELDS = {"{0.name}": "{first}", "{1.name}": "{second}", "{s2=other.name}": "{repeated}"}
+TEMPLATES = [
+    re.sub("|".join(map(re.escape, FIELDS)), lambda field: FIELDS[field[0]], wording.text)
+    for wording in ioi().form.written
+]
 PEOPLE = {*NAMES, *TRAIN_NAMES}
 WORDING = [w for template in TEMPLATES for w in re.findall(r"\w+|[.,]", re.sub(r"\{\w+\}", "", template))]
 AFTER = {"after_io": "io", "after_s1": "s1", "after_s2": "s2"} | {
@@ -138,7 +138,7 @@ def test_the_learned_tokenizer_does_split_words_of_the_sentences(learned):
     prompts = ioi().sample(learned, n_prompts=40).clean_prompts
     split = {name.partition("#")[0].partition(".")[2] for name in prompts.slot_names if "#" in name}
     assert "after_s2" in split
-    assert any(slot.startswith("word_") for slot in split)
+    assert split & {each.lower() for each in WORDING}
 
 
 def test_unrelated_counterfactuals_have_three_other_names_in_the_same_sentence_at_the_same_places(tokenizer):
@@ -253,7 +253,7 @@ def test_no_two_templates_share_a_slot_and_kinds_pool_the_listed_names(whole):
 
 
 def test_names_that_are_not_one_token_are_left_out_and_named(learned):
-    usable = ioi().usable_names(learned)
+    usable = ioi().usable("names", learned)
     assert sorted([*usable.ids, *usable.left_out]) == sorted(NAMES)
     assert 14 <= len(usable.ids) < len(NAMES)
     assert all(learned.decode([token]) == f" {name}" for name, token in usable.ids.items())
@@ -262,18 +262,18 @@ def test_names_that_are_not_one_token_are_left_out_and_named(learned):
     assert drawn <= set(usable.ids)
 
 
-def test_fourteen_words_of_each_list_are_enough_and_thirteen_are_not():
+def test_names_for_two_prompts_and_one_of_each_other_word_are_enough_and_fewer_are_not():
     def tokenizer(n_names, n_places, n_objects):
         return word_level([*WORDING, *NAMES[:n_names], *PLACES[:n_places], *OBJECTS[:n_objects]])
 
-    assert len(ioi().sample(tokenizer(14, 14, 14), n_prompts=50)) == 50
+    assert len(ioi().sample(tokenizer(14, 1, 1), n_prompts=10)) == 10
     for sizes, message in (
         (
-            (13, 14, 14),
-            "14 names of one token each, but the tokenizer keeps 13 of 80 whole: give the task other names$",
+            (4, 1, 1),
+            "5 names of one token each, but the tokenizer keeps 4 of 80 whole: give the task other names, or fewer",
         ),
-        ((14, 13, 14), r"14 places of one token each.*keeps 13"),
-        ((14, 14, 13), r"14 objects of one token each.*keeps 13"),
+        ((14, 0, 1), r"1 places of one token each.*keeps 0"),
+        ((14, 1, 0), r"1 objects of one token each.*keeps 0"),
     ):
         with pytest.raises(InputError, match=message):
             ioi().sample(tokenizer(*sizes))
@@ -291,7 +291,7 @@ def test_wrong_offsets_are_found_out(whole, monkeypatch, first, second):
         return encoded
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", exchanged)
-    with pytest.raises(InputError, match="offsets do not lead to"):
+    with pytest.raises(InputError, match="offsets lead to"):
         ioi().sample(whole, n_prompts=16)
 
 
@@ -314,12 +314,14 @@ def test_the_task_has_a_plan_of_its_roles_and_is_found_by_name(whole):
     assert task.name == "ioi"
     assert list(plans_of(parse_study({"name": "s", "base": "m", "task": "ioi"}, "s"))) == list(task.plans)
     assert task.desiderata == ()
-    with pytest.raises(InputError, match="there is no desideratum 'object': the task ioi has none; give JSONL files"):
+    with pytest.raises(
+        InputError, match="the task ioi has no desideratum 'object'; choose one of none; or give a JSONL file"
+    ):
         task.triples(whole, ["object"], 3, 0)
     shown = task.describe(task.sample(whole, n_prompts=3, counterfactual="names_swapped"), 1, whole)
     at = {role: token for token, roles in zip(shown.clean.tokens, shown.clean.roles, strict=True) for role in roles}
     assert (at["io"], at["s1"]) == (shown.answer, shown.counterfactual_answer)
-    with pytest.raises(InputError, match=r"option 'n_boxes'; choose one of names, train_names"):
+    with pytest.raises(InputError, match=r"option 'n_boxes'; choose one of names, places, objects, train_names"):
         get_task("ioi", n_boxes=3)
 
 
@@ -342,23 +344,27 @@ def test_bad_options_say_what_is_allowed(whole):
         ioi(train_names=("Mary", "Tom B"))
 
 
+def pools(names):
+    of = {"items": (tuple(names),), "draws": (("park",), ("cup", "hat"))}
+    categories = ("names", "places", "objects")
+    return Pools(n_items=2, item_fields=("name",), single_fields=("place", "object"), categories=categories, **of)
+
+
 def test_no_scene_comes_twice_and_running_out_of_them_is_said():
-    words = Vocabulary(tuple("abcdef"), ("park",), ("cup", "hat"))
-    pairs = [pair for pair in combinations(words.names, 2) if Scene(0, pair, "", "").split == "mask"]
-    drawn = draw_sentences(("test",), "mask", words, n_templates=1, n_queries=1)
-    scenes = [sentence.scene for (sentence,) in islice(drawn, 2 * len(pairs))]
-    assert {(frozenset(scene.names), scene.object) for scene in scenes} == {
-        (frozenset(pair), thing) for pair in pairs for thing in words.objects
+    pairs = [pair for pair in combinations("abcdef", 2) if split_of(pair) == "mask"]
+    drawn = distinct_scenarios(("test",), "mask", pools("abcdef"))
+    scenes = list(islice(drawn, 2 * len(pairs)))
+    assert {(frozenset(scene.items[0]), scene.draws[1]) for scene in scenes} == {
+        (frozenset(pair), thing) for pair in pairs for thing in ("cup", "hat")
     }
     with pytest.raises(InputError, match=rf"'mask' has only some {2 * len(pairs)} scenarios: ask for fewer"):
         next(drawn)
 
 
 def test_names_without_a_pair_in_the_split_are_said():
-    other = next(split for split in SPLITS if Scene(0, ("a", "b"), "", "").split != split)
-    words = Vocabulary(("a", "b"), ("park",), ("cup",))
-    with pytest.raises(InputError, match=f"2 names leave no pair to split '{other}'"):
-        next(draw_sentences(("test",), other, words, n_templates=1, n_queries=1))
+    other = next(split for split in SPLITS if split_of("ab") != split)
+    with pytest.raises(InputError, match=f"2 names, 1 places, 2 objects leave no combination to split '{other}'"):
+        draw_scenario(Random(0), other, pools("ab"), 0)
 
 
 def test_the_lists_of_words_are_long_and_disjoint_and_objects_go_with_a():

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from circuitdiff.errors import InputError
-from circuitdiff.tasks.desiderata import read_triples
+from circuitdiff.tasks import read_triples
 
 BASE = "The apple is in Box F, the book is in Box K. Box K contains the"
 SOURCE = "The book is in Box F. Box F contains the"

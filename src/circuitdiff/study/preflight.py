@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.errors import InputError, choices, errors_name
+from circuitdiff.errors import InputError, choices, naming
 from circuitdiff.evaluation import check_groups
 from circuitdiff.finetune.recipes import read_recipe
 from circuitdiff.methods.discovery import Plan
@@ -71,10 +71,10 @@ def check_study(study: Outlined, *, mixed: bool) -> None:
     base, *variants = study.models
     for path in study.settings.circuits.values():
         circuit = Circuit.from_json(path)
-        with errors_name(path):
+        with naming(path):
             check_groups(circuit, base.shape.n_layers, base.shape.n_heads, base.pairs)
     for stage in (stage for plan in study.plans.values() for stage in plan.stages):
-        with errors_name(f"stage {stage.name!r}"):
+        with naming(f"stage {stage.name!r}"):
             check_reach(base.pairs, stage.at, stage.via, stage.receivers_at)
     for variant in variants:
         found = differences(variant.shape, base.shape)
@@ -116,11 +116,11 @@ def _outlined_models(settings: CommonSettings) -> Iterator[OutlinedModel]:
         origin = (MEMBERS[start.source].origin if start.source in MEMBERS else start.source), start.tokenizer
         if origin not in known:
             outline = read_outline(start.source, start.tokenizer)
-            with errors_name(name):
+            with naming(name):
                 known[origin] = outline, _prompts(settings, outline)
         outline, pairs = known[origin]
         for adapter in start.adapters:
-            with errors_name(name):
+            with naming(name):
                 check_adapter(outline.config, adapter)
         _, base_pairs = next(iter(known.values()))
         yield OutlinedModel(outline, Shape.outlined(name, outline, base_pairs), pairs)

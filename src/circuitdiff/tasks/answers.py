@@ -53,13 +53,15 @@ def _texts(answer: Answer, words: Words, categories: Categories, question: Quest
             return ()
         return ("".join(part.space + (words.of(question, part.ref) if part.ref else part.text) for part in parts),)
     name, _, column = answer.any_of.partition(".")
-    listed = categories[name][0]
-    low, high = 0, len(listed)
-    if answer.above is not None:
-        low = listed.index(_word(words, question, answer.above)) + 1
-    if answer.below is not None:
-        high = listed.index(_word(words, question, answer.below))
-    but = None if answer.but is None else _word(words, question, answer.but)
+    above, below, but = (
+        None if field is None else _word(words, question, field) for field in (answer.above, answer.below, answer.but)
+    )
+    own, train = categories[name]
+    listed = train if train and {above, below, but} & {*train} else own
+    if missing := next((word for word in (above, below) if word is not None and word not in listed), None):
+        raise InputError(f"any_of is compared with {missing!r}, and {name} lacks it: give {name} that word")
+    low = 0 if above is None else listed.index(above) + 1
+    high = len(listed) if below is None else listed.index(below)
     chosen = [word for word in listed[low:high] if word != but]
     columns = words.columns[name]
     return tuple(answer.text.replace("{}", columns[w][column] if column else w) for w in chosen)

@@ -23,7 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, naming
 from circuitdiff.prompts import PromptSet, Triples
 from circuitdiff.tasks.answers import AnswerTokens
 from circuitdiff.tasks.chat import OFF
@@ -90,8 +90,9 @@ def sample_desiderata(
     if n_triples < 1 or split not in SPLITS:
         raise InputError(f"expected at least 1 triple of a split in {', '.join(SPLITS)}; got {n_triples} of {split!r}")
     task.check_desiderata(desiderata)
-    drawing = _Drawing(task, tokenizer, n_triples, seed, split, redraw, chat)
-    return [drawing.triples(name, task.form.desiderata[name]) for name in desiderata]
+    with naming(task.origin):
+        drawing = _Drawing(task, tokenizer, n_triples, seed, split, redraw, chat)
+        return [drawing.triples(name, task.form.desiderata[name]) for name in desiderata]
 
 
 class _Drawing:
@@ -112,6 +113,7 @@ class _Drawing:
         self._pools = task.pools(tokenizer, split)
         drawn = draw_questions(self._key, split, self._pools, 1)
         self._questions = list(islice(chain.from_iterable(drawn), n))
+        self._base_texts = [task.text(question) for question in self._questions]
         self._answers = AnswerTokens(tokenizer)
         self._sources: dict[str, list[Source]] = {}
         self._prompts: dict[object, PromptSet] = {}
@@ -164,14 +166,15 @@ class _Drawing:
 
     def _tokens(self, wants: str, pairs: Sequence[tuple[Question, Question]]) -> Int[Tensor, " triple"]:
         """What each source points to, as a token; -1 for nothing."""
-        return torch.tensor([self._token(wants, base, source) for base, source in pairs])
+        texts = self._base_texts
+        return torch.tensor([self._token(wants, *pair, text) for pair, text in zip(pairs, texts, strict=True)])
 
-    def _token(self, wants: str, base: Question, source: Question) -> int:
+    def _token(self, wants: str, base: Question, source: Question, text: str) -> int:
         pointed = pointed_to(wants, base, source, self._task.given_field or 0)
         answers = None if pointed is None else self._task.answers(pointed)
         if answers is None:
             return -1
-        tokens = self._answers.of(self._task.text(base), answers.right[0], self._task.origin)
+        tokens = self._answers.of(text, answers.right[0], self._task.origin)
         if len(tokens) != 1:
             raise InputError(f"{self._task.origin}: desiderata need answers of one token; {answers.right[0]!r} is not")
         return tokens[0]

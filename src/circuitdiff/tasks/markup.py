@@ -11,14 +11,17 @@ the end of the prompt is `last`. Spaces before a word belong to the word.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from circuitdiff.errors import InputError
 
 _PIECE = re.compile(r"(\s*)(?:\{([^{}]*)\}|(\w+(?:['’-]\w+)*|['’]\w+)|([^\w\s{}]+))")
 _BODY = re.compile(r"(?:(?P<slot>\w+)(?P<how>[=:]))?(?P<rest>.+)", re.DOTALL)
 _REF = re.compile(r"\w+(?:\.\w+)*")
+
+_TAKEN = ("start", "chat", "last")  # slots that are not called after a word
 
 Ref = tuple[str, ...]  # a field: its dotted path
 
@@ -33,6 +36,7 @@ class Part:
     slot: str | None = None
 
 
+@lru_cache(maxsize=1024)
 def parse(markup: str, origin: str) -> tuple[Part, ...]:
     """The parts of a text in their order.
 
@@ -88,10 +92,11 @@ def after(slot: str) -> str:
 
 def slot_of_text(text: str) -> str:
     """The slot of a word or sign that is not named."""
-    return text.lower() if text[0].isalnum() else "sign"
+    name = text.lower() if text[0].isalnum() else "sign"
+    return f"{name}_" if name in _TAKEN else name
 
 
-def distinct(slot: str, taken: Sequence[str]) -> str:
+def distinct(slot: str, taken: Container[str]) -> str:
     """The slot with the first number behind it that is free: `the`, `the_2`."""
     n = 1
     while (name := slot if n == 1 else f"{slot}_{n}") in taken:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices
 from circuitdiff.tasks.changes import ChangeRule
 from circuitdiff.tasks.markup import Part, Ref, parse, reference
+from circuitdiff.tasks.task import check_plan_roles
 from circuitdiff.tasks.template import TemplateTask
 from circuitdiff.tasks.template_file import MOST_ITEMS, AnyOf, TemplateFile, WordFile, entries_of
 from circuitdiff.tasks.writing import Columns, Texts, Words, with_between
 
 _OWN = ("list", "changes")  # fields of a text that stand for clauses
+_TAKEN = (*_OWN, "asked", "other", "spare", "held", "to", "start", "chat", "last")  # names that no field can have
 
 
 def read_template(path: Path, options: Mapping[str, Any]) -> TemplateTask:
@@ -49,6 +51,10 @@ class _Reader:
         texts = self._texts()
         item_fields = tuple(form.items.fields) if form.items else ()
         fields = {**(form.items.fields if form.items else {}), **form.draws}
+        twice = {*item_fields} & {*form.draws}
+        if taken := next((name for name in fields if name in _TAKEN or name in twice), None):
+            why = "is one of items and of draws" if taken in twice else "has a meaning of its own"
+            raise InputError(f"{self.origin}: the field {taken!r} {why}; give it another name")
         for name, category in fields.items():
             if category not in form.categories:
                 raise self._wrong(f"the field {name!r} draws from {category!r}", category, form.categories)
@@ -76,7 +82,10 @@ class _Reader:
 
     def _sizes(self, options: Mapping[str, Any]) -> tuple[int, tuple[object, ...]]:
         form = self.form
-        known = [*form.options, *form.categories, *(f"train_{name}" for name in form.categories)]
+        lists = [*form.categories, *(f"train_{name}" for name in form.categories)]
+        known = [*form.options, *lists]
+        if both := next((name for name in form.options if name in lists), None):
+            raise InputError(f"{self.origin}: the option {both!r} is also that of a category's words; rename it")
         for name in options:
             if name not in known:
                 raise InputError(f"task {form.name!r} has no option {name!r}{choices(name, known)}")
@@ -89,8 +98,8 @@ class _Reader:
             raise self._wrong(f"items.count is {count!r}", count, form.options)
         n_items = sizes[count] if isinstance(count, str) else count
         if form.items and not 2 <= n_items <= MOST_ITEMS:
-            said = f"option {count}" if isinstance(count, str) else "items.count"
-            raise InputError(f"task {form.name!r}, {said}: expected 2 to {MOST_ITEMS} items; got {n_items}")
+            said = f"task {form.name!r}, option {count}" if isinstance(count, str) else f"{self.origin}: items.count"
+            raise InputError(f"{said}: expected 2 to {MOST_ITEMS} items; got {n_items}")
         return n_items, tuple(sizes.values())
 
     def _categories(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Columns]:
@@ -109,9 +118,10 @@ class _Reader:
     def _entries(self, options: Mapping[str, Any], name: str, written: Any) -> dict[str, dict[str, str]] | None:
         if name in options:
             given = options[name]
-            if isinstance(given, str) or not all(isinstance(word, str) for word in given):
+            words = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+            if not words or not all(isinstance(word, str) for word in words):
                 raise InputError(f"task {self.form.name!r}, option {name}: expected a list of words; got {given!r}")
-            return {word: {"": word} for word in given}
+            return entries_of(words, self.folder, f"task {self.form.name!r}, option {name}")
         return None if written is None else entries_of(written, self.folder, f"{self.origin}: categories.{name}")
 
     def _word_files(self) -> Iterator[Path]:
@@ -149,13 +159,19 @@ class _Reader:
 
     def _check_refs(self, texts: Texts, words: Words, n_items: int) -> None:
         """Raises: InputError naming the first field of a text that does not exist there."""
-        for where, parts in _all_parts(texts, self.form):
+        for where, parts in _all_parts(texts, self.form, self.origin):
+            named = [part.slot for part in parts if part.slot]
+            if taken := next((slot for slot in named if slot in ("start", "chat")), None):
+                raise InputError(f"{self.origin}: {where} has the slot {taken!r}, which is another; rename it")
+            if twice := next((slot for slot in named if named.count(slot) > 1), None):
+                raise InputError(f"{self.origin}: {where} names the slot {twice!r} twice; give each its own name")
             for ref in (part.ref for part in parts if part.ref):
                 self._check_ref(where, ref, words, n_items)
         for i, wording in enumerate(self.form.written):
             answer, foils = wording.answer or self.form.answer, wording.foils or self.form.foils
             if answer is None:
                 raise InputError(f"{self.origin}: `answer` is missing: give it for the task or for wording {i}")
+            self._check_asked(i, answer, texts)
             for each in (answer, *(foils if isinstance(foils, tuple) else (foils,) if foils else ())):
                 if isinstance(each, AnyOf):
                     self._check_any_of(each, words)
@@ -164,26 +180,40 @@ class _Reader:
                         if part.ref:
                             self._check_ref("answer", part.ref, words, n_items)
 
+    def _check_asked(self, wording: int, answer: str | AnyOf, texts: Texts) -> None:
+        """Raises: InputError if the answer depends on which item is asked for, and the wording does not say it."""
+        written = answer if isinstance(answer, str) else "".join(f"{{{each}}}" for each in _compared(answer))
+        firsts = {part.ref[0] for part in (*texts.wordings[wording], *texts.list) if part.ref}
+        of_asked = any(part.ref[:1] in (("asked",), ("held",)) for part in parse(written, f"{self.origin}: answer"))
+        if of_asked and not firsts & {"asked", "other"}:
+            raise InputError(
+                f"{self.origin}: the answer is of the item asked for, and the text does not say which: write "
+                f"{{asked.FIELD}} or {{other.FIELD}} in it"
+            )
+        if self.form.changes and "changes" not in firsts:
+            raise InputError(f"{self.origin}: `changes` are given, and a text does not write {{changes}}")
+
     def _check_ref(self, where: str, ref: Ref, words: Words, n_items: int) -> None:
         first, *rest = ref
-        if where == "text" and ref in [(name,) for name in _OWN]:
+        kind, of_change = where.rpartition(".")[2], where.startswith("changes.")
+        if (first == "spare" and not where.startswith("desiderata.")) or (first == "to" and where != "changes.move"):
+            only = "texts of desiderata" if first == "spare" else "changes.move"
+            raise InputError(f"{self.origin}: {where} has {{{'.'.join(ref)}}}, which only {only} can have")
+        if kind == "text" and ref in [(name,) for name in _OWN]:
             if (self.form.list if first == "list" else self.form.changes) is None:
                 raise InputError(f"{self.origin}: {{{first}}} is written, and `{first}` is not given")
             return
         item_ref = first in ("asked", "other", "spare", "held", "to") or first.isdecimal()
         if first.isdecimal() and int(first) >= n_items:
             raise InputError(f"{self.origin}: {{{'.'.join(ref)}}}: there are {n_items} items, from 0 on")
-        if first == "held" and not self.form.changes:
-            raise InputError(f"{self.origin}: {{{'.'.join(ref)}}} is what `changes` leave; give them")
+        if first == "held" and (self.form.changes is None or rest[:1] != [self.form.changes.holds]):
+            raise InputError(
+                f"{self.origin}: {{{'.'.join(ref)}}} is what `changes` leave; give them, and write {{held.FIELD}} with "
+                f"the field that they say an item `holds`"
+            )
         name = rest[0] if item_ref and rest else first
-        in_item = item_ref or where in ("list", "changes")
-        known = (
-            words.item_fields
-            if item_ref
-            else (*words.item_fields, *words.single_fields)
-            if in_item
-            else words.single_fields
-        )
+        own = (words.holds or ()) if of_change else words.item_fields if kind == "list" else ()
+        known = words.item_fields if item_ref else (*own, *words.single_fields)
         if name not in known:
             written = ".".join(ref)
             raise self._wrong(f"{where} has the field {{{written}}}", written, self._fields(words, where))
@@ -194,7 +224,8 @@ class _Reader:
 
     def _fields(self, words: Words, where: str) -> list[str]:
         items = [f"{which}.{name}" for name in words.item_fields for which in ("asked", "other", "0")]
-        return [*(words.item_fields if where in ("list", "changes") else ()), *items, *words.single_fields]
+        own = (words.holds or ()) if where.startswith("changes.") else words.item_fields
+        return [*(own if where.startswith("changes.") or where.endswith("list") else ()), *items, *words.single_fields]
 
     def _check_any_of(self, each: AnyOf, words: Words) -> None:
         name, _, column = each.any_of.partition(".")
@@ -203,11 +234,15 @@ class _Reader:
         columns = next(iter(words.columns[name].values()), {})
         if column and column not in columns:
             raise self._wrong(f"any_of has the column {column!r}", column, columns)
-        for written in filter(None, (each.above, each.below, each.but)):
-            first, *rest = reference(written)
-            field = rest[0] if first in ("asked", "other") and rest else first
-            if field not in words.categories:
-                raise self._wrong(f"any_of is compared with the field {written!r}", written, words.categories)
+        for written in _compared(each):
+            fields = [
+                known
+                for field in words.categories
+                for known in ((f"asked.{field}", f"other.{field}") if field in words.item_fields else (field,))
+            ]
+            if written not in fields:
+                raise self._wrong(f"any_of is compared with the field {written!r}", written, fields)
+            field = reference(written)[-1]
             listed = entries_of(self.form.categories[name].words, self.folder, self.origin)
             drawn = entries_of(self.form.categories[words.categories[field]].words, self.folder, self.origin)
             if alone := next((word for word in drawn if word not in listed), None):
@@ -216,6 +251,8 @@ class _Reader:
     def _check_rules(self, words: Words) -> None:
         known = (*words.item_fields, *words.single_fields)
         names = [each.name for each in self.form.written if each.name]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"{self.origin}: two wordings are called {twice!r}; give each its own name")
         for kind, rule in self.form.counterfactuals.items():
             for name in rule.redraw:
                 if name not in known:
@@ -238,6 +275,11 @@ class _Reader:
             raise InputError(f"{self.origin}: desiderata.{wanting[0]} needs `items`, one of which the text asks for")
 
     def _check_roles(self, task: TemplateTask) -> None:
+        for role, place in self.form.roles.items():
+            problem = task.problem_of(role, place)
+            if problem:
+                raise InputError(f"{self.origin}: roles.{role}: {problem}")
+        check_plan_roles(self.origin, self.form.plans, task.roles)
         for role in self.form.question or ():
             if role not in task.roles:
                 raise self._wrong(f"question has the role {role!r}", role, task.roles)
@@ -264,17 +306,37 @@ class _Reader:
                 raise self._wrong(f"changes are of {name!r}", name, words.item_fields)
         if not form.texts:
             raise InputError(f"{self.origin}: changes: write at least one of put, remove, move")
+        if form.key == form.holds:
+            raise InputError(f"{self.origin}: changes: `key` is the place and `holds` the thing in it; got one field")
+        for kind, text in form.texts.items():
+            refs = {part.ref[0] for part in parse(text, f"{self.origin}: changes.{kind}") if part.ref}
+            needed = {"put": (form.holds, form.key), "remove": (form.holds,), "move": (form.holds, "to")}[kind]
+            if lacking := next((name for name in needed if name not in refs), None):
+                field = f"to.{form.key}" if lacking == "to" else lacking
+                raise InputError(
+                    f"{self.origin}: changes.{kind} does not say what moves where: write {{{field}}} in it"
+                )
         fields = words.item_fields
         return ChangeRule(form.count, tuple(form.texts), fields.index(form.key), fields.index(form.holds))
 
 
-def _all_parts(texts: Texts, form: TemplateFile) -> Iterator[tuple[str, Sequence[Part]]]:
+def _compared(each: AnyOf) -> list[str]:
+    """The fields with which words are compared."""
+    return [written for written in (each.above, each.below, each.but) if written is not None]
+
+
+def _all_parts(texts: Texts, form: TemplateFile, origin: str) -> Iterator[tuple[str, Sequence[Part]]]:
+    """Every text with what it is: `...text`, `...list` where `{FIELD}` is of one item, or what stands between."""
     yield from (("text", parts) for parts in texts.wordings)
     yield "list", texts.list
-    yield from (("changes", parts) for parts in texts.changes.values())
+    yield "list.between", texts.between
+    yield from ((f"changes.{kind}", parts) for kind, parts in texts.changes.items())
+    yield "between_changes", texts.between_changes
     for name, each in form.desiderata.items():
-        yield from (("text", parse(text, f"desiderata.{name}")) for text in (each.text,) if text)
-        yield from (("list", parse(text, f"desiderata.{name}")) for text in (each.list, each.asked) if text)
+        for key, kind in (("text", "text"), ("list", "list"), ("asked", "list"), ("between", "between")):
+            if text := getattr(each, key):
+                parts = parse(text.rstrip() if key == "between" else text, f"{origin}: desiderata.{name}.{key}")
+                yield f"desiderata.{name}.{kind}", parts
 
 
 def _around(texts: Texts, words: Words, answered: set[str]) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -9,27 +9,28 @@ including its end, or the word where it stands. Slots are the roles, and the tok
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.config.reading import read_jsonl, read_text, read_yaml
 from circuitdiff.config.settings import FolderName, Name, Settings
 from circuitdiff.config.validation import validated
-from circuitdiff.errors import InputError, choices
+from circuitdiff.errors import InputError, choices, naming
 from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.tasks.answers import AnswerTexts, pairs_of
 from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.scenarios import SPLITS, check_options, generator, split_of
-from circuitdiff.tasks.task import DescribedPair, describe_pair
-from circuitdiff.tasks.tokens import Span, cut_at_roles, tokenise
+from circuitdiff.tasks.task import DescribedPair, check_plan_roles, describe_pair
+from circuitdiff.tasks.tokens import CHAT, START, Span, cut_at_roles, tokenise
 
 TABLES = (".jsonl", ".csv")
 _LISTED = "|"  # what separates several answers or foils in a cell of a CSV file
@@ -50,6 +51,13 @@ class Columns(Settings):
     roles: str = "roles"
     counterfactual_roles: str = "counterfactual_roles"
 
+    @model_validator(mode="after")
+    def _each_its_own(self) -> Columns:
+        names = list(self.model_dump().values())
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two of them are called {twice!r}; give each column its own name")
+        return self
+
 
 class TableFile(Settings):
     """A task as a table; its path is relative to this file. `roles`: columns that hold the word at which a role sits.
@@ -68,16 +76,19 @@ class TableFile(Settings):
 
 
 Texts = tuple[str, ...]
+_Some = Annotated[str, Field(min_length=1)]
+_Several = tuple[_Some, ...]
+_OURS = re.compile(r"last|start|chat|text_\d+")  # slots that are not roles, and the role that each prompt has
 
 
 class Row(Settings):
     """One row, under our names."""
 
     prompt: str = Field(min_length=1)
-    answer: str | tuple[str, ...]
+    answer: _Some | Annotated[_Several, Field(min_length=1)]
     counterfactual: str = Field(min_length=1)
-    counterfactual_answer: str | tuple[str, ...] | None = None
-    foils: str | tuple[str, ...] = ()
+    counterfactual_answer: _Some | Annotated[_Several, Field(min_length=1)] | None = None
+    foils: _Some | _Several = ()
     scenario: str | int | None = None
     split: str | None = None
     queried: int = Field(default=0, ge=0, lt=2**31)
@@ -129,8 +140,14 @@ class TableTask:
         return ()
 
     @property
+    def table(self) -> Path:
+        """The file of the rows."""
+        return self.path if self.path.suffix in TABLES else self.path.parent / self.form.table
+
+    @property
     def files(self) -> tuple[Path, ...]:
-        return (self.path,)
+        """All that are read."""
+        return tuple(dict.fromkeys([self.path, self.table]))
 
     def check_desiderata(self, names: Iterable[str]) -> None:
         """Raises: InputError naming the first."""
@@ -191,15 +208,23 @@ class TableTask:
         origins = [self.rows[i][0] for i, _ in drawn]
         clean = [cut_at_roles(row.prompt, row.roles, origin) for row, origin in zip(rows, origins, strict=True)]
         other = [_counterfactual(row, origin) for row, origin in zip(rows, origins, strict=True)]
-        prompts = tokenise(tokenizer, [*clean, *other], self.roles, chat_prefix(tokenizer, chat))
-        scenarios = {key: i for i, key in enumerate(dict.fromkeys(self._scenarios[i] for i, _ in drawn))}
+        with naming(str(self.table)):
+            prompts = tokenise(tokenizer, [*clean, *other], self.roles, chat_prefix(tokenizer, chat))
+        own = torch.tensor([name.partition("#")[0] not in (CHAT, START) for name in prompts.slot_names])[
+            prompts.slots
+        ] & (prompts.slots >= 0)
+        unknown = own & (prompts.tokens == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id))
+        if unknown.any():
+            where = origins[int(unknown.any(1).nonzero()[0]) % n_prompts]
+            raise InputError(f"{where}: the tokenizer does not know every word: use other words, or another model")
+        scenarios = {key: i for i, key in enumerate(dict.fromkeys(self.scenarios[i] for i, _ in drawn))}
         numbers = torch.arange(len(prompts))
         return pairs_of(
             tokenizer,
             (prompts.select(numbers[:n_prompts]), prompts.select(numbers[n_prompts:])),
             ([row.prompt for row in rows], [row.counterfactual for row in rows]),
             ([self._answers(row) for row in rows], [self._new_answers(row) for row in rows]),
-            scenarios=[scenarios[self._scenarios[i]] for i, _ in drawn],
+            scenarios=[scenarios[self.scenarios[i]] for i, _ in drawn],
             queried=[row.queried for row in rows],
             origins=origins,
         )
@@ -214,7 +239,7 @@ class TableTask:
         return {split: len(self._split_rows[split]) for split in SPLITS}
 
     @cached_property
-    def _scenarios(self) -> tuple[str, ...]:
+    def scenarios(self) -> tuple[str, ...]:
         """Of each row; its prompt where none is named."""
         return tuple(row.prompt if row.scenario is None else str(row.scenario) for _, row in self.rows)
 
@@ -222,14 +247,14 @@ class TableTask:
     def _split_rows(self) -> dict[str, list[int]]:
         chosen: dict[str, list[int]] = {split: [] for split in SPLITS}
         for i, (_, row) in enumerate(self.rows):
-            chosen[row.split or split_of([self._scenarios[i]])].append(i)
+            chosen[row.split or split_of([self.scenarios[i]])].append(i)
         return chosen
 
     def _drawn(self, n_prompts: int, seed: int, split: str, most: int) -> Iterator[tuple[int, Row]]:
         """At most so many rows of each scenario, scenario by scenario."""
         by_scenario: dict[str, list[int]] = {}
         for i in self._split_rows[split]:
-            by_scenario.setdefault(self._scenarios[i], []).append(i)
+            by_scenario.setdefault(self.scenarios[i], []).append(i)
         order = list(by_scenario)
         generator(self.name, split, seed).shuffle(order)
         drawn = [i for key in order for i in by_scenario[key][:most]]
@@ -265,22 +290,37 @@ def read_table(path: Path) -> TableTask:
     else:
         form = validated(TableFile, read_yaml(path), str(path))
         table = path.parent / form.table
+        if table.suffix not in TABLES:
+            raise InputError(f"{path}: table: expected a file that ends in {' or '.join(TABLES)}; got {form.table!r}")
     rows = _csv_rows(table) if table.suffix == ".csv" else read_jsonl(table)
     if not rows:
         raise InputError(f"{table} has no rows; expected one pair a line")
     read = tuple((origin, _row(origin, data, form, table.suffix == ".csv")) for origin, data in rows)
     _check_twice(read)
-    return TableTask(form, path, read)
+    _check_alike(read)
+    task = TableTask(form, path, read)
+    _check_splits(read, task.scenarios)
+    for role in form.question:
+        if role not in task.roles:
+            raise InputError(f"{path}: question has the role {role!r}, which is unknown{choices(role, task.roles)}")
+    check_plan_roles(str(path), form.plans, task.roles)
+    return task
 
 
 def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(StringIO(read_text(path, "CSV")), strict=True, restval=None, restkey="")
     try:
+        names = list(reader.fieldnames or ())
+        for name in names:
+            if not name.strip() or names.count(name) > 1:
+                raise InputError(f"{path}, line 1: the column {name!r} stands twice or has no name; give each its own")
         rows = [
             (f"{path}, line {reader.line_num}", {k: v for k, v in row.items() if v not in ("", None)}) for row in reader
         ]
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+        raise InputError(
+            f"{path}, line {reader.line_num}: {error}; expected cells with commas between them, and each quote doubled"
+        ) from error
     if long := next((origin for origin, row in rows if "" in row), None):
         raise InputError(f"{long}: more cells than the header has columns; put a cell that holds a comma in quotes")
     return rows
@@ -291,10 +331,16 @@ def _row(origin: str, data: Mapping[str, Any], form: TableFile, is_csv: bool) ->
     names = {theirs: ours for ours, theirs in form.columns.model_dump().items()}
     words = {name for each in form.roles.values() for name in ((each,) if isinstance(each, str) else each)}
     row = {names.get(key, key): value for key, value in data.items() if key in names or key not in words}
+    if renamed := next((key for key in data if key in form.columns.model_dump() and key not in names), None):
+        theirs = getattr(form.columns, renamed)
+        if renamed not in words:
+            raise InputError(f"{origin}: there is a column {renamed!r}, which `columns` calls {theirs!r}; keep one")
     if is_csv:
         row = _typed(row)
-    if form.roles:
-        row["roles"], row["counterfactual_roles"] = {**row.get("roles", {})}, {**row.get("counterfactual_roles", {})}
+    own = row.get("roles") or {}
+    changed = row.get("counterfactual_roles") or own
+    if form.roles and isinstance(own, dict) and isinstance(changed, dict):
+        row["roles"], row["counterfactual_roles"] = {**own}, {**changed}
         for role, columns in form.roles.items():
             for key, column in zip(
                 ("roles", "counterfactual_roles"),
@@ -305,10 +351,21 @@ def _row(origin: str, data: Mapping[str, Any], form: TableFile, is_csv: bool) ->
                     raise InputError(f"{origin}: role {role!r} is in column {column!r}{choices(column, data)}")
                 row[key][role] = data[column]
     read = validated(Row, row, origin)
-    if read.prompt == read.counterfactual:
+    if read.prompt.strip() == read.counterfactual.strip():
         raise InputError(f"{origin}: the counterfactual equals the prompt; change what the answer depends on")
     if read.split is not None and read.split not in SPLITS:
         raise InputError(f"{origin}: unknown split {read.split!r}{choices(read.split, SPLITS)}")
+    answers = (read.answer,) if isinstance(read.answer, str) else read.answer
+    if read.prompt.endswith(" ") and (form.space or answers[0].startswith(" ")):
+        raise InputError(
+            f"{origin}: the prompt ends in a space, and the answer begins with one; keep that of the answer"
+        )
+    if ours := next(
+        (role for role in (*read.roles, *(read.counterfactual_roles or ())) if _OURS.fullmatch(role)), None
+    ):
+        raise InputError(f"{origin}: a role cannot be called {ours!r}, which has a meaning here; choose another name")
+    cut_at_roles(read.prompt, read.roles, origin)
+    _counterfactual(read, origin)
     return read
 
 
@@ -324,15 +381,35 @@ def _typed(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counterfactual(row: Row, origin: str) -> Any:
-    """With the roles of its own, or the clean prompt's where the same words stand at the same places."""
-    roles = row.counterfactual_roles
-    if roles is None:
-        roles = {
-            role: place
-            for role, place in row.roles.items()
-            if not isinstance(place, str) or place in row.counterfactual
-        }
+    """With the roles of its own, or the clean prompt's: the same words, or the same characters.
+
+    Raises: InputError if it lacks one of the clean prompt's roles, or has another.
+    """
+    roles = row.roles if row.counterfactual_roles is None else row.counterfactual_roles
+    if lacking := next((role for role in {*row.roles} ^ {*roles}), None):
+        where = "counterfactual_roles" if lacking in row.roles else "roles"
+        raise InputError(f"{origin}: the role {lacking!r} has no place in {where}; give it one in both prompts")
     return cut_at_roles(row.counterfactual, roles, f"{origin}, counterfactual")
+
+
+def _check_alike(rows: Sequence[tuple[str, Row]]) -> None:
+    """Raises: InputError naming the first row that has not the roles, or the kinds of answers, of the others."""
+    first_origin, first = rows[0]
+    for origin, row in rows:
+        if odd := next((role for role in {*first.roles} ^ {*row.roles}), None):
+            lacking, having = (origin, first_origin) if odd in first.roles else (first_origin, origin)
+            raise InputError(f"{lacking}: the role {odd!r} of {having} is missing; give every row the same roles")
+        if (row.counterfactual_answer is None) != (first.counterfactual_answer is None):
+            raise InputError(f"{origin}: `counterfactual_answer` is given in some rows only; give it in all or in none")
+
+
+def _check_splits(rows: Sequence[tuple[str, Row]], scenarios: Sequence[str]) -> None:
+    """Raises: InputError if rows of one scenario are of two splits, which are then not disjoint."""
+    splits: dict[str, tuple[str, str | None]] = {}
+    for (origin, row), scenario in zip(rows, scenarios, strict=True):
+        where, split = splits.setdefault(scenario, (origin, row.split))
+        if split != row.split:
+            raise InputError(f"{origin}: its scenario is of another split in {where}; give all its rows the same split")
 
 
 def _check_twice(rows: Sequence[tuple[str, Row]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
+from circuitdiff.errors import InputError, choices
 from circuitdiff.prompts import Pairs, PromptSet, Triples
 from circuitdiff.tasks.chat import OFF
 
@@ -102,6 +103,17 @@ class Task(Protocol):
     def describe(self, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPair:
         """The tokens of one pair, as text, each with its roles."""
         ...
+
+
+def check_plan_roles(origin: str, plans: Mapping[str, Any], roles: Sequence[str]) -> None:
+    """Raises: InputError naming the first role of a plan that there is not."""
+    for name, plan in plans.items():
+        stages = plan.get("stages") if isinstance(plan, dict) else None
+        for stage in stages if isinstance(stages, list) else ():
+            for key in ("at", "receivers_at"):
+                role = stage.get(key) if isinstance(stage, dict) else None
+                if isinstance(role, str) and role not in roles:
+                    raise InputError(f"{origin}: plans.{name}: {key}: there is no role {role!r}{choices(role, roles)}")
 
 
 @dataclass(frozen=True)

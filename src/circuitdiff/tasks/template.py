@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.errors import InputError, choices
+from circuitdiff.errors import InputError, choices, naming
 from circuitdiff.prompts import Pairs, PromptSet, Triples
 from circuitdiff.tasks.answers import AnswerTexts, answers_of, pairs_of
 from circuitdiff.tasks.changes import ChangeRule
@@ -62,7 +62,8 @@ class TemplateTask:
     @cached_property
     def _roles(self) -> tuple[str, ...]:
         pools = self._pools({name: words for name, (words, _) in self.categories.items()})
-        written = [self.prompt(self._example(pools, i)) for i in range(len(self.texts.wordings))]
+        with naming(self.origin):
+            written = [self.prompt(self._example(pools, i)) for i in range(len(self.texts.wordings))]
         return tuple(role for role in written[0].roles if all(role in each.roles for each in written))
 
     @property
@@ -125,7 +126,8 @@ class TemplateTask:
         self._check_role(role)
         where, _, slot = self.form.roles.get(role, role).partition(".")
         if slot and (where in ("asked", "other") or where.startswith("segment_")):
-            return [f"segment_{i}.{slot}" for i in range(self.n_items)]
+            segments = (f"segment_{i}.{slot}" for i in range(self.n_items))
+            return [segment for segment in segments if segment in self.roles]  # not all need have the slot
         return [role]
 
     def wrong_segment(self, role: str) -> str:
@@ -174,19 +176,35 @@ class TemplateTask:
         if kind not in self.form.counterfactuals:
             raise InputError(f"unknown counterfactual {kind!r}{choices(kind, self.form.counterfactuals)}")
         check_options(n_prompts, split, queries_per_scenario, max(1, self.n_items))
+        with naming(self.origin):
+            return self._sample(tokenizer, n_prompts, seed, split, queries_per_scenario, kind, chat)
+
+    def _sample(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        n_prompts: int,
+        seed: int,
+        split: str,
+        n_queries: int,
+        kind: str,
+        chat: str,
+    ) -> Pairs:
         pools, key = self.pools(tokenizer, split), self.key(split, seed)
-        drawn = draw_questions(key, split, pools, queries_per_scenario)
+        drawn = draw_questions(key, split, pools, n_queries)
         numbered = ((scenario, question) for scenario, questions in enumerate(drawn) for question in questions)
         scenarios, questions = zip(*islice(numbered, n_prompts), strict=True)
         random, rule = generator(*key, kind), self.form.counterfactuals[kind]
         names = [each.name or str(i) for i, each in enumerate(self.form.written)]
         changed = [draw_counterfactual(random, rule, each, pools, self.given_field, names) for each in questions]
+        texts = [self.text(each) for each in questions], [self.text(each) for each in changed]
+        if same := next((clean for clean, other in zip(*texts, strict=True) if clean == other), None):
+            raise InputError(f"counterfactuals.{kind} leaves {same!r} as it is; change what the text writes")
         prompts = self.tokens(tokenizer, [*questions, *changed], chat=chat)
         rows = torch.arange(len(prompts))
         return pairs_of(
             tokenizer,
             (prompts.select(rows[:n_prompts]), prompts.select(rows[n_prompts:])),
-            ([self.text(each) for each in questions], [self.text(each) for each in changed]),
+            texts,
             ([self.answers(each) for each in questions], [self.answers(each) for each in changed]),
             scenarios=scenarios,
             queried=[each.asked if self.n_items else each.scenario.wording for each in questions],
@@ -220,11 +238,17 @@ class TemplateTask:
         fields = [name for name in self.words.item_fields if self.words.categories[name] == category]
         anew = {name for rule in self.form.counterfactuals.values() for name in rule.redraw}
         elsewhere = any(rule.given == "elsewhere" for rule in self.form.counterfactuals.values())
-        needed = sum(self.n_items * (1 + (name in anew)) for name in fields)
+        needed = sum(self._n_of(name) * (1 + (name in anew)) for name in fields)
         if self.given_field is not None and elsewhere and self.words.item_fields[self.given_field] in fields:
             needed += 1
         singles = [name for name in self.words.single_fields if self.words.categories[name] == category]
         return needed + sum(1 + (name in anew) for name in singles)
+
+    def _n_of(self, field: str) -> int:
+        """How many words of an items' field one prompt may have."""
+        rule = self.change_rule
+        puts = rule is not None and "put" in rule.kinds and self.words.item_fields[rule.holds] == field
+        return self.n_items + (rule.count if rule is not None and puts else 0)
 
     def _pools(self, words: Mapping[str, tuple[str, ...]]) -> Pools:
         items = self.words.item_fields
@@ -298,6 +322,8 @@ class TemplateTask:
         item = {"asked": question.asked, "other": question.other}.get(where)
         if where == "answer":
             mentions = [name for name, written in fields.items() if written == self._mentioned(question)]
+            if not mentions:
+                raise InputError(f"a role is at {place!r}, and a prompt does not mention {self._mentioned(question)!r}")
             return mentions[0 if slot == "first" else -1]
         return place if item is None else f"segment_{item}.{slot}"
 
@@ -308,6 +334,25 @@ class TemplateTask:
             return answers.right[0].strip()
         holds = self.words.holds
         return self.words.of(question, ("asked", holds[1] if holds else self.words.item_fields[0]))
+
+    def problem_of(self, role: str, place: str) -> str | None:
+        """What is wrong with a role of the file: it has the name of another, or some wording lacks its place."""
+        where, _, slot = place.partition(".")
+        if where == "answer" and slot not in ("first", "last"):
+            return f"expected answer.first or answer.last; got {place!r}"
+        pools = self._pools({name: words for name, (words, _) in self.categories.items()})
+        for i in range(len(self.texts.wordings)):
+            with naming(self.origin):
+                question = self._example(pools, i)
+                pieces, fields, slots = write(self.texts, self.words, question, capital=self.form.capital)
+                at = self._place(question, place, fields)
+            bare = prompt_of(pieces, fields, slots, {})
+            if role in bare.roles:
+                return "a slot of the text, or what follows one, has this name already; choose another"
+            if at not in (*bare.roles, *(piece.slot for piece in pieces)):
+                names = [name.replace(f"segment_{question.asked}.", "asked.") for name in bare.roles]
+                return f"the text has no place {place!r}{choices(place, names)}"
+        return None
 
     def _check_role(self, role: str) -> None:
         if role not in self.roles:

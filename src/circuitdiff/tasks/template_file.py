@@ -16,7 +16,7 @@ _MOST_BYTES = 2**22  # of a file of words
 
 Key = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
-Entry = dict[Key, Text]  # a word with several columns, the first of which names it
+Entry = Annotated[dict[Key, Text], Field(min_length=1)]  # a word with several columns, the first of which names it
 
 
 class WordFile(Settings):
@@ -171,6 +171,8 @@ def entries_of(words: Words, folder: Path, origin: str) -> dict[str, dict[str, s
     columns = list(rows[0]) if rows else []
     if odd := next((row for row in rows if list(row) != columns), None):
         raise InputError(f"{origin}: expected the columns {', '.join(columns)} of every word; got {odd}")
+    if odd := next((text for row in rows for text in row.values() if text != text.strip()), None):
+        raise InputError(f"{origin}: {odd!r} has white space around it; write words without, texts have the spaces")
     entries = {next(iter(row.values())): row for row in rows}
     if len(entries) < len(rows) or not rows:
         names = [next(iter(row.values())) for row in rows]

@@ -90,6 +90,7 @@ class Writer:
         self.fields: dict[str, str] = {}  # the slots that fields fill, with their texts
         self.roles: list[str] = []  # all slots but those of words that stand outside clauses and are not named
         self._parts: list[Part] = []
+        self._taken: set[str] = {*_RESERVED}
 
     def write(self) -> None:
         for part in self._texts.wordings[self._question.scenario.wording]:
@@ -151,7 +152,8 @@ class Writer:
             text = self._words.column(part.ref[1], self._next_spare(part.ref[1]), part.ref[2:])
         elif part.ref and text is None:
             text = self._words.of(self._question, part.ref, item)
-        slot = distinct(self._slot(part, prefix), [*_RESERVED, *(piece.slot for piece in self.pieces)])
+        slot = distinct(self._slot(part, prefix), self._taken)
+        self._taken.add(slot)
         whole = ((space or "") + part.space) + (part.text if text is None else text)
         self.pieces.append(Piece(slot, whole.lstrip() if not self.pieces else whole))
         self._parts.append(part)

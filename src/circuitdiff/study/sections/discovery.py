@@ -13,7 +13,7 @@ from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.config.names import file_name
 from circuitdiff.engine.kept_runs import PairRuns
-from circuitdiff.errors import errors_name
+from circuitdiff.errors import naming
 from circuitdiff.evaluation import check_groups
 from circuitdiff.methods.discovery import Plan, Stage, StageResult, circuit_of, gaps, receivers_of, stage_result
 from circuitdiff.methods.path_patching import PathEffects, path_effects
@@ -147,7 +147,7 @@ async def _given(study: StudyContext, name: str) -> Circuit:
     """Raises: InputError naming the file if it is no circuit, or names a head or a role that there is not."""
     path, base = study.settings.circuits[name], await study.facts(study.base)
     circuit = Circuit.from_json(path)
-    with errors_name(path):
+    with naming(path):
         check_groups(circuit, base.n_layers, base.n_heads, await study.pairs(study.base, EVALUATION))
     return circuit
 

@@ -13,7 +13,7 @@ from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.config.settings import Count, Draws, Prompts
 from circuitdiff.engine.weights import Projection
-from circuitdiff.errors import InputError, errors_name
+from circuitdiff.errors import InputError, naming
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.methods.graft import (
@@ -255,7 +255,7 @@ def check(study: Outlined, options: GraftOptions) -> None:
     """The main plan's stages are parts that are grafted. Raises: InputError."""
     layer_ranges(study.base.shape.n_layers, options.layers)
     n_queries = options.queries_per_scenario or 1
-    with errors_name("graft"):
+    with naming("graft"):
         study.task.sample(study.base.outline.tokenizer, n_queries, study.settings.seed, "evaluation", n_queries)
     if not study.settings.variants:
         return
