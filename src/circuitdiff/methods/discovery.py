@@ -16,7 +16,7 @@ from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.metrics import MetricName
+from circuitdiff.stats.metrics import Measured, MetricName
 from circuitdiff.stats.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
 
 Shared = Literal["later", "earlier", "both"]
@@ -122,7 +122,7 @@ def measure_with(
     model: Model,
     splits: Mapping[str, Pairs],
     *,
-    metric: str = "logit_difference",
+    metric: str | Measured = "logit_difference",
     roles: Sequence[str] = (),
 ) -> Measure:
     """Path patching on `model`, with the prompts of each split.
