@@ -102,7 +102,7 @@ class _Drawing:
         self._pools = task.pools(tokenizer, split)
         drawn = draw_questions(self._key, split, self._pools, 1)
         self._questions = list(islice(chain.from_iterable(drawn), n))
-        self._answers = AnswerTokens(tokenizer)
+        self._answers = AnswerTokens(tokenizer, task.form.answer_tokens)
         self._sources: dict[str, list[Source]] = {}
         self._prompts: dict[object, PromptSet] = {}
 
