@@ -228,3 +228,14 @@ def test_prompts_read_with_their_answer_must_fit_the_model():
     long[0] = 5
     with pytest.raises(InputError, match=rf"clean prompts, row 0 .*at most {limit} tokens.*got {limit + 1}: shorten"):
         evaluate_model(MODEL, replace(pairs, continuations=long))
+
+
+@pytest.mark.parametrize(
+    ("field", "message"), [("right", "right answers, row 3"), ("continuations", "continuations, row 0")]
+)
+def test_every_token_of_an_answer_must_be_the_models(field, message):
+    pairs = sets() if field == "right" else continued()
+    tokens = getattr(pairs, field).clone()
+    tokens[3 if field == "right" else 0, 1] = 61
+    with pytest.raises(InputError, match=rf"^{message} .*got 61: use this model's tokenizer"):
+        evaluate_model(MODEL, replace(pairs, **{field: tokens}))
