@@ -125,7 +125,7 @@ def measure_with(
     metric: str | Measured = "logit_difference",
     roles: Sequence[str] = (),
 ) -> Measure:
-    """Path patching on `model`, with the prompts of each split.
+    """Path patching on `model`, with the prompts of each split; a metric that is a function sees rows of that split.
 
     Stages at `roles` (a plan's) make their clean and counterfactual runs once, as far as 1 GiB of memory allows.
     """

@@ -46,7 +46,7 @@ def probability_difference(
 ) -> Float[Tensor, " batch"]:
     """The probability of all right answers together minus that of all other listed ones, from -1 to 1.
 
-    Source: Hanna et al. 2023 (arXiv:2305.00586), section 2.
+    Source: Hanna et al. 2023 (arXiv:2305.00586), section 2; there all years up to the first are the wrong ones.
     """
     return log_prob(logits, right).exp() - log_prob(logits, alternatives).exp()
 
