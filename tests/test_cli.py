@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
-from circuitdiff import cli, terminal
+from circuitdiff import ModelDifferences, cli, model_differences, terminal
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
@@ -18,6 +19,7 @@ from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import results_bytes
 from circuitdiff.tasks import entity_tracking
 from helpers.invented_results import invented_results
+from helpers.tiny_decoders import save_decoder, save_random_adapter
 from helpers.tiny_folder import CIRCUIT_ONLY, save_tiny_model, study_yaml
 
 
@@ -208,3 +210,23 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "read_results", refuse)
     assert refused(monkeypatch, capsys, "report", "folder") == "circuitdiff: some/file: No space left on device"
+
+
+def test_models_says_where_weights_differ_and_that_an_adapter_did_nothing(monkeypatch, capsys, tmp_path):
+    base = save_decoder(tmp_path / "base")
+    tuned, idle = save_random_adapter(tmp_path / "tuned"), save_random_adapter(tmp_path / "idle", scale=0)
+    variants = [f"{base}+{tuned}", f"{base}+{idle}", f"{base}+{tuned}+{idle}"]
+    assert run(monkeypatch, "models", base, *variants, "--json", tmp_path / "models.json") == 0
+    printed = capsys.readouterr().out
+    first, second, third = printed.split("settings and tokenizer are the same.")[1:]
+    assert "note: " not in first
+    assert printed.count("note: ") == 2
+    assert f"note: {base}+{idle} is {base}, weight for weight; its adapter did nothing" in second
+    assert f"note: 1 of 2 adapters of {base}+{tuned}+{idle} changed no logit of random tokens" in third
+    found = json.loads((tmp_path / "models.json").read_text())
+    assert [each["variant"] for each in found] == variants
+    ranks = {each["kind"]: each["rank"] for each in found[0]["weights"] if each["n_changed"]}
+    assert ranks == {"q": 2, "o": 2, "mlp": 2}
+    assert found[1]["whole"]["n_changed"] == 0
+    loaded = model_differences(load_model(base, name=str(base)), load_model(base, [tuned], name=variants[0]))
+    assert found[0] == TypeAdapter(ModelDifferences).dump_python(loaded, mode="json")

@@ -30,6 +30,7 @@ from circuitdiff.methods.minimality import MinimalityRule, minimality
 from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import CheckError
+from circuitdiff.models.differences import ModelDifferences, model_differences
 from circuitdiff.prompts import Pairs, PromptSet, Triples
 from circuitdiff.stats.selection import Discoveries, TopK, lowest
 
@@ -46,6 +47,7 @@ __all__ = [
     "MaskOptions",
     "Means",
     "MinimalityRule",
+    "ModelDifferences",
     "Pairs",
     "PathEffects",
     "Plan",
@@ -71,6 +73,7 @@ __all__ = [
     "mean_activations",
     "measure_with",
     "minimality",
+    "model_differences",
     "patch_across",
     "path_effects",
     "tasks",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -10,34 +10,42 @@ from typing import Annotated
 
 import typer
 from pydantic import TypeAdapter
-from rich.table import Table
-from rich.text import Text
 
 from circuitdiff.cache.files import write_whole
 from circuitdiff.cache.store import REPORT, json_bytes
-from circuitdiff.config.names import printable
 from circuitdiff.config.reading import split_adapters
+from circuitdiff.engine import Model
+from circuitdiff.errors import InputError
 from circuitdiff.finetune.recipes import run_recipe
 from circuitdiff.models import load_model
+from circuitdiff.models.adapters import CHANGES
+from circuitdiff.models.differences import ModelDifferences, model_differences
 from circuitdiff.models.sources import read_outline
-from circuitdiff.report import write_report
-from circuitdiff.report.diff import diff_runs, diff_tables, paired
-from circuitdiff.study.accuracies import ModelAccuracy, accuracies
-from circuitdiff.study.estimates import Estimate
-from circuitdiff.study.plan import PlannedCost
+from circuitdiff.report import weights, write_report
+from circuitdiff.report.diff import diff_runs, diff_tables, failures, paired
+from circuitdiff.study.accuracies import ModelAccuracy, ability, accuracies
+from circuitdiff.study.comparison import comparison, write_study
 from circuitdiff.study.ray_workers import ray_workers
-from circuitdiff.study.registry import part_of, read_results, read_study, results_schema
-from circuitdiff.study.results import CommonResults
-from circuitdiff.study.runner import run_study
-from circuitdiff.study.sections.discovery import SECTION as DISCOVERY
-from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
-from circuitdiff.study.sections.faithfulness import RandomCircuits
-from circuitdiff.study.sections.verdict import SECTION as VERDICT
+from circuitdiff.study.registry import read_results, read_study, results_schema
+from circuitdiff.study.runner import plan_study, run_study
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.workers import Monitor, Worker, local_workers
-from circuitdiff.tasks import get_task
-from circuitdiff.tasks.task import DescribedPrompt
-from circuitdiff.terminal import check_folder, out, progress, run_command, say
+from circuitdiff.tasks import get_task, new_task
+from circuitdiff.tasks.chat import OFF
+from circuitdiff.tasks.soundness import examine
+from circuitdiff.terminal import (
+    check_folder,
+    out,
+    progress,
+    run_command,
+    say,
+    show_accuracies,
+    show_differences,
+    show_plan,
+    show_prompt,
+    show_results,
+    show_table,
+)
 
 app = typer.Typer(
     help="What did fine-tuning do to the circuit behind a behaviour?",
@@ -49,6 +57,12 @@ SCHEMA = Path("docs/results.schema.json")
 _ROWS = 40  # of a table that is printed
 
 Adapters = Annotated[list[str], typer.Option("--adapter", help="PEFT adapter, merged in; repeat in order.")]
+FailOn = Annotated[
+    list[str],
+    typer.Option(
+        "--fail-on", help="Exit with 1 if it moved: NAME or a glob, NAME=0.05 (by more), or moved (anything)."
+    ),
+]
 Pairings = Annotated[list[str], typer.Option("--pair", help="FIRST=SECOND: what one model is called in each run.")]
 
 
@@ -61,6 +75,49 @@ def run(
 ) -> None:
     """Run a study; what the run folder has already is not computed again."""
     _run(read_study(study), folder, workers, ray)
+
+
+@app.command()
+def plan(
+    study: Annotated[Path, typer.Argument(help="The study, a YAML file.")],
+    workers: Annotated[int, typer.Option(min=1, max=1000, help="Processes that would share the work.")] = 1,
+) -> None:
+    """Show what a study would take on this machine, without running it."""
+    with progress() as monitor:
+        _, cost = plan_study(read_study(study), monitor, workers)
+    show_plan(cost)
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="The base, then its variants; SOURCE+ADAPTER merges an adapter.")],
+    task: Annotated[str, typer.Option(help="A built-in task, or a task file (YAML, JSONL, CSV).")],
+    folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/NAME.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes for a first look.")] = False,
+    minutes: Annotated[float | None, typer.Option(min=1, help="At most about so long on this machine.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=1000, help="Processes that share the work.")] = 1,
+    chat: Annotated[str, typer.Option(help="A chat template before each prompt: off, auto, or a file.")] = OFF,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> None:
+    """What did fine-tuning do to the circuit? Plan, run, verdict and report of a base and its variants."""
+    base, *variants = models
+    with progress() as monitor:
+        settings = comparison(
+            base,
+            variants,
+            task,
+            chat=chat,
+            dtype=dtype,
+            device=device,
+            quick=quick,
+            minutes=minutes,
+            monitor=monitor,
+            n_workers=workers,
+        )
+    folder = folder or Path("runs") / settings.name
+    say(f"study: {write_study(settings, folder)}, which can be edited and run again")
+    _run(settings, folder, workers)
 
 
 @app.command()
@@ -91,21 +148,27 @@ def diff(
     first: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
     pair: Pairings = [],  # noqa: B006 (typer wants a list)
+    fail_on: FailOn = [],  # noqa: B006
     json_file: Annotated[Path | None, typer.Option("--json", help="Where everything goes, for machines.")] = None,
 ) -> None:
     """Show what moved between two runs beyond its interval, without loading a model."""
     check_folder(json_file)
-    ours, theirs = read_results(first), read_results(second)
-    found = diff_runs(ours, paired(ours, theirs, pair))
+    ours = read_results(first)
+    theirs = paired(ours, read_results(second), pair)
+    found, failed = diff_runs(ours, theirs), failures(ours, theirs, fail_on)
     tables = diff_tables(found, str(first), str(second))
     if json_file:
         write_whole(json_file, json_bytes(found.to_dict()))
     for title, columns, rows in tables:
-        _show_table(columns, rows[:_ROWS], title)
+        show_table(columns, rows[:_ROWS], title)
         if len(rows) > _ROWS:
             say(f"and {len(rows) - _ROWS} more; --json has all")
             out.print()
     say(f"{len(found.moved)} of {found.n_compared} numbers with an interval moved beyond it")
+    for line in failed:
+        say(line)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -125,10 +188,31 @@ def check(
         rows.append((row["name"], f"{row['value']:.2g}", allowed, "ok" if row["passed"] else "FAILED", row["detail"]))
     size = f"{loaded.n_layers} layers x {loaded.n_heads} heads ({loaded.n_kv_heads} key/value heads)"
     say(f"{loaded.name}: {type(loaded.module).__name__}, {size}, {dtype}")
-    _show_table(("check", "value", "allowed", "result", "on"), rows)
+    show_table(("check", "value", "allowed", "result", "on"), rows)
     if defaults := loaded.provenance.get("left_to_defaults"):
         listed = ", ".join(f"{name} = {value!r}" for name, value in defaults.items())
         say(f"config.json leaves to the architecture's defaults: {listed}")
+
+
+@app.command()
+def models(
+    base: Annotated[str, typer.Argument(help="A model; SOURCE+ADAPTER merges an adapter.")],
+    variants: Annotated[list[str], typer.Argument(help="Those to hold against it.")],
+    dtype: str = "float32",
+    device: str = "cpu",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where everything goes, for machines.")] = None,
+) -> None:
+    """Are models what they are said to be? Where variants differ from a base: settings, tokenizer, weights."""
+    check_folder(json_file)
+    first = _load(base, dtype, device)
+    found: list[ModelDifferences] = []
+    say(weights.CHECKED)
+    for name in variants:
+        variant = _load(name, dtype, device, [first])
+        found.append(model_differences(first, variant))
+        show_differences(found[-1], [each for each in variant.provenance["checks"] if each["name"] == CHANGES])
+    if json_file:
+        write_whole(json_file, json_bytes(TypeAdapter(list[ModelDifferences]).dump_python(found, mode="json")))
 
 
 @app.command()
@@ -147,8 +231,45 @@ def prompts(
     for i in range(n):
         pair = built.describe(pairs, i, tokenizer)
         out.rule(f"pair {i}, scenario {int(pairs.scenarios[i])}")
-        _show_prompt("clean", pair.clean, pair.answer)
-        _show_prompt("counterfactual", pair.counterfactual, pair.counterfactual_answer)
+        show_prompt("clean", pair.clean, pair.answer)
+        show_prompt("counterfactual", pair.counterfactual, pair.counterfactual_answer)
+
+
+tasks_app = typer.Typer(help="Tasks of your own: files from which prompts are drawn.", no_args_is_help=True)
+app.add_typer(tasks_app, name="task")
+
+
+@tasks_app.command("new")
+def new(file: Annotated[Path, typer.Argument(help="Where the file goes.")]) -> None:
+    """Write a commented task file to start from."""
+    check_folder(file)
+    if file.exists():
+        raise InputError(f"{file} is there already: name another file")
+    write_whole(file, new_task().encode())
+    say(f"task: {file}; edit it, then: circuitdiff task check {file} --model MODEL")
+
+
+@tasks_app.command("check")
+def check_task(
+    task: Annotated[str, typer.Argument(help="A task file, or a built-in task.")],
+    model: Annotated[str, typer.Option(help="Whose tokenizer to use.")] = "smollm2",
+    n: Annotated[int, typer.Option("-n", min=4, help="How many prompts of each split to look at.")] = 100,
+    seed: int = 0,
+    run: Annotated[bool, typer.Option("--run", help="Also load the model: can it do the task?")] = False,
+    at_least: Annotated[float, typer.Option(min=0, max=1, help="Accuracy below which it cannot (--run).")] = 0.2,
+) -> None:
+    """Is a task sound in a model's tokens? Reads no weights but with --run. Exit code 2 if not."""
+    built = get_task(task)
+    outline = read_outline(split_adapters(model)[0])
+    findings = examine(built, outline.tokenizer, n, seed)
+    if run:
+        with progress() as monitor:
+            findings.append(ability(built, model, at_least, n_prompts=n, seed=seed, monitor=monitor))
+    marks = {True: "ok", False: "FAILED", None: ""}
+    rows = [(each.what, each.found, marks[each.passed], each.detail) for each in findings]
+    show_table(("check", "found", "result", "detail"), rows, f"{built.name} in the tokens of {model}")
+    if failed := [each.what for each in findings if each.passed is False]:
+        raise InputError(f"{task} is not sound for {model}: {'; '.join(failed)}")
 
 
 @app.command()
@@ -158,6 +279,7 @@ def accuracy(
     n: Annotated[int, typer.Option("-n", help="How many prompts, each a scenario of its own.")] = 500,
     split: str = "evaluation",
     seed: int = 100,
+    chat: Annotated[list[str], typer.Option(help="Chat template: off, auto, or a file; repeat to compare.")] = [OFF],  # noqa: B006
     dtype: str = "float32",
     device: str = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the table here.")] = None,
@@ -167,12 +289,12 @@ def accuracy(
     rows: list[ModelAccuracy] = []
     try:
         with progress() as monitor:
-            chosen = {"n_prompts": n, "split": split, "seed": seed, "dtype": dtype, "device": device}
+            chosen = {"n_prompts": n, "split": split, "seed": seed, "chats": chat, "dtype": dtype, "device": device}
             for row in accuracies(task, models, **chosen, monitor=monitor):
                 rows.append(row)  # shown even if a later model cannot be loaded
     finally:
         if rows:
-            _show_accuracies(f"{task}, split {split}, seed {seed}: {n} prompts", rows)
+            show_accuracies(f"{task}, split {split}, seed {seed}: {n} prompts", rows)
         if rows and json_file:
             entries = TypeAdapter(list[ModelAccuracy]).dump_python(rows, mode="json")
             write_whole(json_file, json_bytes([{"model": model, **answers} for model, answers in entries]))
@@ -197,10 +319,10 @@ def finetune(
 def _run(settings: CommonSettings, folder: Path | None, workers: int = 1, ray: str | None = None) -> None:
     folder = folder or Path("runs") / settings.name
     with progress() as monitor, _workers(settings, workers, ray, monitor) as at_work:
-        run_study(settings, folder, monitor, _show_plan, at_work, lambda text: say(f"note: {text}"))
+        run_study(settings, folder, monitor, show_plan, at_work, lambda text: say(f"note: {text}"))
     results = read_results(folder)
     page = write_report(results, folder / REPORT)
-    _show_results(results)
+    show_results(results)
     say(f"report: {page}")
 
 
@@ -213,79 +335,9 @@ def _workers(settings: CommonSettings, n: int, ray: str | None, monitor: Monitor
             yield workers
 
 
-def _show_plan(expected: PlannedCost) -> None:
-    rows = [
-        (part.what, f"{part.forwards:,}", f"{part.flop / 1e12:.1f}", f"{part.minutes:.1f}") for part in expected.parts
-    ]
-    minutes = sum(part.minutes for part in expected.parts)
-    _show_table(("part", "plain forwards", "TFLOP", "minutes"), rows, "plan", numbers=True)
-    say(f"at most about {minutes:.0f} minutes and {expected.memory_gb:.1f} GB on this machine")
-    out.print()
-
-
-def _show_results(results: CommonResults) -> None:
-    rows = []
-    for name, models in (part_of(results, FAITHFULNESS) or {}).items():
-        circuit = (part_of(results, DISCOVERY) or {})[name]
-        n_heads = sum(len(group.heads) for group in circuit.groups.values())
-        for model, entry in models.items():
-            accuracies = (f"{each.value:.3f}" for each in (entry.circuit_accuracy, entry.model_accuracy))
-            percentile = "-" if entry.random is None else _beaten(entry.random)
-            rows.append((name, model, str(n_heads), *accuracies, _interval(entry), percentile))
-    _show_table(("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "percentile"), rows)
-    for variant, verdict in (part_of(results, VERDICT) or {}).items():
-        out.print()
-        say(f"{variant} against its base:")
-        for sentence in verdict.sentences:
-            say(f"  {sentence.text}")
-    for warning in results.warnings:
-        say(f"warning: {warning}")
-
-
-def _beaten(drawn: RandomCircuits) -> str:
-    n = len(drawn.accuracies)
-    return f"{drawn.percentile * n / 100:g} of {n} random"
-
-
-def _interval(estimate: Estimate, digits: int = 2) -> str:
-    if estimate.value is None:
-        return "undefined"
-    value, low, high = (f"{each:.{digits}f}" for each in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"
-
-
-def _show_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", *, numbers: bool = False
-) -> None:
-    """Prints a table as `say` a line. `numbers`: all columns but the first are."""
-    table = Table(*map(printable, columns), title=printable(title) or None, box=None)
-    for column in table.columns[1:]:
-        column.justify = "right" if numbers else "left"
-    for row in rows:
-        table.add_row(*map(printable, row))
-    out.print(table)
-
-
-def _show_accuracies(title: str, rows: Sequence[ModelAccuracy]) -> None:
-    cells = []
-    for model, answers in rows:
-        shares = " ".join(f"{share.value:.2f}" for share in answers.accuracy_by_queried)
-        hits = f"{answers.accuracy.hits}/{answers.accuracy.n}"
-        cells.append((model, hits, _interval(answers.accuracy, 3), _interval(answers.logit_difference), shares))
-    _show_table(("model", "hits", "accuracy", "logit difference", "by queried index"), cells, title)
-
-
-def _show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> None:
-    text = Text(f"{title}: ", style="bold")
-    for token, roles in zip(prompt.tokens, prompt.roles, strict=True):
-        named = [role for role in roles if "." not in role]
-        text.append(printable(token), style="reverse" if named else "")
-    text.append(f" -> {answer!r}" if answer else "   (no valid answer)", style="bold")
-    out.print(text, soft_wrap=True)
-    for place, roles in enumerate(prompt.roles):
-        named = [role for role in roles if "." not in role]
-        if named:
-            say(f"  {place:3d} {prompt.tokens[place]!r:12} {', '.join(named)}")
+def _load(name: str, dtype: str, device: str, like: Sequence[Model] = ()) -> Model:
+    source, *adapters = split_adapters(name)
+    return load_model(source, adapters, dtype, device, name=name, like=like, idle_adapters=True)
 
 
 def main() -> None:

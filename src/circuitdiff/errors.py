@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 _LONGEST = 600  # letters of a message
@@ -19,6 +20,15 @@ class InputError(ValueError):
     def __init__(self, message: str):
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.splitlines()))
         super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 205]} ... {line[-200:]}")
+
+
+@contextmanager
+def errors_name(subject: object) -> Iterator[None]:
+    """An InputError of this block begins with what it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{subject}: {error}") from error
 
 
 def first_line(error: BaseException) -> str:

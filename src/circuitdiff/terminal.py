@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 from typer.exceptions import TyperException
 
 from circuitdiff.config.names import printable
 from circuitdiff.errors import InputError
+from circuitdiff.models.differences import ModelDifferences
+from circuitdiff.report import weights
+from circuitdiff.study.accuracies import ModelAccuracy
+from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.plan import PlannedCost
+from circuitdiff.study.registry import part_of
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections.accuracy import SECTION as ACCURACY
+from circuitdiff.study.sections.discovery import SECTION as DISCOVERY
+from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
+from circuitdiff.study.sections.faithfulness import RandomCircuits
+from circuitdiff.study.sections.overlap import SECTION as OVERLAP
+from circuitdiff.study.sections.verdict import SECTION as VERDICT
 from circuitdiff.study.workers import Monitor
+from circuitdiff.tasks.task import DescribedPrompt
 
 out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
 _INTERRUPTED = 130  # what typer returns after Ctrl-C
@@ -71,3 +88,121 @@ def progress() -> Iterator[Monitor]:
             bars.update(task.id, completed=whole if done >= total else done, total=whole)
 
         yield monitor
+
+
+def show_plan(expected: PlannedCost) -> None:
+    rows = [
+        (part.what, f"{part.forwards:,}", f"{part.flop / 1e12:.1f}", f"{part.minutes:.1f}") for part in expected.parts
+    ]
+    show_table(("part", "plain forwards", "TFLOP", "minutes"), rows, "plan", numbers=True)
+    say(f"at most about {expected.minutes:.0f} minutes and {expected.memory_gb:.1f} GB on this machine")
+    out.print()
+
+
+def show_results(results: CommonResults) -> None:
+    """The models' accuracies, whose heads are whose, every circuit in every model, the verdicts, and warnings."""
+    _show_models(results)
+    _show_heads(results)
+    rows = []
+    for name, models in (part_of(results, FAITHFULNESS) or {}).items():
+        circuit = (part_of(results, DISCOVERY) or {})[name]
+        n_heads = sum(len(group.heads) for group in circuit.groups.values())
+        for model, entry in models.items():
+            accuracies = (f"{each.value:.3f}" for each in (entry.circuit_accuracy, entry.model_accuracy))
+            percentile = "-" if entry.random is None else _beaten(entry.random)
+            rows.append((name, model, str(n_heads), *accuracies, _interval(entry), percentile))
+    show_table(("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "percentile"), rows)
+    for variant, verdict in (part_of(results, VERDICT) or {}).items():
+        out.print()
+        say(f"{variant} against its base:")
+        for sentence in verdict.sentences:
+            say(f"  {sentence.text}")
+    for warning in results.warnings:
+        say(f"warning: {warning}")
+
+
+def _show_models(results: CommonResults) -> None:
+    """Where there are variants: each model's accuracy, and the paired difference to the base."""
+    verdicts, accuracies = part_of(results, VERDICT) or {}, part_of(results, ACCURACY) or {}
+    if verdicts:
+        rows = [
+            (name, _interval(each.accuracy), _interval(verdicts[name].gain) if name in verdicts else "-")
+            for name, each in accuracies.items()
+        ]
+        show_table(("model", "accuracy", "less the base's (paired)"), rows)
+        out.print()
+
+
+def _show_heads(results: CommonResults) -> None:
+    """Heads of each variant's own circuit that are the base's, gained, and lost, by group."""
+    rows = []
+    for variant, each in (part_of(results, OVERLAP) or {}).items():
+        for group in each.groups or ():
+            gained, lost = group.variant - group.common, group.base - group.common
+            rows.append((variant, group.group or "all", *map(str, (group.common, gained, lost))))
+    if rows:
+        show_table(("circuit of", "group", "heads shared with base", "gained", "lost"), rows)
+        out.print()
+
+
+def _beaten(drawn: RandomCircuits) -> str:
+    n = len(drawn.accuracies)
+    return f"{drawn.percentile * n / 100:g} of {n} random"
+
+
+def _interval(estimate: Estimate, digits: int = 2) -> str:
+    if estimate.value is None:
+        return "undefined"
+    value, low, high = (f"{each:.{digits}f}" for each in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
+
+
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", *, numbers: bool = False
+) -> None:
+    """Prints a table as `say` a line. `numbers`: all columns but the first are."""
+    table = Table(*map(printable, columns), title=printable(title) or None, box=None)
+    for column in table.columns[1:]:
+        column.justify = "right" if numbers else "left"
+    for row in rows:
+        table.add_row(*map(printable, row))
+    out.print(table)
+
+
+def show_accuracies(title: str, rows: Sequence[ModelAccuracy]) -> None:
+    cells = []
+    for model, answers in rows:
+        shares = " ".join(f"{share.value:.2f}" for share in answers.accuracy_by_queried)
+        hits = f"{answers.accuracy.hits}/{answers.accuracy.n}"
+        cells.append((model, hits, _interval(answers.accuracy, 3), _interval(answers.logit_difference), shares))
+    show_table(("model", "hits", "accuracy", "logit difference", "by queried index"), cells, title)
+
+
+def show_differences(found: ModelDifferences, adapters: Sequence[Mapping[str, Any]]) -> None:
+    """`adapters`: whether each changed the logits."""
+    out.print()
+    for line in weights.in_words(found):
+        say(line)
+    if found.whole.n_changed:
+        for table in (weights.by_kind(found), weights.by_layer(found)):
+            rows = [[str(row[column]) for column in table.columns] for row in table.rows]
+            show_table(tuple(table.columns.values()), rows, table.caption, numbers=True)
+    idle = sum(not each["value"] for each in adapters)
+    if found.same_weights:
+        did = f"; {'its adapters' if idle > 1 else 'its adapter'} did nothing" if idle else ""
+        say(f"note: {found.variant} is {found.base}, weight for weight{did}")
+    elif idle:
+        say(f"note: {idle} of {len(adapters)} adapters of {found.variant} changed no logit of random tokens")
+
+
+def show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> None:
+    text = Text(f"{title}: ", style="bold")
+    for token, roles in zip(prompt.tokens, prompt.roles, strict=True):
+        named = [role for role in roles if "." not in role]
+        text.append(printable(token), style="reverse" if named else "")
+    text.append(f" -> {answer!r}" if answer else "   (no valid answer)", style="bold")
+    out.print(text, soft_wrap=True)
+    for place, roles in enumerate(prompt.roles):
+        named = [role for role in roles if "." not in role]
+        if named:
+            say(f"  {place:3d} {prompt.tokens[place]!r:12} {', '.join(named)}")

@@ -23,6 +23,7 @@ from circuitdiff.study import preflight
 from circuitdiff.study.registry import read_study, results_bytes
 from circuitdiff.study.runner import refuse
 from circuitdiff.tasks import entity_tracking, read_triples
+from circuitdiff.vocabulary import LABELS, OBJECTS
 from helpers.invented_results import invented_results
 from helpers.tiny_decoders import save_decoder, save_random_adapter
 from helpers.tiny_folder import N_HEADS, N_LAYERS, save_tiny_model, study_yaml
@@ -84,8 +85,7 @@ def _circuit(folder: Path, tokenizer: Any) -> Input:
 
 
 def _triples(folder: Path, tokenizer: Any) -> Input:
-    task = entity_tracking(n_boxes=3)
-    (one, two, *_), (first, second, *_) = task.objects, task.labels
+    (one, two, *_), (first, second, *_) = OBJECTS, LABELS
     base = f"The {one} is in Box {first}, the {two} is in Box {second}. Box {first} contains the"
     line = {
         "base": base,
@@ -101,8 +101,7 @@ def _triples(folder: Path, tokenizer: Any) -> Input:
 
 
 def _examples(folder: Path, tokenizer: Any) -> Input:
-    objects = entity_tracking(n_boxes=3).objects
-    lines = [{"prompt": f"The {one} is in the", "answer": f" {two}"} for one, two in pairwise(objects[:4])]
+    lines = [{"prompt": f"The {one} is in the", "answer": f" {two}"} for one, two in pairwise(OBJECTS[:4])]
     path = _written(folder, "examples.jsonl", "\n".join(map(json.dumps, lines)))
     return Input(path, lambda: read_examples(path, tokenizer), _jsonl, lines=True)
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from circuitdiff.study.registry import read_study
 from circuitdiff.study.settings import CommonSettings
-from circuitdiff.tasks import entity_tracking
+from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from helpers.tiny_models import randomise
 from helpers.tiny_tokenizers import FRAME, word_level
 
@@ -19,8 +19,7 @@ CIRCUIT_ONLY = dict.fromkeys(FURTHER, "false")  # of a whole study: discovery, f
 
 
 def save_tiny_model(folder: Path, seed: int = 0, **changes: int) -> Path:
-    task = entity_tracking(n_boxes=3)
-    tokenizer = word_level([*FRAME, *task.labels, *task.objects, *task.train_objects])
+    tokenizer = word_level([*FRAME, *LABELS, *OBJECTS, *TRAIN_OBJECTS])
     shape = {
         "hidden_size": 28,
         "num_hidden_layers": N_LAYERS,

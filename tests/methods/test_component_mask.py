@@ -378,7 +378,7 @@ def test_options_out_of_range_are_refused():
         MaskOptions(penalty=-1.0)
     with pytest.raises(InputError, match=r"minimum: expected at least 0; got -0\.1"):
         MaskOptions(minimum=-0.1)
-    with pytest.raises(InputError, match="validation: expected at least 1; got 0"):
+    with pytest.raises(InputError, match="validation: expected at least 2; got 0"):
         MaskOptions(validation=0)
     with pytest.raises(InputError, match=r"penalties\.0: expected at least 0; got -1\.0"):
         Sweep(penalties=(-1.0,))

@@ -150,7 +150,10 @@ def test_members_of_a_family_are_read_once(tmp_path, monkeypatch):
         ({"functions": "{circuits: [nope]}"}, r"functions\.circuits names 'nope'"),
         ({"functions": "{further: {nope: [order]}}"}, r"functions\.further names 'nope', .* fetcher, transmitter"),
         ({"functions": "{sweep: {group: nope}}"}, r"functions\.sweep\.group names 'nope'"),
-        ({"functions": "{desiderata: [nope]}"}, r"there is no desideratum 'nope'; choose one of .*"),
+        (
+            {"functions": "{desiderata: [nope]}"},
+            r"the task entity_tracking has no desideratum 'nope'; choose one of .*",
+        ),
         ({"functions": "{desiderata: [nope.jsonl]}"}, r"there is no file .*nope\.jsonl of triples"),
         ({"functions": "{learning_rate: 0.01}"}, r"functions\.steps must be at least 51 .*; got 40"),
         ({"functions": "{gates: hard_concrete, steps: 11}"}, r"functions\.steps must be at least 12 .*; got 11"),

@@ -41,6 +41,8 @@ from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.workers import LocalProcess, ThisProcess, local_workers
 from helpers.tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent, study_yaml
 
+NOT_COMPARED = {"overlap": "false", "verdict": "false"}
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
@@ -252,7 +254,7 @@ def test_ray_gives_the_bytes_of_one_process_though_a_worker_is_killed(finished, 
 def killed_an_actor() -> bool:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (folder / "cmdline").read_bytes().startswith(b"ray::RayHost"):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::HostOfProcess"):
                 os.kill(int(folder.name), signal.SIGKILL)
                 return True
     return False
@@ -269,8 +271,9 @@ def test_another_rule_keeps_the_sweeps_and_another_seed_does_not(finished, model
 def newly_computed(folder: Path, settings: CommonSettings) -> list[str]:
     """The titles of what a run of the study computes that the folder does not have."""
     log = folder / "timings.jsonl"
-    before = len(log.read_text().splitlines())
-    run_study(settings, folder, silent)
+    before, told = len(log.read_text().splitlines()), []
+    run_study(settings, folder, silent, notify=told.append)
+    assert ["results of other settings, which are replaced" in line for line in told] == [True]
     return [json.loads(line)["unit"] for line in log.read_text().splitlines()[before:]]
 
 
@@ -284,7 +287,7 @@ def test_another_number_of_prompts_for_the_means_evaluates_circuits_anew(finishe
 
 def test_a_variant_is_measured_and_the_bases_circuit_evaluated_in_it(model, tmp_path):
     other = save_tiny_model(tmp_path / "other", seed=1)
-    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}")
+    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", **NOT_COMPARED)
     run_study(settings, tmp_path / "run", silent)
     results = read_results(tmp_path / "run")
     assert set(results.models) == {model.name, "second"}
@@ -344,6 +347,7 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
         "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 4}",
         "graft": "{prompts: 4, random_groups: 2}",
         "knockout": "{prompts: 4, layer_step: 1}",
+        "overlap": "{prompts: 3}",
     }
     settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", **small)
     run_study(settings, tmp_path / "run", silent)
@@ -430,10 +434,12 @@ def test_a_study_in_16_bits_passes_its_own_checks(model, tmp_path, dtype):
     tuned = save_tiny_model(tmp_path / "tuned", seed=1)
     sections = {
         "completeness": "{prompts: 4, random_parts: 1, greedy_steps: 0}",
-        "functions": "{train: 4, validation: 3, test: 4, steps: 6, sweep: false, redraw: {times: 0}}",
+        "functions": "{desiderata: [position], train: 4, validation: 3, test: 4, steps: 6, sweep: false,"
+        " redraw: {times: 0}}",
         "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 3}",
         "graft": "{prompts: 4, random_groups: 1, control_prompts: 3}",
         "knockout": "{prompts: 4}",
+        "overlap": "{prompts: 3}",
     }
     settings = settings_of(tmp_path, model, dtype=dtype, variants=f"{{tuned: {tuned}}}", **sections)
     run_study(settings, tmp_path / "run", silent)
@@ -465,6 +471,7 @@ def test_a_variant_with_added_tokens_is_compared_with_a_base_without_them(model,
     sections = {
         "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 3}",
         "graft": "{prompts: 4, random_groups: 1, control_prompts: 3}",
+        "overlap": "{prompts: 3}",
     }
     run_study(settings_of(tmp_path, model, variants=f"{{tuned: {tuned}}}", **sections), tmp_path / "run", silent)
     results = read_results(tmp_path / "run")
@@ -474,7 +481,8 @@ def test_a_variant_with_added_tokens_is_compared_with_a_base_without_them(model,
 
 def test_a_variant_whose_config_computes_otherwise_is_told_of(model, tmp_path):
     tuned = save_tiny_model(tmp_path / "tuned", seed=1, rms_norm_eps=1e-3)
-    run_study(settings_of(tmp_path, model, variants=f"{{tuned: {tuned}}}"), tmp_path / "run", silent)
+    settings = settings_of(tmp_path, model, variants=f"{{tuned: {tuned}}}", **NOT_COMPARED)
+    run_study(settings, tmp_path / "run", silent)
     told = [text for text in read_results(tmp_path / "run").warnings if "more than weights" in text]
     assert told == [f"tuned and {model.name} differ in more than weights: rms_norm_eps (0.001, not 1e-06)"]
 
@@ -486,5 +494,5 @@ def test_a_variant_without_a_tokenizer_can_take_the_bases(model, tmp_path):
     with pytest.raises(InputError, match=r"cannot read a tokenizer from .*tuned"):
         run_study(settings_of(tmp_path, model, variants=f"{{tuned: {tuned}}}"), tmp_path / "run", silent)
     variants = f"{{tuned: {{source: {tuned}, tokenizer: {model}}}}}"
-    run_study(settings_of(tmp_path, model, variants=variants), tmp_path / "run", silent)
+    run_study(settings_of(tmp_path, model, variants=variants, **NOT_COMPARED), tmp_path / "run", silent)
     assert set(read_results(tmp_path / "run").models) == {model.name, "tuned"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Pairs
 from circuitdiff.tasks import get_task
+from circuitdiff.tasks.soundness import examine, guessing
 from helpers.tiny_tokenizers import learned_byte_pairs
 
 # " New" and " San" are tokens, and so is each second word; " Rome" and " Oslo" are one token.
@@ -100,10 +102,16 @@ def test_any_later_decade_is_right():
     words = get_task("greater_than").form.categories["nouns"].words.split()
     tokenizer = learned_byte_pairs([f"The {word} lasted from the year to the year" for word in words] * 2, False)
     pairs = get_task("greater_than").sample(tokenizer, 40)
+    shares, often = [], Counter()
     for i, row in enumerate(pairs.clean_prompts.rows()):
         ten = int(tokenizer.decode(row).partition("year ")[2][2])
         assert {int(tokenizer.decode([t])) for t in pairs.right_answers[i].tolist()} == set(range(ten + 1, 10))
         assert {int(tokenizer.decode([t])) for t in pairs.alternatives[i].tolist()} == set(range(ten))
+        shares.append((9 - ten) / 9)
+        often.update(range(ten + 1, 10))
+    assert guessing(pairs) == pytest.approx(sum(shares) / 40)
+    [found] = [f for f in examine(get_task("greater_than"), tokenizer, 40) if f.what == "most frequent answer"]
+    assert (found.found, found.passed) == (f"{often[9] / 40:.2f}", None)
 
 
 TEMPLATE = """

@@ -8,6 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from circuitdiff.tasks.desiderata.source_prompts import Source, conflicting
+from circuitdiff.tasks.desiderata.table import POINTERS, at_label, at_position
+from circuitdiff.tasks.desiderata.triples import Drawing
 
 from circuitdiff.errors import InputError
 from circuitdiff.models.sources import read_outline
@@ -22,9 +25,6 @@ from circuitdiff.tasks.desiderata import (
     sample_desiderata,
     sample_triples,
 )
-from circuitdiff.tasks.desiderata.source_prompts import Source, conflicting
-from circuitdiff.tasks.desiderata.table import POINTERS, at_label, at_position
-from circuitdiff.tasks.desiderata.triples import Drawing
 from circuitdiff.tasks.scenarios import Context, Question
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level
@@ -32,7 +32,7 @@ from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level
 INSERTED = re.findall(
     r"\w+", "There are a bunch of boxes containing objects these three additional and contained not there"
 )
-N_SAMPLES = 1000  # of words, and of tokens in each of two tokenizers
+N_SAMPLES = 300  # of words, and of tokens in each of two tokenizers
 TASK = get_task("entity_tracking")
 NEEDED = ("last", "query_label", "previous_query_label", "after_previous_query_label", "correct_object")
 PAIRINGS = {each.pairing for each in DESIDERATA.values()}
@@ -129,7 +129,7 @@ def questions():
 
 
 @pytest.mark.parametrize("name", DESIDERATA)
-def test_over_a_thousand_samples_no_two_answers_coincide_and_no_box_or_object_is_named_twice(questions, name):
+def test_over_hundreds_of_samples_no_two_answers_coincide_and_no_box_or_object_is_named_twice(questions, name):
     wanted, mixed = DESIDERATA[name], name.startswith("conflict")
     for base, source in questions[wanted.pairing]:
         pointed = [pointer(base, source.question) for pointer in POINTERS.values()]

@@ -16,8 +16,8 @@ _HOME = Path(__file__).parent.parent
 # these have fingerprints of their own.
 COMPUTES = (
     *("engine", "evaluation", "methods", "stats", "prompts", "circuit", "cache.records"),
-    *("models.checks", "models.probe", "models.structure", "study.records", "study.checks"),
-    "study.sections.functions_units",
+    *("models.checks", "models.probe", "models.structure", "models.weight_changes", "study.records", "study.checks"),
+    *("study.sections.cross_model_units", "study.sections.functions_units"),
 )
 
 

@@ -19,7 +19,7 @@ from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import Keywords, cut, run_layer
 from circuitdiff.engine.window_attention import Prefix
 
-_ROWS = 64  # tokens that are run at once
+ROWS = 64  # tokens that are run at once
 _SHARE = 0.25  # of the memory may hold what is remembered
 
 
@@ -95,10 +95,10 @@ class ConstantTokens:
         example = torch.empty_like(distinct)  # some place of the batch that has this key
         example[member.flatten()] = torch.arange(keys.numel(), device=keys.device)
         example = example[~torch.isin(distinct, self._keys)]
-        for places in example.split(_ROWS) if len(example) else ():
+        for places in example.split(ROWS) if len(example) else ():
             # A product of another number of rows is rounded otherwise, so that what is known already, which is what ran
             # before in this process, would show in the last digits: it is always the same number.
-            rows = places.repeat(-(-_ROWS // len(places)))[:_ROWS]
+            rows = places.repeat(-(-ROWS // len(places)))[:ROWS]
             prompt, position = rows // len(columns), columns[rows % len(columns)]
             constants = self.constants[:, torch.zeros_like(prompt) if self.shared else prompt, position]
             k, v = run_constant(self.model, resid[prompt, position], position, constants, keywords)

@@ -124,6 +124,13 @@ def keep_runs(
     return KeptRuns(model, prompts, n_kept, by_length)
 
 
+@torch.no_grad()
+def kept_gb(model: Model, prompts: PromptSet, needs: Sequence[Need], memory_gb: float) -> float:
+    """The memory that `keep_runs` takes."""
+    needs = list(dict.fromkeys(needs))
+    return min(memory_gb, len(prompts) * _bytes_per_prompt(model, prompts, needs) / 2**30)
+
+
 def _fill(kept: _OneLength, clean: CleanRun, bucket: Bucket) -> None:
     row = kept.row[bucket.prompts].to(clean.logits.device)
     for layer in kept.k:
@@ -185,6 +192,13 @@ class PairRuns:
         self.model, self.pairs = model, pairs
         self._roles = [role for role in dict.fromkeys(roles) if role in pairs.positions]
         self.memory_gb, self._keep = memory_gb, keep
+
+    @property
+    def may_take_gb(self) -> float:
+        """The memory of what is kept, once it is there, and of the sources."""
+        model, most = self.model, KEPT_SHARE * self.memory_gb if self._keep else 0.0
+        sources = len(self._roles) * model.n_layers * model.n_heads * model.d_head * model.dtype.itemsize
+        return min(most, len(self.pairs) * self._bytes_per_prompt() / 2**30) + len(self.pairs) * sources / 2**30
 
     def source(self, role: str) -> Float[Tensor, "layer prompt head d_head"]:
         """Every head's z at a role of each counterfactual prompt."""

@@ -94,7 +94,7 @@ def _numbered(names: Sequence[str]) -> Int[Tensor, " name"]:
 # Means: the head's mean at the slot. "resample": its own z at the same slot of each prompt's counterfactual. "zero": 0.
 Replacement = Means | Literal["resample", "zero"]
 
-_MOST_PROMPTS = 64
+MOST_PROMPTS = 64
 _SHARE = 0.25  # of the memory may hold the constants of one batch
 
 
@@ -127,7 +127,7 @@ class Shared:
 def prompts_at_once(model: Model, pairs: Pairs, replacement: Replacement, memory_gb: float = DEFAULT_MEMORY_GB) -> int:
     """How many prompts fit the memory, with their constants where each has its own."""
     longest = int(pairs.lengths.max())
-    most = min(_MOST_PROMPTS, prompts_of_one_run(model, longest, RUN_SHARE * memory_gb))
+    most = min(MOST_PROMPTS, prompts_of_one_run(model, longest, RUN_SHARE * memory_gb))
     if replacement != "resample":
         return most
     per_prompt = model.n_layers * longest * model.n_heads * model.d_head * model.dtype.itemsize

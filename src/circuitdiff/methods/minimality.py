@@ -105,8 +105,13 @@ def removal_set(table: PairTable, head: Head, fraction: float = 0.3) -> list[Hea
     """
     drops = (table.scores.diagonal() - table.scores[table.heads.index(head)]).nan_to_num(nan=-math.inf)
     order = torch.argsort(drops, descending=True, stable=True).tolist()
-    most = math.ceil(round(fraction * len(table.heads), 9))  # 0.07 * 100 is 7.000000000000001
+    most = most_removed(len(table.heads), fraction)
     return [table.heads[i] for i in order[:most] if drops[i] > 0]
+
+
+def most_removed(size: int, fraction: float) -> int:
+    """How many heads of a group a removal set may have."""
+    return math.ceil(round(fraction * size, 9))  # 0.07 * 100 is 7.000000000000001
 
 
 def keep(before: float | int, after: float | int, threshold: float = 0.01) -> bool:

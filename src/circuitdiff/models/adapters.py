@@ -39,6 +39,7 @@ from circuitdiff.models.probe import probe_tokens
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 SETTINGS = "adapter_config.json"
+CHANGES = "the adapter changes the logits"  # the name of a check
 _ONLY_AT_RUNTIME = "runtime_config"  # some versions write it; it says where an adapter is kept while it is used
 _PATTERNS = ("rank_pattern", "alpha_pattern")  # by names of modules, or expressions for them
 _SAYS_NOTHING = (None, False, "", [], {})  # of a key that is not known: what is not asked for cannot be left out
@@ -117,10 +118,11 @@ def check_adapter(config: PreTrainedConfig, source: str | Path) -> None:
             _check_keys(model, adapter, layout)
 
 
-def merge_adapter(model: PreTrainedModel, source: str | Path) -> Merged:
+def merge_adapter(model: PreTrainedModel, source: str | Path, *, idle: bool = False) -> Merged:
     """`model` with the adapter added to its weights. The model given is changed, but no memory that it shares.
 
     A head or embedding that the model ties to the other is no longer tied once an adapter changes only one of them.
+    `idle`: an adapter that changes nothing is merged, too.
 
     Raises: InputError if a tensor of the adapter finds no place in the model or lacks a counterpart, or a shape
     differs; CheckError if the adapter changes nothing or merging changes the logits.
@@ -138,16 +140,18 @@ def merge_adapter(model: PreTrainedModel, source: str | Path) -> Merged:
     unmerged = _logits(adapted, tokens)
     with library_errors(lambda said: f"adapter {adapter.folder} cannot be merged into this model: {said}"):
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=False)  # pyright: ignore[reportCallIssue, reportAssignmentType]
-    return Merged(merged, _checks(adapter, before, unmerged, _logits(merged, tokens), tolerance_for(model)))
+    return Merged(merged, _checks(adapter, before, unmerged, _logits(merged, tokens), tolerance_for(model), idle))
 
 
-def _checks(adapter: _Adapter, before: Tensor, unmerged: Tensor, merged: Tensor, tolerance: float) -> tuple[Check, ...]:
+def _checks(
+    adapter: _Adapter, before: Tensor, unmerged: Tensor, merged: Tensor, tolerance: float, idle: bool
+) -> tuple[Check, ...]:
     name, n_tensors = adapter.folder.name, len(adapter.weights)
     error, change = difference(merged, unmerged), difference(unmerged, before)
     checks = (
         Check("adapter tensors without a place", name, 0.0, 0.0, True, f"of {n_tensors} in the file"),
         Check("merged equals unmerged", name, error, tolerance, error <= tolerance, "relative, random tokens"),
-        Check("the adapter changes the logits", name, change, 0.0, change > 0, "must be above 0", above=True),
+        Check(CHANGES, name, change, 0.0, change > 0 or idle, "must be above 0", above=True),
     )
     refuse_failures(list(checks))
     return checks

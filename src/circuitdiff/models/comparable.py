@@ -110,12 +110,16 @@ def differences(one: Shape, other: Shape) -> dict[str, str]:
     return differ
 
 
+def differing_settings(base: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Of what two configs say about what a model computes, where they differ: the variant's value and the base's."""
+    keys = sorted(key for key in base.keys() | variant.keys() if key not in _NOT_COMPUTED and not key.startswith("_"))
+    return {key: (variant.get(key), base.get(key)) for key in keys if base.get(key) != variant.get(key)}
+
+
 def other_settings(base: Mapping[str, Any], variant: Mapping[str, Any]) -> str:
     """In what the variant's config says other things than the base's that change what a model computes, in words."""
-    keys = sorted(key for key in base.keys() | variant.keys() if key not in _NOT_COMPUTED and not key.startswith("_"))
-    return ", ".join(
-        f"{key} ({variant.get(key)}, not {base.get(key)})" for key in keys if base.get(key) != variant.get(key)
-    )
+    differ = differing_settings(base, variant)
+    return ", ".join(f"{key} ({one}, not {other})" for key, (one, other) in differ.items())
 
 
 def check_comparable(donor: Shape, recipient: Shape) -> None:

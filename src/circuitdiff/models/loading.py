@@ -24,6 +24,7 @@ def load_model(
     name: str | None = None,
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     like: Sequence[Model] = (),
+    idle_adapters: bool = False,
 ) -> Model:
     """A causal decoder with its adapters merged in, in order, proven to be edited exactly.
 
@@ -35,11 +36,12 @@ def load_model(
 
     If the model is one of `like`, which are in memory, with further adapters, only these are read, and whatever they
     leave alone is shared with that one. All of `like` are held against the weights that they were loaded with.
+    An adapter that changes nothing is refused, unless `idle_adapters` are asked for.
 
     Raises: InputError if the source cannot be read or its architecture cannot be edited; CheckError if a self-check
     fails, or if a model of `like` is no longer what was loaded.
     """
-    read = read_source(source, adapters, dtype, device, like, tokenizer)
+    read = read_source(source, adapters, dtype, device, like, tokenizer, idle_adapters=idle_adapters)
     digests: dict[object, str] = {}  # of memory: what the new model shares with others is read once
     model = as_model(read.model, read.tokenizer, name or read.name, read.provenance, read.checks, digests)
     refuse_changed(like, digests, model.name)

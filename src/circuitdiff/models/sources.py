@@ -72,6 +72,8 @@ def read_source(
     device: str | None = None,
     like: Sequence[Model] = (),
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    *,
+    idle_adapters: bool = False,
 ) -> Source:
     """The decoder at `source` with `adapters` (PEFT folders or embedded adapters' names) merged in, in order.
 
@@ -79,7 +81,8 @@ def read_source(
     transformers that is in memory, whose weights are shared, not copied, and which keeps its dtype and device. `device`
     is one of torch's, or "auto" for the first of CUDA if there is one. `tokenizer`: another source whose tokenizer is
     taken, or one in memory; a model in memory needs one. If the wanted model is one of `like`, which are in memory,
-    with further adapters, only these are read, and whatever they leave alone is shared with that one.
+    with further adapters, only these are read, and whatever they leave alone is shared with that one. `idle_adapters`:
+    those that change nothing are taken, too.
 
     Raises: InputError if there is no such source, it is not a causal decoder, is damaged, incomplete, or lacks its
     tokenizer, or an adapter does not fit; CheckError if an adapter changes nothing or does not merge exactly.
@@ -95,7 +98,7 @@ def read_source(
     folders = [*own, *map(adapter_folder, adapters)]
     with quiet():
         start = _start(source, folders, (dtype, device), like, _given_tokenizer(tokenizer))
-        model, checks, merged = _with_adapters(start.model, folders[len(start.merged) :])
+        model, checks, merged = _with_adapters(start.model, folders[len(start.merged) :], idle_adapters)
     check_vocabulary(start.source, model, start.tokenizer)
     model.eval().requires_grad_(False)
     name = "+".join(
@@ -197,12 +200,12 @@ def read_outline(source: str | Path, tokenizer: str | Path | None = None) -> Out
 
 
 def _with_adapters(
-    model: PreTrainedModel, folders: Sequence[Path]
+    model: PreTrainedModel, folders: Sequence[Path], idle: bool
 ) -> tuple[PreTrainedModel, tuple[Check, ...], list[dict[str, Any]]]:
     """The model with the adapters merged in, in order; what was measured; and which files they were."""
     checks, merged = [], []
     for folder in folders:
-        model, measured = merge_adapter(model, folder)
+        model, measured = merge_adapter(model, folder, idle=idle)
         checks += measured
         files = {file.name: sha256_of(file) for file in sorted(folder.glob("adapter_model.*"))}
         merged.append({"name": folder.name, "path": str(folder), "sha256": files})

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
-from circuitdiff.report.numbers import printed
+from circuitdiff.report.numbers import all_printed
 from circuitdiff.report.parts import Part, Table
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, cells_of
 from circuitdiff.study.sections.ablations import SECTION, AblationScores, UnderAblation
 
 _ABLATIONS = {
@@ -34,12 +32,7 @@ _UNIT = "share of the model's score that the circuit has"
 
 
 def view(results: CommonResults) -> Part:
-    cells = [
-        (circuit, model, each)
-        for circuit, models in (part_of(results, SECTION) or {}).items()
-        for model, each in models.items()
-        if each
-    ]
+    cells = [(circuit, model, each) for circuit, model, each in cells_of(results, SECTION) if each]
     columns = {"ablation": "all else is", "quantity": "measured by"} | _COLUMNS | {"note": ""}
     return Part(
         "Faithfulness under other ablations",
@@ -64,11 +57,10 @@ def ablation_rows(ablations: dict[str, UnderAblation]) -> Iterator[dict]:
     """One row per ablation and quantity, each number with its interval."""
     for row, scores in _scores(ablations):
         notes = dict.fromkeys(ratio.note for ratio in (scores.ratio, scores.normalised) if ratio.note)
-        numbers = {column: printed(getattr(scores, column)) for column in _COLUMNS}
-        yield row | numbers | {"note": "; ".join(notes)}  # why a ratio is undefined
+        yield row | all_printed(scores, _COLUMNS) | {"note": "; ".join(notes)}  # why a ratio is undefined
 
 
-def _dots(title: str, ablations: dict[str, UnderAblation]) -> Figure:
+def _dots(title: str, ablations: dict[str, UnderAblation]) -> charts.Figure:
     """(circuit - ablated) / (model - ablated): 0 is no better than ablating everything, 1 is the model."""
     rows = [row | charts.bounds(scores.normalised) for row, scores in _scores(ablations)]
     base = alt.Chart(charts.inline(rows)).encode(
@@ -77,11 +69,7 @@ def _dots(title: str, ablations: dict[str, UnderAblation]) -> Figure:
         color=charts.colour("quantity", charts.distinct(rows, "quantity")),
         tooltip=charts.tips(ablation="the rest replaced by", quantity="measured by", printed="normalised"),
     )
-    layers = [
-        *charts.dashed("x", 0.0, _UNIT),
-        *charts.dashed("x", 1.0, _UNIT),
-        charts.intervals(base, "x", _UNIT, strokeWidth=2),
-        charts.points(base, "x", _UNIT),
-    ]
+    ends = (line for end in (0.0, 1.0) for line in charts.dashed("x", end, _UNIT))
+    layers = [*ends, *charts.points_with_intervals(base, "x", _UNIT)]
     subtitle = ["0: no better than with everything ablated; 1: as the model", "with 95 % intervals"]
     return charts.finish(layers, title, subtitle, width=420, height=alt.Step(18))

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import hits, interval, number, printed
 from circuitdiff.report.parts import Part, Table, anchor
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, cells_of, part_of
 from circuitdiff.study.sections.accuracy import SECTION, Accuracy
 from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
 
@@ -38,7 +36,7 @@ def _models(results: CommonResults) -> Table:
     columns |= {"size": "layers × heads", "source": "source"}
     rows = []
     for name, model in results.models.items():
-        answers = (part_of(results, SECTION) or {}).get(name)
+        answers = part_of(results, SECTION).get(name)
         share = None if answers is None else answers.accuracy
         accuracy = {"accuracy": number(None if share is None else share.value), "interval": interval(share)}
         size = f"{model.n_layers} × {model.n_heads}"
@@ -49,9 +47,9 @@ def _models(results: CommonResults) -> Table:
 
 def _answers(results: CommonResults) -> Table:
     """What is answered: one row per model, then per circuit in a model; shares of all prompts by kind."""
-    answers = dict(part_of(results, SECTION) or {})
-    for circuit, models in (part_of(results, FAITHFULNESS) or {}).items():
-        answers |= {f"circuit {circuit} in {model}": each.circuit_answers for model, each in models.items()}
+    cells = cells_of(results, FAITHFULNESS)
+    alone = {f"circuit {circuit} in {model}": each.circuit_answers for circuit, model, each in cells}
+    answers = part_of(results, SECTION) | alone
     kinds = list(dict.fromkeys(error.kind for each in answers.values() for error in each.errors))
     rows = [
         {"what": what, "right": printed(each.accuracy)} | {error.kind: printed(error) for error in each.errors}
@@ -66,8 +64,8 @@ def _answers(results: CommonResults) -> Table:
 
 def _queried_rows(results: CommonResults) -> Iterator[dict]:
     """Of each model, and of its own main circuit, which goes by the model's name."""
-    faithfulness = part_of(results, FAITHFULNESS) or {}
-    for name, model in (part_of(results, SECTION) or {}).items():
+    faithfulness = part_of(results, FAITHFULNESS)
+    for name, model in part_of(results, SECTION).items():
         own = faithfulness.get(name, {}).get(name)
         answers: dict[str, Accuracy] = {_WHOLE: model} | ({} if own is None else {_ALONE: own.circuit_answers})
         for what, each in answers.items():
@@ -76,8 +74,7 @@ def _queried_rows(results: CommonResults) -> Iterator[dict]:
                 yield row | charts.bounds(point) | {"hits": hits(point)}
 
 
-def _by_queried(rows: list[dict]) -> Figure:
-    """Accuracy by the item asked for, with 95 % intervals."""
+def _by_queried(rows: list[dict]) -> charts.Figure:
     kinds = charts.distinct(rows, "what")
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("queried:O", title="index of the queried item, from zero", axis=alt.Axis(labelAngle=0)),
@@ -86,9 +83,6 @@ def _by_queried(rows: list[dict]) -> Figure:
         tooltip=charts.tips(model="model", what="", queried="queried", printed="accuracy", hits="hits"),
     )
     shape = alt.Shape("what:N", sort=kinds, title=None, scale=alt.Scale(domain=kinds, range=["circle", "diamond"]))
-    layers = [
-        charts.intervals(base, "y", "accuracy", charts.UNIT, strokeWidth=2),
-        charts.points(base, "y", "accuracy", charts.UNIT, shape=shape),
-    ]
+    layers = charts.points_with_intervals(base, "y", "accuracy", charts.UNIT, shape=shape)
     width = min(720, max(420, 10 * len(rows)))
     return charts.finish(layers, "Accuracy by queried item", ["with 95 % intervals"], width=width, height=220)

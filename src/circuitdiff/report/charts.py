@@ -41,7 +41,6 @@ def distinct(rows: Rows, key: str) -> list[Any]:
 
 
 def tips(**titles: str) -> list[alt.Tooltip]:
-    """A tooltip of these columns."""
     return [alt.Tooltip(f"{column}:N", title=title) for column, title in titles.items()]
 
 
@@ -54,21 +53,19 @@ def colour(
     return alt.Color(f"{field}:N", sort=list(names), scale=scale, title=title, legend=shown)
 
 
-def names_along(axis: Axis, rows: Rows, field: str, title: str | None = None, kind: str = "N", **look: Any) -> Any:
+def names_along(axis: Axis, rows: Rows, field: str, title: str | None = None, **look: Any) -> Any:
     """The axis of what is compared, in the order of the rows."""
     channel = alt.X if axis == "x" else alt.Y
     look = {"labelLimit": 240} | ({"labelAngle": 0} if axis == "x" else {}) | look
-    return channel(f"{field}:{kind}", sort=distinct(rows, field), title=title, axis=alt.Axis(**look))
+    return channel(f"{field}:N", sort=distinct(rows, field), title=title, axis=alt.Axis(**look))
 
 
 def side_by_side(axis: Axis, rows: Rows, field: str) -> Any:
-    """What stands beside one another at each name along the axis."""
     channel = alt.XOffset if axis == "x" else alt.YOffset
     return channel(f"{field}:N", sort=distinct(rows, field))
 
 
 def measured(axis: Axis, field: str, title: str, domain: Sequence[float] | None = None, **scale: Any) -> Any:
-    """The axis of what was measured."""
     channel = alt.X if axis == "x" else alt.Y
     if domain is not None:
         scale |= {"domain": list(domain)}
@@ -88,6 +85,12 @@ def points(
     """A dot at `value`."""
     dots = base.mark_point(filled=True, size=60, opacity=1)
     return dots.encode(**{axis: measured(axis, "value", title, domain)}, **channels)
+
+
+def points_with_intervals(
+    base: alt.Chart, axis: Axis, title: str, domain: Sequence[float] | None = None, **channels: Any
+) -> list[alt.Chart]:
+    return [intervals(base, axis, title, domain, strokeWidth=2), points(base, axis, title, domain, **channels)]
 
 
 def bars(base: alt.Chart, axis: Axis, title: str, domain: Sequence[float] | None = None, **channels: Any) -> alt.Chart:
@@ -128,20 +131,14 @@ def among_random(
     """How random circuits score, with `references` (the real one, the whole model, ...) as rules."""
     values = [each for each in accuracies if each is not None]
     tenths = alt.Axis(values=[i / 10 for i in range(11)], format=".1f", labelAngle=0)
-    histogram = (
-        alt.Chart(inline([{"accuracy": each} for each in values]))
-        .mark_bar(color=GREY)
-        .encode(
-            x=alt.X("accuracy:Q", bin=alt.Bin(step=_BIN, extent=list(UNIT)), title="accuracy", axis=tenths),
-            y=alt.Y("count():Q", title=drawn, axis=alt.Axis(tickMinStep=1)),
-            tooltip=[alt.Tooltip("count():Q", title=drawn)],
-        )
+    bars_of_drawn = alt.Chart(inline([{"accuracy": each} for each in values])).mark_bar(color=GREY)
+    histogram = bars_of_drawn.encode(
+        x=alt.X("accuracy:Q", bin=alt.Bin(step=_BIN, extent=list(UNIT)), title="accuracy", axis=tenths),
+        y=alt.Y("count():Q", title=drawn, axis=alt.Axis(tickMinStep=1)),
+        tooltip=[alt.Tooltip("count():Q", title=drawn)],
     )
-    rows = [
-        {"what": f"{what}: {number(value)}", "accuracy": value}
-        for what, value in references.items()
-        if value is not None
-    ]
+    known_values = {what: value for what, value in references.items() if value is not None}
+    rows = [{"what": f"{what}: {number(value)}", "accuracy": value} for what, value in known_values.items()]
     palette = (CATEGORIES[5], CATEGORIES[0], MUTED, INK)
     legend = {"orient": "bottom", "direction": "vertical", "symbolType": "stroke"}
     rules = alt.Chart(inline(rows)).mark_rule(strokeWidth=2.5)

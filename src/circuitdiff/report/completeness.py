@@ -5,11 +5,9 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import number, printed
 from circuitdiff.report.parts import Part, Table
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, cells_of
 from circuitdiff.study.sections.completeness import SECTION, PartsRemoved, Removed
 
 _RANDOM, _GROUP, _WORST = "a random part", "a whole group", "the worst part found"
@@ -31,17 +29,20 @@ _COLUMNS = {
 
 
 def view(results: CommonResults) -> Part:
-    cells = [
-        (circuit, model, each)
-        for circuit, models in (part_of(results, SECTION) or {}).items()
-        for model, each in models.items()
-    ]
+    cells = cells_of(results, SECTION)
     return Part(
         "Is something missing from the circuit?",
         "The same heads are taken out of the circuit and out of the whole model.",
         [sentence for cell in cells if (sentence := _sentence(*cell))],
         {f"completeness/{circuit}/{model}": _scatter(circuit, model, each) for circuit, model, each in cells},
-        [Table(_caption(*cell), _COLUMNS, part_rows(cell[2])) for cell in cells],
+        [
+            Table(
+                f"{circuit} and {model} without the same heads: {_QUANTITIES[each.quantity]}, with 95 % intervals",
+                _COLUMNS,
+                part_rows(each),
+            )
+            for circuit, model, each in cells
+        ],
     )
 
 
@@ -57,31 +58,26 @@ def _sentence(circuit: str, model: str, parts: PartsRemoved) -> str:
     )
 
 
-def _caption(circuit: str, model: str, parts: PartsRemoved) -> str:
-    return f"{circuit} and {model} without the same heads: {_QUANTITIES[parts.quantity]}, with 95 % intervals"
-
-
 def part_rows(parts: PartsRemoved) -> list[dict]:
     """One row per part that was removed, with both terms, their difference, and what the part is."""
-    named: list[tuple[str, str, Removed]] = [
-        *((_RANDOM, "", each) for each in parts.random),
-        *((_GROUP, each.group, each) for each in parts.groups),
-        *([] if parts.greedy is None else [(_WORST, "", parts.greedy)]),
-        (_NOTHING, "", parts.nothing_removed),
-        (_EVERYTHING, "", parts.everything_removed),
+    return [
+        *(_row(_RANDOM, each) for each in parts.random),
+        *(_row(_GROUP, each, f", {each.group}") for each in parts.groups),
+        *([] if parts.greedy is None else [_row(_WORST, parts.greedy)]),
+        _row(_NOTHING, parts.nothing_removed),
+        _row(_EVERYTHING, parts.everything_removed),
     ]
-    return [_row(*each) for each in named]
 
 
-def _row(kind: str, name: str, removed: Removed) -> dict:
-    row: dict = {"kind": kind, "removed": f"{kind}, {name}" if name else kind, "n_removed": removed.n_removed}
+def _row(kind: str, removed: Removed, name: str = "") -> dict:
+    row: dict = {"kind": kind, "removed": kind + name, "n_removed": removed.n_removed}
     for term, estimate in (("circuit", removed.circuit), ("model", removed.model)):
         row |= {term: estimate.value, f"{term}_low": estimate.low, f"{term}_high": estimate.high}
         row[f"{term}_printed"] = printed(estimate)
     return row | {"difference": printed(removed.difference), "absolute": printed(removed.absolute_difference)}
 
 
-def _scatter(circuit: str, model: str, parts: PartsRemoved) -> Figure:
+def _scatter(circuit: str, model: str, parts: PartsRemoved) -> charts.Figure:
     """Circuit across, model up, one point per part. On the diagonal both lose alike; above it the model does better."""
     rows, unit = part_rows(parts), _QUANTITIES[parts.quantity]
     columns = [f"{term}{end}" for term in ("circuit", "model") for end in ("", "_low", "_high")]

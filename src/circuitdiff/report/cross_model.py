@@ -20,9 +20,8 @@ from circuitdiff.report.gains import (
 )
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.gains import Credit, RandomGroups
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
-from circuitdiff.study.sections.cross_model import SECTION, CrossModel, PatchControl, PatchControls
+from circuitdiff.study.registry import CommonResults, part_of
+from circuitdiff.study.sections.cross_model import SECTION, CrossModel, PatchControl
 
 _CONTROLS = {
     "group": "the group itself",
@@ -35,7 +34,7 @@ _CONTROLS = {
 
 def view(results: CommonResults) -> Part:
     sentences, figures, tables = [], {}, []
-    for variant, patched in (part_of(results, SECTION) or {}).items():
+    for variant, patched in part_of(results, SECTION).items():
         by_group, further = patched_by_group(results, variant), list(_further(patched))
         sentences += map(gain_sentence, [*by_group, *further])
         figures |= gain_figures(variant, [*by_group, *further], list(_drawn_controls(patched)), _controlled(patched))
@@ -53,7 +52,6 @@ def view(results: CommonResults) -> Part:
 
 
 def _further(patched: CrossModel) -> Iterator[Method]:
-    """Single heads, and donors that should bring nothing."""
     if patched.heads is not None:
         yield Method(f"{CARRIED[patched.heads.what]}, single heads of {patched.heads.group}", patched.heads)
     for donor, shares in patched.null_donors.items():
@@ -78,21 +76,12 @@ def _side_by_side(results: CommonResults, variant: str) -> Iterator[Table]:
 
 def control_rows(patched: CrossModel) -> list[dict]:
     """What each control brings in the stead of a group, in accuracy."""
-    return [
-        credit_row(group, _says(name, credit), credit) | {"note": _note(credit)}
-        for group, controls in patched.controls.items()
-        for name, credit in _named(controls)
-    ]
-
-
-def _named(controls: PatchControls) -> Iterator[tuple[str, Credit]]:
-    for name in (*_CONTROLS, "same_layers"):
-        if (credit := getattr(controls, name)) is not None:
-            yield name, credit
-
-
-def _says(name: str, credit: Credit) -> str:
-    return among_groups(credit) if isinstance(credit, RandomGroups) else _CONTROLS[name]
+    rows = []
+    for group, controls in patched.controls.items():
+        named = {_CONTROLS[name]: getattr(controls, name) for name in _CONTROLS}
+        named[among_groups(controls.same_layers)] = controls.same_layers
+        rows += [_control_row(group, says, credit) for says, credit in named.items() if credit is not None]
+    return rows
 
 
 def among_groups(random: RandomGroups) -> str:
@@ -101,10 +90,9 @@ def among_groups(random: RandomGroups) -> str:
     return f"{random.n} random groups of its layers (the group is above {random.percentile:.0f} of 100{far})"
 
 
-def _note(credit: Credit) -> str:
-    if isinstance(credit, PatchControl) and credit.incompatible:
-        return "ends far from clean runs"
-    return credit.undefined or ""
+def _control_row(group: str, says: str, credit: Credit) -> dict:
+    far = isinstance(credit, PatchControl) and credit.incompatible
+    return credit_row(group, says, credit) | ({"note": "ends far from clean runs"} if far else {})
 
 
 def _controlled(patched: CrossModel) -> Method | None:
@@ -122,7 +110,7 @@ def _drawn_controls(patched: CrossModel) -> Iterator[dict]:
     for group, controls in patched.controls.items():
         for says, credit in (("random heads of its layers", controls.same_layers), ("noise", controls.noise)):
             if credit is not None:
-                yield credit_row(group, f"control: {says}", credit) | {"note": _note(credit)}
+                yield _control_row(group, f"control: {says}", credit)
 
 
 def _among_random(variant: str, patched: CrossModel) -> dict[str, Figure]:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from circuitdiff.circuit import Head
 from circuitdiff.config.validation import validated
-from circuitdiff.errors import InputError
-from circuitdiff.report.numbers import heads
+from circuitdiff.errors import InputError, nearest
 from circuitdiff.study.estimates import Number
 from circuitdiff.study.gains import Credit
-from circuitdiff.study.registry import part_of, results_bytes
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import SECTIONS, CommonResults, part_of, results_bytes
 from circuitdiff.study.sections import cross_model, discovery, graft, verdict
 from circuitdiff.study.sections.discovery import Sweep
 
@@ -31,7 +30,6 @@ _NAMES += ("k", "group", "desideratum", "sender", "receiver", "via", "role", "pe
 _NAMES_IF_TEXT = ("kept", "base", "variant")  # which heads, or groups, a row is of; elsewhere they are no names
 _BOUNDED = ("value", "cost", "accuracy")  # what stands between "low" and "high"
 _DRAWN = "random"  # parts of a circuit, which are others in every circuit
-_NOT_NUMBERS = set(CommonResults.model_fields)
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,8 @@ class Bounds:
         """A mean over random draws may lie outside the draws' percentiles; what it is itself is never a move."""
         return min(self.low, self.value) <= value <= max(self.high, self.value)
 
-
-@dataclass(frozen=True)
-class Moved:
-    """A number that both runs have and that differs beyond its intervals."""
-
-    where: str
-    first: Bounds
-    second: Bounds
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Changed:
-    """A setting, version, answer or check that differs; None where a run lacks it."""
+    """A number, setting, version, answer or check that differs; None where a run lacks it."""
 
     where: str
     first: Any
@@ -80,7 +72,7 @@ class Changed:
 class RunDiff:
     """All that differs between two runs."""
 
-    moved: tuple[Moved, ...]  # the furthest first, in units of the wider half interval
+    moved: tuple[Changed, ...]  # numbers, beyond their intervals; the furthest first, in units of the wider half one
     n_compared: int
     undefined: tuple[Changed, ...]  # numbers with an interval in one run and undefined in the other
     heads: tuple[Heads, ...]
@@ -96,35 +88,30 @@ class RunDiff:
 
 def diff_tables(found: RunDiff, first: str, second: str) -> list[Table]:
     """What differs as text: title, columns and rows of each table that has a row."""
-    numbers = [(each.where, _shown(each.first), _shown(each.second)) for each in found.moved]
-    undefined = [
-        (each.where, *(_shown(run) if run else "undefined" for run in (each.first, each.second)))
-        for each in found.undefined
-    ]
     groups = [
-        (f"{each.circuit} / {each.group}", _listed(each.only_first), _listed(each.only_second), str(each.both))
+        (f"{each.circuit} / {each.group}", *map(_listed, (each.only_first, each.only_second)), str(each.both))
         for each in found.heads
     ]
     tables: list[Table] = [
-        ("what moved beyond its interval", ("number", first, second), numbers),
-        ("what is undefined in one run", ("number", first, second), undefined),
+        ("what moved beyond its interval", ("number", first, second), _rows(found.moved)),
+        ("what is undefined in one run", ("number", first, second), _rows(found.undefined, missing="undefined")),
         ("heads", ("group", f"only {first}", f"only {second}", "in both"), groups),
+        ("verdicts", ("what", first, second), _rows(found.answers)),
+        ("checks", ("what", first, second), _rows(found.checks)),
+        ("settings", ("what", first, second), _rows(found.settings)),
+        (f"measured in {first} only", ("what",), [(where,) for where in found.only_first]),
+        (f"measured in {second} only", ("what",), [(where,) for where in found.only_second]),
     ]
-    for title, rows in (("verdicts", found.answers), ("checks", found.checks), ("settings", found.settings)):
-        tables.append((title, ("what", first, second), [(c.where, _shown(c.first), _shown(c.second)) for c in rows]))
-    for name, rows in ((first, found.only_first), (second, found.only_second)):
-        tables.append((f"measured in {name} only", ("what",), [(where,) for where in rows]))
     return [table for table in tables if table[2]]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Bounds):
-        return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
-    return "-" if value is None else str(value)
 
 
 def _listed(heads: Sequence[str]) -> str:
     return ", ".join(heads) or "none"
+
+
+def _rows(changes: Sequence[Changed], missing: str = "-") -> list[tuple[str, ...]]:
+    rows = [(each.where, each.first, each.second) for each in changes]
+    return [tuple(missing if value is None else str(value) for value in row) for row in rows]
 
 
 def paired(first: CommonResults, second: CommonResults, pairs: Sequence[str]) -> CommonResults:
@@ -142,11 +129,8 @@ def paired(first: CommonResults, second: CommonResults, pairs: Sequence[str]) ->
     after = [names.get(name, name) for name in second.models]
     if twice := next((name for name in after if after.count(name) > 1), None):
         raise InputError(f"--pair: two models of the second run would be called {twice!r}; pair each with another one")
-    untouched = ("study", "versions")
-    data = {
-        key: value if key in untouched else _renamed(value, names)
-        for key, value in json.loads(results_bytes(second)).items()
-    }
+    data = json.loads(results_bytes(second))
+    data |= {key: _renamed(value, names) for key, value in data.items() if key not in ("study", "versions")}
     return validated(type(second), data, "the second run's results")
 
 
@@ -169,18 +153,16 @@ def diff_runs(first: CommonResults, second: CommonResults) -> RunDiff:
 
     Gains that were looked for in opposite directions are named, and not compared.
     """
-    turned = list(_turned(first, second))
-    opposite = [path for path, *_ in turned]
-    in_first, in_second = (dict(_numbers_of(results, opposite)) for results in (first, second))
+    turned, in_first, in_second = _all_numbers(first, second)
     both = {path: (in_first[path], in_second[path]) for path in in_first if path in in_second}
     compared = [(path, one, other) for path, (one, other) in both.items() if one and other]
     moved = [
-        Moved(_joined(path), one, other)
+        (-_distance(one, other), Changed(_joined(path), one, other))
         for path, one, other in compared
-        if not one.holds(other.value) and not other.holds(one.value)
+        if _has_moved(one, other)
     ]
     return RunDiff(
-        moved=tuple(sorted(moved, key=lambda each: (-_size(each), each.where))),
+        moved=tuple(change for _, change in sorted(moved, key=lambda each: (each[0], each[1].where))),
         n_compared=len(compared),
         undefined=tuple(Changed(_joined(path), *pair) for path, pair in both.items() if sum(map(bool, pair)) == 1),
         heads=tuple(_heads(first, second)),
@@ -195,22 +177,77 @@ def diff_runs(first: CommonResults, second: CommonResults) -> RunDiff:
     )
 
 
+def failures(first: CommonResults, second: CommonResults, wanted: Sequence[str]) -> list[str]:
+    """A line for each of `wanted` by which a number moved: NAME (or a glob with * and ?) beyond its interval,
+    NAME=0.05 by more than that, whatever its interval; "moved" is every name. One that is undefined in one of the runs
+    has moved, too.
+
+    Raises: InputError for a name that no number of both runs has.
+    """
+    _, in_first, in_second = _all_numbers(first, second)
+    numbers = {_joined(path): (in_first[path], in_second[path]) for path in in_first if path in in_second}
+    lines = []
+    for each in wanted:
+        name, limit = _name_and_limit(each, numbers)
+        pattern = name.replace("[", "[[]")
+        chosen = [where for where in numbers if name in ("moved", where) or fnmatchcase(where, pattern)]
+        if not chosen and name != "moved":
+            like = nearest(name, numbers) or f"; a name is like {next(iter(numbers), 'accuracy / MODEL / accuracy')!r}"
+            raise InputError(f"--fail-on {each}: there is no number {name!r} that both runs have{like}")
+        pairs = {where: numbers[where] for where in chosen if _has_moved(*numbers[where], limit)}
+        shown = [f"{where} ({a or 'undefined'}, then {b or 'undefined'})" for where, (a, b) in pairs.items()]
+        if shown:
+            more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+            lines.append(f"--fail-on {each}: {'; '.join(shown[:3])}{more}")
+    return lines
+
+
+def _name_and_limit(wanted: str, numbers: Mapping[str, object]) -> tuple[str, float | None]:
+    """Raises: InputError for a limit that is negative or not finite."""
+    name, equals, number = wanted.rpartition("=")
+    try:
+        limit = float(number)
+    except ValueError:
+        return wanted, None
+    if not equals or wanted in numbers:
+        return wanted, None
+    if not 0 <= limit < float("inf"):
+        raise InputError(f"--fail-on {wanted}: expected a change of 0 or more after '='; got {number}")
+    return name, limit
+
+
+def _has_moved(one: Bounds | None, other: Bounds | None, limit: float | None = None) -> bool:
+    """Beyond both intervals or, if there is a limit, by more than that."""
+    if one is None or other is None:
+        return one is not other
+    if limit is not None:
+        return abs(one.value - other.value) > limit
+    return not one.holds(other.value) and not other.holds(one.value)
+
+
+def _all_numbers(first: CommonResults, second: CommonResults) -> tuple[list[Any], dict[Path, Any], dict[Path, Any]]:
+    """Gains in opposite directions, and all other numbers of the two runs."""
+    turned = list(_turned(first, second))
+    opposite = [path for path, *_ in turned]
+    return turned, dict(_numbers_of(first, opposite)), dict(_numbers_of(second, opposite))
+
+
 def _turned(first: CommonResults, second: CommonResults) -> Iterator[tuple[Path, str, str]]:
     """Where the better model of a pair is another one in each run, and which models the gain was brought into."""
-    for section in (cross_model.SECTION.name, graft.SECTION.name):
-        variants, others = (getattr(results, section) or {} for results in (first, second))
+    for section in (cross_model.SECTION, graft.SECTION):
+        variants, others = (getattr(results, section.name) or {} for results in (first, second))
         for variant in (name for name in variants if name in others):
             before, after = variants[variant].recipient, others[variant].recipient
             if before != after:
-                yield (section, variant), before, after
+                yield (section.name, variant), before, after
 
 
 def _numbers_of(results: CommonResults, left_out: Sequence[Path]) -> Iterator[tuple[Path, Bounds | None]]:
     """Every number with an interval, by where it is. None stands for one that is undefined."""
-    for section in (name for name in type(results).model_fields if name not in _NOT_NUMBERS):
-        for name, value in (getattr(results, section) or {}).items():
-            if (section, name) not in left_out:
-                yield from _numbers(value, (section, name))
+    for section in SECTIONS:
+        for name, value in part_of(results, section).items():
+            if (section.name, name) not in left_out:
+                yield from _numbers(value, (section.name, name))
 
 
 def _numbers(data: Any, path: Path) -> Iterator[tuple[Path, Bounds | None]]:
@@ -248,29 +285,24 @@ def _bounds(value: Number, low: Number, high: Number) -> Bounds | None:
 
 def _name(row: Any, place: int) -> str:
     """What tells a row of a list from the others, in both runs."""
-    values = {name: getattr(row, name, None) for name in (*_NAMES, *_NAMES_IF_TEXT)}
-    names = [
-        f"{name} {_printed(name, value)}"
-        for name, value in values.items()
-        if isinstance(value, str if name in _NAMES_IF_TEXT else str | int | float | tuple)
-    ]
+    names = []
+    for name in (*_NAMES, *_NAMES_IF_TEXT):
+        value = getattr(row, name, None)
+        if isinstance(value, str if name in _NAMES_IF_TEXT else str | int | float | tuple):
+            if isinstance(value, tuple):
+                value = str(Head(*value)) if name == "head" else " + ".join(value) or "none"
+            names.append(f"{name} {value}")
     return ", ".join(names) or f"number {place + 1}"
 
 
-def _printed(name: str, value: Any) -> str:
-    if name == "head":
-        return heads([value])
-    return " + ".join(value) or "none" if isinstance(value, tuple) else str(value)
-
-
-def _size(moved: Moved) -> float:
-    """How far it moved, in units of the wider half interval."""
-    half = max(each.high - each.low for each in (moved.first, moved.second)) / 2
-    return abs(moved.second.value - moved.first.value) / half if half > 0 else float("inf")
+def _distance(first: Bounds, second: Bounds) -> float:
+    """In units of the wider half interval."""
+    half = max(each.high - each.low for each in (first, second)) / 2
+    return abs(second.value - first.value) / half if half > 0 else float("inf")
 
 
 def _heads(first: CommonResults, second: CommonResults) -> Iterator[Heads]:
-    before, after = (part_of(results, discovery.SECTION) or {} for results in (first, second))
+    before, after = (part_of(results, discovery.SECTION) for results in (first, second))
     for name in [name for name in before if name in after]:
         groups, others = before[name].groups, after[name].groups
         for group in dict.fromkeys([*groups, *others]):
@@ -281,7 +313,7 @@ def _heads(first: CommonResults, second: CommonResults) -> Iterator[Heads]:
 
 
 def _answers(results: CommonResults) -> dict[Path, Any]:
-    verdicts = part_of(results, verdict.SECTION) or {}
+    verdicts = part_of(results, verdict.SECTION)
     return {(name, sentence.claim): sentence.answer for name, each in verdicts.items() for sentence in each.sentences}
 
 

@@ -6,13 +6,11 @@ import altair as alt
 
 from circuitdiff.circuit import Head
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.drawing import circuit_drawing, scene_of
 from circuitdiff.report.numbers import heads, number, significant
 from circuitdiff.report.parts import Caption, Part, Table
 from circuitdiff.study.estimates import Estimate, Number, circuit_from
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.discovery import SECTION, FoundCircuit, Sweep
 
 NOT_MEASURED = "not measured"
@@ -23,14 +21,13 @@ NOT_SELECTED = "not selected"
 
 
 def view(results: CommonResults) -> Part:
-    """A part for each circuit."""
-    circuits = part_of(results, SECTION) or {}
+    circuits = part_of(results, SECTION)
     return Part("The circuits", parts=[_circuit(results, name, circuit) for name, circuit in circuits.items()])
 
 
 def used_roles(results: CommonResults) -> set[str]:
     """The roles at which some circuit or stage sends or receives; a task has many more."""
-    circuits = (part_of(results, SECTION) or {}).values()
+    circuits = part_of(results, SECTION).values()
     groups = [group.at for circuit in circuits for group in circuit.groups.values()]
     stages = [stage for circuit in circuits for stage in circuit.stages]
     return {role for role in [*groups, *(r for stage in stages for r in (stage.at, stage.receivers_at))] if role}
@@ -51,7 +48,7 @@ def _circuit(results: CommonResults, name: str, circuit: FoundCircuit) -> Part:
     )
 
 
-def _drawn(results: CommonResults, name: str, circuit: FoundCircuit) -> dict[str, Figure]:
+def _drawn(results: CommonResults, name: str, circuit: FoundCircuit) -> dict[str, charts.Figure]:
     found, model = circuit_from(circuit.groups), results.models.get(circuit.model)
     highest = max((head.layer for group in found.groups.values() for head in group.heads), default=0)
     n_layers = max(0 if model is None else model.n_layers, highest + 1)
@@ -75,11 +72,12 @@ def _caption(stage: Sweep) -> Caption:
     """The heads that the stage selected, helping ones first, each in order of strength."""
     chosen = [row for row in effect_rows(stage) if row["status"] in (SELECTED, HURTING)]
     chosen.sort(key=lambda row: (row["status"] == HURTING, -abs(row["value"] or 0.0)))
-    rows = [{"head": row["head"], "effect": number(row["value"]), "interval": row["interval"]} for row in chosen]
-    for row, of in zip(rows, chosen, strict=True):
-        row["says"] = ", ".join(
-            [*(["hurts"] if of["status"] == HURTING else []), *(["may be 0"] if _unsure(of) else [])]
-        )
+    rows = []
+    for row in chosen:
+        may_be_0 = row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
+        says = {"hurts": row["status"] == HURTING, "may be 0": may_be_0}
+        effect = {"effect": number(row["value"]), "says": ", ".join(each for each, applies in says.items() if applies)}
+        rows.append({"head": row["head"], "interval": row["interval"]} | effect)
     columns = {"head": "selected", "effect": "effect", "interval": "95 % interval", "says": ""}
     lines = [
         f"{stage.n_prompts} prompts · noise floor {significant(stage.noise_floor)}",
@@ -87,11 +85,6 @@ def _caption(stage: Sweep) -> Caption:
         *([] if rows else ["No head was selected."]),
     ]
     return Caption(lines, Table("", columns, rows, numeric=("effect", "interval")))
-
-
-def _unsure(row: dict) -> bool:
-    """Whether the interval of a head's effect holds 0, so that the head may do nothing."""
-    return row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
 
 
 def effect_rows(stage: Sweep) -> list[dict]:
@@ -122,7 +115,7 @@ def describe(stage: Sweep) -> str:
     return f"senders at {stage.at}, {to}{where}; {stage.metric}"
 
 
-def effect_map(stage: Sweep) -> Figure:
+def effect_map(stage: Sweep) -> charts.Figure:
     """Layers up, heads across; blue (negative) helps, orange (positive) hurts, white is zero.
 
     The scale is symmetric and the stage's own. A head without a number is hatched, never white.

@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import altair as alt
 
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.study.sections.discovery import Sweep
 
 MOST_TOKENS = 64  # a longer prompt is cut to the tokens near its roles
@@ -20,7 +20,11 @@ COLUMN_PX = 14.0
 DOT = 0.75  # columns between two heads of one layer and role
 BOW = 3.0  # columns that a link within one column bends aside
 LONG = 6.0  # columns: a longer link has room for its words halfway, a shorter one has them beside its senders
-Point = tuple[float, float]
+
+
+class Point(NamedTuple):
+    x: float
+    y: float
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def visible(token: str) -> str:
     return token.strip() or ("↵" if "\n" in token else "␣")
 
 
-def circuit_drawing(name: str, scene: Scene) -> Figure:
+def circuit_drawing(name: str, scene: Scene) -> charts.Figure:
     """Dots are heads, coloured by group; an arrow leads from a group to the one that receives it."""
     columns = scene.columns
     total = columns[-1].centre + columns[-1].width / 2
@@ -155,23 +159,14 @@ def _prompt(scene: Scene, x: alt.X, height: float) -> list[alt.Chart]:
 
 
 def _dots(scene: Scene, x: alt.X, y: alt.Y) -> alt.Chart:
-    rows = [row for column in scene.columns for row in _dots_in(scene, column)]
+    rows = []
+    for column in scene.columns:
+        members = scene.heads_at(column.position)
+        for (head, group), offset in zip(members, _fan([head for head, _ in members]), strict=True):
+            place = {"x": column.centre + offset, "y": head.layer}
+            rows.append(place | {"head": str(head), "group": group, "role": scene.circuit.groups[group].at})
     dots = alt.Chart(charts.inline(rows)).mark_point(filled=True, size=75, opacity=1, stroke="white", strokeWidth=1)
     return dots.encode(x=x, y=y, color=scene.colour, tooltip=charts.tips(head="head", group="group", role="role"))
-
-
-def _dots_in(scene: Scene, column: Column) -> list[dict]:
-    members = scene.heads_at(column.position)
-    return [
-        {
-            "x": column.centre + offset,
-            "y": head.layer,
-            "head": str(head),
-            "group": group,
-            "role": scene.circuit.groups[group].at,
-        }
-        for (head, group), offset in zip(members, _fan([head for head, _ in members]), strict=True)
-    ]
 
 
 def _fan(heads: Sequence[Head]) -> list[float]:
@@ -205,18 +200,20 @@ def _links(scene: Scene, middle: float, x: alt.X, y: alt.Y) -> list[alt.Chart]:
 
 
 def _link(scene: Scene, middle: float, number: int, stage: Sweep, start: Point, end: Point) -> dict:
-    side = -1 if start[0] > middle else 1
-    upright, long = start[0] == end[0], abs(start[0] - end[0]) > LONG
+    side = -1 if start.x > middle else 1
+    upright, long = start.x == end.x, abs(start.x - end.x) > LONG
     path = _curve(start, end, BOW * side if upright else 0.0)
     what = f"via {stage.via}" if stage.via else "to the output"
     shared = {"group": stage.name, "link": number, "what": what}
-    halfway, beside = path[len(path) // 2], (start[0] + side * 1.2, start[1])
-    words = (halfway[0] + 0.4 * side, halfway[1]) if upright else halfway if long else beside
+    halfway, beside = path[len(path) // 2], Point(start.x + side * 1.2, start.y)
+    words = Point(halfway.x + 0.4 * side, halfway.y) if upright else halfway if long else beside
+    before, after = path[-4], path[-1]  # the arrow's angle, on screen: clockwise from straight up
+    angle = math.degrees(math.atan2((after.x - before.x) * COLUMN_PX, (after.y - before.y) * scene.layer_px))
     return {
         "align": "center" if long else "left" if side > 0 else "right",
-        "path": [{**shared, "x": px, "y": py, "order": order} for order, (px, py) in enumerate(path)],
-        "arrow": {**shared, **_at(path[-2]), "angle": _heading(path[-4], path[-1], scene.layer_px)},
-        "label": {**shared, **_at(words)},
+        "path": [{**shared, **point._asdict(), "order": order} for order, point in enumerate(path)],
+        "arrow": {**shared, **path[-2]._asdict(), "angle": angle},
+        "label": {**shared, **words._asdict()},
     }
 
 
@@ -226,7 +223,7 @@ def _ends(scene: Scene, stage: Sweep) -> tuple[Point, Point] | None:
         return None
     start = _middle(scene, stage.name)
     if stage.receivers_from is None:
-        return None if stage.receivers else (start, (start[0], float(scene.n_layers)))
+        return None if stage.receivers else (start, Point(start.x, float(scene.n_layers)))
     if stage.receivers_from not in scene.placed_groups:
         return None
     return start, _middle(scene, stage.receivers_from)
@@ -234,28 +231,17 @@ def _ends(scene: Scene, stage: Sweep) -> tuple[Point, Point] | None:
 
 def _middle(scene: Scene, group: str) -> Point:
     heads = scene.circuit.groups[group].heads
-    return scene.centre(scene.circuit.groups[group].at), sum(head.layer for head in heads) / len(heads)
-
-
-def _at(point: Point) -> dict[str, float]:
-    return {"x": point[0], "y": point[1]}
+    return Point(scene.centre(scene.circuit.groups[group].at), sum(head.layer for head in heads) / len(heads))
 
 
 def _curve(start: Point, end: Point, bend: float, n_points: int = 24) -> list[Point]:
     """A quadratic Bezier curve from `start` to `end`, its middle pulled `bend` sideways."""
-    middle = ((start[0] + end[0]) / 2 + bend, (start[1] + end[1]) / 2)
-    return [_bezier(start, middle, end, i / (n_points - 1)) for i in range(n_points)]
-
-
-def _bezier(start: Point, middle: Point, end: Point, t: float) -> Point:
-    weights = ((1 - t) ** 2, 2 * t * (1 - t), t**2)
-    x, y = (sum(w * p[axis] for w, p in zip(weights, (start, middle, end), strict=True)) for axis in (0, 1))
-    return x, y
-
-
-def _heading(before: Point, after: Point, layer_px: float) -> float:
-    """Direction of travel on screen in degrees, clockwise from straight up."""
-    return math.degrees(math.atan2((after[0] - before[0]) * COLUMN_PX, (after[1] - before[1]) * layer_px))
+    middle, points = Point((start.x + end.x) / 2 + bend, (start.y + end.y) / 2), []
+    for t in (i / (n_points - 1) for i in range(n_points)):
+        weights = ((1 - t) ** 2, 2 * t * (1 - t), t**2)
+        axes = zip(start, middle, end, strict=True)
+        points.append(Point(*(sum(w * p for w, p in zip(weights, axis, strict=True)) for axis in axes)))
+    return points
 
 
 def _labels(rows: list[dict], align: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:

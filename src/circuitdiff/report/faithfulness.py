@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import hits, interval, number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate, Share
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
-from circuitdiff.study.sections.faithfulness import SECTION, CircuitInModel, Row
+from circuitdiff.study.registry import CommonResults, cells_of
+from circuitdiff.study.sections.faithfulness import SECTION, CircuitInModel, RandomCircuits
 
 _KEPT = {
     "model": "the model",
@@ -29,14 +25,19 @@ _NOTES = {
     ("wrong_segment", "slot"): "control: another segment than the one asked for",
     ("all_heads", "slot"): "a reference, not a bound",
 }
+_MATRIX_COLUMNS = {"circuit": "circuit of", "model": "in model", "printed": "faithfulness", "normalised": "normalised"}
+_MATRIX_COLUMNS |= {"accuracy": "circuit alone", "of_model": "whole model", "random": "random circuits", "note": ""}
 
 
 def view(results: CommonResults) -> Part:
-    cells = [(circuit, model, each) for circuit, in_models in _circuits(results) for model, each in in_models]
-    figures = {"matrix": _matrix(_matrix_rows(cells))} if len({model for _, model, _ in cells}) > 1 else {}
+    cells, figures, tables = cells_of(results, SECTION), {}, []
+    if len({model for _, model, _ in cells}) > 1:
+        rows = _matrix_rows(cells)
+        figures["matrix"] = _matrix(rows)
+        tables.append(Table("Every circuit in every model", _MATRIX_COLUMNS, rows))
     for circuit, model, each in cells:
         if each.random is not None and each.random.accuracies:
-            figures[f"random/{circuit}/{model}"] = _among_random(circuit, model, each)
+            figures[f"random/{circuit}/{model}"] = _among_random(circuit, model, each, each.random)
     return Part(
         "How much of it the circuits do",
         "Faithfulness is the circuit's accuracy over the whole model's, with every other head replaced by its mean. "
@@ -44,32 +45,18 @@ def view(results: CommonResults) -> Part:
         "circuit gives the model's own answer, right or wrong. All heads at the circuit's roles are a reference, not a "
         "bound. Random circuits have as many heads, at the same roles and in the same range of layers.",
         figures=figures,
-        tables=[
-            *_matrix_tables(cells),
-            *(_measures(*cell) for cell in cells),
-            *(_rows(*cell) for cell in cells),
-        ],
+        tables=[*tables, *(_measures(*cell) for cell in cells), *(_rows(*cell) for cell in cells)],
     )
 
 
-def _circuits(results: CommonResults) -> Iterator[tuple[str, list[tuple[str, CircuitInModel]]]]:
-    for circuit, models in (part_of(results, SECTION) or {}).items():
-        yield circuit, list(models.items())
-
-
-def row_of(found: CircuitInModel, kept: str, mean_by: str | None = "slot") -> Row | None:
-    return next((row for row in found.rows if (row.kept, row.mean_by) == (kept, mean_by)), None)
+def _with_all_heads(found: CircuitInModel) -> Share | None:
+    """Accuracy with all heads at the circuit's roles kept."""
+    return next((row.accuracy for row in found.rows if (row.kept, row.mean_by) == ("all_heads", "slot")), None)
 
 
 def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
-    columns = {
-        "measure": "measure",
-        "value": "value",
-        "interval": "95 % interval",
-        "hits": "hits / prompts",
-        "note": "note",
-    }
-    everything, random = row_of(found, "all_heads"), found.random
+    columns = {"measure": "measure", "value": "value", "interval": "95 % interval", "hits": "hits / prompts"}
+    everything, random = _with_all_heads(found), found.random
     measures: list[tuple[str, Estimate, str]] = [
         ("faithfulness", found, found.note or ""),
         ("normalised faithfulness", found.normalised, ""),
@@ -79,7 +66,7 @@ def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
         ("accuracy, every head ablated", found.ablated_accuracy, ""),
     ]
     if everything is not None:
-        measures.append(("accuracy, all heads at the circuit's roles", everything.accuracy, ""))
+        measures.append(("accuracy, all heads at the circuit's roles", everything, ""))
     if random is not None:
         mean, note = Estimate(random.mean, random.low, random.high), f"on {random.n_prompts} prompts"
         measures.append(("accuracy, mean of the random circuits", mean, note))
@@ -88,7 +75,8 @@ def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
         | {"hits": hits(each) if isinstance(each, Share) else ""}
         for measure, each, note in measures
     ]
-    return Table(f"{circuit} in {model}, slot means", columns, rows, numeric=("value", "interval", "hits"))
+    title = f"{circuit} in {model}, slot means"
+    return Table(title, columns | {"note": "note"}, rows, numeric=("value", "interval", "hits"))
 
 
 def _rows(circuit: str, model: str, found: CircuitInModel) -> Table:
@@ -129,24 +117,13 @@ def _matrix_rows(cells: list[tuple[str, str, CircuitInModel]]) -> list[dict]:
     ]
 
 
-def _matrix_tables(cells: list[tuple[str, str, CircuitInModel]]) -> list[Table]:
-    if len({model for _, model, _ in cells}) < 2:
-        return []
-    columns = {"circuit": "circuit of", "model": "in model", "printed": "faithfulness", "normalised": "normalised"}
-    columns |= {"accuracy": "circuit alone", "of_model": "whole model", "random": "random circuits", "note": ""}
-    return [Table("Every circuit in every model", columns, _matrix_rows(cells))]
-
-
-def _matrix(rows: list[dict]) -> Figure:
+def _matrix(rows: list[dict]) -> charts.Figure:
     """Faithfulness of the row's circuit in the column's model. 1 is the whole model's accuracy."""
     base = alt.Chart(charts.inline(rows)).encode(
         x=charts.names_along("x", rows, "model", "in model", labelAngle=-20),
         y=charts.names_along("y", rows, "circuit", "circuit of"),
-        tooltip=charts.tips(
-            circuit="circuit", model="model", printed="faithfulness", normalised="normalised", accuracy="circuit alone",
-            of_model="whole model", random="random circuits", note="",
-        ),
-    )  # fmt: skip
+        tooltip=charts.tips(**_MATRIX_COLUMNS | {"circuit": "circuit", "model": "model"}),
+    )
     scale = alt.Scale(domain=[0, 1], range=[charts.NEUTRAL, charts.HELPS], clamp=True)
     cells = base.mark_rect(stroke="white").encode(color=alt.Color("value:Q", scale=scale, title="faithfulness"))
     light = alt.condition("datum.value > 0.6", alt.value("white"), alt.value(charts.INK))
@@ -157,17 +134,16 @@ def _matrix(rows: list[dict]) -> Figure:
     )
 
 
-def _among_random(circuit: str, model: str, found: CircuitInModel) -> Figure:
+def _among_random(circuit: str, model: str, found: CircuitInModel, random: RandomCircuits) -> charts.Figure:
     """The circuit itself on the random circuits' prompts, the others on all."""
-    random, everything = found.random, row_of(found, "all_heads")
-    assert random is not None
+    everything = _with_all_heads(found)
     n = found.model_accuracy.n
     where = "" if random.n_prompts == n else f", all {n} prompts"
     references = {
         "this circuit": random.circuit,
         f"whole model{where}": found.model_accuracy.value,
         f"every head ablated{where}": found.ablated_accuracy.value,
-        f"all heads at its roles{where}": None if everything is None else everything.accuracy.value,
+        f"all heads at its roles{where}": None if everything is None else everything.value,
     }
     title = f"{circuit} among random circuits, {model}"
     return charts.among_random(title, random.accuracies, references, random.n_prompts)

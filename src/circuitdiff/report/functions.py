@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, hits, number, printed
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.estimates import Estimate
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, cells_of
 from circuitdiff.study.sections.functions import SECTION, MaskCell
 
 _CARRIES, _NOT = "above its floor", "not above its floor"
@@ -45,11 +43,7 @@ class Masks:
 
 
 def view(results: CommonResults) -> Part:
-    masks = [
-        Masks(circuit, model, cells)
-        for circuit, models in (part_of(results, SECTION) or {}).items()
-        for model, cells in models.items()
-    ]
+    masks = [Masks(*cell) for cell in cells_of(results, SECTION)]
     return Part(
         "What each group encodes",
         "A mask chooses heads of a group whose activations, taken from a source prompt, turn the answer into the "
@@ -74,9 +68,9 @@ def _sentence(masks: Masks) -> str:
 # Figures.
 
 
-def _figures(every: list[Masks]) -> dict[str, Figure]:
+def _figures(every: list[Masks]) -> dict[str, charts.Figure]:
     """Per circuit and model: bars, trade-offs, conflicts by index; per circuit: activation patching in all models."""
-    drawn: dict[str, Figure] = {}
+    drawn: dict[str, charts.Figure] = {}
     for circuit in dict.fromkeys(masks.circuit for masks in every):
         in_models = [masks for masks in every if masks.circuit == circuit]
         for masks in in_models:
@@ -88,7 +82,7 @@ def _figures(every: list[Masks]) -> dict[str, Figure]:
     return drawn
 
 
-def _of_model(masks: Masks) -> dict[str, Figure]:
+def _of_model(masks: Masks) -> dict[str, charts.Figure]:
     key, drawn = f"functions/{masks.circuit}/{masks.model}", {}
     if rows := bar_rows(masks):
         drawn[key] = _bars(f"What groups of {masks.circuit} encode in {masks.model}", rows)
@@ -103,7 +97,6 @@ def _of_model(masks: Masks) -> dict[str, Figure]:
 
 
 def bar_rows(masks: Masks) -> list[dict]:
-    """One row per group and desideratum."""
     return [
         charts.bounds(Estimate(cell.accuracy, cell.low, cell.high))
         | {
@@ -119,7 +112,7 @@ def bar_rows(masks: Masks) -> list[dict]:
     ]
 
 
-def _bars(title: str, rows: list[dict]) -> Figure:
+def _bars(title: str, rows: list[dict]) -> charts.Figure:
     """Test accuracy of each mask with its interval; the dark tick is the floor. Pale: not above it."""
     base = alt.Chart(charts.inline(rows)).encode(
         x=charts.names_along("x", rows, "group"),
@@ -157,7 +150,7 @@ def _trade_off_rows(cells: Iterable[tuple[str, MaskCell]]) -> Iterator[dict]:
             yield row | charts.bounds(mask) | {"heads": heads(mask.heads)}
 
 
-def _trade_off(title: str, rows: list[dict]) -> Figure:
+def _trade_off(title: str, rows: list[dict]) -> charts.Figure:
     """Heads patched against test accuracy, one dot per penalty and seed."""
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("n_heads:Q", title="heads patched", axis=alt.Axis(tickMinStep=1, format="d")),
@@ -182,7 +175,7 @@ def _conflict_rows(cells: Iterable[tuple[str, MaskCell]]) -> Iterator[dict]:
             yield {"desideratum": name, "index": point.queried, "hits": hits(point)} | charts.bounds(point)
 
 
-def _by_index(title: str, rows: list[dict]) -> Figure:
+def _by_index(title: str, rows: list[dict]) -> charts.Figure:
     """Where position, label and object point to three listed answers: which is followed, by the source's index."""
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("index:O", title="index asked for in the source, from zero", axis=alt.Axis(labelAngle=0)),
@@ -190,10 +183,7 @@ def _by_index(title: str, rows: list[dict]) -> Figure:
         color=_coloured(rows, "desideratum"),
         tooltip=charts.tips(desideratum="desideratum", index="index", printed="accuracy", hits="hits"),
     )
-    layers = [
-        charts.intervals(base, "y", _ACCURACY, charts.UNIT, strokeWidth=2),
-        charts.points(base, "y", _ACCURACY, charts.UNIT),
-    ]
+    layers = charts.points_with_intervals(base, "y", _ACCURACY, charts.UNIT)
     subtitle = ["position, label and object point to three answers of the list; with 95 % intervals"]
     return charts.finish(layers, f"In conflict: {title}", subtitle, width=420, height=220)
 
@@ -217,7 +207,7 @@ def redrawn_rows(in_models: Iterable[Masks], desideratum: str) -> list[dict]:
     ]
 
 
-def _redrawn_bars(title: str, rows: list[dict]) -> Figure:
+def _redrawn_bars(title: str, rows: list[dict]) -> charts.Figure:
     """Activation patching of the heads found in the circuit's own model, in every model."""
     base = alt.Chart(charts.inline(rows)).encode(
         x=charts.names_along("x", rows, "group"),

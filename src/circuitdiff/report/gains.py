@@ -9,13 +9,11 @@ import altair as alt
 
 from circuitdiff.evaluation.answers import Score
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, number, printed
 from circuitdiff.report.parts import Table
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.gains import Credit, GainShares
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections import cross_model, graft
 from circuitdiff.study.sections.cross_model import PatchRun
 from circuitdiff.study.sections.graft import GraftedParts
@@ -40,13 +38,7 @@ _ENDS = ("all together", "what no part explains")
 _NAMED = 10  # parts in a sentence; the table has all
 _ADDS = "what the part adds to the accuracy"
 _SHARE_COLUMNS = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
-CONTROL_COLUMNS = {
-    "part": "group",
-    "how": "in its stead",
-    "printed": "adds to the accuracy",
-    "share": "share",
-    "note": "",
-}
+CONTROL_COLUMNS = _SHARE_COLUMNS | {"part": "group", "how": "in its stead"}
 _RUN_COLUMNS = {"parts": "from the donor", "accuracy": "accuracy", "share": "share", "probability": "probability"}
 _RUN_COLUMNS |= {"log_prob": "log probability", "distance": "distance from clean runs", "note": ""}
 
@@ -70,14 +62,14 @@ class Method:
 
 def patched_by_group(results: CommonResults, variant: str) -> list[Method]:
     """Into the base, then into the variant, by each kind of activation."""
-    patched = (part_of(results, cross_model.SECTION) or {}).get(variant)
+    patched = part_of(results, cross_model.SECTION).get(variant)
     both = () if patched is None else (patched.to_base, patched.to_variant)
     return [Method(CARRIED[what], shares) for direction in both for what, shares in direction.items()]
 
 
 def grafted_by_group(results: CommonResults, variant: str) -> list[Method]:
     """At most one; its parts are also all else by kind."""
-    grafted = (part_of(results, graft.SECTION) or {}).get(variant)
+    grafted = part_of(results, graft.SECTION).get(variant)
     return [] if grafted is None else [Method(GRAFTED, grafted)]
 
 
@@ -123,7 +115,7 @@ def gain_sentence(method: Method) -> str:
 
 def gain_figures(
     variant: str, methods: Sequence[Method], controls: Sequence[dict] = (), controlled: Method | None = None
-) -> dict[str, Figure]:
+) -> dict[str, charts.Figure]:
     """One per method; `controls`, of the method `controlled`, stand beside the parts that they replace."""
     return {
         f"gain/{variant}/into {method.shares.recipient}/{method.name}": _gain_bars(
@@ -134,7 +126,7 @@ def gain_figures(
     }
 
 
-def _gain_bars(method: Method, controls: Sequence[dict]) -> Figure:
+def _gain_bars(method: Method, controls: Sequence[dict]) -> charts.Figure:
     """What each part adds to the accuracy, with intervals; the dashed line is the donor. Pale: without a share."""
     shares, gain = method.shares, method.shares.scores["accuracy"].gain
     rows = [row for row in share_rows(method) if row["how"]]
@@ -201,15 +193,12 @@ def side_by_side_table(methods: Sequence[Method], ids: Sequence[str]) -> Table:
         columns |= {method.name: method.name, f"share, {method.name}": "share"}
     weights = " ".join(filter(None, map(shared_weights, methods)))
     note = " ".join(filter(None, [_without_share(methods), weights]))
-    return Table(_caption(methods), columns, _side_by_side_rows(methods), ids, note)
-
-
-def _caption(methods: Sequence[Method]) -> str:
     kinds = dict.fromkeys(isinstance(method.shares, GraftedParts) for method in methods)
-    says = {False: "where it is visible (patched activations)", True: "what caused it (grafted weights)"}
+    asks = {False: "where it is visible (patched activations)", True: "what caused it (grafted weights)"}
     over = "".join(f"The gain of {each.shares.donor} over {each.shares.recipient}" for each in methods[:1])
-    asks = " and ".join(says[kind] for kind in kinds)
-    return f"{over}: {asks}; what each part adds to the accuracy, and its share of the gain"
+    caption = f"{over}: {' and '.join(asks[kind] for kind in kinds)}"
+    caption += "; what each part adds to the accuracy, and its share of the gain"
+    return Table(caption, columns, _side_by_side_rows(methods), ids, note)
 
 
 def _side_by_side_rows(methods: Sequence[Method]) -> list[dict]:

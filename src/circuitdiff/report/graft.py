@@ -10,7 +10,6 @@ from circuitdiff.report.gains import (
     credit_row,
     gain_figures,
     gain_sentence,
-    grafted_by_group,
     patched_by_group,
     score_tables,
     share_table,
@@ -18,8 +17,7 @@ from circuitdiff.report.gains import (
 )
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.gains import RandomGroups
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.graft import SECTION, GraftResult
 
 _CONTROLS = {
@@ -30,33 +28,20 @@ _CONTROLS = {
 
 def view(results: CommonResults) -> Part:
     sentences, figures, tables = [], {}, []
-    for variant, grafted in (part_of(results, SECTION) or {}).items():
-        by_group, by_layers, by_head = Method(GRAFTED, grafted), _by_layers(grafted), _by_head(grafted)
+    for variant, grafted in part_of(results, SECTION).items():
+        by_group, layers, heads = Method(GRAFTED, grafted), grafted.layers, grafted.heads
+        by_layers = [] if layers is None else [Method(f"{GRAFTED} of layers", layers)]
+        by_head = [] if heads is None else [Method(f"{GRAFTED}, single heads of {heads.group}", heads)]
         methods = [by_group, *by_layers, *by_head]
         sentences += map(gain_sentence, methods)
         figures |= gain_figures(variant, methods)
-        tables += _by_group(results, variant)
+        # patches into the same model have a table with the grafts beside them
+        if all(method.shares.recipient != grafted.recipient for method in patched_by_group(results, variant)):
+            tables.append(side_by_side_table([by_group], [anchor("graft", variant)]))
         tables += [share_table(method, [anchor("layers", variant)]) for method in by_layers]
         tables += [*map(share_table, by_head), *score_tables(by_group)]
         tables.append(Table(f"Controls of grafts, {variant}", CONTROL_COLUMNS, control_rows(grafted)))
     return Part("What caused the gain?", "Grafted weights show what caused it.", sentences, figures, tables)
-
-
-def _by_layers(grafted: GraftResult) -> list[Method]:
-    return [] if grafted.layers is None else [Method(f"{GRAFTED} of layers", grafted.layers)]
-
-
-def _by_head(grafted: GraftResult) -> list[Method]:
-    heads = grafted.heads
-    return [] if heads is None else [Method(f"{GRAFTED}, single heads of {heads.group}", heads)]
-
-
-def _by_group(results: CommonResults, variant: str) -> list[Table]:
-    """None where patches into the same model have a table, which has the grafts beside them."""
-    grafted = grafted_by_group(results, variant)
-    patched = {method.shares.recipient for method in patched_by_group(results, variant)}
-    alone = [method for method in grafted if method.shares.recipient not in patched]
-    return [side_by_side_table([method], [anchor("graft", variant)]) for method in alone]
 
 
 def control_rows(grafted: GraftResult) -> list[dict]:

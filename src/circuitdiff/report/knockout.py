@@ -5,11 +5,9 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import hits, number, printed
 from circuitdiff.report.parts import Part, Table
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.knockout import SECTION, Cell, Knockouts
 
 _DASHES = ([1, 0], [6, 3], [2, 2])  # for each round of the colours
@@ -18,8 +16,8 @@ _SAYS = {"yes": "information flows where it attends from", "no": "nothing is los
 
 
 def view(results: CommonResults) -> Part:
-    models = part_of(results, SECTION) or {}
-    figures: dict[str, Figure] = {}
+    models = part_of(results, SECTION)
+    figures: dict[str, charts.Figure] = {}
     for model, each in models.items():
         if each.matrix.cells:
             figures[f"knockout/{model}/matrix"] = _matrix(model, each)
@@ -68,10 +66,10 @@ def _table(model: str, result: Knockouts) -> Table:
     return Table(f"Attention knockout in {model}: {clean}", columns, rows)
 
 
-def _curves(model: str, result: Knockouts) -> Figure:
+def _curves(model: str, result: Knockouts) -> charts.Figure:
     """Accuracy with a path blocked from each layer upward (or in that layer alone); the line is the whole model."""
     rows = [
-        {"path": f"{curve.query} to {_key(curve.key)}", "layer": point.layer, "hits": hits(point)}
+        {"path": f"{curve.query} to {curve.key or 'a random position'}", "layer": point.layer, "hits": hits(point)}
         | charts.bounds(point)
         for curve in result.curves
         for point in curve.points
@@ -97,10 +95,6 @@ def _curves(model: str, result: Knockouts) -> Figure:
     return charts.finish(layers, f"Attention knockout in {model}", subtitle, width=420, height=220)
 
 
-def _key(key: str | None) -> str:
-    return key or "a random position"
-
-
 def _cell(cell: Cell) -> dict:
     """Of a key that does not come first only the place."""
     return charts.bounds(cell.loss) | {
@@ -112,7 +106,7 @@ def _cell(cell: Cell) -> dict:
     }
 
 
-def _matrix(model: str, result: Knockouts) -> Figure:
+def _matrix(model: str, result: Knockouts) -> charts.Figure:
     """Loss of accuracy when the row's role cannot see the column's, in all layers at once."""
     rows, roles = list(map(_cell, result.matrix.cells)), list(result.matrix.roles)
     base = alt.Chart(charts.inline(rows)).encode(

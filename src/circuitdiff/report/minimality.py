@@ -6,19 +6,17 @@ import altair as alt
 
 from circuitdiff.methods.minimality import MinimalityRule
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import heads, printed, significant
 from circuitdiff.report.parts import Part
 from circuitdiff.study.estimates import Estimate
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.minimality import SECTION, HeadResult, PrunedCircuit
 
 _KEPT, _DROPPED = "kept: the cost is credible", "dropped"
 
 
 def view(results: CommonResults) -> Part:
-    circuits = part_of(results, SECTION) or {}
+    circuits = part_of(results, SECTION)
     return Part(
         "Does the circuit need every head?",
         "A head's cost is what the circuit loses without it, once the heads that stand in for it are gone. Everything "
@@ -53,7 +51,7 @@ def _row(head: HeadResult) -> dict:
     }
 
 
-def _costs(title: str, pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> Figure:
+def _costs(title: str, pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> charts.Figure:
     """Most costly first: the circuit loses by the head's removal. The dashed line is the threshold."""
     rule = pruned.rule
     rows = sorted(map(_row, costs), key=lambda row: -(row["value"] or 0.0))

@@ -37,6 +37,11 @@ def printed(estimate: Estimate | None) -> str:
     return f"{number(estimate.value)} ({interval(estimate)})"
 
 
+def all_printed(source: object, names: Iterable[str]) -> dict[str, str]:
+    """Some of its estimates as columns of a row."""
+    return {name: printed(getattr(source, name)) for name in names}
+
+
 def hits(share: Share | None) -> str:
     """Hits of n prompts, like `181 / 200`."""
     return MISSING if share is None else f"{share.hits} / {share.n}"

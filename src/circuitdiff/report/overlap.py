@@ -7,12 +7,10 @@ from collections.abc import Iterator
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
-from circuitdiff.report.numbers import heads, number, printed, significant
+from circuitdiff.report.numbers import all_printed, heads, number, printed, significant
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.overlap import SECTION, AtRole, StageOverlap, VariantOverlap
 
 _PAIRS = {"between": "base and variant", "base": "the base with itself", "variant": "the variant with itself"}
@@ -22,7 +20,7 @@ _SMALLEST = 0.02  # of a profile: roles where base and variant have less are lef
 
 
 def view(results: CommonResults) -> Part:
-    variants = part_of(results, SECTION) or {}
+    variants = part_of(results, SECTION)
     return Part(
         "Is it the same circuit?",
         "Overlaps and correlations stand between chance and what one model repeats on other prompts (its split-half "
@@ -60,16 +58,12 @@ def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
     maps = {"stage": "stage", "receivers": "receivers"} | reliability
     maps |= {"different": "another stage's map", "gained": "gained", "lost": "lost"}
     common = {"stage": "stage", "share": "share", "k": "k"} | reliability | {"chance": _CHANCE}
-    edges = (
-        {"edge": "from group to group", "via": "via"} | pair | {"difference": "difference", "adjusted_p": "adjusted p"}
-    )
+    edges = {"edge": "from group to group", "via": "via"} | pair
+    edges |= {"difference": "difference", "adjusted_p": "adjusted p"}
     profile = {"group": "the base's group", "role": "role"} | pair
-    moved = {
-        "base": "the base's group",
-        "variant": f"{variant}'s own group",
-        "attention": "attention",
-        "effect": "effect",
-    }
+    moved = {"base": "the base's group", "variant": f"{variant}'s own group"}
+    moved |= {"attention": "attention", "effect": "effect"}
+    profiles = (overlap.profiles or {}).items()
     on = "" if overlap.n_scenarios is None else f", on {overlap.n_scenarios} scenarios"
     return [
         Table(f"Heads of the base's circuit and of {variant}'s", groups, list(_group_rows(overlap))),
@@ -81,28 +75,28 @@ def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
         Table(
             f"Attention of the base's groups, by role attended to{on}",
             profile,
-            [row for group, each in (overlap.profiles or {}).items() for row in _profile_rows(group, each.attention)],
+            [row for group, each in profiles for row in _profile_rows(group, each.attention)],
         ),
         Table(
             f"Effect of the base's groups, by role they are patched at{on}",
             profile,
-            [row for group, each in (overlap.profiles or {}).items() for row in _profile_rows(group, each.effect)],
+            [row for group, each in profiles for row in _profile_rows(group, each.effect)],
         ),
         Table(
             f"Do other heads do the same? Cosine of profiles, the base's groups and the variant's own{on}",
             moved,
-            list(_moved_rows(overlap)),
+            [
+                {"base": each.base, "variant": each.variant} | all_printed(each, ("attention", "effect"))
+                for each in overlap.moved or ()
+            ],
         ),
     ]
 
 
 def _group_rows(overlap: VariantOverlap) -> Iterator[dict]:
     for each in overlap.groups or ():
-        yield (
-            vars(each)
-            | {"group": each.group or "all groups"}
-            | {share: number(getattr(each, share)) for share in _SHARES}
-        )
+        shares = {share: number(getattr(each, share)) for share in _SHARES}
+        yield vars(each) | {"group": each.group or "all groups"} | shares
 
 
 def _stage_row(stage: StageOverlap) -> dict:
@@ -110,7 +104,7 @@ def _stage_row(stage: StageOverlap) -> dict:
     return {
         "stage": stage.stage,
         "receivers": "the same" if stage.same_receivers else "each model's own",
-        **{pair: printed(getattr(stage.correlation, pair)) for pair in _PAIRS},
+        **all_printed(stage.correlation, _PAIRS),
         "different": printed(stage.different),
         "gained": _changed(stage, gained=True),
         "lost": _changed(stage, gained=False),
@@ -129,33 +123,21 @@ def _common_rows(overlap: VariantOverlap) -> Iterator[dict]:
         for share, called in _SHARES.items():
             for each in getattr(stage, share):
                 row = {"stage": stage.stage, "share": called, "k": each.k, "chance": number(each.floor)}
-                yield row | {pair: printed(getattr(each, pair)) for pair in _PAIRS}
+                yield row | all_printed(each, _PAIRS)
 
 
 def _edge_rows(overlap: VariantOverlap) -> Iterator[dict]:
     for edge in overlap.edges or ():
-        yield {
-            "edge": f"{edge.sender} to {edge.receiver or 'the logits'}",
-            "via": edge.via or "direct",
-            "base": printed(edge.base),
-            "variant": printed(edge.variant),
-            "difference": printed(edge.difference),
-            "adjusted_p": significant(edge.adjusted_p),
-        }
+        row = {"edge": f"{edge.sender} to {edge.receiver or 'the logits'}", "via": edge.via or "direct"}
+        row |= all_printed(edge, ("base", "variant", "difference"))
+        yield row | {"adjusted_p": significant(edge.adjusted_p)}
 
 
 def _profile_rows(group: str, profile: tuple[AtRole, ...]) -> Iterator[dict]:
     """Role by role, where either model has more than next to 0."""
     for each in profile:
         if max(abs(estimate.value or 0.0) for estimate in (each.base, each.variant)) >= _SMALLEST:
-            yield {"group": group, "role": each.role, "base": printed(each.base), "variant": printed(each.variant)}
-
-
-def _moved_rows(overlap: VariantOverlap) -> Iterator[dict]:
-    """How alike what the base's groups do and what the variant's own groups do, whichever heads they have."""
-    for each in overlap.moved or ():
-        row = {"base": each.base, "variant": each.variant}
-        yield row | {"attention": printed(each.attention), "effect": printed(each.effect)}
+            yield {"group": group, "role": each.role} | all_printed(each, ("base", "variant"))
 
 
 def _curve_points(stage: StageOverlap) -> Iterator[dict]:
@@ -167,12 +149,10 @@ def _curve_points(stage: StageOverlap) -> Iterator[dict]:
                 yield {"k": each.k, "pair": says} | charts.bounds(spread)
 
 
-def _curves(title: str, rows: list[dict]) -> Figure:
+def _curves(title: str, rows: list[dict]) -> charts.Figure:
     """Overlap of the strongest heads by how many are taken, between its reliability and chance."""
-    names, palette = (
-        [*_PAIRS.values(), _CHANCE],
-        (charts.CATEGORIES[0], charts.CATEGORIES[2], charts.CATEGORIES[1], charts.MUTED),
-    )
+    names = [*_PAIRS.values(), _CHANCE]
+    palette = (charts.CATEGORIES[0], charts.CATEGORIES[2], charts.CATEGORIES[1], charts.MUTED)
     ks = alt.Axis(values=sorted(charts.distinct(rows, "k")))
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("k:Q", title="strongest heads taken", scale=alt.Scale(type="log"), axis=ks),

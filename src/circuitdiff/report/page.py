@@ -28,6 +28,7 @@ from circuitdiff.report import (
     overlap,
     series,
     verdict,
+    weights,
 )
 from circuitdiff.report.charts import Figure
 from circuitdiff.report.drawing import visible
@@ -79,6 +80,7 @@ def _figures(parts: Sequence[Part]) -> dict[str, Figure]:
 
 _VIEWS: Sequence[Callable[[CommonResults], Part]] = (
     alarms,
+    weights.view,
     verdict.view,
     summary,
     accuracy.view,
@@ -93,6 +95,7 @@ _VIEWS: Sequence[Callable[[CommonResults], Part]] = (
     ablations.view,
     knockout.view,
     verdict.evidence,
+    weights.evidence,
     lambda results: _example(results),
     discovery.view,
     lambda results: _checks(results),

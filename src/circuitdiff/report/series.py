@@ -7,12 +7,10 @@ from collections.abc import Iterator
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.charts import Figure
 from circuitdiff.report.numbers import number
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.accuracy import SECTION as ACCURACY
 from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
 from circuitdiff.study.sections.overlap import SECTION as OVERLAP
@@ -27,7 +25,8 @@ _MEASURES = (
 
 def view(results: CommonResults) -> Part:
     columns = {"step": "step", "model": "model", "measure": "", "printed": "value (95 % interval)"}
-    rows = {title: series_rows(results, steps) for title, steps in _series_of(results).items()}
+    series = results.study.settings.get("series") or {}  # by title, models and their training steps
+    rows = {title: series_rows(results, steps) for title, steps in series.items()}
     return Part(
         "Over training",
         "Checkpoints of one training run.",
@@ -36,40 +35,32 @@ def view(results: CommonResults) -> Part:
     )
 
 
-def _series_of(results: CommonResults) -> dict[str, dict[str, int]]:
-    """By title, the models of each series and their training steps."""
-    return results.study.settings.get("series") or {}
-
-
 def series_rows(results: CommonResults, steps: dict[str, int]) -> list[dict]:
     """One row per checkpoint and measure, in the order of steps."""
     return [
-        {"step": step, "model": model, "measure": measure} | charts.bounds(estimate) | _without_interval(estimate)
+        {"step": step, "model": model, "measure": measure}
+        | charts.bounds(estimate)
+        | ({"printed": number(estimate.value)} if estimate.low is None else {})
         for model, step in sorted(steps.items(), key=lambda each: each[1])
         for measure, estimate in zip(_MEASURES, _measured(results, model), strict=True)
         if estimate is not None and estimate.value is not None
     ]
 
 
-def _without_interval(estimate: Estimate) -> dict[str, str]:
-    return {"printed": number(estimate.value)} if estimate.low is None else {}
-
-
 def _measured(results: CommonResults, model: str) -> Iterator[Estimate | None]:
     """In the order of `_MEASURES`; None where it was not measured."""
-    base, faithfulness = next(iter(results.models), ""), part_of(results, FAITHFULNESS) or {}
-    accuracy = (part_of(results, ACCURACY) or {}).get(model)
+    base, faithfulness = next(iter(results.models), ""), part_of(results, FAITHFULNESS)
+    accuracy = part_of(results, ACCURACY).get(model)
     yield None if accuracy is None else accuracy.accuracy
     yield faithfulness.get(base, {}).get(model)
     yield faithfulness.get(model, {}).get(model)
-    overlap = (part_of(results, OVERLAP) or {}).get(model)
+    overlap = part_of(results, OVERLAP).get(model)
     whole = [each.jaccard for each in (() if overlap is None else overlap.groups or ()) if each.group is None]
     jaccard = 1.0 if model == base and base in faithfulness else next(iter(whole), None)
     yield Estimate(jaccard, None, None)
 
 
-def _over_steps(title: str, rows: list[dict]) -> Figure:
-    """Lines over training steps; bars are 95 % intervals."""
+def _over_steps(title: str, rows: list[dict]) -> charts.Figure:
     measures = [measure for measure in _MEASURES if any(row["measure"] == measure for row in rows)]
     legend = {"orient": "bottom", "direction": "vertical", "labelLimit": 400}
     base = alt.Chart(charts.inline(rows)).encode(

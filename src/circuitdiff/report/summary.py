@@ -8,8 +8,7 @@ from circuitdiff.models.checks import Check
 from circuitdiff.report.numbers import hits, interval, number, significant
 from circuitdiff.report.parts import Part, Sentence
 from circuitdiff.study.estimates import Share
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, cells_of, part_of
 from circuitdiff.study.sections import (
     accuracy,
     completeness,
@@ -42,16 +41,10 @@ def _failure(check: Check) -> str:
     return f"Self-check failed for {check.model}: {check.name}: {measured}{detail}. Do not trust this run."
 
 
-def _cells(results: CommonResults) -> Iterator[tuple[str, str, CircuitInModel]]:
-    for circuit, models in (part_of(results, faithfulness.SECTION) or {}).items():
-        for model, each in models.items():
-            yield circuit, model, each
-
-
 def _unfaithful(results: CommonResults) -> Iterator[str]:
     """One caution per model."""
     above: dict[str, list[str]] = {}
-    for circuit, model, each in _cells(results):
+    for circuit, model, each in cells_of(results, faithfulness.SECTION):
         if each.value is not None and each.value > TOO_FAITHFUL:
             above.setdefault(model, []).append(f"{circuit} {number(each.value)}")
     for model, circuits in above.items():
@@ -62,7 +55,7 @@ def _unfaithful(results: CommonResults) -> Iterator[str]:
 
 
 def _no_better_than_random(results: CommonResults) -> Iterator[str]:
-    for circuit, model, each in _cells(results):
+    for circuit, model, each in cells_of(results, faithfulness.SECTION):
         compared = _beaten(each)
         if compared and compared[0] < BEATS * compared[1]:
             yield (
@@ -80,15 +73,15 @@ def _beaten(cell: CircuitInModel) -> tuple[int, int] | None:
 
 
 def _few(results: CommonResults) -> Iterator[str]:
-    counted = [(name, each.accuracy.n) for name, each in (part_of(results, accuracy.SECTION) or {}).items()]
-    for circuit, model, each in _cells(results):
+    counted = [(name, each.accuracy.n) for name, each in part_of(results, accuracy.SECTION).items()]
+    for circuit, model, each in cells_of(results, faithfulness.SECTION):
         counted.append((f"{circuit} in {model}", each.circuit_accuracy.n))
         if each.random is not None:
             counted.append((f"random circuits like {circuit} in {model}", each.random.n_prompts))
-    further: dict[str, list[int]] = {}
+    fewest: dict[str, int] = {}
     for what, n in _further(results):
-        further.setdefault(what, []).append(n)
-    counted += [(what, min(counts)) for what, counts in further.items()]
+        fewest[what] = min(n, fewest.get(what, n))
+    counted += fewest.items()
     few = [f"{what} ({n})" for what, n in counted if n < FEW]
     if few:
         yield f"Fewer than {FEW} prompts tell little; see the intervals of {', '.join(few)}."
@@ -96,31 +89,35 @@ def _few(results: CommonResults) -> Iterator[str]:
 
 def _further(results: CommonResults) -> Iterator[tuple[str, int]]:
     """The prompts, or scenarios, that stand behind the numbers of each further section."""
-    for pruned in (part_of(results, minimality.SECTION) or {}).values():
+    for pruned in part_of(results, minimality.SECTION).values():
         yield "the costs of heads", pruned.n_prompts.testing
-    for models in (part_of(results, completeness.SECTION) or {}).values():
-        yield from (("completeness", each.n_prompts) for each in models.values())
-    for compared in (part_of(results, overlap.SECTION) or {}).values():
+    for _, _, parts in cells_of(results, completeness.SECTION):
+        yield "completeness", parts.n_prompts
+    for compared in part_of(results, overlap.SECTION).values():
         if compared.n_scenarios is not None:
             yield "the paths between groups and their profiles", compared.n_scenarios
-    for models in (part_of(results, functions.SECTION) or {}).values():
-        groups = [cells for each in models.values() for cells in each.values()]
-        yield from (("functions", min(c.n_test, c.n_scenarios)) for cells in groups for c in cells.values())
-    for patched in (part_of(results, cross_model.SECTION) or {}).values():
+    for _, _, groups in cells_of(results, functions.SECTION):
+        masks = [mask for of_group in groups.values() for mask in of_group.values()]
+        yield from (("functions", min(mask.n_test, mask.n_scenarios)) for mask in masks)
+    for patched in part_of(results, cross_model.SECTION).values():
         both = [*patched.to_base.values(), *patched.to_variant.values()]
         yield from (("patching", min(each.n_prompts, each.n_scenarios)) for each in both)
         yield from (("the controls of patching", each.n_prompts) for each in patched.controls.values())
-    for grafted in (part_of(results, graft.SECTION) or {}).values():
+    for grafted in part_of(results, graft.SECTION).values():
         yield "grafts", min(grafted.n_prompts, grafted.n_scenarios)
-    for blocked in (part_of(results, knockout.SECTION) or {}).values():
+    for blocked in part_of(results, knockout.SECTION).values():
         yield "knockouts", min(blocked.n_prompts, blocked.n_scenarios)
 
 
 def summary(results: CommonResults) -> Part:
     """One paragraph per model, and per circuit in the model where it was found; the matrix has it in the others."""
-    circuits = part_of(results, discovery.SECTION) or {}
-    models = [_model(name, each.accuracy) for name, each in (part_of(results, accuracy.SECTION) or {}).items()]
-    cells = [cell for cell in _cells(results) if cell[0] not in circuits or circuits[cell[0]].model == cell[1]]
+    circuits = part_of(results, discovery.SECTION)
+    models = [_model(name, each.accuracy) for name, each in part_of(results, accuracy.SECTION).items()]
+    cells = [
+        cell
+        for cell in cells_of(results, faithfulness.SECTION)
+        if cell[0] not in circuits or circuits[cell[0]].model == cell[1]
+    ]
     return Part("", sentences=[*models, *(_circuit(results, *cell) for cell in cells)])
 
 
@@ -135,21 +132,20 @@ def _of_prompts(share: Share) -> str:
 
 
 def _circuit(results: CommonResults, circuit: str, model: str, cell: CircuitInModel) -> str:
-    compared = _beaten(cell)
-    random = (
-        "" if compared is None else f"It scores higher than {compared[0]} of {compared[1]} random circuits of its size."
-    )
-    return " ".join(part for part in (_size(results, circuit, model), _alone(cell), random) if part)
+    sentences = [_size(results, circuit, model), _alone(cell)]
+    if compared := _beaten(cell):
+        sentences.append(f"It scores higher than {compared[0]} of {compared[1]} random circuits of its size.")
+    return " ".join(sentences)
 
 
 def _size(results: CommonResults, circuit: str, model: str) -> str:
-    known = (part_of(results, discovery.SECTION) or {}).get(circuit)
+    known = part_of(results, discovery.SECTION).get(circuit)
     groups = {} if known is None else known.groups
-    n_heads = sum(len(group.heads) for group in groups.values())
-    different = len({head for group in groups.values() for head in group.heads})
-    size = f"The circuit {circuit} has {_count(n_heads, 'head')} in {_count(len(groups), 'group')}"
+    heads = [head for group in groups.values() for head in group.heads]
+    size = f"The circuit {circuit} has {_count(len(heads), 'head')} in {_count(len(groups), 'group')}"
     of = results.models.get(model)
-    return f"{size}." if of is None else f"{size} ({different} of the {of.n_layers * of.n_heads} heads of {model})."
+    share = "" if of is None else f" ({len({*heads})} of the {of.n_layers * of.n_heads} heads of {model})"
+    return f"{size}{share}."
 
 
 def _count(n: int, noun: str) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from circuitdiff.report.numbers import printed
 from circuitdiff.report.parts import Part, Sentence, Table, anchor
 from circuitdiff.study.evidence import Thresholds
-from circuitdiff.study.registry import part_of
-from circuitdiff.study.results import CommonResults
+from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.verdict import SECTION, Verdict
 
 _CLAIMS = {
@@ -29,7 +28,7 @@ _NUMBERS = {
 
 
 def view(results: CommonResults) -> Part:
-    verdicts = part_of(results, SECTION) or {}
+    verdicts = part_of(results, SECTION)
     limits = next((_thresholds(verdict.thresholds) for verdict in verdicts.values()), "")
     parts = [Part(variant, sentences=_sentences(variant, each), items=True) for variant, each in verdicts.items()]
     return Part("Verdict", limits, parts=parts)
@@ -50,7 +49,6 @@ def _sentences(variant: str, verdict: Verdict) -> list[Sentence]:
 
 
 def _thresholds(limits: Thresholds) -> str:
-    """What the answers were held against."""
     return (
         f"Held against at least {limits.scenarios} held-out scenarios, normalised faithfulness of at least "
         f"{limits.faithful:g}, and at most {limits.too_faithful:g}, a margin of {limits.margin:g} for what counts as "
@@ -63,7 +61,7 @@ def evidence(results: CommonResults) -> Part:
     columns = {"ablation": "ablation", "what": "number", "printed": "value (95 % interval)", "note": ""}
     tables = [
         Table(f"Own circuits, base and {variant}", columns, list(_rows(verdict)), [anchor("circuits", variant)])
-        for variant, verdict in (part_of(results, SECTION) or {}).items()
+        for variant, verdict in part_of(results, SECTION).items()
     ]
     return Part(
         "The numbers behind the verdict on circuits",

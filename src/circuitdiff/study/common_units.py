@@ -7,28 +7,25 @@ from typing import Literal
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
-from circuitdiff.evaluation import Evaluation, evaluate_circuits, evaluate_model, slot_sums
+from circuitdiff.evaluation import By, Evaluation, evaluate_circuits, evaluate_model, slot_sums
 from circuitdiff.study.context import StudyContext
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import evaluations_from, evaluations_record, means_record
+from circuitdiff.study.records import means_record, record_of, value_of
 from circuitdiff.study.units import Needed, Unit
 
 EVALUATION = PromptsOf("evaluation")
 
-Replaced = Literal[
-    "slot", "kind", "resample", "zero"
-]  # by a mean of this kind, another prompt's activation, or nothing
+Replaced = By | Literal["resample", "zero"]  # by a mean of this kind, another prompt's activation, or nothing
 
 
 async def model_answers(study: StudyContext, model: str, prompts: PromptsOf = EVALUATION) -> Evaluation:
-    """What the model itself answers."""
     unit = Unit(f"answers of {model}", model_alone, (model,), {"prompts": prompts})
-    return evaluations_from(await study.record(unit))[0]
+    return value_of(await study.record(unit))
 
 
 def model_alone(subject: LoadedModel, *, prompts: PromptsOf) -> Record:
-    return evaluations_record([evaluate_model(subject.model, subject.pairs(prompts))])
+    return record_of(evaluate_model(subject.model, subject.pairs(prompts)))
 
 
 def means_of(model: str) -> Unit:
@@ -51,7 +48,7 @@ async def circuit_answers(
     """What circuits alone answer. `by`: what all other heads are replaced with."""
     arguments = {"prompts": prompts, "circuits": tuple(circuits), "by": by}
     needs = {"means": means_of(model)} if by in ("slot", "kind") else {}
-    return evaluations_from(await study.record(Unit(title, circuits_alone, (model,), arguments, needs)))
+    return value_of(await study.record(Unit(title, circuits_alone, (model,), arguments, needs)))
 
 
 def circuits_alone(
@@ -62,7 +59,7 @@ def circuits_alone(
     by: Replaced,
     means: Needed | None = None,
 ) -> Record:
-    found = evaluate_circuits(
+    answers = evaluate_circuits(
         subject.model,
         circuits,
         subject.pairs(prompts),
@@ -72,4 +69,4 @@ def circuits_alone(
         shared=subject.shared,
         memory_gb=subject.memory_gb,
     )
-    return evaluations_record(found)
+    return record_of(answers)

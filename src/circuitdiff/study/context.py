@@ -8,8 +8,8 @@ import platform
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cache
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -32,22 +32,11 @@ from circuitdiff.study.workers import Monitor, Place, Rank, WorkerLost, Workers
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 _MOST_LOSSES = 3  # workers that one unit may cost
 
-_rank: ContextVar[Rank] = ContextVar("rank", default=())  # of what runs now, in the study's order
-
-
-def rank_now() -> Rank:
-    """Where in the study's order the running coroutine belongs: of a section, its number first."""
-    return _rank.get()
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    rank: Rank
-    number: int
-    what: Any
+current_rank: ContextVar[Rank] = ContextVar("rank", default=())  # of what runs now, in the study's order
 
 
 class StudyContext:
@@ -64,8 +53,8 @@ class StudyContext:
         self._once: dict[Hashable, asyncio.Future[Any]] = {}
         self._running: dict[str, asyncio.Future[Record]] = {}  # by key
         self._prompts: dict[str, PromptSource] = {}
-        self._checks: list[_Ranked] = []
-        self._warnings: list[_Ranked] = []
+        self._checks: list[tuple[Rank, Check]] = []
+        self._warnings: list[tuple[Rank, str]] = []
 
     # What sections run
 
@@ -75,10 +64,10 @@ class StudyContext:
 
     async def each(self, items: Iterable[Item], work: Callable[[Item], Awaitable[T]]) -> list[T]:
         """`work` on every item, at the same time; in the order of the items, which is that of their units, too."""
-        above = _rank.get()
+        above = current_rank.get()
 
         async def ranked(i: int, item: Item) -> T:
-            _rank.set((*above, i))
+            current_rank.set((*above, i))
             return await work(item)
 
         tasks = [asyncio.ensure_future(ranked(i, item)) for i, item in enumerate(items)]
@@ -87,6 +76,11 @@ class StudyContext:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def by_item(self, items: Iterable[Key], work: Callable[[Key], Awaitable[T]]) -> dict[Key, T]:
+        """What `each` gives, by item."""
+        items = list(items)
+        return dict(zip(items, await self.each(items, work), strict=True))
 
     def once(
         self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Hashable, rank: Rank | None = None
@@ -97,7 +91,7 @@ class StudyContext:
         """
 
         async def ranked() -> T:
-            _rank.set(_rank.get() if rank is None else rank)
+            current_rank.set(current_rank.get() if rank is None else rank)
             return await work(self, *arguments)
 
         key = (work, *arguments)
@@ -123,12 +117,12 @@ class StudyContext:
     def add_checks(self, checks: Iterable[Check]) -> None:
         """Puts checks into the results. Raises: CheckError if one failed."""
         checks = list(checks)
-        self._checks += [_Ranked(_rank.get(), len(self._checks) + i, check) for i, check in enumerate(checks)]
+        self._checks += [(current_rank.get(), check) for check in checks]
         refuse_failures(checks)
 
     def warn(self, text: str) -> None:
         """Something that the reader must know before the numbers."""
-        self._warnings.append(_Ranked(_rank.get(), len(self._warnings), text))
+        self._warnings.append((current_rank.get(), text))
 
     def close(self) -> None:
         """Looks at what failed beside the first failure, which was raised; asyncio complains otherwise."""
@@ -139,11 +133,11 @@ class StudyContext:
     @property
     def checks(self) -> list[Check]:
         """In the study's order, whatever was finished first."""
-        return _in_order(self._checks)
+        return [check for _, check in sorted(self._checks, key=itemgetter(0))]
 
     @property
     def warnings(self) -> list[str]:
-        return list(dict.fromkeys(_in_order(self._warnings)))
+        return list(dict.fromkeys(text for _, text in sorted(self._warnings, key=itemgetter(0))))
 
     # What is known of models and prompts
 
@@ -153,14 +147,14 @@ class StudyContext:
 
     async def speed(self) -> Speed:
         """Of the base, on a worker's machine."""
-        return await self.once(_speed)
+        return await self.ask(speed_of, self.base)
 
     async def pairs(self, model: str, of: PromptsOf) -> Pairs:
         """In the model's tokens."""
-        return (await self._source_of_prompts(model)).pairs(of)
+        return (await self.prompts_of(model)).pairs(of)
 
     async def triples(self, model: str, of: TriplesOf) -> Triples:
-        return (await self._source_of_prompts(model)).triples(of)
+        return (await self.prompts_of(model)).triples(of)
 
     async def key(self, unit: Unit) -> str:
         """The hash of all that a unit's record depends on, by content."""
@@ -179,9 +173,10 @@ class StudyContext:
 
     async def _contents(self, unit: Unit) -> list[str]:
         fingerprints = [(await self.facts(name)).fingerprint for name in unit.models]
-        return contents(unit, fingerprints, await self._source_of_prompts(unit.models[0]))
+        return contents(unit, fingerprints, await self.prompts_of(unit.models[0]))
 
-    async def _source_of_prompts(self, model: str) -> PromptSource:
+    async def prompts_of(self, model: str) -> PromptSource:
+        """The study's prompts in the model's tokens."""
         if model not in self._prompts:
             self._prompts[model] = PromptSource(self.settings, (await self.facts(model)).tokenizer)
         return self._prompts[model]
@@ -196,10 +191,11 @@ class StudyContext:
 
     async def ask(self, question: Callable[..., T], name: str) -> T:
         """What a function says of the model, as a worker has loaded it; nothing that is kept."""
-        return await self._on_worker((name,), lambda place: self._asked(place, question, name))
 
-    async def _asked(self, place: Place, question: Callable[..., T], name: str) -> T:
-        return await place.worker.call("ask", question, name, await self._sources((name,)))
+        async def asked(place: Place) -> T:
+            return await place.worker.call("ask", question, name, await self._sources((name,)))
+
+        return await self._on_worker((name,), asked)
 
     async def _record(self, unit: Unit, key: str) -> Record:
         try:
@@ -244,7 +240,7 @@ class StudyContext:
 
     async def _on_worker(self, models: tuple[str, ...], work: Callable[[Place], Awaitable[T]]) -> T:
         for loss in range(_MOST_LOSSES):
-            async with self._workers.free(models, _rank.get()) as place:
+            async with self._workers.free(models, current_rank.get()) as place:
                 try:
                     return await work(place)
                 except WorkerLost as error:
@@ -271,15 +267,11 @@ async def _facts(study: StudyContext, name: str) -> ModelFacts:
     return facts
 
 
-async def _speed(study: StudyContext) -> Speed:
-    return await study.ask(speed_of, study.base)
-
-
 async def _source(study: StudyContext, name: str) -> ModelSettings:
-    wanted = study.settings.models[name]
-    if wanted.recipe is None:
-        return wanted
-    source, adapters = made_by(wanted.recipe, study.monitor)
+    model = study.settings.models[name]
+    if model.recipe is None:
+        return model
+    source, adapters = made_by(model.recipe, study.monitor)
     return ModelSettings(source=source, adapters=adapters)
 
 
@@ -287,13 +279,9 @@ def checked(name: str, model: str, value: float, allowed: float, detail: str) ->
     return Check(name, model, value, allowed, value <= allowed, detail)
 
 
-def _in_order(ranked: list[_Ranked]) -> list[Any]:
-    return [each.what for each in sorted(ranked, key=lambda each: (each.rank, each.number))]
-
-
 @cache
 def versions() -> Mapping[str, str]:
     """What computes our numbers: packages, and our own code by what is in it."""
     packages = ("circuitdiff", "torch", "transformers", "peft", "numpy", "scipy")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return MappingProxyType({"python": platform.python_version(), **found, "code": digest_of_computation()})
+    of_packages = {name: importlib.metadata.version(name) for name in packages}
+    return MappingProxyType({"python": platform.python_version(), **of_packages, "code": digest_of_computation()})

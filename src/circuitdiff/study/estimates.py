@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.stats.intervals import Interval, RatioInterval, accuracy_interval, mean_interval
 
+T = TypeVar("T")
 Number = float | None
 HeadPlace = tuple[int, int]  # layer and index
 
@@ -59,17 +60,40 @@ def estimate(interval: Interval | RatioInterval | Any, row: int | None = None) -
 
 
 def ratio(interval: RatioInterval) -> Ratio:
-    return Ratio(number(interval.value), number(interval.low), number(interval.high), interval.undefined)
+    return Ratio(**vars(estimate(interval)), note=interval.undefined)
 
 
 def share(hits: torch.Tensor, scenarios: torch.Tensor) -> Share:
     """A share of prompts with its interval and the counts behind it."""
-    interval = accuracy_interval(hits.numpy(), scenarios.numpy())
-    return Share(number(interval.value), number(interval.low), number(interval.high), int(hits.sum()), len(hits))
+    interval = estimate(accuracy_interval(hits.numpy(), scenarios.numpy()))
+    return Share(**vars(interval), hits=int(hits.sum()), n=len(hits))
+
+
+def result_of(kind: type[T], source: Any, /, **others: Any) -> T:
+    """A class of results with the fields of `source` that have its fields' names, and with `others`."""
+    names = [each.name for each in fields(kind) if each.name not in others]  # pyright: ignore[reportArgumentType]
+    return kind(**{name: _plain(getattr(source, name)) for name in names}, **others)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, RatioInterval):
+        return ratio(value)
+    if hasattr(value, "low"):
+        return estimate(value)
+    if isinstance(value, Head):
+        return value.layer, value.index
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return number(value) if isinstance(value, float) else value
 
 
 def mean_logit_difference(evaluation: Evaluation) -> Estimate:
     return estimate(mean_interval(evaluation.logit_differences.double().numpy(), evaluation.scenarios.numpy()))
+
+
+def percentile_among(value: float, values: np.ndarray) -> float:
+    """The percentage of `values` below it, and half of those equal to it."""
+    return 100 * float((values < value).mean() + (values == value).mean() / 2)
 
 
 def places(heads: Iterable[Head]) -> tuple[HeadPlace, ...]:

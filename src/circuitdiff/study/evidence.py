@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from circuitdiff.config.settings import Prompts
+from circuitdiff.config.settings import Count
 from circuitdiff.evaluation import By
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.gains import Credit, GraftControl
@@ -22,7 +22,7 @@ Parts = Mapping[str, Mapping[str, Credit]]  # by part, and by how it is credited
 class Thresholds:
     """What counts; stated with every verdict."""
 
-    scenarios: Prompts = 50  # with fewer nothing is said
+    scenarios: Count = 50  # with fewer nothing is said
     faithful: Positive = 0.8  # least lower bound of a circuit's normalised faithfulness
     too_faithful: Positive = 1.1  # greatest upper bound of it
     margin: Positive = 0.05  # a difference whose interval lies within it is none

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from circuitdiff.stats.intervals import difference_interval, mean_interval
 from circuitdiff.stats.shapley import ALONE, Attribution, Subset, attribute
 from circuitdiff.study.common_units import model_answers
 from circuitdiff.study.context import StudyContext
-from circuitdiff.study.estimates import Estimate, Number, Share, estimate, number, share
+from circuitdiff.study.estimates import Estimate, Number, Share, estimate, percentile_among, result_of, share
 
 # Random heads; or the other heads that read the part's keys and values: do the part's own heads matter?
 GraftControl = Literal["any_layer", "same_layers", "shared_kv"]
@@ -151,14 +151,14 @@ def gain_shares(
 
 def attribution_result(attribution: Attribution) -> AttributionResult:
     parts = {
-        part: {how: Credit(**_credit(each)) for how, each in credits.items()}
+        part: {how: result_of(Credit, each) for how, each in credits.items()}
         for part, credits in attribution.parts.items()
     }
     runs = (
-        RunCredit(**_credit(each), parts=tuple(part for part in parts if part in run))
+        result_of(RunCredit, each, parts=tuple(part for part in parts if part in run))
         for run, each in attribution.runs.items()
     )
-    together, unexplained = (Credit(**_credit(each)) for each in (attribution.together, attribution.unexplained))
+    together, unexplained = (result_of(Credit, each) for each in (attribution.together, attribution.unexplained))
     return AttributionResult(estimate(attribution.gain), parts, together, unexplained, tuple(runs))
 
 
@@ -179,7 +179,7 @@ def control_result(
 ) -> ControlResult:
     """`nothing`: the recipient as it is. Without a share unless the model could have run so itself (`compatible`)."""
     credit = _control_credit(donor, nothing, control, compatible=compatible)
-    return ControlResult(**_credit(credit), n_scenarios=len(donor.scenarios.unique()))
+    return result_of(ControlResult, credit, n_scenarios=len(donor.scenarios.unique()))
 
 
 def random_groups(
@@ -195,8 +195,6 @@ def random_groups(
     """
     credits = [_control_credit(donor, nothing, each, compatible=i not in far) for i, each in enumerate(drawn)]
     accuracies = np.array([float(each.hits.double().mean()) for each in drawn])
-    accuracy = float(group.hits.double().mean())
-    below = float((accuracies < accuracy).mean() + (accuracies == accuracy).mean() / 2)
     return RandomGroups(
         **{name: _over_groups(name, credits) for name in shapley.Credit._fields if name != "undefined"},
         undefined=_control_credit(donor, nothing, group).undefined,
@@ -204,7 +202,7 @@ def random_groups(
         n=len(drawn),
         n_far=len(far),
         n_prompts=len(donor.hits),
-        percentile=100 * below,
+        percentile=percentile_among(float(group.hits.double().mean()), accuracies),
         accuracies=tuple(accuracies.tolist()),
         nothing=float(nothing.hits.double().mean()),
     )
@@ -212,12 +210,8 @@ def random_groups(
 
 def largest_part(parts: Mapping[str, Mapping[str, Credit]], how: str) -> str:
     """The part that adds most, in the score's unit, so that it is defined without a gain, too."""
-
-    def value(part: str) -> float:
-        found = parts[part][how].value
-        return -math.inf if found is None else found
-
-    return max(parts, key=value)
+    values = {part: credits[how].value for part, credits in parts.items()}
+    return max(values, key=lambda part: -math.inf if (value := values[part]) is None else value)
 
 
 def _control_credit(
@@ -229,11 +223,6 @@ def _control_credit(
     far = [] if compatible else [run]
     shares = attribute(hits, donor.per_prompt("accuracy").numpy(), donor.scenarios.numpy(), [name], incompatible=far)
     return shares.parts[name][ALONE]
-
-
-def _credit(credit: shapley.Credit) -> dict[str, Any]:
-    numbers: dict[str, Any] = {name: number(value) for name, value in credit._asdict().items() if name != "undefined"}
-    return numbers | {"undefined": credit.undefined}
 
 
 def _over_groups(name: str, credits: Sequence[shapley.Credit]) -> Number:

@@ -13,6 +13,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation import By, Means, Shared
 from circuitdiff.models import load_model
 from circuitdiff.prompts import Pairs, Triples
+from circuitdiff.study.kept import Kept
 from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.units import Needed, Unit, contents
@@ -25,15 +26,31 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]  # done, of how many
 
 
+def latest(items: OrderedDict[Any, T], key: Hashable, make: Callable[[], T], most: int) -> T:
+    """What stands at `key`, made unless it is there; at most so many are held at once, those used last."""
+    if key not in items:
+        while len(items) >= most:
+            items.popitem(last=False)
+        items[key] = make()
+    items.move_to_end(key)
+    return items[key]
+
+
 class LoadedModel:
     """A model with the study's prompts in its tokens. Units share `shared` and `cached`, which change no number."""
 
-    def __init__(self, model: Model, settings: CommonSettings, progress: Progress) -> None:
+    def __init__(
+        self, model: Model, settings: CommonSettings, progress: Progress, kept: Kept | None = None, name: str = ""
+    ) -> None:
         self.model, self.progress = model, progress
         self.executor, self.memory_gb = settings.executor, settings.memory_gb
-        self.shared = Shared()  # of evaluations of circuits
         self.prompts = PromptSource(settings, model.tokenizer)
-        self._cached: dict[str, OrderedDict[Hashable, Any]] = {}
+        self._name, self._kept = name, kept or Kept(settings.memory_gb)
+
+    @property
+    def shared(self) -> Shared:
+        """Of evaluations of circuits."""
+        return self.cached("constants", None, Shared)
 
     def pairs(self, of: PromptsOf) -> Pairs:
         return self.prompts.pairs(of)
@@ -51,14 +68,11 @@ class LoadedModel:
         return self.cached("means", (needed.key, by), on_device, n_kept=4)
 
     def cached(self, kind: str, key: Hashable, make: Callable[[], T], n_kept: int = _KEPT) -> T:
-        """What units on this model share, such as clean runs on the same prompts: the latest of each kind."""
-        known = self._cached.setdefault(kind, OrderedDict())
-        if key not in known:
-            while len(known) >= n_kept:
-                known.popitem(last=False)
-            known[key] = make()
-        known.move_to_end(key)
-        return known[key]
+        """What units on this model share, such as clean runs on the same prompts: the latest of each kind.
+
+        See `Kept`, which holds what units on all models of this process share.
+        """
+        return self._kept.get(self._name, kind, key, make, n_kept=n_kept)
 
 
 class Host:
@@ -67,15 +81,13 @@ class Host:
     def __init__(self, settings: CommonSettings, device: str, monitor: Callable[[str, int, int], None]) -> None:
         self._settings, self._device, self._monitor = settings, device, monitor
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._kept = Kept(settings.memory_gb)
         self._needed: OrderedDict[str, Needed] = OrderedDict()
         self._title = ""
 
     def give(self, key: str, content: bytes) -> None:
         """A record that units will need."""
-        self._needed.pop(key, None)
-        while len(self._needed) >= RECORDS_AT_ONCE:
-            self._needed.popitem(last=False)
-        self._needed[key] = Needed(key, unpacked(content))
+        latest(self._needed, key, lambda: Needed(key, unpacked(content)), RECORDS_AT_ONCE)
 
     def run(
         self, unit: Unit, sources: Mapping[str, ModelSettings], needs: Mapping[str, str], expected: Sequence[str]
@@ -93,7 +105,9 @@ class Host:
                 f"triples, or circuitdiff's code on another machine): run the study again"
             )
         needed = {argument: self._needed[key] for argument, key in needs.items()}
-        return packed(unit.run(*models, **unit.arguments, **needed), unit.title)
+        record = unit.run(*models, **unit.arguments, **needed)
+        self._kept.trim()
+        return packed(record, unit.title)
 
     def ask(self, question: Callable[[LoadedModel], T], name: str, sources: Mapping[str, ModelSettings]) -> T:
         """What a function of a module says of a model: nothing that is kept."""
@@ -109,7 +123,8 @@ class Host:
             base = self._settings.base.name
             like = [] if name == base else [self.loaded(base, sources).model]
             while len(self._loaded) >= MODELS_AT_ONCE:
-                self._loaded.popitem(last=False)
+                dropped, _ = self._loaded.popitem(last=False)
+                self._kept.forget(dropped)
             self._loaded[name] = self._load(name, sources[name], like)
         self._loaded.move_to_end(name)
         return self._loaded[name]
@@ -126,4 +141,8 @@ class Host:
             like=like,
         )
         self._monitor(f"load {name}", 1, 1)
-        return LoadedModel(model, self._settings, lambda done, total: self._monitor(self._title, done, total))
+
+        def progress(done: int, total: int) -> None:
+            self._monitor(self._title, done, total)
+
+        return LoadedModel(model, self._settings, progress, self._kept, name)

@@ -38,23 +38,14 @@ def judged(gate: Sequence[Requirement], requirements: Sequence[Requirement]) -> 
 
 def above(estimate: Estimate | None, least: float = 0.0, lost_below: float = 0.0) -> bool | None:
     """Whether the interval excludes `least` from above; refuted if it lies at or below `lost_below`."""
-    low, high = _bounds(estimate)
-    if low is None or high is None:
+    if estimate is None or estimate.low is None or estimate.high is None:
         return None
-    return True if low > least else False if high <= lost_below else None
+    return True if estimate.low > least else False if estimate.high <= lost_below else None
 
 
 def within(estimate: Estimate | None, least: float, most: float = float("inf")) -> bool | None:
     """Whether the interval lies within these bounds; refuted if it lies outside."""
-    low, high = _bounds(estimate)
-    if low is None or high is None:
+    if estimate is None or estimate.low is None or estimate.high is None:
         return None
+    low, high = estimate.low, estimate.high
     return True if least <= low and high <= most else False if high < least or low > most else None
-
-
-def opposite(met: bool | None) -> bool | None:
-    return None if met is None else not met
-
-
-def _bounds(estimate: Estimate | None) -> tuple[float | None, float | None]:
-    return (None, None) if estimate is None else (estimate.low, estimate.high)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from circuitdiff.engine.constant_tokens import ROWS
+from circuitdiff.evaluation.constants import MOST_PROMPTS
 from circuitdiff.methods.discovery import Plan
-from circuitdiff.prompts import Pairs
+from circuitdiff.prompts import Pairs, buckets
 from circuitdiff.stats.selection import TopK
 from circuitdiff.study.facts import ModelFacts, Speed
+from circuitdiff.study.prompts import PromptsOf, PromptSource
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.tasks import Task
 
@@ -55,7 +58,8 @@ class PlannedCost:
 class Sizes:
     """What the cost of a section follows from. Circuits are not known yet: all senders count as live.
 
-    `sample`: the evaluation prompts in the base's tokens.
+    `prompts`: in the base's tokens; `sample`: those for evaluation. `groups`: how many heads each group of
+    a main circuit may have, as many as its rule takes, or ten; each layer that its receivers see is as likely as any.
     """
 
     settings: CommonSettings
@@ -63,7 +67,11 @@ class Sizes:
     task: Task
     base: ModelFacts
     speed: Speed
-    sample: Pairs
+    prompts: PromptSource
+
+    @cached_property
+    def sample(self) -> Pairs:
+        return self.prompts.pairs(PromptsOf("evaluation"))
 
     @property
     def main(self) -> Plan:
@@ -71,7 +79,6 @@ class Sizes:
 
     @property
     def groups(self) -> dict[str, int]:
-        """How many heads each group of a main circuit may have: as many as its rule takes, or ten."""
         rules = {stage.name: stage.select for stage in self.main.stages}
         return {name: rule.top if isinstance(rule, TopK) else _HEADS for name, rule in rules.items()}
 
@@ -99,6 +106,47 @@ class Sizes:
         """Those that every prompt has."""
         return [role for role, at in self.sample.positions.items() if bool((at >= 0).all())]
 
+    def places_from(self, role: str | None = None) -> int:
+        """At how many places circuits are run that keep heads at the main circuit's roles: from this one on, or all."""
+        at = [self.sample.positions[stage.at] for stage in self.main.stages] + [self.sample.lengths - 1]
+        places = {float(positions.double().mean()) for positions in at}
+        first = -1.0 if role is None else float(self.sample.positions[role].double().mean())
+        return sum(place >= first for place in places)
+
+    def layers_from(self, group: str, n_heads: int | None = None) -> float:
+        """The share of the layers from the first of a group's heads on, on average; or of so many of its heads."""
+        first = _mean_first(self._n_below(group), n_heads or self.groups[group])
+        return 1 - first / self.base.n_layers
+
+    def layers_up_to(self, group: str) -> float:
+        """The share of the layers up to the last of a group's heads, on average."""
+        n_below = self._n_below(group)
+        return (n_below - _mean_first(n_below, self.groups[group])) / self.base.n_layers
+
+    def _n_below(self, group: str) -> int:
+        """In how many layers a group may have heads: all, or those below the last of its receivers."""
+        receivers = next(stage.receivers_from for stage in self.main.stages if stage.name == group)
+        if receivers is None:
+            return self.base.n_layers
+        return max(1, round(self.layers_up_to(receivers) * self.base.n_layers - 1))
+
+    def constant_tokens(self, parts: Sequence[Pairs], known: Sequence[Pairs] = ()) -> int:
+        """How many lone tokens are run for circuits on these prompts, one part after the other, beside `places_from`.
+
+        A token at a place in a sequence of slots is run once, and not at all if it is `known`; `ROWS` are run at once.
+        """
+        roles, done, n_rows = [stage.at for stage in self.main.stages], dict[bytes, set[tuple[int, int]]](), 0
+        for i, pairs in enumerate([*known, *parts]):
+            for bucket in buckets(pairs.clean_prompts, roles, MOST_PROMPTS, same_slots=True):
+                free = [p for p in range(bucket.length - 1) if p not in bucket.positions.values()]
+                tokens, first = pairs.clean[bucket.prompts][:, free], int(bucket.prompts[0])
+                slots = pairs.clean_prompts.slots[first, : bucket.length].numpy().tobytes()
+                here = {(place, token) for row in tokens.tolist() for place, token in zip(free, row, strict=True)}
+                before = done.setdefault(slots, set())
+                n_rows += ROWS * -(-len(here - before) // ROWS) if i >= len(known) else 0
+                before |= here
+        return n_rows
+
     def passes(self, n: float) -> float:
         """FLOP of whole prompts."""
         return self.runs(n, self.length)
@@ -110,6 +158,11 @@ class Sizes:
     def width(self, role: str) -> float:
         """How many tokens of a prompt a role can change."""
         return float((self.sample.lengths - self.sample.positions[role]).double().mean())
+
+
+def _mean_first(n_layers: int, n_heads: int) -> float:
+    """The mean layer of the first of so many heads, each in any layer: the sum over all layers of P(first >= layer)."""
+    return sum((above / n_layers) ** n_heads for above in range(1, n_layers))
 
 
 def planned_cost(parts: Sequence[Part], sizes: Sizes, workers: int) -> PlannedCost:

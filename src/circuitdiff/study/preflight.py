@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from circuitdiff.circuit import Circuit
-from circuitdiff.config.settings import ModelSettings
-from circuitdiff.errors import InputError, choices
+from circuitdiff.errors import InputError, choices, errors_name
 from circuitdiff.evaluation import check_groups
 from circuitdiff.finetune.recipes import read_recipe
 from circuitdiff.methods.discovery import Plan
@@ -72,9 +72,12 @@ def check_study(study: Outlined, *, mixed: bool) -> None:
     for model in study.models:
         model.pairs.check_one_token("a study")
     for path in study.settings.circuits.values():
-        _check_file(str(path), base)
-    for plan in study.plans.values():
-        _check_stages(plan, base.pairs)
+        circuit = Circuit.from_json(path)
+        with errors_name(path):
+            check_groups(circuit, base.shape.n_layers, base.shape.n_heads, base.pairs)
+    for stage in (stage for plan in study.plans.values() for stage in plan.stages):
+        with errors_name(f"stage {stage.name!r}"):
+            check_reach(base.pairs, stage.at, stage.via, stage.receivers_at)
     for variant in variants:
         found = differences(variant.shape, base.shape)
         if found and not mixed:
@@ -88,7 +91,7 @@ def check_study(study: Outlined, *, mixed: bool) -> None:
             )
 
 
-def check_known(where: str, names: Iterable[str] | None, known: Sequence[str] | Iterable[str]) -> None:
+def check_known(where: str, names: Iterable[str] | None, known: Iterable[str]) -> None:
     """Raises: InputError saying where a name stands that is none of those known, and which there are."""
     known = list(known)
     for name in names or ():
@@ -110,66 +113,38 @@ def _outlined_models(settings: CommonSettings) -> Iterator[OutlinedModel]:
     """Each source is read once, however many models are tuned from it."""
     known: dict[object, tuple[Outline, Pairs]] = {}
     for name, model in settings.models.items():
-        start = _start(model)
+        # weights that a recipe is yet to make have the shape of those that it starts from
+        start = model if model.recipe is None else read_recipe(model.recipe).base
         origin = (MEMBERS[start.source].origin if start.source in MEMBERS else start.source), start.tokenizer
         if origin not in known:
             outline = read_outline(start.source, start.tokenizer)
-            known[origin] = outline, _prompts(settings, name, outline)
+            with errors_name(name):
+                known[origin] = outline, _prompts(settings, outline)
         outline, pairs = known[origin]
-        _check_adapters(name, start, outline)
+        for adapter in start.adapters:
+            with errors_name(name):
+                check_adapter(outline.config, adapter)
         _, base_pairs = next(iter(known.values()))
         yield OutlinedModel(outline, Shape.outlined(name, outline, base_pairs), pairs)
 
 
-def _start(model: ModelSettings) -> ModelSettings:
-    """Where the weights come from; those that a recipe is yet to make have the shape of what it starts from."""
-    return model if model.recipe is None else read_recipe(model.recipe).base
-
-
-def _check_adapters(name: str, model: ModelSettings, outline: Outline) -> None:
-    for adapter in model.adapters:
-        try:
-            check_adapter(outline.config, adapter)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-
-
-def _prompts(settings: CommonSettings, name: str, outline: Outline) -> Pairs:
+def _prompts(settings: CommonSettings, outline: Outline) -> Pairs:
     sizes = settings.prompts
     n, each, kind = min(_N_PROMPTS, sizes.evaluation), sizes.queries_per_scenario, sizes.counterfactual
-    try:
-        return task_of(settings).sample(outline.tokenizer, n, settings.seed, "evaluation", each, counterfactual=kind)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+    return task_of(settings).sample(
+        outline.tokenizer, n, settings.seed, "evaluation", each, counterfactual=kind, chat=settings.chat
+    )
 
 
 def _first_other_token(base: OutlinedModel, variant: OutlinedModel) -> str:
     """Where the task's prompts come out as other tokens than the base's, in words; nothing if nowhere."""
-    ours, theirs = base.pairs, variant.pairs
-    both = ((ours.clean_prompts, theirs.clean_prompts), (ours.counterfactual_prompts, theirs.counterfactual_prompts))
-    for first, second in both:
-        for row, (one, other) in enumerate(zip(first.rows(), second.rows(), strict=True)):
+    for kind in ("clean_prompts", "counterfactual_prompts"):
+        rows = zip(*(getattr(model.pairs, kind).rows() for model in (base, variant)), strict=True)
+        for row, (one, other) in enumerate(rows):
             if one != other:
-                at = next(
-                    (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+                at = next(i for i, (a, b) in enumerate(zip_longest(one, other)) if a != b)
+                actual, expected = (
+                    model.outline.tokenizer.decode(ids[at : at + 1]) for model, ids in ((variant, other), (base, one))
                 )
-                tokens = [
-                    each.outline.tokenizer.decode(ids[at : at + 1]) for each, ids in ((variant, other), (base, one))
-                ]
-                return f"prompt {row}, place {at}: {tokens[0]!r}, not {tokens[1]!r}"
+                return f"prompt {row}, place {at}: {actual!r}, not {expected!r}"
     return ""
-
-
-def _check_stages(plan: Plan, pairs: Pairs) -> None:
-    for stage in plan.stages:
-        try:
-            check_reach(pairs, stage.at, stage.via, stage.receivers_at)
-        except InputError as error:
-            raise InputError(f"stage {stage.name!r}: {error}") from error
-
-
-def _check_file(path: str, base: OutlinedModel) -> None:
-    try:
-        check_groups(Circuit.from_json(path), base.shape.n_layers, base.shape.n_heads, base.pairs)
-    except InputError as error:
-        raise InputError(str(error) if path in str(error) else f"{path}: {error}") from error

@@ -12,8 +12,6 @@ from circuitdiff.prompts import Pairs, Triples, split_by_scenario
 from circuitdiff.study.settings import CommonSettings, task_of
 from circuitdiff.tasks import read_triples
 
-TRIPLES_FILE = ".jsonl"  # how a desideratum is named that is a file of triples
-
 _SPLITS = {"means": "mask"}  # the task's name of a split, where it is another
 
 
@@ -48,9 +46,10 @@ class TriplesOf:
     redraw: int = 0
     n_redrawn: int = 0
 
-    @property
-    def is_file(self) -> bool:
-        return self.desideratum.endswith(TRIPLES_FILE)
+
+def is_file(desideratum: str) -> bool:
+    """Whether it names a file of triples, not one of the task's desiderata."""
+    return desideratum.endswith(".jsonl")
 
 
 class PromptSource:
@@ -70,7 +69,7 @@ class PromptSource:
     def triples(self, of: TriplesOf) -> Triples:
         """Raises: InputError if the file cannot be read, or the task lacks the desideratum."""
         if of not in self._triples:
-            if of.is_file:
+            if is_file(of.desideratum):
                 self._triples[of] = read_triples(of.desideratum, self._tokenizer)
             else:
                 self._triples |= self._redrawn(of) if of.redraw else self._drawn(of)
@@ -100,16 +99,19 @@ class PromptSource:
             _SPLITS.get(split, split),
             queries_per_scenario or sizes.queries_per_scenario,
             counterfactual=None if split == "means" else sizes.counterfactual,
+            chat=self._settings.chat,
         )
 
     def _drawn(self, of: TriplesOf) -> dict[TriplesOf, Triples]:
         """Of every desideratum, on the same base prompts."""
-        drawn = self._task.triples(self._tokenizer, of.all_names, sum(of.sizes), self._settings.seed)
+        n, settings = sum(of.sizes), self._settings
+        drawn = self._task.triples(self._tokenizer, of.all_names, n, settings.seed, chat=settings.chat)
         return {replace(of, desideratum=each.name): each for each in drawn}
 
     def _redrawn(self, of: TriplesOf) -> dict[TriplesOf, Triples]:
         """Other sources for some of the test triples; alike where they were alike."""
-        drawn = self._task.triples(self._tokenizer, of.all_names, sum(of.sizes), self._settings.seed, of.redraw)
+        n, settings = sum(of.sizes), self._settings
+        drawn = self._task.triples(self._tokenizer, of.all_names, n, settings.seed, of.redraw, settings.chat)
         first = self.triples(replace(of, desideratum=of.all_names[0], redraw=0, n_redrawn=0))
         rows = split_by_scenario(first.scenarios, of.sizes)[2][: of.n_redrawn]
         sources = {id(each.source): each.source.select(rows) for each in drawn}

@@ -13,22 +13,10 @@ from typing import Any
 import torch
 
 from circuitdiff.errors import InputError
-from circuitdiff.study.host import Host
 from circuitdiff.study.settings import CommonSettings
-from circuitdiff.study.workers import Worker, WorkerLost, told_in_a_line
+from circuitdiff.study.workers import HostOfProcess, Worker, WorkerLost
 
 LOCAL = "local"  # a cluster on this machine, for as long as the study runs
-
-
-class RayHost:
-    """What an actor is."""
-
-    def __init__(self, settings: CommonSettings, device: str, n_threads: int) -> None:
-        torch.set_num_threads(n_threads)
-        self._host = Host(settings, device, lambda *_: None)
-
-    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        return told_in_a_line(getattr(self._host, method), *arguments)
 
 
 class RayWorker:
@@ -41,7 +29,7 @@ class RayWorker:
 
     async def call(self, method: str, *arguments: Any) -> Any:
         if self._actor is None:
-            self._actor = self._ray.remote(**self._resources)(RayHost).remote(*self._arguments)
+            self._actor = self._ray.remote(**self._resources)(HostOfProcess).remote(*self._arguments)
         try:
             return await self._actor.call.remote(method, arguments)
         except self._ray.exceptions.RayTaskError as error:

@@ -27,6 +27,7 @@ from circuitdiff.study.sections import (
     minimality,
     overlap,
     verdict,
+    weights,
 )
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.sizes import capped
@@ -47,6 +48,7 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     cross_model.SECTION,
     graft.SECTION,
     verdict.SECTION,
+    weights.SECTION,
 )
 
 _PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
@@ -66,13 +68,19 @@ def options_of(settings: CommonSettings, section: Section[Options, Any]) -> Opti
     return getattr(settings, section.name, None) or None
 
 
-def part_of(results: CommonResults, section: Section[Any, Result]) -> Result | None:
-    """The section's part of the results; None if it was left out."""
-    return getattr(results, section.name)
+def part_of(results: CommonResults, section: Section[Any, Result]) -> Result:
+    """The section's part of the results, by what it is of; empty if it was left out."""
+    return getattr(results, section.name) or {}  # pyright: ignore[reportReturnType]
+
+
+def cells_of(
+    results: CommonResults, section: Section[Any, dict[str, dict[str, Result]]]
+) -> list[tuple[str, str, Result]]:
+    """Circuit, model, and the section's part on the circuit in the model."""
+    return [(name, model, each) for name, models in part_of(results, section).items() for model, each in models.items()]
 
 
 def planned_parts(sizes: Sizes) -> list[Part]:
-    """What the sections of a study will take, in their order."""
     asked = [(section, options_of(sizes.settings, section)) for section in SECTIONS]
     chosen = [(section, options) for section, options in asked if options is not None or section.options is None]
     return [part for section, options in chosen for part in section.cost(sizes, options) if part.forwards]
@@ -91,6 +99,7 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
     study = validated(StudySettings, data, origin, folder=folder)
     seen = {
         "task": study.task.seen_from(folder),
+        "chat": study.chat_seen_from(folder),
         "base": study.base.seen_from(folder),
         "variants": {name: model.seen_from(folder) for name, model in study.variants.items()},
         "circuits": {name: folder / file for name, file in study.circuits.items()},
@@ -108,7 +117,6 @@ def results_bytes(results: CommonResults) -> bytes:
 
 
 def results_schema() -> dict[str, Any]:
-    """The JSON schema of results.json."""
     return TypeAdapter(Results).json_schema(mode="serialization")
 
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from circuitdiff.config.validation import Strict
 from circuitdiff.models.checks import Check
 from circuitdiff.prompts import Pairs
-from circuitdiff.study.facts import ModelFacts
 from circuitdiff.tasks.task import describe_pair
 
 SCHEMA_VERSION = 2  # 1, without a number, had other names
@@ -56,12 +55,6 @@ class CommonResults(Strict):
     checks: tuple[Check, ...]
     models: dict[str, ModelResult]
     example: Example
-
-
-def model_result(facts: ModelFacts, source: str, adapters: tuple[str, ...]) -> ModelResult:
-    return ModelResult(
-        source, adapters, facts.fingerprint, facts.n_layers, facts.n_heads, facts.n_kv_heads, facts.d_head
-    )
 
 
 def example_of(pairs: Pairs, tokenizer: Any) -> Example:

@@ -22,10 +22,11 @@ from circuitdiff.finetune.recipes import is_made, made_by
 from circuitdiff.models.fingerprint import origin_of
 from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import StudyContext, versions
+from circuitdiff.study.estimates import result_of
 from circuitdiff.study.plan import PlannedCost, Sizes, planned_cost
 from circuitdiff.study.preflight import check_study, outlined
 from circuitdiff.study.registry import SECTIONS, Results, options_of, planned_parts, results_bytes
-from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, StudyHeader, example_of, model_result
+from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, ModelResult, StudyHeader, example_of
 from circuitdiff.study.settings import CommonSettings, plans_of, task_of
 from circuitdiff.study.sizes import ever_smaller
 from circuitdiff.study.workers import Monitor, ThisProcess, Worker, Workers
@@ -105,7 +106,8 @@ async def _results(
     models = {}
     for name in settings.models:
         source = await study.source(name)
-        models[name] = model_result(await study.facts(name), source.source, source.adapters)
+        facts = await study.facts(name)
+        models[name] = result_of(ModelResult, facts, source=source.source, adapters=source.adapters)
     base = await study.facts(study.base)
     return Results(
         schema_version=SCHEMA_VERSION,
@@ -160,7 +162,7 @@ async def _sizes(study: StudyContext) -> Sizes:
         task=study.task,
         base=await study.facts(study.base),
         speed=await study.speed(),
-        sample=await study.pairs(study.base, EVALUATION),
+        prompts=await study.prompts_of(study.base),
     )
 
 
@@ -200,7 +202,7 @@ def _short(value: Any) -> str:
 
 def files_of(settings: CommonSettings) -> dict[str, Any]:
     """Settings, versions, our own code, and the files that the study names, as they are now."""
-    named = [str(path) for path in (*settings.circuits.values(), *task_of(settings).files)]
+    named = [str(path) for path in (*settings.circuits.values(), *task_of(settings).files, settings.chat)]
     for section in SECTIONS:
         options = options_of(settings, section)
         named += section.files(options) if options is not None else ()

@@ -1,4 +1,4 @@
-"""What a section of a study is."""
+"""What a section of a study is, and what every section is written with."""
 
 from __future__ import annotations
 
@@ -13,14 +13,6 @@ from circuitdiff.study.preflight import Outlined
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
-
-
-def _nothing_to_refuse(outlined: Outlined, options: Any) -> None:
-    return
-
-
-def _no_files(options: Any) -> Iterable[str]:
-    return ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Section(Generic[Options, Result]):
     result: Any
     run: Callable[[StudyContext, Options], Awaitable[Result]]
     cost: Callable[[Sizes, Options], Iterable[Part]]
-    check: Callable[[Outlined, Options], None] = _nothing_to_refuse
+    check: Callable[[Outlined, Options], None] = lambda outlined, options: None
     seen_from: Callable[[Options, Path], Options] | None = None
-    files: Callable[[Options], Iterable[str]] = _no_files
+    files: Callable[[Options], Iterable[str]] = lambda options: ()
     mixes_models: bool = False

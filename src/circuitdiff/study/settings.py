@@ -23,6 +23,7 @@ from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.discovery import Plan
 from circuitdiff.tasks import Task, get_task, is_task_file
+from circuitdiff.tasks.chat import AUTO, OFF
 
 
 def _check_device(name: str) -> str:
@@ -102,6 +103,7 @@ class CommonSettings(Settings):
     series: dict[Name, dict[str, Seed]] = Field(default_factory=dict)  # by title: models and their training steps
     plans: dict[Name, Plan] = Field(default_factory=dict)  # empty: the task's own plan
     discover_in: tuple[str, ...] | None = None  # variants whose own circuit is looked for, too; None: all
+    chat: str = OFF  # a chat template before each prompt: off, auto (the tokenizer's own), or the path of one
     seed: Seed = 0
     dtype: Dtype = "float32"
     device: Devices = ("cpu",)  # of torch's, such as cuda:1; a lone one will do; of several, each worker gets one
@@ -129,6 +131,9 @@ class CommonSettings(Settings):
                 raise ValueError(f"series {title!r} needs two models or more, each at another step")
         return self
 
+    def chat_seen_from(self, folder: Path) -> str:
+        return self.chat if self.chat in (OFF, AUTO) else str(folder / Path(self.chat).expanduser())
+
     @property
     def searched(self) -> tuple[str, ...]:
         """The models in which the main plan is run, the base first. A model's main circuit goes by its name."""
@@ -136,7 +141,6 @@ class CommonSettings(Settings):
 
     @property
     def models(self) -> dict[str, ModelSettings]:
-        """The base under its own name, then the variants."""
         return {self.base.name: self.base, **self.variants}
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 from circuitdiff.config.settings import COUNTS_DRAWS, COUNTS_PROMPTS
 from circuitdiff.study.settings import CommonSettings, PromptSettings
 
-Options = TypeVar("Options")
-
-FEWEST = PromptSettings(discovery=16, replication=16, evaluation=30, means=32)  # below them nothing can be said
+FEWEST = PromptSettings(discovery=20, replication=20, evaluation=60, means=60)  # below them little can be said
+_FEWEST_OF_SECTION = 50  # scenarios, below which the verdict says nothing
 _FEWEST_DRAWS = 20  # of random circuits or groups: a rank among them is known to 5 %
 _SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)
 QUICK = 0.12
@@ -34,7 +33,7 @@ def shrunk(settings: CommonSettings, share: float) -> CommonSettings:
     return capped(
         _sized(
             fewer,
-            lambda n, _: min(n, max(FEWEST.discovery, round(share * n))),
+            lambda n, _: min(n, max(_FEWEST_OF_SECTION, round(share * n))),
             lambda n, _: min(n, max(_FEWEST_DRAWS, round(share * n))),
         )
     )
@@ -42,12 +41,10 @@ def shrunk(settings: CommonSettings, share: float) -> CommonSettings:
 
 def ever_smaller(settings: CommonSettings) -> Iterator[CommonSettings]:
     """The study as it is, ever smaller, and then without the sections that take long."""
-    for share in _SHARES:
-        smallest = shrunk(settings, share)
-        yield smallest
-    for name in _LEFT_OUT_FIRST:
-        smallest = smallest.model_copy(update={name: False})
-        yield smallest
+    yield from (shrunk(settings, share) for share in _SHARES)
+    smallest = shrunk(settings, min(_SHARES))
+    for n in range(1, len(_LEFT_OUT_FIRST) + 1):
+        yield smallest.model_copy(update=dict.fromkeys(_LEFT_OUT_FIRST[:n], False))
 
 
 def first_look(settings: CommonSettings) -> CommonSettings:
@@ -64,10 +61,10 @@ def _sized(
     return settings.model_copy(update=changed)
 
 
-def _resized(options: Options, prompts: Callable[[int, int], int], draws: Callable[[int, int], int]) -> Options:
+def _resized(options: Any, prompts: Callable[[int, int], int], draws: Callable[[int, int], int]) -> Any:
     changed: dict[str, Any] = {}
     hints = get_type_hints(type(options), include_extras=True)
-    for each in fields(options):  # pyright: ignore[reportArgumentType]
+    for each in fields(options):
         value, marks = getattr(options, each.name), getattr(hints[each.name], "__metadata__", ())
         if is_dataclass(value):
             changed[each.name] = _resized(value, prompts, draws)
@@ -75,7 +72,7 @@ def _resized(options: Options, prompts: Callable[[int, int], int], draws: Callab
             changed[each.name] = prompts(value, _default(each))
         elif isinstance(value, int) and COUNTS_DRAWS in marks:
             changed[each.name] = draws(value, _default(each))
-    return replace(options, **changed)  # pyright: ignore[reportType]
+    return replace(options, **changed)
 
 
 def _default(field: Any) -> int:

@@ -21,7 +21,7 @@ from circuitdiff.study.evidence import (
     Thresholds,
 )
 from circuitdiff.study.gains import Credit
-from circuitdiff.study.judge import Answer, Requirement, above, judged, opposite, within
+from circuitdiff.study.judge import Answer, Requirement, above, judged, within
 
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
@@ -61,7 +61,6 @@ class Claim(NamedTuple):
 
 
 def sentences(evidence: Evidence, limits: Thresholds) -> tuple[Sentence, ...]:
-    """All claims about one variant."""
     return tuple(_sentence(claim, evidence, limits) for claim in CLAIMS)
 
 
@@ -98,8 +97,10 @@ def _gain(evidence: Evidence, _: Thresholds | None = None) -> list[Requirement]:
 def _gain_of_donor(evidence: Evidence) -> list[Requirement]:
     if not evidence.lacks:
         return _gain(evidence)
-    gain = _negated(evidence.gain)
-    what = f"the gain of {evidence.base} over {evidence.variant} is"
+    gain, what = evidence.gain, f"the gain of {evidence.base} over {evidence.variant} is"
+    if gain is not None:  # seen from the other model
+        value, low, high = (None if each is None else -each for each in (gain.value, gain.low, gain.high))
+        gain = replace(gain, value=value, low=high, high=low)
     return [_row(what, gain, "to be surely above 0", above(gain))]
 
 
@@ -129,22 +130,14 @@ def _carries_over(
 ) -> list[Requirement]:
     """The base's circuit does what the variant's own does; that it does better says nothing against it."""
     expected = f"to be surely within {limits.faithful:g} and {limits.too_faithful:g}"
-    faithful = [
-        _row(
-            f"{model}'s own circuit has a normalised faithfulness ({ablation} ablation) of",
-            own,
-            expected,
-            within(own, limits.faithful, limits.too_faithful),
-        )
-        for own, model in ((circuits.base_own, evidence.base), (circuits.variant_own, evidence.variant))
-    ]
-    carried = [
-        _transfer(f"{evidence.base}'s circuit in {evidence.variant}{where} ({ablation} ablation)", transfer, limits)
-        for transfer, where in (
-            (circuits.transfer, ""),
-            (circuits.transfer_where_only_variant_right, ", where only it is right"),
-        )
-    ]
+    faithful, carried = [], []
+    for model, own in ((evidence.base, circuits.base_own), (evidence.variant, circuits.variant_own)):
+        what = f"{model}'s own circuit has a normalised faithfulness ({ablation} ablation) of"
+        faithful.append(_row(what, own, expected, within(own, limits.faithful, limits.too_faithful)))
+    where_right = (", where only it is right", circuits.transfer_where_only_variant_right)
+    for where, transfer in (("", circuits.transfer), where_right):
+        what = f"{evidence.base}'s circuit in {evidence.variant}{where} ({ablation} ablation)"
+        carried.append(_transfer(what, transfer, limits))
     both = all(each.met for each in faithful)
     return [*(each.never_refuting() for each in faithful), *(c if both else c.never_refuting() for c in carried)]
 
@@ -248,7 +241,7 @@ def _improved_part(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
     if not controls and best not in NO_HEAD_GROUP:
         requirements.append(Requirement(None, f"no controls of {best} were grafted"))
     for name, credit in controls.items():
-        below = _stays_below(f"the control {_CONTROLS[name]} brings", credit, limits.share)
+        below = _reaches(f"the control {_CONTROLS[name]} brings", credit, limits.share, stays_below=True)
         requirements.append(below.never_refuting() if name == "shared_kv" else below)
     if (touched := graft.also_touched.get(best)) and "shared_kv" not in controls:
         requirements.append(Requirement(None, f"{touched} {_SHARED} were not grafted without {best}"))
@@ -289,7 +282,7 @@ def _alone_and_needed(best: str, parts: Parts, limits: Thresholds) -> list[Requi
     return [
         _reaches(f"{best} grafted alone brings", parts[best]["alone"], limits.share),
         _reaches(f"{best} taken out of the donor costs", parts[best]["left_out"], limits.share),
-        *(_stays_below(f"{part} grafted alone brings", credit, limits.share) for part, credit in others),
+        *(_reaches(f"{part} grafted alone brings", each, limits.share, stays_below=True) for part, each in others),
     ]
 
 
@@ -351,18 +344,13 @@ def _as_good(what: str, difference: Estimate | None, margin: float) -> Requireme
     return row.never_refuting() if better else row
 
 
-def _reaches(what: str, credit: Credit, share: float) -> Requirement:
-    bounds = _share_of(credit)
-    return _row(what, bounds, f"to be surely at least {share:g} of the gain", within(bounds, share))
-
-
-def _stays_below(what: str, credit: Credit, share: float) -> Requirement:
-    bounds = _share_of(credit)
-    return _row(what, bounds, f"to be surely below {share:g} of the gain", opposite(within(bounds, share)))
-
-
-def _share_of(credit: Credit) -> Noted:
-    return Noted(credit.share, credit.share_low, credit.share_high, credit.undefined)
+def _reaches(what: str, credit: Credit, share: float, *, stays_below: bool = False) -> Requirement:
+    """Whether its share of the gain is so large; or, in the opposite case, below it."""
+    bounds = Noted(credit.share, credit.share_low, credit.share_high, credit.undefined)
+    met = within(bounds, share)
+    if not stays_below:
+        return _row(what, bounds, f"to be surely at least {share:g} of the gain", met)
+    return _row(what, bounds, f"to be surely below {share:g} of the gain", None if met is None else not met)
 
 
 def _row(what: str, estimate: Estimate | None, expected: str, met: bool | None) -> Requirement:
@@ -375,11 +363,3 @@ def printed(estimate: Estimate) -> str:
     numbers = (estimate.value, estimate.low, estimate.high)
     value, low, high = (float("nan") if each is None else each for each in numbers)
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _negated(gain: Estimate | None) -> Estimate | None:
-    """The same gain seen from the other model."""
-    if gain is None:
-        return None
-    value, low, high = (None if each is None else -each for each in (gain.value, gain.low, gain.high))
-    return replace(gain, value=value, low=high, high=low)

@@ -92,30 +92,37 @@ class LocalProcess:
         self._pool = None
 
 
-_host: Host | None = None  # of a process that was started as a worker
+class HostOfProcess:
+    """A `Host` alone in its process, with a share of the machine's threads."""
+
+    def __init__(self, settings: CommonSettings, device: str, n_threads: int) -> None:
+        torch.set_num_threads(n_threads)
+        self._host = Host(settings, device, lambda *_: None)
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Raises: InputError, whatever the method raises: the user must hear of it in one line."""
+        try:
+            return getattr(self._host, method)(*arguments)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"a worker failed ({type(error).__name__}: {first_line(error)}); try --workers 1 to see where"
+            ) from error
 
 
-def _begin_process(settings: CommonSettings, device: str, n_threads: int) -> None:
+_host: HostOfProcess | None = None  # of a process that was started as a worker
+
+
+def _begin_process(*arguments: Any) -> None:
     global _host
     Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(n_threads)
-    _host = Host(settings, device, lambda *_: None)
+    _host = HostOfProcess(*arguments)
 
 
 def _in_process(method: str, arguments: tuple[Any, ...]) -> Any:
-    return told_in_a_line(getattr(_host, method), *arguments)
-
-
-def told_in_a_line(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What the call returns. Raises: InputError, whatever the call raises."""
-    try:
-        return call(*arguments)
-    except InputError:
-        raise
-    except Exception as error:  # whatever happens in a worker, the user must hear of it in one line
-        raise InputError(
-            f"a worker failed ({type(error).__name__}: {first_line(error)}); try --workers 1 to see where"
-        ) from error
+    assert _host is not None
+    return _host.call(method, arguments)
 
 
 def _end_with_parent() -> None:

@@ -20,7 +20,12 @@ _YAML = (".yaml", ".yml")
 
 def built_in() -> list[str]:
     """The names of the tasks that come with the package."""
-    return sorted(path.stem for path in FILES.glob("*.yaml"))
+    return sorted(path.stem for path in FILES.glob("[a-z]*.yaml"))
+
+
+def new_task() -> str:
+    """A commented task file to start from."""
+    return (FILES / "_new.yaml").read_text()
 
 
 def get_task(name: str, **options: object) -> Task:
@@ -78,6 +83,7 @@ __all__ = [
     "get_task",
     "ioi",
     "is_task_file",
+    "new_task",
     "read_triples",
     "sample_triples",
 ]

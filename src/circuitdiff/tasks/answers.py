@@ -158,6 +158,9 @@ def pairs_of(
         -1 if each is None else _first(tokens, text, each.right[0], origin, split)
         for text, each, origin in zip(texts[1], answers[1], origins, strict=True)
     ]
+    if -1 in new and max(new) >= 0:
+        row = new.index(-1)
+        raise InputError(f"{origins[row]}: the counterfactual {texts[1][row]!r} has no answer, and others have one")
     return Pairs(
         clean_prompts=prompts[0],
         counterfactual_prompts=prompts[1],

@@ -48,11 +48,17 @@ def draw_changes(random: Random, rule: ChangeRule, n_items: int, asked: Sequence
             kind = random.choice(sorted({change.kind for change in possible}))
             changes.append(random.choice([change for change in possible if change.kind == kind]))
         held = holds(changes, n_items)
-        if len(changes) == rule.count and all(len(held[item]) == 1 for item in asked):
+        if len(changes) == rule.count and _can_ask(held, asked):
             return tuple(changes)
     raise InputError(
         f"no {rule.count} changes leave one thing in each item asked for: ask for fewer changes, or list more items"
     )
+
+
+def _can_ask(held: Sequence[Sequence[int]], asked: Sequence[int]) -> bool:
+    """Each item asked for holds one thing, and so does another, which a counterfactual may ask for."""
+    alone = [item for item, things in enumerate(held) if len(things) == 1]
+    return set(asked) <= set(alone) and len(alone) > 1
 
 
 def holds(changes: Sequence[Change], n_items: int) -> list[list[int]]:

@@ -46,8 +46,8 @@ def _others(question: Question, pools: Pools) -> list[int]:
     """Items that are neither asked for nor the control's, if there are such, and hold one thing where things move."""
     scenario, n = question.scenario, pools.n_items
     held = holds(scenario.changes, n)
-    free = [i for i in range(n) if i not in (question.asked, question.other) and len(held[i]) == 1]
-    return free or [question.other]
+    alone = [i for i in range(n) if i != question.asked and len(held[i]) == 1]
+    return [i for i in alone if i != question.other] or alone
 
 
 def _redrawn(random: Random, rule: Counterfactual, clean: Scenario, pools: Pools) -> Scenario:

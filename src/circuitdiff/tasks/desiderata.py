@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import PromptSet, Triples
 from circuitdiff.tasks.answers import AnswerTokens
+from circuitdiff.tasks.chat import OFF
 from circuitdiff.tasks.markup import parse
 from circuitdiff.tasks.scenarios import (
     MOST_DRAWS,
@@ -63,6 +64,7 @@ def sample_triples(
     seed: int = 0,
     split: str = "mask",
     redraw: int = 0,
+    chat: str = OFF,
 ) -> Triples:
     """Triples of one desideratum, each base prompt a scenario of its own: the same for the same arguments.
 
@@ -71,7 +73,7 @@ def sample_triples(
 
     Raises: InputError if an option is unknown, the words are too few, or the tokenizer does not know an inserted word.
     """
-    return sample_desiderata(task, tokenizer, [desideratum], n_triples, seed, split, redraw)[0]
+    return sample_desiderata(task, tokenizer, [desideratum], n_triples, seed, split, redraw, chat)[0]
 
 
 def sample_desiderata(
@@ -82,12 +84,13 @@ def sample_desiderata(
     seed: int = 0,
     split: str = "mask",
     redraw: int = 0,
+    chat: str = OFF,
 ) -> list[Triples]:
     """`sample_triples` for several desiderata, which share base prompts, and source prompts where they are alike."""
     if n_triples < 1 or split not in SPLITS:
         raise InputError(f"expected at least 1 triple of a split in {', '.join(SPLITS)}; got {n_triples} of {split!r}")
     task.check_desiderata(desiderata)
-    drawing = _Drawing(task, tokenizer, n_triples, seed, split, redraw)
+    drawing = _Drawing(task, tokenizer, n_triples, seed, split, redraw, chat)
     return [drawing.triples(name, task.form.desiderata[name]) for name in desiderata]
 
 
@@ -95,9 +98,16 @@ class _Drawing:
     """Questions of one task, split and seed, their sources and texts; each made once."""
 
     def __init__(
-        self, task: TemplateTask, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, split: str, redraw: int
+        self,
+        task: TemplateTask,
+        tokenizer: PreTrainedTokenizerBase,
+        n: int,
+        seed: int,
+        split: str,
+        redraw: int,
+        chat: str,
     ) -> None:
-        self._task, self._tokenizer, self._redraw = task, tokenizer, redraw
+        self._task, self._tokenizer, self._redraw, self._chat = task, tokenizer, redraw, chat
         self._key = (task.name, "desiderata", *task.options, split, seed)
         self._pools = task.pools(tokenizer, split)
         drawn = draw_questions(self._key, split, self._pools, 1)
@@ -108,7 +118,7 @@ class _Drawing:
 
     @cached_property
     def _base(self) -> PromptSet:
-        return self._task.tokens(self._tokenizer, self._questions)
+        return self._task.tokens(self._tokenizer, self._questions, chat=self._chat)
 
     def triples(self, name: str, wanted: Desideratum) -> Triples:
         sources = self._sources_of(wanted.sources)
@@ -149,7 +159,7 @@ class _Drawing:
             texts = _texts(self._task, wanted)
             prompts = [self._task.prompt(source.question, texts, source.spare) for source in sources]
             questions = [source.question for source in sources]
-            self._prompts[key] = self._task.tokens(self._tokenizer, questions, prompts)
+            self._prompts[key] = self._task.tokens(self._tokenizer, questions, prompts, self._chat)
         return self._prompts[key]
 
     def _tokens(self, wants: str, pairs: Sequence[tuple[Question, Question]]) -> Int[Tensor, " triple"]:

@@ -26,6 +26,7 @@ from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices
 from circuitdiff.prompts import Pairs, Triples
 from circuitdiff.tasks.answers import AnswerTexts, pairs_of
+from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.scenarios import SPLITS, check_options, generator, split_of
 from circuitdiff.tasks.task import DescribedPair, describe_pair
 from circuitdiff.tasks.template_file import Scored
@@ -142,7 +143,13 @@ class TableTask:
         return desideratum
 
     def triples(
-        self, tokenizer: PreTrainedTokenizerBase, desiderata: Sequence[str], n_triples: int, seed: int, redraw: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        desiderata: Sequence[str],
+        n_triples: int,
+        seed: int,
+        redraw: int = 0,
+        chat: str = OFF,
     ) -> list[Triples]:
         """Raises: InputError if any are asked for."""
         self.check_desiderata(desiderata)
@@ -164,6 +171,7 @@ class TableTask:
         split: str = "evaluation",
         queries_per_scenario: int = 1,
         counterfactual: str | None = None,
+        chat: str = OFF,
     ) -> Pairs:
         """Rows of the split in an order that the seed draws: the same for the same arguments.
 
@@ -185,7 +193,7 @@ class TableTask:
         origins = [self.rows[i][0] for i, _ in drawn]
         clean = [cut_at_roles(row.prompt, row.roles, origin) for row, origin in zip(rows, origins, strict=True)]
         other = [_counterfactual(row, origin) for row, origin in zip(rows, origins, strict=True)]
-        prompts = tokenise(tokenizer, [*clean, *other], self.roles)
+        prompts = tokenise(tokenizer, [*clean, *other], self.roles, chat_prefix(tokenizer, chat))
         scenarios = {key: i for i, key in enumerate(dict.fromkeys(self._scenarios[i] for i, _ in drawn))}
         numbers = torch.arange(len(prompts))
         return pairs_of(

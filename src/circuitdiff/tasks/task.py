@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.prompts import Pairs, PromptSet, Triples
+from circuitdiff.tasks.chat import OFF
 
 
 @runtime_checkable
@@ -63,7 +64,13 @@ class Task(Protocol):
         ...
 
     def triples(
-        self, tokenizer: PreTrainedTokenizerBase, desiderata: Sequence[str], n_triples: int, seed: int, redraw: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        desiderata: Sequence[str],
+        n_triples: int,
+        seed: int,
+        redraw: int = 0,
+        chat: str = OFF,
     ) -> list[Triples]:
         """So many triples of each desideratum, on the same base prompts; `redraw` draws other sources for them."""
         ...
@@ -84,8 +91,12 @@ class Task(Protocol):
         split: str = "evaluation",
         queries_per_scenario: int = 1,
         counterfactual: str | None = None,
+        chat: str = OFF,
     ) -> Pairs:
-        """Prompts with counterfactuals: the same for the same arguments; those of two splits are disjoint."""
+        """Prompts with counterfactuals: the same for the same arguments; those of two splits are disjoint.
+
+        `chat`: a chat template before each, `off`, `auto` or the path of one; see `chat_prefix`.
+        """
         ...
 
     def describe(self, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPair:

@@ -21,6 +21,7 @@ from circuitdiff.errors import InputError, choices
 from circuitdiff.prompts import Pairs, PromptSet, Triples
 from circuitdiff.tasks.answers import AnswerTexts, answers_of, pairs_of
 from circuitdiff.tasks.changes import ChangeRule
+from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.counterfactuals import draw_counterfactual
 from circuitdiff.tasks.desiderata import sample_desiderata
 from circuitdiff.tasks.scenarios import Pools, Question, check_options, draw_questions, generator
@@ -105,10 +106,16 @@ class TemplateTask:
         return each.sources, each.text, each.list, each.between, each.asked
 
     def triples(
-        self, tokenizer: PreTrainedTokenizerBase, desiderata: Sequence[str], n_triples: int, seed: int, redraw: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        desiderata: Sequence[str],
+        n_triples: int,
+        seed: int,
+        redraw: int = 0,
+        chat: str = OFF,
     ) -> list[Triples]:
         """Triples of each desideratum; see `circuitdiff.tasks.sample_triples`."""
-        return sample_desiderata(self, tokenizer, desiderata, n_triples, seed, redraw=redraw)
+        return sample_desiderata(self, tokenizer, desiderata, n_triples, seed, redraw=redraw, chat=chat)
 
     def every_segment(self, role: str) -> list[str]:
         """The same kind of role at every item, so that nothing depends on the question.
@@ -153,6 +160,7 @@ class TemplateTask:
         split: str = "evaluation",
         queries_per_scenario: int = 1,
         counterfactual: str | None = None,
+        chat: str = OFF,
     ) -> Pairs:
         """Prompts with counterfactuals (None: of the file's first kind): the same for the same arguments.
 
@@ -173,7 +181,7 @@ class TemplateTask:
         random, rule = generator(*key, kind), self.form.counterfactuals[kind]
         names = [each.name or str(i) for i, each in enumerate(self.form.written)]
         changed = [draw_counterfactual(random, rule, each, pools, self.given_field, names) for each in questions]
-        prompts = self.tokens(tokenizer, [*questions, *changed])
+        prompts = self.tokens(tokenizer, [*questions, *changed], chat=chat)
         rows = torch.arange(len(prompts))
         return pairs_of(
             tokenizer,
@@ -270,6 +278,7 @@ class TemplateTask:
         tokenizer: PreTrainedTokenizerBase,
         questions: Sequence[Question],
         prompts: Sequence[Prompt] | None = None,
+        chat: str = OFF,
     ) -> PromptSet:
         """Questions as tokens, with the same slots in the same order whichever wordings they use.
 
@@ -278,7 +287,7 @@ class TemplateTask:
         prompts = [self.prompt(question) for question in questions] if prompts is None else prompts
         ahead = [self.prompt(replace_wording(questions[0], i)) for i in range(len(self.texts.wordings))]
         ahead = ahead if len(ahead) > 1 else []
-        tokens = tokenise(tokenizer, [*ahead, *prompts], self.roles)
+        tokens = tokenise(tokenizer, [*ahead, *prompts], self.roles, chat_prefix(tokenizer, chat))
         return tokens.select(torch.arange(len(ahead), len(tokens)))
 
     def _places(self, question: Question, fields: Mapping[str, str]) -> dict[str, str]:

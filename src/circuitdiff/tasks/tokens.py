@@ -19,6 +19,7 @@ from circuitdiff.prompts import PromptSet
 
 Span = tuple[int, int]
 
+CHAT = "chat"  # the slot of a chat template's text
 START = "start"  # the slot of what the tokenizer puts before the text, such as a BOS token
 
 
@@ -103,18 +104,24 @@ class _Tokenised:
 
 
 def tokenise(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], roles: Iterable[str] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    roles: Iterable[str] | None = None,
+    before: str = "",
 ) -> PromptSet:
     """The prompts as the tokenizer itself writes them (its BOS included), with every slot, and these roles (None: all).
 
     A role whose slot fills several tokens sits at the last of them; one that comes after a field, `after_label`, at the
     first, the very next token. Tokens after the first of a slot have slot names of their own, `segment_3.label#1`.
-    Special tokens after the text (an EOS) are left out: the answer goes there.
+    Special tokens after the text (an EOS) are left out: the answer goes there. `before`: a chat template's text before
+    each prompt, which has the special tokens in it, and the slot `chat`.
 
     Raises: InputError if a token holds characters of two slots, a slot has no token, a word is unknown or is not what
     its tokens say, or the tokenizer is slow.
     """
-    rows = _tokenise_each(tokenizer, prompts)
+    if before:
+        prompts = [Prompt((Piece(CHAT, before), *each.pieces), each.roles, each.words) for each in prompts]
+    rows = _tokenise_each(tokenizer, prompts, add_special_tokens=not before)
     _check_words(tokenizer, prompts, rows)
     names = list(dict.fromkeys(name for row in rows for name in row.slots))
     index = {name: i for i, name in enumerate(names)}
@@ -150,7 +157,9 @@ def _check_words(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], 
                 )
 
 
-def _tokenise_each(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[_Tokenised]:
+def _tokenise_each(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], *, add_special_tokens: bool
+) -> list[_Tokenised]:
     if not tokenizer.is_fast:
         raise InputError(
             f"finding a prompt's roles needs a fast tokenizer, which knows each token's characters; "
@@ -158,6 +167,7 @@ def _tokenise_each(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
         )
     encoded = tokenizer(
         [prompt.text for prompt in prompts],
+        add_special_tokens=add_special_tokens,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
         return_attention_mask=False,

@@ -10,7 +10,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.tasks.changes import Change, holds
 from circuitdiff.tasks.markup import Part, Ref, after, distinct, parse, slot_of, slot_of_text
 from circuitdiff.tasks.scenarios import Question
-from circuitdiff.tasks.tokens import Piece, Prompt
+from circuitdiff.tasks.tokens import CHAT, START, Piece, Prompt
 
 Columns = Mapping[str, Mapping[str, Mapping[str, str]]]  # category -> word -> column -> text
 
@@ -75,6 +75,9 @@ def with_between(texts: Texts, between: str, origin: str) -> Texts:
     """The same with what stands between two items, whose last spaces belong to the next item."""
     signs = between.rstrip()
     return replace(texts, between=parse(signs, f"{origin}: between"), gap=between[len(signs) :])
+
+
+_RESERVED = ("last", START, CHAT)  # slots of the end, and of what a tokenizer or a chat template puts before
 
 
 class Writer:
@@ -148,7 +151,7 @@ class Writer:
             text = self._words.column(part.ref[1], self._next_spare(part.ref[1]), part.ref[2:])
         elif part.ref and text is None:
             text = self._words.of(self._question, part.ref, item)
-        slot = distinct(self._slot(part, prefix), [piece.slot for piece in self.pieces])
+        slot = distinct(self._slot(part, prefix), [*_RESERVED, *(piece.slot for piece in self.pieces)])
         whole = ((space or "") + part.space) + (part.text if text is None else text)
         self.pieces.append(Piece(slot, whole.lstrip() if not self.pieces else whole))
         self._parts.append(part)

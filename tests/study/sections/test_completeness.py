@@ -11,7 +11,7 @@ from circuitdiff.evaluation import evaluate_model, mean_activations
 from circuitdiff.methods.completeness import completeness, random_parts
 from circuitdiff.study.estimates import circuit_from
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import completeness_from, completeness_record
+from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.registry import parse_study
 from circuitdiff.study.sections.completeness import SECTION, CompletenessOptions, PartsRemoved
 from helpers.tiny_context import PLANS, TinyContext, tiny_context, tiny_study
@@ -84,7 +84,7 @@ def test_without_steps_there_is_no_search(context):
 def test_a_record_comes_back_as_it_was(context):
     loaded, parts = context.loaded(), [GIVEN, Circuit({})]
     result = completeness(loaded.model, GIVEN, parts, loaded.pairs(PromptsOf("evaluation", first=4)), "zero")
-    back, worst = completeness_from(completeness_record(result, None))
+    back, worst = value_of(record_of((result, None)))
     assert (back.removed, worst) == (result.removed, None)
     for name in ("model", "circuit", "scenarios"):
         assert torch.equal(getattr(back, name), getattr(result, name))

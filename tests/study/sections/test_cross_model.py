@@ -22,7 +22,7 @@ from circuitdiff.study.host import Host
 from circuitdiff.study.plan import Sizes
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import controls_from, controls_record, patches_from, patches_record
+from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.registry import parse_study
 from circuitdiff.study.sections import cross_model
 from circuitdiff.study.sections.cross_model import SECTION, CrossModelOptions
@@ -226,7 +226,7 @@ def test_records_come_back_as_they_were(context):
     (base, tuned), pairs = both(context), first(context, 4)
     read = [read_several(model, pairs, TESTED.groups.values(), ["z", "pattern"]) for model in (tuned, base)]
     patches = patch_across_several(read[0], base, TESTED, pairs, own=read[1])
-    back = patches_from(patches_record(patches))
+    back = value_of(record_of(patches))
     assert list(back) == ["z", "pattern"]
     for what, patch in patches.items():
         assert (back[what].bases, back[what].order) == (patch.bases, patch.order)
@@ -239,7 +239,7 @@ def test_records_come_back_as_they_were(context):
     for n_heads in (2, 3, 4):  # of three heads, as many runs are needed as there are subsets, in another order
         group = Group("query_label", tuple(Head(1, i) for i in range(n_heads)))
         heads = patch_across_several(read_several(tuned, pairs, [group], ["z"]), base, group, pairs, per_head=True)
-        assert list(patches_from(patches_record(heads))["z"].runs) == list(heads["z"].runs)
+        assert list(value_of(record_of(heads))["z"].runs) == list(heads["z"].runs)
 
 
 def test_controls_come_back_as_they_were_also_those_that_there_are_not(context):
@@ -248,7 +248,7 @@ def test_controls_come_back_as_they_were_also_those_that_there_are_not(context):
         chosen = control_groups(group, base.n_layers, base.n_heads, n_random=2)
         of_donor = read_several(tuned, pairs, [group, *chosen], [what])[what]
         controls = run_controls(of_donor, base, group, chosen, pairs)
-        donor, back = controls_from(controls_record(of_donor.answers, controls))
+        donor, back = value_of(record_of((of_donor.answers, controls)))
         assert same(donor, of_donor.answers)
         assert (back.elsewhere, back.noise is None) == (None, what == "pattern")
         assert same(back.any_layer.answers, controls.any_layer.answers)
@@ -308,9 +308,9 @@ OPTIONS_OF_SECOND = replace(OPTIONS, null_donors=())
 
 def test_the_plan_counts_every_subset_the_single_heads_and_the_controls(context):
     async def sizes(study: StudyContext) -> Sizes:
-        sample = await study.pairs(study.base, PromptsOf("evaluation"))
+        prompts = await study.prompts_of(study.base)
         base, speed = await study.facts(study.base), await study.speed()
-        return Sizes(study.settings, study.plans, study.task, base, speed, sample)
+        return Sizes(study.settings, study.plans, study.task, base, speed, prompts)
 
     known = context.run(sizes(context.study))
     [part] = SECTION.cost(known, CrossModelOptions(prompts=10, random_groups=7, control_prompts=5))

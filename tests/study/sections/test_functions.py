@@ -15,13 +15,13 @@ from circuitdiff.cache.records import packed
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
-from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep, fit_mask
+from circuitdiff.methods.component_mask.fit import MaskFit, MaskOptions, Sweep, fit_mask
 from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import TriplesOf
-from circuitdiff.study.records import mask_from, mask_record
+from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.registry import SECTIONS, parse_study, read_results
 from circuitdiff.study.runner import run_study
 from circuitdiff.study.sections import functions
@@ -236,7 +236,7 @@ def test_a_fit_is_read_from_its_record_as_it_was(models):
         answers = {name: each for name, each in fit.answers.items() if name != "shuffled"}
         answers |= {} if shuffled is None else {"shuffled": fit.answers["nothing"] + 1}
         changed = replace(fit, shuffled=shuffled, answers=answers)
-        read = mask_from(mask_record(changed), "object", GROUPS["fetcher"], fit.test, 0.0)
+        read = MaskFit(**value_of(record_of(vars(changed) | {"test": None})) | {"test": fit.test})
         assert functions.cell_of(read) == functions.cell_of(changed)
         assert [*read.mask.checks] == [*fit.mask.checks]
         assert (read.shuffled is None) == (shuffled is None)
@@ -257,7 +257,7 @@ def test_given_heads_are_patched_not_those_of_the_models_own_mask(planted):
     options = MaskOptions(train=8, validation=6, test=24, steps=2, random_groups=0)
     common = {"triples": of, "tested": ("value_fetcher",), "shared": shared}
     record = learned_mask(planted, group="value_fetcher", options=options, sweep=None, **common)
-    own = mask_from(record, "object", group, planted.triples(of).select(test), 0.05)
+    own = MaskFit(**value_of(record) | {"test": planted.triples(of).select(test)})
     assert own.heads == ()  # two steps are too few to choose any
     draws = (of, *(replace(of, redraw=redraw, n_redrawn=20) for redraw in (1, 2)))
     patched = (*(Patched("value_fetcher", each, group.heads) for each in draws), Patched("value_fetcher", draws[1], ()))
@@ -364,9 +364,9 @@ def test_a_task_without_desiderata_is_said_to_have_none(folder, tmp_path, monkey
         ({"models": ["one", "mine"]}, {}, r"functions\.models names 'mine', .* lacks; choose one of one, two$"),
         ({"further": {"nope": ["order"]}}, {}, r"functions\.further names 'nope', .*; choose one of chosen, empty$"),
         ({"sweep": {"group": "nope"}}, {}, r"functions\.sweep\.group names 'nope'"),
-        ({"desiderata": ["colour"]}, {}, "there is no desideratum 'colour'.*; choose one of object"),
+        ({"desiderata": ["colour"]}, {}, "the task entity_tracking has no desideratum 'colour'; choose one of object"),
         ({"desiderata": ["none.jsonl"]}, {}, "there is no file .*none.jsonl of triples"),
-        ({"desiderata": ["next_segment"]}, {}, "3 boxes are too few"),
+        ({"desiderata": ["next_segment"]}, {}, "3 items are too few for answers that all differ"),
         ({"learning_rate": 0.01}, {}, r"functions\.steps must be at least 51 .*; got 40"),
         ({"gates": "hard_concrete", "steps": 11}, {}, r"functions\.steps must be at least 12 .*; got 11"),
     ],

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.shapes import random_group
-from circuitdiff.methods.graft import graft, graft_alone, layer_ranges
+from circuitdiff.methods.graft import Graft, graft, graft_alone, layer_ranges
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.shapley import ALONE, needed_subsets
 from circuitdiff.study.context import StudyContext
@@ -22,7 +22,7 @@ from circuitdiff.study.host import Host
 from circuitdiff.study.plan import Sizes
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import grafts_from, grafts_record
+from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.registry import Results, options_of, parse_study
 from circuitdiff.study.sections import graft as section
 from circuitdiff.study.sections.discovery import Discovered
@@ -197,10 +197,14 @@ def test_results_come_back_from_json_as_they_were(context, monkeypatch):
     assert not isinstance(controls["any_layer"], RandomGroups)
 
 
+def without_slices(whole: Graft) -> Graft:
+    return replace(whole, parts={name: replace(part, slices=()) for name, part in whole.parts.items()})
+
+
 def test_records_come_back_as_they_were(context):
     (base, tuned), pairs = both(context), first(context, 4)
     grafts = [graft(tuned, base, parts, pairs) for parts in (TESTED, layer_ranges(3, None), TESTED.groups["reader"])]
-    for back, expected in zip(grafts_from(grafts_record(grafts)), grafts, strict=True):
+    for back, expected in zip(value_of(record_of([without_slices(each) for each in grafts])), grafts, strict=True):
         assert (back.order, back.unchanged) == (expected.order, expected.unchanged)
         assert back.whole_graft_error == expected.whole_graft_error
         assert list(back.runs) == list(expected.runs)
@@ -254,17 +258,19 @@ def refuse(context: TinyContext, message: str | None, **changes: Any) -> None:
 
 def test_the_plan_counts_runs_and_controls_and_that_questions_about_one_scenario_share_a_row(context):
     async def sizes(study: StudyContext) -> Sizes:
-        sample = await study.pairs(study.base, PromptsOf("evaluation"))
+        prompts = await study.prompts_of(study.base)
         base, speed = await study.facts(study.base), await study.speed()
-        return Sizes(study.settings, study.plans, study.task, base, speed, sample)
+        return Sizes(study.settings, study.plans, study.task, base, speed, prompts)
 
     known = context.run(sizes(context.study))
     options = GraftOptions(prompts=8, random_groups=0)
     [one], [two] = (SECTION.cost(known, replace(options, queries_per_scenario=n)) for n in (1, 2))
-    assert one.forwards == two.forwards == 8 * (len(needed_subsets("abcd")) + len(needed_subsets("ab")) - 2)
+    # Two groups and five kinds; two ranges and three kinds outside. Both have the donor, the recipient, either end
+    # alone and left out, and all but the ends.
+    assert one.forwards == two.forwards == 8 * (len(needed_subsets("abcdefg")) + len(needed_subsets("abcde")) - 2 - 5)
     layers, head = known.base.n_layers * known.speed.flop_of_layer, known.speed.flop_of_head
     question = max(known.width(role) for role in known.task.question_roles if role in known.roles)
     whole, shared = known.length * layers + head, (question + (known.length - question) / 2) * layers + head
-    assert two.flop / one.flop == pytest.approx(shared / whole, rel=0.02)
+    assert two.flop / one.flop == pytest.approx(shared / whole, rel=0.03)  # eight prompts are the donor's
     [more] = SECTION.cost(known, replace(options, random_groups=3, control_prompts=5))
     assert more.forwards - one.forwards == 5 * (3 + 2)

@@ -70,21 +70,21 @@ def test_the_matrix_is_the_librarys(context, tuned):
 def test_what_is_blocked_is_what_the_record_holds(context, tuned, monkeypatch):
     """Log probabilities tell apart what hits of a random model cannot."""
     kept = []
-    entry = knockout._answers
-    monkeypatch.setattr(knockout, "_answers", lambda *args: kept.append(entry(*args)) or kept[-1])
+    read = knockout.value_of
+    monkeypatch.setattr(knockout, "value_of", lambda record: kept.append(read(record)) or kept[-1])
     options = KnockoutOptions(prompts=6, layer_step=1, single_layers=True, roles=OPTIONS.roles)
     results = context.run(SECTION.run(context.study, options))
     loaded = context.loaded("tuned")
     pairs = loaded.pairs(PromptsOf("evaluation", first=6))
-    answers = kept[list(results).index("tuned")]
+    clean, cells, curves = kept[list(results).index("tuned")]
     pair, layers = ("last", "previous_query_label"), range(loaded.model.n_layers)
     wanted = [Blocking(*pair, layers, upward=False), Blocking(*pair)]
     _, [by_hand, [everywhere]] = attention_knockout(loaded.model, pairs, wanted)
-    for mine, each in zip(answers.curves[pair], by_hand, strict=True):
+    for mine, each in zip(curves[pair], by_hand, strict=True):
         torch.testing.assert_close(mine.log_probs, each.log_probs, rtol=0, atol=1e-5)
-    cell = answers.cells[pair]
+    cell = cells[pair]
     torch.testing.assert_close(cell.log_probs, everywhere.log_probs, rtol=0, atol=1e-5)
-    assert float((cell.log_probs - answers.clean.log_probs).abs().max()) > 1e-3
+    assert float((cell.log_probs - clean.log_probs).abs().max()) > 1e-3
 
 
 def test_both_executors_are_checked_on_every_model(context, tuned):

@@ -16,7 +16,7 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.study.estimates import circuit_from
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf, PromptSource
-from circuitdiff.study.records import minimality_from, minimality_record
+from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.registry import parse_study
 from circuitdiff.study.sections.minimality import SECTION, MinimalityOptions, PrunedCircuit
 from circuitdiff.study.settings import plans_of
@@ -79,7 +79,7 @@ def test_main_and_given_circuits_are_pruned_without_groups_that_have_no_heads(co
 def test_a_record_comes_back_as_it_was(context):
     loaded = context.loaded()
     result = minimality(loaded.model, GIVEN, loaded.pairs(FURTHER), "zero", OPTIONS.rule)
-    back = minimality_from(minimality_record(result))
+    back = value_of(record_of(result))
     assert back.pruned == result.pruned
     assert [group.costs for group in back.groups.values()] == [group.costs for group in result.groups.values()]
     for name, group in result.groups.items():

@@ -13,7 +13,7 @@ from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import GroupWork, group_work_from, group_work_record
+from circuitdiff.study.records import GroupWork, record_of, value_of
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.sections.overlap import SECTION, OverlapOptions, VariantOverlap, _cosine, edges_compared
 from circuitdiff.study.settings import plans_of
@@ -133,7 +133,7 @@ def test_false_discoveries_are_controlled_over_all_edges_of_a_variant():
 def test_a_record_comes_back_as_it_was():
     edges = {Edge("a", "b", "q"): torch.arange(3.0), Edge("b", None, None): torch.ones(3)}
     work = GroupWork(edges, {"a": torch.rand(3, 2)}, {"a": torch.rand(2, 3)})
-    back = group_work_from(group_work_record(work))
+    back = value_of(record_of(work))
     for mine, theirs in zip(back, work, strict=True):
         assert list(mine) == list(theirs)
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)

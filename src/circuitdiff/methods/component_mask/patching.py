@@ -18,7 +18,7 @@ from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Edit, Executor, Model, executor_named
 from circuitdiff.engine.capture import read_heads
 from circuitdiff.engine.fits import check_triples, rows_at_once
-from circuitdiff.engine.kept_runs import KeptRuns, Need, keep_runs
+from circuitdiff.engine.kept_runs import KeptRuns, Need, keep_runs, kept_gb
 from circuitdiff.engine.model import bypassed
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.shapes import random_group
@@ -172,8 +172,16 @@ class SharedRuns:
     @cached_property
     def runs(self) -> KeptRuns:
         """The base prompts' clean runs."""
-        needs = [Need(self.groups[name].at, n) for name in self.groups for n in _layers(self._heads(name))]
-        return keep_runs(self.model, self._base, needs, self._kept_gb, self._progress)
+        return keep_runs(self.model, self._base, self._needs, self._kept_gb, self._progress)
+
+    @cached_property
+    def may_take_gb(self) -> float:
+        """The memory of `runs`, once they are there."""
+        return kept_gb(self.model, self._base, self._needs, self._kept_gb)
+
+    @property
+    def _needs(self) -> list[Need]:
+        return [Need(self.groups[name].at, n) for name in self.groups for n in _layers(self._heads(name))]
 
     def patching(
         self,

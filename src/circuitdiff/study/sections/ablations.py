@@ -15,11 +15,10 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, Quantity, check_replacement, moved
 from circuitdiff.methods.ablations import ABLATIONS, Ablated, AblationName, ablation_scores
 from circuitdiff.study.common_units import Replaced, circuit_answers, model_answers
-from circuitdiff.study.context import StudyContext
-from circuitdiff.study.estimates import Estimate, Ratio, estimate, ratio
+from circuitdiff.study.estimates import Estimate, Ratio, result_of
 from circuitdiff.study.plan import DISTINCT, Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Section, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 
 EVERY_SEGMENT = "_every_segment"  # how the names end of those with heads kept at every segment
@@ -70,16 +69,14 @@ async def run(study: StudyContext, options: AblationsOptions) -> dict[str, dict[
     Resampling is left out, with a warning, where counterfactuals lack a slot of their prompts.
     """
     circuits = await main_circuits(study)
-    results = await study.each(circuits, lambda name: _of_circuit(study, name, circuits[name], options))
-    return {name: {circuits[name].model: result} for name, result in zip(circuits, results, strict=True)}
 
+    async def of_circuit(name: str) -> dict[str, dict[str, UnderAblation]]:
+        of = circuits[name]
+        possible = await _possible(study, name, of.model, options)
+        results = await study.each(possible, lambda ablation: _under(study, name, of, ablation, options))
+        return {of.model: {key: scores for result in results for key, scores in result.items()}}
 
-async def _of_circuit(
-    study: StudyContext, name: str, of: Discovered, options: AblationsOptions
-) -> dict[str, UnderAblation]:
-    possible = await _possible(study, name, of.model, options)
-    results = await study.each(possible, lambda ablation: _under(study, name, of, ablation, options))
-    return {key: scores for result in results for key, scores in result.items()}
+    return await study.by_item(circuits, of_circuit)
 
 
 async def _possible(study: StudyContext, name: str, model: str, options: AblationsOptions) -> list[AblationName]:
@@ -113,14 +110,7 @@ def scores_of(circuit: Evaluation, model: Evaluation, ablated: Evaluation) -> Un
     """Each quantity of the three, on the same prompts, with both ratios."""
 
     def scores(quantity: Quantity) -> AblationScores:
-        each = ablation_scores(Ablated(circuit, model, ablated), quantity)
-        return AblationScores(
-            circuit=estimate(each.circuit),
-            model=estimate(each.model),
-            ablated=estimate(each.ablated),
-            ratio=ratio(each.ratio),
-            normalised=ratio(each.normalised),
-        )
+        return result_of(AblationScores, ablation_scores(Ablated(circuit, model, ablated), quantity))
 
     return UnderAblation(len(model.hits), scores("hits"), scores("probability"), scores("logit_difference"))
 

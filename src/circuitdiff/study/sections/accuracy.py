@@ -16,8 +16,7 @@ from circuitdiff.study.common_units import EVALUATION, model_answers
 from circuitdiff.study.context import StudyContext, checked
 from circuitdiff.study.estimates import Estimate, Share, mean_logit_difference, share
 from circuitdiff.study.facts import ModelFacts
-from circuitdiff.study.plan import Part, Sizes
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Part, Section, Sizes
 from circuitdiff.study.units import Unit
 
 _FEW_SCENARIOS = 50
@@ -45,8 +44,7 @@ class Accuracy:
 
 async def run(study: StudyContext, _: None) -> dict[str, Accuracy]:
     """Of each model, after checks 4 and 6."""
-    found = await study.each(study.settings.models, lambda name: _accuracy(study, name))
-    return dict(zip(study.settings.models, found, strict=True))
+    return await study.by_item(study.settings.models, lambda name: _accuracy(study, name))
 
 
 async def _accuracy(study: StudyContext, name: str) -> Accuracy:

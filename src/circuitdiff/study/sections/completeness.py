@@ -20,13 +20,11 @@ from circuitdiff.methods.completeness import (
     whole_groups,
 )
 from circuitdiff.study.common_units import means_of
-from circuitdiff.study.context import StudyContext
-from circuitdiff.study.estimates import Estimate, GroupHeads, HeadPlace, Number, estimate, groups_of, number
+from circuitdiff.study.estimates import Estimate, GroupHeads, HeadPlace, Number, estimate, groups_of, result_of
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import completeness_from, completeness_record
-from circuitdiff.study.section import Section
+from circuitdiff.study.records import record_of, value_of
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 from circuitdiff.study.units import Needed, Unit
 
@@ -100,11 +98,12 @@ class PartsRemoved:
 async def run(study: StudyContext, options: CompletenessOptions) -> dict[str, dict[str, PartsRemoved]]:
     """By circuit, and the model in which it was found."""
     circuits = await main_circuits(study)
-    results = await study.each(circuits, lambda name: _without_parts(study, name, circuits[name], options))
-    return {name: {circuits[name].model: result} for name, result in zip(circuits, results, strict=True)}
+    return await study.by_item(circuits, lambda name: _without_parts(study, name, circuits[name], options))
 
 
-async def _without_parts(study: StudyContext, name: str, of: Discovered, options: CompletenessOptions) -> PartsRemoved:
+async def _without_parts(
+    study: StudyContext, name: str, of: Discovered, options: CompletenessOptions
+) -> dict[str, PartsRemoved]:
     arguments = {
         "prompts": PromptsOf("evaluation", first=options.prompts),
         "search_prompts": PromptsOf("evaluation", first=options.greedy_prompts, beyond=True),
@@ -117,8 +116,8 @@ async def _without_parts(study: StudyContext, name: str, of: Discovered, options
     }
     title = f"completeness of circuit {name} in {of.model}"
     unit = Unit(title, parts_removed, (of.model,), arguments, {"means": means_of(of.model)})
-    result, worst = completeness_from(await study.record(unit))
-    return _result(result, worst, list(of.circuit.groups), options)
+    result, worst = value_of(await study.record(unit))
+    return {of.model: _result(result, worst, list(of.circuit.groups), options)}
 
 
 def parts_removed(
@@ -144,7 +143,7 @@ def parts_removed(
         worst = greedy_part(subject.model, circuit, subject.pairs(search_prompts), *how, **search, **shared)
         removed.append(worst.removed)
     result = completeness(subject.model, circuit, removed, subject.pairs(prompts), *how, **shared)
-    return completeness_record(result, worst)
+    return record_of((result, worst))
 
 
 def _result(
@@ -155,6 +154,10 @@ def _result(
     nothing, everything, *searched = rows[n_random + len(groups) :]
     model, circuit = result.model[:n_random], result.circuit[:n_random]
     of_random = Completeness(result.removed[:n_random], model, circuit, result.scenarios)
+    greedy = None
+    if worst is not None:
+        steps = tuple(result_of(SearchStep, step) for step in worst.steps)
+        greedy = WorstPart(**vars(searched[0]), removed=groups_of(worst.removed), search=steps)
     return PartsRemoved(
         quantity=options.quantity,
         n_prompts=len(result.scenarios),
@@ -162,7 +165,7 @@ def _result(
         groups=tuple(RemovedGroup(**vars(row), group=name) for name, row in zip(groups, of_groups, strict=True)),
         nothing_removed=nothing,
         everything_removed=everything,
-        greedy=None if worst is None else _worst(searched[0], worst),
+        greedy=greedy,
         correlation=estimate(of_random.correlation()),
     )
 
@@ -178,20 +181,6 @@ def _rows(result: Completeness) -> list[Removed]:
         Removed(len(part), **{name: estimate(interval, i) for name, interval in columns.items()})
         for i, part in enumerate(result.removed)
     ]
-
-
-def _worst(row: Removed, worst: GreedyPart) -> WorstPart:
-    steps = tuple(
-        SearchStep(
-            step.group,
-            (step.head.layer, step.head.index),
-            number(step.model),
-            number(step.circuit),
-            number(step.difference),
-        )
-        for step in worst.steps
-    )
-    return WorstPart(**vars(row), removed=groups_of(worst.removed), search=steps)
 
 
 def cost(sizes: Sizes, options: CompletenessOptions) -> Iterator[Part]:

@@ -34,11 +34,10 @@ from circuitdiff.study.gains import (
     random_groups,
     run_result,
 )
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined, check_known
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import controls_from, patches_from
-from circuitdiff.study.section import Section
+from circuitdiff.study.records import value_of
+from circuitdiff.study.section import Part, Section, Sizes
 from circuitdiff.study.sections.cross_model_units import executors_on_patches, patched_controls, patches
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit
@@ -132,8 +131,7 @@ async def run(study: StudyContext, options: CrossModelOptions) -> dict[str, Cros
     """
     circuit = with_heads((await discovered(study, study.base)).circuit)
     variants = study.variants if circuit.roles else []
-    found = await study.each(variants, lambda variant: _compared(study, variant, circuit, options))
-    return dict(zip(variants, found, strict=True))
+    return await study.by_item(variants, lambda variant: _compared(study, variant, circuit, options))
 
 
 async def _compared(study: StudyContext, variant: str, circuit: Circuit, options: CrossModelOptions) -> CrossModel:
@@ -169,7 +167,6 @@ async def _patched(
     if not what:
         return {}
     models, of = (between.recipient, between.donor), f"of {between.donor} in {between.recipient}"
-
     n_runs = len(all_subsets(list(circuit.groups)))
     for kind in what:
         arguments = {"prompts": PromptsOf("evaluation", first=FEW), "circuit": circuit, "what": kind}
@@ -178,10 +175,8 @@ async def _patched(
         await study.check("window executor vs full executor", unit, detail)
     arguments = {"prompts": _prompts(between, options), "circuit": circuit, "read": options.what, "what": what}
     record = await study.record(Unit(f"{', '.join(what)} {of}", patches, models, arguments))
-    return {
-        kind: await _result(study, between, f"{kind} {of}", patch, options)
-        for kind, patch in patches_from(record).items()
-    }
+    by_kind = value_of(record)
+    return {kind: await _result(study, between, f"{kind} {of}", patch, options) for kind, patch in by_kind.items()}
 
 
 async def _heads(
@@ -199,7 +194,7 @@ async def _heads(
     arguments = {"prompts": _prompts(between, options), "circuit": circuit, "read": options.what, "what": (what,)}
     title = f"{what} of {between.donor} in {between.recipient}, heads"
     unit = Unit(title, patches, (between.recipient, between.donor), arguments | {"heads_of": best})
-    patch = patches_from(await study.record(unit))[what]
+    patch = value_of(await study.record(unit))[what]
     return PatchedHeads(**vars(await _result(study, between, title, patch, options)), group=best)
 
 
@@ -230,14 +225,8 @@ async def _result(
         for subset, ran in patch.runs.items()
     )
     bases = {name: BasisSimilarity(*map(number, basis)) for name, basis in patch.bases.items()}
-    return CrossPatchResult(
-        **vars(shares),
-        what=patch.what,
-        noise_floor=patch.noise_floor,
-        bases=bases,
-        limits=limits,
-        runs=tuple(runs),
-    )
+    more = {"what": patch.what, "noise_floor": patch.noise_floor, "bases": bases, "limits": limits}
+    return CrossPatchResult(**vars(shares), **more, runs=tuple(runs))
 
 
 async def _controls(
@@ -262,9 +251,10 @@ async def _controls(
         title = f"controls of {name}, {between.donor} in {between.recipient}"
         models = (between.recipient, between.donor)
         record = await study.record(Unit(title, patched_controls, models, arguments | {"name": name}))
-        return _controls_result(*controls_from(record), what, roles[name], options)
+        donor, controls = value_of(record)
+        return _controls_result(donor, controls, what, roles[name], options)
 
-    return dict(zip(roles, await study.each(roles, of_group), strict=True))
+    return await study.by_item(roles, of_group)
 
 
 def _other_role(study: StudyContext, pairs: Pairs, role: str) -> str | None:

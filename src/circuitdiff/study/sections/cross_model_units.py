@@ -9,10 +9,11 @@ from circuitdiff.circuit import Circuit, Group
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_several
 from circuitdiff.methods.cross_model.patching import control_groups, patch_across, patch_across_several, run_controls
+from circuitdiff.prompts import Pairs
 from circuitdiff.study.checks import executors_agree
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import controls_record, patches_record
+from circuitdiff.study.records import record_of
 
 
 def executors_on_patches(
@@ -21,10 +22,8 @@ def executors_on_patches(
     """Check 3 for one kind of activation."""
 
     def run(executor: str) -> list[Evaluation]:
-        pairs, memory_gb = recipient.pairs(prompts), recipient.memory_gb
-        patch = patch_across(
-            donor.model, recipient.model, circuit, pairs, what=what, executor=executor, memory_gb=memory_gb
-        )
+        models, pairs, memory_gb = (donor.model, recipient.model), recipient.pairs(prompts), recipient.memory_gb
+        patch = patch_across(*models, circuit, pairs, what=what, executor=executor, memory_gb=memory_gb)
         return [ran.answers for ran in patch.runs.values()]
 
     return executors_agree(recipient.model, run)
@@ -45,20 +44,15 @@ def patches(
     What the groups carry is read of all kinds that are ever patched (`read`), once for all units on these prompts.
     """
     pairs, groups = recipient.pairs(prompts), tuple(circuit.groups.values())
-
-    def activations(model: LoadedModel) -> Mapping[Carrier, Activations]:
-        key = (pairs.fingerprint(), groups, read)
-        return model.cached("activations", key, lambda: read_several(model.model, pairs, groups, read))
-
-    of_donor = activations(donor)
-    return patches_record(
+    of_donor = _activations(donor, pairs, groups, read)
+    return record_of(
         patch_across_several(
             {kind: of_donor[kind] for kind in what},
             recipient.model,
             circuit if heads_of is None else circuit.groups[heads_of],
             pairs,
             per_head=heads_of is not None,
-            own=activations(recipient),
+            own=_activations(recipient, pairs, groups, read),
             executor=recipient.executor,
             memory_gb=recipient.memory_gb,
             progress=recipient.progress,
@@ -80,28 +74,30 @@ def patched_controls(
 ) -> Record:
     """One group's controls. What all groups' controls carry is read once."""
     model, pairs, groups = recipient.model, recipient.pairs(prompts), tuple(circuit.groups.values())
+    sizes = (model.n_layers, model.n_heads)
     chosen = {
-        each: control_groups(
-            group, model.n_layers, model.n_heads, n_random=n_random, other_role=other_roles[each], seed=seed
-        )
+        each: control_groups(group, *sizes, n_random=n_random, other_role=other_roles[each], seed=seed)
         for each, group in circuit.groups.items()
     }
-
-    def activations(of: LoadedModel, at: tuple[Group, ...]) -> Activations:
-        key = (pairs.fingerprint(), at, (what,))
-        return of.cached("activations", key, lambda: read_several(of.model, pairs, at, (what,)))[what]
-
-    of_donor = activations(donor, (*groups, *(group for each in chosen.values() for group in each)))
+    all_groups = (*groups, *(group for each in chosen.values() for group in each))
+    of_donor = _activations(donor, pairs, all_groups, (what,))[what]
     controls = run_controls(
         of_donor,
         model,
         circuit.groups[name],
         chosen[name],
         pairs,
-        own=activations(recipient, groups),
+        own=_activations(recipient, pairs, groups, (what,))[what],
         seed=seed,
         executor=recipient.executor,
         memory_gb=recipient.memory_gb,
         progress=recipient.progress,
     )
-    return controls_record(of_donor.answers, controls)
+    return record_of((of_donor.answers, controls))
+
+
+def _activations(
+    of: LoadedModel, pairs: Pairs, groups: tuple[Group, ...], read: tuple[Carrier, ...]
+) -> Mapping[Carrier, Activations]:
+    key = (pairs.fingerprint(), groups, read)
+    return of.cached("activations", key, lambda: read_several(of.model, pairs, groups, read))

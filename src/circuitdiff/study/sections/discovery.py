@@ -13,19 +13,18 @@ from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.config.names import file_name
 from circuitdiff.engine.kept_runs import PairRuns
-from circuitdiff.errors import InputError
+from circuitdiff.errors import errors_name
 from circuitdiff.evaluation import check_groups
 from circuitdiff.methods.discovery import Plan, Stage, StageResult, circuit_of, gaps, receivers_of, stage_result
 from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.study.checks import FEW, executors_on_path
 from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import StudyContext, checked
-from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, with_heads
+from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, result_of, with_heads
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import effects_from, effects_record
-from circuitdiff.study.section import Section
+from circuitdiff.study.records import record_of, value_of
+from circuitdiff.study.section import Part, Section, Sizes
 from circuitdiff.study.units import Unit
 
 
@@ -77,10 +76,12 @@ class Discovered(NamedTuple):
 
 
 async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
-    """All plans in the base, the main one in its variants. A model's main circuit goes by the model's name."""
-    found = await study.each(circuit_names(study), lambda name: discovered(study, name))
+    """All plans in the base, the main one in its variants. A model's main circuit goes by the model's name.
+
+    Each is also written to a file of its own in the run folder.
+    """
     results = {}
-    for name, each in zip(circuit_names(study), found, strict=True):
+    for name, each in (await _all_discovered(study)).items():
         plan = None if each.plan is None else study.plans[each.plan]
         if not each.circuit.roles:
             study.warn(f"circuit {name} has no heads, so it was not evaluated")
@@ -90,7 +91,8 @@ async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
         metric = None if plan is None else plan.metric
         results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages)
         if plan is not None:
-            _write(study, each)
+            of_variant = "" if each.model == study.base else f"@{file_name(each.model)}"
+            study.store.write_json(f"circuit-{file_name(str(each.plan))}{of_variant}.json", each.circuit.to_dict())
     return results
 
 
@@ -103,8 +105,11 @@ def circuit_names(study: StudyContext) -> list[str]:
 
 async def circuits(study: StudyContext) -> dict[str, Circuit]:
     """Those that have heads."""
-    found = await study.each(circuit_names(study), lambda name: discovered(study, name))
-    return {name: each.circuit for name, each in zip(circuit_names(study), found, strict=True) if each.circuit.roles}
+    return {name: each.circuit for name, each in (await _all_discovered(study)).items() if each.circuit.roles}
+
+
+async def _all_discovered(study: StudyContext) -> dict[str, Discovered]:
+    return await study.by_item(circuit_names(study), lambda name: discovered(study, name))
 
 
 async def main_circuits(study: StudyContext) -> dict[str, Discovered]:
@@ -112,16 +117,13 @@ async def main_circuits(study: StudyContext) -> dict[str, Discovered]:
     that have some.
     """
     names = [*study.settings.searched, *study.settings.circuits]
-    results = await study.each(names, lambda name: discovered(study, name))
+    results = await study.by_item(names, lambda name: discovered(study, name))
     return {
-        name: result._replace(circuit=with_heads(result.circuit))
-        for name, result in zip(names, results, strict=True)
-        if result.circuit.roles
+        name: each._replace(circuit=with_heads(each.circuit)) for name, each in results.items() if each.circuit.roles
     }
 
 
 async def discovered(study: StudyContext, name: str) -> Discovered:
-    """The circuit of that name."""
     return await study.once(_discovered, name, rank=(-1, circuit_names(study).index(name)))
 
 
@@ -145,10 +147,8 @@ async def _given(study: StudyContext, name: str) -> Circuit:
     """Raises: InputError naming the file if it is no circuit, or names a head or a role that there is not."""
     path, base = study.settings.circuits[name], await study.facts(study.base)
     circuit = Circuit.from_json(path)
-    try:
+    with errors_name(path):
         check_groups(circuit, base.n_layers, base.n_heads, await study.pairs(study.base, EVALUATION))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
     return circuit
 
 
@@ -165,7 +165,7 @@ async def _effects(
         "shared_roles": tuple(plan.roles),
     }
     unit = Unit(f"{stage.name} ({split}) in {model}", sweep, (model,), arguments)
-    return effects_from(await study.record(unit))
+    return value_of(await study.record(unit))
 
 
 def sweep(
@@ -197,7 +197,7 @@ def sweep(
         progress=subject.progress,
         shared=runs,
     )
-    return effects_record(effects)
+    return record_of(effects)
 
 
 async def _check(study: StudyContext, model: str, plan: Plan, result: StageResult) -> None:
@@ -224,23 +224,14 @@ async def _check(study: StudyContext, model: str, plan: Plan, result: StageResul
     study.add_checks([checked(name, model, floor / smallest if chosen else 0.0, 1.0, detail)])
 
 
-def _write(study: StudyContext, found: Discovered) -> None:
-    """The circuit as a file of its own in the run folder."""
-    of_variant = "" if found.model == study.base else f"@{file_name(found.model)}"
-    study.store.write_json(f"circuit-{file_name(str(found.plan))}{of_variant}.json", found.circuit.to_dict())
-
-
 def _sweep(result: StageResult) -> Sweep:
     stage, effects, selection = result.stage, result.found, result.selection
     _, low, high = effects.intervals()
     rule = f"{type(stage.select).__name__} " + ", ".join(f"{k}={v}" for k, v in asdict(stage.select).items())
-    return Sweep(
-        name=stage.name,
-        at=stage.at,
-        via=stage.via,
+    return result_of(
+        Sweep,
+        stage,
         receivers=places(result.receivers),
-        receivers_from=stage.receivers_from,
-        receivers_at=stage.receivers_at,
         metric=effects.metric,
         n_prompts=len(effects.scenarios),
         noise_floor=effects.noise_floor,

@@ -14,11 +14,20 @@ from circuitdiff.evaluation import Evaluation, all_heads, moved, random_circuit
 from circuitdiff.stats.intervals import mean_interval, normalised_ratio_interval, ratio_interval
 from circuitdiff.study.checks import FEW, executors_on_circuits
 from circuitdiff.study.common_units import EVALUATION, circuit_answers, means_of, model_answers
-from circuitdiff.study.context import StudyContext
-from circuitdiff.study.estimates import Estimate, Number, Ratio, Share, estimate, mean_logit_difference, ratio, share
+from circuitdiff.study.estimates import (
+    Estimate,
+    Number,
+    Ratio,
+    Share,
+    estimate,
+    mean_logit_difference,
+    percentile_among,
+    ratio,
+    share,
+)
 from circuitdiff.study.plan import DISTINCT, Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Section, StudyContext
 from circuitdiff.study.sections.accuracy import Accuracy, accuracy_of
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.units import Unit
@@ -76,11 +85,8 @@ async def run(study: StudyContext, options: FaithfulnessOptions) -> dict[str, di
     """By circuit and model. Where it was found also its heads at other segments; there and in the base random ones."""
     known = await circuits(study)
     cells = [(model, name) for model in study.settings.models for name in known]
-    found = await study.each(cells, lambda cell: _evaluated(study, *cell, known[cell[1]], options))
-    results: dict[str, dict[str, CircuitInModel]] = {name: {} for name in known}
-    for (model, name), each in zip(cells, found, strict=True):
-        results[name][model] = each
-    return results
+    results = await study.by_item(cells, lambda cell: _evaluated(study, *cell, known[cell[1]], options))
+    return {name: {model: results[model, name] for model in study.settings.models} for name in known}
 
 
 async def _evaluated(
@@ -124,9 +130,8 @@ def random_circuits(drawn: Sequence[Evaluation], own: Evaluation) -> RandomCircu
     hits = np.stack([each.hits.numpy().astype(float) for each in drawn])
     accuracies, circuit = hits.mean(1), float(own.hits.double().mean())
     mean = estimate(mean_interval(hits.mean(0), own.scenarios.numpy()))  # of these circuits; over scenarios
-    below = float((accuracies < circuit).mean() + (accuracies == circuit).mean() / 2)
-    values = tuple(accuracies.tolist())
-    return RandomCircuits(mean.value, mean.low, mean.high, 100 * below, circuit, len(own.hits), values)
+    percentile, values = percentile_among(circuit, accuracies), tuple(accuracies.tolist())
+    return RandomCircuits(mean.value, mean.low, mean.high, percentile, circuit, len(own.hits), values)
 
 
 def _result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,11 +15,10 @@ from circuitdiff.methods.component_mask.fit import MaskFit, MaskOptions
 from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.stats.intervals import Interval, difference_interval
 from circuitdiff.study.checks import FEW, executors_on_masks
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share, estimate, number, places, share, with_heads
-from circuitdiff.study.prompts import TriplesOf
-from circuitdiff.study.records import mask_from
-from circuitdiff.study.section import Section
+from circuitdiff.study.prompts import TriplesOf, is_file
+from circuitdiff.study.records import value_of
+from circuitdiff.study.section import Section, StudyContext
 from circuitdiff.study.sections.accuracy import QueriedShare
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.sections.functions_options import (
@@ -30,7 +29,6 @@ from circuitdiff.study.sections.functions_options import (
     cost,
     desiderata_of,
     files,
-    is_file,
     main_desiderata,
     seen_from,
     title_of,
@@ -131,8 +129,8 @@ async def run(study: StudyContext, options: FunctionsOptions) -> dict[str, dict[
         for name in names
         if name in discovery
     ]
-    cells = await study.each(chosen, lambda masks: study.each(models, masks.cells))
-    return {masks.name: dict(zip(models, by_model, strict=True)) for masks, by_model in zip(chosen, cells, strict=True)}
+    cells = await study.each(chosen, lambda masks: study.by_item(models, masks.cells))
+    return {masks.name: by_model for masks, by_model in zip(chosen, cells, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -147,10 +145,9 @@ class _Masks:
 
     async def cells(self, model: str) -> Cells:
         await self.study.each(self.circuit.groups, lambda group: self._check(model, group))
-        asked = self._asked(model)
-        cells = await self.study.each(asked, lambda cell: self._cell(model, *cell))
+        cells = await self.study.by_item(self._asked(model), lambda cell: self._cell(model, *cell))
         by_group: Cells = {group: {} for group in self.circuit.groups}
-        for (group, desideratum), cell in zip(asked, cells, strict=True):
+        for (group, desideratum), cell in cells.items():
             by_group[group][title_of(desideratum)] = cell
         for (group, desideratum), redrawn in (await self._redrawn(model)).items():
             by_group[group][desideratum] = replace(by_group[group][desideratum], redrawn=redrawn)
@@ -164,36 +161,31 @@ class _Masks:
         await self.study.check("window executor vs full executor", unit, detail)
 
     async def _cell(self, model: str, group: str, desideratum: str) -> MaskCell:
+        """With the mask of the circuit's own model, held against this model's own mask and floors."""
         fit = await self._fit(model, group, desideratum)
         if model == self.home:
             return cell_of(fit)
-        return replace(cell_of(fit), transferred=await self._transferred(model, group, desideratum, fit))
+        heads = (await self._fit(self.home, group, desideratum)).heads
+        title = f"mask of {group} of {self.name} from {self.home} in {model}: {title_of(desideratum)}"
+        patched = (Patched(group, self._triples(model, desideratum), heads),)
+        (answers,) = await self._answers(title, model, desideratum, patched)
+        return replace(cell_of(fit), transferred=transferred_of(heads, answers, fit, self.home))
 
     async def _fit(self, model: str, group: str, desideratum: str) -> MaskFit:
-        """One mask with its floors and controls."""
         options, triples = self.options, self._triples(model, desideratum)
         sweep = options.sweep or None
         swept = sweep is not None and group == (sweep.group or next(iter(self.circuit.groups)))
         arguments = {
             "group": group,
-            "triples": triples,
-            "tested": self._tested(model, desideratum),
             "options": MaskOptions(**{each.name: getattr(options, each.name) for each in fields(MaskOptions)}),
             "sweep": sweep if swept and model == self.home else None,
-            "shared": self._shared(model, desideratum),
         }
         title = f"what {group} of {self.name} encodes in {model}: {title_of(desideratum)}"
+        arguments |= self._prompts(model, desideratum)
         record = await self.study.record(Unit(title, learned_mask, (model,), arguments))
-        test = await self._test(model, triples)
-        return mask_from(record, title_of(desideratum), self.circuit.groups[group], test, options.minimum)
-
-    async def _transferred(self, model: str, group: str, desideratum: str, own: MaskFit) -> Transferred:
-        """The mask of the circuit's own model, held against this model's own mask and floors."""
-        heads = (await self._fit(self.home, group, desideratum)).heads
-        title = f"mask of {group} of {self.name} from {self.home} in {model}: {title_of(desideratum)}"
-        patched = (Patched(group, self._triples(model, desideratum), heads),)
-        (answers,) = await self._answers(title, model, desideratum, patched)
-        return transferred_of(heads, answers, own, self.home)
+        test = await self.study.triples(model, triples)
+        rows = split_by_scenario(test.scenarios, triples.sizes)[2]
+        return MaskFit(**value_of(record) | {"desideratum": title_of(desideratum), "test": test.select(rows)})
 
     async def _redrawn(self, model: str) -> dict[tuple[str, str], Redrawn]:
         """The heads of the circuit's own model, patched here with sources drawn anew."""
@@ -201,8 +193,8 @@ class _Masks:
         cells = [cell for cell in self._asked(model) if cell[1] in main and not is_file(cell[1])]
         if not times or not cells:
             return {}
-        fits = await self.study.each(cells, lambda cell: self._fit(self.home, *cell))
-        heads = {cell: fit.heads for cell, fit in zip(cells, fits, strict=True)}
+        fits = await self.study.by_item(cells, lambda cell: self._fit(self.home, *cell))
+        heads = {cell: fit.heads for cell, fit in fits.items()}
         hits = await self.study.each(range(1, times + 1), lambda redraw: self._one_redraw(model, heads, redraw))
         return {cell: redrawn_of([each[cell] for each in hits], heads[cell], self.home) for cell in cells}
 
@@ -224,28 +216,21 @@ class _Masks:
         self, title: str, model: str, desideratum: str, patched: tuple[Patched, ...]
     ) -> list[Int[Tensor, " triple"]]:
         """To test triples; `desideratum`: whose base prompts they share."""
-        arguments = {
-            "triples": self._triples(model, desideratum),
-            "patched": patched,
-            "tested": self._tested(model, desideratum),
-            "shared": self._shared(model, desideratum),
-        }
-        record = await self.study.record(Unit(title, answers_of_patched, (model,), arguments))
-        return [record.tensors[str(i)] for i in range(len(patched))]
-
-    def _desiderata(self, model: str, group: str) -> tuple[str, ...]:
-        """Further desiderata are tested in the circuit's own model alone."""
-        task = self.study.task
-        return desiderata_of(group, self.options, task) if model == self.home else main_desiderata(self.options, task)
+        arguments = self._prompts(model, desideratum) | {"patched": patched}
+        return value_of(await self.study.record(Unit(title, answers_of_patched, (model,), arguments)))
 
     def _asked(self, model: str) -> list[tuple[str, str]]:
-        """Group and desideratum, those with the same source prompts one after another."""
-        by_group = {group: self._desiderata(model, group) for group in self.circuit.groups}
+        """Group and desideratum, those with the same source prompts one after another.
+
+        Further desiderata are tested in the circuit's own model alone.
+        """
+        main = main_desiderata(self.options, self.study.task)
+        by_group = {
+            group: desiderata_of(group, self.options, self.study.task) if model == self.home else main
+            for group in self.circuit.groups
+        }
         names = dict.fromkeys(name for names in by_group.values() for name in names)
         return [(group, name) for name in names for group in by_group if name in by_group[group]]
-
-    def _tested(self, model: str, desideratum: str) -> tuple[str, ...]:
-        return tuple(group for group, name in self._asked(model) if name == desideratum)
 
     def _triples(self, model: str, desideratum: str) -> TriplesOf:
         if is_file(desideratum):
@@ -253,15 +238,13 @@ class _Masks:
         names = dict.fromkeys(name for _, name in self._asked(model) if not is_file(name))
         return TriplesOf(desideratum, self.options.n_triples, tuple(names))
 
-    def _shared(self, model: str, desideratum: str) -> MaskRuns:
-        """One for all desiderata of the task, one for each file."""
-        names = self._tested(model, desideratum) if is_file(desideratum) else self.circuit.groups
+    def _prompts(self, model: str, desideratum: str) -> dict[str, Any]:
+        """A desideratum's triples, the groups tested with them, and the runs that the task's, or a file's, share."""
+        tested = tuple(group for group, name in self._asked(model) if name == desideratum)
+        names = tested if is_file(desideratum) else self.circuit.groups
         groups = tuple((name, self.circuit.groups[name]) for name in names)
-        return MaskRuns(groups, self.options.random_groups, self.study.settings.seed, self.options.memory_gb)
-
-    async def _test(self, model: str, of: TriplesOf) -> Triples:
-        triples = await self.study.triples(model, of)
-        return triples.select(split_by_scenario(triples.scenarios, of.sizes)[2])
+        shared = MaskRuns(groups, self.options.random_groups, self.study.settings.seed, self.options.memory_gb)
+        return {"triples": self._triples(model, desideratum), "tested": tested, "shared": shared}
 
 
 def cell_of(fit: MaskFit) -> MaskCell:
@@ -275,7 +258,7 @@ def cell_of(fit: MaskFit) -> MaskCell:
         low=accuracy.low,
         high=accuracy.high,
         floor=number(fit.accuracy(fit.floor).value),
-        floor_is=_floor(fit),
+        floor_is=fit.floor,  # pyright: ignore[reportArgumentType]
         above_floor=estimate(fit.above_floor),
         carries=fit.carries,
         controls=Controls(**{"shuffled": None} | shares, random=number(fit.random_accuracy)),  # pyright: ignore
@@ -297,10 +280,6 @@ def cell_of(fit: MaskFit) -> MaskCell:
         n_test=len(fit.test),
         n_scenarios=len(fit.test.scenarios.unique()),
     )
-
-
-def _floor(fit: MaskFit) -> Floor:
-    return "shuffled" if fit.floor == "shuffled" else "nothing"
 
 
 def _share(fit: MaskFit, name: str) -> Share:
@@ -329,7 +308,7 @@ def transferred_of(
     return Transferred(
         **vars(share(hits, scenarios)),
         heads=places(heads),
-        floor_is=_floor(own),
+        floor_is=own.floor,  # pyright: ignore[reportArgumentType]
         above_floor=estimate(above(own.floor)),
         above_own_mask=estimate(above("mask")),
         from_model=from_model,

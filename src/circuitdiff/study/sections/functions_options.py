@@ -20,7 +20,7 @@ from circuitdiff.methods.discovery import Stage
 from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined, check_known
-from circuitdiff.study.prompts import TRIPLES_FILE
+from circuitdiff.study.prompts import is_file
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.tasks import Task, read_triples
 
@@ -57,10 +57,6 @@ class FunctionsOptions(MaskOptions):
     sweep: GroupSweep | Literal[False] | None = field(default_factory=GroupSweep)  # false or null: none
     redraw: Redraw = field(default_factory=Redraw)
     memory_gb: Gigabytes = MEMORY_GB  # for the base prompts' clean runs; what does not fit runs anew
-
-
-def is_file(desideratum: str) -> bool:
-    return desideratum.endswith(TRIPLES_FILE)
 
 
 def title_of(desideratum: str) -> str:
@@ -116,7 +112,11 @@ def check(outlined: Outlined, options: FunctionsOptions) -> None:
         by_group = {group: desiderata_of(group, options, task) for group in roles}
         names = list(dict.fromkeys(name for names in by_group.values() for name in names))
         _check_desiderata(task, names)
-        _check_steps(options)
+        if options.most_steps < options.first_move:
+            raise InputError(
+                f"functions.steps must be at least {options.first_move} with a learning rate of "
+                f"{options.learning_rate:g}, or no head could ever be patched; got {options.most_steps}"
+            )
         triples = _triples(names, options, task, outlined.base.outline.tokenizer, settings.seed)
         for group, names in by_group.items():
             for name in names:
@@ -127,10 +127,11 @@ def _roles_of_groups(outlined: Outlined, options: FunctionsOptions) -> dict[str,
     """The groups of the chosen circuits, with their roles: stages of the main plan, or those in a circuit file."""
     roles: dict[str, str] = {}
     for name in chosen_circuits(options, outlined.settings):
-        if (path := outlined.settings.circuits.get(name)) is not None:
-            roles |= {group: each.at for group, each in Circuit.from_json(path).groups.items()}
-        else:
-            roles |= {stage.name: stage.at for stage in outlined.main.stages}
+        path = outlined.settings.circuits.get(name)
+        groups = (
+            {stage.name: stage for stage in outlined.main.stages} if path is None else Circuit.from_json(path).groups
+        )
+        roles |= {group: each.at for group, each in groups.items()}
     return roles
 
 
@@ -141,14 +142,6 @@ def _check_desiderata(task: Task, names: list[str]) -> None:
     task.check_desiderata(name for name in names if not is_file(name))
     if twice := [title for title, n in Counter(map(title_of, names)).items() if n > 1]:
         raise InputError(f"two desiderata are called {twice[0]!r}, by which results know them; rename a file")
-
-
-def _check_steps(options: FunctionsOptions) -> None:
-    if options.most_steps < options.first_move:
-        raise InputError(
-            f"functions.steps must be at least {options.first_move} with a learning rate of {options.learning_rate:g}"
-            f", or no head could ever be patched; got {options.most_steps}"
-        )
 
 
 def _triples(
@@ -175,19 +168,15 @@ def cost(sizes: Sizes, options: FunctionsOptions) -> Iterator[Part]:
         return
     flop = runs = read = 0.0
     for circuit in chosen_circuits(options, sizes.settings):
-        n_models = _n_models(sizes, options, circuit)
+        # masks are learned in the circuit's own model, too, whichever are chosen
+        home = circuit if circuit in sizes.settings.models else sizes.settings.base.name
+        n_models = len({home, *chosen_models(options, sizes.settings)})
         read += _n_read(sizes, options, n_models)
         for stage in sizes.main.stages:
             n = _n_runs(sizes, options, stage, n_models)
             flop += sizes.runs(n, sizes.width(stage.at), layers=0.5)
             runs += n
     yield Part("functions", runs + read, flop + sizes.passes(read), kept_gb=options.memory_gb)
-
-
-def _n_models(sizes: Sizes, options: FunctionsOptions, circuit: str) -> int:
-    """Masks are learned in the circuit's own model, too, whichever are chosen."""
-    home = circuit if circuit in sizes.settings.models else sizes.settings.base.name
-    return len({home, *chosen_models(options, sizes.settings)})
 
 
 def _n_read(sizes: Sizes, options: FunctionsOptions, n_models: int) -> float:

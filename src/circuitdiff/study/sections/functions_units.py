@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep, fit_shared
@@ -13,7 +11,7 @@ from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.prompts import PromptSet, split_by_scenario
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import TriplesOf
-from circuitdiff.study.records import mask_record
+from circuitdiff.study.records import record_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ def learned_mask(
     chosen = subject.triples(triples)
     runs, seed = _runs(subject, shared, chosen.base), shared.seed
     fit = fit_shared(runs, group, chosen, options, sweep=sweep, seed=seed, tested=tested, progress=subject.progress)
-    return mask_record(fit)
+    answers = dict(sorted(fit.answers.items()))  # the order in which means over random groups are summed
+    return record_of({**vars(fit), "answers": answers, "test": None})  # `functions` has the test triples
 
 
 def answers_of_patched(
@@ -63,15 +62,16 @@ def answers_of_patched(
     """Answers to the test triples, or to the first of them where sources are drawn anew; of each that is patched."""
     whole = subject.triples(triples)
     runs, test = _runs(subject, shared, whole.base), split_by_scenario(whole.scenarios, triples.sizes)[2]
-    answers: dict[str, Tensor] = {}
-    for i, (chosen, each) in enumerate((subject.triples(each.triples), each) for each in patched):
+    answers = []
+    for each in patched:
+        chosen, rows = subject.triples(each.triples), test
         if each.triples.redraw:
             rows = test[: len(chosen)]
             patching = runs.redrawn(each.group, chosen, rows)
         else:
-            rows, patching = test, runs.patching(each.group, chosen, tested=tested)
-        answers[str(i)] = patching.answers(each.heads, rows)
-    return Record(answers, None)
+            patching = runs.patching(each.group, chosen, tested=tested)
+        answers.append(patching.answers(each.heads, rows))
+    return record_of(answers)
 
 
 def _runs(subject: LoadedModel, shared: MaskRuns, base: PromptSet) -> SharedRuns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -13,7 +13,7 @@ from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.config.settings import Count, Draws, Prompts
 from circuitdiff.engine.weights import Projection
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, errors_name
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.methods.graft import (
@@ -25,8 +25,8 @@ from circuitdiff.methods.graft import (
     graft_several,
     layer_ranges,
 )
-from circuitdiff.stats.shapley import ALONE, needed_subsets
-from circuitdiff.study.context import StudyContext
+from circuitdiff.stats.shapley import ALONE
+from circuitdiff.study.costs import PlannedMixtures
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, groups_of, places, with_heads
 from circuitdiff.study.gains import (
     ControlResult,
@@ -43,15 +43,13 @@ from circuitdiff.study.gains import (
     run_result,
 )
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
-from circuitdiff.study.preflight import Outlined
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import evaluations_from, evaluations_record, grafts_from, grafts_record
-from circuitdiff.study.section import Section
+from circuitdiff.study.records import record_of, value_of
+from circuitdiff.study.section import Outlined, Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit
 
-_GRAFTED = 0.65  # of the layers, on average: grafts that are alike so far share them
+_HELD_AGAINST_DONOR = 8  # prompts, of a whole graft and of the donor
 
 
 @dataclass(frozen=True)
@@ -103,24 +101,32 @@ async def run(study: StudyContext, options: GraftOptions) -> dict[str, GraftResu
     """
     circuit = with_heads((await discovered(study, study.base)).circuit)
     variants = study.variants if circuit.roles else []
-    found = await study.each(variants, lambda variant: _grafted(study, variant, circuit, options))
-    return dict(zip(variants, found, strict=True))
+    return await study.by_item(variants, lambda variant: _grafted(study, variant, circuit, options))
 
 
 async def _grafted(study: StudyContext, variant: str, circuit: Circuit, options: GraftOptions) -> GraftResult:
     between = await direction_of(study, variant)
-    arguments = {"circuit": circuit, "layers": options.layers}
-    by_group, *by_layers = await _ran(study, between, options, grafts, "", arguments)
+    n_prompts = options.prompts if between.gains else options.without_gain
+    arguments = {"parts": circuit, "layers": options.layers}
+    by_group, *by_layers = await _ran(study, between, options, grafts, "", n_prompts, arguments)
     result = _result(between, by_group)
     parts = {name: how for name, how in result.scores["accuracy"].parts.items() if name in circuit.groups}
     best = largest_part(parts, ALONE)
+
+    async def heads() -> GraftedHeads | None:
+        if not options.heads:
+            return None
+        arguments = {"parts": circuit.groups[best], "layers": ()}
+        [by_head] = await _ran(study, between, options, grafts, ", heads", n_prompts, arguments)
+        return GraftedHeads(**vars(_result(between, by_head)), group=best)
+
     at_once: list[Callable[[], Awaitable[Any]]] = [
-        lambda: _heads(study, between, best, circuit, options),
+        heads,
         lambda: _controls(study, between, best, circuit, options, by_group),
     ]
-    heads, controls = await study.each(at_once, lambda work: work())
+    by_head, controls = await study.each(at_once, lambda work: work())
     layers = _result(between, by_layers[0]) if by_layers else None
-    return GraftResult(**vars(result), groups=groups_of(circuit), heads=heads, layers=layers, controls=controls)
+    return GraftResult(**vars(result), groups=groups_of(circuit), heads=by_head, layers=layers, controls=controls)
 
 
 async def _ran(
@@ -129,28 +135,14 @@ async def _ran(
     options: GraftOptions,
     unit: Callable[..., Record],
     more: str,
+    n_prompts: int,
     arguments: dict[str, Any],
-) -> list[Graft]:
-    prompts = _prompts(options, options.prompts if between.gains else options.without_gain)
-    return grafts_from(await _record(study, between, options, unit, more, arguments | {"prompts": prompts}))
-
-
-async def _record(
-    study: StudyContext,
-    between: Direction,
-    options: GraftOptions,
-    unit: Callable[..., Record],
-    more: str,
-    arguments: dict[str, Any],
-) -> Record:
-    title = f"weights of {between.donor} in {between.recipient}{more}"
-    arguments |= {"projections": options.projections}
-    return await study.record(Unit(title, unit, (between.recipient, between.donor), arguments))
-
-
-def _prompts(options: GraftOptions, n_prompts: int) -> PromptsOf:
-    first = min(n_prompts, options.prompts)
-    return PromptsOf("evaluation", first=first, queries_per_scenario=options.queries_per_scenario)
+) -> Any:
+    """What the unit's record holds; `more`: to its title."""
+    first, title = min(n_prompts, options.prompts), f"weights of {between.donor} in {between.recipient}{more}"
+    prompts = PromptsOf("evaluation", first=first, queries_per_scenario=options.queries_per_scenario)
+    arguments |= {"prompts": prompts, "projections": options.projections}
+    return value_of(await study.record(Unit(title, unit, (between.recipient, between.donor), arguments)))
 
 
 def grafts(
@@ -158,29 +150,17 @@ def grafts(
     donor: LoadedModel,
     *,
     prompts: PromptsOf,
-    circuit: Circuit,
+    parts: Circuit | Group,
     layers: tuple[int, ...] | None,
     projections: tuple[Projection, ...],
 ) -> Record:
-    """By the circuit's groups, and by ranges of layers; what runs have in common is run once."""
-    divisions = [Grafting(circuit, projections)]
+    """By a circuit's groups, or a group's single heads; and by ranges of layers. What runs share is run once."""
+    divisions, pairs = [Grafting(parts, projections, per_head=isinstance(parts, Group))], recipient.pairs(prompts)
     if layers != ():
         divisions.append(Grafting(layer_ranges(recipient.model.n_layers, layers), projections))
-    pairs = recipient.pairs(prompts)
-    return grafts_record(graft_several(donor.model, recipient.model, divisions, pairs, progress=recipient.progress))
-
-
-def grafted_heads(
-    recipient: LoadedModel,
-    donor: LoadedModel,
-    *,
-    prompts: PromptsOf,
-    group: Group,
-    projections: tuple[Projection, ...],
-) -> Record:
-    """By the single heads of a group."""
-    divisions, pairs = [Grafting(group, projections, per_head=True)], recipient.pairs(prompts)
-    return grafts_record(graft_several(donor.model, recipient.model, divisions, pairs, progress=recipient.progress))
+    several = graft_several(donor.model, recipient.model, divisions, pairs, progress=recipient.progress)
+    without_slices = ({name: replace(part, slices=()) for name, part in each.parts.items()} for each in several)
+    return record_of([replace(each, parts=parts) for each, parts in zip(several, without_slices, strict=True)])
 
 
 def grafted_groups(
@@ -193,18 +173,9 @@ def grafted_groups(
 ) -> Record:
     """One group at a time."""
     pairs, progress = recipient.pairs(prompts), recipient.progress
-    return evaluations_record(
+    return record_of(
         graft_alone(donor.model, recipient.model, groups, pairs, projections=projections, progress=progress)
     )
-
-
-async def _heads(
-    study: StudyContext, between: Direction, best: str, circuit: Circuit, options: GraftOptions
-) -> GraftedHeads | None:
-    if not options.heads:
-        return None
-    [by_head] = await _ran(study, between, options, grafted_heads, ", heads", {"group": circuit.groups[best]})
-    return GraftedHeads(**vars(_result(between, by_head)), group=best)
 
 
 async def _controls(
@@ -224,12 +195,11 @@ async def _controls(
 
     drawn = [draw(same_layers=True) for _ in range(options.random_groups)]
     chosen = [(draw(same_layers=False), *drawn), *([(Group(group.at, touched),)] if touched else [])]
-    prompts = _prompts(options, options.control_prompts)
 
     async def ran(groups: tuple[Group, ...]) -> list[Evaluation]:
         more = f", {'random heads' if len(groups) > 1 else 'other readers'} for {best}"
-        arguments = {"prompts": prompts, "groups": groups}
-        return evaluations_from(await _record(study, between, options, grafted_groups, more, arguments))
+        arguments = {"groups": groups}
+        return await _ran(study, between, options, grafted_groups, more, options.control_prompts, arguments)
 
     (anywhere, *random), *readers = await study.each(chosen, ran)
     first = torch.arange(len(anywhere.hits))
@@ -257,30 +227,36 @@ def _result(between: Direction, graft: Graft) -> GraftedParts:
 
 
 def cost(sizes: Sizes, options: GraftOptions) -> Iterator[Part]:
-    parts = [stage.name for stage in sizes.main.stages] + ["other heads", "mlps"]
-    ranges = [str(i) for i in range(1 + len((0,) if options.layers is None else options.layers))]
-    runs = len(needed_subsets(parts)) + len(needed_subsets(ranges)) - 2  # both have the donor and the recipient
-    n_controls = options.control_prompts * (options.random_groups + 2 if options.random_groups else 0)
-    n = len(sizes.settings.variants) * (options.prompts * runs + n_controls)
-    yield Part("grafts", n, sizes.passes(n * _GRAFTED * _share_of_a_row(sizes, options.queries_per_scenario)))
-
-
-def _share_of_a_row(sizes: Sizes, queries_per_scenario: int | None) -> float:
-    """Of a prompt's tokens, what a question takes that shares a row with others about its scenario."""
-    n_queries = queries_per_scenario or sizes.settings.prompts.queries_per_scenario
-    asking = [role for role in sizes.task.question_roles if role in sizes.roles]
-    question = max(map(sizes.width, asking), default=sizes.length) / sizes.length
-    return question + (1 - question) / n_queries
+    """As if every variant gained: grafts by groups and layers, by head, and controls of the largest group."""
+    prompts, controls = (
+        sizes.prompts.pairs(
+            PromptsOf("evaluation", min(n, options.prompts), queries_per_scenario=options.queries_per_scenario)
+        )
+        for n in (options.prompts, options.control_prompts)
+    )
+    best, shared_kv = max(sizes.groups.values()), sizes.base.n_kv_heads < sizes.base.n_heads
+    runs, flop = 0.0, 0.0
+    for variant in sizes.settings.variants.values():
+        mixed = PlannedMixtures.of(sizes.base, variant)
+        ranges = {} if options.layers == () else layer_ranges(sizes.base.n_layers, options.layers)
+        units = [(mixed.grafts(sizes.groups, ranges), prompts)]
+        if options.heads:
+            units.append((mixed.grafts({str(i): 1 for i in range(best)}, {}), prompts))
+        if options.random_groups:
+            units.append((mixed.alone(best, options.random_groups + 1), controls))
+            units += [(mixed.alone(best, 1), controls)] if shared_kv and {"k", "v"} & set(options.projections) else []
+        for mixtures, pairs in units:
+            runs += len(mixtures) * len(pairs)
+            flop += mixed.flop(mixtures, sizes, pairs) + sizes.passes(_HELD_AGAINST_DONOR)
+    yield Part("grafts", runs, flop)
 
 
 def check(study: Outlined, options: GraftOptions) -> None:
     """The main plan's stages are parts that are grafted. Raises: InputError."""
     layer_ranges(study.base.shape.n_layers, options.layers)
     n_queries = options.queries_per_scenario or 1
-    try:
+    with errors_name("graft"):
         study.task.sample(study.base.outline.tokenizer, n_queries, study.settings.seed, "evaluation", n_queries)
-    except InputError as error:
-        raise InputError(f"graft: {error}") from error
     if not study.settings.variants:
         return
     if clash := sorted({stage.name for stage in study.main.stages} & set(KINDS)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,14 +14,12 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.knockout import attention_knockout, blocking, roles_before
 from circuitdiff.stats.intervals import difference_interval
 from circuitdiff.study.checks import FEW, executors_agree
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, Share, estimate, share
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined, check_known
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import evaluations_from, evaluations_record
-from circuitdiff.study.section import Section
+from circuitdiff.study.records import record_of, value_of
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit
 
@@ -92,20 +90,13 @@ class Knockouts:
     curves: tuple[Curve, ...]
 
 
-class _Answers(NamedTuple):
-    clean: Evaluation
-    cells: Mapping[_Pair, Evaluation]
-    curves: Mapping[_Pair, Sequence[Evaluation]]
-
-
 async def run(study: StudyContext, options: KnockoutOptions) -> dict[str, Knockouts]:
     """By model, between the roles of the settings or the base's circuit's; nothing if there are none."""
     roles = options.roles or (await discovered(study, study.base)).circuit.roles
     if not roles:
         return {}
     matrix = list(options.roles or dict.fromkeys(["last", *roles]))
-    results = await study.each(study.settings.models, lambda model: _knockouts(study, model, matrix, options))
-    return dict(zip(study.settings.models, results, strict=True))
+    return await study.by_item(study.settings.models, lambda model: _knockouts(study, model, matrix, options))
 
 
 async def _knockouts(study: StudyContext, model: str, roles: list[str], options: KnockoutOptions) -> Knockouts:
@@ -129,13 +120,16 @@ async def _knockouts(study: StudyContext, model: str, roles: list[str], options:
     layers, curves = tuple(range(0, facts.n_layers, options.layer_step)), _with_random(chosen)
     blocked = {"curves": curves, "layers": layers, "upward": not options.single_layers}
     record = await study.record(Unit(title, knocked_out, (model,), {"prompts": prompts, **random, **blocked}))
-    answers = _answers(evaluations_from(record), random["cells"], curves, len(layers))
-    scenarios = answers.clean.scenarios
+    clean, in_cells, by_layer = value_of(record)
+    accuracy = share(clean.hits, clean.scenarios)
     return Knockouts(
-        n_prompts=len(scenarios),
-        n_scenarios=len(scenarios.unique()),
-        matrix=_matrix(roles, answers, options.margin),
-        curves=tuple(_curve(pair, answers, layers, single=options.single_layers) for pair in curves),
+        n_prompts=len(clean.scenarios),
+        n_scenarios=len(clean.scenarios.unique()),
+        matrix=_matrix(roles, clean, in_cells, options.margin),
+        curves=tuple(
+            Curve(query, key, options.single_layers, accuracy, _points(layers, each))
+            for (query, key), each in by_layer.items()
+        ),
     )
 
 
@@ -155,7 +149,7 @@ def knocked_out(
     query_roles: tuple[str, ...],
     seed: int,
 ) -> Record:
-    """The clean model; with attention blocked in all layers, for each cell; and by layer, for each curve."""
+    """The clean model's answers; each cell's, with attention blocked in all layers; and each curve's, by layer."""
     pairs, how = subject.pairs(prompts), {"query_roles": query_roles, "seed": seed}
     everywhere = [blocking(pairs, *pair, **how) for pair in cells]
     by_layer = [blocking(pairs, *pair, layers, upward, **how) for pair in curves]
@@ -167,7 +161,9 @@ def knocked_out(
         memory_gb=subject.memory_gb,
         progress=subject.progress,
     )
-    return evaluations_record([clean, *(each for curve in blocked for each in curve)])
+    in_cells = {pair: each for pair, [each] in zip(cells, blocked, strict=False)}
+    by_layer = {pair: list(each) for pair, each in zip(curves, blocked[len(cells) :], strict=True)}
+    return record_of((clean, in_cells, by_layer))
 
 
 def executors_on_knockouts(
@@ -178,31 +174,20 @@ def executors_on_knockouts(
 
     def answers(executor: str) -> list[Evaluation]:
         blockings = [blocking(pairs, *pair, query_roles=query_roles, seed=seed) for pair in cells]
-        clean, blocked = attention_knockout(
-            subject.model, pairs, blockings, executor=executor, memory_gb=subject.memory_gb
-        )
+        memory_gb = subject.memory_gb
+        clean, blocked = attention_knockout(subject.model, pairs, blockings, executor=executor, memory_gb=memory_gb)
         return [clean, *(each for curve in blocked for each in curve)]
 
     return executors_agree(subject.model, answers)
 
 
-def _answers(
-    evaluations: Sequence[Evaluation], cells: Sequence[_Pair], curves: Sequence[_Pair], n_layers: int
-) -> _Answers:
-    clean, *blocked = evaluations
-    by_layer = blocked[len(cells) :]
-    split = [by_layer[i * n_layers : (i + 1) * n_layers] for i in range(len(curves))]
-    in_cells = dict(zip(cells, blocked[: len(cells)], strict=True))
-    return _Answers(clean, in_cells, dict(zip(curves, split, strict=True)))
-
-
-def _matrix(roles: Sequence[str], answers: _Answers, margin: float) -> Matrix:
-    clean, control = answers.clean, {query: each for (query, key), each in answers.cells.items() if key is None}
+def _matrix(roles: Sequence[str], clean: Evaluation, blocked: Mapping[_Pair, Evaluation], margin: float) -> Matrix:
+    control = {query: each for (query, key), each in blocked.items() if key is None}
     return Matrix(
         roles=tuple(roles),
         clean=share(clean.hits, clean.scenarios),
         cells=tuple(
-            cell_of(query, key, clean, answers.cells.get((query, key)), control.get(query), margin)
+            cell_of(query, key, clean, blocked.get((query, key)), control.get(query), margin)
             for query in roles
             for key in roles
         ),
@@ -229,12 +214,11 @@ def cell_of(
     return Cell(query, key, answer, share(blocked.hits, blocked.scenarios), estimate(loss), estimate(beyond))
 
 
-def _curve(pair: _Pair, answers: _Answers, layers: Sequence[int], *, single: bool) -> Curve:
-    points = tuple(
+def _points(layers: Sequence[int], blocked: Sequence[Evaluation]) -> tuple[Point, ...]:
+    return tuple(
         Point(**vars(share(each.hits, each.scenarios)), layer=layer)
-        for layer, each in zip(layers, answers.curves[pair], strict=True)
+        for layer, each in zip(layers, blocked, strict=True)
     )
-    return Curve(*pair, single, share(answers.clean.hits, answers.clean.scenarios), points)
 
 
 def cost(sizes: Sizes, options: KnockoutOptions) -> Iterator[Part]:

@@ -11,10 +11,10 @@ from pydantic import Field
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import COUNTS_PROMPTS
-from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, minimality
+from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, minimality, most_removed
+from circuitdiff.prompts import halves
 from circuitdiff.stats.intervals import ratio_interval
 from circuitdiff.study.common_units import circuit_answers, means_of, model_answers
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import (
     Estimate,
     GroupHeads,
@@ -23,16 +23,14 @@ from circuitdiff.study.estimates import (
     Ratio,
     estimate,
     groups_of,
-    number,
-    places,
     ratio,
+    result_of,
 )
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined, check_scenarios
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import minimality_from, minimality_record
-from circuitdiff.study.section import Section
+from circuitdiff.study.records import record_of, value_of
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 from circuitdiff.study.units import Needed, Unit
 
@@ -102,8 +100,7 @@ class PrunedCircuit:
 async def run(study: StudyContext, options: MinimalityOptions) -> dict[str, PrunedCircuit]:
     """By circuit. Costs are measured on prompts beyond those for evaluation, on which faithfulness is measured."""
     circuits = await main_circuits(study)
-    results = await study.each(circuits, lambda name: _pruned(study, name, circuits[name], options))
-    return dict(zip(circuits, results, strict=True))
+    return await study.by_item(circuits, lambda name: _pruned(study, name, circuits[name], options))
 
 
 async def _pruned(study: StudyContext, name: str, of: Discovered, options: MinimalityOptions) -> PrunedCircuit:
@@ -114,7 +111,7 @@ async def _pruned(study: StudyContext, name: str, of: Discovered, options: Minim
     }
     needs = {"means": means_of(of.model)}
     costs = await study.record(Unit(f"minimality of circuit {name}", cost_of_heads, (of.model,), arguments, needs))
-    result = minimality_from(costs)
+    result: MinimalityResult = value_of(costs)
     title = f"circuit {name} before and after pruning"
     before, pruned = await circuit_answers(study, of.model, title, [of.circuit, result.pruned], "slot")
     answers = await model_answers(study, of.model)
@@ -122,7 +119,16 @@ async def _pruned(study: StudyContext, name: str, of: Discovered, options: Minim
     faithfulness = [
         ratio(ratio_interval(each.hits.numpy(), answers.hits.numpy(), scenarios)) for each in (before, pruned)
     ]
-    return _result(of.model, of.circuit, result, len(scenarios), *faithfulness)
+    return PrunedCircuit(
+        model=of.model,
+        groups={name: tuple(map(_head, group.costs)) for name, group in result.groups.items()},
+        kept=groups_of(result.pruned),
+        rule=result.rule,
+        n_prompts=PromptCounts(result.n_choosing, len(result.scenarios), len(scenarios)),
+        faithfulness_before=faithfulness[0],
+        faithfulness_pruned=faithfulness[1],
+        n_heads=HeadCounts(len(of.circuit), len(result.pruned)),
+    )
 
 
 def cost_of_heads(
@@ -139,44 +145,32 @@ def cost_of_heads(
         shared=subject.shared,
         memory_gb=subject.memory_gb,
     )
-    return minimality_record(result)
-
-
-def _result(
-    model: str, circuit: Circuit, result: MinimalityResult, n_fresh: int, before: Ratio, pruned: Ratio
-) -> PrunedCircuit:
-    return PrunedCircuit(
-        model=model,
-        groups={name: tuple(map(_head, group.costs)) for name, group in result.groups.items()},
-        kept=groups_of(result.pruned),
-        rule=result.rule,
-        n_prompts=PromptCounts(result.n_choosing, len(result.scenarios), n_fresh),
-        faithfulness_before=before,
-        faithfulness_pruned=pruned,
-        n_heads=HeadCounts(len(circuit), len(result.pruned)),
-    )
+    return record_of(result)
 
 
 def _head(cost: HeadCost) -> HeadResult:
     bounds = estimate(cost.cost)
-    return HeadResult(
-        head=(cost.head.layer, cost.head.index),
-        cost=bounds.value,
-        low=bounds.low,
-        high=bounds.high,
-        adjusted_p=number(cost.adjusted_p),
-        kept=cost.kept,
-        removed_with=places(cost.removed_with),
-        before=number(cost.before),
-        after=number(cost.after),
-        cost_in_hits=estimate(cost.cost_in_hits),
-    )
+    return result_of(HeadResult, cost, cost=bounds.value, low=bounds.low, high=bounds.high)
 
 
 def cost(sizes: Sizes, options: MinimalityOptions) -> Iterator[Part]:
-    circuits = sum(size * (size + 1) / 2 + 2 * size for size in sizes.groups.values())
-    runs = sizes.n_searched * circuits * options.prompts / (2 if options.held_out else 1)
-    yield Part("minimality", runs, sizes.runs(runs, sizes.n_roles))
+    """Twice the whole circuit, on which all others build: from their first head, and its role, on.
+
+    A group of n heads: each head and each pair on prompts that choose, and on those that test its heads' removal sets,
+    taken to be as large as they may be, and these with the head.
+    """
+    beyond = sizes.prompts.pairs(PromptsOf("evaluation", first=options.prompts, beyond=True))
+    parts = halves(beyond) if options.held_out else (beyond, beyond)
+    n = len(beyond) / (2 if options.held_out else 1)
+    layers, n_circuits = sizes.base.n_layers * sizes.speed.flop_of_layer, 0.0
+    flop = sizes.runs(2 * n, sizes.places_from()) + sizes.constant_tokens(parts, [sizes.sample]) * layers
+    for stage in sizes.main.stages:
+        size = sizes.groups[stage.name]
+        removed = most_removed(size, options.fraction)
+        for times, heads in ((size, 1), (size * (size - 1) / 2, 2), (size, removed), (size, removed + 1)):
+            flop += sizes.runs(times * n, sizes.places_from(stage.at), sizes.layers_from(stage.name, heads))
+            n_circuits += times
+    yield Part("minimality", sizes.n_searched * n_circuits * n, sizes.n_searched * flop)
 
 
 def check(outlined: Outlined, options: MinimalityOptions) -> None:

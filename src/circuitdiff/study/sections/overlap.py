@@ -22,7 +22,7 @@ from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.methods.path_patching import Via
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.effect_maps import Change, Likeness, changed_heads, compare_maps
+from circuitdiff.stats.effect_maps import Likeness, changed_heads, compare_maps
 from circuitdiff.stats.intervals import (
     Interval,
     cluster_p_values,
@@ -31,21 +31,20 @@ from circuitdiff.stats.intervals import (
     false_discovery_adjusted,
     mean_interval,
 )
-from circuitdiff.study.context import StudyContext
-from circuitdiff.study.estimates import Estimate, HeadPlace, Number, estimate, number, with_heads
+from circuitdiff.study.costs import edges_flop, group_work_flop
+from circuitdiff.study.estimates import Estimate, HeadPlace, Number, estimate, number, result_of, with_heads
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined, check_scenarios
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import GroupWork, group_work_from, group_work_record
-from circuitdiff.study.section import Section
+from circuitdiff.study.records import GroupWork, record_of, value_of
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
 from circuitdiff.study.units import Unit
+from circuitdiff.tasks import Task
 
 _KS = (5, 10, 20, 40)
 _RESAMPLES = 2000
 _SMALLEST_CHANGE = 0.02  # of a head's effect, in the metric's unit
-_PASSES = 4  # whole prompts: two clean runs, attention, and the sources of groups
 
 
 @dataclass(frozen=True)
@@ -169,8 +168,8 @@ class VariantOverlap:
 
 async def run(study: StudyContext, options: OverlapOptions) -> dict[str, VariantOverlap]:
     """By variant: its own circuit, where the main plan was run in it, and the base's edges and groups in every one."""
-    results = await study.each(study.variants, lambda variant: _overlap(study, variant, options))
-    return {variant: result for variant, result in zip(study.variants, results, strict=True) if result is not None}
+    results = await study.by_item(study.variants, lambda variant: _overlap(study, variant, options))
+    return {variant: result for variant, result in results.items() if result is not None}
 
 
 async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -> VariantOverlap | None:
@@ -183,9 +182,10 @@ async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -
             (variant, base.circuit, True),
             *([(variant, own.circuit, False)] if own is not None and own.circuit.roles else []),
         ]
-        in_base, in_variant, *of_own = await study.each(work, lambda which: _measured(study, *which, options))
-        pairs = await study.pairs(study.base, _prompts(options))
-        roles, scenarios = _roles(study, pairs), pairs.scenarios
+        prompts = PromptsOf("evaluation", first=options.prompts)
+        in_base, in_variant, *of_own = await study.each(work, lambda which: _measured(study, *which, prompts))
+        pairs = await study.pairs(study.base, prompts)
+        roles, scenarios = _roles(study.task, pairs), pairs.scenarios
         parts["edges"] = edges_compared(in_base, in_variant, scenarios)
         parts["profiles"] = _profiles(roles, in_base, in_variant, scenarios)
         parts["n_scenarios"] = len(scenarios.unique())
@@ -194,31 +194,27 @@ async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -
     return VariantOverlap(**parts) if parts else None
 
 
-def _prompts(options: OverlapOptions) -> PromptsOf:
-    return PromptsOf("evaluation", first=options.prompts)
-
-
-def _roles(study: StudyContext, pairs: Pairs) -> tuple[str, ...]:
+def _roles(task: Task, pairs: Pairs) -> tuple[str, ...]:
     """Of the task's, those that every clean and counterfactual prompt has; no segment's in particular."""
     positions = (pairs.positions, pairs.counterfactual_positions)
     return tuple(
         role
-        for role in study.task.roles
+        for role in task.roles
         if "." not in role and all(role in at and bool((at[role] >= 0).all()) for at in positions)
     )
 
 
 async def _measured(
-    study: StudyContext, model: str, circuit: Circuit, with_edges: bool, options: OverlapOptions
+    study: StudyContext, model: str, circuit: Circuit, with_edges: bool, prompts: PromptsOf
 ) -> GroupWork:
-    pairs, tested = await study.pairs(model, _prompts(options)), with_heads(circuit)
+    pairs, tested = await study.pairs(model, prompts), with_heads(circuit)
     arguments = {
-        "prompts": _prompts(options),
+        "prompts": prompts,
         "circuit": tested,
         "edges": tuple(possible_edges(tested.groups, pairs)) if with_edges else (),
-        "roles": _roles(study, pairs),
+        "roles": _roles(study.task, pairs),
     }
-    return group_work_from(await study.record(Unit(f"what groups do in {model}", group_work, (model,), arguments)))
+    return value_of(await study.record(Unit(f"what groups do in {model}", group_work, (model,), arguments)))
 
 
 def group_work(
@@ -230,23 +226,19 @@ def group_work(
     attention = attention_by_role(model, groups, pairs, roles)
     effects = effect_by_role(model, groups, pairs, roles, executor=executor)
     mean = {name: of_heads.mean(0) for name, of_heads in attention.items()}
-    return group_work_record(GroupWork(dict(zip(edges, along, strict=True)), mean, effects))
+    return record_of(GroupWork(dict(zip(edges, along, strict=True)), mean, effects))
 
 
 def _searched(base: Discovered, variant: Discovered) -> dict[str, Any]:
     """Where the plan was run in both models: heads in common, and effects stage by stage."""
     in_variant = {result.stage: result for result in variant.stages}
     stages = [result for result in base.stages if result.stage in in_variant]
+    common = circuit_overlap(base.circuit, variant.circuit)
     return {
-        "groups": _groups(base.circuit, variant.circuit),
+        "groups": (*(_group(name, heads) for name, heads in common.items()), _group(None, total(common.values()))),
         "stages": tuple(_stage(result, in_variant[result.stage], variant.stages) for result in stages),
         "not_run": tuple(result.stage.name for result in base.stages if result.stage not in in_variant),
     }
-
-
-def _groups(first: Circuit, second: Circuit) -> tuple[GroupOverlap, ...]:
-    common = circuit_overlap(first, second)
-    return (*(_group(name, heads) for name, heads in common.items()), _group(None, total(common.values())))
 
 
 def _group(name: str | None, heads: CommonHeads) -> GroupOverlap:
@@ -272,7 +264,10 @@ def _stage(first: StageResult, second: StageResult, all_of_second: Sequence[Stag
             )
             for share in ("jaccard", "precision", "recall")
         },
-        changed=tuple(map(_change, changed_heads(base, variant, scenarios, minimum=smallest))),
+        changed=tuple(
+            result_of(ChangedHead, change, base=number(change.first), variant=number(change.second))
+            for change in changed_heads(base, variant, scenarios, minimum=smallest)
+        ),
         smallest_change=smallest,
         different=_different(first, all_of_second),
     )
@@ -293,11 +288,6 @@ def _different(first: StageResult, others: Sequence[StageResult]) -> Estimate | 
 def _agreement(likeness: Likeness) -> Agreement:
     between, base, variant = (estimate(spread) for spread in (likeness.between, likeness.first, likeness.second))
     return Agreement(between, base, variant, number(likeness.floor))
-
-
-def _change(change: Change) -> ChangedHead:
-    numbers = (number(each) for each in (change.first, change.second, change.difference, change.adjusted_p))
-    return ChangedHead((change.head.layer, change.head.index), *numbers)
 
 
 def edges_compared(in_base: GroupWork, in_variant: GroupWork, scenarios: Tensor) -> tuple[EdgeOverlap, ...]:
@@ -370,15 +360,13 @@ def _cosine(one: Float[Tensor, "role prompt"], other: Float[Tensor, "role prompt
 
 
 def cost(sizes: Sizes, options: OverlapOptions) -> Iterator[Part]:
-    """A few plain runs, each group patched at every role, and an edge between any two groups."""
+    """What groups do: the base's in every model, along edges, too, and a searched variant's own."""
     if not sizes.settings.variants:
         return
-    n_groups = len(sizes.main.stages)
-    n = options.prompts * (2 * sizes.n_searched - 1 + sizes.n_models - sizes.n_searched)
-    roles = [role for role in sizes.roles if "." not in role]
-    widths = n_groups * sum(sizes.width(role) for role in roles)
-    flop = sizes.passes(_PASSES * n) + sizes.runs(n, widths, layers=0.6)
-    yield Part("overlap", n * n_groups * len(roles), flop)
+    pairs = sizes.prompts.pairs(PromptsOf("evaluation", first=options.prompts))
+    with_edges, work = sizes.n_models, sizes.n_models + sizes.n_searched - 1
+    flop = work * group_work_flop(sizes, pairs, _roles(sizes.task, pairs)) + with_edges * edges_flop(sizes, pairs)
+    yield Part("overlap", work * len(pairs) * len(sizes.groups) * len(_roles(sizes.task, pairs)), flop)
 
 
 def check(outlined: Outlined, options: OverlapOptions) -> None:

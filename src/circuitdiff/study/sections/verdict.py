@@ -13,7 +13,6 @@ from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import By, Evaluation, moved
 from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
 from circuitdiff.study.common_units import circuit_answers, model_answers
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import Estimate, Number, ratio, with_heads
 from circuitdiff.study.evidence import (
     CircuitEvidence,
@@ -26,9 +25,8 @@ from circuitdiff.study.evidence import (
     Thresholds,
 )
 from circuitdiff.study.gains import Direction, Gain, direction_of, gain_of
-from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Section
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections import cross_model, functions, graft, overlap
 from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult
 from circuitdiff.study.sections.discovery import circuits
@@ -58,34 +56,23 @@ class Verdict:
 
 async def run(study: StudyContext, limits: Thresholds) -> dict[str, Verdict]:
     """Of each variant, once all other sections have their results: a failed check of any ends the study before."""
-    gathered = await study.each(study.variants, lambda variant: _evidence(study, variant))
-    verdicts = {}
-    for variant, (evidence, gain) in zip(study.variants, gathered, strict=True):
-        verdicts[variant] = Verdict(
-            sentences(evidence, limits),
-            limits,
-            gain,
-            dict(evidence.circuits),
-            tuple(evidence.similarity),
-            tuple(evidence.functions),
-        )
-    return verdicts
+    return await study.by_item(study.variants, lambda variant: _verdict(study, variant, limits))
 
 
-async def _evidence(study: StudyContext, variant: str) -> tuple[Evidence, Gain]:
+async def _verdict(study: StudyContext, variant: str, limits: Thresholds) -> Verdict:
     base, between = study.base, await direction_of(study, variant)
     gain = await gain_of(study, variant, base)
-    patched = _of_variant(await study.part(cross_model.SECTION), variant)
-    grafted = _of_variant(await study.part(graft.SECTION), variant)
-    overlaps = _of_variant(await study.part(overlap.SECTION), variant)
+    sections = (cross_model.SECTION, graft.SECTION, overlap.SECTION)
+    patched, grafted, overlaps = [(await study.part(section) or {}).get(variant) for section in sections]
     masks = (await study.part(functions.SECTION) or {}).get(base) or {}
     judged_patch = _judged_patch(patched, between, base)
-    checks = study.checks
+    checks, task = study.checks, study.settings.task
+    wording = ", ".join([task.name, *(f"{key} {value}" for key, value in task.options.items())])
     evidence = Evidence(
         base=base,
         variant=variant,
         donor=between.donor,
-        scope=_scope(study, variant),
+        scope=f"{variant} against {base}; {wording}",
         failed_checks=[check.name for check in checks if not check.passed] if checks else None,
         gain=gain,
         n_scenarios=gain.n_scenarios,
@@ -99,17 +86,8 @@ async def _evidence(study: StudyContext, variant: str) -> tuple[Evidence, Gain]:
         graft=None if grafted is None else _graft_evidence(grafted),
         measured=await _measured(study, variant, gain, _cells(masks, base, variant), judged_patch, grafted),
     )
-    return evidence, gain
-
-
-def _of_variant(part: Mapping[str, Any] | None, variant: str) -> Any:
-    return (part or {}).get(variant)
-
-
-def _scope(study: StudyContext, variant: str) -> str:
-    task = study.settings.task
-    wording = ", ".join([task.name, *(f"{key} {value}" for key, value in task.options.items())])
-    return f"{variant} against {study.base}; {wording}"
+    of_circuits, similarity, of_functions = dict(evidence.circuits), tuple(evidence.similarity), evidence.functions
+    return Verdict(sentences(evidence, limits), limits, gain, of_circuits, similarity, tuple(of_functions))
 
 
 # Is the same circuit at work?
