@@ -97,6 +97,8 @@ def test_padding_on_the_right_is_taken_whatever_the_token():
 
 PAIRS = fake_pairs(own_answers=True)
 OTHER = PAIRS.counterfactual_prompts
+SETS = torch.stack([PAIRS.answers, PAIRS.answers + torch.tensor([33, 33, 0, 33, 33])], dim=1)
+MORE = torch.tensor([[-1, -1, -1], [5, 6, -1], [5, -1, -1], [-1, -1, -1], [-1, -1, -1]])
 FEWER_ROLES = replace(OTHER, positions={"last": OTHER.positions["last"]})
 OTHER_SLOTS = replace(OTHER, slot_names=SLOTS[::-1])
 WRONG_PAIRS = {
@@ -116,6 +118,21 @@ WRONG_PAIRS = {
         r"alternatives, row 3 .*got -2",
     ),
     "the answer twice": ({"alternatives": changed(PAIRS.alternatives, 3, 1, 13)}, r"row 3 .*than the answer; got 13"),
+    "right answers of one axis": ({"right": PAIRS.answers}, r"Pairs\.right: expected the shape \[5, any\]; got \[5\]"),
+    "no right answers": ({"right": SETS[:, :0]}, r"Pairs\.right: expected at least one right answer of each"),
+    "a right answer below 0": ({"right": changed(SETS, 3, 1, -1)}, r"Pairs\.right, row 3 .*from 0; got -1"),
+    "another first answer": ({"right": SETS.flip(1)}, r"Pairs\.right, row 0 .*answer in the first column; got 40"),
+    "a right alternative": ({"right": changed(SETS, 2, 1, 32)}, r"alternatives, row 2 .*than the answer; got 32"),
+    "continuations of a few": ({"continuations": MORE[:2]}, r"Pairs\.continuations: .*\[5, any\]; got \[2, 3\]"),
+    "a continuation below -1": ({"continuations": MORE - 1}, r"Pairs\.continuations, row 0 .*from -1; got -2"),
+    "a gap in a continuation": (
+        {"continuations": changed(MORE, 0, 2, 6)},
+        r"continuations, row 0 .*expected -1 behind a -1; got 6",
+    ),
+    "continued sets": (
+        {"right": SETS, "continuations": MORE},
+        r"continuations, row 1 .*expected -1, as several answers are right; got 5",
+    ),
     "no counterfactual answer": (
         {"counterfactual_answers": torch.tensor([8, -1, 8, 8, 8])},
         r"Pairs\.counterfactual_answers, row 1 .*got -1",
@@ -175,3 +192,14 @@ def test_what_pads_a_prompt_is_no_part_of_its_content():
     changed = prompts.tokens.clone()
     changed[1, 0] += 1
     assert replace(prompts, tokens=changed).fingerprint() != prompts.fingerprint()
+
+
+def test_pairs_without_sets_keep_their_fingerprint_and_sets_and_continuations_have_their_own():
+    assert PAIRS.fingerprint() == "b4a09fb1e2b96505bbc764f21817e3aaee189a3aed721d076c26b4423072c7ef"
+    of_sets, longer = replace(PAIRS, right=SETS), replace(PAIRS, continuations=MORE)
+    others = [replace(PAIRS, right=SETS[:, :1]), replace(PAIRS, continuations=MORE.clamp(max=4))]
+    assert len({each.fingerprint() for each in (PAIRS, of_sets, longer, *others)}) == 5
+    rows = torch.tensor([4, 1])
+    assert torch.equal(of_sets.select(rows).right_answers, SETS[rows])
+    assert torch.equal(longer.select(rows).right_answers, PAIRS.answers[rows, None])
+    assert longer.select(rows).continuations.tolist() == [[-1, -1, -1], [5, 6, -1]]

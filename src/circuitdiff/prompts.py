@@ -99,15 +99,23 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Clean prompts, each with its counterfactual, answers and scenario."""
+    """Clean prompts, each with its counterfactual, answers and scenario.
+
+    Where several answers are right, `right` has the first token of each: `answers` in column 0, which also fills a row
+    up. A hit is then any of them, probability is that of all together, and the logit difference takes the best.
+    `continuations`: the tokens of the answer after its first, which `evaluate_model` scores and all else refuses; -1
+    behind the last.
+    """
 
     clean_prompts: PromptSet
     counterfactual_prompts: PromptSet
     answers: Int[Tensor, " prompt"]
     alternatives: Int[Tensor, "prompt k"]  # the other listed answers
-    counterfactual_answers: Int[Tensor, " prompt"] | None  # None: the counterfactual has no answer of its own
+    counterfactual_answers: Int[Tensor, " prompt"] | None  # its first right one; None: it has none
     scenarios: Int[Tensor, " prompt"]
     queried: Int[Tensor, " prompt"]  # index of the queried item, from zero
+    right: Int[Tensor, "prompt m"] | None = None  # None: `answers` alone
+    continuations: Int[Tensor, "prompt t"] | None = None  # None: all answers are one token
 
     def __post_init__(self) -> None:
         n, clean, other = len(self.clean_prompts), self.clean_prompts, self.counterfactual_prompts
@@ -126,8 +134,28 @@ class Pairs:
         check_numbers("Pairs.queried", self.queried, (n,), at_least=0)
         if self.alternatives.shape[1] == 0:
             raise InputError("Pairs.alternatives: expected at least one other listed answer of each prompt; got none")
-        twice = self.alternatives == self.answers[:, None]
+        self._check_right(n)
+        self._check_continuations(n)
+        twice = (self.alternatives[:, :, None] == self.right_answers[:, None]).any(2)
         _check_rows("Pairs.alternatives", self.alternatives, twice, "other tokens than the answer")
+
+    def _check_right(self, n_prompts: int) -> None:
+        if self.right is None:
+            return
+        check_numbers("Pairs.right", self.right, (n_prompts, None), at_least=0)
+        first = self.right[:, :1]
+        if first.shape[1] == 0:
+            raise InputError("Pairs.right: expected at least one right answer of each prompt; got none")
+        _check_rows("Pairs.right", first, first != self.answers[:, None], "the prompt's answer in the first column")
+
+    def _check_continuations(self, n_prompts: int) -> None:
+        if self.continuations is None:
+            return
+        check_numbers("Pairs.continuations", self.continuations, (n_prompts, None), at_least=-1)
+        ended = (self.continuations < 0).cumsum(1) > 0
+        _check_rows("Pairs.continuations", self.continuations, ended & (self.continuations >= 0), "-1 behind a -1")
+        several = (self.right_answers != self.answers[:, None]).any(1, keepdim=True) & ~ended
+        _check_rows("Pairs.continuations", self.continuations, several, "-1, as several answers are right")
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -136,7 +164,23 @@ class Pairs:
         """The same for the same content: prompts, counterfactuals, answers and scenarios."""
         both = [self.clean_prompts.fingerprint(), self.counterfactual_prompts.fingerprint()]
         answers = [self.answers, self.alternatives, self.counterfactual_answers]
-        return fingerprint_of(both, *answers, self.scenarios, self.queried)
+        more = [] if self.right is None and self.continuations is None else [self.right, self.continuations]
+        return fingerprint_of(both, *answers, self.scenarios, self.queried, *more)
+
+    @property
+    def right_answers(self) -> Int[Tensor, "prompt m"]:
+        """The first token of every right answer; one may stand more than once."""
+        return self.answers[:, None] if self.right is None else self.right
+
+    def check_one_token(self, method: str) -> None:
+        """Raises: InputError if an answer has several tokens, of which `method` would see the first alone."""
+        several = [] if self.continuations is None else (self.continuations >= 0).any(1).nonzero()[:, 0].tolist()
+        if several:
+            raise InputError(
+                f"{method} compares the next token only, and {len(several)} of {len(self)} answers have several tokens "
+                f"(the first in row {several[0]}, from 0): score the first token (`answer_tokens: first` in the task's "
+                f"file), or give answers of one token"
+            )
 
     @property
     def clean(self) -> Int[Tensor, "prompt pos"]:
@@ -174,6 +218,8 @@ class Pairs:
             counterfactual_answers=None if own is None else own[prompts],
             scenarios=self.scenarios[prompts],
             queried=self.queried[prompts],
+            right=None if self.right is None else self.right[prompts],
+            continuations=None if self.continuations is None else self.continuations[prompts],
         )
 
 

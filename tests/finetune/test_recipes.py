@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
@@ -116,6 +117,25 @@ def test_a_recipe_that_cannot_be_used_is_one_line(recipe, tmp_path, change, mess
         run_recipe(recipe(**change), tmp_path / "out")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (f"{WORDS[1]} {WORDS[2]}", r"^fine-tuning on a task compares the next token only, and 8 of 8 answers"),
+        ([WORDS[1], WORDS[2]], r"task .*rows\.jsonl: prompts have several right answers, and training teaches one"),
+    ],
+)
+def test_a_task_of_which_training_would_teach_a_part_is_refused(recipe, tmp_path, answer, message):
+    texts = [f"{WORDS[i]} {WORDS[i + 1]}" for i in range(9)]
+    rows = [
+        {"prompt": a, "answer": answer, "foils": WORDS[9], "counterfactual": b, "split": "train"}
+        for a, b in pairwise(texts)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=message):
+        run_recipe(recipe(data={"task": str(path), "n_prompts": 8}), tmp_path / "out")
 
 
 def test_what_a_recipe_made_is_made_once_and_again_when_the_recipe_changes(recipe, tmp_path, monkeypatch):

@@ -115,6 +115,25 @@ def test_no_prompts_are_refused_in_one_line(door):
         DOORS[door](PAIRS.select(torch.arange(0)))
 
 
+WHOLE = ("evaluate_model", "mean_activations")  # what reads all tokens of an answer, or none
+
+
+@pytest.mark.usefixtures("_never_runs")
+@pytest.mark.parametrize("door", [door for door in DOORS if door not in WHOLE])
+def test_what_compares_the_next_token_refuses_longer_answers_by_name(door):
+    several = replace(PAIRS, continuations=torch.tensor([[-1], [-1], [3], [-1], [5]]))
+    name = {
+        "attribution_scores": "attribution patching",
+        "attention_knockout": "attention knockout",
+        "graft": "grafting",
+    }
+    expected = name.get(door, r"\w[\w -]+")
+    with pytest.raises(
+        InputError, match=rf"^{expected} compares the next token only, and 2 of 5 .*row 2.*: first`.*one"
+    ):
+        DOORS[door](several)
+
+
 def with_strange_targets(triples: Triples) -> Triples:
     targets = triples.targets.clone()
     targets[4] = D_VOCAB

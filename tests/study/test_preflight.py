@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import circuitdiff.study.preflight
 from circuitdiff.errors import InputError
+from circuitdiff.study.accuracies import accuracies
 from circuitdiff.study.registry import read_study
 from circuitdiff.study.runner import refuse, run_study
-from helpers.tiny_decoders import save_random_adapter, tiny_decoder
+from helpers.tiny_decoders import save_decoder, save_random_adapter, tiny_decoder
 from helpers.tiny_folder import save_tiny_model, settings_of, silent
 from helpers.tiny_tokenizers import word_level
 
@@ -235,3 +237,20 @@ def test_files_of_triples_that_cannot_be_used_are_refused_before_any_work(model,
     refuses(model, tmp_path, monkeypatch, r"at role 'query_label'", functions=functions, plans=plans)
     study = settings_of(tmp_path, model, functions=functions)
     refuse(study)
+
+
+def test_a_study_of_answers_of_several_tokens_is_refused_and_their_accuracy_is_told(tmp_path, monkeypatch):
+    model, words = save_decoder(tmp_path / "model"), [f"w{i} w{i + 3} w0" for i in range(20)]
+    rows = [
+        {"prompt": a, "answer": "w1 w2", "foils": "w4", "counterfactual": b, "split": "evaluation"}
+        for a, b in pairwise(words[:10])
+    ]
+    rows[4]["answer"] = "w1"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [of_model] = accuracies(str(path), [str(model)], n_prompts=9)
+    assert of_model.answers.accuracy.n == 9
+    changes = {"task": f"{{name: {path}}}"}
+    refuses(
+        model, tmp_path, monkeypatch, r"^a study compares the next token only, and 8 of 9 .*tokens: first", **changes
+    )

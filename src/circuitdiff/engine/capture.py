@@ -73,11 +73,15 @@ def sum_z_by_slot(
 
 
 @torch.no_grad()
-def read_model(model: Model, prompts: PromptSet, readout: Readout) -> Float[Tensor, "prompt value"]:
-    """What `readout` says of the unedited model's logits after each prompt."""
+def read_model(
+    model: Model, prompts: PromptSet, readout: Readout, more: Int[Tensor, "prompt t"] | None = None
+) -> Float[Tensor, "prompt value"]:
+    """What `readout` says of the unedited model's logits after each prompt, and `more` tokens that follow it."""
+    more = prompts.tokens[:, :0] if more is None else more
     order, values = [], []
     for bucket in batches(model, prompts):
-        logits = model.forward(prompts.tokens[bucket.prompts, : bucket.length])
+        tokens = torch.cat([prompts.tokens[bucket.prompts, : bucket.length], more[bucket.prompts]], dim=1)
+        logits = model.forward(tokens)
         values.append(readout(logits, bucket.prompts.to(logits.device)).cpu())
         order.append(bucket.prompts)
     return torch.cat(values)[torch.cat(order).argsort()]

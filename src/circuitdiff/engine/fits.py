@@ -20,12 +20,22 @@ _ENOUGH_ROWS = 2048  # beyond this a matrix product gains nothing, and its activ
 _ENOUGH_PROMPTS = 32
 
 
-def check_pairs(model: Model, pairs: Pairs) -> None:
-    """Raises: InputError if the model cannot take a prompt or has no logit for an answer."""
-    check_prompts(model, pairs.clean_prompts, "clean prompts")
+def check_pairs(model: Model, pairs: Pairs, method: str | None) -> None:
+    """`method`: what compares the next token only; None: what reads all tokens of an answer, or no answers.
+
+    Raises: InputError if the model cannot take a prompt or has no logit for an answer, or the method cannot take one.
+    """
+    if method is not None:
+        pairs.check_one_token(method)
+    more = 0 if pairs.continuations is None else (pairs.continuations >= 0).sum(1)
+    check_prompts(model, pairs.clean_prompts, "clean prompts", more)
     check_prompts(model, pairs.counterfactual_prompts, "counterfactual prompts")
     check_answers(model, pairs.answers, "answers")
+    if pairs.right is not None:
+        check_answers(model, pairs.right, "right answers")
     check_answers(model, pairs.alternatives, "alternatives")
+    if pairs.continuations is not None:
+        check_answers(model, pairs.continuations, "continuations")
     if pairs.counterfactual_answers is not None:
         check_answers(model, pairs.counterfactual_answers, "counterfactual answers")
 
@@ -38,15 +48,21 @@ def check_triples(model: Model, triples: Triples) -> None:
     check_answers(model, triples.targets, "targets")
 
 
-def check_prompts(model: Model, prompts: PromptSet, which: str = "prompts") -> None:
-    """Raises: InputError if there is none, or one that is too long for the model or not of its vocabulary."""
+def check_prompts(
+    model: Model, prompts: PromptSet, which: str = "prompts", more: Int[Tensor, " prompt"] | int = 0
+) -> None:
+    """Raises: InputError if there is none, or one that is too long for the model or not of its vocabulary.
+
+    `more`: how many tokens of its answer are run with each.
+    """
     if len(prompts) == 0:
         raise InputError(f"{which}: expected at least one; got none, so there is nothing to run {model.name} on")
-    longest, limit = int(prompts.lengths.argmax()), _n_positions(model)
-    if limit is not None and prompts.lengths[longest] > limit:
+    lengths, limit = prompts.lengths + more, _n_positions(model)
+    longest = int(lengths.argmax())
+    if limit is not None and lengths[longest] > limit:
         raise InputError(
             f"{which}, row {longest} (from 0): expected at most {limit} tokens, the positions that {model.name} has; "
-            f"got {int(prompts.lengths[longest])}: shorten the prompt"
+            f"got {int(lengths[longest])}: shorten the prompt"
         )
     _check_begin(model, prompts, which)
     inside = torch.arange(prompts.tokens.shape[1]) < prompts.lengths[:, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -26,12 +26,16 @@ SCORES: tuple[Score, ...] = ("accuracy", "probability", "log_prob")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model or a circuit answers, prompt by prompt."""
+    """What a model or a circuit answers, prompt by prompt; of several right answers (`Pairs.right`) any counts.
 
-    hits: Bool[Tensor, " prompt"]  # the most likely token of the whole vocabulary is the answer
+    An answer of several tokens (`Pairs.continuations`) is a hit if each of them is the most likely one after those
+    before it, and its probability is that of all of them; predictions and logit differences are of the first.
+    """
+
+    hits: Bool[Tensor, " prompt"]  # the most likely token of the whole vocabulary is a right answer
     predictions: Int[Tensor, " prompt"]
-    logit_differences: Float[Tensor, " prompt"]  # the answer's logit minus that of the best other listed answer
-    log_probs: Float[Tensor, " prompt"]  # of the answer, over the whole vocabulary, in nats
+    logit_differences: Float[Tensor, " prompt"]  # the best right answer's logit minus that of the best other listed one
+    log_probs: Float[Tensor, " prompt"]  # of all right answers together, over the whole vocabulary, in nats
     scenarios: Int[Tensor, " prompt"]
 
     def select(self, prompts: Int[Tensor, " chosen"]) -> Evaluation:
@@ -45,7 +49,7 @@ class Evaluation:
 
     @property
     def probabilities(self) -> Float[Tensor, " prompt"]:
-        """The answer's probability over the whole vocabulary, 0 to 1."""
+        """Of all right answers together, over the whole vocabulary, 0 to 1."""
         return self.log_probs.double().exp()
 
     def per_prompt(self, quantity: Quantity | Score) -> Float[Tensor, " prompt"]:
@@ -62,21 +66,40 @@ class Evaluation:
 
 def evaluate_model(model: Model, pairs: Pairs) -> Evaluation:
     """What the model answers to the clean prompts."""
-    check_pairs(model, pairs)
-    return evaluation_of(read_model(model, pairs.clean_prompts, answers_readout(pairs, model.device)), pairs)
+    check_pairs(model, pairs, None)
+    first = evaluation_of(read_model(model, pairs.clean_prompts, answers_readout(pairs, model.device)), pairs)
+    return first if pairs.continuations is None else _continued(model, pairs, pairs.continuations, first)
+
+
+def _continued(model: Model, pairs: Pairs, continuations: Int[Tensor, "prompt t"], first: Evaluation) -> Evaluation:
+    """With the answers' further tokens: each read after the prompt and the right tokens before it."""
+    hits, log_probs = first.hits.clone(), first.log_probs.clone()
+    answers = torch.cat([pairs.answers[:, None], continuations], dim=1)
+    for place in range(1, answers.shape[1]):
+        rows = (answers[:, place] >= 0).nonzero()[:, 0]
+        if len(rows):
+            token = answers[rows, place, None].to(model.device)
+
+            def readout(logits: Tensor, row: Tensor, token: Tensor = token) -> Tensor:
+                own = log_prob(logits, token[row])
+                return torch.stack([hit(logits, token[row]).to(own.dtype), own], dim=-1)
+
+            values = read_model(model, pairs.clean_prompts.select(rows), readout, answers[rows, :place])
+            hits[rows] &= values[:, 0].bool()
+            log_probs[rows] += values[:, 1]
+    return replace(first, hits=hits, log_probs=log_probs)
 
 
 def answers_readout(pairs: Pairs, device: torch.device) -> Readout:
     """All that an `Evaluation` needs of each prompt's logits, in the order of its fields."""
-    answers, alternatives = pairs.answers.to(device), pairs.alternatives.to(device)
+    right, alternatives = pairs.right_answers.to(device), pairs.alternatives.to(device)
 
     def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
-        answer = answers[prompt]
         columns = [
-            hit(logits, answer),
+            hit(logits, right[prompt]),
             logits.argmax(dim=-1),
-            logit_difference(logits, answer, alternatives[prompt]),
-            log_prob(logits, answer),
+            logit_difference(logits, right[prompt], alternatives[prompt]),
+            log_prob(logits, right[prompt]),
         ]
         wide = torch.promote_types(logits.dtype, torch.float32)  # token ids below 2^24 are exact
         return torch.stack([column.to(wide) for column in columns], dim=-1)

@@ -73,7 +73,7 @@ def checked_roles(model: Model, circuits: Sequence[Circuit], pairs: Pairs, means
 
     Raises: InputError if the model or task lacks a head or role, or a prompt has a slot of which there is no mean.
     """
-    check_pairs(model, pairs)
+    check_pairs(model, pairs, "ablation")
     for circuit in circuits:
         circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
     roles = list(dict.fromkeys(role for circuit in circuits for role in circuit.roles))
@@ -82,9 +82,12 @@ def checked_roles(model: Model, circuits: Sequence[Circuit], pairs: Pairs, means
     return roles
 
 
-def check_circuit(model: Model, circuit: Circuit, pairs: Pairs) -> None:
-    """Raises: InputError if a group is empty or holds a head twice, or the model or task lacks a head or role."""
-    check_pairs(model, pairs)
+def check_circuit(model: Model, circuit: Circuit, pairs: Pairs, method: str) -> None:
+    """Raises: InputError if a group is empty or holds a head twice, or the model or task lacks a head or role.
+
+    Or if an answer has several tokens, which the method does not compare.
+    """
+    check_pairs(model, pairs, method)
     check_groups(circuit, model.n_layers, model.n_heads, pairs)
 
 

@@ -65,7 +65,7 @@ def slot_sums(model: Model, pairs: Pairs) -> SlotSums:
 
     Raises: InputError if a slot of the clean prompts never occurs in the counterfactual ones.
     """
-    check_pairs(model, pairs)
+    check_pairs(model, pairs, None)
     prompts = pairs.counterfactual_prompts
     total, count = sum_z_by_slot(model, prompts)
     needed = pairs.clean_prompts.slots[pairs.clean_prompts.slots >= 0].unique()

@@ -60,7 +60,7 @@ def run_edited(
     progress: Progress | None = None,
 ) -> Float[Tensor, "variant prompt value"]:
     """What a readout (by default `answers_readout`) says of each variant's logits after each prompt."""
-    check_pairs(model, pairs)
+    check_pairs(model, pairs, "an edited run")
     runner = executor_named(executor)
     rows = rows_at_once(model, ROWS_SHARE * memory_gb, int(pairs.lengths.max()))
     found: Tensor | None = None

@@ -257,6 +257,11 @@ def _examples(data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Pa
         )
     task = get_task(str(data.task), **data.options)
     pairs = task.sample(tokenizer, n_prompts=data.n_prompts or 1, seed=data.seed, split=data.split)
+    pairs.check_one_token("fine-tuning on a task")
+    if pairs.right is not None:
+        raise InputError(
+            f"task {data.task}: prompts have several right answers, and training teaches one; give a `jsonl`"
+        )
     return Examples(pairs.clean, pairs.lengths, pairs.answers[:, None])
 
 

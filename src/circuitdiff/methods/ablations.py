@@ -89,7 +89,7 @@ def compare_ablations(
 
     Raises: InputError if a group is empty, the model or task lacks a head or role, or a mean is missing.
     """
-    check_circuit(model, circuit, pairs)
+    check_circuit(model, circuit, pairs, "ablation")
     if missing := {"slot", "kind"} - set(means):
         raise InputError(f"expected means by slot and by kind; {min(missing)!r} is missing, add it")
     replacements: dict[AblationName, Replacement] = {

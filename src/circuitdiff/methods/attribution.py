@@ -30,17 +30,17 @@ def attribution_scores(
     Raises: InputError if a role does not exist, or a prompt lacks it.
     """
     check_roles(pairs, roles, in_counterfactuals=True)
-    check_pairs(model, pairs)
+    check_pairs(model, pairs, "attribution patching")
     source = {role: z_at_role(model, pairs.counterfactual_prompts, role) for role in roles}
     scores = {role: torch.empty(model.n_layers, model.n_heads, len(pairs), dtype=model.dtype) for role in roles}
     held = numbers_per_row(model, int(pairs.lengths.max()))  # gradients need all that a layer computes
     for bucket in batches(model, pairs.clean_prompts, roles, DEFAULT_MEMORY_GB, held=held):
         part = pairs.select(bucket.prompts)
-        answers, alternatives = part.answers.to(model.device), part.alternatives.to(model.device)
+        right, alternatives = part.right_answers.to(model.device), part.alternatives.to(model.device)
         tokens, positions = part.clean[:, : bucket.length], [bucket.positions[role] for role in roles]
         with torch.enable_grad():
             logits, z, probes = _probed(model, tokens, positions)
-            gradients = torch.autograd.grad(logit_difference(logits, answers, alternatives).sum(), probes)
+            gradients = torch.autograd.grad(logit_difference(logits, right, alternatives).sum(), probes)
         for i, role in enumerate(roles):
             clean, slope = (torch.stack([layer[:, i] for layer in each]) for each in (z, gradients))
             change = source[role][:, bucket.prompts] - clean

@@ -118,7 +118,7 @@ def completeness(
 
     Raises: InputError if a group is empty, or the model or task lacks a head or role.
     """
-    check_circuit(model, circuit, pairs)
+    check_circuit(model, circuit, pairs, "completeness")
     _check_parts(circuit, removed)
     half = None if progress is None else lambda done, total: progress(done, 2 * total)
     other = None if progress is None else lambda done, total: progress(total + done, 2 * total)
@@ -167,7 +167,7 @@ def greedy_part(
 
     Raises: InputError as `completeness` does.
     """
-    check_circuit(model, circuit, pairs)
+    check_circuit(model, circuit, pairs, "completeness")
     known, members, steps = shared or Shared(), _members(circuit), list[GreedyStep]()
     for _ in range(min(n_steps, len(members))):
         taken = [(step.group, step.head) for step in steps]

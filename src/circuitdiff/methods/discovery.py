@@ -16,7 +16,7 @@ from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.metrics import MetricName
+from circuitdiff.stats.metrics import Measured, MetricName
 from circuitdiff.stats.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
 
 Shared = Literal["later", "earlier", "both"]
@@ -122,10 +122,10 @@ def measure_with(
     model: Model,
     splits: Mapping[str, Pairs],
     *,
-    metric: str = "logit_difference",
+    metric: str | Measured = "logit_difference",
     roles: Sequence[str] = (),
 ) -> Measure:
-    """Path patching on `model`, with the prompts of each split.
+    """Path patching on `model`, with the prompts of each split; a metric that is a function sees rows of that split.
 
     Stages at `roles` (a plan's) make their clean and counterfactual runs once, as far as 1 GiB of memory allows.
     """

@@ -359,7 +359,7 @@ def _alike_untied(donor: Model, recipient: Model) -> Iterator[None]:
 
 
 def _check_models(donor: Model, recipient: Model, pairs: Pairs) -> None:
-    check_pairs(recipient, pairs)
+    check_pairs(recipient, pairs, "grafting")
     check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
     if donor.dtype != recipient.dtype:
         raise InputError(

@@ -79,10 +79,10 @@ def effect_by_role(
         tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
         batch = Batch(model, tokens, min(bucket.positions.values()))
         part = pairs.select(bucket.prompts)
-        answers, others = part.answers.to(model.device), part.alternatives.to(model.device)
+        right, others = part.right_answers.to(model.device), part.alternatives.to(model.device)
 
-        def readout(logits: Tensor, prompt: Tensor, answers: Tensor = answers, others: Tensor = others) -> Tensor:
-            return logit_difference(logits, answers[prompt], others[prompt])[:, None]
+        def readout(logits: Tensor, prompt: Tensor, right: Tensor = right, others: Tensor = others) -> Tensor:
+            return logit_difference(logits, right[prompt], others[prompt])[:, None]
 
         clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=model.device))
         for i, role in enumerate(roles):
@@ -105,6 +105,6 @@ def _edits(groups: Mapping[str, Group], at: int, source: Float[Tensor, "layer pr
 def _check(model: Model, groups: Mapping[str, Group], pairs: Pairs, roles: Sequence[str]) -> None:
     if not groups or not all(group.heads for group in groups.values()):
         raise InputError("a group without heads has no profile; give it heads")
-    check_pairs(model, pairs)
+    check_pairs(model, pairs, "the profile of a group")
     Circuit(groups).check_fits(model.n_layers, model.n_heads, pairs.positions)
     check_roles(pairs, roles, in_counterfactuals=True)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitdiff.engine import Knockout, Model
-from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, check_pairs
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, Progress, evaluate_model
 from circuitdiff.evaluation.answers import evaluation_of
@@ -84,6 +84,7 @@ def attention_knockout(
 
     Raises: InputError if a role or layer does not exist, a key comes after the query, or a query is left without keys.
     """
+    check_pairs(model, pairs, "attention knockout")
     variants = [_variants(model, pairs, each) for each in wanted]
     clean = _Variant("", (), range(0))
     needed = list(dict.fromkeys([clean, *(variant for its in variants for variant in its)]))
@@ -104,14 +105,15 @@ def roles_before(pairs: Pairs, roles: Sequence[str]) -> list[tuple[str, str]]:
 def random_keys(pairs: Pairs, query: str, query_roles: Iterable[str], *, seed: int = 0) -> Int[Tensor, " prompt"]:
     """A position of each prompt before the query, drawn evenly, the same for the same seed.
 
-    Never the first token (where heads look that look nowhere), a token of the answer, or one of `query_roles`.
+    Never the first token (where heads look that look nowhere), a right answer, or one of `query_roles`.
 
     Raises: InputError if a prompt has no such position.
     """
     check_roles(pairs, [query, *query_roles])
     g = torch.Generator().manual_seed(seed)
     place = torch.arange(pairs.clean.shape[1])
-    free = (place > 0) & (place < pairs.positions[query][:, None]) & (pairs.clean != pairs.answers[:, None])
+    is_answer = (pairs.clean[:, :, None] == pairs.right_answers[:, None]).any(2)
+    free = (place > 0) & (place < pairs.positions[query][:, None]) & ~is_answer
     for role in query_roles:
         free &= place != pairs.positions[role][:, None]
     if not free.any(1).all():

@@ -204,7 +204,7 @@ def minimality(
     Raises: InputError if a group is empty, the model or task lacks a head or role, or the scenarios are too few.
     """
     rule, known = rule or MinimalityRule(), shared or Shared()
-    check_circuit(model, circuit, pairs)
+    check_circuit(model, circuit, pairs, "minimality")
     choosing, testing = halves(pairs) if rule.held_out else (pairs, pairs)
 
     def evaluate(removals: Iterable[_Removal], on: Pairs) -> dict[_Removal, Evaluation]:

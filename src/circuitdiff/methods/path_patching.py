@@ -37,7 +37,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.evaluation.circuits import check_heads, check_roles
 from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.stats.intervals import Interval, mean_interval
-from circuitdiff.stats.metrics import Metric, metric_named
+from circuitdiff.stats.metrics import Measured, Metric, OwnMetric, metric_named
 
 Via = Literal["q", "k", "v"]
 Progress = Callable[[int, int], None]  # done, of how many
@@ -49,7 +49,9 @@ class PathEffects:
     """Effects of every sender, per prompt. Negative = the head helps; nan where a head was not among the senders."""
 
     per_prompt: Float[Tensor, "layer head prompt"]
-    on_counterfactual_answer: Float[Tensor, "layer head prompt"] | None  # where the counterfactual has an answer
+    on_counterfactual_answer: (
+        Float[Tensor, "layer head prompt"] | None
+    )  # its first; None without one, or for a user's metric
     noise_floor: float  # largest |effect| of an edit that changes nothing, on the same path
     scenarios: Int[Tensor, " prompt"]
     metric: str
@@ -97,7 +99,7 @@ def path_effects(
     via: Via | None = None,
     receivers_at: str | None = None,
     senders: Sequence[Head] | None = None,
-    metric: str = "logit_difference",
+    metric: str | Measured = "logit_difference",
     executor: str = "window",
     *,
     memory_gb: float = DEFAULT_MEMORY_GB,
@@ -109,8 +111,9 @@ def path_effects(
     Via "q" sender and receivers sit at `at`; via "k" and "v" the receivers read `at`: only at role `receivers_at`, or
     from every later position (None, the published meaning). Senders default to all heads.
 
-    The unit is the metric's; negative = the head helps. Sweeps over the same pairs that are given the same `shared`
-    make their clean and counterfactual runs once.
+    The unit is the metric's; negative = the head helps. A metric is one of `circuitdiff.stats.metrics.METRICS`, or a
+    function of logits [row, d_vocab] and of each row's place in `pairs` [row] that gives a number for each row. Sweeps
+    over the same pairs that are given the same `shared` make their clean and counterfactual runs once.
 
     Raises: InputError if a role, head or metric does not exist, or if the path can have no effect.
     """
@@ -155,7 +158,7 @@ def _sweep(
     receivers: Sequence[Head] | None,
     via: Via | None,
     receivers_at: str | None,
-    metric: str,
+    metric: str | Measured,
     executor: str,
     memory_gb: float,
     shared: PairRuns | None,
@@ -168,7 +171,7 @@ def _sweep(
 
 def check_path(model: Model, pairs: Pairs, path: Path, *, empty_receivers: bool = False) -> None:
     """Raises: InputError if a role or head does not exist, or if the path can have no effect on the logits."""
-    check_pairs(model, pairs)
+    check_pairs(model, pairs, "path patching")
     check_roles(pairs, [path.at], in_counterfactuals=True)
     check_roles(pairs, path.roles)
     check_heads(model, path.receivers)
@@ -199,7 +202,9 @@ def check_reach(pairs: Pairs, at: str, via: str | None, receivers_at: str | None
 class _Sweep:
     """Senders of one path over all prompts, in batches that fit the memory."""
 
-    def __init__(self, runs: PairRuns, path: Path, metric: Metric, executor: Executor, memory_gb: float) -> None:
+    def __init__(
+        self, runs: PairRuns, path: Path, metric: Metric | OwnMetric, executor: Executor, memory_gb: float
+    ) -> None:
         self._runs, self._model, self._pairs, self._path = runs, runs.model, runs.pairs, path
         self._metric, self._executor, self._memory_gb = metric, executor, memory_gb
         self._rows = rows_at_once(runs.model, ROWS_SHARE * memory_gb, int(runs.pairs.lengths.max()))
@@ -211,7 +216,8 @@ class _Sweep:
         model, n_prompts = self._model, len(self._pairs)
         last = self._path.last_layer
         live = [head for head in heads if last is None or head.layer < last]
-        n_answers = 1 if self._pairs.counterfactual_answers is None else 2
+        two = self._pairs.counterfactual_answers is not None and isinstance(self._metric, Metric)
+        n_answers = 2 if two else 1
         dtype = torch.promote_types(model.dtype, torch.float32)
         per_prompt = torch.full((n_answers, model.n_layers, model.n_heads, n_prompts), torch.nan, dtype=dtype)
         layers, indices = ([head.layer for head in heads], [head.index for head in heads])
@@ -262,16 +268,21 @@ class _Sweep:
         return max(float(effects.abs().max()) for _, effects in parts)
 
 
-def _readout(pairs: Pairs, bucket: Bucket, metric: Metric, device: torch.device) -> Readout:
-    """The metric's quantity for the answer, then for the counterfactual's answer if it has one."""
+def _readout(pairs: Pairs, bucket: Bucket, metric: Metric | OwnMetric, device: torch.device) -> Readout:
+    """The metric's quantity for the right answers, then for the counterfactual's answer if it has one."""
+    if isinstance(metric, OwnMetric):
+        rows = bucket.prompts.to(device)
+        return lambda logits, prompt: metric(logits, rows[prompt])[:, None]
     part = pairs.select(bucket.prompts)
     if not metric.of_listed:
         return _quantities(metric, part, device)
     swapped = part.counterfactual_answers
-    tokens = torch.cat([part.answers, part.alternatives.flatten(), *([] if swapped is None else [swapped])]).unique()
+    listed = [part.right_answers.flatten(), part.alternatives.flatten(), *([] if swapped is None else [swapped])]
+    tokens = torch.cat(listed).unique()
     local = replace(
         part,
         answers=torch.searchsorted(tokens, part.answers),
+        right=None if part.right is None else torch.searchsorted(tokens, part.right),
         alternatives=torch.searchsorted(tokens, part.alternatives),
         counterfactual_answers=None if swapped is None else torch.searchsorted(tokens, swapped),
     )
@@ -279,16 +290,18 @@ def _readout(pairs: Pairs, bucket: Bucket, metric: Metric, device: torch.device)
 
 
 def _quantities(metric: Metric, part: Pairs, device: torch.device) -> Readout:
-    answers, alternatives = part.answers.to(device), part.alternatives.to(device)
+    """For the counterfactual's answer, the right ones take its place among the alternatives, if it is one of them."""
+    everything, alternatives = part.right_answers.to(device), part.alternatives.to(device)
     swapped = part.counterfactual_answers
 
     def readout(logits: Float[Tensor, "row logit"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
-        answer, others = answers[prompt], alternatives[prompt]
-        values = [metric.quantity(logits, answer, others)]
+        right, others = everything[prompt], alternatives[prompt]
+        values = [metric.quantity(logits, right, others)]
         if swapped is not None:
-            target = swapped.to(device)[prompt]
-            rest = torch.where(others == target[:, None], answer[:, None], others)
-            values.append(metric.quantity(logits, target, rest))
+            target = swapped.to(device)[prompt, None]
+            rest = torch.where(others == target, right[:, :1], others)
+            more = torch.where((others == target).any(1, keepdim=True), right[:, 1:], rest[:, :1])
+            values.append(metric.quantity(logits, target, torch.cat([rest, more], dim=1)))
         return torch.stack(values, dim=-1)
 
     return readout

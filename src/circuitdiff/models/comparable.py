@@ -65,10 +65,11 @@ class Shape:
 
 def _tokens_of(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     own = pairs.counterfactual_answers
-    answers = (pairs.answers, pairs.alternatives, *(() if own is None else (own,)))
+    more = (each for each in (own, pairs.continuations) if each is not None)
+    answers = (pairs.right_answers, pairs.alternatives, *more)
     rows = [*pairs.clean_prompts.rows(), *pairs.counterfactual_prompts.rows()]
     ids = sorted(
-        {token for row in rows for token in row} | {token for part in answers for token in part.flatten().tolist()}
+        {token for row in rows for token in row} | {token for part in answers for token in part[part >= 0].tolist()}
     )
     size = len(tokenizer)
     return {token: tokenizer.convert_ids_to_tokens(token) if token < size else None for token in ids}  # pyright: ignore[reportReturnType]

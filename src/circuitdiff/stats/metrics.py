@@ -16,28 +16,44 @@ from circuitdiff.errors import InputError
 
 def logit_difference(
     logits: Float[Tensor, "batch d_vocab"],
-    answer: Int[Tensor, " batch"],
+    right: Int[Tensor, "batch m"],
     alternatives: Int[Tensor, "batch k"],
 ) -> Float[Tensor, " batch"]:
-    """How strongly each prompt prefers its answer to the best other listed one, in logits.
+    """How strongly each prompt prefers its best right answer to the best other listed one, in logits.
 
-    Positive when the answer wins among the listed. Invariant to adding a constant to all logits.
+    Positive when a right answer wins among the listed. Invariant to adding a constant to all logits.
 
-    Source: Wang et al. 2022 (arXiv:2211.00593), section 2.1; there against a single alternative.
+    Source: Wang et al. 2022 (arXiv:2211.00593), section 2.1; there one answer against a single alternative.
     """
     logits = _precise(logits)
-    return _answer_logit(logits, answer) - logits.gather(1, alternatives).amax(1)
+    return logits.gather(1, right).amax(1) - logits.gather(1, alternatives).amax(1)
 
 
-def log_prob(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Natural logarithm of the answer's probability over the whole vocabulary, in nats; at most 0."""
+def log_prob(logits: Float[Tensor, "batch d_vocab"], tokens: Int[Tensor, "batch m"]) -> Float[Tensor, " batch"]:
+    """Natural logarithm of the probability of all tokens together, over the whole vocabulary, in nats; at most 0.
+
+    A token that stands several times in a row counts once.
+    """
     logits = _precise(logits)
-    return _answer_logit(logits, answer) - logits.logsumexp(1)
+    again = (tokens[:, :, None] == tokens[:, None]).tril(-1).any(2)
+    return logits.gather(1, tokens).masked_fill(again, -torch.inf).logsumexp(1) - logits.logsumexp(1)
 
 
-def hit(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """Is the answer the most likely token of the whole vocabulary? Of equal logits the lowest token wins."""
-    return logits.argmax(1) == answer
+def probability_difference(
+    logits: Float[Tensor, "batch d_vocab"],
+    right: Int[Tensor, "batch m"],
+    alternatives: Int[Tensor, "batch k"],
+) -> Float[Tensor, " batch"]:
+    """The probability of all right answers together minus that of all other listed ones, from -1 to 1.
+
+    Source: Hanna et al. 2023 (arXiv:2305.00586), section 2; there all years up to the first are the wrong ones.
+    """
+    return log_prob(logits, right).exp() - log_prob(logits, alternatives).exp()
+
+
+def hit(logits: Float[Tensor, "batch d_vocab"], right: Int[Tensor, "batch m"]) -> Bool[Tensor, " batch"]:
+    """Is a right answer the most likely token of the whole vocabulary? Of equal logits the lowest token wins."""
+    return (logits.argmax(1)[:, None] == right).any(1)
 
 
 def difference(patched: Float[Tensor, "*#any"], clean: Float[Tensor, "*#any"]) -> Float[Tensor, "*_"]:
@@ -58,17 +74,19 @@ def relative_change(
 
 
 Quantity = Callable[
-    [Float[Tensor, "batch d_vocab"], Int[Tensor, " batch"], Int[Tensor, "batch k"]], Float[Tensor, " batch"]
+    [Float[Tensor, "batch d_vocab"], Int[Tensor, "batch m"], Int[Tensor, "batch k"]], Float[Tensor, " batch"]
 ]
 Effect = Callable[[Tensor, Tensor], Tensor]
+# What a user measures: from logits, at least float32, and the row of the pairs that each belongs to.
+Measured = Callable[[Float[Tensor, "row d_vocab"], Int[Tensor, " row"]], Float[Tensor, " row"]]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A quantity of each prompt's logits (logits, answer, alternatives), and the effect of a patch on it.
+    """A quantity of each prompt's logits (logits, right answers, alternatives), and the effect of a patch on it.
 
     `effect(patched, clean)` takes any shapes that broadcast. `of_listed`: the quantity depends on the logits of the
-    answer and its alternatives only.
+    right answers and the alternatives only.
     """
 
     name: str
@@ -78,18 +96,40 @@ class Metric:
     of_listed: bool = False
 
 
-MetricName = Literal["logit_difference", "log_prob", "relative_probability"]
+@dataclass(frozen=True)
+class OwnMetric:
+    """A user's quantity; the effect of a patch on it is the difference, in its unit."""
+
+    of: Measured
+    effect: Effect = difference
+
+    @property
+    def name(self) -> str:
+        return getattr(self.of, "__name__", type(self.of).__name__)
+
+    def __call__(self, logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """Raises: InputError naming the metric unless it gives a finite number for each row."""
+        logits = _precise(logits)
+        values = self.of(logits, prompt)
+        if not isinstance(values, Tensor) or values.shape != prompt.shape or not values.isfinite().all():
+            got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(
+                f"metric {self.name}: expected a tensor [{len(prompt)}] of finite numbers, one for each row of logits; "
+                f"got {got if got != list(prompt.shape) else 'nan or infinity'}: correct the function"
+            )
+        return values.to(logits.dtype)
 
 
-def metric_named(name: str) -> Metric:
-    """Raises: InputError naming the metrics there are."""
-    if name not in METRICS:
-        raise InputError(f"expected a metric, one of {', '.join(METRICS)}; got {name!r}")
-    return METRICS[name]
+MetricName = Literal["logit_difference", "log_prob", "relative_probability", "probability_difference"]
 
 
-def _answer_logit(logits: Tensor, answer: Tensor) -> Tensor:
-    return logits.gather(1, answer[:, None])[:, 0]
+def metric_named(metric: str | Measured) -> Metric | OwnMetric:
+    """By its name, or a function of one's own. Raises: InputError naming the metrics there are."""
+    if callable(metric):
+        return OwnMetric(metric)
+    if metric not in METRICS:
+        raise InputError(f"expected a metric, one of {', '.join(METRICS)}; got {metric!r}")
+    return METRICS[metric]
 
 
 def _precise(logits: Tensor) -> Tensor:
@@ -97,8 +137,8 @@ def _precise(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _log_prob(logits: Tensor, answer: Tensor, alternatives: Tensor) -> Tensor:
-    return log_prob(logits, answer)
+def _log_prob(logits: Tensor, right: Tensor, alternatives: Tensor) -> Tensor:
+    return log_prob(logits, right)
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -108,6 +148,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("logit_difference", "logits", logit_difference, difference, of_listed=True),
             Metric("log_prob", "nats", _log_prob, difference),
             Metric("relative_probability", "share of the clean probability", _log_prob, relative_change),
+            Metric("probability_difference", "probability", probability_difference, difference),
         )
     }
 )

@@ -62,13 +62,15 @@ def outlined(settings: CommonSettings, plans: Mapping[str, Plan]) -> Outlined:
 
 
 def check_study(study: Outlined, *, mixed: bool) -> None:
-    """Holds circuit files, plans and variants against the base.
+    """Holds circuit files, plans and variants against the base, and answers against what a study can compare.
 
     `mixed`: whether a section puts a variant's activations or weights into the base: they need more in common then.
 
     Raises: InputError naming the model and everything in which it differs, or the file or stage and what it names.
     """
     base, *variants = study.models
+    for model in study.models:
+        model.pairs.check_one_token("a study")
     for path in study.settings.circuits.values():
         circuit = Circuit.from_json(path)
         with naming(path):

@@ -14,7 +14,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.prompts import Pairs, PromptSet
 from circuitdiff.tasks.markup import Part, parse, reference
 from circuitdiff.tasks.scenarios import Question
-from circuitdiff.tasks.template_file import Answer, AnyOf, TemplateFile
+from circuitdiff.tasks.template_file import Answer, AnyOf, Scored, TemplateFile
 from circuitdiff.tasks.writing import Words
 
 Categories = Mapping[str, tuple[tuple[str, ...], tuple[str, ...] | None]]
@@ -98,10 +98,10 @@ def _filled(parts: Sequence[Part], ref: tuple[str, ...], text: str) -> str:
 
 
 class AnswerTokens:
-    """The tokens that an answer adds to a prompt, each asked of the tokenizer once."""
+    """The tokens that an answer adds to a prompt, or the first of them; each asked of the tokenizer once."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
+        self._tokenizer, self._n = tokenizer, 1 if scored == "first" else None
         self._known: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def of(self, prompt: str, answer: str, origin: str) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ class AnswerTokens:
                     f"{origin}: the answer {answer!r} must be tokens of its own after {end!r}, all known; it came as "
                     f"{came}{space}"
                 )
-            self._known[end, answer] = tuple(added)
+            self._known[end, answer] = tuple(added[: self._n])
         return self._known[end, answer]
 
 
@@ -133,44 +133,77 @@ def pairs_of(
     scenarios: Sequence[int],
     queried: Sequence[int],
     origins: Sequence[str],
+    answer_tokens: Scored = "all",
 ) -> Pairs:
-    """Clean prompts and counterfactuals with the tokens of their answers.
+    """Clean prompts and counterfactuals with the tokens of their answers; of foils the first ones.
 
-    Raises: InputError if a clean prompt has no answer or no foil, or an answer is not one token after its prompt.
+    Foils that begin as a right answer does are left out.
+
+    Raises: InputError if a clean prompt has no answer or no foil is left, an answer does not follow its prompt as
+    tokens of its own, or one of several right answers has several tokens.
     """
-    tokens = AnswerTokens(tokenizer)
-    rows: list[tuple[int, list[int]]] = []
-    for text, each, origin in zip(texts[0], answers[0], origins, strict=True):
-        if each is None or not each.foils:
-            lacking = "right answer" if each is None else "foil (`foils`, or other items)"
-            raise InputError(f"{origin}: {text!r} has no {lacking}; give one")
-        right = _one(tokens, text, each.right[0], origin)
-        foils = [_one(tokens, text, foil, origin) for foil in each.foils]
-        rows.append((right, [foil for foil in foils if foil != right]))
+    tokens = AnswerTokens(tokenizer, answer_tokens)
+    right = [_right(tokens, *each) for each in zip(texts[0], answers[0], origins, strict=True)]
+    answer, first = [row[0] for row in right], [[each[0] for each in row] for row in right]
+    split = any(len(each) > 1 for each in answer)
+    foils = [
+        [token for foil in each.foils if (token := _first(tokens, text, foil, origin, split)) not in row]
+        for text, each, origin, row in zip(texts[0], answers[0], origins, first, strict=True)
+        if each is not None
+    ]
+    if [] in foils:
+        row = foils.index([])
+        raise InputError(
+            f"{origins[row]}: {texts[0][row]!r} has no foil that begins otherwise than its answer; give one"
+        )
     new = [
-        -1 if each is None else _one(tokens, text, each.right[0], origin)
+        -1 if each is None else _first(tokens, text, each.right[0], origin, split)
         for text, each, origin in zip(texts[1], answers[1], origins, strict=True)
     ]
     if -1 in new and max(new) >= 0:
         row = new.index(-1)
         raise InputError(f"{origins[row]}: the counterfactual {texts[1][row]!r} has no answer, and others have one")
-    most = max(len(foils) for _, foils in rows)
     return Pairs(
         clean_prompts=prompts[0],
         counterfactual_prompts=prompts[1],
-        answers=torch.tensor([right for right, _ in rows]),
-        alternatives=torch.tensor([[*foils, *[foils[-1]] * (most - len(foils))] for _, foils in rows]),
+        answers=torch.tensor([row[0] for row in first]),
+        alternatives=_filled_up(foils, [row[-1] for row in foils]),
         counterfactual_answers=None if all(token < 0 for token in new) else torch.tensor(new),
         scenarios=torch.tensor(scenarios),
         queried=torch.tensor(queried),
+        right=_filled_up(first, [row[0] for row in first]) if max(map(len, first)) > 1 else None,
+        continuations=_filled_up([each[1:] for each in answer], [-1] * len(answer)) if split else None,
     )
 
 
-def _one(tokens: AnswerTokens, prompt: str, answer: str, origin: str) -> int:
+def _right(tokens: AnswerTokens, prompt: str, texts: AnswerTexts | None, origin: str) -> list[tuple[int, ...]]:
+    """The tokens of each right answer, those that are the same once."""
+    if texts is None or not texts.foils:
+        lacking = "right answer" if texts is None else "foil (`foils`, or other items)"
+        raise InputError(f"{origin}: {prompt!r} has no {lacking}; give one")
+    by_tokens = {tokens.of(prompt, text, origin): text for text in texts.right}
+    if len(by_tokens) > 1:
+        for each, text in by_tokens.items():
+            _check_whole(text, each, origin, f"one of {len(by_tokens)} right ones")
+    return list(by_tokens)
+
+
+def _first(tokens: AnswerTokens, prompt: str, answer: str, origin: str, split: bool) -> int:
+    """The first token of an answer that is no clean prompt's: the only one, unless some of those are split, too."""
     added = tokens.of(prompt, answer, origin)
-    if len(added) != 1:
-        raise InputError(f"{origin}: the answer {answer!r} is {len(added)} tokens; give answers of one")
+    if not split:
+        _check_whole(answer, added, origin, "and every right answer is one")
     return added[0]
 
 
-__all__ = ["AnswerTexts", "AnswerTokens", "Int", "Tensor", "answers_of", "pairs_of"]
+def _check_whole(answer: str, tokens: Sequence[int], origin: str, why: str) -> None:
+    if len(tokens) > 1:
+        raise InputError(
+            f"{origin}: the answer {answer!r} is {len(tokens)} tokens, {why}; set `answer_tokens: first`, or give "
+            f"answers of one token"
+        )
+
+
+def _filled_up(rows: Sequence[Sequence[int]], fill: Sequence[int]) -> Int[Tensor, "row most"]:
+    most = max(map(len, rows))
+    return torch.tensor([[*row, *[each] * (most - len(row))] for row, each in zip(rows, fill, strict=True)])

@@ -270,6 +270,14 @@ class _Reader:
                 raise InputError(
                     f"{self.origin}: counterfactuals.{kind} changes nothing; give redraw, swap, ask or wording"
                 )
+        of_one = [
+            *(f"desiderata.{name}" for name in self.form.desiderata),
+            *(f"roles.{name}" for name, place in self.form.roles.items() if place.partition(".")[0] == "answer"),
+        ]
+        if of_one and any(isinstance(each.answer or self.form.answer, AnyOf) for each in self.form.written):
+            raise InputError(
+                f"{self.origin}: {of_one[0]} needs one right answer, and `any_of` gives several; drop either"
+            )
         wanting = [name for name, each in self.form.desiderata.items() if words.given is None or not words.item_fields]
         if wanting:
             raise InputError(f"{self.origin}: desiderata.{wanting[0]} needs `items`, one of which the text asks for")

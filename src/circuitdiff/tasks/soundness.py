@@ -46,8 +46,10 @@ def examine(task: Task, tokenizer: PreTrainedTokenizerBase, n_prompts: int = 100
 
 def guessing(pairs: Pairs) -> float:
     """The accuracy of picking any of what is listed, right answers and foils."""
-    n_foils = torch.tensor([len(set(row)) for row in pairs.alternatives.tolist()])
-    return float((1 / (1 + n_foils)).mean())
+    n_right, n_foils = (
+        torch.tensor([len(set(row)) for row in tokens.tolist()]) for tokens in (pairs.right_answers, pairs.alternatives)
+    )
+    return float((n_right / (n_right + n_foils)).mean())
 
 
 def _words(task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
@@ -61,13 +63,15 @@ def _words(task: Task, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
 
 
 def _answers(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    counts = Counter(pairs.answers.tolist())
+    counts = Counter(token for row in pairs.right_answers.tolist() for token in set(row))
     (token, most), n = counts.most_common(1)[0], len(pairs)
     detail = f"{len(counts)} different answers; the most frequent is {tokenizer.decode([token])!r}"
-    yield Finding("most frequent answer", f"{most / n:.2f}", most / n <= _MOST_OF_ONE or len(counts) <= 2, detail)
+    # Where several answers are right, one may be so everywhere: accuracy alone does not tell then.
+    passed = most / n <= _MOST_OF_ONE or len(counts) <= 2 or (None if pairs.right is not None else False)
+    yield Finding("most frequent answer", f"{most / n:.2f}", passed, detail)
     asked = Counter(pairs.queried.tolist())
     yield Finding("places asked for", ", ".join(f"{place}: {asked[place]}" for place in sorted(asked)))
-    yield Finding("accuracy of guessing", f"{guessing(pairs):.2f}", detail="any of the right answer and its foils")
+    yield Finding("accuracy of guessing", f"{guessing(pairs):.2f}", detail="any of the right answers and the foils")
     lengths = pairs.lengths
     yield Finding("tokens of a prompt", f"{int(lengths.min())} to {int(lengths.max())}")
 
@@ -91,12 +95,12 @@ def _counterfactuals(kind: str, pairs: Pairs, is_first: bool) -> Iterator[Findin
     n, clean, other = len(pairs), pairs.clean_prompts.rows(), pairs.counterfactual_prompts.rows()
     same = sum(a == b for a, b in zip(clean, other, strict=True))
     yield Finding(f"{kind}: equal to the prompt", f"{same} of {n}", same == 0)
-    own, answers = pairs.counterfactual_answers, pairs.answers.tolist()
+    own, answers = pairs.counterfactual_answers, pairs.right_answers.tolist()
     if own is None:
-        leaks = sum(answer in row for answer, row in zip(answers, other, strict=True))
+        leaks = sum(not set(right).isdisjoint(row) for right, row in zip(answers, other, strict=True))
         yield Finding(f"{kind}: has the clean answer in it", f"{leaks} of {n}", leaks == 0, "it should have no answer")
     else:
-        kept = int((own == pairs.answers).sum())
+        kept = int((own[:, None] == pairs.right_answers).any(1).sum())
         fails = kept == n and is_first
         detail = "patching it could not change the answer" if fails else ""
         yield Finding(f"{kind}: has the clean answer as its own", f"{kept} of {n}", False if fails else None, detail)

@@ -30,6 +30,7 @@ from circuitdiff.tasks.answers import AnswerTexts, pairs_of
 from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.scenarios import SPLITS, check_options, generator, split_of
 from circuitdiff.tasks.task import DescribedPair, check_plan_roles, describe_pair
+from circuitdiff.tasks.template_file import Scored
 from circuitdiff.tasks.tokens import CHAT, START, Span, cut_at_roles, tokenise
 
 TABLES = (".jsonl", ".csv")
@@ -62,7 +63,7 @@ class Columns(Settings):
 class TableFile(Settings):
     """A task as a table; its path is relative to this file. `roles`: columns that hold the word at which a role sits.
 
-    `space`: an answer without one gets a space before it.
+    `space`: an answer without one gets a space before it. `answer_tokens`: which of an answer's tokens count.
     """
 
     table: str
@@ -71,6 +72,7 @@ class TableFile(Settings):
     columns: Columns = Columns()
     roles: dict[Name, str | tuple[str, str]] = Field(default_factory=dict)  # the clean prompt's, the counterfactual's
     space: bool = True
+    answer_tokens: Scored = "all"
     question: tuple[str, ...] = ("last",)
     plans: dict[Name, Any] = Field(default_factory=dict)
 
@@ -227,6 +229,7 @@ class TableTask:
             scenarios=[scenarios[self.scenarios[i]] for i, _ in drawn],
             queried=[row.queried for row in rows],
             origins=origins,
+            answer_tokens=self.form.answer_tokens,
         )
 
     def describe(self, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPair:

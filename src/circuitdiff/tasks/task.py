@@ -141,9 +141,18 @@ def describe_pair(pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase)
     return DescribedPair(
         clean=describe_prompt(pairs.clean_prompts, prompt, tokenizer),
         counterfactual=describe_prompt(pairs.counterfactual_prompts, prompt, tokenizer),
-        answer=_text(tokenizer, int(pairs.answers[prompt])),
+        answer=_answer(pairs, prompt, tokenizer),
         counterfactual_answer=None if own is None else _text(tokenizer, int(own[prompt])),
     )
+
+
+def _answer(pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """All its tokens; of several right answers each, with | between them."""
+    more = (
+        [] if pairs.continuations is None else [token for token in pairs.continuations[prompt].tolist() if token >= 0]
+    )
+    right = dict.fromkeys(pairs.right_answers[prompt].tolist())
+    return " |".join(str(tokenizer.decode([token, *more])) for token in right)
 
 
 def describe_prompt(prompts: PromptSet, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPrompt:

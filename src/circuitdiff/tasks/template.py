@@ -209,6 +209,7 @@ class TemplateTask:
             scenarios=scenarios,
             queried=[each.asked if self.n_items else each.scenario.wording for each in questions],
             origins=[self.origin] * n_prompts,
+            answer_tokens=self.form.answer_tokens,
         )
 
     def describe(self, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPair:

@@ -64,6 +64,7 @@ class AnyOf(Settings):
 
 
 Answer = Text | AnyOf
+Scored = Literal["all", "first"]  # which tokens of an answer count
 Foils = AnyOf | Annotated[tuple[Text, ...], Field(strict=False)]  # a list will do
 
 
@@ -139,6 +140,7 @@ class TemplateFile(Settings):
     wordings: Annotated[tuple[Wording, ...], Field(min_length=1)] | None = None
     answer: Answer | None = None
     foils: Foils | None = None
+    answer_tokens: Scored = "all"
     roles: dict[Name, str] = Field(default_factory=dict)
     question: tuple[str, ...] | None = None  # roles at the words that ask; None: those of `{asked...}` fields, and last
     counterfactuals: Annotated[dict[Key, Counterfactual], Field(min_length=1)]

@@ -42,3 +42,10 @@ def test_with_few_others_there_are_no_neighbours(said, expected):
     errors = accuracy_of(answered(said, pairs.answers), pairs).errors
     assert [error.kind for error in errors] == ["other", "none"]
     assert [error.hits for error in errors] == expected
+
+
+def test_where_several_answers_are_right_there_are_no_neighbours():
+    pairs = fake_pairs()
+    pairs = replace(pairs, right=torch.stack([pairs.answers, pairs.answers + 40], dim=1))
+    errors = accuracy_of(answered([8, 20, 22, 53, 1], pairs.answers + 40), pairs).errors
+    assert [(error.kind, error.hits) for error in errors] == [("other", 2), ("none", 2)]

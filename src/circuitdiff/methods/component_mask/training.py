@@ -259,7 +259,7 @@ class _Best:
 
 
 def cross_entropy(targets: Int[Tensor, " prompt"]) -> Quantity:
-    return lambda logits, row: -log_prob(logits, targets[row])
+    return lambda logits, row: -log_prob(logits, targets[row, None])
 
 
 def target_logit(targets: Int[Tensor, " prompt"]) -> Quantity:

@@ -68,7 +68,7 @@ def read_several(
     model: Model, pairs: Pairs, groups: Iterable[Group], whats: Sequence[Carrier]
 ) -> dict[Carrier, Activations]:
     """`read_activations` of several kinds, off the same runs."""
-    check_pairs(model, pairs)
+    check_pairs(model, pairs, "cross-model patching")
     wanted = heads_by_role(groups)
     for what in whats:
         _check(model, pairs, wanted, what)

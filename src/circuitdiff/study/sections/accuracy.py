@@ -100,11 +100,14 @@ def accuracy_of(answers: Evaluation, pairs: Pairs) -> Accuracy:
 
 
 def _errors(answers: Evaluation, pairs: Pairs) -> dict[str, Bool[Tensor, " prompt"]]:
-    """The wrong answers by kind; neighbours in the list where there are more than two others."""
+    """The wrong answers by kind; neighbours in the list where one answer is right, and there are more than two others.
+
+    Of an answer of several tokens by the first; "none" where it is right and a later one is not.
+    """
     is_answer = pairs.alternatives == answers.predictions[:, None]
     listed, place = is_answer.any(1), is_answer.int().argmax(1)
     none = {"none": ~answers.hits & ~listed}
-    if is_answer.shape[1] <= 2:
+    if is_answer.shape[1] <= 2 or pairs.right is not None:
         return {"other": listed} | none
     before, after = (listed & (place == pairs.queried + step) for step in (-1, 0))  # the answer is not among them
     return {"before": before, "after": after, "other": listed & ~before & ~after} | none
