@@ -148,8 +148,8 @@ def test_a_template_keeps_the_first_token_too_or_all(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("roles: {mention: answer.first}", r"roles\.mention needs one right answer, and `any_of` gives several"),
-        ("desiderata: {d: {wants: answer}}", r"desiderata\.d needs one right answer, and `any_of` gives several"),
+        ("roles: {mention: answer.first}", r"roles\.mention needs one right answer, and there are several"),
+        ("desiderata: {d: {wants: answer}}", r"desiderata\.d needs one right answer, and there are several"),
     ],
 )
 def test_what_needs_one_right_answer_is_refused_beside_a_set(tmp_path, change, message):

@@ -14,7 +14,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.prompts import Pairs, PromptSet
 from circuitdiff.tasks.markup import Part, parse, reference
 from circuitdiff.tasks.scenarios import Question
-from circuitdiff.tasks.template_file import Answer, AnyOf, Scored, TemplateFile
+from circuitdiff.tasks.template_file import Answer, AnyOf, Scored, TemplateFile, each_of
 from circuitdiff.tasks.writing import Words
 
 Categories = Mapping[str, tuple[tuple[str, ...], tuple[str, ...] | None]]
@@ -35,18 +35,16 @@ def answers_of(form: TemplateFile, words: Words, categories: Categories, questio
     wording = form.written[question.scenario.wording]
     answer, foils = wording.answer or form.answer, wording.foils or form.foils
     assert answer is not None
-    right = _texts(answer, words, categories, question)
+    right = tuple(text for each in each_of(answer) for text in _texts(each, words, categories, question))
     if foils is None:
         wrong = _others(answer, words, question)
-    elif isinstance(foils, AnyOf):
-        wrong = _texts(foils, words, categories, question)
     else:
-        wrong = tuple(text for each in foils for text in _texts(each, words, categories, question))
+        wrong = tuple(text for each in each_of(foils) for text in _texts(each, words, categories, question))
     wrong = tuple(dict.fromkeys(text for text in wrong if text not in right))
     return AnswerTexts(right, wrong) if right else None
 
 
-def _texts(answer: Answer, words: Words, categories: Categories, question: Question) -> tuple[str, ...]:
+def _texts(answer: str | AnyOf, words: Words, categories: Categories, question: Question) -> tuple[str, ...]:
     if isinstance(answer, str):
         parts = parse(answer, "answer")
         if any(part.ref[:1] == ("held",) for part in parts) and len(words.held(question)) != 1:

@@ -14,7 +14,7 @@ from circuitdiff.tasks.changes import ChangeRule
 from circuitdiff.tasks.markup import Part, Ref, parse, reference
 from circuitdiff.tasks.task import check_plan_roles
 from circuitdiff.tasks.template import TemplateTask
-from circuitdiff.tasks.template_file import MOST_ITEMS, AnyOf, TemplateFile, WordFile, entries_of
+from circuitdiff.tasks.template_file import MOST_ITEMS, AnyOf, TemplateFile, WordFile, each_of, entries_of
 from circuitdiff.tasks.writing import Columns, Texts, Words, with_between
 
 _OWN = ("list", "changes")  # fields of a text that stand for clauses
@@ -171,8 +171,9 @@ class _Reader:
             answer, foils = wording.answer or self.form.answer, wording.foils or self.form.foils
             if answer is None:
                 raise InputError(f"{self.origin}: `answer` is missing: give it for the task or for wording {i}")
-            self._check_asked(i, answer, texts)
-            for each in (answer, *(foils if isinstance(foils, tuple) else (foils,) if foils else ())):
+            for each in each_of(answer):
+                self._check_asked(i, each, texts)
+            for each in (*each_of(answer), *each_of(foils)):
                 if isinstance(each, AnyOf):
                     self._check_any_of(each, words)
                 else:
@@ -180,7 +181,7 @@ class _Reader:
                         if part.ref:
                             self._check_ref("answer", part.ref, words, n_items)
 
-    def _check_asked(self, wording: int, answer: str | AnyOf, texts: Texts) -> None:
+    def _check_asked(self, wording: int, answer: str | AnyOf, each_of, texts: Texts) -> None:
         """Raises: InputError if the answer depends on which item is asked for, and the wording does not say it."""
         written = answer if isinstance(answer, str) else "".join(f"{{{each}}}" for each in _compared(answer))
         firsts = {part.ref[0] for part in (*texts.wordings[wording], *texts.list) if part.ref}
@@ -227,7 +228,7 @@ class _Reader:
         own = (words.holds or ()) if where.startswith("changes.") else words.item_fields
         return [*(own if where.startswith("changes.") or where.endswith("list") else ()), *items, *words.single_fields]
 
-    def _check_any_of(self, each: AnyOf, words: Words) -> None:
+    def _check_any_of(self, each: AnyOf, each_of, words: Words) -> None:
         name, _, column = each.any_of.partition(".")
         if name not in self.form.categories:
             raise self._wrong(f"any_of is {name!r}", name, self.form.categories)
@@ -274,10 +275,8 @@ class _Reader:
             *(f"desiderata.{name}" for name in self.form.desiderata),
             *(f"roles.{name}" for name, place in self.form.roles.items() if place.partition(".")[0] == "answer"),
         ]
-        if of_one and any(isinstance(each.answer or self.form.answer, AnyOf) for each in self.form.written):
-            raise InputError(
-                f"{self.origin}: {of_one[0]} needs one right answer, and `any_of` gives several; drop either"
-            )
+        if of_one and not all(isinstance(each.answer or self.form.answer, str) for each in self.form.written):
+            raise InputError(f"{self.origin}: {of_one[0]} needs one right answer, and there are several; drop either")
         wanting = [name for name, each in self.form.desiderata.items() if words.given is None or not words.item_fields]
         if wanting:
             raise InputError(f"{self.origin}: desiderata.{wanting[0]} needs `items`, one of which the text asks for")
@@ -296,10 +295,10 @@ class _Reader:
         """The categories of which the answers are."""
         named: set[str] = set()
         for wording in self.form.written:
-            answer = wording.answer or self.form.answer
-            if isinstance(answer, AnyOf):
-                named.add(answer.any_of.partition(".")[0])
-            elif answer is not None:
+            for answer in each_of(wording.answer or self.form.answer):
+                if isinstance(answer, AnyOf):
+                    named.add(answer.any_of.partition(".")[0])
+                    continue
                 for part in parse(answer, "answer"):
                     names = [name for name in part.ref[:2] if name in words.categories]
                     named |= {words.categories[name] for name in names[-1:]}

@@ -63,9 +63,10 @@ class AnyOf(Settings):
     text: str = " {}"
 
 
-Answer = Text | AnyOf
+_Several = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]  # a list will do
+Answer = Text | AnyOf | _Several  # of several all are right
 Scored = Literal["all", "first"]  # which tokens of an answer count
-Foils = AnyOf | Annotated[tuple[Text, ...], Field(strict=False)]  # a list will do
+Foils = AnyOf | _Several
 
 
 class Wording(Settings):
@@ -158,6 +159,11 @@ class TemplateFile(Settings):
     @property
     def written(self) -> tuple[Wording, ...]:
         return self.wordings or (Wording(text=self.text or ""),)
+
+
+def each_of(answers: Answer | Foils | None) -> tuple[str | AnyOf, ...]:
+    """Answers, or foils, one by one."""
+    return () if answers is None else answers if isinstance(answers, tuple) else (answers,)
 
 
 def entries_of(words: Words, folder: Path, origin: str) -> dict[str, dict[str, str]]:
