@@ -181,7 +181,7 @@ class _Reader:
                         if part.ref:
                             self._check_ref("answer", part.ref, words, n_items)
 
-    def _check_asked(self, wording: int, answer: str | AnyOf, each_of, texts: Texts) -> None:
+    def _check_asked(self, wording: int, answer: str | AnyOf, texts: Texts) -> None:
         """Raises: InputError if the answer depends on which item is asked for, and the wording does not say it."""
         written = answer if isinstance(answer, str) else "".join(f"{{{each}}}" for each in _compared(answer))
         firsts = {part.ref[0] for part in (*texts.wordings[wording], *texts.list) if part.ref}
@@ -228,7 +228,7 @@ class _Reader:
         own = (words.holds or ()) if where.startswith("changes.") else words.item_fields
         return [*(own if where.startswith("changes.") or where.endswith("list") else ()), *items, *words.single_fields]
 
-    def _check_any_of(self, each: AnyOf, each_of, words: Words) -> None:
+    def _check_any_of(self, each: AnyOf, words: Words) -> None:
         name, _, column = each.any_of.partition(".")
         if name not in self.form.categories:
             raise self._wrong(f"any_of is {name!r}", name, self.form.categories)
