@@ -146,7 +146,7 @@ def test_markup_and_escape_sequences_are_printed_and_not_obeyed(monkeypatch, cap
         with terminal.progress() as monitor:
             monitor(f"bar of {NAME} {RED}", 1, 2)
         terminal.say(f"line of {NAME} {RED}")
-        cli._show_table([f"column of {NAME}"], [[f"cell of {NAME} {RED}"]], f"title of {NAME}")
+        terminal.show_table([f"column of {NAME}"], [[f"cell of {NAME} {RED}"]], f"title of {NAME}")
         raise InputError(f"error of {NAME} {RED}")
 
     monkeypatch.setattr(cli, "read_results", fails)

@@ -112,7 +112,7 @@ def test_as_many_prompts_as_positions_are_not_cut_along_the_wrong_axis(shared):
 
 @torch.no_grad()
 def test_prompts_that_share_tokens_share_what_is_constant(monkeypatch):
-    monkeypatch.setattr("circuitdiff.engine.constant_tokens._ROWS", 6 + 4 * 3)  # so many run at once, never fewer
+    monkeypatch.setattr("circuitdiff.engine.constant_tokens.ROWS", 6 + 4 * 3)  # so many run at once, never fewer
     chosen, tokens = subject("llama"), random_tokens()
     tokens[:, :6] = tokens[0, :6]  # six columns in common; four, 7 8 10 11, in which the three prompts differ
     tokens[:, 6:] = (tokens[0, 6:] + torch.tensor([0, 1, 2])[:, None]) % D_VOCAB

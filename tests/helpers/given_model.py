@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from circuitdiff.engine import Model
-from circuitdiff.evaluation import Shared
 from circuitdiff.prompts import Pairs
 from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.kept import Kept
 from circuitdiff.study.prompts import PromptsOf
 
 
@@ -16,9 +16,9 @@ class GivenModel(LoadedModel):
 
     def __init__(self, model: Model, pairs: Pairs) -> None:
         self.model, self._given = model, pairs
-        self.executor, self.memory_gb, self.shared = "window", 1.0, Shared()
+        self.executor, self.memory_gb = "window", 1.0
         self.progress = lambda *_: None
-        self._cached = {}
+        self._name, self._kept = model.name, Kept(1.0)
 
     def pairs(self, of: PromptsOf) -> Pairs:
         n = len(self._given) if of.first is None else min(of.first, len(self._given))
