@@ -6,7 +6,7 @@ import pytest
 
 from circuitdiff.errors import InputError
 from circuitdiff.tasks import get_task
-from helpers.tiny_tokenizers import byte_pairs, word_level
+from helpers.tiny_tokenizers import word_level
 
 THINGS, COLOURS = "apple book cup pen lamp door key box", "red blue green white black grey pink brown"
 TEMPLATE = f"""\
@@ -263,14 +263,6 @@ def test_the_template_is_right_before_it_is_made_wrong(tmp_path, whole):
     used(written(tmp_path, []), whole)
 
 
-def test_answers_that_the_tokenizer_splits_are_refused_with_their_tokens(tmp_path):
-    path = written(tmp_path, [("key box}", "key box wheelbarrow, one_token: false}")])
-    pieces = byte_pairs([*THINGS.split(), *COLOURS.split()], trim_offsets=False)
-    message = refusal(path, lambda: get_task(str(path)).sample(pieces, 100))
-    assert "the answer ' wheelbarrow' is " in message
-    assert "tokens; give answers of one" in message
-
-
 def row(i, **changed):
     things, colours = THINGS.split(), COLOURS.split()
     one, two = things[i % 8], things[(i + 1) % 8]
@@ -302,7 +294,6 @@ WRONG_ROWS = {
     "list of no answers": (first(answer=[]), "line 1: answer: "),
     "empty answer": (first(answer=["box", ""]), "line 1: answer.1: String should have at least 1 character"),
     "number as an answer": (first(answer=3), "line 1: answer: expected text; got 3"),
-    "answer of two tokens": (every(answer="box box"), "the answer ' box box' is 2 tokens; give answers of one"),
     "unknown answer": (every(answer="zebra"), "must be tokens of its own after 'the', all known; it came as '<unk>'"),
     "unknown word": (
         [each | {"prompt": each["prompt"].replace("What", "Where")} for each in ROWS],
