@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from circuitdiff import ModelDifferences, cli, model_differences, terminal
+from circuitdiff import ModelDifferences, cli, model_differences, runs, terminal
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
@@ -110,7 +110,7 @@ def test_an_interrupted_run_says_that_nothing_is_lost(monkeypatch, capsys, model
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_study", interrupted)
+    monkeypatch.setattr(runs, "run_study", interrupted)
     (tmp_path / "tiny.yaml").write_text(study_yaml(model, **CIRCUIT_ONLY))
     assert run(monkeypatch, "run", tmp_path / "tiny.yaml", "--out", tmp_path / "run") == 130
     assert "run again to go on" in capsys.readouterr().err
@@ -146,7 +146,7 @@ def test_markup_and_escape_sequences_are_printed_and_not_obeyed(monkeypatch, cap
         with terminal.progress() as monitor:
             monitor(f"bar of {NAME} {RED}", 1, 2)
         terminal.say(f"line of {NAME} {RED}")
-        cli._show_table([f"column of {NAME}"], [[f"cell of {NAME} {RED}"]], f"title of {NAME}")
+        terminal.show_table([f"column of {NAME}"], [[f"cell of {NAME} {RED}"]], f"title of {NAME}")
         raise InputError(f"error of {NAME} {RED}")
 
     monkeypatch.setattr(cli, "read_results", fails)
