@@ -70,7 +70,7 @@ class PathEffects(Readable):
     def to_pandas(self, level: float = 0.95) -> Any:
         """A row for each head. Raises: InputError if there is no pandas."""
         bounds = self.intervals(level)
-        rows = ((*place, *(bound[place] for bound in bounds)) for place in np.ndindex(*self.effects.shape))
+        rows = ((*place, *(np.asarray(bound)[place] for bound in bounds)) for place in np.ndindex(*self.effects.shape))
         return data_frame("layer head effect low high", rows)
 
 
