@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from circuitdiff import ModelDifferences, cli, model_differences, terminal
+from circuitdiff import ModelDifferences, cli, model_differences, runs, terminal
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
@@ -110,7 +110,7 @@ def test_an_interrupted_run_says_that_nothing_is_lost(monkeypatch, capsys, model
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_study", interrupted)
+    monkeypatch.setattr(runs, "run_study", interrupted)
     (tmp_path / "tiny.yaml").write_text(study_yaml(model, **CIRCUIT_ONLY))
     assert run(monkeypatch, "run", tmp_path / "tiny.yaml", "--out", tmp_path / "run") == 130
     assert "run again to go on" in capsys.readouterr().err

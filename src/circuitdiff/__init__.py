@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from circuitdiff import tasks
 from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
     Evaluation,
@@ -32,7 +33,9 @@ from circuitdiff.models import load_model
 from circuitdiff.models.checks import CheckError
 from circuitdiff.models.differences import ModelDifferences, model_differences
 from circuitdiff.prompts import Pairs, PromptSet, Triples
+from circuitdiff.runs import compare
 from circuitdiff.stats.selection import Discoveries, TopK, lowest
+from circuitdiff.tasks import Task
 
 __all__ = [
     "Blocking",
@@ -47,17 +50,20 @@ __all__ = [
     "MaskOptions",
     "Means",
     "MinimalityRule",
+    "Model",
     "ModelDifferences",
     "Pairs",
     "PathEffects",
     "Plan",
     "PromptSet",
     "Stage",
+    "Task",
     "TopK",
     "Triples",
     "all_heads",
     "attention_knockout",
     "circuit_of",
+    "compare",
     "compare_ablations",
     "completeness",
     "discover",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from circuitdiff.config.reading import read_json
 from circuitdiff.errors import InputError, choices
+from circuitdiff.readable import Readable
 
 
 @dataclass(frozen=True, order=True)
@@ -35,16 +36,16 @@ class Head:
         return cls(int(layer), int(index))
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, repr=False)
+class Group(Readable):
     """Heads that act together at one role, strongest first."""
 
     at: str
     heads: tuple[Head, ...]
 
 
-@dataclass(frozen=True)
-class Circuit:
+@dataclass(frozen=True, repr=False)
+class Circuit(Readable):
     """Groups by name. A head may serve two groups only at different roles."""
 
     groups: Mapping[str, Group]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter
 
+from circuitdiff import runs
 from circuitdiff.cache.files import write_whole
 from circuitdiff.cache.store import REPORT, json_bytes
 from circuitdiff.config.reading import split_adapters
@@ -24,12 +24,11 @@ from circuitdiff.models.sources import read_outline
 from circuitdiff.report import weights, write_report
 from circuitdiff.report.diff import diff_runs, diff_tables, failures, paired
 from circuitdiff.study.accuracies import ModelAccuracy, ability, accuracies
-from circuitdiff.study.comparison import comparison, write_study
-from circuitdiff.study.ray_workers import ray_workers
+from circuitdiff.study.comparison import STUDY_FILE
 from circuitdiff.study.registry import read_results, read_study, results_schema
-from circuitdiff.study.runner import plan_study, run_study
+from circuitdiff.study.results import CommonResults
+from circuitdiff.study.runner import plan_study
 from circuitdiff.study.settings import CommonSettings
-from circuitdiff.study.workers import Monitor, Worker, local_workers
 from circuitdiff.tasks import get_task, new_task
 from circuitdiff.tasks.chat import OFF
 from circuitdiff.tasks.soundness import examine
@@ -101,23 +100,13 @@ def compare(
     device: str = "cpu",
 ) -> None:
     """What did fine-tuning do to the circuit? Plan, run, verdict and report of a base and its variants."""
-    base, *variants = models
     with progress() as monitor:
-        settings = comparison(
-            base,
-            variants,
-            task,
-            chat=chat,
-            dtype=dtype,
-            device=device,
-            quick=quick,
-            minutes=minutes,
-            monitor=monitor,
-            n_workers=workers,
-        )
-    folder = folder or Path("runs") / settings.name
-    say(f"study: {write_study(settings, folder)}, which can be edited and run again")
-    _run(settings, folder, workers)
+        options = {"quick": quick, "minutes": minutes, "dtype": dtype, "device": device, "chat": chat}
+        told = {"monitor": monitor, "announce": show_plan, "notify": _note}
+        results = runs.compare(*models, task=task, folder=folder, workers=workers, **options, **told)
+    folder = folder or Path("runs") / results.study.name
+    _show(results, folder)
+    say(f"study: {folder / STUDY_FILE}, which can be edited and run again")
 
 
 @app.command()
@@ -318,21 +307,19 @@ def finetune(
 
 def _run(settings: CommonSettings, folder: Path | None, workers: int = 1, ray: str | None = None) -> None:
     folder = folder or Path("runs") / settings.name
-    with progress() as monitor, _workers(settings, workers, ray, monitor) as at_work:
-        run_study(settings, folder, monitor, show_plan, at_work, lambda text: say(f"note: {text}"))
-    results = read_results(folder)
-    page = write_report(results, folder / REPORT)
+    with progress() as monitor:
+        told = {"monitor": monitor, "announce": show_plan, "notify": _note}
+        results = runs.run_to_report(settings, folder, workers, ray, **told)
+    _show(results, folder)
+
+
+def _note(text: str) -> None:
+    say(f"note: {text}")
+
+
+def _show(results: CommonResults, folder: Path) -> None:
     show_results(results)
-    say(f"report: {page}")
-
-
-@contextmanager
-def _workers(settings: CommonSettings, n: int, ray: str | None, monitor: Monitor) -> Iterator[Sequence[Worker]]:
-    if ray is None:
-        yield local_workers(settings, n, monitor)
-    else:
-        with ray_workers(settings, ray, n) as workers:
-            yield workers
+    say(f"report: {folder / REPORT}")
 
 
 def _load(name: str, dtype: str, device: str, like: Sequence[Model] = ()) -> Model:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitdiff.errors import InputError
+from circuitdiff.readable import Readable
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class PromptSet:
-    """Prompts of any lengths, right-padded, with the position of each role and the slot of each token."""
+@dataclass(frozen=True, repr=False)
+class PromptSet(Readable):
+    """Prompts of any lengths, right-padded, with the position of each role and the slot of each token.
+
+    All tensors are int64 on the CPU. A *role* names one token of each prompt, where methods look and patch; a *slot*
+    names what each token is there for, so that means are taken over like tokens.
+    `tokens` [prompt, pos]: ids, beyond each length one padding token. `lengths` [prompt]: from 1.
+    `positions`: for each role the position [prompt] of its token, from 0; -1 where the prompt lacks the role.
+    `slots` [prompt, pos]: each token's slot as an index into `slot_names`; -1 on padding, and only there.
+    `slot_names`: all different, like "segment_3.label"; in their order the numbers of `slots`.
+    `slot_kinds`: for each slot the name that it shares with its like in other segments, "segment.label".
+    """
 
     tokens: Int[Tensor, "prompt pos"]
     lengths: Int[Tensor, " prompt"]
-    positions: Mapping[str, Int[Tensor, " prompt"]]  # role -> position; -1 where the prompt lacks the role
-    slots: Int[Tensor, "prompt pos"]  # index into slot_names; -1 on padding
-    slot_names: Sequence[str]  # like "segment_3.label"
-    slot_kinds: Sequence[str]  # the same with the segment taken out, "segment.label"
+    positions: Mapping[str, Int[Tensor, " prompt"]]
+    slots: Int[Tensor, "prompt pos"]
+    slot_names: Sequence[str]
+    slot_kinds: Sequence[str]
 
     def __post_init__(self) -> None:
         check_numbers("PromptSet.tokens", self.tokens, (None, None))
@@ -97,25 +107,38 @@ class PromptSet:
         )
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Clean prompts, each with its counterfactual, answers and scenario.
+@dataclass(frozen=True, repr=False)
+class Pairs(Readable):
+    """Clean prompts, each with its counterfactual, answers and scenario; from texts by `Pairs.from_texts`.
 
-    Where several answers are right, `right` has the first token of each: `answers` in column 0, which also fills a row
-    up. A hit is then any of them, probability is that of all together, and the logit difference takes the best.
-    `continuations`: the tokens of the answer after its first, which `evaluate_model` scores and all else refuses; -1
-    behind the last.
+    `clean_prompts`, `counterfactual_prompts`: as many of each, in one order, with the same roles and slot names.
+    `answers` [prompt]: the token that is right after each clean prompt.
+    `alternatives` [prompt, k]: foils, what is wrong though it was listed; at least one, and never the answer. A logit
+    difference is the answer's logit minus that of the best of them; a prompt with fewer repeats one.
+    `counterfactual_answers` [prompt]: what is right after the counterfactual; None: it has no answer of its own.
+    `scenarios` [prompt]: a number for each; prompts of one scenario are not independent, so intervals resample these.
+    `queried` [prompt]: which item, from 0, is asked for; accuracies are also told by it. 0 where there is one only.
+    `right` [prompt, m]: where several answers are right, the first token of each, `answers` in column 0, which also
+    fills a row up. A hit is then any of them, probability is that of all together, the logit difference takes the best.
+    `continuations` [prompt, t]: the tokens of the answer after its first, which `evaluate_model` scores and all else
+    refuses; -1 behind the last. None: all answers are one token.
     """
+
+    _shown = ("clean_prompts", "lengths", "positions", "scenarios", "queried", "answers", "alternatives")
+
+    # (tokenizer, clean=, counterfactual=, answers=, foils=, ...): checked pairs of texts; by `tasks.texts`, which is
+    # above this room and attaches it.
+    from_texts: ClassVar[Callable[..., Pairs]]
 
     clean_prompts: PromptSet
     counterfactual_prompts: PromptSet
     answers: Int[Tensor, " prompt"]
-    alternatives: Int[Tensor, "prompt k"]  # the other listed answers
-    counterfactual_answers: Int[Tensor, " prompt"] | None  # its first right one; None: it has none
+    alternatives: Int[Tensor, "prompt k"]
+    counterfactual_answers: Int[Tensor, " prompt"] | None
     scenarios: Int[Tensor, " prompt"]
-    queried: Int[Tensor, " prompt"]  # index of the queried item, from zero
+    queried: Int[Tensor, " prompt"]
     right: Int[Tensor, "prompt m"] | None = None  # None: `answers` alone
-    continuations: Int[Tensor, "prompt t"] | None = None  # None: all answers are one token
+    continuations: Int[Tensor, "prompt t"] | None = None
 
     def __post_init__(self) -> None:
         n, clean, other = len(self.clean_prompts), self.clean_prompts, self.counterfactual_prompts
@@ -315,19 +338,27 @@ def halves(pairs: Pairs) -> tuple[Pairs, Pairs]:
     return pairs.select(in_first.nonzero()[:, 0]), pairs.select((~in_first).nonzero()[:, 0])
 
 
-@dataclass(frozen=True)
-class Triples:
-    """What one desideratum wants of each base prompt: its target, were some heads to act as on the source prompt."""
+@dataclass(frozen=True, repr=False)
+class Triples(Readable):
+    """What one desideratum wants of each base prompt: its target, were some heads to act as on the source prompt.
+
+    `name`: the desideratum's. `base`, `source`: as many prompts of each, in one order.
+    `answers` [triple]: the token that is right for the base prompt as it is.
+    `targets` [triple]: the token that is wanted with the source patched in; never the answer.
+    `pointers`: by kind, the token [triple] that else the source could point to; -1 for nothing.
+    `scenarios` [triple]: of the base prompt; parts to train and to test on share none.
+    `queried`, `source_queried` [triple]: which item, from 0, the base and the source prompt ask for; -1 unknown.
+    """
 
     name: str
     base: PromptSet
     source: PromptSet
-    answers: Int[Tensor, " triple"]  # right for the base prompt as it is
-    targets: Int[Tensor, " triple"]  # wanted with the source patched in; never the answer
-    pointers: Mapping[str, Int[Tensor, " triple"]]  # what else the source could point to, by kind; -1 for nothing
-    scenarios: Int[Tensor, " triple"]  # of the base prompt
-    queried: Int[Tensor, " triple"]  # index of the item asked for in the base prompt; -1 unknown
-    source_queried: Int[Tensor, " triple"]  # the same in the source prompt
+    answers: Int[Tensor, " triple"]
+    targets: Int[Tensor, " triple"]
+    pointers: Mapping[str, Int[Tensor, " triple"]]
+    scenarios: Int[Tensor, " triple"]
+    queried: Int[Tensor, " triple"]
+    source_queried: Int[Tensor, " triple"]
 
     def __post_init__(self) -> None:
         n = len(self.base)

@@ -12,10 +12,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from circuitdiff.readable import Readable
 
-@dataclass(frozen=True)
-class Model:
-    """A causal decoder whose attention runs through circuitdiff's function (see `models.load_model`)."""
+
+@dataclass(frozen=True, repr=False)
+class Model(Readable):
+    """A causal decoder whose attention runs through circuitdiff's function (see `models.load_model`).
+
+    `name`: what it was loaded as. `module`, `tokenizer`: the transformers model and tokenizer themselves.
+    `layers`, `attentions`, `projections`: of each layer the block, its attention, and that one's output projection.
+    `n_layers`, `n_heads`, `n_kv_heads`, `d_head`, `d_vocab`: sizes. `device`, `dtype`: the module's.
+    `provenance`: its source, adapters and self-checks. `weights`: SHA-256 of each weight as it was loaded, by name.
+    """
+
+    _shown = ("name", "module", "tokenizer", "n_layers", "n_heads", "n_kv_heads", "d_vocab", "device", "dtype")
 
     name: str
     module: PreTrainedModel = field(repr=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from circuitdiff.engine.capture import read_model
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, accuracy_interval
 from circuitdiff.stats.metrics import hit, log_prob, logit_difference
 
@@ -24,8 +25,8 @@ Score = Literal["accuracy", "probability", "log_prob"]  # of which shares of a g
 SCORES: tuple[Score, ...] = ("accuracy", "probability", "log_prob")
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Readable):
     """What a model or a circuit answers, prompt by prompt; of several right answers (`Pairs.right`) any counts.
 
     An answer of several tokens (`Pairs.continuations`) is a hit if each of them is the most likely one after those
@@ -62,6 +63,11 @@ class Evaluation:
             "logit_difference": self.logit_differences,
         }
         return values[quantity].double()
+
+    def to_pandas(self) -> Any:
+        """A row for each prompt, in order. Raises: InputError if there is no pandas."""
+        rows = zip(*(getattr(self, each.name).tolist() for each in fields(self)), strict=True)
+        return data_frame("hit prediction logit_difference log_prob scenario", rows)
 
 
 def evaluate_model(model: Model, pairs: Pairs) -> Evaluation:

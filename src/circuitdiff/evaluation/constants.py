@@ -20,12 +20,13 @@ from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, RUN_SHARE, check_pairs
 from circuitdiff.engine.fits import prompts_at_once as prompts_of_one_run
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Bucket, Pairs, PromptSet
+from circuitdiff.readable import Readable
 
 By = Literal["slot", "kind"]
 
 
-@dataclass(frozen=True)
-class Means:
+@dataclass(frozen=True, repr=False)
+class Means(Readable):
     """The mean z of every head at every slot of a template."""
 
     values: Float[Tensor, "slot layer head d_head"]

@@ -27,6 +27,7 @@ from circuitdiff.evaluation import (
     evaluate_model,
 )
 from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import (
     Interval,
     RatioInterval,
@@ -40,8 +41,8 @@ AblationName = Literal["mean_by_slot", "mean_by_kind", "resample", "zero"]
 ABLATIONS: tuple[AblationName, ...] = get_args(AblationName)
 
 
-@dataclass(frozen=True)
-class Ablated:
+@dataclass(frozen=True, repr=False)
+class Ablated(Readable):
     """A circuit under one ablation, with the model and the model of which nothing is kept, on the same prompts."""
 
     circuit: Evaluation
@@ -49,8 +50,8 @@ class Ablated:
     ablated: Evaluation
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Readable):
     """One quantity of the three, and how much of the model's the circuit has."""
 
     circuit: Interval

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,17 +34,24 @@ from circuitdiff.evaluation import (
     minus,
 )
 from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, cluster_weights, mean_interval, resampled_means
 
 
-@dataclass(frozen=True)
-class Completeness:
+@dataclass(frozen=True, repr=False)
+class Completeness(Readable):
     """Scores of model and circuit without each of some parts of the circuit, prompt by prompt."""
 
     removed: tuple[Circuit, ...]
     model: Float[Tensor, "part prompt"]
     circuit: Float[Tensor, "part prompt"]
     scenarios: Int[Tensor, " prompt"]
+
+    def to_pandas(self) -> Any:
+        """A row for each part, by its heads; the interval is the difference's. Raises: InputError without pandas."""
+        heads = [", ".join(str(h) for group in part.groups.values() for h in group.heads) for part in self.removed]
+        rows = zip(heads, self.of_model().value, self.of_circuit().value, *self.differences(), strict=True)  # pyright: ignore
+        return data_frame("removed model circuit difference low high", rows)
 
     def of_model(self) -> Interval:
         """F(M without K), mean over prompts; arrays [part]."""
@@ -91,8 +99,8 @@ class GreedyStep:
         return self.model - self.circuit
 
 
-@dataclass(frozen=True)
-class GreedyPart:
+@dataclass(frozen=True, repr=False)
+class GreedyPart(Readable):
     """The part with the largest |difference| that a search came by, on the prompts that it searched."""
 
     removed: Circuit

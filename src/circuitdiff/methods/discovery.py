@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,15 +16,16 @@ from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
 from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable
 from circuitdiff.stats.metrics import Measured, MetricName
 from circuitdiff.stats.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
 
 Shared = Literal["later", "earlier", "both"]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One sweep of path patching, and the rule that chooses a group of heads from it."""
+@dataclass(frozen=True, repr=False)
+class Stage(Readable):
+    """One sweep of path patching, and the rule that chooses a group of heads from it; see `discover`."""
 
     name: Name
     at: str  # the role at which heads are patched
@@ -41,9 +42,9 @@ class Stage:
         return ("discovery", "replication") if second else ("discovery",)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a circuit is looked for: stages in order.
+@dataclass(frozen=True, repr=False)
+class Plan(Readable):
+    """How a circuit is looked for: stages in order, each straight into the logits or into an earlier one's heads.
 
     `shared_heads`: which of two stages keeps a head that both choose at one role.
     """
@@ -79,9 +80,11 @@ class Plan:
             earlier.append(stage.name)
 
 
-@dataclass(frozen=True)
-class StageResult:
+@dataclass(frozen=True, repr=False)
+class StageResult(Readable):
     """What one stage measured and chose."""
+
+    plot: ClassVar[Callable[..., Any]]  # the report's map of effects, an Altair chart; attached by the report
 
     stage: Stage
     receivers: tuple[Head, ...]
@@ -105,6 +108,18 @@ def discover(plan: Plan, measure: Measure) -> list[StageResult]:
     `measure` runs the model (see `measure_with`); a rule that wants its discoveries replicated asks it for the split
     "replication", too. A stage is left out of the results if the stage that it patches into chose no heads, or was
     left out itself: `gaps` says so in words.
+
+    >>> task = cd.tasks.ioi()
+    >>> pairs = task.sample(model.tokenizer, n_prompts=16, seed=0, split="discovery")
+    >>> first = cd.Stage("mover", at="last", select=cd.TopK(top=3))
+    >>> second = cd.Stage("feeder", at="last", via="q", receivers_from="mover", select=cd.TopK(top=2))
+    >>> plan = cd.Plan((first, second))
+    >>> results = cd.discover(plan, cd.measure_with(model, {"discovery": pairs}, roles=plan.roles))
+    >>> circuit = cd.circuit_of(results, plan.shared_heads)
+    >>> [result.stage.name for result in results], list(circuit.groups)
+    (['mover', 'feeder'], ['mover', 'feeder'])
+
+    The default rule, `cd.Discoveries()`, wants a second split of other prompts, "replication", too.
 
     Raises: InputError if a stage takes its receivers from none before it.
     """

@@ -40,6 +40,7 @@ from circuitdiff.evaluation.circuits import Progress, check_heads
 from circuitdiff.models.checks import tolerance_for
 from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable
 from circuitdiff.stats.shapley import Attribution, Subset, attribute, needed_subsets
 
 Grafted = Group | Circuit | Mapping[str, Group | range]
@@ -48,8 +49,8 @@ Grafted = Group | Circuit | Mapping[str, Group | range]
 KINDS = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
 
 
-@dataclass(frozen=True)
-class Part:
+@dataclass(frozen=True, repr=False)
+class Part(Readable):
     """Weights that are grafted together."""
 
     slices: tuple[Slice, ...]
@@ -168,8 +169,8 @@ ALL_PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "o")
 _FEW = 4  # prompts on which the whole graft is held against the donor
 
 
-@dataclass(frozen=True)
-class Graft:
+@dataclass(frozen=True, repr=False)
+class Graft(Readable):
     """The recipient with parts of the donor's weights, and the donor, on the same prompts."""
 
     order: tuple[str, ...]  # the groups, causes first, then the rest by kind

@@ -8,9 +8,9 @@ the control, whose random key is never the answer, the query, or the first token
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -24,6 +24,7 @@ from circuitdiff.evaluation.answers import evaluation_of
 from circuitdiff.evaluation.circuits import check_roles
 from circuitdiff.evaluation.edited import Editing, run_edited
 from circuitdiff.prompts import Bucket, Pairs
+from circuitdiff.readable import Readable, data_frame
 
 Blocked = str | Sequence[str] | Int[Tensor, " prompt"]  # a role, several together, or a position of each prompt
 Keys = Int[Tensor, "prompt key"]  # positions that are blocked
@@ -31,14 +32,21 @@ Keys = Int[Tensor, "prompt key"]  # positions that are blocked
 EVERYWHERE = (0,)  # from the first layer upward
 
 
-@dataclass(frozen=True, eq=False)
-class Blocking:
+@dataclass(frozen=True, eq=False, repr=False)
+class Blocking(Readable):
     """A role that cannot look at others: in a run for each layer, from there upward (the paper's) or there alone."""
 
     query: str
     keys: Blocked
     layers: Sequence[int] = EVERYWHERE
     upward: bool = True
+
+    @property
+    def says(self) -> str | None:
+        """The keys' roles; None: positions that differ from prompt to prompt."""
+        if isinstance(self.keys, Tensor):
+            return None
+        return self.keys if isinstance(self.keys, str) else ", ".join(self.keys)
 
 
 def blocking(
@@ -63,11 +71,27 @@ class _Variant:
     layers: range
 
 
-class Knockouts(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Knockouts(Readable):
     """What the clean model answers; and, for each blocking, what it answers when blocked from each of its layers."""
+
+    plot: ClassVar[Callable[..., Any]]  # the report's curves over layers, an Altair chart; attached by the report
 
     clean: Evaluation
     blocked: list[tuple[Evaluation, ...]]
+    wanted: Sequence[Blocking]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.clean, self.blocked))
+
+    def to_pandas(self) -> Any:
+        """A row for each blocking and layer. Raises: InputError if there is no pandas."""
+        rows = (
+            (each.query, each.says, layer, *evaluation.accuracy)
+            for each, its in zip(self.wanted, self.blocked, strict=True)
+            for layer, evaluation in zip(each.layers, its, strict=True)
+        )
+        return data_frame("query keys layer accuracy low high", rows)
 
 
 @torch.no_grad()
@@ -89,7 +113,7 @@ def attention_knockout(
     clean = _Variant("", (), range(0))
     needed = list(dict.fromkeys([clean, *(variant for its in variants for variant in its)]))
     found = dict(zip(needed, _run(model, pairs, needed, executor, memory_gb, progress), strict=True))
-    return Knockouts(found[clean], [tuple(found[variant] for variant in its) for its in variants])
+    return Knockouts(found[clean], [tuple(found[variant] for variant in its) for its in variants], wanted)
 
 
 def roles_before(pairs: Pairs, roles: Sequence[str]) -> list[tuple[str, str]]:

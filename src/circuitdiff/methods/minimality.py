@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,11 +38,12 @@ from circuitdiff.evaluation import (
     evaluate_circuits,
 )
 from circuitdiff.prompts import Pairs, halves
+from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
 
 
-@dataclass(frozen=True)
-class MinimalityRule:
+@dataclass(frozen=True, repr=False)
+class MinimalityRule(Readable):
     """How a head is tested, and what it takes to stay.
 
     `score`: what circuits are compared by, the answer's mean probability or the number of hits. A hundred prompts of
@@ -72,8 +73,8 @@ PUBLISHED = MinimalityRule(
 )
 
 
-@dataclass(frozen=True)
-class PairTable:
+@dataclass(frozen=True, repr=False)
+class PairTable(Readable):
     """Scores of the full circuit without each pair of a group's heads; on the diagonal, without the one head.
 
     Hits (whole numbers) compare exactly; the published tables hold accuracies. nan: not measured.
@@ -125,8 +126,8 @@ def keep(before: float | int, after: float | int, threshold: float = 0.01) -> bo
     return before / after - 1 >= threshold
 
 
-@dataclass(frozen=True)
-class HeadCost:
+@dataclass(frozen=True, repr=False)
+class HeadCost(Readable):
     """What the circuit loses with a head, once the heads that stand in for it are gone. Positive = it helps."""
 
     head: Head
@@ -139,8 +140,8 @@ class HeadCost:
     kept: bool
 
 
-@dataclass(frozen=True)
-class GroupMinimality:
+@dataclass(frozen=True, repr=False)
+class GroupMinimality(Readable):
     """One group's pair table and its heads' costs, in the group's order."""
 
     at: str
@@ -153,8 +154,8 @@ class GroupMinimality:
         return tuple(entry.head for entry in self.costs if entry.kept)
 
 
-@dataclass(frozen=True)
-class MinimalityResult:
+@dataclass(frozen=True, repr=False)
+class MinimalityResult(Readable):
     """All groups, on the same prompts."""
 
     groups: Mapping[str, GroupMinimality]
@@ -166,6 +167,15 @@ class MinimalityResult:
     def pruned(self) -> Circuit:
         """The heads that stay. Its faithfulness is to be measured on scenarios that had no part in this."""
         return Circuit({name: Group(group.at, group.kept) for name, group in self.groups.items()})
+
+    def to_pandas(self) -> Any:
+        """A row for each head of each group. Raises: InputError if there is no pandas."""
+        rows = (
+            (name, group.at, str(each.head), *each.cost, each.before, each.after, each.adjusted_p, each.kept)
+            for name, group in self.groups.items()
+            for each in group.costs
+        )
+        return data_frame("group role head cost low high before after adjusted_p kept", rows)
 
 
 class _Removal(NamedTuple):

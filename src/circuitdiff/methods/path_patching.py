@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -36,6 +37,7 @@ from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.circuits import check_heads, check_roles
 from circuitdiff.prompts import Bucket, Pairs
+from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, mean_interval
 from circuitdiff.stats.metrics import Measured, Metric, OwnMetric, metric_named
 
@@ -44,9 +46,11 @@ Progress = Callable[[int, int], None]  # done, of how many
 Senders = Sequence[Head]  # heads that are patched together
 
 
-@dataclass(frozen=True)
-class PathEffects:
+@dataclass(frozen=True, repr=False)
+class PathEffects(Readable):
     """Effects of every sender, per prompt. Negative = the head helps; nan where a head was not among the senders."""
+
+    plot: ClassVar[Callable[..., Any]]  # the report's map of effects, an Altair chart; attached by the report
 
     per_prompt: Float[Tensor, "layer head prompt"]
     on_counterfactual_answer: (
@@ -64,6 +68,12 @@ class PathEffects:
     def intervals(self, level: float = 0.95) -> Interval:
         """Each mean with a bootstrap interval over scenarios; arrays [layer, head]."""
         return mean_interval(self.per_prompt.numpy(), self.scenarios.numpy(), level=level)
+
+    def to_pandas(self, level: float = 0.95) -> Any:
+        """A row for each head. Raises: InputError if there is no pandas."""
+        bounds = self.intervals(level)
+        rows = ((*place, *(np.asarray(bound)[place] for bound in bounds)) for place in np.ndindex(*self.effects.shape))
+        return data_frame("layer head effect low high", rows)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitdiff.engine import Model
 from circuitdiff.models.comparable import differing_settings
 from circuitdiff.models.weight_changes import WeightChange, WeightChanges, summed, weight_changes
+from circuitdiff.readable import Readable
 
 _NAMED = 5  # tokens that are named before "and n more"
 _RULES = {
@@ -23,8 +24,8 @@ _RULES = {
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-@dataclass(frozen=True)
-class ModelDifferences:
+@dataclass(frozen=True, repr=False)
+class ModelDifferences(Readable):
     """Everything in which a variant differs from its base; what is in words says the variant's first."""
 
     base: str

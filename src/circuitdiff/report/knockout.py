@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import altair as alt
 
+from circuitdiff.methods import knockout as methods
 from circuitdiff.report import charts
 from circuitdiff.report.numbers import hits, number, printed
 from circuitdiff.report.parts import Part, Table
+from circuitdiff.study.estimates import share
 from circuitdiff.study.registry import CommonResults, part_of
-from circuitdiff.study.sections.knockout import SECTION, Cell, Knockouts
+from circuitdiff.study.sections.knockout import SECTION, Cell, Curve, Knockouts, points_of
 
 _DASHES = ([1, 0], [6, 3], [2, 2])  # for each round of the colours
 _FLOWS = {"yes": "flows", "no": "does not", "not established": "?"}
@@ -22,7 +26,8 @@ def view(results: CommonResults) -> Part:
         if each.matrix.cells:
             figures[f"knockout/{model}/matrix"] = _matrix(model, each)
         if each.curves:
-            figures[f"knockout/{model}/curves"] = _curves(model, each)
+            title = f"Attention knockout in {model}"
+            figures[f"knockout/{model}/curves"] = _curves(title, each.curves, each.n_prompts)
     return Part(
         "Where does information flow?",
         "Attention from one role to another is blocked, in all layers for the tables. The control blocks a random "
@@ -66,15 +71,15 @@ def _table(model: str, result: Knockouts) -> Table:
     return Table(f"Attention knockout in {model}: {clean}", columns, rows)
 
 
-def _curves(model: str, result: Knockouts) -> charts.Figure:
+def _curves(title: str, curves: Sequence[Curve], n_prompts: int) -> charts.Figure:
     """Accuracy with a path blocked from each layer upward (or in that layer alone); the line is the whole model."""
     rows = [
         {"path": f"{curve.query} to {curve.key or 'a random position'}", "layer": point.layer, "hits": hits(point)}
         | charts.bounds(point)
-        for curve in result.curves
+        for curve in curves
         for point in curve.points
     ]
-    paths, single = charts.distinct(rows, "path"), result.curves[0].single_layers
+    paths, single = charts.distinct(rows, "path"), curves[0].single_layers
     dashes = [_DASHES[i // len(charts.CATEGORIES) % len(_DASHES)] for i in range(len(paths))]
     scale = alt.Scale(domain=paths, range=dashes)
     dash = alt.StrokeDash("path:N", sort=paths, scale=scale, title="blocked")
@@ -83,16 +88,28 @@ def _curves(model: str, result: Knockouts) -> charts.Figure:
         color=charts.colour("path", paths, "blocked", symbolOpacity=1, symbolType="stroke"),
         tooltip=charts.tips(path="blocked", layer="layer", printed="accuracy", hits="hits"),
     )
-    title = "accuracy"
+    along = "accuracy"
     layers = [
-        *charts.dashed("y", result.curves[0].clean.value, title, color=charts.INK),
-        base.mark_area(opacity=0.15).encode(y=charts.measured("y", "low", title), y2="high:Q"),
+        *charts.dashed("y", curves[0].clean.value, along, color=charts.INK),
+        base.mark_area(opacity=0.15).encode(y=charts.measured("y", "low", along), y2="high:Q"),
         base.mark_line(strokeWidth=2, point=True).encode(
-            y=charts.measured("y", "value", title, charts.UNIT), strokeDash=dash
+            y=charts.measured("y", "value", along, charts.UNIT), strokeDash=dash
         ),
     ]
-    subtitle = [f"{result.n_prompts} prompts, with 95 % intervals; dashed: nothing blocked"]
-    return charts.finish(layers, f"Attention knockout in {model}", subtitle, width=420, height=220)
+    subtitle = [f"{n_prompts} prompts, with 95 % intervals; dashed: nothing blocked"]
+    return charts.finish(layers, title, subtitle, width=420, height=220)
+
+
+def _plot(found: methods.Knockouts) -> charts.Figure:
+    clean = share(found.clean.hits, found.clean.scenarios)
+    curves = [
+        Curve(each.query, each.says, not each.upward, clean, points_of(each.layers, its))
+        for each, its in zip(found.wanted, found.blocked, strict=True)
+    ]
+    return _curves("Attention knockout", curves, clean.n)
+
+
+methods.Knockouts.plot = _plot
 
 
 def _cell(cell: Cell) -> dict:

@@ -11,6 +11,7 @@ from numpy import ndarray
 from scipy import stats
 
 from circuitdiff.errors import InputError
+from circuitdiff.readable import one_line
 
 _RESAMPLES = 2000
 
@@ -21,6 +22,9 @@ class Interval(NamedTuple):
     value: float | ndarray
     low: float | ndarray
     high: float | ndarray
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 class RatioInterval(NamedTuple):

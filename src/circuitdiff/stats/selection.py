@@ -14,6 +14,7 @@ from torch import Tensor
 from circuitdiff.circuit import Head
 from circuitdiff.config.settings import Count, Share
 from circuitdiff.errors import InputError
+from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, one_sided
 
 
@@ -52,8 +53,8 @@ class Sample(NamedTuple):
         return self.per_prompt.double().mean(-1)
 
 
-@dataclass(frozen=True)
-class Selection:
+@dataclass(frozen=True, repr=False)
+class Selection(Readable):
     """Heads chosen, strongest first, and what the choice rests on."""
 
     helping: tuple[Head, ...]  # effect < 0

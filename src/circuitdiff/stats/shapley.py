@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, combinations
 from math import comb
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from numpy import ndarray
 
 from circuitdiff.errors import InputError
+from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, cluster_weights, resampled_means
 
 Subset = frozenset[str]
@@ -37,8 +38,8 @@ class Credit(NamedTuple):
     undefined: str | None = None
 
 
-@dataclass(frozen=True)
-class Attribution:
+@dataclass(frozen=True, repr=False)
+class Attribution(Readable):
     """The gain donor - recipient, taken apart."""
 
     gain: Interval
@@ -46,6 +47,11 @@ class Attribution:
     together: Credit  # all parts
     unexplained: Credit  # what is left of the gain
     runs: Mapping[Subset, Credit]  # each run against the recipient
+
+    def to_pandas(self) -> Any:
+        """A row for each part and each way to ask. Raises: InputError if there is no pandas."""
+        rows = ((part, how, *credit) for part, its in self.parts.items() for how, credit in its.items())
+        return data_frame("part how " + " ".join(Credit._fields), rows)
 
 
 def all_subsets(parts: Sequence[str]) -> list[Subset]:

@@ -8,13 +8,14 @@ from typing import Any, Literal
 from circuitdiff.config.validation import Strict
 from circuitdiff.models.checks import Check
 from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable
 from circuitdiff.tasks.task import describe_pair
 
 SCHEMA_VERSION = 2  # 1, without a number, had other names
 
 
-@dataclass(frozen=True)
-class StudyHeader:
+@dataclass(frozen=True, repr=False)
+class StudyHeader(Readable):
     name: str
     task: str
     seed: int
@@ -34,8 +35,8 @@ class ModelResult:
     d_head: int
 
 
-@dataclass(frozen=True)
-class Example:
+@dataclass(frozen=True, repr=False)
+class Example(Readable):
     """One pair as text; roles are positions among its tokens, -1 where there is none."""
 
     tokens: tuple[str, ...]
@@ -45,7 +46,7 @@ class Example:
     counterfactual_roles: dict[str, int]
 
 
-class CommonResults(Strict):
+class CommonResults(Readable, Strict):
     """`registry.Results` adds a part for each section; one that did not run is None."""
 
     schema_version: Literal[2]

@@ -12,6 +12,7 @@ from circuitdiff.tasks.reading import read_template
 from circuitdiff.tasks.table import TABLES, TableTask, read_table
 from circuitdiff.tasks.task import Task
 from circuitdiff.tasks.template import TemplateTask
+from circuitdiff.tasks.texts import from_texts
 from circuitdiff.tasks.triples_file import read_triples
 
 FILES = Path(__file__).parent / "files"
@@ -80,6 +81,7 @@ __all__ = [
     "TemplateTask",
     "built_in",
     "entity_tracking",
+    "from_texts",
     "get_task",
     "ioi",
     "is_task_file",

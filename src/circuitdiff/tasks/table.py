@@ -9,7 +9,6 @@ including its end, or the word where it stands. Slots are the roles, and the tok
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,12 +25,13 @@ from circuitdiff.config.settings import FolderName, Name, Settings
 from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices, naming
 from circuitdiff.prompts import Pairs, Triples
+from circuitdiff.readable import Readable
 from circuitdiff.tasks.answers import AnswerTexts, pairs_of
 from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.scenarios import SPLITS, check_options, generator, split_of
-from circuitdiff.tasks.task import DescribedPair, check_plan_roles, describe_pair
+from circuitdiff.tasks.task import DescribedPair, Task, check_plan_roles, describe_pair
 from circuitdiff.tasks.template_file import Scored
-from circuitdiff.tasks.tokens import CHAT, START, Span, cut_at_roles, tokenise
+from circuitdiff.tasks.tokens import Span, check_known, check_names, cut_at_roles, tokenise
 
 TABLES = (".jsonl", ".csv")
 _LISTED = "|"  # what separates several answers or foils in a cell of a CSV file
@@ -80,7 +80,6 @@ class TableFile(Settings):
 Texts = tuple[str, ...]
 _Some = Annotated[str, Field(min_length=1)]
 _Several = tuple[_Some, ...]
-_OURS = re.compile(r"last|start|chat|text_\d+")  # slots that are not roles, and the role that each prompt has
 
 
 class Row(Settings):
@@ -98,9 +97,11 @@ class Row(Settings):
     counterfactual_roles: dict[Name, Span | str] | None = None
 
 
-@dataclass(frozen=True)
-class TableTask:
-    """A task whose prompts are the rows of a table; see `circuitdiff.tasks.get_task`."""
+@dataclass(frozen=True, repr=False)
+class TableTask(Readable, Task):
+    """A task whose prompts are the rows of a table; see `Task.from_file`."""
+
+    _shown = ("name", "about", "roles", "counterfactuals", "desiderata", "files")
 
     form: TableFile
     path: Path
@@ -212,13 +213,7 @@ class TableTask:
         other = [_counterfactual(row, origin) for row, origin in zip(rows, origins, strict=True)]
         with naming(str(self.table)):
             prompts = tokenise(tokenizer, [*clean, *other], self.roles, chat_prefix(tokenizer, chat))
-        own = torch.tensor([name.partition("#")[0] not in (CHAT, START) for name in prompts.slot_names])[
-            prompts.slots
-        ] & (prompts.slots >= 0)
-        unknown = own & (prompts.tokens == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id))
-        if unknown.any():
-            where = origins[int(unknown.any(1).nonzero()[0]) % n_prompts]
-            raise InputError(f"{where}: the tokenizer does not know every word: use other words, or another model")
+        check_known(tokenizer, prompts, [*origins, *origins])
         scenarios = {key: i for i, key in enumerate(dict.fromkeys(self.scenarios[i] for i, _ in drawn))}
         numbers = torch.arange(len(prompts))
         return pairs_of(
@@ -363,10 +358,7 @@ def _row(origin: str, data: Mapping[str, Any], form: TableFile, is_csv: bool) ->
         raise InputError(
             f"{origin}: the prompt ends in a space, and the answer begins with one; keep that of the answer"
         )
-    if ours := next(
-        (role for role in (*read.roles, *(read.counterfactual_roles or ())) if _OURS.fullmatch(role)), None
-    ):
-        raise InputError(f"{origin}: a role cannot be called {ours!r}, which has a meaning here; choose another name")
+    check_names((*read.roles, *(read.counterfactual_roles or ())), origin)
     cut_at_roles(read.prompt, read.roles, origin)
     _counterfactual(read, origin)
     return read

@@ -18,6 +18,16 @@ from circuitdiff.tasks.chat import OFF
 class Task(Protocol):
     """Prompt pairs with answers, and roles that every prompt has."""
 
+    @staticmethod
+    def from_file(path_or_name: str, **options: object) -> Task:
+        """The task of a file by its path, or a built-in task by its name; the same as `tasks.get_task`.
+
+        Raises: InputError if there is no such task, its file is wrong, or an option is unknown or of the wrong type.
+        """
+        from circuitdiff.tasks import get_task  # which reads the files of both forms of this
+
+        return get_task(path_or_name, **options)
+
     @property
     def name(self) -> str: ...
 

@@ -19,21 +19,24 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices, naming
 from circuitdiff.prompts import Pairs, PromptSet, Triples
+from circuitdiff.readable import Readable
 from circuitdiff.tasks.answers import AnswerTexts, answers_of, pairs_of
 from circuitdiff.tasks.changes import ChangeRule
 from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.counterfactuals import draw_counterfactual
 from circuitdiff.tasks.desiderata import sample_desiderata
 from circuitdiff.tasks.scenarios import Pools, Question, check_options, draw_questions, generator
-from circuitdiff.tasks.task import DescribedPair, describe_pair
+from circuitdiff.tasks.task import DescribedPair, Task, describe_pair
 from circuitdiff.tasks.template_file import TemplateFile
 from circuitdiff.tasks.tokens import Prompt, WholeWords, one_token_words, tokenise
 from circuitdiff.tasks.writing import Texts, Words, prompt_of, write
 
 
-@dataclass(frozen=True)
-class TemplateTask:
-    """A task whose prompts are written by a template; see `circuitdiff.tasks.read_task`."""
+@dataclass(frozen=True, repr=False)
+class TemplateTask(Readable, Task):
+    """A task whose prompts are written by a template; see `Task.from_file`."""
+
+    _shown = ("name", "about", "roles", "counterfactuals", "desiderata", "files")
 
     form: TemplateFile
     origin: str  # what errors name

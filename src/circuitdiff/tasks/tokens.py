@@ -21,6 +21,7 @@ Span = tuple[int, int]
 
 CHAT = "chat"  # the slot of a chat template's text
 START = "start"  # the slot of what the tokenizer puts before the text, such as a BOS token
+_OURS = re.compile(r"last|start|chat|text_\d+")
 
 
 class Piece(NamedTuple):
@@ -133,6 +134,21 @@ def tokenise(
         slot_names=names,
         slot_kinds=[re.sub(r"\b(segment|change)_\d+\.", r"\1.", name) for name in names],
     )
+
+
+def check_known(tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, origins: Sequence[str]) -> None:
+    """Raises: InputError naming the first prompt of whose own text there is a word that the tokenizer does not know."""
+    own = torch.tensor([name.partition("#")[0] not in (CHAT, START) for name in prompts.slot_names])[prompts.slots]
+    unknown = (prompts.slots >= 0) & own & (prompts.tokens == (-1 if (unk := tokenizer.unk_token_id) is None else unk))
+    if unknown.any():
+        where = origins[int(unknown.any(1).nonzero()[0])]
+        raise InputError(f"{where}: the tokenizer does not know every word: use other words, or another model")
+
+
+def check_names(roles: Iterable[str], origin: str) -> None:
+    """Raises: InputError if a role has the name of a slot that is none, or of the role that each prompt has."""
+    if ours := next((role for role in roles if _OURS.fullmatch(role)), None):
+        raise InputError(f"{origin}: a role cannot be called {ours!r}, which has a meaning here; choose another name")
 
 
 def _check_words(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], rows: Sequence[_Tokenised]) -> None:

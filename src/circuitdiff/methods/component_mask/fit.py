@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from circuitdiff.engine import Model
 from circuitdiff.methods.component_mask.patching import MEMORY_GB, Patching, SharedRuns
 from circuitdiff.methods.component_mask.training import Mask, Part, Training, train_mask
 from circuitdiff.prompts import Triples, split_by_scenario
+from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, accuracy_interval, difference_interval
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -28,7 +29,7 @@ Progress = Callable[[int, int], None]  # done, of how many
 Penalty = Annotated[float, Field(ge=0, le=1e6)]  # nats per patched head
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MaskOptions(Training):
     """What is fitted; the paper trained on 1000 triples, chose on 500 and tested on 500."""
 
@@ -56,8 +57,8 @@ class Sweep:
         check_fields(self)
 
 
-@dataclass(frozen=True)
-class MaskFit:
+@dataclass(frozen=True, repr=False)
+class MaskFit(Readable):
     """A mask on test triples that it has not seen, beside its floors and controls on the same triples.
 
     `answers`, by what was patched: "mask", "nothing" (the floor), "shuffled", "all" heads of the group, "ranked" (its
@@ -83,6 +84,12 @@ class MaskFit:
     def heads(self) -> tuple[Head, ...]:
         """The heads that carry what the desideratum asks for."""
         return self.mask.patched
+
+    def to_pandas(self) -> Any:
+        """A row for each head of the group. Raises: InputError if there is no pandas."""
+        kept = zip(self.mask.heads, self.mask.keep.tolist(), strict=True)
+        rows = ((head.layer, head.index, keep, head in self.heads) for head, keep in kept)
+        return data_frame("layer head keep patched", rows)
 
     def hits(self, patched: str = "mask") -> Bool[Tensor, " some"]:
         answers = self.answers[patched]

@@ -26,6 +26,7 @@ from circuitdiff.circuit import Head
 from circuitdiff.config.settings import Count
 from circuitdiff.config.validation import check_fields
 from circuitdiff.methods.component_mask.patching import Patching, Quantity
+from circuitdiff.readable import Readable
 from circuitdiff.stats.metrics import log_prob
 
 
@@ -104,8 +105,8 @@ GATES = {
 }
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, repr=False)
+class Training(Readable):
     """How a mask is learned."""
 
     loss: Literal["cross_entropy", "target_logit"] = "cross_entropy"
@@ -139,8 +140,8 @@ class Check(NamedTuple):
     accuracy: float
 
 
-@dataclass(frozen=True)
-class Mask:
+@dataclass(frozen=True, repr=False)
+class Mask(Readable):
     """A learned mask."""
 
     heads: tuple[Head, ...]  # of the group

@@ -39,6 +39,7 @@ from circuitdiff.methods.cross_model.activations import (
 from circuitdiff.methods.cross_model.hybrids import Basis, Clean, Hybrid, Ran, basis_of, run_hybrids
 from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable
 from circuitdiff.stats.shapley import Attribution, Subset, all_subsets, attribute, needed_subsets
 
 Parts = Group | Circuit | Mapping[str, Group]
@@ -59,8 +60,8 @@ class Limits:
 _LIMITS = Limits()
 
 
-@dataclass(frozen=True)
-class CrossPatch:
+@dataclass(frozen=True, repr=False)
+class CrossPatch(Readable):
     """The recipient with each subset of the parts patched, and the donor, on the same prompts."""
 
     what: Carrier
@@ -241,8 +242,8 @@ class ControlGroups:
         yield from (self.any_layer, *self.same_layers, *([] if self.elsewhere is None else [self.elsewhere]))
 
 
-@dataclass(frozen=True)
-class Controls:
+@dataclass(frozen=True, repr=False)
+class Controls(Readable):
     """The recipient with each control patched in a group's stead; `nothing` is the recipient as it is.
 
     `noise`: the recipient's own values moved in a random direction, as far as the donor's are away. `scaled`: its own

@@ -14,6 +14,7 @@ from circuitdiff.config.settings import Prompts
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, Quantity, check_replacement, moved
 from circuitdiff.methods.ablations import ABLATIONS, Ablated, AblationName, ablation_scores
+from circuitdiff.readable import Readable
 from circuitdiff.study.common_units import Replaced, circuit_answers, model_answers
 from circuitdiff.study.estimates import Estimate, Ratio, result_of
 from circuitdiff.study.plan import DISTINCT, Part, Sizes
@@ -50,8 +51,8 @@ class AblationScores:
     normalised: Ratio  # (circuit - ablated) / (model - ablated)
 
 
-@dataclass(frozen=True)
-class UnderAblation:
+@dataclass(frozen=True, repr=False)
+class UnderAblation(Readable):
     """A circuit in a model under one ablation."""
 
     n_prompts: int

@@ -11,6 +11,7 @@ from torch import Tensor
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.models.comparable import other_settings
 from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable
 from circuitdiff.study.checks import batching
 from circuitdiff.study.common_units import EVALUATION, model_answers
 from circuitdiff.study.context import StudyContext, checked
@@ -32,8 +33,8 @@ class ErrorShare(Share):
     kind: str  # "before", "after" (the neighbours in the list), "other", or "none" of those listed
 
 
-@dataclass(frozen=True)
-class Accuracy:
+@dataclass(frozen=True, repr=False)
+class Accuracy(Readable):
     """What a model, or a circuit alone, answers to the evaluation prompts."""
 
     accuracy: Share

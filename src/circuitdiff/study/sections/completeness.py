@@ -19,6 +19,7 @@ from circuitdiff.methods.completeness import (
     random_parts,
     whole_groups,
 )
+from circuitdiff.readable import Readable
 from circuitdiff.study.common_units import means_of
 from circuitdiff.study.estimates import Estimate, GroupHeads, HeadPlace, Number, estimate, groups_of, result_of
 from circuitdiff.study.host import LoadedModel
@@ -81,8 +82,8 @@ class WorstPart(Removed):
     search: tuple[SearchStep, ...]
 
 
-@dataclass(frozen=True)
-class PartsRemoved:
+@dataclass(frozen=True, repr=False)
+class PartsRemoved(Readable):
     """A circuit in a model. All values but those of `search` are taken on evaluation prompts."""
 
     quantity: Quantity

@@ -17,6 +17,7 @@ from circuitdiff.methods.cross_model.hybrids import Ran
 from circuitdiff.methods.cross_model.patching import MOST_GROUPS, Controls, CrossPatch, Limits
 from circuitdiff.models.checks import log_prob_tolerance
 from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable
 from circuitdiff.stats.shapley import IN_ORDER, all_subsets, needed_subsets
 from circuitdiff.study.checks import FEW
 from circuitdiff.study.context import StudyContext, checked
@@ -109,8 +110,8 @@ class PatchControls:
     same_layers: RandomGroups  # as many random heads in each layer
 
 
-@dataclass(frozen=True)
-class CrossModel:
+@dataclass(frozen=True, repr=False)
+class CrossModel(Readable):
     """Of a variant. Heads and controls are of the worse of the two models as `recipient`, if the other gains on it."""
 
     groups: dict[str, GroupHeads]  # of the base's circuit

@@ -17,6 +17,7 @@ from circuitdiff.errors import naming
 from circuitdiff.evaluation import check_groups
 from circuitdiff.methods.discovery import Plan, Stage, StageResult, circuit_of, gaps, receivers_of, stage_result
 from circuitdiff.methods.path_patching import PathEffects, path_effects
+from circuitdiff.readable import Readable
 from circuitdiff.study.checks import FEW, executors_on_path
 from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import StudyContext, checked
@@ -28,8 +29,8 @@ from circuitdiff.study.section import Part, Section, Sizes
 from circuitdiff.study.units import Unit
 
 
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Readable):
     """One stage: every head's effect [layer, head], in the metric's unit, negative where it helps; and the choice."""
 
     name: str
@@ -55,8 +56,8 @@ class Sweep:
             raise ValueError("expected effects, low, high and adjusted_p of one shape, layers x heads")
 
 
-@dataclass(frozen=True)
-class FoundCircuit:
+@dataclass(frozen=True, repr=False)
+class FoundCircuit(Readable):
     """A circuit, and the stages that it was found in; one that the user gave has no plan, and counts as the base's."""
 
     model: str
@@ -87,7 +88,7 @@ async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
             study.warn(f"circuit {name} has no heads, so it was not evaluated")
         for gap in () if plan is None else gaps(plan, each.stages):
             study.warn(f"circuit {name}: {gap}")
-        stages = tuple(map(_sweep, each.stages))
+        stages = tuple(map(sweep_of, each.stages))
         metric = None if plan is None else plan.metric
         results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages)
         if plan is not None:
@@ -224,7 +225,7 @@ async def _check(study: StudyContext, model: str, plan: Plan, result: StageResul
     study.add_checks([checked(name, model, floor / smallest if chosen else 0.0, 1.0, detail)])
 
 
-def _sweep(result: StageResult) -> Sweep:
+def sweep_of(result: StageResult) -> Sweep:
     stage, effects, selection = result.stage, result.found, result.selection
     _, low, high = effects.intervals()
     rule = f"{type(stage.select).__name__} " + ", ".join(f"{k}={v}" for k, v in asdict(stage.select).items())

@@ -11,6 +11,7 @@ import torch
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import Draws, Prompts
 from circuitdiff.evaluation import Evaluation, all_heads, moved, random_circuit
+from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import mean_interval, normalised_ratio_interval, ratio_interval
 from circuitdiff.study.checks import FEW, executors_on_circuits
 from circuitdiff.study.common_units import EVALUATION, circuit_answers, means_of, model_answers
@@ -67,8 +68,8 @@ class RandomCircuits:
     accuracies: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class CircuitInModel(Ratio):
+@dataclass(frozen=True, repr=False)
+class CircuitInModel(Readable, Ratio):
     """Faithfulness of a circuit in one model, by slot means: accuracy alone over the model's."""
 
     normalised: Estimate  # (circuit - ablated) / (model - ablated)

@@ -13,6 +13,7 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.methods.component_mask.fit import MaskFit, MaskOptions
 from circuitdiff.prompts import Triples, split_by_scenario
+from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import Interval, difference_interval
 from circuitdiff.study.checks import FEW, executors_on_masks
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share, estimate, number, places, share, with_heads
@@ -83,8 +84,8 @@ class Redrawn:
     from_model: str
 
 
-@dataclass(frozen=True)
-class MaskCell:
+@dataclass(frozen=True, repr=False)
+class MaskCell(Readable):
     """The mask of a group for one desideratum: the heads that carry it, and how often its target is the answer."""
 
     heads: tuple[HeadPlace, ...]

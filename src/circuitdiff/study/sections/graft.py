@@ -25,6 +25,7 @@ from circuitdiff.methods.graft import (
     graft_several,
     layer_ranges,
 )
+from circuitdiff.readable import Readable
 from circuitdiff.stats.shapley import ALONE
 from circuitdiff.study.costs import PlannedMixtures
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, groups_of, places, with_heads
@@ -84,8 +85,8 @@ class GraftedHeads(GraftedParts):
     group: str  # whose heads are the parts
 
 
-@dataclass(frozen=True)
-class GraftResult(GraftedParts):
+@dataclass(frozen=True, repr=False)
+class GraftResult(Readable, GraftedParts):
     """Of a variant: the groups of the base's circuit, and all else by kind."""
 
     groups: dict[str, GroupHeads]

@@ -12,6 +12,7 @@ from circuitdiff.cache.records import Record
 from circuitdiff.config.settings import Count, Prompts
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.knockout import attention_knockout, blocking, roles_before
+from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import difference_interval
 from circuitdiff.study.checks import FEW, executors_agree
 from circuitdiff.study.estimates import Estimate, Share, estimate, share
@@ -82,8 +83,8 @@ class Curve:
     points: tuple[Point, ...]
 
 
-@dataclass(frozen=True)
-class Knockouts:
+@dataclass(frozen=True, repr=False)
+class Knockouts(Readable):
     n_prompts: int
     n_scenarios: int
     matrix: Matrix
@@ -127,7 +128,7 @@ async def _knockouts(study: StudyContext, model: str, roles: list[str], options:
         n_scenarios=len(clean.scenarios.unique()),
         matrix=_matrix(roles, clean, in_cells, options.margin),
         curves=tuple(
-            Curve(query, key, options.single_layers, accuracy, _points(layers, each))
+            Curve(query, key, options.single_layers, accuracy, points_of(layers, each))
             for (query, key), each in by_layer.items()
         ),
     )
@@ -214,7 +215,7 @@ def cell_of(
     return Cell(query, key, answer, share(blocked.hits, blocked.scenarios), estimate(loss), estimate(beyond))
 
 
-def _points(layers: Sequence[int], blocked: Sequence[Evaluation]) -> tuple[Point, ...]:
+def points_of(layers: Sequence[int], blocked: Sequence[Evaluation]) -> tuple[Point, ...]:
     return tuple(
         Point(**vars(share(each.hits, each.scenarios)), layer=layer)
         for layer, each in zip(layers, blocked, strict=True)

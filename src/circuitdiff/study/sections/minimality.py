@@ -13,6 +13,7 @@ from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import COUNTS_PROMPTS
 from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, minimality, most_removed
 from circuitdiff.prompts import halves
+from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import ratio_interval
 from circuitdiff.study.common_units import circuit_answers, means_of, model_answers
 from circuitdiff.study.estimates import (
@@ -83,8 +84,8 @@ class HeadCounts:
     pruned: int
 
 
-@dataclass(frozen=True)
-class PrunedCircuit:
+@dataclass(frozen=True, repr=False)
+class PrunedCircuit(Readable):
     """A circuit in the model where it was found: what each head costs, and what is left with the heads that stay."""
 
     model: str

@@ -22,6 +22,7 @@ from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.methods.path_patching import Via
 from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable
 from circuitdiff.stats.effect_maps import Likeness, changed_heads, compare_maps
 from circuitdiff.stats.intervals import (
     Interval,
@@ -153,8 +154,8 @@ class SameWork:
     effect: Estimate
 
 
-@dataclass(frozen=True)
-class VariantOverlap:
+@dataclass(frozen=True, repr=False)
+class VariantOverlap(Readable):
     """None where the plan was not run in the variant (the first three; `moved`), or a circuit has no heads."""
 
     groups: tuple[GroupOverlap, ...] | None = None

@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import By, Evaluation, moved
+from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
 from circuitdiff.study.common_units import circuit_answers, model_answers
 from circuitdiff.study.estimates import Estimate, Number, ratio, with_heads
@@ -42,8 +43,8 @@ _ABLATIONS = "mean by slot and mean by kind with heads at every segment"
 Cells = Mapping[str, Mapping[str, MaskCell]]  # by group and desideratum
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Readable):
     """Sentences, the thresholds that they were held against, and evidence that no other section has."""
 
     sentences: tuple[Sentence, ...]
