@@ -10,7 +10,8 @@ from jaxtyping import config
 from torch import Tensor
 
 from circuitdiff.errors import InputError
-from circuitdiff.prompts import Pairs, PromptSet, Triples
+from circuitdiff.prompts import Pairs, PromptSet
+from circuitdiff.triples import Triples
 from helpers.fake_pairs import KINDS, LENGTHS, SLOTS, fake_pairs, prompt_set
 from helpers.fake_triples import fake_triples
 

@@ -32,10 +32,11 @@ from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import CheckError
 from circuitdiff.models.differences import ModelDifferences, model_differences
-from circuitdiff.prompts import Pairs, PromptSet, Triples
+from circuitdiff.prompts import Pairs, PromptSet
 from circuitdiff.runs import compare
 from circuitdiff.stats.selection import Discoveries, TopK, lowest
 from circuitdiff.tasks import Task
+from circuitdiff.triples import Triples
 
 __all__ = [
     "Blocking",

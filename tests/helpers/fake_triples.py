@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from circuitdiff.prompts import PromptSet, Triples
+from circuitdiff.prompts import PromptSet
+from circuitdiff.triples import Triples
 from helpers.fake_pairs import D_VOCAB, KINDS, SLOTS
 
 N_TRIPLES = 23

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.component_mask.patching import Patching, SharedRuns
-from circuitdiff.prompts import Triples
+from circuitdiff.triples import Triples
 from helpers.tiny_models import Subject
 
 HEADS = (Head(2, 4), Head(1, 0), Head(1, 5), Head(3, 2))

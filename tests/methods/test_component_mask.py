@@ -19,9 +19,9 @@ from circuitdiff.methods.component_mask.patching import Patching, SharedRuns
 from circuitdiff.methods.component_mask.training import GATES, Training, cross_entropy, gradient, target_logit
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
-from circuitdiff.prompts import Triples
 from circuitdiff.tasks import entity_tracking
 from circuitdiff.tasks.desiderata import sample_desiderata
+from circuitdiff.triples import Triples
 from helpers.fake_triples import N_TRIPLES, fake_triples
 from helpers.masked_subject import HEADS, patching_of
 from helpers.tiny_models import Subject, subject

@@ -23,7 +23,8 @@ from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.methods.knockout import Blocking, attention_knockout
 from circuitdiff.methods.minimality import minimality
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
-from circuitdiff.prompts import Pairs, PromptSet, Triples
+from circuitdiff.prompts import Pairs, PromptSet
+from circuitdiff.triples import Triples
 from helpers.fake_pairs import D_VOCAB, SLOTS, fake_pairs
 from helpers.fake_triples import fake_triples
 from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject

@@ -10,10 +10,10 @@ import torch
 
 from circuitdiff.errors import InputError
 from circuitdiff.models.sources import read_outline
-from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.desiderata import _texts, pointed_to, sample_desiderata, sample_triples
 from circuitdiff.tasks.scenarios import Question, Scenario, split_of
+from circuitdiff.triples import Triples, split_by_scenario
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
 from helpers.reading import texts
 from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level

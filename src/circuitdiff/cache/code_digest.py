@@ -15,7 +15,7 @@ _HOME = Path(__file__).parent.parent
 # What computes: folders and modules. Neither what shows, judges or plans, nor what makes prompts and weights:
 # these have fingerprints of their own.
 COMPUTES = (
-    *("engine", "evaluation", "methods", "stats", "prompts", "circuit", "cache.records"),
+    *("engine", "evaluation", "methods", "stats", "prompts", "triples", "circuit", "cache.records"),
     *("models.checks", "models.probe", "models.structure", "models.weight_changes", "study.records", "study.checks"),
     *("study.sections.cross_model_units", "study.sections.functions_units"),
 )

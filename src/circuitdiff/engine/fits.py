@@ -10,7 +10,8 @@ from torch import Tensor
 
 from circuitdiff.engine.model import Model
 from circuitdiff.errors import InputError
-from circuitdiff.prompts import Bucket, Pairs, PromptSet, Triples, buckets
+from circuitdiff.prompts import Bucket, Pairs, PromptSet, buckets
+from circuitdiff.triples import Triples
 
 DEFAULT_MEMORY_GB = 1.0
 # What of the memory each may take where all three are there at once: clean runs that are kept from sweep to sweep, the

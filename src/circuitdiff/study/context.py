@@ -23,12 +23,13 @@ from circuitdiff.errors import InputError
 from circuitdiff.finetune.recipes import made_by
 from circuitdiff.models.checks import Check, refuse_failures
 from circuitdiff.models.family_registry import caution_about
-from circuitdiff.prompts import Pairs, Triples
+from circuitdiff.prompts import Pairs
 from circuitdiff.study.facts import ModelFacts, Speed, facts_of, speed_of
 from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
 from circuitdiff.study.settings import CommonSettings, plans_of, task_of
 from circuitdiff.study.units import Unit, contents
 from circuitdiff.study.workers import Monitor, Place, Rank, WorkerLost, Workers
+from circuitdiff.triples import Triples
 
 T = TypeVar("T")
 Item = TypeVar("Item")

@@ -12,11 +12,12 @@ from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import By, Means, Shared
 from circuitdiff.models import load_model
-from circuitdiff.prompts import Pairs, Triples
+from circuitdiff.prompts import Pairs
 from circuitdiff.study.kept import Kept
 from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.units import Needed, Unit, contents
+from circuitdiff.triples import Triples
 
 MODELS_AT_ONCE = 2
 RECORDS_AT_ONCE = 4  # that units need; the larger ones are means

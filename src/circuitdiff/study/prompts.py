@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.prompts import Pairs, Triples, split_by_scenario
+from circuitdiff.prompts import Pairs
 from circuitdiff.study.settings import CommonSettings, task_of
 from circuitdiff.tasks import read_triples
+from circuitdiff.triples import Triples, split_by_scenario
 
 _SPLITS = {"means": "mask"}  # the task's name of a split, where it is another
 

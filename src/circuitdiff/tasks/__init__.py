@@ -9,7 +9,8 @@ from circuitdiff.config.reading import looks_like_path, no_such_path, read_yaml
 from circuitdiff.errors import InputError, choices
 from circuitdiff.tasks.desiderata import sample_triples
 from circuitdiff.tasks.reading import read_template
-from circuitdiff.tasks.table import TABLES, TableTask, read_table
+from circuitdiff.tasks.table import TableTask, read_table
+from circuitdiff.tasks.table_file import TABLES
 from circuitdiff.tasks.task import Task
 from circuitdiff.tasks.template import TemplateTask
 from circuitdiff.tasks.texts import from_texts

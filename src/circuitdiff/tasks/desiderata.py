@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, naming
-from circuitdiff.prompts import PromptSet, Triples
+from circuitdiff.prompts import PromptSet
 from circuitdiff.tasks.answers import AnswerTokens
 from circuitdiff.tasks.chat import OFF
 from circuitdiff.tasks.markup import parse
@@ -40,6 +40,7 @@ from circuitdiff.tasks.scenarios import (
 )
 from circuitdiff.tasks.template_file import Desideratum
 from circuitdiff.tasks.writing import Texts, with_between
+from circuitdiff.triples import Triples
 
 if TYPE_CHECKING:
     from circuitdiff.tasks.template import TemplateTask

@@ -10,8 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices
-from circuitdiff.prompts import Pairs, PromptSet, Triples
+from circuitdiff.prompts import Pairs, PromptSet
 from circuitdiff.tasks.chat import OFF
+from circuitdiff.triples import Triples
 
 
 @runtime_checkable

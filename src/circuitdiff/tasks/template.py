@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices, naming
-from circuitdiff.prompts import Pairs, PromptSet, Triples
+from circuitdiff.prompts import Pairs, PromptSet
 from circuitdiff.readable import Readable
 from circuitdiff.tasks.answers import AnswerTexts, answers_of, pairs_of
 from circuitdiff.tasks.changes import ChangeRule
@@ -30,6 +30,7 @@ from circuitdiff.tasks.task import DescribedPair, Task, describe_pair
 from circuitdiff.tasks.template_file import TemplateFile
 from circuitdiff.tasks.tokens import Prompt, WholeWords, one_token_words, tokenise
 from circuitdiff.tasks.writing import Texts, Words, prompt_of, write
+from circuitdiff.triples import Triples
 
 
 @dataclass(frozen=True, repr=False)

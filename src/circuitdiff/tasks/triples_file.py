@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from circuitdiff.config.reading import read_jsonl
 from circuitdiff.config.validation import Strict, validated
 from circuitdiff.errors import InputError
-from circuitdiff.prompts import Triples
 from circuitdiff.tasks.tokens import Span, cut_at_roles, tokenise
+from circuitdiff.triples import Triples
 
 
 class Line(Strict):

@@ -19,9 +19,9 @@ from circuitdiff.config.validation import check_fields
 from circuitdiff.engine import Model
 from circuitdiff.methods.component_mask.patching import MEMORY_GB, Patching, SharedRuns
 from circuitdiff.methods.component_mask.training import Mask, Part, Training, train_mask
-from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, accuracy_interval, difference_interval
+from circuitdiff.triples import Triples, split_by_scenario
 
 Progress = Callable[[int, int], None]  # done, of how many
 

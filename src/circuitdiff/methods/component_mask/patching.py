@@ -22,7 +22,8 @@ from circuitdiff.engine.kept_runs import KeptRuns, Need, keep_runs, kept_gb
 from circuitdiff.engine.model import bypassed
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.shapes import random_group
-from circuitdiff.prompts import Bucket, PromptSet, Triples
+from circuitdiff.prompts import Bucket, PromptSet
+from circuitdiff.triples import Triples
 
 # Logits after each prompt, and which of the base prompts these are, to a number each.
 Quantity = Callable[[Float[Tensor, "row d_vocab"], Int[Tensor, " row"]], Float[Tensor, " row"]]

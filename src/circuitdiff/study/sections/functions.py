@@ -12,7 +12,6 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.methods.component_mask.fit import MaskFit, MaskOptions
-from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import Interval, difference_interval
 from circuitdiff.study.checks import FEW, executors_on_masks
@@ -36,6 +35,7 @@ from circuitdiff.study.sections.functions_options import (
 )
 from circuitdiff.study.sections.functions_units import MaskRuns, Patched, answers_of_patched, learned_mask
 from circuitdiff.study.units import Unit
+from circuitdiff.triples import Triples, split_by_scenario
 
 Floor = Literal["nothing", "shuffled"]  # no head patched; a mask trained and tested on shuffled targets
 

@@ -17,12 +17,12 @@ from circuitdiff.errors import InputError
 from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep
 from circuitdiff.methods.component_mask.patching import MEMORY_GB
 from circuitdiff.methods.discovery import Stage
-from circuitdiff.prompts import Triples, split_by_scenario
 from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined, check_known
 from circuitdiff.study.prompts import is_file
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.tasks import Task, read_triples
+from circuitdiff.triples import Triples, split_by_scenario
 
 _FEW = 64  # triples that are drawn to see whether a desideratum goes with tokenizer and roles
 _TRAINING_STEP = 2.0  # in forward runs: the gradient goes back through activations, not to weights

@@ -8,10 +8,11 @@ from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep, fit_shared
 from circuitdiff.methods.component_mask.patching import SharedRuns
-from circuitdiff.prompts import PromptSet, split_by_scenario
+from circuitdiff.prompts import PromptSet
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import TriplesOf
 from circuitdiff.study.records import record_of
+from circuitdiff.triples import split_by_scenario
 
 
 @dataclass(frozen=True)
