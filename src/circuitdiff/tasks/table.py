@@ -23,7 +23,7 @@ from circuitdiff.readable import Readable
 from circuitdiff.tasks.answers import AnswerTexts, pairs_of
 from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.scenarios import SPLITS, check_options, generator, split_of
-from circuitdiff.tasks.table_file import TABLES, Row, TableFile, read_rows
+from circuitdiff.tasks.table_file import TABLES, Row, TableFile, counterfactual_of, read_rows
 from circuitdiff.tasks.task import DescribedPair, Task, check_plan_roles, describe_pair
 from circuitdiff.tasks.tokens import check_known, cut_at_roles, tokenise
 from circuitdiff.triples import Triples
@@ -144,7 +144,7 @@ class TableTask(Readable, Task):
         rows = [row for _, row in drawn]
         origins = [self.rows[i][0] for i, _ in drawn]
         clean = [cut_at_roles(row.prompt, row.roles, origin) for row, origin in zip(rows, origins, strict=True)]
-        other = [_counterfactual(row, origin) for row, origin in zip(rows, origins, strict=True)]
+        other = [counterfactual_of(row, origin) for row, origin in zip(rows, origins, strict=True)]
         with naming(str(self.table)):
             prompts = tokenise(tokenizer, [*clean, *other], self.roles, chat_prefix(tokenizer, chat))
         check_known(tokenizer, prompts, [*origins, *origins])
@@ -201,7 +201,7 @@ class TableTask(Readable, Task):
         right = self._spaced(row.counterfactual_answer or ())
         return AnswerTexts(right, ()) if right else None
 
-    def _spaced(self, texts: str | Texts) -> Texts:
+    def _spaced(self, texts: str | tuple[str, ...]) -> tuple[str, ...]:
         each = (texts,) if isinstance(texts, str) else texts
         return tuple(text if not self.form.space or text[:1].isspace() else f" {text}" for text in each)
 
@@ -225,18 +225,6 @@ def read_table(path: Path) -> TableTask:
             raise InputError(f"{path}: question has the role {role!r}, which is unknown{choices(role, task.roles)}")
     check_plan_roles(str(path), form.plans, task.roles)
     return task
-
-
-def _counterfactual(row: Row, origin: str) -> Any:
-    """With the roles of its own, or the clean prompt's: the same words, or the same characters.
-
-    Raises: InputError if it lacks one of the clean prompt's roles, or has another.
-    """
-    roles = row.roles if row.counterfactual_roles is None else row.counterfactual_roles
-    if lacking := next((role for role in {*row.roles} ^ {*roles}), None):
-        where = "counterfactual_roles" if lacking in row.roles else "roles"
-        raise InputError(f"{origin}: the role {lacking!r} has no place in {where}; give it one in both prompts")
-    return cut_at_roles(row.counterfactual, roles, f"{origin}, counterfactual")
 
 
 def _check_splits(rows: Sequence[tuple[str, Row]], scenarios: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,7 @@ from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices
 from circuitdiff.tasks.scenarios import SPLITS
 from circuitdiff.tasks.template_file import Scored
-from circuitdiff.tasks.tokens import Span
+from circuitdiff.tasks.tokens import Prompt, Span, check_names, cut_at_roles
 
 TABLES = (".jsonl", ".csv")
 _LISTED = "|"  # what separates several answers or foils in a cell of a CSV file
@@ -61,7 +61,6 @@ class TableFile(Settings):
     plans: dict[Name, Any] = Field(default_factory=dict)
 
 
-Texts = tuple[str, ...]
 _Some = Annotated[str, Field(min_length=1)]
 _Several = tuple[_Some, ...]
 
@@ -158,7 +157,7 @@ def _row(origin: str, data: Mapping[str, Any], form: TableFile, is_csv: bool) ->
         )
     check_names((*read.roles, *(read.counterfactual_roles or ())), origin)
     cut_at_roles(read.prompt, read.roles, origin)
-    _counterfactual(read, origin)
+    counterfactual_of(read, origin)
     return read
 
 
@@ -190,3 +189,15 @@ def _check_twice(rows: Sequence[tuple[str, Row]]) -> None:
         if row.prompt in first:
             raise InputError(f"{origin}: the prompt of {first[row.prompt]} stands here again; keep one")
         first[row.prompt] = origin
+
+
+def counterfactual_of(row: Row, origin: str) -> Prompt:
+    """With the roles of its own, or the clean prompt's: the same words, or the same characters.
+
+    Raises: InputError if it lacks one of the clean prompt's roles, or has another.
+    """
+    roles = row.roles if row.counterfactual_roles is None else row.counterfactual_roles
+    if lacking := next((role for role in {*row.roles} ^ {*roles}), None):
+        where = "counterfactual_roles" if lacking in row.roles else "roles"
+        raise InputError(f"{origin}: the role {lacking!r} has no place in {where}; give it one in both prompts")
+    return cut_at_roles(row.counterfactual, roles, f"{origin}, counterfactual")
