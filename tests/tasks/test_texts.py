@@ -60,7 +60,6 @@ def test_spans_scenarios_and_queried_are_taken_as_they_are(tokenizer):
         ({"roles": {"last": ["is", "is"]}, "counterfactual_roles": None}, r"role cannot be called 'last'"),
         ({"counterfactual": [GIVEN["counterfactual"][0], GIVEN["clean"][1]]}, r"^prompt 1: the counterfactual equals"),
         ({"clean": [GIVEN["clean"][0], "So the capital of old Japan is"]}, r"^prompt 1: .*not know every word"),
-        ({"answers": [" Paris", " Tokyo Paris"]}, r"^prompt 1: the answer ' Tokyo Paris' is 2 tokens"),
         ({"foils": [" Rome", []]}, r"^prompt 1: .*has no foil"),
     ],
 )  # fmt: skip
