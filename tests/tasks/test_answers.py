@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Pairs
 from circuitdiff.tasks import get_task
+from circuitdiff.tasks.answers import AnswerTokens
 from circuitdiff.tasks.soundness import examine, guessing
 from helpers.tiny_tokenizers import learned_byte_pairs
 
@@ -159,3 +161,15 @@ def test_what_needs_one_right_answer_is_refused_beside_a_set(tmp_path, change, m
     (tmp_path / "task.yaml").write_text(text + change + "\n")
     with pytest.raises(InputError, match=rf"task\.yaml: {message}"):
         get_task(str(tmp_path / "task.yaml"))
+
+
+def test_a_token_that_begins_with_the_space_of_the_prompts_last_word_may_reach_into_the_answer():
+    """` 14` and `3` would be written as ` 143`; without its space, `14` and `3` are apart."""
+    vocabulary = {letter: i for i, letter in enumerate([*"Ġ143to", "Ġ1", "Ġ14", "Ġ143"])}
+    whole = Tokenizer(models.BPE(vocabulary, [("Ġ", "1"), ("Ġ1", "4"), ("Ġ14", "3")]))
+    whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole)
+    assert tokenizer.tokenize("14") + tokenizer.tokenize("3") == tokenizer.tokenize("143")
+    with pytest.raises(InputError, match=r"the answer '3' must be tokens of its own after ' 14'"):
+        AnswerTokens(tokenizer, "all").of("to 14", "3", "here")
+    assert AnswerTokens(tokenizer, "all").of("to", " 14", "here") == (vocabulary["Ġ14"],)

@@ -13,6 +13,7 @@ from circuitdiff.cache.files import write_whole
 from circuitdiff.config.names import file_name
 from circuitdiff.config.reading import split_adapters
 from circuitdiff.errors import InputError
+from circuitdiff.models.family_registry import MEMBERS
 from circuitdiff.study.registry import parse_study
 from circuitdiff.study.runner import plan_study
 from circuitdiff.study.settings import CommonSettings, PromptSettings
@@ -71,7 +72,7 @@ def write_study(settings: CommonSettings, folder: Path) -> Path:
         "name": settings.name,
         "base": models.pop(settings.base.name),
         "variants": models,
-        "task": _path(task.name, folder, is_task_file(task.name)),
+        "task": {**task.model_dump(), "name": _path(task.name, folder, is_task_file(task.name))},
     }
     if settings.chat not in (OFF, AUTO):
         written["chat"] = _path(settings.chat, folder, True)
@@ -101,7 +102,8 @@ def _names(models: Sequence[str]) -> list[str]:
 
 
 def _model(model: Any, folder: Path) -> Any:
-    sources = [_path(each, folder, os.path.exists(each)) for each in (model.source, *model.adapters)]
+    named = (model.source, *model.adapters)
+    sources = [_path(each, folder, os.path.exists(each) and each not in MEMBERS) for each in named]
     return {"source": sources[0], **({"adapters": sources[1:]} if sources[1:] else {})}
 
 

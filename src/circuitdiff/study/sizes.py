@@ -26,8 +26,8 @@ def capped(settings: CommonSettings) -> CommonSettings:
 def shrunk(settings: CommonSettings, share: float) -> CommonSettings:
     """The study with a share of its prompts and random draws, but not fewer than can say something."""
     sizes = {
-        name: max(least, round(share * getattr(settings.prompts, name)))
-        for name, least in FEWEST.model_dump(include={"discovery", "replication", "evaluation", "means"}).items()
+        name: min(n, max(getattr(FEWEST, name), round(share * n)))
+        for name, n in settings.prompts.model_dump(include={"discovery", "replication", "evaluation", "means"}).items()
     }
     fewer = settings.model_copy(update={"prompts": settings.prompts.model_copy(update=sizes)})
     return capped(

@@ -107,7 +107,7 @@ class AnswerTokens:
 
         Raises: InputError if the answer changes the prompt's own tokens, adds none, or has one that is unknown.
         """
-        end = prompt[prompt.rstrip().rfind(" ") + 1 :]  # tokens do not reach across a space from behind
+        end = prompt[max(0, prompt.rstrip().rfind(" ")) :]  # from its last space on: a token may begin with that
         if (end, answer) not in self._known:
             start, whole = self._tokenizer([end, end + answer], add_special_tokens=False)["input_ids"]
             added = whole[len(start) :]

@@ -24,7 +24,7 @@ from circuitdiff.tasks.answers import AnswerTexts, pairs_of
 from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.scenarios import SPLITS, check_options, generator, split_of
 from circuitdiff.tasks.table_file import TABLES, Row, TableFile, counterfactual_of, read_rows
-from circuitdiff.tasks.task import DescribedPair, Task, check_plan_roles, describe_pair
+from circuitdiff.tasks.task import Task, check_plan_roles
 from circuitdiff.tasks.tokens import check_known, cut_at_roles, tokenise
 from circuitdiff.triples import Triples
 
@@ -160,10 +160,6 @@ class TableTask(Readable, Task):
             origins=origins,
             answer_tokens=self.form.answer_tokens,
         )
-
-    def describe(self, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPair:
-        """The tokens of one pair, as text, each with its roles."""
-        return describe_pair(pairs, prompt, tokenizer)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

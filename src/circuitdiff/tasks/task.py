@@ -113,7 +113,7 @@ class Task(Protocol):
 
     def describe(self, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPair:
         """The tokens of one pair, as text, each with its roles."""
-        ...
+        return describe_pair(pairs, prompt, tokenizer)
 
 
 def check_plan_roles(origin: str, plans: Mapping[str, Any], roles: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.counterfactuals import draw_counterfactual
 from circuitdiff.tasks.desiderata import sample_desiderata
 from circuitdiff.tasks.scenarios import Pools, Question, check_options, draw_questions, generator
-from circuitdiff.tasks.task import DescribedPair, Task, describe_pair
+from circuitdiff.tasks.task import Task
 from circuitdiff.tasks.template_file import TemplateFile
 from circuitdiff.tasks.tokens import Prompt, WholeWords, one_token_words, tokenise
 from circuitdiff.tasks.writing import Texts, Words, prompt_of, write
@@ -215,10 +215,6 @@ class TemplateTask(Readable, Task):
             origins=[self.origin] * n_prompts,
             answer_tokens=self.form.answer_tokens,
         )
-
-    def describe(self, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> DescribedPair:
-        """The tokens of one pair, as text, each with its roles."""
-        return describe_pair(pairs, prompt, tokenizer)
 
     def key(self, *of: object) -> tuple[object, ...]:
         """What seeds the draws."""
