@@ -9,7 +9,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.tasks import entity_tracking
 from circuitdiff.tasks.chat import chat_prefix
 from helpers.reading import words_at
-from helpers.tiny_tokenizers import byte_pairs
+from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level
 
 PLAIN = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}{% if add_generation_prompt %}[me] {% endif %}"
@@ -65,10 +65,11 @@ def test_roles_words_and_answers_are_those_of_the_plain_prompt(tokenizer):
     assert used == {"chat"}
 
 
-def test_special_tokens_stand_once_where_the_template_writes_them(tokenizer):
-    tokenizer.chat_template = "{{ eos_token }}" + PLAIN
+def test_special_tokens_stand_once_where_the_template_writes_them():
+    tokenizer = word_level([*FRAME, *OBJECTS, "dog", *LABELS])  # which puts <s> before every text by itself
+    tokenizer.chat_template = "{{ bos_token }} Box "
     rows = sample(tokenizer, "auto").clean_prompts.rows()
-    assert all(row.count(tokenizer.eos_token_id) == 1 and row[0] == tokenizer.eos_token_id for row in rows)
+    assert all(row[:2] == [1, tokenizer.convert_tokens_to_ids("Box")] and row.count(1) == 1 for row in rows)
 
 
 def test_a_template_without_a_system_text_goes_without_and_the_date_is_always_the_same(tokenizer, tmp_path):
