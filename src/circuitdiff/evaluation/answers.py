@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from circuitdiff.engine import Model
@@ -14,8 +15,9 @@ from circuitdiff.engine.capture import read_model
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.intervals import Interval, accuracy_interval
+from circuitdiff.stats.intervals import Interval
 from circuitdiff.stats.metrics import hit, log_prob, logit_difference
+from circuitdiff.stats.proportions import accuracy_interval
 
 Quantity = Literal["hits", "probability", "logit_difference"]
 
@@ -40,7 +42,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> Interval:
-        """Share of hits, with a bootstrap interval over scenarios."""
+        """Share of hits, with Wilson's interval; scenarios are the independent units."""
         return accuracy_interval(self.hits.numpy(), self.scenarios.numpy())
 
     @property
@@ -58,6 +60,10 @@ class Evaluation:
             "logit_difference": self.logit_differences,
         }
         return values[quantity].double()
+
+    def scored(self, quantity: Quantity | Score) -> Shaped[np.ndarray, " prompt"]:
+        """`per_prompt` for statistics, which know hits, and what interval they need, by their being booleans."""
+        return (self.hits if quantity in ("hits", "accuracy") else self.per_prompt(quantity)).numpy()
 
 
 def evaluate_model(model: Model, pairs: Pairs) -> Evaluation:
