@@ -74,7 +74,9 @@ def means(g: np.random.Generator, n: int) -> Iterator[Row]:
             yield coverage(f"mean, {name}, {n_scenarios} scenarios of {size}", wanted, bounds, 2 * effects.mean)
 
 
-def _clustered(effects: Effects, g: np.random.Generator, n: int, n_scenarios: int, size: int) -> tuple[ndarray, ndarray]:
+def _clustered(
+    effects: Effects, g: np.random.Generator, n: int, n_scenarios: int, size: int
+) -> tuple[ndarray, ndarray]:
     """Each prompt's effect is its scenario's and one of its own."""
     shared = effects.draw(g, (n, n_scenarios)).repeat(size, axis=1)
     return shared + effects.draw(g, shared.shape), np.arange(n_scenarios).repeat(size)
@@ -101,8 +103,15 @@ def same(n: int) -> Iterator[Row]:
     sizes, hidden = range(60, 501, 1 if n > 1000 else 20), (0.0, 0.01, 0.02, 0.05)
     for lost in hidden:
         chance, at = max((_said_same(size, lost + MARGIN, lost), size) for size in sizes)
-        yield Row(f'"the same" at the margin, {lost} the other way, n = 60 to 500 (worst: {at})', (0, 0.03), chance, 0.0)
-    worst = min((_held(size, lost + difference, lost), size) for size in sizes[::20] for lost in hidden for difference in (0, 0.02, 0.05, 0.2))
+        yield Row(
+            f'"the same" at the margin, {lost} the other way, n = 60 to 500 (worst: {at})', (0, 0.03), chance, 0.0
+        )
+    worst = min(
+        (_held(size, lost + difference, lost), size)
+        for size in sizes[::20]
+        for lost in hidden
+        for difference in (0, 0.02, 0.05, 0.2)
+    )
     yield Row(f"paired difference, worst coverage, n = 60 to 500 ({worst[1]})", SAFE, worst[0], 0.0)
 
 
@@ -154,19 +163,27 @@ def ratios(g: np.random.Generator, n: int) -> Iterator[Row]:
             found = []
             for _ in range(n):
                 model = g.random(size) < p
-                found.append(ratio_interval(np.where(model, g.random(size) < kept, g.random(size) < new), model, np.arange(size)))
+                found.append(
+                    ratio_interval(np.where(model, g.random(size) < kept, g.random(size) < new), model, np.arange(size))
+                )
             name = f"faithfulness, {size} prompts, model {p}, kept {kept}, new {new}"
             yield coverage(name, SAFE, _stacked(found), (p * kept + (1 - p) * new) / p)
         found = []
         for _ in range(n):
             model, ablated = g.random(size) < 0.6, g.random(size) < 0.1
-            found.append(normalised_ratio_interval(np.where(g.random(size) < 0.8, model, ablated), ablated, model, np.arange(size)))
+            found.append(
+                normalised_ratio_interval(
+                    np.where(g.random(size) < 0.8, model, ablated), ablated, model, np.arange(size)
+                )
+            )
         yield coverage(f"normalised faithfulness, {size} prompts", SAFE, _stacked(found), 0.8)
         found = []
         for _ in range(n):
             model = g.gamma(4, size=size)
             found.append(ratio_interval(model * g.random(size), model, np.arange(size)))
-        yield coverage(f"faithfulness of a skewed score, {size} prompts", FAIR if size > 60 else SAFE, _stacked(found), 0.5)
+        yield coverage(
+            f"faithfulness of a skewed score, {size} prompts", FAIR if size > 60 else SAFE, _stacked(found), 0.5
+        )
 
 
 def shares(g: np.random.Generator, n: int) -> Iterator[Row]:

@@ -106,8 +106,8 @@ def ratio_bounds(
     and both. So at ratios of 0 and 1, where no prompt of a sample may differ, the bounds are as far as Wilson's and
     Tango's. Infinite where the denominator may be 0; nan with one scenario.
 
-    Source: Fieller 1954 (doi:10.1111/j.2517-6161.1954.tb00159.x); Hwang 1995, Statistica Sinica 5, 161, for its bootstrap.
-    The added scenarios are ours.
+    Source: Fieller 1954 (doi:10.1111/j.2517-6161.1954.tb00159.x); Hwang 1995, Statistica Sinica 5, 161, for its
+    bootstrap. The added scenarios are ours.
     """
     sign = np.sign(denominator.sum())
     if sign == 0:
@@ -120,11 +120,11 @@ def ratio_bounds(
     if hits:
         one = (sizes**2).sum() / len(scenarios)
         variance += _Z**2 / 2 * one**2 * np.array([[2, 1], [1, 2]])
-        highest = stats.t.ppf(0.975, len(sizes) - 1) if len(sizes) > 1 else np.nan
+        highest = np.float64(stats.t.ppf(0.975, len(sizes) - 1))  # nan with one scenario
         lowest = -highest
     else:
         lowest, highest = _pivot_quantiles(centred[:1] - above / below * centred[1:], sizes, 0.95)
-    return _ratio_at(float(highest), above, below, variance), _ratio_at(float(lowest), above, below, variance)
+    return _ratio_at(highest.item(), above, below, variance), _ratio_at(lowest.item(), above, below, variance)
 
 
 def _ratio_at(quantile: float, above: float, below: float, variance: ndarray) -> float:
