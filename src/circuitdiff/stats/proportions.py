@@ -59,8 +59,9 @@ def paired_interval(
 
     A prompt's difference is -1, 0 or 1, or a weighted mean of such (a Shapley value), which counts as that much of a
     discordant prompt. The interval inverts the score test of every difference: where no prompt differs it reaches
-    z^2 / (n + z^2) either way, and one difference more never brings the bound on its side nearer. With one scenario
-    the bounds are nan.
+    z^2 / (n + z^2) either way, and one difference more never brings the bound on its side nearer (unless prompts of
+    its own scenario differ the other way: the scenario as a whole then differs less). With one scenario the bounds are
+    nan.
 
     Source: Tango 1998 (doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B).
     """
