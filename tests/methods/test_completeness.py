@@ -56,6 +56,7 @@ def test_both_terms_agree_with_one_circuit_at_a_time():
     without = [evaluate_without(model, [part], pairs, means)[0] for part in parts]
     for quantity in ("probability", "hits", "logit_difference"):
         found = completeness(model, CIRCUIT, parts, pairs, means, quantity)
+        assert found.of_hits == (quantity == "hits")
         for actual, expected in ((found.circuit, alone), (found.model, without)):
             for row, one in zip(actual, expected, strict=True):
                 columns = {

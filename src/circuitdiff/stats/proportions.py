@@ -85,11 +85,10 @@ def _effective(rows: Float[ndarray, "row prompt"], scenarios: ndarray, level: fl
     n = len(scenarios)
     totals, sizes = scenario_totals(rows, scenarios)
     z, quantile = float(stats.norm.ppf((1 + level) / 2)), (1 + level) / 2
-    if len(sizes) < 2:
-        return _Effective(np.full(len(rows), np.nan), z)
     mean, one, prior = rows.mean(1, keepdims=True), (sizes**2).sum() / n, z**2 / 2
     between = ((totals - mean * sizes) ** 2).sum(1) + prior * one**2
     within = np.abs(rows).sum(1) - n * mean[:, 0] ** 2 + prior * one
+    # With one scenario Student's quantile is nan, and so is all that follows.
     few = (stats.t.ppf(quantile, n - 1) / stats.t.ppf(quantile, len(sizes) - 1)) ** 2
     return _Effective(n * within / between * few, z)
 
