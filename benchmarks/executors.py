@@ -65,7 +65,7 @@ def time_path(model: cd.engine.Model, pairs: Pairs, path: PatchedPath, repeats: 
     chosen = pairs.select(bucket.prompts)
 
     def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
-        return logit_difference(logits, chosen.right_answers[prompt], chosen.alternatives[prompt])[:, None]
+        return logit_difference(logits, chosen.right_answers[prompt], chosen.foils[prompt])[:, None]
 
     clean = readout(batch.clean.logits, torch.arange(len(pairs)))
     n_layers = path.last_layer or model.n_layers

@@ -112,18 +112,18 @@ WRONG_PAIRS = {
     "an answer too few": ({"answers": PAIRS.answers[:4]}, r"Pairs\.answers: expected the shape \[5\]; got \[4\]"),
     "a negative answer": ({"answers": changed(PAIRS.answers, 2, None, -1)}, r"Pairs\.answers, row 2 .*got -1"),
     "answers of int32": ({"answers": PAIRS.answers.int()}, r"Pairs\.answers: expected an int64 tensor"),
-    "alternatives of one axis": ({"alternatives": PAIRS.answers + 1}, r"Pairs\.alternatives: .*\[5, any\]; got \[5\]"),
-    "no alternatives": ({"alternatives": PAIRS.alternatives[:, :0]}, r"Pairs\.alternatives: expected at least one"),
+    "foils of one axis": ({"foils": PAIRS.answers + 1}, r"Pairs\.foils: .*\[5, any\]; got \[5\]"),
+    "no foils": ({"foils": PAIRS.foils[:, :0]}, r"Pairs\.foils: expected at least one"),
     "a negative alternative": (
-        {"alternatives": changed(PAIRS.alternatives, 3, 1, -2)},
-        r"alternatives, row 3 .*got -2",
+        {"foils": changed(PAIRS.foils, 3, 1, -2)},
+        r"foils, row 3 .*got -2",
     ),
-    "the answer twice": ({"alternatives": changed(PAIRS.alternatives, 3, 1, 13)}, r"row 3 .*than the answer; got 13"),
+    "the answer twice": ({"foils": changed(PAIRS.foils, 3, 1, 13)}, r"row 3 .*than the answer; got 13"),
     "right answers of one axis": ({"right": PAIRS.answers}, r"Pairs\.right: expected the shape \[5, any\]; got \[5\]"),
     "no right answers": ({"right": SETS[:, :0]}, r"Pairs\.right: expected at least one right answer of each"),
     "a right answer below 0": ({"right": changed(SETS, 3, 1, -1)}, r"Pairs\.right, row 3 .*from 0; got -1"),
     "another first answer": ({"right": SETS.flip(1)}, r"Pairs\.right, row 0 .*answer in the first column; got 40"),
-    "a right alternative": ({"right": changed(SETS, 2, 1, 32)}, r"alternatives, row 2 .*than the answer; got 32"),
+    "a right alternative": ({"right": changed(SETS, 2, 1, 32)}, r"foils, row 2 .*than the answer; got 32"),
     "continuations of a few": ({"continuations": MORE[:2]}, r"Pairs\.continuations: .*\[5, any\]; got \[2, 3\]"),
     "a continuation below -1": ({"continuations": MORE - 1}, r"Pairs\.continuations, row 0 .*from -1; got -2"),
     "a gap in a continuation": (
@@ -176,7 +176,7 @@ def test_what_is_selected_is_what_the_constructor_would_make_of_the_rows():
     part, made = PAIRS.select(rows), PAIRS.clean_prompts
     assert torch.equal(part.clean_prompts.tokens, made.tokens[rows])
     assert torch.equal(part.counterfactual_lengths, PAIRS.counterfactual_lengths[rows])
-    assert torch.equal(part.alternatives, PAIRS.alternatives[rows])
+    assert torch.equal(part.foils, PAIRS.foils[rows])
     assert torch.equal(part.positions["query_label"], made.positions["query_label"][rows])
     assert isinstance(replace(part), Pairs)
     assert isinstance(replace(TRIPLES.select(rows)), Triples)

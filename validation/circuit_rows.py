@@ -13,12 +13,8 @@ from circuitdiff.evaluation import Evaluation, Means, evaluate_circuits, evaluat
 from circuitdiff.evaluation import random_circuit as draw_circuit
 from circuitdiff.methods.component_mask.fit import MaskFit, MaskOptions, fit_shared
 from circuitdiff.methods.component_mask.patching import SharedRuns
-from circuitdiff.stats.intervals import (
-    RatioInterval,
-    difference_interval,
-    normalised_ratio_interval,
-    ratio_interval,
-)
+from circuitdiff.stats.intervals import RatioInterval, normalised_ratio_interval, ratio_interval
+from circuitdiff.stats.proportions import difference_interval
 from validation.subjects import Row, Sizes, Subject, at_most, between, task
 
 _CHANCE = 1 / 7

@@ -17,7 +17,7 @@ from circuitdiff.methods.graft import Graft, graft, graft_alone
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.intervals import difference_interval
+from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.stats.shapley import ALONE, IN_ORDER, SYMMETRIC, Attribution, Credit
 from circuitdiff.study.estimates import estimate
 from circuitdiff.study.evidence import Evidence, GraftEvidence, Thresholds

@@ -113,7 +113,7 @@ class Pairs(Readable):
 
     `clean_prompts`, `counterfactual_prompts`: as many of each, in one order, with the same roles and slot names.
     `answers` [prompt]: the token that is right after each clean prompt.
-    `alternatives` [prompt, k]: foils, what is wrong though it was listed; at least one, and never the answer. A logit
+    `foils` [prompt, k]: what is wrong though it was listed; at least one, and never the answer. A logit
     difference is the answer's logit minus that of the best of them; a prompt with fewer repeats one.
     `counterfactual_answers` [prompt]: what is right after the counterfactual; None: it has no answer of its own.
     `scenarios` [prompt]: a number for each; prompts of one scenario are not independent, so intervals resample these.
@@ -124,7 +124,7 @@ class Pairs(Readable):
     refuses; -1 behind the last. None: all answers are one token.
     """
 
-    _shown = ("clean_prompts", "lengths", "positions", "scenarios", "queried", "answers", "alternatives")
+    _shown = ("clean_prompts", "lengths", "positions", "scenarios", "queried", "answers", "foils")
 
     # (tokenizer, clean=, counterfactual=, answers=, foils=, ...): checked pairs of texts; by `tasks.texts`, which is
     # above this room and attaches it.
@@ -133,7 +133,7 @@ class Pairs(Readable):
     clean_prompts: PromptSet
     counterfactual_prompts: PromptSet
     answers: Int[Tensor, " prompt"]
-    alternatives: Int[Tensor, "prompt k"]
+    foils: Int[Tensor, "prompt k"]
     counterfactual_answers: Int[Tensor, " prompt"] | None
     scenarios: Int[Tensor, " prompt"]
     queried: Int[Tensor, " prompt"]
@@ -150,17 +150,17 @@ class Pairs(Readable):
                 f"{'agree' if list(clean.slot_names) == list(other.slot_names) else 'differ'}: give both the same"
             )
         check_numbers("Pairs.answers", self.answers, (n,), at_least=0)
-        check_numbers("Pairs.alternatives", self.alternatives, (n, None), at_least=0)
+        check_numbers("Pairs.foils", self.foils, (n, None), at_least=0)
         if self.counterfactual_answers is not None:
             check_numbers("Pairs.counterfactual_answers", self.counterfactual_answers, (n,), at_least=0)
         check_numbers("Pairs.scenarios", self.scenarios, (n,))
         check_numbers("Pairs.queried", self.queried, (n,), at_least=0)
-        if self.alternatives.shape[1] == 0:
-            raise InputError("Pairs.alternatives: expected at least one other listed answer of each prompt; got none")
+        if self.foils.shape[1] == 0:
+            raise InputError("Pairs.foils: expected at least one other listed answer of each prompt; got none")
         self._check_right(n)
         self._check_continuations(n)
-        twice = (self.alternatives[:, :, None] == self.right_answers[:, None]).any(2)
-        _check_rows("Pairs.alternatives", self.alternatives, twice, "other tokens than the answer")
+        twice = (self.foils[:, :, None] == self.right_answers[:, None]).any(2)
+        _check_rows("Pairs.foils", self.foils, twice, "other tokens than the answer")
 
     def _check_right(self, n_prompts: int) -> None:
         if self.right is None:
@@ -186,7 +186,7 @@ class Pairs(Readable):
     def fingerprint(self) -> str:
         """The same for the same content: prompts, counterfactuals, answers and scenarios."""
         both = [self.clean_prompts.fingerprint(), self.counterfactual_prompts.fingerprint()]
-        answers = [self.answers, self.alternatives, self.counterfactual_answers]
+        answers = [self.answers, self.foils, self.counterfactual_answers]
         more = [] if self.right is None and self.continuations is None else [self.right, self.continuations]
         return fingerprint_of(both, *answers, self.scenarios, self.queried, *more)
 
@@ -237,7 +237,7 @@ class Pairs(Readable):
             clean_prompts=self.clean_prompts.select(prompts),
             counterfactual_prompts=self.counterfactual_prompts.select(prompts),
             answers=self.answers[prompts],
-            alternatives=self.alternatives[prompts],
+            foils=self.foils[prompts],
             counterfactual_answers=None if own is None else own[prompts],
             scenarios=self.scenarios[prompts],
             queried=self.queried[prompts],

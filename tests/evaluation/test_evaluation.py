@@ -77,7 +77,7 @@ def test_a_circuit_alone_agrees_with_its_definition(executor, by):
             for head in CIRCUIT.heads_at(role):
                 kept[0, head.layer, place, head.index] = True
         logits = chosen.reference.ablated(pairs.clean[i : i + 1, :length], positions, kept, constants)[0, 0]
-        others = logits[pairs.alternatives[i]].max()
+        others = logits[pairs.foils[i]].max()
         assert actual.predictions[i] == logits.argmax()
         assert actual.hits[i] == (logits.argmax() == pairs.answers[i])
         assert float(actual.logit_differences[i]) == pytest.approx(float(logits[pairs.answers[i]] - others), abs=1e-10)

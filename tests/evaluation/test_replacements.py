@@ -79,7 +79,7 @@ def without_by_hand(pairs: Pairs, prompt: int, removed: Circuit, constants: Tens
 
 def assert_answers(actual: Evaluation, pairs: Pairs, prompt: int, logits: Tensor) -> None:
     answer = pairs.answers[prompt]
-    log_prob, best = logits.log_softmax(-1)[answer], logits[pairs.alternatives[prompt]].max()
+    log_prob, best = logits.log_softmax(-1)[answer], logits[pairs.foils[prompt]].max()
     assert float(actual.log_probs[prompt]) == pytest.approx(float(log_prob), abs=1e-10)
     assert float(actual.logit_differences[prompt]) == pytest.approx(float(logits[answer] - best), abs=1e-10)
     assert actual.predictions[prompt] == logits.argmax()

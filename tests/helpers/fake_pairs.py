@@ -39,13 +39,13 @@ def prompt_set(seed: int, lengths: tuple[int, ...] = LENGTHS) -> PromptSet:
 def fake_pairs(*, own_answers: bool = False) -> Pairs:
     n = len(LENGTHS)
     answers = torch.tensor([7, 9, 11, 13, 15])
-    alternatives = torch.tensor([[8, 20, 30], [21, 8, 31], [22, 32, 8], [8, 23, 33], [24, 8, 34]])
+    foils = torch.tensor([[8, 20, 30], [21, 8, 31], [22, 32, 8], [8, 23, 33], [24, 8, 34]])
     other: Tensor | None = torch.full((n,), 8) if own_answers else None
     scenarios, queried = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 1, 0, 1])
-    return Pairs(prompt_set(1), prompt_set(2), answers, alternatives, other, scenarios, queried)
+    return Pairs(prompt_set(1), prompt_set(2), answers, foils, other, scenarios, queried)
 
 
 def logit_difference(logits: Tensor, pairs: Pairs, i: int) -> float:
     """Of the answer to the best of the other listed ones, by definition: pair `i`, logits (1, token)."""
-    others = [float(logits[0, t]) for t in pairs.alternatives[i].tolist()]
+    others = [float(logits[0, t]) for t in pairs.foils[i].tolist()]
     return float(logits[0, pairs.answers[i]]) - max(others)

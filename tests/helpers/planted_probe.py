@@ -91,7 +91,7 @@ def columns(head: Head, part: int = 0) -> slice:
 
 def logit_difference(logits: Tensor, pairs: Pairs) -> Tensor:
     """The answer against the best other object of the prompt."""
-    return logits.gather(1, pairs.answers[:, None])[:, 0] - logits.gather(1, pairs.alternatives).max(1).values
+    return logits.gather(1, pairs.answers[:, None])[:, 0] - logits.gather(1, pairs.foils).max(1).values
 
 
 def accuracy(logits: Tensor, pairs: Pairs) -> float:

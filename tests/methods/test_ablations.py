@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -62,8 +64,17 @@ def test_scores_stand_side_by_side_as_a_ratio_and_normalised(quantity, unit):
 def test_accuracy_is_the_share_of_hits():
     scores = ablation_scores(FOUND, "hits")
     assert (scores.circuit.value, scores.model.value, scores.ablated.value) == (0.75, 1.0, 0.0)
-    assert scores.normalised.value == 0.75
     assert scores.model.low < 1.0, "Wilson's interval at 1"
+    prompts = torch.arange(40)
+    rows = (each.select(prompts % 4) for each in (FOUND.circuit, FOUND.model, FOUND.ablated))
+    often = Ablated(*(replace(each, scenarios=prompts) for each in rows))
+    scores = ablation_scores(often, "hits")
+    assert scores.normalised.value == scores.ratio.value == 0.75
+    assert (scores.normalised.low, scores.normalised.high) == pytest.approx((scores.ratio.low, scores.ratio.high))
+
+
+def test_four_hits_are_too_few_to_divide_by():
+    assert "the denominator is 1, which is not surely above 0" in str(ablation_scores(FOUND, "hits").ratio.undefined)
 
 
 def test_a_model_at_zero_has_no_ratio_and_says_why():

@@ -73,7 +73,7 @@ def close(actual: Tensor, expected: list[float]) -> None:
 def test_a_set_is_hit_by_any_answer_and_weighs_what_all_weigh_together():
     pairs, found = sets(), evaluate_model(MODEL, sets())
     for i in range(len(pairs)):
-        logits, right, foils = clean_logits(pairs, i), pairs.right_answers[i].tolist(), pairs.alternatives[i].tolist()
+        logits, right, foils = clean_logits(pairs, i), pairs.right_answers[i].tolist(), pairs.foils[i].tolist()
         assert found.hits[i] == (int(logits.argmax()) in right)
         assert float(found.logit_differences[i]) == pytest.approx(by_hand("logit_difference", logits, right, foils))
         assert float(found.log_probs[i]) == pytest.approx(by_hand("log_prob", logits, right, foils), abs=1e-10)
@@ -103,7 +103,7 @@ def test_effects_on_a_set_agree_with_loops(metric):
         both: tuple[list[float], list[float]] = [], []
         for i in range(len(pairs)):
             logits = patched_logits(pairs, sender, i), clean_logits(pairs, i)
-            right, foils = pairs.right_answers[i].tolist(), pairs.alternatives[i].tolist()
+            right, foils = pairs.right_answers[i].tolist(), pairs.foils[i].tolist()
             both[0].append(effect_by_hand(metric, *logits, right, foils))
             swapped = [foil for foil in foils if foil != 8] + right  # 8 is the counterfactual's answer, and listed
             both[1].append(effect_by_hand(metric, *logits, [8], swapped))
@@ -163,7 +163,7 @@ def test_groups_and_gradients_take_the_best_of_a_set():
             patched_logits(pairs, heads[0], i),
             clean_logits(pairs, i),
             pairs.right_answers[i].tolist(),
-            pairs.alternatives[i].tolist(),
+            pairs.foils[i].tolist(),
         )
         for i in range(len(pairs))
     ]
@@ -198,7 +198,7 @@ def continued() -> Pairs:
             if more[i, place] == 0:
                 more[i, place] = REFERENCE.logits(tokens)[0].argmax()
             given.append(int(more[i, place]))
-    return replace(pairs, answers=answers, alternatives=pairs.alternatives % 34, continuations=more)
+    return replace(pairs, answers=answers, foils=pairs.foils % 34, continuations=more)
 
 
 def test_an_answer_of_several_tokens_is_read_token_by_token_after_the_right_ones():
@@ -213,7 +213,7 @@ def test_an_answer_of_several_tokens_is_read_token_by_token_after_the_right_ones
             tokens = torch.cat([tokens, torch.tensor([[token]])], dim=1)
         assert bool(found.hits[i]) == hit
         assert float(found.log_probs[i]) == pytest.approx(log_prob, abs=1e-10)
-        first, foils = clean_logits(pairs, i), pairs.alternatives[i].tolist()
+        first, foils = clean_logits(pairs, i), pairs.foils[i].tolist()
         assert float(found.logit_differences[i]) == pytest.approx(
             by_hand("logit_difference", first, answer[:1], foils), abs=1e-10
         )

@@ -14,6 +14,7 @@ from circuitdiff.evaluation import evaluate_circuit, evaluate_circuits, evaluate
 from circuitdiff.methods.completeness import Completeness, completeness, greedy_part, random_parts, whole_groups
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.intervals import mean_interval
+from circuitdiff.stats.proportions import accuracy_interval, difference_interval
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import subject
 
@@ -55,6 +56,7 @@ def test_both_terms_agree_with_one_circuit_at_a_time():
     without = [evaluate_without(model, [part], pairs, means)[0] for part in parts]
     for quantity in ("probability", "hits", "logit_difference"):
         found = completeness(model, CIRCUIT, parts, pairs, means, quantity)
+        assert found.of_hits == (quantity == "hits")
         for actual, expected in ((found.circuit, alone), (found.model, without)):
             for row, one in zip(actual, expected, strict=True):
                 columns = {
@@ -73,13 +75,25 @@ def test_differences_are_signed_and_paired():
     np.testing.assert_allclose(found.of_circuit().value, [0.5, 0.4])
 
 
+def test_of_hits_they_are_paired_differences_of_accuracies():
+    model, circuit = torch.arange(40) % 2 == 0, torch.arange(40) % 3 == 0
+    rows = (model.double()[None], circuit.double()[None])
+    found = Completeness((Circuit({}),), *rows, torch.arange(40), of_hits=True)
+    difference = difference_interval(model.numpy(), circuit.numpy(), np.arange(40))
+    np.testing.assert_allclose(np.ravel(found.differences()), difference)
+    np.testing.assert_allclose(np.ravel(found.of_model()), accuracy_interval(model.numpy(), np.arange(40)))
+
+
 def test_absolute_differences_reach_down_to_zero_only_where_the_signed_interval_holds_it():
     signed = [[0.3, 0.5, 0.4], [-0.3, -0.5, -0.4], [-0.2, 0.3, 0.2]]
     found = of_scores(signed, [[0.0] * 3] * 3)
     value, low, high = found.absolute_differences()
     np.testing.assert_allclose(value, [0.4, 0.4, 0.1])
-    np.testing.assert_allclose(low, [0.3, 0.3, 0.0])
-    np.testing.assert_allclose(high, [0.5, 0.5, 0.3])
+    lowest, highest = (np.asarray(bound) for bound in found.differences()[1:])
+    assert lowest[0] > 0 > highest[1]
+    assert lowest[2] < 0 < highest[2]
+    np.testing.assert_allclose(low, [lowest[0], -highest[1], 0.0])
+    np.testing.assert_allclose(high, [highest[0], -lowest[1], max(highest[2], -lowest[2])])
 
 
 def test_the_correlation_is_that_of_the_means_over_prompts():

@@ -84,7 +84,7 @@ FAULTS = {
     ),
     "long": ({"clean_prompts": long(CLEAN)}, r"clean prompts, row 1 .*at most 71 tokens.*gpt2 has; got 72: shorten"),
     "answer": ({"answers": torch.tensor([7, 9, 61, 13, 15])}, rf"answers, row 2 .*{NOT_FROM_HERE}"),
-    "alternative": ({"alternatives": PAIRS.alternatives + 27}, rf"alternatives, row 4 .*{NOT_FROM_HERE}"),
+    "alternative": ({"foils": PAIRS.foils + 27}, rf"foils, row 4 .*{NOT_FROM_HERE}"),
     "counterfactual answer": (
         {"counterfactual_answers": torch.tensor([61, 8, 8, 8, 8])},
         rf"counterfactual answers, row 0 .*{NOT_FROM_HERE}",

@@ -42,8 +42,8 @@ def prompts(n: int, length: int, seed: int) -> PromptSet:
 @functools.cache
 def pairs(n: int, length: int) -> Pairs:
     numbers = torch.arange(n)
-    alternatives = torch.stack([numbers % 7 + 20, numbers % 5 + 40, numbers % 3 + 60], dim=1)
-    return Pairs(prompts(n, length, 1), prompts(n, length, 2), numbers % 9, alternatives, None, numbers, numbers % 4)
+    foils = torch.stack([numbers % 7 + 20, numbers % 5 + 40, numbers % 3 + 60], dim=1)
+    return Pairs(prompts(n, length, 1), prompts(n, length, 2), numbers % 9, foils, None, numbers, numbers % 4)
 
 
 MANY, LONG = (96, 53), (6, 300)

@@ -23,6 +23,7 @@ from circuitdiff.methods.minimality import (
 )
 from circuitdiff.prompts import Pairs, PromptSet, halves
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
+from circuitdiff.stats.proportions import paired_interval
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import subject
 
@@ -107,7 +108,8 @@ def test_minimality_agrees_with_its_looped_definition(rule):
             every_cost.append(costs)
             assert set(entry.removed_with) == row["removed"]
             torch.testing.assert_close(per_prompt, costs, rtol=0, atol=1e-10)
-            interval = mean_interval(costs.numpy()[None], scenarios.numpy())
+            of_costs = paired_interval if rule.score == "hits" else mean_interval
+            interval = of_costs(costs.double().numpy()[None], scenarios.numpy())
             np.testing.assert_allclose(entry.cost, [float(np.asarray(b)[0]) for b in interval], atol=1e-10)
     if rule.decision == "credible":
         p = one_sided(

@@ -157,9 +157,9 @@ def test_for_the_other_answer_the_logit_difference_is_against_the_clean_answer_a
     chosen, pairs = subject("llama"), fake_pairs(own_answers=True)
     found = path_effects(chosen.model, pairs, "last", senders=[Head(3, 2)])
     swapped = fake_pairs()
-    rest = torch.where(pairs.alternatives == 8, pairs.answers[:, None], pairs.alternatives)
+    rest = torch.where(pairs.foils == 8, pairs.answers[:, None], pairs.foils)
     object.__setattr__(swapped, "answers", torch.full((5,), 8))
-    object.__setattr__(swapped, "alternatives", rest)
+    object.__setattr__(swapped, "foils", rest)
     expected = path_effects(chosen.model, swapped, "last", senders=[Head(3, 2)])
     assert found.on_counterfactual_answer is not None
     torch.testing.assert_close(found.on_counterfactual_answer, expected.per_prompt, rtol=0, atol=1e-10, equal_nan=True)
@@ -190,7 +190,7 @@ def test_a_path_that_cannot_work_is_refused(arguments, message):
 
 def test_the_fake_prompts_have_the_sizes_that_catch_mixed_axes():
     pairs = fake_pairs()
-    assert len({N_LAYERS, N_HEADS, D_HEAD, len(pairs), pairs.clean.shape[1], pairs.alternatives.shape[1]}) == 6
+    assert len({N_LAYERS, N_HEADS, D_HEAD, len(pairs), pairs.clean.shape[1], pairs.foils.shape[1]}) == 6
 
 
 @pytest.mark.parametrize("executor", ["window", "full"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from circuitdiff.errors import InputError
-from circuitdiff.stats.intervals import difference_interval
+from circuitdiff.stats.intervals import mean_interval, ratio_bounds
+from circuitdiff.stats.proportions import difference_interval, paired_interval
 from circuitdiff.stats.shapley import all_subsets, attribute, needed_subsets, shapley_weights
 
 PARTS = ("reader", "detector", "transmitter", "fetcher")
@@ -61,13 +62,41 @@ def test_values_of_all_parts_and_what_none_explains_add_up_to_the_gain(how):
     assert sum(shares) + found.unexplained.share == pytest.approx(1)
 
 
-def test_intervals_are_those_of_a_bootstrap_over_scenarios():
-    """The same resamples as `difference_interval` draws, whose own tests hold it."""
+def shapley_by_prompt(scores: dict, part: str) -> np.ndarray:
+    """As `shapley_by_definition`, of each prompt."""
+    prompts = [{subset: values[i : i + 1] for subset, values in scores.items()} for i in range(N_PROMPTS)]
+    return np.array([shapley_by_definition(each, part) for each in prompts])
+
+
+def test_intervals_are_those_of_means_and_of_ratios_to_the_gain():
+    """Whose own tests hold them."""
     scores, donor = invented(2)
     found = attribute(scores, donor, SCENARIOS, PARTS)
-    expected = difference_interval(scores[frozenset(["detector"])], scores[NOTHING], SCENARIOS)
-    assert found.parts["detector"]["alone"][:3] == pytest.approx(tuple(expected))
+    gain = donor - scores[NOTHING]
+    assert found.gain == pytest.approx(tuple(mean_interval(gain, SCENARIOS)))
+    added = {
+        "alone": scores[frozenset(["detector"])] - scores[NOTHING],
+        "left_out": scores[WHOLE] - scores[WHOLE - {"detector"}],
+        "shapley": shapley_by_prompt(scores, "detector"),
+    }
+    for how, values in added.items():
+        credit = found.parts["detector"][how]
+        assert credit[:3] == pytest.approx(tuple(mean_interval(values, SCENARIOS)))
+        assert credit[4:6] == pytest.approx(ratio_bounds(values, gain, SCENARIOS, hits=False))
+
+
+def test_of_hits_they_are_those_of_paired_differences():
+    g = np.random.default_rng(3)
+    scores = {subset: g.random(N_PROMPTS) < 0.2 + len(subset) / 8 for subset in all_subsets(PARTS)}
+    donor = g.random(N_PROMPTS) < 0.8
+    found = attribute(scores, donor, SCENARIOS, PARTS)
     assert found.gain == pytest.approx(difference_interval(donor, scores[NOTHING], SCENARIOS))
+    alone, reader = found.parts["reader"]["alone"], scores[frozenset(["reader"])]
+    assert alone[:3] == pytest.approx(tuple(difference_interval(reader, scores[NOTHING], SCENARIOS)))
+    gain = donor * 1.0 - scores[NOTHING]
+    assert alone[4:6] == pytest.approx(ratio_bounds(reader * 1.0 - scores[NOTHING], gain, SCENARIOS, hits=True))
+    shapley = shapley_by_prompt(scores, "reader")
+    assert found.parts["reader"]["shapley"][:3] == pytest.approx(tuple(paired_interval(shapley, SCENARIOS)))
 
 
 def test_a_share_and_the_gain_are_resampled_together():
@@ -88,15 +117,25 @@ def test_a_gain_whose_interval_covers_0_has_no_shares_and_says_so():
     assert found.unexplained.undefined
 
 
-def test_resamples_without_a_gain_widen_a_share_but_do_not_spoil_it():
-    """A gain of 4 hits on 40 scenarios is 0 in some resamples (in 1 or 2 of 100) and its share 0 / 0."""
-    nothing, donor = np.zeros(40), np.repeat([1.0, 0.0], [4, 36])
+def test_shares_of_hits_are_not_certain_where_no_prompt_of_the_sample_tells_them_apart():
+    """A gain of 12 hits on 40 scenarios: the reader brings each of them, the detector none."""
+    nothing, donor = np.zeros(40, dtype=bool), np.arange(40) < 12
+    scores = {subset: donor if "reader" in subset else nothing for subset in all_subsets(PARTS)}
+    found = attribute(scores, donor, np.arange(40), PARTS)
+    reader, detector = (found.parts[part]["alone"] for part in ("reader", "detector"))
+    assert (reader.share, detector.share) == (1.0, 0.0)
+    assert 0.5 < reader.share_low < 0.8
+    assert 1.2 < reader.share_high < 2
+    assert -0.6 < detector.share_low < -0.2
+    assert 0.2 < detector.share_high < 0.5
+
+
+def test_a_gain_that_may_nearly_be_nothing_leaves_shares_unbounded():
+    nothing, donor = np.zeros(40, dtype=bool), np.arange(40) < 4
     scores = {subset: donor if "reader" in subset else nothing for subset in all_subsets(PARTS)}
     found = attribute(scores, donor, np.arange(40), PARTS)
     assert found.gain.low > 0
-    credit = found.parts["reader"]["alone"]
-    assert (credit.share, credit.share_low, credit.share_high) == (1.0, 1.0, 1.0)
-    assert found.parts["detector"]["alone"].share_high == 0.0
+    assert found.parts["reader"]["alone"][3:6] == (1.0, -np.inf, np.inf)
 
 
 def test_a_loss_has_shares_too():

@@ -77,7 +77,7 @@ def test_prompts_are_known_by_their_content_not_by_their_number(model, tmp_path,
 
     def one_other_answer(self: PromptSource, of: Any) -> Any:
         found = pairs(self, of)
-        return replace(found, answers=found.answers.roll(1), alternatives=found.alternatives + 1000)
+        return replace(found, answers=found.answers.roll(1), foils=found.foils + 1000)
 
     monkeypatch.setattr(PromptSource, "pairs", one_other_answer)
     assert key_of(tmp_path, model) != before

@@ -54,7 +54,7 @@ def test_all_tokens_of_an_answer_are_kept_and_of_foils_the_first(tmp_path, token
     assert pairs.right is None
     firsts, rest, foils = (
         by_prompt(pairs, tokenizer, each.tolist())
-        for each in (pairs.answers[:, None], pairs.continuations, pairs.alternatives)
+        for each in (pairs.answers[:, None], pairs.continuations, pairs.foils)
     )
     assert {p: "".join([*firsts[p], *rest[p]]) for p, _, _ in ROWS} == {p: answer for p, answer, _ in ROWS}
     assert foils["Eve lives in"] == [" New"]
@@ -68,7 +68,7 @@ def test_with_first_tokens_answers_are_one_token_and_foils_that_begin_alike_are_
     pairs = sampled(tmp_path, tokenizer, rows, answer_tokens="first")
     assert pairs.continuations is None
     assert by_prompt(pairs, tokenizer, pairs.answers[:, None].tolist())["Eve lives in"] == [" New"]
-    assert set(by_prompt(pairs, tokenizer, pairs.alternatives.tolist())["Eve lives in"]) == {" Oslo", " San"}
+    assert set(by_prompt(pairs, tokenizer, pairs.foils.tolist())["Eve lives in"]) == {" Oslo", " San"}
 
 
 @pytest.mark.parametrize("tokens", ["all", "first"])
@@ -108,7 +108,7 @@ def test_any_later_decade_is_right():
     for i, row in enumerate(pairs.clean_prompts.rows()):
         ten = int(tokenizer.decode(row).partition("year ")[2][2])
         assert {int(tokenizer.decode([t])) for t in pairs.right_answers[i].tolist()} == set(range(ten + 1, 10))
-        assert {int(tokenizer.decode([t])) for t in pairs.alternatives[i].tolist()} == set(range(ten))
+        assert {int(tokenizer.decode([t])) for t in pairs.foils[i].tolist()} == set(range(ten))
         shares.append((9 - ten) / 9)
         often.update(range(ten + 1, 10))
     assert guessing(pairs) == pytest.approx(sum(shares) / 40)

@@ -60,7 +60,7 @@ def test_roles_words_and_answers_are_those_of_the_plain_prompt(tokenizer):
         tokenizer, plain.clean_prompts, "correct_object"
     )
     assert torch.equal(chat.answers, plain.answers)
-    assert torch.equal(chat.alternatives, plain.alternatives)
+    assert torch.equal(chat.foils, plain.foils)
     used = {chat.clean_prompts.slot_names[slot].partition("#")[0] for slot in chat.clean_prompts.slots[0, :n].tolist()}
     assert used == {"chat"}
 

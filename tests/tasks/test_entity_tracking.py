@@ -45,7 +45,7 @@ def test_answers_and_alternatives_are_the_objects_of_the_context(tokenizer):
         objects, labels, asked = read(text)
         right = objects[labels.index(asked)]
         assert word(tokenizer, pairs.answers[i]) == right
-        assert [word(tokenizer, t) for t in pairs.alternatives[i]] == [o for o in objects if o != right]
+        assert [word(tokenizer, t) for t in pairs.foils[i]] == [o for o in objects if o != right]
         assert int(pairs.queried[i]) == labels.index(asked)
 
 
@@ -123,7 +123,7 @@ def test_minimal_pairs_change_one_thing_and_have_an_answer_of_their_own(tokenize
         objects, labels, asked = read(changed)
         right = objects[labels.index(asked)]
         assert word(tokenizer, pairs.counterfactual_answers[i]) == right
-        assert pairs.counterfactual_answers[i] in pairs.alternatives[i]
+        assert pairs.counterfactual_answers[i] in pairs.foils[i]
         assert sum(a != b for a, b in zip(re.findall(r"\w+", clean), re.findall(r"\w+", changed), strict=True)) == (
             changed_words
         )

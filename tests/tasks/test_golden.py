@@ -68,9 +68,7 @@ def of_prompts(prompts, roles):
 
 def of_pairs(pairs, roles):
     sides = [*of_prompts(pairs.clean_prompts, roles), *of_prompts(pairs.counterfactual_prompts, roles)]
-    return digest(
-        *sides, pairs.answers, pairs.alternatives, pairs.counterfactual_answers, pairs.scenarios, pairs.queried
-    )
+    return digest(*sides, pairs.answers, pairs.foils, pairs.counterfactual_answers, pairs.scenarios, pairs.queried)
 
 
 def of_triples(triples):

@@ -95,11 +95,11 @@ def test_prompts_list_two_people_at_a_place_then_one_of_them_gives_an_object(tok
 
 def test_the_answer_is_the_name_that_does_not_come_again_and_the_alternative_the_one_that_does(tokenizer):
     pairs = ioi().sample(tokenizer, n_prompts=40)
-    assert pairs.alternatives.shape == (40, 1)
+    assert pairs.foils.shape == (40, 1)
     for i, text in enumerate(texts(tokenizer, pairs.clean_prompts)):
         names = people(text)
         assert word(tokenizer, pairs.answers[i]) == missing(names)
-        assert word(tokenizer, pairs.alternatives[i, 0]) == names[2]
+        assert word(tokenizer, pairs.foils[i, 0]) == names[2]
         assert names[int(pairs.queried[i])] == missing(names)
 
 
@@ -168,7 +168,7 @@ def test_minimal_pairs_have_the_other_name_as_their_answer(tokenizer):
             assert frame(changed) == frame(clean)
             assert word(tokenizer, pairs.counterfactual_answers[i]) == missing(wanted) == repeated
             assert (at["io"][i], at["s1"][i], at["s2"][i]) == (repeated, other, other)
-        assert torch.equal(pairs.counterfactual_answers, pairs.alternatives[:, 0])
+        assert torch.equal(pairs.counterfactual_answers, pairs.foils[:, 0])
 
 
 def test_the_clean_prompts_do_not_depend_on_the_counterfactual_or_on_how_many_follow(whole):

@@ -61,7 +61,7 @@ def test_each_pair_is_a_row_of_its_split(tmp_path, tokenizer):
         assert all(split_of([each["prompt"]]) == split for each in rows)
         assert texts(tokenizer, pairs.counterfactual_prompts) == [each["counterfactual"] for each in rows]
         assert [word(tokenizer, token) for token in pairs.answers] == [each["answer"] for each in rows]
-        for tokens in (pairs.counterfactual_answers, pairs.alternatives[:, 0]):
+        for tokens in (pairs.counterfactual_answers, pairs.foils[:, 0]):
             assert [word(tokenizer, token) for token in tokens] == [each["counterfactual_answer"] for each in rows]
         assert words_at(tokenizer, pairs.clean_prompts, "thing") == [each["answer"] for each in rows]
         assert words_at(tokenizer, pairs.counterfactual_prompts, "thing") == [each["answer"] for each in rows]
@@ -153,7 +153,7 @@ def test_several_right_answers_and_foils_are_lists_or_cells_with_bars(tmp_path, 
     for path in (jsonl(tmp_path, bare), csv(tmp_path, cells, columns)):
         pairs = get_task(path).sample(tokenizer, 5)
         assert [word(tokenizer, token) for token in pairs.answers] == [e["answer"] for e in by_prompt(tokenizer, pairs)]
-        assert [[word(tokenizer, t) for t in row] for row in pairs.alternatives] == [["blue", "pink"]] * 5
+        assert [[word(tokenizer, t) for t in row] for row in pairs.foils] == [["blue", "pink"]] * 5
 
 
 def test_without_space_answers_are_what_follows_as_it_stands(tmp_path):

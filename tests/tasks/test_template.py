@@ -134,7 +134,7 @@ def test_words_with_columns_are_written_by_the_column_that_a_field_names(tmp_pat
             here, there, *capitals = re.fullmatch(r"The (\w+) is not (\w+). In (\w+) and (\w+) says the", text).groups()
             assert here != there
             assert capitals == [CITIES[there], CITIES[here]]
-            assert (word(whole, pairs.answers[i]), word(whole, pairs.alternatives[i, 0])) == (
+            assert (word(whole, pairs.answers[i]), word(whole, pairs.foils[i, 0])) == (
                 CITIES[here],
                 CITIES[there],
             )
@@ -184,9 +184,7 @@ def test_a_field_of_a_wrong_item_is_never_that_of_the_right_one(tmp_path, whole)
     wrong = words_at(whole, pairs.clean_prompts, "wrong")
     for i, text in enumerate(texts(whole, pairs.clean_prompts)):
         assert wrong[i] in {*read(text)[0]} - {word(whole, pairs.answers[i])}
-        assert {word(whole, token) for token in pairs.alternatives[i]} == {*read(text)[0]} - {
-            word(whole, pairs.answers[i])
-        }
+        assert {word(whole, token) for token in pairs.foils[i]} == {*read(text)[0]} - {word(whole, pairs.answers[i])}
 
 
 def test_only_the_split_train_uses_words_for_training_and_splits_share_no_combination(tmp_path, whole):
@@ -271,7 +269,7 @@ def test_an_answer_of_any_word_above_counts_each_once_and_its_foils_are_those_be
     for i, text in enumerate(texts(whole, pairs.clean_prompts)):
         first = int(re.match(r"from (\d) to", text)[1])
         assert word(whole, pairs.answers[i]) == str(first + 1)
-        assert {word(whole, token) for token in pairs.alternatives[i]} == {str(digit) for digit in range(first)}
+        assert {word(whole, token) for token in pairs.foils[i]} == {str(digit) for digit in range(first)}
     task = task_of(tmp_path, DIGITS, ("above: first", "but: first"), ("below: first", "above: first, below: thing"))
     question = next(q for q in map(task._example, [task._pools({n: w for n, (w, _) in task.categories.items()})], [0]))
     first, _ = question.scenario.draws
@@ -335,7 +333,7 @@ def test_answers_are_what_the_text_leaves_in_the_box_when_it_is_carried_out(tmp_
         boxes, asked, changes = held(clean)
         put = {re.match(r"Then the (\w+) goes in", change)[1] for change in changes if " goes in " in change}
         everything = {*re.findall(r"the (\w+) is in", clean)} | put
-        assert {word(whole, token) for token in pairs.alternatives[i]} == everything - {*boxes[asked]}
+        assert {word(whole, token) for token in pairs.foils[i]} == everything - {*boxes[asked]}
     assert len(seen) == 3
 
 

@@ -32,7 +32,7 @@ def test_pairs_hold_the_texts_roles_and_answers_that_were_given(tokenizer):
     assert [word(tokenizer, pairs.counterfactual[i, p]) for i, p in enumerate(at[1])] == ["Italy", "Spain"]
     assert pairs.positions["last"].tolist() == (pairs.lengths - 1).tolist()
     assert tokenizer.batch_decode(pairs.answers[:, None]) == ["Paris", "Tokyo"]
-    assert [tokenizer.decode(row).split() for row in pairs.alternatives] == [["Rome", "Rome"], ["Madrid", "Rome"]]
+    assert [tokenizer.decode(row).split() for row in pairs.foils] == [["Rome", "Rome"], ["Madrid", "Rome"]]
     assert tokenizer.batch_decode(pairs.counterfactual_answers[:, None]) == ["Rome", "Madrid"]
     assert (pairs.scenarios.tolist(), pairs.queried.tolist()) == ([0, 1], [0, 0])
     assert [pairs.clean_prompts.slot_names[i] for i in pairs.clean_prompts.slots[0, :5]] == [

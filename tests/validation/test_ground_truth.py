@@ -44,7 +44,7 @@ def planted(name: str) -> Subject:
 
 
 def logit_difference(logits: torch.Tensor, pairs: Pairs, i: int) -> float:
-    return float(logits[0, pairs.answers[i]] - logits[0, pairs.alternatives[i]].max())
+    return float(logits[0, pairs.answers[i]] - logits[0, pairs.foils[i]].max())
 
 
 def by_finite_difference(chosen: TinySubject, pairs: Pairs, head: Head, at: str) -> list[float]:

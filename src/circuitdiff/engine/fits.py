@@ -34,7 +34,7 @@ def check_pairs(model: Model, pairs: Pairs, method: str | None) -> None:
     check_answers(model, pairs.answers, "answers")
     if pairs.right is not None:
         check_answers(model, pairs.right, "right answers")
-    check_answers(model, pairs.alternatives, "alternatives")
+    check_answers(model, pairs.foils, "foils")
     if pairs.continuations is not None:
         check_answers(model, pairs.continuations, "continuations")
     if pairs.counterfactual_answers is not None:

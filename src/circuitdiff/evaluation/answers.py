@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from circuitdiff.engine import Model
@@ -15,8 +16,9 @@ from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable, data_frame
-from circuitdiff.stats.intervals import Interval, accuracy_interval
+from circuitdiff.stats.intervals import Interval
 from circuitdiff.stats.metrics import hit, log_prob, logit_difference
+from circuitdiff.stats.proportions import accuracy_interval
 
 Quantity = Literal["hits", "probability", "logit_difference"]
 
@@ -45,7 +47,7 @@ class Evaluation(Readable):
 
     @property
     def accuracy(self) -> Interval:
-        """Share of hits, with a bootstrap interval over scenarios."""
+        """Share of hits, with Wilson's interval; scenarios are the independent units."""
         return accuracy_interval(self.hits.numpy(), self.scenarios.numpy())
 
     @property
@@ -68,6 +70,10 @@ class Evaluation(Readable):
         """A row for each prompt, in order. Raises: InputError if there is no pandas."""
         rows = zip(*(getattr(self, each.name).tolist() for each in fields(self)), strict=True)
         return data_frame("hit prediction logit_difference log_prob scenario", rows)
+
+    def scored(self, quantity: Quantity | Score) -> Shaped[np.ndarray, " prompt"]:
+        """`per_prompt` for statistics, which know hits, and what interval they need, by their being booleans."""
+        return (self.hits if quantity in ("hits", "accuracy") else self.per_prompt(quantity)).numpy()
 
 
 def evaluate_model(model: Model, pairs: Pairs) -> Evaluation:
@@ -98,13 +104,13 @@ def _continued(model: Model, pairs: Pairs, continuations: Int[Tensor, "prompt t"
 
 def answers_readout(pairs: Pairs, device: torch.device) -> Readout:
     """All that an `Evaluation` needs of each prompt's logits, in the order of its fields."""
-    right, alternatives = pairs.right_answers.to(device), pairs.alternatives.to(device)
+    right, foils = pairs.right_answers.to(device), pairs.foils.to(device)
 
     def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
         columns = [
             hit(logits, right[prompt]),
             logits.argmax(dim=-1),
-            logit_difference(logits, right[prompt], alternatives[prompt]),
+            logit_difference(logits, right[prompt], foils[prompt]),
             log_prob(logits, right[prompt]),
         ]
         wide = torch.promote_types(logits.dtype, torch.float32)  # token ids below 2^24 are exact

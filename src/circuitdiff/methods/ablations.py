@@ -31,11 +31,11 @@ from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import (
     Interval,
     RatioInterval,
-    accuracy_interval,
     mean_interval,
     normalised_ratio_interval,
     ratio_interval,
 )
+from circuitdiff.stats.proportions import accuracy_interval
 
 AblationName = Literal["mean_by_slot", "mean_by_kind", "resample", "zero"]
 ABLATIONS: tuple[AblationName, ...] = get_args(AblationName)
@@ -68,7 +68,7 @@ def ablation_scores(found: Ablated, quantity: Quantity) -> Scores:
     """
     scenarios = found.model.scenarios.numpy()
     circuit, model, ablated = (
-        evaluation.per_prompt(quantity).numpy() for evaluation in (found.circuit, found.model, found.ablated)
+        evaluation.scored(quantity) for evaluation in (found.circuit, found.model, found.ablated)
     )
     interval = accuracy_interval if quantity == "hits" else mean_interval
     return Scores(

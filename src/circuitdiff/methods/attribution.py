@@ -36,11 +36,11 @@ def attribution_scores(
     held = numbers_per_row(model, int(pairs.lengths.max()))  # gradients need all that a layer computes
     for bucket in batches(model, pairs.clean_prompts, roles, DEFAULT_MEMORY_GB, held=held):
         part = pairs.select(bucket.prompts)
-        right, alternatives = part.right_answers.to(model.device), part.alternatives.to(model.device)
+        right, foils = part.right_answers.to(model.device), part.foils.to(model.device)
         tokens, positions = part.clean[:, : bucket.length], [bucket.positions[role] for role in roles]
         with torch.enable_grad():
             logits, z, probes = _probed(model, tokens, positions)
-            gradients = torch.autograd.grad(logit_difference(logits, right, alternatives).sum(), probes)
+            gradients = torch.autograd.grad(logit_difference(logits, right, foils).sum(), probes)
         for i, role in enumerate(roles):
             clean, slope = (torch.stack([layer[:, i] for layer in each]) for each in (z, gradients))
             change = source[role][:, bucket.prompts] - clean

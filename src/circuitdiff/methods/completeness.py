@@ -36,6 +36,7 @@ from circuitdiff.evaluation import (
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, cluster_weights, mean_interval, resampled_means
+from circuitdiff.stats.proportions import accuracy_interval, paired_interval
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +47,7 @@ class Completeness(Readable):
     model: Float[Tensor, "part prompt"]
     circuit: Float[Tensor, "part prompt"]
     scenarios: Int[Tensor, " prompt"]
+    of_hits: bool = False  # the scores are hits
 
     def to_pandas(self) -> Any:
         """A row for each part, by its heads; the interval is the difference's. Raises: InputError without pandas."""
@@ -55,15 +57,19 @@ class Completeness(Readable):
 
     def of_model(self) -> Interval:
         """F(M without K), mean over prompts; arrays [part]."""
-        return mean_interval(self.model.numpy(), self.scenarios.numpy())
+        return self._mean(self.model)
 
     def of_circuit(self) -> Interval:
         """F(C without K)."""
-        return mean_interval(self.circuit.numpy(), self.scenarios.numpy())
+        return self._mean(self.circuit)
+
+    def _mean(self, scores: Float[Tensor, "part prompt"]) -> Interval:
+        return (accuracy_interval if self.of_hits else mean_interval)(scores.numpy(), self.scenarios.numpy())
 
     def differences(self) -> Interval:
         """F(M without K) - F(C without K), paired. Positive: something outside the circuit stands in for K."""
-        return mean_interval((self.model - self.circuit).numpy(), self.scenarios.numpy())
+        interval = paired_interval if self.of_hits else mean_interval
+        return interval((self.model - self.circuit).numpy(), self.scenarios.numpy())
 
     def absolute_differences(self) -> Interval:
         """|F(M without K) - F(C without K)|, by the bounds of the signed one; the lower is 0 if that lies between."""
@@ -136,7 +142,7 @@ def completeness(
     model_scores, circuit_scores = (
         torch.stack([evaluation.per_prompt(quantity) for evaluation in evaluations]) for evaluations in (without, alone)
     )
-    return Completeness(tuple(removed), model_scores, circuit_scores, pairs.scenarios)
+    return Completeness(tuple(removed), model_scores, circuit_scores, pairs.scenarios, quantity == "hits")
 
 
 def whole_groups(circuit: Circuit) -> list[Circuit]:

@@ -187,8 +187,8 @@ class Graft(Readable):
     def attribution(self, score: Score = "accuracy") -> Attribution:
         """Shares of the gain in this score, with intervals over scenarios."""
         return attribute(
-            {subset: answers.per_prompt(score).numpy() for subset, answers in self.runs.items()},
-            self.donor.per_prompt(score).numpy(),
+            {subset: answers.scored(score) for subset, answers in self.runs.items()},
+            self.donor.scored(score),
             self.donor.scenarios.numpy(),
             self.order,
         )

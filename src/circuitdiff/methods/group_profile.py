@@ -79,7 +79,7 @@ def effect_by_role(
         tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
         batch = Batch(model, tokens, min(bucket.positions.values()))
         part = pairs.select(bucket.prompts)
-        right, others = part.right_answers.to(model.device), part.alternatives.to(model.device)
+        right, others = part.right_answers.to(model.device), part.foils.to(model.device)
 
         def readout(logits: Tensor, prompt: Tensor, right: Tensor = right, others: Tensor = others) -> Tensor:
             return logit_difference(logits, right[prompt], others[prompt])[:, None]

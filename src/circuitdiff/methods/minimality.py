@@ -40,6 +40,7 @@ from circuitdiff.evaluation import (
 from circuitdiff.prompts import Pairs, halves
 from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
+from circuitdiff.stats.proportions import paired_interval
 
 
 @dataclass(frozen=True, repr=False)
@@ -283,7 +284,8 @@ def _judged(
 def _head_costs(tested: Sequence[_Tested], rule: MinimalityRule) -> list[HeadCost]:
     scenarios = tested[0].before.scenarios.numpy()
     costs, hits = (_costs(tested, quantity).numpy() for quantity in (rule.score, "hits"))
-    intervals, hit_intervals = (mean_interval(values, scenarios, level=rule.level) for values in (costs, hits))
+    hit_intervals = paired_interval(hits, scenarios, level=rule.level)
+    intervals = hit_intervals if rule.score == "hits" else mean_interval(costs, scenarios, level=rule.level)
     null = rule.threshold if rule.decision == "credible" else 0.0
     p = one_sided(cluster_p_values(costs - null, scenarios, n_flips=1), np.zeros(len(costs), dtype=bool))
     rows = []

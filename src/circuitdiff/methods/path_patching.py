@@ -287,25 +287,25 @@ def _readout(pairs: Pairs, bucket: Bucket, metric: Metric | OwnMetric, device: t
     if not metric.of_listed:
         return _quantities(metric, part, device)
     swapped = part.counterfactual_answers
-    listed = [part.right_answers.flatten(), part.alternatives.flatten(), *([] if swapped is None else [swapped])]
+    listed = [part.right_answers.flatten(), part.foils.flatten(), *([] if swapped is None else [swapped])]
     tokens = torch.cat(listed).unique()
     local = replace(
         part,
         answers=torch.searchsorted(tokens, part.answers),
         right=None if part.right is None else torch.searchsorted(tokens, part.right),
-        alternatives=torch.searchsorted(tokens, part.alternatives),
+        foils=torch.searchsorted(tokens, part.foils),
         counterfactual_answers=None if swapped is None else torch.searchsorted(tokens, swapped),
     )
     return NarrowReadout(tokens.to(device), _quantities(metric, local, device))
 
 
 def _quantities(metric: Metric, part: Pairs, device: torch.device) -> Readout:
-    """For the counterfactual's answer, the right ones take its place among the alternatives, if it is one of them."""
-    everything, alternatives = part.right_answers.to(device), part.alternatives.to(device)
+    """For the counterfactual's answer, the right ones take its place among the foils, if it is one of them."""
+    everything, foils = part.right_answers.to(device), part.foils.to(device)
     swapped = part.counterfactual_answers
 
     def readout(logits: Float[Tensor, "row logit"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
-        right, others = everything[prompt], alternatives[prompt]
+        right, others = everything[prompt], foils[prompt]
         values = [metric.quantity(logits, right, others)]
         if swapped is not None:
             target = swapped.to(device)[prompt, None]

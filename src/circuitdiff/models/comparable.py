@@ -66,7 +66,7 @@ class Shape:
 def _tokens_of(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     own = pairs.counterfactual_answers
     more = (each for each in (own, pairs.continuations) if each is not None)
-    answers = (pairs.right_answers, pairs.alternatives, *more)
+    answers = (pairs.right_answers, pairs.foils, *more)
     rows = [*pairs.clean_prompts.rows(), *pairs.counterfactual_prompts.rows()]
     ids = sorted(
         {token for row in rows for token in row} | {token for part in answers for token in part[part >= 0].tolist()}

@@ -14,6 +14,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.readable import one_line
 
 _RESAMPLES = 2000
+_Z = float(stats.norm.ppf(0.975))
 
 
 class Interval(NamedTuple):
@@ -25,6 +26,11 @@ class Interval(NamedTuple):
 
     def __repr__(self) -> str:
         return one_line(self)
+
+
+def shaped(shape: tuple[int, ...], *bounds: Float[ndarray, " row"]) -> Interval:
+    """Value and bounds of many rows, in this shape; floats if it is empty."""
+    return Interval(*(bound.reshape(shape) if shape else float(bound[0]) for bound in bounds))
 
 
 class RatioInterval(NamedTuple):
@@ -44,73 +50,29 @@ class ClusterPValues(NamedTuple):
     max_t_p: Float[ndarray, "*row"]  # adjusted for testing all rows
 
 
-def cluster_resamples(
-    scenarios: Int[ndarray, " prompt"], n_resamples: int, generator: np.random.Generator
-) -> Float[ndarray, "resample prompt"]:
-    """How often each prompt occurs in each bootstrap resample of the scenarios.
-
-    As many scenarios as there are, drawn with replacement; each brings all of its prompts. So a resampled sum is one
-    matrix product.
-    """
-    distinct, member = np.unique(scenarios, return_inverse=True)
-    n = len(distinct)
-    return generator.multinomial(n, np.full(n, 1 / n), size=n_resamples)[:, member].astype(np.float64)
-
-
 def mean_interval(
     values: Shaped[ndarray, "*row prompt"],
     scenarios: Int[ndarray, " prompt"],
     *,
     level: float = 0.95,
 ) -> Interval:
-    """The mean over prompts of each row, with a percentile bootstrap interval over scenarios.
+    """The mean over prompts of each row, with a studentised bootstrap interval over scenarios.
 
-    All rows see the same resamples. A row with a nan stays nan; with one scenario the bounds are nan. With few
-    scenarios the interval is too narrow, as every percentile bootstrap is: by a sixth with 10, by a thirtieth with 50.
+    Resamples of whole scenarios give the distribution of (mean - true mean) / standard error, whose skewness a
+    percentile bootstrap leaves uncorrected; the bounds are the mean less its quantiles times the standard error. All
+    rows see the same resamples. A row that never varies has its mean as bounds, a row with a nan stays nan, and with
+    one scenario the bounds are nan.
 
-    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; clusters: Davison & Hinkley 1997,
-    section 3.8.
+    Source: Efron 1981 (doi:10.2307/3314608); Davison & Hinkley 1997, Bootstrap Methods and their Application, sections
+    2.4 and 5.2. `_pivot_quantiles` says where we differ.
     """
-    weights, values = cluster_weights(scenarios), values.astype(np.float64)
-    resampled = resampled_means(values.reshape(-1, len(scenarios)), weights)
-    low, high = _bounds(resampled, scenarios, level)
-    return Interval(values.mean(-1), low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1]))
-
-
-def difference_interval(
-    first: Shaped[ndarray, " prompt"],
-    second: Shaped[ndarray, " prompt"],
-    scenarios: Int[ndarray, " prompt"],
-) -> Interval:
-    """Mean of first - second on the same prompts: paired, so what both share cancels.
-
-    The bootstrap over scenarios, except for hits (booleans) that differ on no prompt, where every resample is alike:
-    there Wilson's bound for no success in so many scenarios, either way (wider than the bootstrap's for one success).
-    """
-    if first.dtype == second.dtype == np.bool_ and (first == second).all():
-        most = accuracy_interval(np.zeros_like(first), scenarios).high
-        return Interval(0.0, -float(most), float(most))
-    return _lone(mean_interval(first.astype(np.float64) - second.astype(np.float64), scenarios))
-
-
-def accuracy_interval(
-    hits: Shaped[ndarray, " prompt"],
-    scenarios: Int[ndarray, " prompt"],
-    *,
-    level: float = 0.95,
-) -> Interval:
-    """The share of hits (0 or 1 per prompt), with its interval.
-
-    The bootstrap over scenarios, except at exactly 0 and 1, where every resample is alike: there Wilson's interval with
-    the number of *scenarios* as the sample size.
-
-    Source: Wilson 1927 (doi:10.1080/01621459.1927.10502953).
-    """
-    accuracy, n_scenarios = float(hits.mean()) if len(hits) else np.nan, len(np.unique(scenarios))
-    if accuracy not in (0, 1):
-        return _lone(mean_interval(hits, scenarios, level=level))
-    wilson = stats.binomtest(round(accuracy * n_scenarios), n_scenarios).proportion_ci(level, method="wilson")
-    return Interval(accuracy, float(wilson.low), float(wilson.high))
+    rows = rows_of(values)
+    totals, sizes = scenario_totals(rows, scenarios)
+    mean = rows.mean(1)
+    residuals = totals - mean[:, None] * sizes
+    lowest, highest = _pivot_quantiles(residuals, sizes, level)
+    error = np.sqrt(_squares(residuals)) / len(scenarios)
+    return shaped(values.shape[:-1], mean, mean - highest * error, mean - lowest * error)
 
 
 def ratio_interval(
@@ -118,22 +80,65 @@ def ratio_interval(
     denominator: Shaped[ndarray, " prompt"],
     scenarios: Int[ndarray, " prompt"],
 ) -> RatioInterval:
-    """Mean numerator over mean denominator, both resampled together; faithfulness is one.
+    """Mean numerator over mean denominator on the same prompts, with `ratio_bounds`; faithfulness is one.
 
-    Undefined unless every resample's denominator is above 0: a ratio by a number that may be zero has no bounded
-    interval, and the share of a score that is below 0 means nothing.
-
-    Source: Fieller 1954 (doi:10.1111/j.2517-6161.1954.tb00159.x), for why.
+    Booleans and whole numbers are hits and their differences. Undefined unless the denominator lies so far above 0 that
+    the bounds are finite: the share of a score that is below 0 means nothing.
     """
-    rows = np.stack([numerator, denominator]).astype(np.float64)
-    above, below = rows.mean(-1).tolist()
-    resampled = resampled_means(rows, cluster_weights(scenarios))
-    if not (resampled[:, 1] > 0).all():
-        spread = f"{resampled[:, 1].min():.4g} to {resampled[:, 1].max():.4g}"
-        reason = f"the denominator is {below:.4g} and its resamples run from {spread}, so it is not surely above 0"
+    above, below = float(numerator.mean()), float(denominator.mean())
+    hits = numerator.dtype.kind in "bi"
+    low, high = ratio_bounds(numerator, denominator, scenarios, hits=hits) if below > 0 else (-np.inf, np.inf)
+    if np.isinf([low, high]).any():
+        reason = f"the denominator is {below:.4g}, which is not surely above 0"
         return RatioInterval(np.nan, np.nan, np.nan, reason)
-    low, high = _bounds(resampled[:, :1] / resampled[:, 1:], scenarios)
-    return RatioInterval(above / below, float(low[0]), float(high[0]))
+    least = 0.0 if numerator.dtype == np.bool_ else -np.inf
+    return RatioInterval(above / below, max(low, least), high)
+
+
+def ratio_bounds(
+    numerator: Shaped[ndarray, " prompt"],
+    denominator: Shaped[ndarray, " prompt"],
+    scenarios: Int[ndarray, " prompt"],
+    *,
+    hits: bool,
+) -> tuple[float, float]:
+    """95 % bounds of mean numerator / mean denominator, by Fieller's theorem.
+
+    The ratios r at which the mean of numerator - r * denominator, over its standard error, lies between two quantiles:
+    the studentised bootstrap's, as in `mean_interval`. Of hits and their differences (`hits`) they are Student's, and
+    the variances begin with z^2 / 2 scenarios of each kind that tells of a ratio: numerator 1 alone, denominator alone,
+    and both. So at ratios of 0 and 1, where no prompt of a sample may differ, the bounds are as far as Wilson's and
+    Tango's. Infinite where the denominator may be 0; nan with one scenario.
+
+    Source: Fieller 1954 (doi:10.1111/j.2517-6161.1954.tb00159.x); Hwang 1995, Statistica Sinica 5, 161, for its
+    bootstrap. The added scenarios are ours.
+    """
+    sign = np.sign(denominator.sum())
+    if sign == 0:
+        return -np.inf, np.inf
+    rows = sign * np.stack([numerator, denominator]).astype(np.float64)
+    totals, sizes = scenario_totals(rows, scenarios)
+    above, below = rows.sum(1)
+    centred = totals - rows.mean(1, keepdims=True) * sizes
+    variance = centred @ centred.T * (1 + 1 / len(sizes))
+    if hits:
+        one = (sizes**2).sum() / len(scenarios)
+        variance += _Z**2 / 2 * one**2 * np.array([[2, 1], [1, 2]])
+        highest = np.float64(stats.t.ppf(0.975, len(sizes) - 1))  # nan with one scenario
+        lowest = -highest
+    else:
+        lowest, highest = _pivot_quantiles(centred[:1] - above / below * centred[1:], sizes, 0.95)
+    return _ratio_at(highest.item(), above, below, variance), _ratio_at(lowest.item(), above, below, variance)
+
+
+def _ratio_at(quantile: float, above: float, below: float, variance: ndarray) -> float:
+    """The ratio r at which (above - r * below) / its standard error is the quantile; infinite where none is."""
+    square = quantile**2
+    q, p = below**2 - square * variance[1, 1], above * below - square * variance[0, 1]
+    r = above**2 - square * variance[0, 0]
+    if q <= 0:
+        return -np.inf if quantile > 0 else np.inf
+    return float((p - np.sign(quantile) * np.sqrt(max(p**2 - q * r, 0))) / q)
 
 
 def normalised_ratio_interval(
@@ -143,7 +148,7 @@ def normalised_ratio_interval(
     scenarios: Int[ndarray, " prompt"],
 ) -> RatioInterval:
     """(circuit - ablated) / (model - ablated) on the same prompts: 0 = no better than ablating all, 1 = the model."""
-    base = ablated.astype(np.float64)
+    base = ablated.astype(np.int64) if ablated.dtype == np.bool_ else ablated
     return ratio_interval(circuit - base, model - base, scenarios)
 
 
@@ -163,8 +168,8 @@ def cluster_p_values(
     Source: Westfall & Young 1993, Resampling-Based Multiple Testing; Winkler et al. 2014
     (doi:10.1016/j.neuroimage.2014.01.060) for flips of whole clusters.
     """
-    rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
-    totals = rows @ (np.unique(scenarios)[None] == scenarios[:, None])
+    rows = rows_of(values)
+    totals, _ = scenario_totals(rows, scenarios)
     t = _t_statistic(totals)
     p = 2 * stats.t.sf(np.abs(t), totals.shape[1] - 1) if totals.shape[1] > 1 else np.full_like(t, np.nan)
     adjusted = np.where(np.isnan(p), np.nan, _max_t(totals, n_flips, np.random.default_rng(0)))
@@ -188,21 +193,36 @@ def false_discovery_adjusted(p: Float[ndarray, "*row"]) -> Float[ndarray, "*row"
     return adjusted
 
 
-def cluster_weights(scenarios: Int[ndarray, " prompt"]) -> Float[ndarray, "resample prompt"]:
-    """`cluster_resamples`, 2,000 that are always the same for the same scenarios.
-
-    Raises: InputError if there is no prompt.
-    """
-    if len(scenarios) == 0:
+def rows_of(values: Shaped[ndarray, "*row prompt"]) -> Float[ndarray, "row prompt"]:
+    """Raises: InputError if there is no prompt."""
+    if values.shape[-1] == 0:
         raise InputError("an interval needs at least one prompt, got none; sample some")
-    return _drawn(tuple(scenarios.tolist()))
+    return values.reshape(-1, values.shape[-1]).astype(np.float64)
 
 
-@lru_cache(maxsize=8)  # a study asks for thousands of intervals on the same few sets of prompts
-def _drawn(scenarios: tuple[int, ...]) -> ndarray:
-    weights = cluster_resamples(np.array(scenarios), _RESAMPLES, np.random.default_rng(0))
-    weights.flags.writeable = False
-    return weights
+def scenario_totals(
+    rows: Float[ndarray, "row prompt"], scenarios: Int[ndarray, " prompt"]
+) -> tuple[Float[ndarray, "row scenario"], Float[ndarray, " scenario"]]:
+    """The sum of each row over each scenario's prompts, and how many they are."""
+    names, sizes = np.unique(scenarios, return_counts=True)
+    return rows @ (names[None] == scenarios[:, None]), sizes.astype(np.float64)
+
+
+def cluster_weights(scenarios: Int[ndarray, " prompt"]) -> Float[ndarray, "resample prompt"]:
+    """How often each prompt occurs in each of 2,000 bootstrap resamples of the scenarios; always the same ones.
+
+    As many scenarios as there are, drawn with replacement; each brings all of its prompts. So a resampled sum is one
+    matrix product.
+    """
+    names, member = np.unique(scenarios, return_inverse=True)
+    return _counts(len(names))[:, member]
+
+
+@lru_cache(maxsize=8)  # a study asks for thousands of intervals on the same few numbers of scenarios
+def _counts(n: int) -> Float[ndarray, "resample scenario"]:
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def resampled_means(
@@ -212,14 +232,32 @@ def resampled_means(
     return weights @ rows.T / weights.sum(1, keepdims=True)
 
 
-def _bounds(resampled: ndarray, scenarios: ndarray, level: float = 0.95) -> tuple[ndarray, ndarray]:
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    nan = np.full_like(low, np.nan)
-    return (low, high) if len(np.unique(scenarios)) > 1 else (nan, nan)
+def _pivot_quantiles(
+    residuals: Float[ndarray, "row scenario"], sizes: Float[ndarray, " scenario"], level: float
+) -> tuple[ndarray, ndarray]:
+    """Quantiles, over resamples, of the mean residual over its standard error; residuals are scenarios' totals.
+
+    A standard error is the root of the scenarios' squares about the resample's mean, by the number of prompts. We add
+    the sample's mean square to the squares, in the sample (`_squares`) as in each resample: where one scenario differs
+    from all others, a third of the resamples lacks it, and would have no spread to divide by. Tusher et al. 2001
+    (doi:10.1073/pnas.091062498) add a constant to standard errors for the same reason. A row without residuals has 0.
+    """
+    if len(sizes) < 2:
+        undefined = np.full(len(residuals), np.nan)
+        return undefined, undefined
+    counts = _counts(len(sizes))
+    n = counts @ sizes[:, None]
+    means, across = counts @ residuals.T / n, counts @ (residuals * sizes).T
+    squares = counts @ (residuals**2).T - means * (2 * across - means * (counts @ sizes[:, None] ** 2))
+    own = (residuals**2).mean(1)
+    errors = np.sqrt(np.maximum(squares, 0) + np.where(own == 0, 1, own)) / n
+    lowest, highest = np.quantile(means / errors, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return lowest, highest
 
 
-def _lone(interval: Interval) -> Interval:
-    return Interval(*(float(bound) for bound in interval))
+def _squares(residuals: Float[ndarray, "row scenario"]) -> Float[ndarray, " row"]:
+    """The squares of all residuals and their mean."""
+    return (residuals**2).sum(1) * (1 + 1 / residuals.shape[1])
 
 
 def _t_statistic(totals: ndarray) -> ndarray:

@@ -17,7 +17,7 @@ from circuitdiff.errors import InputError
 def logit_difference(
     logits: Float[Tensor, "batch d_vocab"],
     right: Int[Tensor, "batch m"],
-    alternatives: Int[Tensor, "batch k"],
+    foils: Int[Tensor, "batch k"],
 ) -> Float[Tensor, " batch"]:
     """How strongly each prompt prefers its best right answer to the best other listed one, in logits.
 
@@ -26,7 +26,7 @@ def logit_difference(
     Source: Wang et al. 2022 (arXiv:2211.00593), section 2.1; there one answer against a single alternative.
     """
     logits = _precise(logits)
-    return logits.gather(1, right).amax(1) - logits.gather(1, alternatives).amax(1)
+    return logits.gather(1, right).amax(1) - logits.gather(1, foils).amax(1)
 
 
 def log_prob(logits: Float[Tensor, "batch d_vocab"], tokens: Int[Tensor, "batch m"]) -> Float[Tensor, " batch"]:
@@ -42,13 +42,13 @@ def log_prob(logits: Float[Tensor, "batch d_vocab"], tokens: Int[Tensor, "batch 
 def probability_difference(
     logits: Float[Tensor, "batch d_vocab"],
     right: Int[Tensor, "batch m"],
-    alternatives: Int[Tensor, "batch k"],
+    foils: Int[Tensor, "batch k"],
 ) -> Float[Tensor, " batch"]:
     """The probability of all right answers together minus that of all other listed ones, from -1 to 1.
 
     Source: Hanna et al. 2023 (arXiv:2305.00586), section 2; there all years up to the first are the wrong ones.
     """
-    return log_prob(logits, right).exp() - log_prob(logits, alternatives).exp()
+    return log_prob(logits, right).exp() - log_prob(logits, foils).exp()
 
 
 def hit(logits: Float[Tensor, "batch d_vocab"], right: Int[Tensor, "batch m"]) -> Bool[Tensor, " batch"]:
@@ -83,10 +83,10 @@ Measured = Callable[[Float[Tensor, "row d_vocab"], Int[Tensor, " row"]], Float[T
 
 @dataclass(frozen=True)
 class Metric:
-    """A quantity of each prompt's logits (logits, right answers, alternatives), and the effect of a patch on it.
+    """A quantity of each prompt's logits (logits, right answers, foils), and the effect of a patch on it.
 
     `effect(patched, clean)` takes any shapes that broadcast. `of_listed`: the quantity depends on the logits of the
-    right answers and the alternatives only.
+    right answers and the foils only.
     """
 
     name: str
@@ -137,7 +137,7 @@ def _precise(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _log_prob(logits: Tensor, right: Tensor, alternatives: Tensor) -> Tensor:
+def _log_prob(logits: Tensor, right: Tensor, foils: Tensor) -> Tensor:
     return log_prob(logits, right)
 
 

@@ -1,13 +1,14 @@
 """Whose is the gain? Scores of subsets of parts, turned into contributions and shares with intervals.
 
-A *run* is the recipient with a subset of parts taken from the donor. Every contribution is a sum of mean scores of runs
-with fixed weights, so all of them, and the gain that they are shares of, see the same resamples of the scenarios.
+A *run* is the recipient with a subset of parts taken from the donor. Every contribution is a sum of runs with fixed
+weights, prompt by prompt, whose mean has the interval of a mean, or of a paired difference where scores are hits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, combinations
 from math import comb
 from typing import Any, NamedTuple
@@ -18,11 +19,11 @@ from numpy import ndarray
 
 from circuitdiff.errors import InputError
 from circuitdiff.readable import Readable, data_frame
-from circuitdiff.stats.intervals import Interval, cluster_weights, resampled_means
+from circuitdiff.stats.intervals import Interval, mean_interval, ratio_bounds
+from circuitdiff.stats.proportions import paired_interval
 
 Subset = frozenset[str]
 
-_BOUNDS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of resamples, to both sides of a 95 % interval
 ALONE, LEFT_OUT, SYMMETRIC, IN_ORDER = "alone", "left_out", "shapley", "in_order"
 
 
@@ -88,8 +89,9 @@ def attribute(
     *,
     incompatible: Iterable[Subset] = (),
 ) -> Attribution:
-    """Shares of the gain, with 95 % percentile bootstrap intervals over scenarios.
+    """Shares of the gain, with 95 % intervals over scenarios.
 
+    Those of contributions are `mean_interval`, of hits (booleans) `paired_interval`; those of shares `ratio_bounds`.
     `scores` needs the runs of `needed_subsets(order)`; Shapley values need all subsets. `order`: in which parts enter,
     causes first. A share is undefined where the gain's interval covers 0 (a ratio by it has no bounded interval), and
     where a run among `incompatible` enters.
@@ -102,12 +104,8 @@ def attribute(
     missing = [subset for subset in needed_subsets(order) if subset not in scores]
     if missing:
         raise InputError(f"the run with {named(missing[0])} is missing; measure needed_subsets(order)")
-    rows = np.stack([*scores.values(), donor]).astype(np.float64)
-    resampled = resampled_means(rows, cluster_weights(scenarios))
-    if len(np.unique(scenarios)) < 2:
-        resampled = np.full_like(resampled, np.nan)
-    accounts = _Accounts(tuple(scores), rows.mean(1), resampled, tuple(order), frozenset(incompatible))
-    return accounts.attribution()
+    rows = np.stack([*scores.values(), donor])
+    return _Accounts(tuple(scores), rows, scenarios, tuple(order), frozenset(incompatible)).attribution()
 
 
 def named(subset: Subset) -> str:
@@ -117,18 +115,18 @@ def named(subset: Subset) -> str:
 
 @dataclass(frozen=True)
 class _Accounts:
-    """Mean scores of the runs and, last, of the donor; and the same on each resample."""
+    """Scores of the runs and, last, of the donor."""
 
     runs: tuple[Subset, ...]
-    mean: Float[ndarray, " run"]
-    resampled: Float[ndarray, "resample run"]
+    scores: Shaped[ndarray, "run prompt"]
+    scenarios: Int[ndarray, " prompt"]
     order: tuple[str, ...]
     incompatible: frozenset[Subset]
 
     def attribution(self) -> Attribution:
         nothing, whole = frozenset(), frozenset(self.order)
         return Attribution(
-            gain=self._interval(*self._gain),
+            gain=self._gain[1],
             parts={part: {how: self._credit(w) for how, w in self._weights(part)} for part in self.order},
             together=self._credit({whole: 1.0, nothing: -1.0}),
             unexplained=self._credit({whole: -1.0}, donor=1.0),
@@ -143,38 +141,30 @@ class _Accounts:
         if len(self.runs) == 2 ** len(self.order):
             yield SYMMETRIC, shapley_weights(self.order, part)
 
-    @property
-    def _gain(self) -> tuple[float, ndarray]:
-        return self._sum({frozenset(): -1.0}, donor=1.0)
+    @cached_property
+    def _gain(self) -> tuple[Float[ndarray, " prompt"], Interval]:
+        gains = self._sum({frozenset(): -1.0}, donor=1.0)
+        return gains, self._interval(gains)
 
-    def _sum(self, weights: Mapping[Subset, float], donor: float = 0.0) -> tuple[float, ndarray]:
-        """A weighted sum of means, and the same on each resample."""
-        row = np.array([*(weights.get(run, 0.0) for run in self.runs), donor])
-        return float(self.mean @ row), self.resampled @ row
+    def _sum(self, weights: Mapping[Subset, float], donor: float = 0.0) -> Float[ndarray, " prompt"]:
+        return np.array([*(weights.get(run, 0.0) for run in self.runs), donor]) @ self.scores
 
-    def _interval(self, value: float, resampled: ndarray) -> Interval:
-        low, high = np.quantile(resampled, _BOUNDS)
-        return Interval(value, float(low), float(high))
+    def _interval(self, values: Float[ndarray, " prompt"]) -> Interval:
+        interval = paired_interval if self.scores.dtype == np.bool_ else mean_interval
+        return interval(values, self.scenarios)
 
     def _credit(self, weights: Mapping[Subset, float], donor: float = 0.0) -> Credit:
-        value, resampled = self._sum(weights, donor)
-        low, high = (float(bound) for bound in self._interval(value, resampled)[1:])
+        values, (gains, gain) = self._sum(weights, donor), self._gain
+        value, low, high = map(float, self._interval(values))
         why = self._why_undefined(weights)
         if why:
             return Credit(value, low, high, np.nan, np.nan, np.nan, why)
-        return Credit(value, low, high, *self._share(value, resampled))
-
-    def _share(self, value: float, resampled: ndarray) -> tuple[float, float, float]:
-        """Resamples in which the gain is lost count as beyond either bound: they are too few to reach it."""
-        gain, gains = self._gain
-        kept = gains * gain > 0
-        ratio = resampled / np.where(kept, gains, np.nan)
-        low = np.quantile(np.where(kept, ratio, -np.inf), _BOUNDS[0], method="higher")
-        high = np.quantile(np.where(kept, ratio, np.inf), _BOUNDS[1], method="lower")
-        return value / gain, float(low), float(high)
+        hits = self.scores.dtype == np.bool_
+        share = value / float(gain.value)
+        return Credit(value, low, high, share, *ratio_bounds(values, gains, self.scenarios, hits=hits))
 
     def _why_undefined(self, weights: Mapping[Subset, float]) -> str | None:
-        gain = self._interval(*self._gain)
+        _, gain = self._gain
         if not (gain.low > 0 or gain.high < 0):
             bounds = f"{gain.value:.4g} [{gain.low:.4g}, {gain.high:.4g}]"
             return f"the gain is {bounds}: its interval covers 0, so there is nothing to share out"

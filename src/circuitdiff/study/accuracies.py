@@ -34,7 +34,7 @@ def accuracies(
     """Each model's accuracy on the same prompts, with each chat template, one query per scenario.
 
     A model is a source that `load_model` takes, followed by `+` and an adapter for each one to merge. Intervals are
-    95 %, from a bootstrap over scenarios; Wilson's where all or none are right.
+    95 %, Wilson's.
 
     Raises: InputError for an unknown task, split or model.
     """

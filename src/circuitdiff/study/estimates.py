@@ -12,7 +12,8 @@ import torch
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.stats.intervals import Interval, RatioInterval, accuracy_interval, mean_interval
+from circuitdiff.stats.intervals import Interval, RatioInterval, mean_interval
+from circuitdiff.stats.proportions import accuracy_interval
 
 T = TypeVar("T")
 Number = float | None

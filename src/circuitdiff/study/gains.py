@@ -12,7 +12,8 @@ import numpy as np
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.answers import SCORES, Score
 from circuitdiff.stats import shapley
-from circuitdiff.stats.intervals import difference_interval, mean_interval
+from circuitdiff.stats.intervals import mean_interval
+from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.stats.shapley import ALONE, Attribution, Subset, attribute
 from circuitdiff.study.common_units import model_answers
 from circuitdiff.study.context import StudyContext
@@ -219,9 +220,9 @@ def _control_credit(
 ) -> shapley.Credit:
     """Of the gain in accuracy."""
     name, run = "control", frozenset(["control"])
-    hits = {frozenset[str](): nothing.per_prompt("accuracy").numpy(), run: control.per_prompt("accuracy").numpy()}
+    hits = {frozenset[str](): nothing.hits.numpy(), run: control.hits.numpy()}
     far = [] if compatible else [run]
-    shares = attribute(hits, donor.per_prompt("accuracy").numpy(), donor.scenarios.numpy(), [name], incompatible=far)
+    shares = attribute(hits, donor.hits.numpy(), donor.scenarios.numpy(), [name], incompatible=far)
     return shares.parts[name][ALONE]
 
 

@@ -165,7 +165,7 @@ def pairs_of(
         clean_prompts=prompts[0],
         counterfactual_prompts=prompts[1],
         answers=torch.tensor([row[0] for row in first]),
-        alternatives=_filled_up(foils, [row[-1] for row in foils]),
+        foils=_filled_up(foils, [row[-1] for row in foils]),
         counterfactual_answers=None if all(token < 0 for token in new) else torch.tensor(new),
         scenarios=torch.tensor(scenarios),
         queried=torch.tensor(queried),

@@ -47,7 +47,7 @@ def examine(task: Task, tokenizer: PreTrainedTokenizerBase, n_prompts: int = 100
 def guessing(pairs: Pairs) -> float:
     """The accuracy of picking any of what is listed, right answers and foils."""
     n_right, n_foils = (
-        torch.tensor([len(set(row)) for row in tokens.tolist()]) for tokens in (pairs.right_answers, pairs.alternatives)
+        torch.tensor([len(set(row)) for row in tokens.tolist()]) for tokens in (pairs.right_answers, pairs.foils)
     )
     return float((n_right / (n_right + n_foils)).mean())
 

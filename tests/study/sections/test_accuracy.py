@@ -21,7 +21,7 @@ def test_wrong_answers_are_counted_by_where_they_stand_in_the_list():
     """Lists of 10, 11, 12, 13; the answer is taken out of the others."""
     queried, answers = torch.tensor([0, 1, 2, 3, 2]), torch.tensor([10, 11, 12, 13, 12])
     others = torch.tensor([[w for w in range(10, 14) if w != answer] for answer in answers.tolist()])
-    pairs = replace(fake_pairs(), queried=queried, answers=answers, alternatives=others)
+    pairs = replace(fake_pairs(), queried=queried, answers=answers, foils=others)
     said = {
         "before": ([12, 10, 11, 12, 11], [4, 0, 1, 0]),  # nothing is before the first: 12 is another one
         "after": ([11, 12, 13, 13, 13], [0, 4, 0, 0]),  # the last has none after it: 13 is right
@@ -38,7 +38,7 @@ def test_wrong_answers_are_counted_by_where_they_stand_in_the_list():
 @pytest.mark.parametrize(("said", "expected"), [([7, 8, 9, 7, 8], [5, 0]), ([1, 1, 1, 1, 1], [0, 5])])
 def test_with_few_others_there_are_no_neighbours(said, expected):
     others = torch.tensor([[7], [8], [9], [7], [8]])
-    pairs = replace(fake_pairs(), answers=torch.full((5,), 2), alternatives=others)
+    pairs = replace(fake_pairs(), answers=torch.full((5,), 2), foils=others)
     errors = accuracy_of(answered(said, pairs.answers), pairs).errors
     assert [error.kind for error in errors] == ["other", "none"]
     assert [error.hits for error in errors] == expected

@@ -20,7 +20,8 @@ from circuitdiff.engine import Model
 from circuitdiff.methods.component_mask.patching import MEMORY_GB, Patching, SharedRuns
 from circuitdiff.methods.component_mask.training import Mask, Part, Training, train_mask
 from circuitdiff.readable import Readable, data_frame
-from circuitdiff.stats.intervals import Interval, accuracy_interval, difference_interval
+from circuitdiff.stats.intervals import Interval
+from circuitdiff.stats.proportions import accuracy_interval, difference_interval
 from circuitdiff.triples import Triples, split_by_scenario
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -96,7 +97,7 @@ class MaskFit(Readable):
         return answers == self.test.targets[: len(answers)]
 
     def accuracy(self, patched: str = "mask") -> Interval:
-        """How often the target is the answer, with a bootstrap interval over scenarios."""
+        """How often the target is the answer, with Wilson's interval."""
         hits = self.hits(patched)
         return accuracy_interval(hits.numpy(), self.test.scenarios[: len(hits)].numpy())
 

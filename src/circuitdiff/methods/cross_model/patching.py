@@ -89,10 +89,10 @@ class CrossPatch(Readable):
 
     def attribution(self, score: Score = "accuracy", limits: Limits = _LIMITS) -> Attribution:
         """Shares of the gain in this score, with intervals over scenarios."""
-        scores = {subset: ran.answers.per_prompt(score).numpy() for subset, ran in self.runs.items()}
+        scores = {subset: ran.answers.scored(score) for subset, ran in self.runs.items()}
         return attribute(
             scores,
-            self.donor.per_prompt(score).numpy(),
+            self.donor.scored(score),
             self.donor.scenarios.numpy(),
             self.order,
             incompatible=self.incompatible(limits),

@@ -105,7 +105,7 @@ def _errors(answers: Evaluation, pairs: Pairs) -> dict[str, Bool[Tensor, " promp
 
     Of an answer of several tokens by the first; "none" where it is right and a later one is not.
     """
-    is_answer = pairs.alternatives == answers.predictions[:, None]
+    is_answer = pairs.foils == answers.predictions[:, None]
     listed, place = is_answer.any(1), is_answer.int().argmax(1)
     none = {"none": ~answers.hits & ~listed}
     if is_answer.shape[1] <= 2 or pairs.right is not None:

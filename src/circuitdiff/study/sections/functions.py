@@ -13,7 +13,8 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.methods.component_mask.fit import MaskFit, MaskOptions
 from circuitdiff.readable import Readable
-from circuitdiff.stats.intervals import Interval, difference_interval
+from circuitdiff.stats.intervals import Interval
+from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.checks import FEW, executors_on_masks
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share, estimate, number, places, share, with_heads
 from circuitdiff.study.prompts import TriplesOf, is_file

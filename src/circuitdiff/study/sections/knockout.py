@@ -13,7 +13,7 @@ from circuitdiff.config.settings import Count, Prompts
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.knockout import attention_knockout, blocking, roles_before
 from circuitdiff.readable import Readable
-from circuitdiff.stats.intervals import difference_interval
+from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.checks import FEW, executors_agree
 from circuitdiff.study.estimates import Estimate, Share, estimate, share
 from circuitdiff.study.host import LoadedModel

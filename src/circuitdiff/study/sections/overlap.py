@@ -27,8 +27,7 @@ from circuitdiff.stats.effect_maps import Likeness, changed_heads, compare_maps
 from circuitdiff.stats.intervals import (
     Interval,
     cluster_p_values,
-    cluster_resamples,
-    difference_interval,
+    cluster_weights,
     false_discovery_adjusted,
     mean_interval,
 )
@@ -44,7 +43,6 @@ from circuitdiff.study.units import Unit
 from circuitdiff.tasks import Task
 
 _KS = (5, 10, 20, 40)
-_RESAMPLES = 2000
 _SMALLEST_CHANGE = 0.02  # of a head's effect, in the metric's unit
 
 
@@ -305,7 +303,7 @@ def edges_compared(in_base: GroupWork, in_variant: GroupWork, scenarios: Tensor)
             *edge,
             base=estimate(mean_interval(first, clusters)),
             variant=estimate(mean_interval(second, clusters)),
-            difference=estimate(difference_interval(second, first, clusters)),
+            difference=estimate(mean_interval(second - first, clusters)),
             adjusted_p=number(p),
         )
         for edge, first, second, p in zip(in_base.edges, base, variant, adjusted, strict=True)
@@ -352,7 +350,7 @@ def _cosine(one: Float[Tensor, "role prompt"], other: Float[Tensor, "role prompt
 
     With one scenario there are no bounds.
     """
-    weights = cluster_resamples(scenarios.numpy(), _RESAMPLES, np.random.default_rng(0))
+    weights = cluster_weights(scenarios.numpy())
     means = [np.concatenate([np.ones((1, len(scenarios))), weights]) @ x.double().numpy().T for x in (one, other)]
     first, second = (torch.from_numpy(mean) for mean in means)
     value, *resampled = torch.nn.functional.cosine_similarity(first, second, dim=1).tolist()

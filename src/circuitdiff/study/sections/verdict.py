@@ -140,7 +140,7 @@ def transfer(
 ) -> Noted:
     """Normalised faithfulness of the base's circuit less that of the variant's own, in the variant, on some prompts."""
     rows = np.ones(len(model.hits), dtype=bool) if among is None else among
-    hits = [each.hits.numpy()[rows].astype(float) for each in (base_circuit, own_circuit, model, ablated)]
+    hits = [each.hits.numpy()[rows].astype(int) for each in (base_circuit, own_circuit, model, ablated)]
     scenarios = model.scenarios.numpy()[rows]
     n = len(np.unique(scenarios))
     if n < 2:
