@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from html import escape
+from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +45,15 @@ class Readable:
             f"<tr><th>{escape(name)}</th><td>{escape(_cut(text, _WIDTH))}</td></tr>" for name, text in _rows(self)
         )
         return f"<table><caption>{escape(_title(self))}</caption>{cells}</table>"
+
+
+class Plotted(Readable):
+    """What the report has a figure of."""
+
+    def plot(self) -> Any:
+        """The report's own figure, an Altair chart."""
+        # by name: what draws stands above all that is drawn, and takes a second to load
+        return import_module("circuitdiff.report.plots").plot(self)
 
 
 def one_line(thing: Any) -> str:

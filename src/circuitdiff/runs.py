@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from circuitdiff.cache.store import REPORT, Notify
-from circuitdiff.report import write_report
 from circuitdiff.study.comparison import comparison, write_study
 from circuitdiff.study.plan import PlannedCost
 from circuitdiff.study.ray_workers import ray_workers
@@ -64,6 +63,8 @@ def run_to_report(
     notify: Notify,
 ) -> CommonResults:
     """Runs a study with so many workers, here or on the Ray cluster of that address, and writes its page."""
+    from circuitdiff.report import write_report  # draws, which workers and most scripts do not
+
     with _workers(settings, workers, ray, monitor) as at_work:
         run_study(settings, folder, monitor, announce, at_work, notify)
     results = read_results(folder)

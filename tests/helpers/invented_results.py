@@ -39,7 +39,7 @@ def accuracy(value: float, n: int = 64) -> Accuracy:
 
 
 def model(n_layers: int = 5, source: str = "models/tiny") -> ModelResult:
-    return ModelResult(source, (), "f00d", n_layers, 3, 3, 8)
+    return ModelResult(source, (), "off", "f00d", n_layers, 3, 3, 8)
 
 
 def results_of(**parts: Any) -> CommonResults:

@@ -57,7 +57,7 @@ def finished(model, tmp_path_factory) -> Path:
 
 
 def pairs_of(settings: CommonSettings, tokenizer: object, split: str) -> Pairs:
-    return PromptSource(settings, tokenizer).pairs(PromptsOf(split))  # pyright: ignore[reportArgumentType]
+    return PromptSource(settings, settings.base.name, tokenizer).pairs(PromptsOf(split))  # pyright: ignore[reportArgumentType]
 
 
 def test_the_results_are_those_of_the_library(finished, model, tmp_path):

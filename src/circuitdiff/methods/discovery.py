@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
 from circuitdiff.prompts import Pairs
-from circuitdiff.readable import Readable
+from circuitdiff.readable import Plotted, Readable
 from circuitdiff.stats.metrics import Measured, MetricName
 from circuitdiff.stats.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
 
@@ -81,10 +81,8 @@ class Plan(Readable):
 
 
 @dataclass(frozen=True, repr=False)
-class StageResult(Readable):
+class StageResult(Plotted):
     """What one stage measured and chose."""
-
-    plot: ClassVar[Callable[..., Any]]  # the report's map of effects, an Altair chart; attached by the report
 
     stage: Stage
     receivers: tuple[Head, ...]

@@ -8,9 +8,9 @@ the control, whose random key is never the answer, the query, or the first token
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -24,7 +24,7 @@ from circuitdiff.evaluation.answers import evaluation_of
 from circuitdiff.evaluation.circuits import check_roles
 from circuitdiff.evaluation.edited import Editing, run_edited
 from circuitdiff.prompts import Bucket, Pairs
-from circuitdiff.readable import Readable, data_frame
+from circuitdiff.readable import Plotted, Readable, data_frame
 
 Blocked = str | Sequence[str] | Int[Tensor, " prompt"]  # a role, several together, or a position of each prompt
 Keys = Int[Tensor, "prompt key"]  # positions that are blocked
@@ -72,10 +72,8 @@ class _Variant:
 
 
 @dataclass(frozen=True, repr=False)
-class Knockouts(Readable):
+class Knockouts(Plotted):
     """What the clean model answers; and, for each blocking, what it answers when blocked from each of its layers."""
-
-    plot: ClassVar[Callable[..., Any]]  # the report's curves over layers, an Altair chart; attached by the report
 
     clean: Evaluation
     blocked: list[tuple[Evaluation, ...]]

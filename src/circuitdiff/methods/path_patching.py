@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.circuits import check_heads, check_roles
 from circuitdiff.prompts import Bucket, Pairs
-from circuitdiff.readable import Readable, data_frame
+from circuitdiff.readable import Plotted, data_frame
 from circuitdiff.stats.intervals import Interval, mean_interval
 from circuitdiff.stats.metrics import Measured, Metric, OwnMetric, metric_named
 
@@ -47,10 +47,8 @@ Senders = Sequence[Head]  # heads that are patched together
 
 
 @dataclass(frozen=True, repr=False)
-class PathEffects(Readable):
+class PathEffects(Plotted):
     """Effects of every sender, per prompt. Negative = the head helps; nan where a head was not among the senders."""
-
-    plot: ClassVar[Callable[..., Any]]  # the report's map of effects, an Altair chart; attached by the report
 
     per_prompt: Float[Tensor, "layer head prompt"]
     on_counterfactual_answer: (

@@ -12,6 +12,7 @@ from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.registry import CommonResults, cells_of, part_of
 from circuitdiff.study.sections.accuracy import SECTION, Accuracy
 from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
+from circuitdiff.tasks.chat import OFF
 
 _KINDS = {
     "before": "the one listed before it",
@@ -33,6 +34,8 @@ def view(results: CommonResults) -> Part:
 
 def _models(results: CommonResults) -> Table:
     columns = {"model": "model", "accuracy": "accuracy", "interval": "95 % interval", "hits": "hits / prompts"}
+    if any(model.chat != OFF for model in results.models.values()):
+        columns["chat"] = "chat template"
     columns |= {"size": "layers × heads", "source": "source"}
     rows = []
     for name, model in results.models.items():
@@ -41,7 +44,7 @@ def _models(results: CommonResults) -> Table:
         accuracy = {"accuracy": number(None if share is None else share.value), "interval": interval(share)}
         size = f"{model.n_layers} × {model.n_heads}"
         source = " + ".join([model.source, *model.adapters])
-        rows.append({"model": name, "hits": hits(share), "size": size, "source": source} | accuracy)
+        rows.append({"model": name, "hits": hits(share), "chat": model.chat, "size": size, "source": source} | accuracy)
     return Table("", columns, rows, [anchor("accuracy")], numeric=("accuracy", "interval", "hits", "size"))
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import altair as alt
-import torch
 
 from circuitdiff.circuit import Head
-from circuitdiff.methods.discovery import Stage, StageResult
-from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.report import charts
 from circuitdiff.report.drawing import circuit_drawing, scene_of
 from circuitdiff.report.numbers import heads, number, significant
 from circuitdiff.report.parts import Caption, Part, Table
-from circuitdiff.stats.selection import Selection
 from circuitdiff.study.estimates import Estimate, Number, circuit_from
 from circuitdiff.study.registry import CommonResults, part_of
-from circuitdiff.study.sections.discovery import SECTION, FoundCircuit, Sweep, sweep_of
+from circuitdiff.study.sections.discovery import SECTION, FoundCircuit, Sweep
 
 NOT_MEASURED = "not measured"
 SELECTED = "selected: the head helps"
@@ -124,10 +120,10 @@ def effect_map(stage: Sweep) -> charts.Figure:
 
     The scale is symmetric and the stage's own. A head without a number is hatched, never white.
     """
-    return _map(effect_rows(stage), stage.name, describe(stage))
+    return map_of(effect_rows(stage), stage.name, describe(stage))
 
 
-def _map(rows: list[dict], title: str, subtitle: str) -> charts.Figure:
+def map_of(rows: list[dict], title: str, subtitle: str) -> charts.Figure:
     step = 26 if max(row["index"] for row in rows) < 16 else 15
     base = alt.Chart().encode(
         x=alt.X("index:O", title="head", axis=alt.Axis(orient="bottom", labelAngle=0, labelOverlap=True)),
@@ -142,20 +138,6 @@ def _map(rows: list[dict], title: str, subtitle: str) -> charts.Figure:
     layers = [*_cells(base, rows), *hatching, *_outlines(base, step)]
     legend = ["outlined: selected, helps · dashed with a dot: selected, hurts", "hatched: not measured"]
     return charts.finish(layers, title, [subtitle, *legend], width=alt.Step(step), height=alt.Step(15), rows=rows)
-
-
-def _plot_stage(result: StageResult) -> charts.Figure:
-    return effect_map(sweep_of(result))
-
-
-def _plot_effects(effects: PathEffects) -> charts.Figure:
-    nothing = torch.full_like(effects.effects, torch.nan)
-    none_chosen = Selection((), (), effects.effects, nothing, nothing, None)
-    sweep = sweep_of(StageResult(Stage("effects", ""), (), effects, None, none_chosen))
-    return _map(effect_rows(sweep), "Effect of every head", f"{sweep.n_prompts} prompts; {sweep.metric}")
-
-
-StageResult.plot, PathEffects.plot = _plot_stage, _plot_effects
 
 
 def _cells(base: alt.Chart, rows: list[dict]) -> list[alt.Chart]:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from circuitdiff.methods import knockout as methods
 from circuitdiff.report import charts
 from circuitdiff.report.numbers import hits, number, printed
 from circuitdiff.report.parts import Part, Table
-from circuitdiff.study.estimates import share
 from circuitdiff.study.registry import CommonResults, part_of
-from circuitdiff.study.sections.knockout import SECTION, Cell, Curve, Knockouts, points_of
+from circuitdiff.study.sections.knockout import SECTION, Cell, Curve, Knockouts
 
 _DASHES = ([1, 0], [6, 3], [2, 2])  # for each round of the colours
 _FLOWS = {"yes": "flows", "no": "does not", "not established": "?"}
@@ -27,7 +25,7 @@ def view(results: CommonResults) -> Part:
             figures[f"knockout/{model}/matrix"] = _matrix(model, each)
         if each.curves:
             title = f"Attention knockout in {model}"
-            figures[f"knockout/{model}/curves"] = _curves(title, each.curves, each.n_prompts)
+            figures[f"knockout/{model}/curves"] = curves_over_layers(title, each.curves, each.n_prompts)
     return Part(
         "Where does information flow?",
         "Attention from one role to another is blocked, in all layers for the tables. The control blocks a random "
@@ -71,7 +69,7 @@ def _table(model: str, result: Knockouts) -> Table:
     return Table(f"Attention knockout in {model}: {clean}", columns, rows)
 
 
-def _curves(title: str, curves: Sequence[Curve], n_prompts: int) -> charts.Figure:
+def curves_over_layers(title: str, curves: Sequence[Curve], n_prompts: int) -> charts.Figure:
     """Accuracy with a path blocked from each layer upward (or in that layer alone); the line is the whole model."""
     rows = [
         {"path": f"{curve.query} to {curve.key or 'a random position'}", "layer": point.layer, "hits": hits(point)}
@@ -98,18 +96,6 @@ def _curves(title: str, curves: Sequence[Curve], n_prompts: int) -> charts.Figur
     ]
     subtitle = [f"{n_prompts} prompts, with 95 % intervals; dashed: nothing blocked"]
     return charts.finish(layers, title, subtitle, width=420, height=220)
-
-
-def _plot(found: methods.Knockouts) -> charts.Figure:
-    clean = share(found.clean.hits, found.clean.scenarios)
-    curves = [
-        Curve(each.query, each.says, not each.upward, clean, points_of(each.layers, its))
-        for each, its in zip(found.wanted, found.blocked, strict=True)
-    ]
-    return _curves("Attention knockout", curves, clean.n)
-
-
-methods.Knockouts.plot = _plot
 
 
 def _cell(cell: Cell) -> dict:

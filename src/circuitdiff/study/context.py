@@ -179,7 +179,7 @@ class StudyContext:
     async def prompts_of(self, model: str) -> PromptSource:
         """The study's prompts in the model's tokens."""
         if model not in self._prompts:
-            self._prompts[model] = PromptSource(self.settings, (await self.facts(model)).tokenizer)
+            self._prompts[model] = PromptSource(self.settings, model, (await self.facts(model)).tokenizer)
         return self._prompts[model]
 
     async def source(self, name: str) -> ModelSettings:

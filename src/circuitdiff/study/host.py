@@ -45,7 +45,7 @@ class LoadedModel:
     ) -> None:
         self.model, self.progress = model, progress
         self.executor, self.memory_gb = settings.executor, settings.memory_gb
-        self.prompts = PromptSource(settings, model.tokenizer)
+        self.prompts = PromptSource(settings, name or settings.base.name, model.tokenizer)
         self._name, self._kept = name, kept or Kept(settings.memory_gb)
 
     @property

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from circuitdiff.circuit import Circuit
@@ -19,6 +19,7 @@ from circuitdiff.models.sources import Outline, read_outline
 from circuitdiff.prompts import Pairs
 from circuitdiff.study.settings import CommonSettings, task_of
 from circuitdiff.tasks import Task
+from circuitdiff.tasks.chat import OFF
 
 _NEEDED = ("n_layers", "n_heads", "n_kv_heads", "d_head", "tokens")  # by all that holds a variant against the base
 _N_PROMPTS = 64  # in whose tokens all models must agree; the study's own are compared once models are loaded
@@ -31,6 +32,7 @@ class OutlinedModel:
     outline: Outline
     shape: Shape
     pairs: Pairs
+    chat: str
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ def outlined(settings: CommonSettings, plans: Mapping[str, Plan]) -> Outlined:
     return Outlined(settings, plans, task_of(settings), tuple(_outlined_models(settings)))
 
 
-def check_study(study: Outlined, *, mixed: bool) -> None:
+def check_study(study: Outlined, mixing: Sequence[str]) -> None:
     """Holds circuit files, plans and variants against the base, and answers against what a study can compare.
 
-    `mixed`: whether a section puts a variant's activations or weights into the base: they need more in common then.
+    `mixing`: the sections that put a variant's activations or weights into the base: they need more in common.
 
     Raises: InputError naming the model and everything in which it differs, or the file or stage and what it names.
     """
@@ -80,9 +82,17 @@ def check_study(study: Outlined, *, mixed: bool) -> None:
             check_reach(base.pairs, stage.at, stage.via, stage.receivers_at)
     for variant in variants:
         found = differences(variant.shape, base.shape)
-        if found and not mixed:
+        if found and not mixing:
             found = {field: words for field, words in found.items() if field in _NEEDED}
-        if "tokens" not in found and (where := _first_other_token(base, variant)):
+        if variant.chat != base.chat and mixing:
+            off = ", ".join(f"{section}: false" for section in mixing)
+            raise InputError(
+                f"variant {variant.shape.model!r} is asked with chat {variant.chat!r}, base {base.shape.model!r} with "
+                f"{base.chat!r}: activations and weights are exchanged on the same tokens only; ask both alike, or set "
+                f"{off}"
+            )
+        alike = [replace(each, pairs=_prompts(study.settings, each.outline, OFF)) for each in (base, variant)]
+        if "tokens" not in found and (where := _first_other_token(*alike)):
             found["tokens"] = f"the tokens of the task's prompts ({where})"
         if found:
             raise InputError(
@@ -115,24 +125,25 @@ def _outlined_models(settings: CommonSettings) -> Iterator[OutlinedModel]:
     for name, model in settings.models.items():
         # weights that a recipe is yet to make have the shape of those that it starts from
         start = model if model.recipe is None else read_recipe(model.recipe).base
-        origin = (MEMBERS[start.source].origin if start.source in MEMBERS else start.source), start.tokenizer
+        chat = settings.chat_of(name)
+        origin = (MEMBERS[start.source].origin if start.source in MEMBERS else start.source), start.tokenizer, chat
         if origin not in known:
             outline = read_outline(start.source, start.tokenizer)
             with naming(name):
-                known[origin] = outline, _prompts(settings, outline)
+                known[origin] = outline, _prompts(settings, outline, chat)
         outline, pairs = known[origin]
         for adapter in start.adapters:
             with naming(name):
                 check_adapter(outline.config, adapter)
         _, base_pairs = next(iter(known.values()))
-        yield OutlinedModel(outline, Shape.outlined(name, outline, base_pairs), pairs)
+        yield OutlinedModel(outline, Shape.outlined(name, outline, base_pairs), pairs, chat)
 
 
-def _prompts(settings: CommonSettings, outline: Outline) -> Pairs:
+def _prompts(settings: CommonSettings, outline: Outline, chat: str) -> Pairs:
     sizes = settings.prompts
     n, each, kind = min(_N_PROMPTS, sizes.evaluation), sizes.queries_per_scenario, sizes.counterfactual
     return task_of(settings).sample(
-        outline.tokenizer, n, settings.seed, "evaluation", each, counterfactual=kind, chat=settings.chat
+        outline.tokenizer, n, settings.seed, "evaluation", each, counterfactual=kind, chat=chat
     )
 
 

@@ -54,10 +54,11 @@ def is_file(desideratum: str) -> bool:
 
 
 class PromptSource:
-    """A study's prompts in the tokens of one tokenizer; the same for the same request, and made once."""
+    """A study's prompts for one of its models, in its tokens; the same for the same request, and made once."""
 
-    def __init__(self, settings: CommonSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, settings: CommonSettings, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
         self._settings, self._tokenizer, self._task = settings, tokenizer, task_of(settings)
+        self._chat = settings.chat_of(model)
         self._pairs: dict[PromptsOf, Pairs] = {}
         self._triples: dict[TriplesOf, Triples] = {}
 
@@ -100,19 +101,19 @@ class PromptSource:
             _SPLITS.get(split, split),
             queries_per_scenario or sizes.queries_per_scenario,
             counterfactual=None if split == "means" else sizes.counterfactual,
-            chat=self._settings.chat,
+            chat=self._chat,
         )
 
     def _drawn(self, of: TriplesOf) -> dict[TriplesOf, Triples]:
         """Of every desideratum, on the same base prompts."""
         n, settings = sum(of.sizes), self._settings
-        drawn = self._task.triples(self._tokenizer, of.all_names, n, settings.seed, chat=settings.chat)
+        drawn = self._task.triples(self._tokenizer, of.all_names, n, settings.seed, chat=self._chat)
         return {replace(of, desideratum=each.name): each for each in drawn}
 
     def _redrawn(self, of: TriplesOf) -> dict[TriplesOf, Triples]:
         """Other sources for some of the test triples; alike where they were alike."""
         n, settings = sum(of.sizes), self._settings
-        drawn = self._task.triples(self._tokenizer, of.all_names, n, settings.seed, of.redraw, settings.chat)
+        drawn = self._task.triples(self._tokenizer, of.all_names, n, settings.seed, of.redraw, self._chat)
         first = self.triples(replace(of, desideratum=of.all_names[0], redraw=0, n_redrawn=0))
         rows = split_by_scenario(first.scenarios, of.sizes)[2][: of.n_redrawn]
         sources = {id(each.source): each.source.select(rows) for each in drawn}

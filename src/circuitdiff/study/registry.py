@@ -29,7 +29,7 @@ from circuitdiff.study.sections import (
     verdict,
     weights,
 )
-from circuitdiff.study.settings import CommonSettings
+from circuitdiff.study.settings import CommonSettings, chat_seen_from
 from circuitdiff.study.sizes import capped
 
 Options = TypeVar("Options")
@@ -99,7 +99,7 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
     study = validated(StudySettings, data, origin, folder=folder)
     seen = {
         "task": study.task.seen_from(folder),
-        "chat": study.chat_seen_from(folder),
+        "chat": chat_seen_from(study.chat, folder),
         "base": study.base.seen_from(folder),
         "variants": {name: model.seen_from(folder) for name, model in study.variants.items()},
         "circuits": {name: folder / file for name, file in study.circuits.items()},

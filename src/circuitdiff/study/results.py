@@ -24,10 +24,11 @@ class StudyHeader(Readable):
 
 @dataclass(frozen=True)
 class ModelResult:
-    """Which model it was; `adapters` were merged in, in order."""
+    """Which model it was; `adapters` were merged in, in order. `chat`: the chat template before its prompts."""
 
     source: str
     adapters: tuple[str, ...]
+    chat: str
     fingerprint: str
     n_layers: int
     n_heads: int

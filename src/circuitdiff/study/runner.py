@@ -77,7 +77,7 @@ def refuse(settings: CommonSettings) -> None:
     known = outlined(settings, plans_of(settings))
     for section in chosen:
         section.check(known, options_of(settings, section))
-    check_study(known, mixed=any(section.mixes_models for section in chosen))
+    check_study(known, [section.name for section in chosen if section.mixes_models])
 
 
 def _completed(study: StudyContext, work: Any) -> Any:
@@ -107,7 +107,8 @@ async def _results(
     for name in settings.models:
         source = await study.source(name)
         facts = await study.facts(name)
-        models[name] = result_of(ModelResult, facts, source=source.source, adapters=source.adapters)
+        origin = {"source": source.source, "adapters": source.adapters, "chat": settings.chat_of(name)}
+        models[name] = result_of(ModelResult, facts, **origin)
     base = await study.facts(study.base)
     return Results(
         schema_version=SCHEMA_VERSION,

@@ -73,6 +73,21 @@ class TaskSettings(Settings):
         return self.model_copy(update={"name": str(folder / self.name)})
 
 
+class AskedModel(ModelSettings):
+    """A model of a study. `chat`: what stands before its prompts, where this is not the study's `chat`."""
+
+    chat: str | None = None
+
+    def seen_from(self, folder: Path) -> AskedModel:
+        """The same with its paths, which are relative to the file in `folder` that names them, as seen from here."""
+        chat = self.chat and chat_seen_from(self.chat, folder)
+        return AskedModel(**{**super().seen_from(folder).model_dump(), "chat": chat})
+
+
+def chat_seen_from(chat: str, folder: Path) -> str:
+    return chat if chat in (OFF, AUTO) else str(folder / Path(chat).expanduser())
+
+
 class PromptSettings(Settings):
     """How many prompts each purpose gets, or one number for all; splits are disjoint. No section takes more."""
 
@@ -95,8 +110,8 @@ class CommonSettings(Settings):
     """What a study depends on beside the settings of its sections."""
 
     name: FolderName
-    base: ModelSettings
-    variants: dict[Name, ModelSettings] = Field(default_factory=dict)
+    base: AskedModel
+    variants: dict[Name, AskedModel] = Field(default_factory=dict)
     task: TaskSettings
     prompts: PromptSettings = Field(default_factory=PromptSettings)
     circuits: dict[Name, Path] = Field(default_factory=dict)  # circuit files to evaluate beside those that are found
@@ -131,8 +146,9 @@ class CommonSettings(Settings):
                 raise ValueError(f"series {title!r} needs two models or more, each at another step")
         return self
 
-    def chat_seen_from(self, folder: Path) -> str:
-        return self.chat if self.chat in (OFF, AUTO) else str(folder / Path(self.chat).expanduser())
+    def chat_of(self, model: str) -> str:
+        own = self.models[model].chat
+        return self.chat if own is None else own
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -140,7 +156,7 @@ class CommonSettings(Settings):
         return self.base.name, *(self.variants if self.discover_in is None else self.discover_in)
 
     @property
-    def models(self) -> dict[str, ModelSettings]:
+    def models(self) -> dict[str, AskedModel]:
         return {self.base.name: self.base, **self.variants}
 
 
