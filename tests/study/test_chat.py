@@ -64,8 +64,8 @@ def test_nothing_is_exchanged_between_models_that_are_asked_differently(model, t
 def test_models_that_are_asked_differently_still_need_the_same_tokens(model, tmp_path):
     other = save_tiny_model(tmp_path / "other")
     (tmp_path / "chat.jinja").write_text(TEMPLATE)
-    words = list(AutoTokenizer.from_pretrained(other).get_vocab())
-    word_level([*reversed(words[3:])]).save_pretrained(other)
+    vocabulary = AutoTokenizer.from_pretrained(other).get_vocab()
+    word_level([*reversed(sorted(vocabulary, key=vocabulary.get)[3:])]).save_pretrained(other)
     variants = f"{{second: {{source: {other}, chat: chat.jinja}}}}"
     with pytest.raises(InputError, match=r"second.*tokens of the prompts"):
         refuse(settings_of(tmp_path, model, variants=variants))

@@ -8,25 +8,31 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from circuitdiff.config.settings import Count
+from circuitdiff.config.settings import Count, Share
 from circuitdiff.evaluation import By
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.gains import Credit, GraftControl
 
 Positive = Annotated[float, Field(gt=0)]
 RestsOn = Literal["accuracy", "circuits", "functions", "graft", "layers", "cross_model"]  # tables of numbers
+Judged = Literal["accuracy", "logit_difference"]  # the scores that a verdict judges; accuracy saturates, the other not
+JUDGED: tuple[Judged, ...] = ("accuracy", "logit_difference")
 Parts = Mapping[str, Mapping[str, Credit]]  # by part, and by how it is credited
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts; stated with every verdict."""
+    """What counts, one margin for each scale; stated with every verdict. docs/verdict.md gives the reasons."""
 
     scenarios: Count = 50  # with fewer nothing is said
     faithful: Positive = 0.8  # least lower bound of a circuit's normalised faithfulness
     too_faithful: Positive = 1.1  # greatest upper bound of it
-    margin: Positive = 0.05  # a difference whose interval lies within it is none
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the gain: what a part must bring, and no other part may
+    accuracy: Share = 0.05  # a difference of two accuracies that lies within it is none
+    faithfulness: Share = 0.1  # the same of two normalised faithfulnesses
+    alike: Share = 0.9  # least correlation of two models' effects, corrected for both maps' noise
+    gap: Share = 0.1  # what a model may keep without a group of heads that its circuit loses, in probability
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the gain: what is sufficient, or necessary
+    nothing: Share = 0.2  # of the gain: a part whose shares surely lie within it did not improve
 
 
 @dataclass(frozen=True)
@@ -38,28 +44,88 @@ class Noted(Estimate):
 
 
 @dataclass(frozen=True)
-class CircuitEvidence:
-    """Normalised faithfulness of each own circuit under one ablation; and of the base's in the variant less its own."""
+class Ability:
+    """How well a model does the task, and what picking any of the listed answers scores (`guessing`)."""
 
+    accuracy: Estimate
+    logit_difference: Estimate
+    guessing: float
+
+    @property
+    def does_it(self) -> bool:
+        """Surely better than guessing, or surely with right answers before wrong ones."""
+        hits, logits = self.accuracy.low, self.logit_difference.low
+        return (hits is not None and hits > self.guessing) or (logits is not None and logits > 0)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What both models do, and the variant less the base on the same prompts."""
+
+    base: Ability
+    variant: Ability
+    accuracy: Estimate
+    logit_difference: Estimate
+
+
+@dataclass(frozen=True)
+class CircuitEvidence:
+    """Normalised faithfulness of each own circuit, of one score under one ablation; and, in the variant, of the base's
+    circuit less its own.
+    """
+
+    by: By
+    score: Judged
     base_own: Noted | None = None
     variant_own: Noted | None = None
     transfer: Noted | None = None
-    transfer_where_only_variant_right: Noted | None = None
+    transfer_where_only_variant_right: Noted | None = None  # of accuracy only
+
+
+@dataclass(frozen=True)
+class TransferEvidence:
+    """Differences in accuracy on the same prompts, under one ablation, circuits alone.
+
+    In the variant: the base's circuit less the whole base, and less the variant's own circuit; both circuits together
+    less the base's; the variant's further heads alone less nothing at all. In the base: the variant's circuit less the
+    whole base.
+    """
+
+    by: By
+    over_base: Estimate
+    over_own: Estimate
+    reverse: Estimate
+    extras_add: Estimate | None  # None: the variant's circuit has no further heads
+    extras_alone: Estimate | None
+
+
+@dataclass(frozen=True)
+class GapEvidence:
+    """What a model keeps without a group of heads, less what its circuit keeps."""
+
+    model: str
+    group: str
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class NeededHeads:
+    """How many heads are needed in each model's own circuit; and those that are in one and surely not in the other's."""
+
+    base: int
+    variant: int
+    opposed: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class SimilarityEvidence:
-    """How alike two models' effects at a stage are: between the models, within the less repeatable one (its split-half
-    reliability), and with another circuit or by chance.
+    """How alike two models' effects at a stage are, corrected for noise; and the largest likeness with another stage's.
 
-    `measure`: the correlation of all effects, the overlap (Jaccard) of the k strongest heads, or "not_run".
+    `likeness` is None for a stage that could not be run in the variant.
     """
 
     stage: str
-    measure: Literal["correlation", "overlap", "not_run"]
-    k: int | None = None
-    value: Estimate | None = None
-    retest: Estimate | None = None
+    likeness: Noted | None = None
     different: Estimate | None = None
 
 
@@ -75,16 +141,17 @@ class FunctionEvidence:
 
 
 @dataclass(frozen=True)
-class GraftEvidence:
-    """By part, and by range of layers, what its weights bring; controls by part and name.
+class PartsEvidence:
+    """By score, what each part of a division brings alone and costs when left out.
 
-    `also_touched`: by part how many query heads beyond its own its keys and values serve.
+    `unchanged`: parts that are the same in both models. `controls`: by part and name, in accuracy. `also_touched`: by
+    part, how many query heads beyond its own its keys and values serve.
     """
 
-    parts: Parts
+    scores: Mapping[Judged, Parts]
+    unchanged: Sequence[str] = ()
     controls: Mapping[str, Mapping[GraftControl, Credit]] = field(default_factory=dict)
     also_touched: Mapping[str, int] = field(default_factory=dict)
-    layers: Parts = field(default_factory=dict)
 
 
 class Measured(NamedTuple):
@@ -97,9 +164,9 @@ class Measured(NamedTuple):
 @dataclass(frozen=True)
 class Evidence:
     """What was measured of a variant. `donor`: which model is asked for what it has more, the variant unless it is
-    significantly worse. `failed_checks`: None if none was run. `unknown`: groups that carry nothing that was asked for.
-    `moved`: whether other heads have the groups' own profiles, seen on so many scenarios. `measured`: by what a claim
-    rests on, its own prompts, where these are not the gain's.
+    significantly worse. `failed_checks`: None if none was run. `switched_off`: sections that the study leaves out.
+    `unknown`: groups that carry nothing that was asked for. `moved`: whether other heads have the groups' own profiles,
+    seen on so many scenarios. `measured`: by what a claim rests on, its own prompts, where these are not the gain's.
     """
 
     base: str
@@ -107,16 +174,21 @@ class Evidence:
     donor: str
     scope: str
     failed_checks: Sequence[str] | None
-    gain: Estimate | None
+    behaviour: Behaviour
     n_scenarios: int
-    circuits: Mapping[By, CircuitEvidence] = field(default_factory=dict)
+    switched_off: frozenset[str] = frozenset()
+    circuits: Sequence[CircuitEvidence] = ()
+    transfers: Sequence[TransferEvidence] = ()
+    gaps: Sequence[GapEvidence] = ()
+    needed: NeededHeads | None = None
     similarity: Sequence[SimilarityEvidence] = ()
     moved: bool = False
     n_scenarios_moved: int = 0
     functions: Sequence[FunctionEvidence] = ()
     unknown: Sequence[str] = ()
-    patched: Parts = field(default_factory=dict)
-    graft: GraftEvidence | None = None
+    patched: PartsEvidence | None = None
+    graft: PartsEvidence | None = None
+    layers: PartsEvidence | None = None
     measured: Mapping[str, Measured] = field(default_factory=dict)
 
     @property
