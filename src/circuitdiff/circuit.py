@@ -158,6 +158,24 @@ def overlap(first: Iterable[Head], second: Iterable[Head]) -> Overlap:
     return Overlap(len(one), len(other), len(one & other))
 
 
+def joined(first: Circuit, second: Circuit) -> Circuit:
+    """Group by group, the heads of both."""
+    groups = dict(first.groups)
+    for name, group in second.groups.items():
+        own = groups.get(name, Group(group.at, ()))
+        groups[name] = Group(own.at, tuple(dict.fromkeys([*own.heads, *group.heads])))
+    return Circuit(groups)
+
+
+def beyond(second: Circuit, first: Circuit) -> Circuit:
+    """Group by group, the heads of the second that the first's group of that name lacks; without empty groups."""
+    left = {
+        name: Group(group.at, tuple(head for head in group.heads if head not in _heads(first, name)))
+        for name, group in second.groups.items()
+    }
+    return Circuit({name: group for name, group in left.items() if group.heads})
+
+
 def circuit_overlap(first: Circuit, second: Circuit) -> dict[str, Overlap]:
     """The overlap of each group, by name. A group that one circuit lacks is empty there."""
     names = dict.fromkeys([*first.groups, *second.groups])

@@ -62,6 +62,7 @@ FailOn = Annotated[
         "--fail-on", help="Exit with 1 if it moved: NAME or a glob, NAME=0.05 (by more), or moved (anything)."
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Go on though the base does not do the task.")]
 Pairings = Annotated[list[str], typer.Option("--pair", help="FIRST=SECOND: what one model is called in each run.")]
 
 
@@ -71,9 +72,11 @@ def run(
     folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/NAME.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=1000, help="Processes that share the work.")] = 1,
     ray: Annotated[str | None, typer.Option(help="A Ray cluster to work on: its address, or local.")] = None,
+    force: Force = False,
 ) -> None:
     """Run a study; what the run folder has already is not computed again."""
-    _run(read_study(study), folder, workers, ray)
+    settings = read_study(study)
+    _run(settings.model_copy(update={"force": settings.force or force}), folder, workers, ray)
 
 
 @app.command()
@@ -98,10 +101,12 @@ def compare(
     chat: Annotated[str, typer.Option(help="A chat template before each prompt: off, auto, or a file.")] = OFF,
     dtype: str = "float32",
     device: str = "cpu",
+    force: Force = False,
 ) -> None:
     """What did fine-tuning do to the circuit? Plan, run, verdict and report of a base and its variants."""
     with progress() as monitor:
         options = {"quick": quick, "minutes": minutes, "dtype": dtype, "device": device, "chat": chat}
+        options["force"] = force
         told = {"monitor": monitor, "announce": show_plan, "notify": _note}
         results = runs.compare(*models, task=task, folder=folder, workers=workers, **options, **told)
     folder = folder or Path("runs") / results.study.name

@@ -29,6 +29,7 @@ def compare(
     dtype: str = "float32",
     device: str = "cpu",
     chat: str = OFF,
+    force: bool = False,
     workers: int = 1,
     monitor: Monitor = lambda *_: None,
     announce: Callable[[PlannedCost], None] | None = None,
@@ -43,9 +44,10 @@ def compare(
     was. With `workers` above 1 a script needs `if __name__ == "__main__":` around the call. `monitor`, `announce` and
     `notify` are told of progress, of the cost before the work starts, and of what happens meanwhile.
 
-    Raises: InputError for what cannot be compared; CheckError if a self-check fails.
+    Raises: InputError for what cannot be compared, and, without `force`, if the base does not do the task; CheckError
+    if a self-check fails.
     """
-    options = {"chat": chat, "dtype": dtype, "device": device, "quick": quick, "minutes": minutes}
+    options = {"chat": chat, "dtype": dtype, "device": device, "quick": quick, "minutes": minutes, "force": force}
     settings = comparison(base, variants, task, **options, monitor=monitor, n_workers=workers)
     folder = Path(folder or Path("runs") / settings.name)
     write_study(settings, folder)

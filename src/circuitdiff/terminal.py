@@ -126,7 +126,7 @@ def _show_models(results: CommonResults) -> None:
     verdicts, accuracies = part_of(results, VERDICT) or {}, part_of(results, ACCURACY) or {}
     if verdicts:
         rows = [
-            (name, _interval(each.accuracy), _interval(verdicts[name].gain) if name in verdicts else "-")
+            (name, _interval(each.accuracy), _interval(verdicts[name].behaviour.accuracy) if name in verdicts else "-")
             for name, each in accuracies.items()
         ]
         show_table(("model", "accuracy", "less the base's (paired)"), rows)

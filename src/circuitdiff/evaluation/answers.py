@@ -23,8 +23,8 @@ from circuitdiff.stats.proportions import accuracy_interval
 Quantity = Literal["hits", "probability", "logit_difference"]
 
 N_VALUES = 4  # that `answers_readout` gives: hit, prediction, logit difference, log probability
-Score = Literal["accuracy", "probability", "log_prob"]  # of which shares of a gain are taken; accuracy is of hits
-SCORES: tuple[Score, ...] = ("accuracy", "probability", "log_prob")
+Score = Literal["accuracy", "logit_difference", "log_prob"]  # of which shares of a gain are taken; accuracy is of hits
+SCORES: tuple[Score, ...] = ("accuracy", "logit_difference", "log_prob")
 
 
 @dataclass(frozen=True, repr=False)

@@ -33,14 +33,24 @@ _HOW = {
     "in_order": "in causal order",
     "shapley": "Shapley, symmetric",
 }
-_OTHER_SCORES: dict[Score, str] = {"probability": "answer's probability", "log_prob": "answer's log probability"}
+_OTHER_SCORES: dict[Score, str] = {
+    "logit_difference": "logit difference",
+    "log_prob": "answer's log probability",
+}
 _ENDS = ("all together", "what no part explains")
 _NAMED = 10  # parts in a sentence; the table has all
 _ADDS = "what the part adds to the accuracy"
 _SHARE_COLUMNS = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
 CONTROL_COLUMNS = _SHARE_COLUMNS | {"part": "group", "how": "in its stead"}
-_RUN_COLUMNS = {"parts": "from the donor", "accuracy": "accuracy", "share": "share", "probability": "probability"}
-_RUN_COLUMNS |= {"log_prob": "log probability", "distance": "distance from clean runs", "note": ""}
+_RUN_COLUMNS = {
+    "parts": "from the donor",
+    "accuracy": "accuracy",
+    "share": "share",
+    "logit_difference": "logit difference",
+    "log_prob": "log probability",
+    "distance": "distance from clean runs",
+    "note": "",
+}
 
 
 @dataclass(frozen=True)
@@ -176,7 +186,7 @@ def run_rows(method: Method) -> list[dict]:
             "parts": " + ".join(run.parts) or "none",
             "accuracy": printed(run.accuracy),
             "share": _share(credits[run.parts]) if run.parts in credits else number(None),
-            "probability": number(run.probability.value),
+            "logit_difference": number(run.logit_difference.value),
             "log_prob": number(run.log_prob.value),
             "distance": number(run.distance if isinstance(run, PatchRun) else None),
             "note": (run.incompatible or "") if isinstance(run, PatchRun) else "",

@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from circuitdiff.report.numbers import printed
 from circuitdiff.report.parts import Part, Sentence, Table, anchor
-from circuitdiff.study.evidence import Thresholds
+from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.verdict import SECTION, Verdict
+from circuitdiff.study.verdict import Sensitivity
 
 _CLAIMS = {
-    "better": "Is it better?",
+    "behaviour": "What happened to the behaviour?",
     "same_circuit": "Is the same circuit at work?",
+    "beats_base": "Does the base's circuit do better in the variant?",
+    "beats_own": "Is it better there than the variant's own?",
+    "further_heads": "Do the variant's further heads matter?",
     "same_function": "Does each group have the same function?",
     "improved_part": "Which part improved?",
     "cause_layers": "In which layers is its cause?",
     "visible_part": "Where is the gain visible?",
 }
+_LOOKS = {"yes": "yes", "no": "no", "better": "yes", "kept": "yes", "worse": "no", "lost": "no"}
 _ABLATIONS = {"slot": "mean by slot", "kind": "mean by kind, heads at every segment"}
-_NUMBERS = {
+_SCORES = {"accuracy": "accuracy", "logit_difference": "logit difference"}
+_FAITHFUL = {
     "base_own": "the base's circuit in the base",
     "variant_own": "the variant's circuit in the variant",
     "transfer": "the base's circuit less the variant's own, in the variant",
     "transfer_where_only_variant_right": "the same where only the variant is right",
 }
+_DIFFERENCES = {
+    "over_base": "the base's circuit in the variant, less the whole base",
+    "over_own": "the base's circuit in the variant, less the variant's own",
+    "reverse": "the variant's circuit in the base, less the whole base",
+    "extras_add": "both circuits together in the variant, less the base's",
+    "extras_alone": "the variant's further heads alone, less no heads at all",
+}
+_THRESHOLDS = {
+    "scenarios": "least held-out scenarios",
+    "faithful": "least normalised faithfulness",
+    "too_faithful": "greatest normalised faithfulness",
+    "accuracy": "margin of accuracy",
+    "faithfulness": "margin of normalised faithfulness",
+    "alike": "least likeness of effects",
+    "gap": "margin of a circuit's gap",
+    "share": "least share of the gain",
+    "nothing": "share of the gain that is near 0",
+}
 
 
 def view(results: CommonResults) -> Part:
     verdicts = part_of(results, SECTION)
-    limits = next((_thresholds(verdict.thresholds) for verdict in verdicts.values()), "")
     parts = [Part(variant, sentences=_sentences(variant, each), items=True) for variant, each in verdicts.items()]
-    return Part("Verdict", limits, parts=parts)
+    note = "What each word means, and why it is held against which number: docs/verdict.md."
+    return Part("Verdict", note, parts=parts)
 
 
 def _sentences(variant: str, verdict: Verdict) -> list[Sentence]:
@@ -39,40 +64,62 @@ def _sentences(variant: str, verdict: Verdict) -> list[Sentence]:
     return [
         Sentence(
             each.text,
-            look=each.answer.replace(" ", "-"),
+            look=_LOOKS.get(each.answer, "not-established"),
             asks=_CLAIMS[each.claim],
             link=anchor(each.rests_on, "" if each.rests_on == "accuracy" else variant),
-            scope=each.scope,
+            scope="; ".join([each.scope, *map(in_words, each.sensitivity)]),
         )
         for each in verdict.sentences
     ]
 
 
-def _thresholds(limits: Thresholds) -> str:
-    return (
-        f"Held against at least {limits.scenarios} held-out scenarios, normalised faithfulness of at least "
-        f"{limits.faithful:g}, and at most {limits.too_faithful:g}, a margin of {limits.margin:g} for what counts as "
-        f"equal, {limits.share:g} of the gain for a part that improved."
-    )
+def in_words(sensitivity: Sensitivity) -> str:
+    name = _THRESHOLDS[sensitivity.threshold]
+    return f"the same answer for a {name} of {sensitivity.low:g} to {sensitivity.high:g}"
 
 
 def evidence(results: CommonResults) -> Part:
     """The numbers that no other section has, for the sentences' links."""
-    columns = {"ablation": "ablation", "what": "number", "printed": "value (95 % interval)", "note": ""}
-    tables = [
-        Table(f"Own circuits, base and {variant}", columns, list(_rows(verdict)), [anchor("circuits", variant)])
-        for variant, verdict in part_of(results, SECTION).items()
-    ]
+    verdicts, tables = part_of(results, SECTION), []
+    for variant, verdict in verdicts.items():
+        columns = {"ablation": "ablation", "score": "score", "what": "number", "printed": "value (95 % interval)"}
+        rows, ids = [*_faithful(verdict), *_differences(verdict)], [anchor("circuits", variant)]
+        tables.append(Table(f"Circuits alone, base and {variant}", columns | {"note": ""}, rows, ids))
+        tables += [_parts(name, variant, verdict) for name in verdict.parts]
+    for verdict in list(verdicts.values())[:1]:
+        rows = [
+            {"what": words, "value": f"{asdict(verdict.thresholds)[name]:g}"} for name, words in _THRESHOLDS.items()
+        ]
+        tables.append(Table("Held against", {"what": "threshold", "value": "value"}, rows, numeric=("value",)))
     return Part(
-        "The numbers behind the verdict on circuits",
+        "The numbers behind the verdict",
         "Normalised faithfulness: 0 is no better than ablating every head, 1 is the model.",
         tables=tables,
     )
 
 
-def _rows(verdict: Verdict) -> Iterator[dict]:
-    for by, circuits in verdict.circuits.items():
-        for name, what in _NUMBERS.items():
-            estimate = getattr(circuits, name)
-            note = "" if estimate is None else estimate.note or ""
-            yield {"ablation": _ABLATIONS[by], "what": what, "printed": printed(estimate), "note": note}
+def _faithful(verdict: Verdict) -> Iterator[dict]:
+    for circuits in verdict.circuits:
+        for name, what in _FAITHFUL.items():
+            if (estimate := getattr(circuits, name)) is not None:
+                yield _row(circuits.by, _SCORES[circuits.score], f"normalised faithfulness: {what}", estimate)
+
+
+def _differences(verdict: Verdict) -> Iterator[dict]:
+    for transfer in verdict.transfers:
+        for name, what in _DIFFERENCES.items():
+            if (estimate := getattr(transfer, name)) is not None:
+                yield _row(transfer.by, "accuracy", what, estimate)
+
+
+def _row(by: str, score: str, what: str, estimate: Estimate) -> dict:
+    note = getattr(estimate, "note", None) or ""
+    return {"ablation": _ABLATIONS[by], "score": score, "what": what, "printed": printed(estimate), "note": note}
+
+
+def _parts(name: str, variant: str, verdict: Verdict) -> Table:
+    """What is established of each part of a division."""
+    asked = {"sufficient": "sufficient", "necessary": "necessary", "sole": "the sole one", "improved": "improved"}
+    rows = [asdict(each) | {"note": "; ".join(each.reasons)} for each in verdict.parts[name]]
+    title = f"Parts of {variant}" + (", by layers" if name == "layers" else "")
+    return Table(title, {"part": "part", **asked, "numbers": "of the gain", "note": ""}, rows)

@@ -33,6 +33,7 @@ def comparison(
     chat: str = OFF,
     dtype: str = "float32",
     device: str = "cpu",
+    force: bool = False,
     quick: bool = False,
     minutes: float | None = None,
     monitor: Monitor = lambda *_: None,
@@ -55,6 +56,7 @@ def comparison(
         "chat": chat,
         "dtype": dtype,
         "device": device,
+        "force": force,
     }
     settings = parse_study(data, "compare")
     if quick:

@@ -48,6 +48,13 @@ class GroupHeads:
     heads: tuple[HeadPlace, ...]
 
 
+def printed(estimate: Estimate) -> str:
+    """Value and bounds, with two decimals."""
+    numbers = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (math.nan if each is None else each for each in numbers)
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def number(value: Any) -> Number:
     """A finite float, or None."""
     value = math.nan if value is None else float(value)

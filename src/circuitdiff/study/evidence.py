@@ -110,7 +110,7 @@ class GapEvidence:
 
 @dataclass(frozen=True)
 class NeededHeads:
-    """How many heads are needed in each model's own circuit; and those that are in one and surely not in the other's."""
+    """How many heads are needed in each own circuit; and those that are in one, and surely not in the other."""
 
     base: int
     variant: int

@@ -73,7 +73,7 @@ class Scores:
     """Means over prompts."""
 
     accuracy: Share
-    probability: Estimate  # of the answer
+    logit_difference: Estimate
     log_prob: Estimate
 
 

@@ -1,4 +1,4 @@
-"""A three-valued judge: intervals meet a requirement, refute it, or leave it open; a "no" is corrected for many tests."""
+"""A three-valued judge: intervals meet a requirement, refute it, or leave it open; many tests are adjusted for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNKNOWN = Test(None)
 
 @dataclass(frozen=True)
 class Requirement:
-    """What a claim needs. A false one refutes the claim if that is no chance (`p`); None: open. `reason`: what it is."""
+    """What a claim needs. If not met it refutes the claim, unless by chance (`p`); None: open. `reason`: its words."""
 
     met: bool | None
     reason: str

@@ -27,6 +27,7 @@ from circuitdiff.study.plan import PlannedCost, Sizes, planned_cost
 from circuitdiff.study.preflight import check_study, outlined
 from circuitdiff.study.registry import SECTIONS, Results, options_of, planned_parts, results_bytes
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, ModelResult, StudyHeader, example_of
+from circuitdiff.study.sections.accuracy import stop_unless_able
 from circuitdiff.study.settings import CommonSettings, plans_of, task_of
 from circuitdiff.study.sizes import ever_smaller
 from circuitdiff.study.workers import Monitor, ThisProcess, Worker, Workers
@@ -102,6 +103,7 @@ async def _results(
     settings = study.settings
     if announce is not None:
         announce(await _cost(study, n_workers))
+    await stop_unless_able(study)
     parts = await study.each(SECTIONS, study.part)
     models = {}
     for name in settings.models:

@@ -119,6 +119,7 @@ class CommonSettings(Settings):
     plans: dict[Name, Plan] = Field(default_factory=dict)  # empty: the task's own plan
     discover_in: tuple[str, ...] | None = None  # variants whose own circuit is looked for, too; None: all
     chat: str = OFF  # a chat template before each prompt: off, auto (the tokenizer's own), or the path of one
+    force: bool = False  # go on though the base does not do the task
     seed: Seed = 0
     dtype: Dtype = "float32"
     device: Devices = ("cpu",)  # of torch's, such as cuda:1; a lone one will do; of several, each worker gets one

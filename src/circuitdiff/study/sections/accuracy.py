@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.models.comparable import other_settings
 from circuitdiff.prompts import Pairs
@@ -15,10 +16,12 @@ from circuitdiff.readable import Readable
 from circuitdiff.study.checks import batching
 from circuitdiff.study.common_units import EVALUATION, model_answers
 from circuitdiff.study.context import StudyContext, checked
-from circuitdiff.study.estimates import Estimate, Share, mean_logit_difference, share
+from circuitdiff.study.estimates import Estimate, Share, mean_logit_difference, printed, share
+from circuitdiff.study.evidence import Ability
 from circuitdiff.study.facts import ModelFacts
 from circuitdiff.study.section import Part, Section, Sizes
 from circuitdiff.study.units import Unit
+from circuitdiff.tasks.soundness import guessing
 
 _FEW_SCENARIOS = 50
 
@@ -67,6 +70,24 @@ async def _accuracy(study: StudyContext, name: str) -> Accuracy:
             f"{name} was evaluated on {n_scenarios} scenarios only; below {_FEW_SCENARIOS} intervals are too narrow"
         )
     return accuracy_of(answers, pairs)
+
+
+async def ability_of(study: StudyContext, model: str) -> Ability:
+    """How well the model does the task on all evaluation prompts."""
+    answers = await model_answers(study, model)
+    guessed = guessing(await study.pairs(model, EVALUATION))
+    return Ability(share(answers.hits, answers.scenarios), mean_logit_difference(answers), guessed)
+
+
+async def stop_unless_able(study: StudyContext) -> None:
+    """Raises: InputError if the base does not do the task, and the study does not go on all the same (`force`)."""
+    found = await ability_of(study, study.base)
+    if not (study.settings.force or found.does_it):
+        raise InputError(
+            f"{study.base} does not do the task {study.task.name}: accuracy {printed(found.accuracy)} where guessing "
+            f"gives {found.guessing:.2f}, logit difference {printed(found.logit_difference)}; there is no behaviour "
+            f"whose circuit could be found: ask another model or task, or go on all the same with --force"
+        )
 
 
 async def _hold_against_base(study: StudyContext, facts: ModelFacts, pairs: Pairs) -> None:

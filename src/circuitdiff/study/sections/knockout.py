@@ -17,6 +17,7 @@ from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.checks import FEW, executors_agree
 from circuitdiff.study.estimates import Estimate, Share, estimate, share
 from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.judge import leaves_room
 from circuitdiff.study.preflight import Outlined, check_known
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import record_of, value_of
@@ -202,16 +203,16 @@ def cell_of(
 ) -> Cell:
     """Does information flow from `key` to `query`?
 
-    Yes: the 95 % intervals of what blocking it costs, and of what it costs beyond blocking a random position, lie above
-    zero. No: that of what it costs lies below the margin. None: the key does not come first in every prompt.
+    Yes: the 95 % intervals of what blocking it costs, and of that beyond blocking a random position, lie above zero. No: that of what it costs lies below the margin, and there is more than twice the margin to lose. None: the key
+    does not come first in every prompt.
     """
     if blocked is None or control is None:
         return Cell(query, key, None)
     scenarios = clean.scenarios.numpy()
     loss = difference_interval(clean.hits.numpy(), blocked.hits.numpy(), scenarios)
     beyond = difference_interval(control.hits.numpy(), blocked.hits.numpy(), scenarios)
-    flows = loss.low > 0 and beyond.low > 0
-    answer = "yes" if flows else "no" if loss.high < margin else "not established"
+    flows, room = loss.low > 0 and beyond.low > 0, leaves_room(share(clean.hits, clean.scenarios), margin)
+    answer = "yes" if flows else "no" if loss.high < margin and room else "not established"
     return Cell(query, key, answer, share(blocked.hits, blocked.scenarios), estimate(loss), estimate(beyond))
 
 

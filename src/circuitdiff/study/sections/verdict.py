@@ -3,56 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy import ndarray
-
-from circuitdiff.circuit import Circuit
-from circuitdiff.evaluation import By, Evaluation, moved
 from circuitdiff.readable import Readable
-from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
-from circuitdiff.study.common_units import circuit_answers, model_answers
-from circuitdiff.study.estimates import Estimate, Number, ratio, with_heads
+from circuitdiff.stats.intervals import mean_interval
+from circuitdiff.study.claims_on_parts import PartVerdict, judged_parts
+from circuitdiff.study.common_units import model_answers
+from circuitdiff.study.estimates import estimate
 from circuitdiff.study.evidence import (
+    JUDGED,
+    Behaviour,
     CircuitEvidence,
     Evidence,
     FunctionEvidence,
-    GraftEvidence,
     Measured,
-    Noted,
+    PartsEvidence,
     SimilarityEvidence,
     Thresholds,
+    TransferEvidence,
 )
-from circuitdiff.study.gains import Direction, Gain, direction_of, gain_of
+from circuitdiff.study.gains import Direction, Gain, GainShares, direction_of, gain_of
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.section import Part, Section, Sizes, StudyContext
-from circuitdiff.study.sections import cross_model, functions, graft, overlap
+from circuitdiff.study.sections import completeness, cross_model, functions, graft, minimality, overlap
+from circuitdiff.study.sections.accuracy import ability_of
 from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult
-from circuitdiff.study.sections.discovery import circuits
 from circuitdiff.study.sections.functions import MaskCell
 from circuitdiff.study.sections.graft import GraftResult
-from circuitdiff.study.sections.overlap import StageOverlap, VariantOverlap
+from circuitdiff.study.sections.verdict_circuits import (
+    circuit_numbers,
+    cost_of_circuits,
+    gaps,
+    has_moved,
+    similarity_evidence,
+)
 from circuitdiff.study.verdict import Sentence, sentences
 
-_ALIKE = 0.8  # cosine of two profiles, above which they are called alike
-_BYS: tuple[By, ...] = ("slot", "kind")
 _ABLATIONS = "mean by slot and mean by kind with heads at every segment"
+_SOURCES = (cross_model.SECTION, graft.SECTION, overlap.SECTION, functions.SECTION, completeness.SECTION)
 
 Cells = Mapping[str, Mapping[str, MaskCell]]  # by group and desideratum
 
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Readable):
-    """Sentences, the thresholds that they were held against, and evidence that no other section has."""
+    """Sentences, the thresholds that they were held against, and evidence that no other section has.
+
+    `parts`: of grafts, and of grafts by layers, what is established of each part.
+    """
 
     sentences: tuple[Sentence, ...]
     thresholds: Thresholds
-    gain: Gain
-    circuits: dict[By, CircuitEvidence]
+    behaviour: Behaviour
+    circuits: tuple[CircuitEvidence, ...]
+    transfers: tuple[TransferEvidence, ...]
     similarity: tuple[SimilarityEvidence, ...]
     functions: tuple[FunctionEvidence, ...]
+    parts: dict[str, tuple[PartVerdict, ...]]
 
 
 async def run(study: StudyContext, limits: Thresholds) -> dict[str, Verdict]:
@@ -61,148 +68,64 @@ async def run(study: StudyContext, limits: Thresholds) -> dict[str, Verdict]:
 
 
 async def _verdict(study: StudyContext, variant: str, limits: Thresholds) -> Verdict:
+    evidence = await _evidence(study, variant)
+    divisions = {"graft": evidence.graft, "layers": evidence.layers}
+    return Verdict(
+        sentences=sentences(evidence, limits),
+        thresholds=limits,
+        behaviour=evidence.behaviour,
+        circuits=tuple(evidence.circuits),
+        transfers=tuple(evidence.transfers),
+        similarity=tuple(evidence.similarity),
+        functions=tuple(evidence.functions),
+        parts={name: judged_parts(found, limits) for name, found in divisions.items() if found is not None},
+    )
+
+
+async def _evidence(study: StudyContext, variant: str) -> Evidence:
     base, between = study.base, await direction_of(study, variant)
     gain = await gain_of(study, variant, base)
-    sections = (cross_model.SECTION, graft.SECTION, overlap.SECTION)
-    patched, grafted, overlaps = [(await study.part(section) or {}).get(variant) for section in sections]
-    masks = (await study.part(functions.SECTION) or {}).get(base) or {}
-    judged_patch = _judged_patch(patched, between, base)
+    parts = [await study.part(section) or {} for section in _SOURCES]
+    patched, grafted, overlaps = (each.get(variant) for each in parts[:3])
+    masks, removed = parts[3].get(base) or {}, parts[4]
+    patch = _judged_patch(patched, between, base)
     checks, task = study.checks, study.settings.task
     wording = ", ".join([task.name, *(f"{key} {value}" for key, value in task.options.items())])
-    evidence = Evidence(
+    sections = (*_SOURCES, minimality.SECTION)
+    of_circuits = await circuit_numbers(study, variant)
+    return Evidence(
         base=base,
         variant=variant,
         donor=between.donor,
         scope=f"{variant} against {base}; {wording}",
         failed_checks=[check.name for check in checks if not check.passed] if checks else None,
-        gain=gain,
+        behaviour=await _behaviour(study, variant, gain),
         n_scenarios=gain.n_scenarios,
-        circuits=await _circuit_evidence(study, variant),
+        switched_off=frozenset(each.name for each in sections if getattr(study.settings, each.name, None) is False),
+        circuits=of_circuits.faithfulness,
+        transfers=of_circuits.transfers,
+        gaps=gaps(removed, (base, variant)),
         similarity=similarity_evidence(overlaps),
         moved=overlaps is not None and has_moved(overlaps),
         n_scenarios_moved=(overlaps.n_scenarios or 0) if overlaps is not None else 0,
         functions=functions_evidence(masks, base, variant),
         unknown=groups_without_function(masks.get(base) or {}),
-        patched={} if judged_patch is None else judged_patch.scores["accuracy"].parts,
+        patched=None if patch is None else _parts(patch),
         graft=None if grafted is None else _graft_evidence(grafted),
-        measured=await _measured(study, variant, gain, _cells(masks, base, variant), judged_patch, grafted),
-    )
-    of_circuits, similarity, of_functions = dict(evidence.circuits), tuple(evidence.similarity), evidence.functions
-    return Verdict(sentences(evidence, limits), limits, gain, of_circuits, similarity, tuple(of_functions))
-
-
-# Is the same circuit at work?
-
-
-async def _circuit_evidence(study: StudyContext, variant: str) -> dict[By, CircuitEvidence]:
-    """By ablation, whether each own circuit does what its model does, and whether the base's does it in the variant.
-
-    Means by kind take addresses out everywhere but where heads are kept, so keeping them at the queried segment alone
-    would mark the answer: there the heads are kept at every segment. Nothing if one of the two models has no circuit.
-    """
-    known = await circuits(study)
-    mains = {model: with_heads(known[model]) for model in (study.base, variant) if model in known}
-    if len(mains) < 2:
-        return {}
-    in_base, in_variant = await model_answers(study, study.base), await model_answers(study, variant)
-    gained = ~in_base.hits.numpy() & in_variant.hits.numpy()
-    evidence: dict[By, CircuitEvidence] = {}
-    for by in _BYS:
-        at_all = by == "kind"
-        tested = {name: moved(each, study.task.every_segment) if at_all else each for name, each in mains.items()}
-        own, nothing = await _alone(study, study.base, [tested[study.base]], by)
-        theirs, its_own, ablated = await _alone(study, variant, list(tested.values()), by)
-        evidence[by] = CircuitEvidence(
-            base_own=_normalised(in_base, own, nothing),
-            variant_own=_normalised(in_variant, its_own, ablated),
-            transfer=transfer(in_variant, theirs, its_own, ablated),
-            transfer_where_only_variant_right=transfer(in_variant, theirs, its_own, ablated, gained),
-        )
-    return evidence
-
-
-async def _alone(study: StudyContext, model: str, tested: Sequence[Circuit], by: By) -> list[Evaluation]:
-    """The circuits alone and, last, nothing."""
-    return await circuit_answers(study, model, f"own circuits in {model}, {by} means", [*tested, Circuit({})], by)
-
-
-def _normalised(model: Evaluation, circuit: Evaluation, ablated: Evaluation) -> Noted:
-    own, nothing, whole = (each.hits.numpy() for each in (circuit, ablated, model))
-    return Noted(**vars(ratio(normalised_ratio_interval(own, nothing, whole, model.scenarios.numpy()))))
-
-
-def transfer(
-    model: Evaluation,
-    base_circuit: Evaluation,
-    own_circuit: Evaluation,
-    ablated: Evaluation,
-    among: ndarray | None = None,
-) -> Noted:
-    """Normalised faithfulness of the base's circuit less that of the variant's own, in the variant, on some prompts."""
-    rows = np.ones(len(model.hits), dtype=bool) if among is None else among
-    hits = [each.hits.numpy()[rows].astype(int) for each in (base_circuit, own_circuit, model, ablated)]
-    scenarios = model.scenarios.numpy()[rows]
-    n = len(np.unique(scenarios))
-    if n < 2:
-        return Noted(None, None, None, f"there are {n} such scenarios", n)
-    return Noted(**vars(ratio(ratio_interval(hits[0] - hits[1], hits[2] - hits[3], scenarios))), n=n)
-
-
-def similarity_evidence(compared: VariantOverlap | None) -> list[SimilarityEvidence]:
-    """How alike base and variant are, stage by stage, with the lower of their split-half reliabilities and a control.
-
-    Of effect maps, the control is another stage's; of the chosen heads, it is chance. A stage that chose heads in
-    neither model has nothing to be alike in; one that could not be run in the variant leaves its rows open.
-    """
-    rows: list[SimilarityEvidence] = []
-    for stage in (compared.stages or ()) if compared is not None else ():
-        if most := max(stage.n_chosen):
-            shared = next(each for each in stage.jaccard if each.k == most)
-            chance = Estimate(shared.floor, shared.floor, shared.floor)
-            rows.append(_similar(stage.stage, "correlation", None, stage.correlation, stage.different))
-            rows.append(_similar(stage.stage, "overlap", most, shared, chance))
-    not_run = () if compared is None else compared.not_run or ()
-    return [*rows, *(SimilarityEvidence(name, "not_run") for name in not_run)]
-
-
-def _similar(stage: str, measure: Any, k: int | None, likeness: Any, different: Estimate | None) -> SimilarityEvidence:
-    retest = min(likeness.base, likeness.variant, key=lambda half: float("-inf") if half.low is None else half.low)
-    return SimilarityEvidence(stage, measure, k, likeness.between, retest, different)
-
-
-def has_moved(compared: VariantOverlap) -> bool:
-    """Whether other heads do the same work in the variant.
-
-    They do if at some stage fewer of the strongest heads are common than one model repeats, by interval, and each group
-    of the base looks and acts like its namesake in the variant's own circuit, and more than like any other of it.
-    """
-    rows = compared.moved or ()
-    groups = dict.fromkeys(row.base for row in rows)
-    alike = len(groups) > 1 and all(
-        _like_its_namesake({row.variant: cosine(row) for row in rows if row.base == group}, group)
-        for group in groups
-        for cosine in (lambda row: row.attention, lambda row: row.effect)
-    )
-    return alike and any(_fewer_in_common(stage) for stage in compared.stages or ())
-
-
-def _fewer_in_common(stage: StageOverlap) -> bool:
-    shared = next((each for each in stage.jaccard if each.k == max(stage.n_chosen)), None)
-    return (
-        shared is not None
-        and _above_all(shared.base.low, shared.between.high)
-        and _above_all(shared.variant.low, shared.between.high)
+        layers=None if grafted is None or grafted.layers is None else _parts(grafted.layers, grafted.layers.unchanged),
+        measured=await _measured(study, variant, gain, _cells(masks, base, variant), patch, grafted),
     )
 
 
-def _like_its_namesake(cosines: Mapping[str, Estimate], group: str) -> bool:
-    others = [each.high for name, each in cosines.items() if name != group]
-    return group in cosines and bool(others) and _above_all(cosines[group].low, _ALIKE, *others)
-
-
-def _above_all(low: Number, *others: Number) -> bool:
-    """Whether a lower bound is above all of these; what is undefined is above and below nothing."""
-    return low is not None and all(other is not None and low > other for other in others)
+async def _behaviour(study: StudyContext, variant: str, gain: Gain) -> Behaviour:
+    first, second = await model_answers(study, study.base), await model_answers(study, variant)
+    change = (second.logit_differences.double() - first.logit_differences.double()).numpy()
+    return Behaviour(
+        base=await ability_of(study, study.base),
+        variant=await ability_of(study, variant),
+        accuracy=gain,
+        logit_difference=estimate(mean_interval(change, first.scenarios.numpy())),
+    )
 
 
 # Has each group the same function?
@@ -247,10 +170,14 @@ def _judged_patch(patched: CrossModel | None, between: Direction, base: str) -> 
     return by_what.get("contribution") or next(iter(by_what.values()), None)
 
 
-def _graft_evidence(grafted: GraftResult) -> GraftEvidence:
-    layers = {} if grafted.layers is None else grafted.layers.scores["accuracy"].parts
+def _parts(found: GainShares, unchanged: Sequence[str] = ()) -> PartsEvidence:
+    return PartsEvidence({score: found.scores[score].parts for score in JUDGED}, unchanged)
+
+
+def _graft_evidence(grafted: GraftResult) -> PartsEvidence:
     touched = {part: len(heads) for part, heads in grafted.also_touched.items()}
-    return GraftEvidence(grafted.scores["accuracy"].parts, grafted.controls, touched, layers)
+    found = _parts(grafted, grafted.unchanged)
+    return replace(found, controls=grafted.controls, also_touched=touched)
 
 
 async def _measured(
@@ -290,9 +217,8 @@ def _measured_on(n_prompts: int, n_scenarios: int, what: str, more: str = "") ->
     return Measured(f"{what} on {n_prompts} held-out prompts of {n_scenarios} scenarios{more}", n_scenarios)
 
 
-def cost(sizes: Sizes, limits: Thresholds) -> Iterator[Part]:
-    """Nothing beyond circuits alone, which are among those of every circuit in every model."""
-    return iter(())
+def cost(sizes: Sizes, _: Thresholds) -> Iterator[Part]:
+    return cost_of_circuits(sizes)
 
 
 SECTION = Section("verdict", Thresholds, dict[str, Verdict], run, cost)

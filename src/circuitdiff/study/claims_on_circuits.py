@@ -1,0 +1,190 @@
+"""Claims on a variant's circuit: is it the base's, which of the two does better, do groups keep their function?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from circuitdiff.study.estimates import Estimate, printed
+from circuitdiff.study.evidence import (
+    CircuitEvidence,
+    Evidence,
+    Noted,
+    SimilarityEvidence,
+    Thresholds,
+    TransferEvidence,
+)
+from circuitdiff.study.judge import Requirement, above, leaves_room, within
+from circuitdiff.study.requirements import as_good, row
+
+_BY = {"slot": "mean by slot", "kind": "mean by kind with heads at every segment"}  # ablations, in words
+_IN = {"accuracy": "accuracy", "logit_difference": "logit difference"}
+_OTHER = "a different circuit is at work"
+_MOVED = "other heads are at work, in groups that look and act alike"  # a mechanism that moved has not changed
+
+# Is the same circuit at work? Equivalence, not the absence of a difference.
+
+
+def same_circuit(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
+    """Circuits that are not faithful establish nothing. A different circuit is one where the base's is significantly
+    worse in the variant than the variant's own, or whose effects are significantly not the base's.
+    """
+    requirements = []
+    if not evidence.circuits:
+        requirements.append(Requirement(None, "base and variant have no two circuits that could be compared"))
+    elif len({each.by for each in evidence.circuits}) < len(_BY):
+        requirements.append(Requirement(None, f"circuits were compared under 1 of {len(_BY)} ablations"))
+    for circuits in evidence.circuits:
+        requirements += _carries_over(evidence, circuits, limits)
+    if not evidence.similarity:
+        requirements.append(Requirement(None, "effect maps were not compared"))
+    for similarity in evidence.similarity:
+        requirements += _alike(similarity, limits.alike)
+    for gap in evidence.gaps:
+        what = f"without {gap.group}, {gap.model} keeps more than its circuit does: by"
+        expected = f"to be surely within {-limits.gap:g} and {limits.gap:g}"
+        requirements.append(row(what, gap.difference, expected, within(gap.difference, -limits.gap, limits.gap)))
+        requirements[-1] = requirements[-1].never_refuting()
+    if evidence.needed is not None and evidence.needed.opposed:
+        heads = ", ".join(evidence.needed.opposed)
+        requirements.append(Requirement(None, f"needed in one of the two circuits, surely not in the other: {heads}"))
+    return requirements
+
+
+def same_circuit_statement(evidence: Evidence, _: Thresholds) -> str:
+    unasked = [name for name in ("completeness", "minimality") if name in evidence.switched_off]
+    return "the same circuit is at work" + (f" ({' and '.join(unasked)} not asked)" if unasked else "")
+
+
+def other_circuit_statement(evidence: Evidence, limits: Thresholds) -> str:
+    """What there is where the base's circuit is not; groups that look and act alike on few scenarios leave it open."""
+    if not evidence.moved:
+        return _OTHER
+    n = evidence.n_scenarios_moved
+    return _MOVED if n >= limits.scenarios else f"{_OTHER}, or {_MOVED} (so far on {n} of {limits.scenarios} scenarios)"
+
+
+def _carries_over(evidence: Evidence, circuits: CircuitEvidence, limits: Thresholds) -> list[Requirement]:
+    """The base's circuit does what the variant's own does; that it does better says nothing against it."""
+    how = f"{_BY[circuits.by]} ablation, {_IN[circuits.score]}"
+    expected = f"to be surely within {limits.faithful:g} and {limits.too_faithful:g}"
+    faithful, carried = [], []
+    for model, own in ((evidence.base, circuits.base_own), (evidence.variant, circuits.variant_own)):
+        what = f"{model}'s own circuit has a normalised faithfulness ({how}) of"
+        faithful.append(row(what, own, expected, within(own, limits.faithful, limits.too_faithful)))
+    carried.append(_transfer(f"{evidence.base}'s circuit in {evidence.variant} ({how})", circuits.transfer, limits))
+    if (where_right := circuits.transfer_where_only_variant_right) is not None:
+        what = f"{evidence.base}'s circuit in {evidence.variant}, where only it is right ({how})"
+        carried.append(_transfer(what, where_right, limits))
+    both = all(each.met for each in faithful)
+    return [*(each.never_refuting() for each in faithful), *(c if both else c.never_refuting() for c in carried)]
+
+
+def _transfer(what: str, transfer: Noted | None, limits: Thresholds) -> Requirement:
+    n = limits.scenarios if transfer is None or transfer.n is None else transfer.n
+    if n < limits.scenarios:
+        return Requirement(None, f"{what}: there are only {n} such scenarios, of at least {limits.scenarios}")
+    return as_good(f"{what} differs from the variant's own by", transfer, limits.faithfulness)
+
+
+def _alike(similarity: SimilarityEvidence, least: float) -> list[Requirement]:
+    """As alike as counts as the same, and more alike than another stage's effects."""
+    what, likeness, different = (
+        f"likeness of effects, stage {similarity.stage}",
+        similarity.likeness,
+        similarity.different,
+    )
+    alike = row(f"{what}, is", likeness, f"to be surely at least {least:g}", within(likeness, least))
+    if likeness is None or likeness.low is None or different is None:
+        return [alike]
+    below = within(different, -1, likeness.low)
+    other = row(f"{what} with another stage's, is", different, f"to be surely below {printed(likeness)}", below)
+    return [alike, other.never_refuting()]
+
+
+# Which of two circuits does better in the variant? Paired differences in accuracy, under the paper's ablation.
+
+
+def _by_slot(evidence: Evidence) -> TransferEvidence | None:
+    return next((each for each in evidence.transfers if each.by == "slot"), None)
+
+
+def _better(what: str, difference: Estimate | None) -> list[Requirement]:
+    return [row(what, difference, "to be surely above 0", above(difference))]
+
+
+def beats_base(evidence: Evidence, _: Thresholds) -> list[Requirement]:
+    found = _by_slot(evidence)
+    what = f"{evidence.base}'s circuit in {evidence.variant} is more accurate than the whole of {evidence.base} by"
+    return _better(what, found and found.over_base)
+
+
+def beats_base_statement(evidence: Evidence, _: Thresholds) -> str:
+    base, variant, numbers = evidence.base, evidence.variant, ""
+    if (found := _by_slot(evidence)) is not None:
+        numbers = f" (by {printed(found.over_base)}; {variant}'s circuit in {base}: {printed(found.reverse)})"
+    return f"{base}'s circuit alone does better in {variant} than the whole of {base}{numbers}"
+
+
+def beats_own(evidence: Evidence, _: Thresholds) -> list[Requirement]:
+    found = _by_slot(evidence)
+    what = f"in {evidence.variant}, {evidence.base}'s circuit is more accurate than its own by"
+    return _better(what, found and found.over_own)
+
+
+def beats_own_statement(evidence: Evidence, _: Thresholds) -> str:
+    found = _by_slot(evidence)
+    numbers = "" if found is None else f" (by {printed(found.over_own)})"
+    return f"{evidence.base}'s circuit does better in {evidence.variant} than {evidence.variant}'s own{numbers}"
+
+
+def further_heads(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
+    found = _by_slot(evidence)
+    if found is not None and found.extras_add is None:
+        return [Requirement(None, f"{evidence.variant}'s circuit has no heads beyond {evidence.base}'s")]
+    added = None if found is None else found.extras_add
+    what, margin = f"with them {evidence.base}'s circuit is more accurate in {evidence.variant} by", limits.accuracy
+    test = above(added, 0.0, lost_below=margin)
+    return [row(what, added, f"to be surely above 0; surely below {margin:g} is nothing", test)]
+
+
+def further_heads_statement(evidence: Evidence, _: Thresholds) -> str:
+    found = _by_slot(evidence)
+    numbers = ""
+    if found is not None and found.extras_add is not None and found.extras_alone is not None:
+        numbers = f" (by {printed(found.extras_add)}; alone {printed(found.extras_alone)} above nothing)"
+    return f"the further heads of {evidence.variant}'s own circuit add to {evidence.base}'s{numbers}"
+
+
+# Does each group have the same function?
+
+
+def same_function(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
+    """A group of the base has lost its function where its mask, which works in the base, does next to nothing."""
+    requirements, margin = [], limits.accuracy
+    for function in evidence.functions:
+        mask = f"{evidence.base}'s mask of {function.group} ({function.desideratum}) in {evidence.variant}"
+        above_floor, difference = function.above_floor, function.difference
+        works = above(above_floor, 0.0, lost_below=margin)
+        requirements.append(row(f"{mask}, above the floor, is", above_floor, "to be surely above 0", works))
+        as_own = as_good(f"{mask} differs from {evidence.variant}'s own by", difference, margin)
+        if works.met and not leaves_room(above_floor, margin):
+            nothing = f"{mask} is too little to lose: a difference of {margin:g} is more than half of it"
+            as_own = replace(as_own, met=None, reason=nothing, p=None)
+        requirements.append(as_own)
+        if works.met and not function.trained:
+            requirements.append(Requirement(None, f"{mask} was not held against a trained floor"))
+    return requirements or [Requirement(None, "no group of the base carries a function that was asked for")]
+
+
+def same_function_statement(evidence: Evidence, _: Thresholds) -> str:
+    """The groups that were tested, and that they have the same function; and those of which none is known."""
+    groups = _listed([f"{each.group} ({each.desideratum})" for each in evidence.functions])
+    verb = "have" if len(evidence.functions) > 1 else "has"
+    unknown = f" (of {', '.join(evidence.unknown)} no function is known)" if evidence.unknown else ""
+    return f"{groups or 'each group'} {verb} the same function{unknown}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names or [""]
+    return f"{', '.join(others)} and {last}" if others else last

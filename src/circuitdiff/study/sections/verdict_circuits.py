@@ -1,0 +1,192 @@
+"""The numbers behind the verdict's claims on circuits: each alone in base and variant, and how alike they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy import ndarray
+
+from circuitdiff.circuit import Circuit, beyond, joined
+from circuitdiff.evaluation import By, Evaluation, moved
+from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
+from circuitdiff.stats.proportions import difference_interval
+from circuitdiff.study.common_units import circuit_answers, model_answers
+from circuitdiff.study.estimates import Estimate, Number, estimate, ratio, with_heads
+from circuitdiff.study.evidence import (
+    JUDGED,
+    CircuitEvidence,
+    GapEvidence,
+    Judged,
+    Noted,
+    SimilarityEvidence,
+    TransferEvidence,
+)
+from circuitdiff.study.section import Part, Sizes, StudyContext
+from circuitdiff.study.sections.completeness import PartsRemoved
+from circuitdiff.study.sections.discovery import circuits
+from circuitdiff.study.sections.overlap import StageOverlap, VariantOverlap
+
+_ALIKE = 0.8  # cosine of two profiles, above which they are called alike
+_BYS: tuple[By, ...] = ("slot", "kind")
+_IN_BASE, _IN_VARIANT = 3, 5  # circuits alone
+
+
+class CircuitNumbers(NamedTuple):
+    faithfulness: tuple[CircuitEvidence, ...] = ()
+    transfers: tuple[TransferEvidence, ...] = ()
+
+
+async def circuit_numbers(study: StudyContext, variant: str) -> CircuitNumbers:
+    """By ablation: whether each own circuit does what its model does, and what either does in the other model.
+
+    Means by kind take addresses out everywhere but where heads are kept, so keeping them at the queried segment alone
+    would mark the answer: there the heads are kept at every segment. Nothing if one of the two models has no circuit.
+    """
+    known = await circuits(study)
+    mains = [with_heads(known[model]) for model in (study.base, variant) if model in known]
+    if len(mains) < 2:
+        return CircuitNumbers()
+    found = await study.each(_BYS, lambda by: _under(study, variant, mains, by))
+    return CircuitNumbers(
+        tuple(row for faithfulness, _ in found for row in faithfulness), tuple(transfer for _, transfer in found)
+    )
+
+
+async def _under(
+    study: StudyContext, variant: str, mains: Sequence[Circuit], by: By
+) -> tuple[list[CircuitEvidence], TransferEvidence]:
+    first, second = mains
+    further = beyond(second, first)
+    tested = [first, second, joined(first, further), further]
+    if by == "kind":
+        tested = [moved(each, study.task.every_segment) for each in tested]
+    base, model = await model_answers(study, study.base), await model_answers(study, variant)
+    own, reverse, nothing = await _alone(study, study.base, tested[:2], by)
+    theirs, its_own, together, extras, ablated = await _alone(study, variant, tested, by)
+    gained = ~base.hits.numpy() & model.hits.numpy()
+    rows = [
+        CircuitEvidence(
+            by=by,
+            score=score,
+            base_own=_normalised(base, own, nothing, score),
+            variant_own=_normalised(model, its_own, ablated, score),
+            transfer=transfer(model, theirs, its_own, ablated, score),
+            transfer_where_only_variant_right=(
+                transfer(model, theirs, its_own, ablated, score, gained) if score == "accuracy" else None
+            ),
+        )
+        for score in JUDGED
+    ]
+    return rows, TransferEvidence(
+        by=by,
+        over_base=_less(theirs, base),
+        over_own=_less(theirs, its_own),
+        reverse=_less(reverse, base),
+        extras_add=_less(together, theirs) if len(further) else None,
+        extras_alone=_less(extras, ablated) if len(further) else None,
+    )
+
+
+async def _alone(study: StudyContext, model: str, tested: Sequence[Circuit], by: By) -> list[Evaluation]:
+    """The circuits alone and, last, nothing."""
+    return await circuit_answers(study, model, f"own circuits in {model}, {by} means", [*tested, Circuit({})], by)
+
+
+def _less(first: Evaluation, second: Evaluation) -> Estimate:
+    """Accuracy of the first less that of the second, on the same prompts."""
+    return estimate(difference_interval(first.hits.numpy(), second.hits.numpy(), first.scenarios.numpy()))
+
+
+def _normalised(model: Evaluation, circuit: Evaluation, ablated: Evaluation, score: Judged) -> Noted:
+    own, nothing, whole = (each.scored(score) for each in (circuit, ablated, model))
+    return Noted(**vars(ratio(normalised_ratio_interval(own, nothing, whole, model.scenarios.numpy()))))
+
+
+def transfer(
+    model: Evaluation,
+    base_circuit: Evaluation,
+    own_circuit: Evaluation,
+    ablated: Evaluation,
+    score: Judged = "accuracy",
+    among: ndarray | None = None,
+) -> Noted:
+    """Normalised faithfulness of the base's circuit less that of the variant's own, in the variant, on some prompts."""
+    rows = np.ones(len(model.hits), dtype=bool) if among is None else among
+    values = [each.scored(score)[rows] for each in (base_circuit, own_circuit, model, ablated)]
+    base, own, whole, nothing = (each.astype(int) if each.dtype == bool else each for each in values)
+    scenarios = model.scenarios.numpy()[rows]
+    n = len(np.unique(scenarios))
+    if n < 2:
+        return Noted(None, None, None, f"there are {n} such scenarios", n)
+    return Noted(**vars(ratio(ratio_interval(base - own, whole - nothing, scenarios))), n=n)
+
+
+def gaps(found: Mapping[str, Mapping[str, PartsRemoved]], models: Sequence[str]) -> tuple[GapEvidence, ...]:
+    """Of each model's own circuit, where the section ran and its quantity lies between 0 and 1."""
+    rows = {model: found.get(model, {}).get(model) for model in models}
+    return tuple(
+        GapEvidence(model, group.group, group.difference)
+        for model, parts in rows.items()
+        if parts is not None and parts.quantity != "logit_difference"
+        for group in parts.groups
+    )
+
+
+def similarity_evidence(compared: VariantOverlap | None) -> tuple[SimilarityEvidence, ...]:
+    """How alike base and variant are, stage by stage.
+
+    A stage that chose heads in neither model has nothing to be alike in; one that could not be run in the variant
+    leaves its row open.
+    """
+    if compared is None:
+        return ()
+    rows = [
+        SimilarityEvidence(stage.stage, Noted(**vars(stage.correlation.between)), stage.different)
+        for stage in compared.stages or ()
+        if max(stage.n_chosen)
+    ]
+    return (*rows, *map(SimilarityEvidence, compared.not_run or ()))
+
+
+def cost_of_circuits(sizes: Sizes) -> Iterator[Part]:
+    """In base and variant, by slot and by kind, for each variant whose own circuit is looked for."""
+    rows = (sizes.n_searched - 1) * len(_BYS) * (_IN_BASE + _IN_VARIANT) * sizes.settings.prompts.evaluation
+    if rows:
+        yield Part("circuits of base and variants, for the verdict", rows, sizes.runs(rows, sizes.n_roles))
+
+
+def has_moved(compared: VariantOverlap) -> bool:
+    """Whether other heads do the same work in the variant.
+
+    They do if at some stage fewer of the strongest heads are common than one model repeats, by interval, and each group
+    of the base looks and acts like its namesake in the variant's own circuit, and more than like any other of it.
+    """
+    rows = compared.moved or ()
+    groups = dict.fromkeys(row.base for row in rows)
+    alike = len(groups) > 1 and all(
+        _like_its_namesake({row.variant: cosine(row) for row in rows if row.base == group}, group)
+        for group in groups
+        for cosine in (lambda row: row.attention, lambda row: row.effect)
+    )
+    return alike and any(_fewer_in_common(stage) for stage in compared.stages or ())
+
+
+def _fewer_in_common(stage: StageOverlap) -> bool:
+    shared = next((each for each in stage.jaccard if each.k == max(stage.n_chosen)), None)
+    return (
+        shared is not None
+        and _above_all(shared.base.low, shared.between.high)
+        and _above_all(shared.variant.low, shared.between.high)
+    )
+
+
+def _like_its_namesake(cosines: Mapping[str, Estimate], group: str) -> bool:
+    others = [each.high for name, each in cosines.items() if name != group]
+    return group in cosines and bool(others) and _above_all(cosines[group].low, _ALIKE, *others)
+
+
+def _above_all(low: Number, *others: Number) -> bool:
+    """Whether a lower bound is above all of these; what is undefined is above and below nothing."""
+    return low is not None and all(other is not None and low > other for other in others)
