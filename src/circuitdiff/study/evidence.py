@@ -10,7 +10,7 @@ from pydantic import Field
 
 from circuitdiff.config.settings import Count
 from circuitdiff.evaluation import By
-from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.estimates import Estimate, Ratio
 from circuitdiff.study.gains import Credit, GraftControl
 
 Positive = Annotated[float, Field(gt=0)]
@@ -26,6 +26,7 @@ class Thresholds:
     faithful: Positive = 0.8  # least lower bound of a circuit's normalised faithfulness
     too_faithful: Positive = 1.1  # greatest upper bound of it
     margin: Positive = 0.05  # a difference whose interval lies within it is none
+    alike: Positive = 0.9  # least lower bound of the correlation of effect maps: they share four fifths of the variance
     share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the gain: what a part must bring, and no other part may
 
 
@@ -49,18 +50,13 @@ class CircuitEvidence:
 
 @dataclass(frozen=True)
 class SimilarityEvidence:
-    """How alike two models' effects at a stage are: between the models, within the less repeatable one (its split-half
-    reliability), and with another circuit or by chance.
-
-    `measure`: the correlation of all effects, the overlap (Jaccard) of the k strongest heads, or "not_run".
+    """How alike two models' effects at a stage are: their correlation, corrected for the noise of both maps; and the
+    base's with another stage of the variant. None where the stage could not be run in the variant.
     """
 
     stage: str
-    measure: Literal["correlation", "overlap", "not_run"]
-    k: int | None = None
-    value: Estimate | None = None
-    retest: Estimate | None = None
-    different: Estimate | None = None
+    likeness: Ratio | None = None
+    different: Ratio | None = None
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def _same_circuit(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
     if not evidence.similarity:
         requirements.append(Requirement(None, "effect maps and overlaps were not compared"))
     for similarity in evidence.similarity:
-        requirements += _alike(_measure(similarity), similarity, limits.margin)
+        requirements += _alike(similarity, limits.alike)
     return requirements
 
 
@@ -149,50 +149,16 @@ def _transfer(what: str, transfer: Noted | None, limits: Thresholds) -> Requirem
     return _as_good(f"{what} differs from the variant's own by", transfer, limits.margin)
 
 
-def _alike(what: str, similarity: SimilarityEvidence, margin: float) -> list[Requirement]:
-    """No more than the margin below the retest, by interval and on average, and above another circuit.
-
-    Significantly neither is a "no".
-    """
-    value, retest, different = similarity.value, similarity.retest, similarity.different
-    other = f"{what} with another circuit or by chance"
-    if value is None or value.low is None or value.high is None:
-        differs = Requirement(None, f"{other}: nothing to compare it with was measured")
-    else:
-        differs = _row(f"{other} is", different, f"to be surely below {printed(value)}", _below(different, value))
-    if retest is None or retest.low is None:
-        none = f"{what}: no retest of one model on other prompts to compare with"
-        return [Requirement(None, none), differs.never_refuting()]
-    reaches = _row(
-        f"{what} is",
-        value,
-        f"to be surely within {margin:g} of the retest's {printed(retest)}",
-        _reaches_retest(value, retest, margin),
-    )
-    refuting = reaches.met is False and not differs.met and different is not None
-    return [reaches if refuting else reaches.never_refuting(), differs.never_refuting()]
-
-
-def _measure(similarity: SimilarityEvidence) -> str:
-    if similarity.measure == "correlation":
-        return f"the correlation of effects, stage {similarity.stage},"
-    if similarity.measure == "overlap":
-        return f"the overlap of the {similarity.k} strongest heads, stage {similarity.stage},"
-    return f"the effects of stage {similarity.stage}"
-
-
-def _below(lower: Estimate | None, higher: Estimate) -> bool | None:
-    """Whether one interval lies below the other; refuted if it lies above it."""
-    if lower is None or None in (lower.low, lower.high, higher.low, higher.high):
-        return None
-    return True if lower.high < higher.low else False if lower.low > higher.high else None  # pyright: ignore
-
-
-def _reaches_retest(value: Estimate | None, retest: Estimate, margin: float) -> bool | None:
-    met = within(value, (retest.low or 0.0) - margin)
-    if not met or value is None or value.value is None or retest.value is None:
-        return met
-    return True if value.value >= retest.value - margin else None
+def _alike(similarity: SimilarityEvidence, least: float) -> list[Requirement]:
+    """As correlated as that, by interval, and more than with another stage. An interval below it is a "no"."""
+    value, different = similarity.likeness, similarity.different
+    what = f"the corrected correlation of effects, stage {similarity.stage},"
+    rows = [_row(what + " is", value, f"to be surely at least {least:g}", within(value, least))]
+    if value is not None and value.low is not None:
+        other = f"{what} with another stage of the variant is"
+        below = within(different, float("-inf"), value.low)
+        rows.append(_row(other, different, f"to be surely below {printed(value)}", below).never_refuting())
+    return rows
 
 
 def _other_circuit(evidence: Evidence, limits: Thresholds) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -33,7 +32,7 @@ from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult
 from circuitdiff.study.sections.discovery import circuits
 from circuitdiff.study.sections.functions import MaskCell
 from circuitdiff.study.sections.graft import GraftResult
-from circuitdiff.study.sections.overlap import StageOverlap, VariantOverlap
+from circuitdiff.study.sections.overlap import VariantOverlap
 from circuitdiff.study.verdict import Sentence, sentences
 
 _ALIKE = 0.8  # cosine of two profiles, above which they are called alike
@@ -79,7 +78,7 @@ async def _verdict(study: StudyContext, variant: str, limits: Thresholds) -> Ver
         n_scenarios=gain.n_scenarios,
         circuits=await _circuit_evidence(study, variant),
         similarity=similarity_evidence(overlaps),
-        moved=overlaps is not None and has_moved(overlaps),
+        moved=overlaps is not None and has_moved(overlaps, limits.alike),
         n_scenarios_moved=(overlaps.n_scenarios or 0) if overlaps is not None else 0,
         functions=functions_evidence(masks, base, variant),
         unknown=groups_without_function(masks.get(base) or {}),
@@ -149,50 +148,32 @@ def transfer(
 
 
 def similarity_evidence(compared: VariantOverlap | None) -> list[SimilarityEvidence]:
-    """How alike base and variant are, stage by stage, with the lower of their split-half reliabilities and a control.
+    """How alike base and variant are, stage by stage, beside another stage's map.
 
-    Of effect maps, the control is another stage's; of the chosen heads, it is chance. A stage that chose heads in
-    neither model has nothing to be alike in; one that could not be run in the variant leaves its rows open.
+    A stage that chose heads in neither model has nothing to be alike in; one that could not be run in the variant
+    leaves its row open.
     """
-    rows: list[SimilarityEvidence] = []
-    for stage in (compared.stages or ()) if compared is not None else ():
-        if most := max(stage.n_chosen):
-            shared = next(each for each in stage.jaccard if each.k == most)
-            chance = Estimate(shared.floor, shared.floor, shared.floor)
-            rows.append(_similar(stage.stage, "correlation", None, stage.correlation, stage.different))
-            rows.append(_similar(stage.stage, "overlap", most, shared, chance))
+    stages = [] if compared is None else [stage for stage in compared.stages or () if max(stage.n_chosen)]
     not_run = () if compared is None else compared.not_run or ()
-    return [*rows, *(SimilarityEvidence(name, "not_run") for name in not_run)]
+    rows = [SimilarityEvidence(stage.stage, stage.likeness, stage.different) for stage in stages]
+    return [*rows, *(SimilarityEvidence(name) for name in not_run)]
 
 
-def _similar(stage: str, measure: Any, k: int | None, likeness: Any, different: Estimate | None) -> SimilarityEvidence:
-    retest = min(likeness.base, likeness.variant, key=lambda half: float("-inf") if half.low is None else half.low)
-    return SimilarityEvidence(stage, measure, k, likeness.between, retest, different)
-
-
-def has_moved(compared: VariantOverlap) -> bool:
+def has_moved(compared: VariantOverlap, alike: float) -> bool:
     """Whether other heads do the same work in the variant.
 
-    They do if at some stage fewer of the strongest heads are common than one model repeats, by interval, and each group
-    of the base looks and acts like its namesake in the variant's own circuit, and more than like any other of it.
+    They do if at some stage the effect maps are not alike, by interval, and each group of the base looks and acts like
+    its namesake in the variant's own circuit, and more than like any other of it.
     """
     rows = compared.moved or ()
     groups = dict.fromkeys(row.base for row in rows)
-    alike = len(groups) > 1 and all(
+    same_work = len(groups) > 1 and all(
         _like_its_namesake({row.variant: cosine(row) for row in rows if row.base == group}, group)
         for group in groups
         for cosine in (lambda row: row.attention, lambda row: row.effect)
     )
-    return alike and any(_fewer_in_common(stage) for stage in compared.stages or ())
-
-
-def _fewer_in_common(stage: StageOverlap) -> bool:
-    shared = next((each for each in stage.jaccard if each.k == max(stage.n_chosen)), None)
-    return (
-        shared is not None
-        and _above_all(shared.base.low, shared.between.high)
-        and _above_all(shared.variant.low, shared.between.high)
-    )
+    stages = compared.stages or ()
+    return same_work and any(stage.likeness.high is not None and stage.likeness.high < alike for stage in stages)
 
 
 def _like_its_namesake(cosines: Mapping[str, Estimate], group: str) -> bool:
