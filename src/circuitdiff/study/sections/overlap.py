@@ -300,11 +300,8 @@ def _stage(first: StageResult, second: StageResult, all_of_second: Sequence[Stag
 def _different(first: StageResult, others: Sequence[StageResult]) -> Ratio | None:
     """The largest likeness to another stage's map, which is another circuit's; None if none is defined."""
     effects, scenarios = first.found.per_prompt.double().numpy(), first.found.scenarios.numpy()
-    compared = [
-        likeness(effects, other.found.per_prompt.double().numpy(), scenarios)
-        for other in others
-        if other.stage != first.stage
-    ]
+    maps = [other.found.per_prompt.double().numpy() for other in others if other.stage != first.stage]
+    compared = [likeness(effects, other, scenarios) for other in maps]
     defined = [each for each in compared if each.undefined is None]
     return ratio(max(defined, key=lambda each: each.value)) if defined else None
 
