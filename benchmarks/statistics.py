@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from circuitdiff.stats.effect_maps import likeness
 from circuitdiff.stats.intervals import Interval, mean_interval, normalised_ratio_interval, ratio_interval
 from circuitdiff.stats.proportions import accuracy_interval, paired_interval
 from circuitdiff.stats.shapley import ALONE, attribute
@@ -206,6 +207,75 @@ def shares(g: np.random.Generator, n: int) -> Iterator[Row]:
         yield coverage(f"contribution to it, {size} prompts", FAIR, _stacked(whole), 0.5)
 
 
+class Maps(NamedTuple):
+    """How two models' effects over 270 heads and 100 scenarios are drawn."""
+
+    few: bool  # six strong heads, and in the other model as many others; noise in proportion to effects
+    common: float  # share of the variance of noise that is in both models
+    works: bool = False  # each scenario's circuit works more or less (exponential), in the noise's stead in few heads
+
+
+MAPS = {
+    "many heads": Maps(False, 0.0),
+    "many heads, noise in common": Maps(False, 0.6),
+    "few strong heads": Maps(True, 0.5),
+    "few strong heads that work or not": Maps(True, 0.0, True),
+}
+PLACES = (range(6), range(3, 9))  # of strong heads: half of them are in both models
+RETESTS = ((0.98, 0.98), (0.84, 0.98), (0.58, 0.98), (0.43, 0.98), (0.84, 0.84), (0.43, 0.43))  # of halves
+ALIKE, RARELY, MOSTLY = 0.9, (0.0, 0.05), (0.8, 1.0)
+
+
+def likenesses(g: np.random.Generator, n: int) -> Iterator[Row]:
+    """Of effect maps, by how far each repeats itself: "alike" and "not alike" where they are not, and where they are.
+
+    Undefined bounds say nothing, so are in no error and in no power.
+    """
+    for name, maps in MAPS.items():
+        for retests in RETESTS:
+            of = f"{name}, retests {retests[0]} and {retests[1]}"
+            low = _likenesses(g, n, 0.85, retests, maps).low
+            yield _share(f'"alike" of a true 0.85, {of}', RARELY, np.asarray(low) >= ALIKE)
+            high = _likenesses(g, n, 0.95, retests, maps).high
+            yield _share(f'"not alike" of a true 0.95, {of}', RARELY, np.asarray(high) < ALIKE)
+            fair = SKEWED if maps.few else SAFE
+            yield coverage(f"likeness of a true 0.9, {of}", fair, _likenesses(g, n, 0.9, retests, maps), 0.9)
+            clear = min(retests) > (0.9 if maps.few else 0.8)
+            low = _likenesses(g, n, 0.98, retests, maps).low
+            yield _share(f'"alike" of a true 0.98, {of}', MOSTLY if clear else ANYTHING, np.asarray(low) >= ALIKE)
+
+
+def _share(what: str, wanted: tuple[float, float], said: ndarray) -> Row:
+    return Row(what, wanted, float(said.mean()), float(said.std() / len(said) ** 0.5))
+
+
+def _likenesses(g: np.random.Generator, n: int, truth: float, retests: tuple[float, float], maps: Maps) -> Interval:
+    drawn = (_maps(g, truth, retests, maps) for _ in range(n))
+    return _stacked([likeness(first, second, np.arange(100)) for first, second in drawn])
+
+
+def _maps(g: np.random.Generator, truth: float, retests: tuple[float, float], maps: Maps) -> Iterator[ndarray]:
+    """Maps whose true means correlate exactly so."""
+    strong = [
+        0.05 * g.normal(size=270) - np.isin(np.arange(270), at) * (g.exponential(size=270) + 0.3) for at in PLACES
+    ]
+    first = _standard(strong[0])
+    other = _standard(strong[1] if maps.few else g.normal(size=270))
+    other = _standard(other - first * (first * other).mean())
+    shared, *own = g.normal(size=(3, 270, 100))
+    second = truth * first + np.sqrt(1 - truth**2) * other
+    for mean, retest, noise in zip((first, second), retests, own, strict=True):
+        scale = np.abs(mean) + 0.2 if maps.few else np.ones(270)
+        size = np.sqrt(100 * (1 / retest - 1) / 2 / (scale**2).mean())
+        noise = np.sqrt(maps.common) * shared + np.sqrt(1 - maps.common) * noise
+        works = g.exponential(size=100) if maps.works else 1.0
+        yield (mean[:, None] * works + size * scale[:, None] * noise)[None]
+
+
+def _standard(values: ndarray) -> ndarray:
+    return (values - values.mean()) / values.std()
+
+
 def _stacked(found: list) -> Interval:
     return Interval(*(np.array([getattr(one, bound) for one in found]) for bound in ("value", "low", "high")))
 
@@ -219,6 +289,7 @@ def main() -> None:
     begin, n = time.perf_counter(), options.samples
     g = np.random.default_rng(options.seed)
     parts = (means(g, n), accuracies(g, n), same(), clustered_differences(g, n), ratios(g, n // 4), shares(g, n // 4))
+    parts = (*parts, likenesses(g, n // 40))
     rows = [row for part in parts for row in part]
     table = Table("what", "wanted", "measured", "standard error", "", box=None)
     for what, (least, most), measured, error in rows:

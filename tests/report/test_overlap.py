@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from circuitdiff.report import overlap
 from circuitdiff.report.parts import Part
+from circuitdiff.study.estimates import Ratio
 from circuitdiff.study.sections.overlap import (
-    Agreement,
-    AgreementOfStrongest,
     AtRole,
     ChangedHead,
     EdgeOverlap,
@@ -14,6 +15,7 @@ from circuitdiff.study.sections.overlap import (
     Profile,
     SameWork,
     StageOverlap,
+    StrongestInCommon,
     VariantOverlap,
 )
 from helpers.invented_results import around, data_of, results_of
@@ -21,8 +23,8 @@ from helpers.invented_results import around, data_of, results_of
 VARIANT = "tuned <b>"
 
 
-def _strongest(k: int, between: float | None) -> AgreementOfStrongest:
-    return AgreementOfStrongest(around(between), around(0.8), around(0.75), 0.125, k)
+def _ratio(value: float | None, note: str | None = None) -> Ratio:
+    return Ratio(**vars(around(value)), note=note)
 
 
 def stage() -> StageOverlap:
@@ -30,13 +32,14 @@ def stage() -> StageOverlap:
         stage="value_fetcher",
         same_receivers=True,
         n_chosen=(3, 2),
-        correlation=Agreement(around(0.5), around(0.9), around(0.85), None),
-        jaccard=(_strongest(5, 0.25), _strongest(10, None)),
-        precision=(_strongest(5, 0.375),),
-        recall=(),
+        likeness=_ratio(0.5),
+        different=_ratio(0.1),
+        ceiling=None,
+        base_reliability=around(0.9),
+        variant_reliability=around(0.85),
+        strongest=(StrongestInCommon(5, 0.25, 0.8, 0.75, 0.125), StrongestInCommon(10, None, 0.8, 0.75, 0.125)),
         changed=(ChangedHead((3, 1), -0.1, -0.35, -0.25, 0.01), ChangedHead((2, 0), -0.5, 0.0, 0.5, 0.02)),
         smallest_change=0.02,
-        different=around(0.1),
     )
 
 
@@ -68,18 +71,16 @@ def rows_of(part: Part) -> list[list[list]]:
     return [[[row[key] for key in table.columns] for row in table.rows] for table in part.tables]
 
 
-def test_the_tables_have_every_number_between_reliability_and_chance():
+def test_the_tables_have_every_number_between_ceiling_and_floor():
     groups, maps, strongest, edges, attention, effects, moved = rows_of(part_on(compared()))
     assert groups[1] == ["all groups", 5, 4, 2, "0.500", "0.400", "0.286"]
+    alike = ["0.500 (0.450 to 0.550)", "0.100 (0.050 to 0.150)"]
     repeated = ["0.900 (0.850 to 0.950)", "0.850 (0.800 to 0.900)"]
-    gained = ["0.100 (0.050 to 0.150)", "3.1 (-0.25)", "2.0 (+0.50)"]
-    assert maps == [["value_fetcher", "the same", "0.500 (0.450 to 0.550)", *repeated, *gained]]
-    assert [row[1:4] for row in strongest] == [
-        ["precision", 5, "0.375 (0.325 to 0.425)"],
-        ["Jaccard", 5, "0.250 (0.200 to 0.300)"],
-        ["Jaccard", 10, "–"],
+    assert maps == [["value_fetcher", "the same", *alike, *repeated, "3.1 (-0.25)", "2.0 (+0.50)"]]
+    assert strongest == [
+        ["value_fetcher", 5, "0.250", "0.800", "0.750", "0.125"],
+        ["value_fetcher", 10, "–", "0.800", "0.750", "0.125"],
     ]
-    assert strongest[0][-1] == "0.125"
     assert [row[:2] + row[-1:] for row in edges] == [
         ["value_fetcher to the logits", "direct", "0.004"],
         ["reader to value_fetcher", "v", "–"],
@@ -102,11 +103,20 @@ def test_a_curve_has_what_is_shared_what_is_repeated_and_chance_for_each_k():
     ]
 
 
-def test_the_sentence_holds_the_effects_against_their_reliability():
-    assert part_on(compared()).sentences == [
-        f"2 of {VARIANT}'s 4 heads are the base's, too; effects straight into the logits correlate at 0.500, where the "
-        "base's own split halves correlate at 0.900."
-    ]
+def test_a_ceiling_has_a_column_where_there_is_one():
+    with_one = replace(compared(), stages=(replace(stage(), ceiling=_ratio(0.95)),))
+    table = part_on(with_one).tables[1]
+    assert table.columns["ceiling"] == "the base trained again"
+    assert table.rows[0]["ceiling"] == "0.950 (0.900 to 1.000)"
+    assert "ceiling" not in part_on(compared()).tables[1].columns
+
+
+def test_the_sentence_says_how_alike_effects_are_or_why_it_is_unknown():
+    common = f"2 of {VARIANT}'s 4 heads are the base's, too; "
+    alike = "effects straight into the logits correlate at 0.500 (0.450 to 0.550)."
+    assert part_on(compared()).sentences == [common + alike]
+    noisy = replace(compared(), stages=(replace(stage(), likeness=Ratio(None, None, None, "why")),))
+    assert part_on(noisy).sentences == [f"{common}how alike effects straight into the logits are is undefined: why."]
 
 
 def test_a_variant_without_a_circuit_of_its_own_is_reported_by_its_edges_alone():

@@ -1,4 +1,4 @@
-"""Comparing two models' effects: alike where they are, no better than chance where they are not, and what changed."""
+"""Two models' effects: alike where they are however noisy, no better than chance where not, and what changed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
-from circuitdiff.stats.effect_maps import changed_heads, compare_maps
+from circuitdiff.stats.effect_maps import changed_heads, likeness, reliability, strongest_in_common
 
 N_LAYERS, N_HEADS, N_PROMPTS = 5, 7, 40
 SCENARIOS = np.arange(N_PROMPTS) // 2
+UNEQUAL = np.repeat(np.arange(8), [1, 2, 3, 1, 2, 4, 1, 3])
 
 
 def effects(seed, strong=6, noise=0.3):
@@ -25,28 +27,155 @@ def effects(seed, strong=6, noise=0.3):
     ).reshape(N_LAYERS, N_HEADS, N_PROMPTS)
 
 
-def test_the_same_circuit_is_as_alike_between_models_as_in_a_retest():
-    same = effects(0)
-    found = compare_maps(same(1), same(2), SCENARIOS, ks=[6])
-    assert found.shared[6].jaccard.between.value == found.shared[6].jaccard.first.value == 1.0
-    assert found.correlation.between.value == pytest.approx(found.correlation.second.value, abs=0.02)
-    assert found.correlation.between.value > 0.95
+def measured(g, correlation, noise, n_prompts=60, n_heads=80, common=0.0):
+    """Two models' effects, of skewed means that correlate so; of the noise of prompts, `common` is in both."""
+    strong = np.where(np.arange(n_heads) < 6, g.exponential(size=n_heads) + 0.3, 0.05 * g.normal(size=n_heads))
+    first = (strong - strong.mean()) / strong.std()
+    other = g.normal(size=n_heads)
+    other -= other.mean() + first * (first * other).mean()
+    second = correlation * first + np.sqrt(1 - correlation**2) * other / other.std()
+    shared, *own = g.normal(size=(3, n_heads, n_prompts))
+    return [
+        (mean[:, None] + scale * (np.sqrt(common) * shared + np.sqrt(1 - common) * each))[None]
+        for mean, scale, each in zip((first, second), noise, own, strict=True)
+    ]
 
 
-def test_other_circuits_are_no_more_alike_than_chance():
-    found = [compare_maps(effects(i)(1), effects(100 + i)(2), SCENARIOS, ks=[6]) for i in range(30)]
-    assert np.mean([each.shared[6].jaccard.between.value for each in found]) == pytest.approx(
-        found[0].shared[6].jaccard.floor, abs=0.04
-    )
-    assert abs(np.mean([each.correlation.between.value for each in found])) < 0.1
-    assert found[0].shared[6].jaccard.first.value == 1.0
+def by_loops(first, second, scenarios):
+    """Covariance of one scenario's effects in one map with another's in the other, over all pairs of scenarios."""
+    rows = [each.reshape(-1, len(scenarios)) for each in (first, second)]
+    centred = [each - each.mean(0) for each in rows]
+    total, n_pairs = 0.0, 0
+    for i, j in itertools.product(range(len(scenarios)), repeat=2):
+        if scenarios[i] != scenarios[j]:
+            total += (centred[0][:, i] * centred[1][:, j]).mean()
+            n_pairs += 1
+    return total / n_pairs
 
 
-def test_halves_share_no_scenario():
-    """Noise that belongs to the scenario must not make two halves alike."""
+def jackknifed(number, scenarios):
+    """Value and bounds from `number(of these prompts)`."""
+    names = np.unique(scenarios)
+    n, whole = len(names), number(np.ones(len(scenarios), dtype=bool))
+    without = np.array([number(scenarios != name) for name in names])
+    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    value = n * whole - (n - 1) * without.mean()
+    return value, value - stats.t.ppf(0.975, n - 1) * error, value + stats.t.ppf(0.975, n - 1) * error
+
+
+def test_likeness_is_its_looped_definition():
+    g = np.random.default_rng(0)
+    mean = 3 * g.normal(size=(2, 3, 1))
+    first, second = (mean + g.normal(size=(2, 3, len(UNEQUAL))) for _ in range(2))
+
+    def correlation(of):
+        covariance, *variances = (
+            by_loops(one[..., of], other[..., of], UNEQUAL[of])
+            for one, other in ((first, second), (first, first), (second, second))
+        )
+        return covariance / np.sqrt(np.prod(variances))
+
+    found = likeness(first, second, UNEQUAL)
+    assert found.undefined is None
+    assert found[:3] == pytest.approx(jackknifed(correlation, UNEQUAL), abs=1e-12)
+
+
+def test_reliability_is_its_looped_definition():
+    g = np.random.default_rng(1)
+    effects = 2 * g.normal(size=(2, 3, 1)) + g.normal(size=(2, 3, len(UNEQUAL)))
+    _, sizes = np.unique(UNEQUAL, return_counts=True)
+
+    def share_of_truth(of):
+        kept = effects[..., of].reshape(6, -1)
+        sums = [kept[:, UNEQUAL[of] == name].sum(1) for name in np.unique(UNEQUAL[of])]
+        kept_sizes = np.unique(UNEQUAL[of], return_counts=True)[1]
+        within = sum(((each - each.mean()) ** 2).mean() for each in sums) / (kept_sizes**2).sum()
+        true = by_loops(effects[..., of], effects[..., of], UNEQUAL[of])
+        return true / (true + (within - true) * (sizes**2).sum() / sizes.sum() ** 2)
+
+    assert reliability(effects, UNEQUAL) == pytest.approx(jackknifed(share_of_truth, UNEQUAL), abs=1e-12)
+
+
+def test_reliability_is_the_correlation_with_other_prompts():
+    g = np.random.default_rng(2)
+    rows = []
+    for _ in range(60):
+        first, again = measured(g, 1.0, (6.0, 6.0))
+        repeated = np.corrcoef(first[0].mean(1), again[0].mean(1))[0, 1]
+        rows.append((reliability(first, np.arange(60)).value, repeated))
+    found, repeated = np.mean(rows, axis=0)
+    assert repeated == pytest.approx(0.625, abs=0.03)  # 1 / (1 + 36 / 60)
+    assert found == pytest.approx(repeated, abs=0.03)
+
+
+@pytest.mark.parametrize("common", [0.0, 0.8])
+@pytest.mark.parametrize("noise", [(0.5, 5.0), (5.0, 5.0)])
+def test_noise_takes_nothing_from_the_likeness_and_adds_nothing_to_it(noise, common):
+    """The plain correlation of the means is 0.7 and less, or more than the truth where noise is in both models."""
+    g = np.random.default_rng(3)
+    drawn = [measured(g, 0.9, noise, common=common) for _ in range(60)]
+    found = np.array([likeness(*maps, np.arange(60))[:3] for maps in drawn])
+    assert found[:, 0].mean() == pytest.approx(0.9, abs=0.03)
+    assert ((found[:, 1] <= 0.9) & (found[:, 2] >= 0.9)).mean() >= 0.93
+
+
+def test_a_noisy_model_is_not_said_to_be_alike_and_two_clear_ones_are():
+    g = np.random.default_rng(4)
+    noisy = [likeness(*measured(g, 0.85, (0.5, 6.0)), np.arange(60)).low >= 0.9 for _ in range(60)]
+    clear = [likeness(*measured(g, 0.98, (0.5, 2.0)), np.arange(60)).low >= 0.9 for _ in range(60)]
+    assert np.mean(noisy) <= 0.05
+    assert np.mean(clear) >= 0.95
+
+
+def test_a_map_of_noise_alone_is_like_nothing():
+    g = np.random.default_rng(5)
+    clear, nothing = effects(0)(1), g.normal(size=(N_LAYERS, N_HEADS, N_PROMPTS))
+    for maps, name in (((clear, nothing), "second"), ((nothing, clear), "first")):
+        found = likeness(*maps, SCENARIOS)
+        assert np.isnan(found[:3]).all()
+        assert f"the {name} map may be noise alone: its reliability is" in found.undefined
+    flat = likeness(clear, np.zeros_like(clear), SCENARIOS)
+    assert flat.undefined == "the effects of the second map are all the same"
+
+
+def test_noise_of_a_scenario_makes_no_map_reliable():
     shared = np.random.default_rng(0).normal(size=(N_LAYERS, N_HEADS, N_PROMPTS // 2)).repeat(2, axis=-1)
-    found = compare_maps(shared, shared, SCENARIOS, ks=[5])
-    assert abs(found.correlation.between.value) < 0.3
+    assert reliability(shared, SCENARIOS).low < 0
+    assert abs(strongest_in_common(shared, shared, SCENARIOS, [5])[5].first) < 0.3
+
+
+def test_a_map_is_like_itself_at_any_scale():
+    same = effects(0)(1)
+    assert likeness(same, 3 * same, SCENARIOS)[:3] == pytest.approx((1, 1, 1))
+    assert likeness(same, -same, SCENARIOS)[:3] == pytest.approx((-1, -1, -1))
+
+
+def test_heads_without_any_effect_do_not_count_as_agreement():
+    first, second = effects(3)(1), effects(3)(2)
+    first[3:], second[3:] = 0.0, 0.0
+    assert likeness(first, second, SCENARIOS) == likeness(first[:3], second[:3], SCENARIOS)
+    assert reliability(first, SCENARIOS) == reliability(first[:3], SCENARIOS)
+
+
+def test_heads_that_only_one_model_can_use_count_against_agreement():
+    """The second model's receivers end two layers earlier: the first one's strongest heads are out of its reach."""
+    reaching, ending = effects(5)(1), effects(5)(2)
+    reaching[3:] -= 8.0
+    ending[3:] = 0.0
+    common = strongest_in_common(reaching, ending, SCENARIOS, [6])[6]
+    assert common.between == 0.0
+    assert common.first > 0.3
+    assert likeness(reaching, ending, SCENARIOS).value < 0.2
+
+
+def test_the_same_circuit_has_its_strongest_heads_in_common_and_other_circuits_no_more_than_chance():
+    same = effects(0)
+    found = strongest_in_common(same(1), same(2), SCENARIOS, [6])[6]
+    assert found.between == found.first == found.second == 1.0
+    others = [strongest_in_common(effects(i)(1), effects(100 + i)(2), SCENARIOS, [6])[6] for i in range(30)]
+    assert np.mean([each.between for each in others]) == pytest.approx(others[0].chance, abs=0.04)
+    assert others[0].first == 1.0
+    assert abs(np.mean([likeness(effects(i)(1), effects(100 + i)(2), SCENARIOS).value for i in range(30)])) < 0.1
 
 
 def test_the_chance_overlap_is_that_of_random_sets():
@@ -55,20 +184,15 @@ def test_the_chance_overlap_is_that_of_random_sets():
     common = np.mean([len(a & b) for a, b in draws])
     first, second = np.ones((1, 7, N_PROMPTS)), np.ones((1, 7, N_PROMPTS))
     first[0, :5], second[0, 3:5] = -1.0, -2.0
-    found = compare_maps(first, second, SCENARIOS, ks=[4]).shared[4]
-    floors = (found.precision.floor, found.recall.floor, found.jaccard.floor)
-    assert floors == pytest.approx((common / 4, common / 2, common / (6 - common)))
+    assert strongest_in_common(first, second, SCENARIOS, [4])[4].chance == pytest.approx(common / (6 - common))
 
 
-def test_precision_is_the_share_of_the_first_models_heads_and_recall_of_the_seconds():
+def test_strongest_heads_in_common_are_among_those_that_help():
     first, second = np.ones((1, 7, N_PROMPTS)), np.ones((1, 7, N_PROMPTS))
     first[0, :5], second[0, 3:5] = -1.0 - np.arange(5)[:, None], -2.0
-    for k, precision, recall, jaccard in ((1, 0.0, 0.0, 0.0), (2, 1.0, 1.0, 1.0), (4, 0.5, 1.0, 0.5)):
-        found = compare_maps(first, second, SCENARIOS, ks=[k]).shared[k]
-        assert found.precision.between.value == pytest.approx(precision)
-        assert found.recall.between.value == pytest.approx(recall)
-        assert found.jaccard.between.value == pytest.approx(jaccard)
-        assert found.precision.first.value == found.recall.second.value == 1.0
+    found = strongest_in_common(first, second, SCENARIOS, [1, 2, 4])
+    assert [found[k].between for k in (1, 2, 4)] == pytest.approx([0.0, 1.0, 0.5])
+    assert np.isnan(strongest_in_common(np.abs(first), np.abs(first), SCENARIOS, [1])[1].between)
 
 
 def test_heads_that_can_have_no_effect_are_not_tested():
@@ -80,30 +204,6 @@ def test_heads_that_can_have_no_effect_are_not_tested():
     alone = [change.adjusted_p for change in changed_heads(before[:1], after[:1], SCENARIOS)]
     assert [change.head for change in changed_heads(before, after, SCENARIOS)] == [Head(0, 2)]
     assert [change.adjusted_p for change in changed_heads(before, after, SCENARIOS)] == alone
-
-
-def test_heads_without_any_effect_do_not_count_as_agreement():
-    same = effects(3)(1)
-    same[3:] = 0.0
-    padded = compare_maps(same, same, SCENARIOS, ks=[4]).correlation.first.value
-    alone = compare_maps(same[:3], same[:3], SCENARIOS, ks=[4]).correlation.first.value
-    assert padded == alone
-
-
-def test_heads_that_only_one_model_can_use_count_against_agreement():
-    """The second model's receivers end two layers earlier: the first one's strongest heads are out of its reach."""
-    reaching = effects(5)(1)
-    reaching[3:] -= 8.0
-    ending = effects(5)(2)
-    ending[3:] = 0.0
-    found = compare_maps(reaching, ending, SCENARIOS, ks=[6])
-    assert found.shared[6].jaccard.between.value == 0.0
-    assert found.shared[6].jaccard.first.value > 0.3
-    assert found.correlation.between.value < 0.2
-    inside = compare_maps(ending[:3], ending[:3], SCENARIOS, ks=[6])
-    assert found.correlation.second == pytest.approx(inside.correlation.second)
-    alike = compare_maps(reaching, reaching, SCENARIOS, ks=[6])
-    assert found.correlation.first == pytest.approx(alike.correlation.first)
 
 
 def test_a_head_that_helps_more_is_found_and_others_are_not():
@@ -123,8 +223,11 @@ def test_false_discoveries_are_controlled():
     assert n_false <= 6  # 5 % of 40 expected
 
 
-def test_maps_of_other_shapes_are_refused():
+def test_maps_of_other_shapes_and_too_few_scenarios_are_refused():
+    first, second, alone = effects(0)(1), effects(0)(2), np.zeros(N_PROMPTS, dtype=int)
     with pytest.raises(InputError, match="must have one shape"):
-        compare_maps(effects(0)(1), effects(0)(1)[:4], SCENARIOS, ks=[3])
+        likeness(first, second[:4], SCENARIOS)
+    with pytest.raises(InputError, match="at least three scenarios; got 2"):
+        likeness(first, second, np.arange(N_PROMPTS) % 2)
     with pytest.raises(InputError, match="at least two scenarios; got 1"):
-        compare_maps(effects(0)(1), effects(0)(2), np.zeros(N_PROMPTS, dtype=int), ks=[3])
+        strongest_in_common(first, second, alone, [3])

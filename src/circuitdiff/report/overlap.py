@@ -9,12 +9,15 @@ import altair as alt
 from circuitdiff.report import charts
 from circuitdiff.report.numbers import all_printed, heads, number, printed, significant
 from circuitdiff.report.parts import Part, Table
-from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.overlap import SECTION, AtRole, StageOverlap, VariantOverlap
 
-_PAIRS = {"between": "base and variant", "base": "the base with itself", "variant": "the variant with itself"}
-_CHANCE = "chance"
+_SHARED = {
+    "between": "base and variant",
+    "base": "the base with itself",
+    "variant": "the variant with itself",
+    "chance": "chance",
+}
 _SHARES = {"precision": "precision", "recall": "recall", "jaccard": "Jaccard"}
 _SMALLEST = 0.02  # of a profile: roles where base and variant have less are left out
 
@@ -23,10 +26,11 @@ def view(results: CommonResults) -> Part:
     variants = part_of(results, SECTION)
     return Part(
         "Is it the same circuit?",
-        "Overlaps and correlations stand between chance and what one model repeats on other prompts (its split-half "
-        "reliability). Negative effects help; a head gained helps more in the variant, on the same prompts, false "
-        "discoveries controlled at 5 % in each stage. Where a stage's receivers differ between the models, so may the "
-        "change be the receivers'.",
+        "The correlation of all heads' effects is corrected for the noise of both maps, and may exceed 1; it stands "
+        "between that with another stage's map and, where the study has one, that of the base trained again. Heads in "
+        "common are counted on halves of the prompts, means over random halvings. Negative effects help; a head gained "
+        "helps more in the variant, on the same prompts, false discoveries controlled at 5 % in each stage. Where a "
+        "stage's receivers differ between the models, so may the change be the receivers'.",
         [sentence for variant, each in variants.items() if (sentence := _sentence(variant, each))],
         {
             f"overlap/{variant}/{stage.stage}": _curves(f"{stage.stage}: base and {variant}", rows)
@@ -39,25 +43,27 @@ def view(results: CommonResults) -> Part:
 
 
 def _sentence(variant: str, overlap: VariantOverlap) -> str:
-    """Heads in common, and how alike effects are against their reliability."""
+    """Heads in common, and how alike effects are."""
     whole = next((group for group in overlap.groups or () if group.group is None), None)
     common = "" if whole is None else f"{whole.common} of {variant}'s {whole.variant} heads are the base's, too"
     first = next(iter(overlap.stages or ()), None)
     if first is None:
         return f"{common}." if common else ""
-    return (
-        f"{common}; effects straight into the logits correlate at {number(first.correlation.between.value)}, where the "
-        f"base's own split halves correlate at {number(first.correlation.base.value)}."
-    )
+    alike, none = first.likeness, f"how alike effects straight into the logits are is undefined: {first.likeness.note}"
+    effects = none if alike.value is None else f"effects straight into the logits correlate at {printed(alike)}"
+    return f"{common}; {effects}."
 
 
 def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
     pair = {"base": "base", "variant": variant}
     groups = {"group": "group"} | pair | {"common": "in common"} | _SHARES
-    reliability = {"between": "base and variant", "base": "base, split halves", "variant": "variant, split halves"}
-    maps = {"stage": "stage", "receivers": "receivers"} | reliability
-    maps |= {"different": "another stage's map", "gained": "gained", "lost": "lost"}
-    common = {"stage": "stage", "share": "share", "k": "k"} | reliability | {"chance": _CHANCE}
+    maps = {"stage": "stage", "receivers": "receivers", "likeness": "base and variant"}
+    maps |= {"different": "another stage's map", "ceiling": "the base trained again"}
+    maps |= {"base_reliability": "base, reliability", "variant_reliability": f"{variant}, reliability"}
+    maps |= {"gained": "gained", "lost": "lost"}
+    if not any(stage.ceiling for stage in overlap.stages or ()):
+        del maps["ceiling"]
+    common = {"stage": "stage", "k": "k"} | _SHARED
     edges = {"edge": "from group to group", "via": "via"} | pair
     edges |= {"difference": "difference", "adjusted_p": "adjusted p"}
     profile = {"group": "the base's group", "role": "role"} | pair
@@ -68,9 +74,11 @@ def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
     return [
         Table(f"Heads of the base's circuit and of {variant}'s", groups, list(_group_rows(overlap))),
         Table(
-            f"Correlation of all heads' effects, base and {variant}", maps, list(map(_stage_row, overlap.stages or ()))
+            f"Corrected correlation of all heads' effects, base and {variant}",
+            maps,
+            list(map(_stage_row, overlap.stages or ())),
         ),
-        Table(f"Heads in common among the k strongest, base and {variant}", common, list(_common_rows(overlap))),
+        Table(f"Jaccard index of the k strongest heads, base and {variant}", common, list(_common_rows(overlap))),
         Table(f"Effects between the base's groups, base and {variant}{on}", edges, list(_edge_rows(overlap))),
         Table(
             f"Attention of the base's groups, by role attended to{on}",
@@ -100,12 +108,11 @@ def _group_rows(overlap: VariantOverlap) -> Iterator[dict]:
 
 
 def _stage_row(stage: StageOverlap) -> dict:
-    """How alike the whole maps of effects are, between reliability and floor; heads gained and lost."""
+    """How alike the whole maps of effects are, between ceiling and floor; heads gained and lost."""
     return {
         "stage": stage.stage,
         "receivers": "the same" if stage.same_receivers else "each model's own",
-        **all_printed(stage.correlation, _PAIRS),
-        "different": printed(stage.different),
+        **all_printed(stage, ("likeness", "different", "ceiling", "base_reliability", "variant_reliability")),
         "gained": _changed(stage, gained=True),
         "lost": _changed(stage, gained=False),
     }
@@ -118,12 +125,10 @@ def _changed(stage: StageOverlap, *, gained: bool) -> str:
 
 
 def _common_rows(overlap: VariantOverlap) -> Iterator[dict]:
-    """By stage, share and k, between reliability and chance."""
+    """By stage and k, between what one model repeats and chance."""
     for stage in overlap.stages or ():
-        for share, called in _SHARES.items():
-            for each in getattr(stage, share):
-                row = {"stage": stage.stage, "share": called, "k": each.k, "chance": number(each.floor)}
-                yield row | all_printed(each, _PAIRS)
+        for each in stage.strongest:
+            yield {"stage": stage.stage, "k": each.k} | {name: number(getattr(each, name)) for name in _SHARED}
 
 
 def _edge_rows(overlap: VariantOverlap) -> Iterator[dict]:
@@ -142,28 +147,24 @@ def _profile_rows(group: str, profile: tuple[AtRole, ...]) -> Iterator[dict]:
 
 def _curve_points(stage: StageOverlap) -> Iterator[dict]:
     """One row per k and pair: the Jaccard index of the k strongest heads, on halves of the prompts."""
-    for each in stage.jaccard:
-        spreads = {says: getattr(each, pair) for pair, says in _PAIRS.items()}
-        for says, spread in (spreads | {_CHANCE: Estimate(each.floor, None, None)}).items():
-            if spread.value is not None:
-                yield {"k": each.k, "pair": says} | charts.bounds(spread)
+    for each in stage.strongest:
+        for name, says in _SHARED.items():
+            if (value := getattr(each, name)) is not None:
+                yield {"k": each.k, "pair": says, "value": value, "printed": number(value)}
 
 
 def _curves(title: str, rows: list[dict]) -> charts.Figure:
-    """Overlap of the strongest heads by how many are taken, between its reliability and chance."""
-    names = [*_PAIRS.values(), _CHANCE]
+    """Overlap of the strongest heads by how many are taken, between what one model repeats and chance."""
     palette = (charts.CATEGORIES[0], charts.CATEGORIES[2], charts.CATEGORIES[1], charts.MUTED)
     ks = alt.Axis(values=sorted(charts.distinct(rows, "k")))
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("k:Q", title="strongest heads taken", scale=alt.Scale(type="log"), axis=ks),
-        color=charts.colour("pair", names, "overlap of", palette),
+        color=charts.colour("pair", list(_SHARED.values()), "overlap of", palette),
         tooltip=charts.tips(pair="overlap of", k="k", printed="Jaccard index"),
     )
-    unit = "Jaccard index"
-    lines = base.mark_line(point=True).encode(y=charts.measured("y", "value", unit, charts.UNIT))
-    layers = [charts.intervals(base, "y", unit, charts.UNIT, opacity=0.5), lines]
+    lines = base.mark_line(point=True).encode(y=charts.measured("y", "value", "Jaccard index", charts.UNIT))
     subtitle = [
         "each effect measured on one half of the prompts, held against the other half",
-        "bars: 95 % of halvings",
+        "means over random halvings",
     ]
-    return charts.finish(layers, title, subtitle, width=260, height=200)
+    return charts.finish([lines], title, subtitle, width=260, height=200)

@@ -1,88 +1,150 @@
-"""Two models' effects of every head: how alike they are, between what chance gives and what one model repeats."""
+"""Two models' effects of every head: how alike they are, how far each repeats itself, and which heads changed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
+from scipy import stats
 
 from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
-from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
+from circuitdiff.stats.intervals import (
+    Interval,
+    RatioInterval,
+    cluster_p_values,
+    false_discovery_adjusted,
+    scenario_totals,
+)
 
 _HALVINGS = 100
 _ERROR_RATE = 0.05  # of the heads that are called changed, how many may be so by chance
 PerPrompt = Float[ndarray, "layer head prompt"]
+OfAble = Float[ndarray, "head prompt"]  # of heads that could have an effect
 
 
-class Spread(NamedTuple):
-    """A mean over random halvings of the prompts, with the 2.5 % and 97.5 % quantiles over them."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """Agreement of effects measured on one half of the prompts with effects measured on the other half.
-
-    `between` takes one half from each model, `first` and `second` both from one model: the retest, above which
-    `between` cannot be expected. `floor` is chance.
-    """
-
-    between: Spread
-    first: Spread
-    second: Spread
-    floor: float
-
-
-class SharedHeads(NamedTuple):
-    """What two models' k strongest helping heads have in common."""
-
-    precision: Likeness  # the share of the first model's that the second has, too
-    recall: Likeness  # the share of the second model's that the first has, too
-    jaccard: Likeness  # shared heads among all
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two models' effects on the same path and prompts."""
-
-    correlation: Likeness  # Pearson's, over all heads that could have an effect in either
-    shared: dict[int, SharedHeads]  # by k
-
-
-def compare_maps(
+def likeness(
     first: PerPrompt,
     second: Float[ndarray, "other_layer other_head prompt"],
     scenarios: Int[ndarray, " prompt"],
-    ks: Sequence[int],
-) -> Comparison:
-    """How alike two models' effects are, each measured on half of the scenarios, over 100 random halvings.
+) -> RatioInterval:
+    """The correlation (Pearson's, over heads) of two models' effects on the same prompts, corrected for noise, at 95 %.
 
-    Raises: InputError if the maps have other shapes or there are fewer than two scenarios.
+    1. The covariance over heads of one scenario's effects in one model with another scenario's in the other, averaged
+       over all pairs of different scenarios, has the covariance of the true mean effects as its mean: no scenario's
+       noise meets itself, though both models see the same prompts. Variances likewise, within each model.
+    2. The covariance by the root of both variances is the correlation without its attenuation. Noise makes it less
+       certain, never smaller; it may exceed 1.
+    3. Bias and standard error are the jackknife's over scenarios, bounds Student's. Where noise outweighs effects this
+       error is too large rather than too small.
+
+    Over heads that could have an effect in either model. Undefined unless the reliability of both maps is above 0 by
+    its interval: what does not repeat itself is like nothing.
+
+    Source: Spearman 1904 (doi:10.2307/1412159) for the correction; Efron & Stein 1981 (doi:10.1214/aos/1176345462) for
+    the jackknife. The pairs of scenarios are ours: Spearman divides by reliabilities, and lets common noise in.
+
+    Raises: InputError if the maps have other shapes or there are fewer than three scenarios.
     """
     if first.shape != second.shape:
         raise InputError(f"two maps of effects must have one shape; got {first.shape} and {second.shape}")
-    known = [np.nan_to_num(effects) for effects in (first, second)]
-    able = [_able(effects) for effects in known]
-    either = able[0] | able[1]
-    halves = [_halved([each[either] for each in known], half) for half in _halvings(scenarios)]
-    own = [each[either] for each in able]
-    return Comparison(
-        correlation=Likeness(*_likeness([_each(pair, own) for pair in halves]), 0.0),
-        shared={k: _shared(halves, k, own) for k in ks},
-    )
+    for name, effects in (("first", first), ("second", second)):
+        value, low, high = reliability(effects, scenarios)
+        if not low > 0:
+            reason = f"the {name} map may be noise alone: its reliability is {value:.2f} [{low:.2f}, {high:.2f}]"
+            reason = f"the effects of the {name} map are all the same" if np.isnan(value) else reason
+            return RatioInterval(np.nan, np.nan, np.nan, reason)
+    maps = [np.nan_to_num(effects) for effects in (first, second)]
+    either = _able(maps[0]) | _able(maps[1])
+    across = _products([effects[either] for effects in maps], scenarios).across
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value, low, high = _jackknife(across[:, 0, 1] / np.sqrt(across[:, 0, 0]) / np.sqrt(across[:, 1, 1]))
+    if np.isnan(value):
+        return RatioInterval(np.nan, np.nan, np.nan, "without one of the scenarios a map is noise alone")
+    return RatioInterval(value, low, high)
+
+
+def reliability(effects: PerPrompt, scenarios: Int[ndarray, " prompt"]) -> Interval:
+    """The correlation to be expected of a map with the same model's on as many other scenarios, at 95 %.
+
+    The share of the variance of mean effects over heads that is no noise of prompts. Over heads that could have an
+    effect; by the moments and jackknife of `likeness`. nan for a map without differences between heads.
+    """
+    known = np.nan_to_num(effects)
+    across, within, share = _products([known[_able(known)]], scenarios)
+    true = across[:, 0, 0]
+    with np.errstate(invalid="ignore"):
+        return Interval(*_jackknife(true / (true + share * (within[:, 0, 0] - true))))
+
+
+class _Products(NamedTuple):
+    """Products of effects that are centred over heads, averaged over heads: of all scenarios, then without each."""
+
+    across: Float[ndarray, "sample map map"]  # of one scenario with another; the covariance of true means
+    within: Float[ndarray, "sample map map"]  # of a scenario with itself: that, and a scenario's noise
+    share: float  # of a scenario's noise that is in the mean of all
+
+
+def _products(maps: Sequence[OfAble], scenarios: ndarray) -> _Products:
+    """From sums, as the sum over pairs of different scenarios is the sum's square less the sum of squares."""
+    sizes = np.unique(scenarios, return_counts=True)[1].astype(np.float64)
+    if len(sizes) < 3:
+        raise InputError(f"how alike effects are needs at least three scenarios; got {len(sizes)}")
+    n_heads = max(1, len(maps[0]))
+    totals = np.stack([scenario_totals(rows - rows.sum(0) / n_heads, scenarios)[0] for rows in maps])
+    own = np.einsum("ahs,bhs->sab", totals, totals)
+    sums = _with_each_left_out(np.moveaxis(totals, -1, 0))
+    prompts, squares = (_with_each_left_out(each)[:, None, None] for each in (sizes, sizes**2))
+    same = _with_each_left_out(own)
+    across = (np.einsum("sah,sbh->sab", sums, sums) - same) / (prompts**2 - squares)
+    return _Products(across / n_heads, same / squares / n_heads, float(squares[0, 0, 0] / prompts[0, 0, 0] ** 2))
+
+
+def _with_each_left_out(values: Float[ndarray, "scenario ..."]) -> Float[ndarray, "sample ..."]:
+    """The sum over scenarios, and those without one of them."""
+    whole = values.sum(0, keepdims=True)
+    return np.concatenate([whole, whole - values])
+
+
+def _jackknife(values: Float[ndarray, " sample"]) -> tuple[float, float, float]:
+    """From a number's value on all scenarios, and without each of them: without its bias of order 1 / n, and bounds."""
+    whole, without, n = float(values[0]), values[1:], len(values) - 1
+    value = n * whole - (n - 1) * float(without.mean())
+    half = float(stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) * without.var()))
+    return value, value - half, value + half
 
 
 def _able(effects: Float[ndarray, "*layers_and_heads prompt"]) -> Bool[ndarray, " *layers_and_heads"]:
     """Heads that could have an effect: those after the last receiver have exactly none."""
     return (effects != 0).any(-1)
+
+
+class CommonStrongest(NamedTuple):
+    """Jaccard index of the k heads that help most on one half of the scenarios with those on the other: means over
+    halvings, which say nothing of their error; nan where no head helps.
+    """
+
+    between: float  # one half from each model
+    first: float  # both from one model: what it repeats
+    second: float
+    chance: float  # of random sets of `between`'s sizes
+
+
+def strongest_in_common(
+    first: PerPrompt, second: PerPrompt, scenarios: Int[ndarray, " prompt"], ks: Sequence[int]
+) -> dict[int, CommonStrongest]:
+    """By k, over 100 random halvings, the same for every k.
+
+    Raises: InputError if there are fewer than two scenarios.
+    """
+    maps = [np.nan_to_num(effects) for effects in (first, second)]
+    able = [_able(effects) for effects in maps]
+    either = able[0] | able[1]
+    halves = [_halved([each[either] for each in maps], half) for half in _halvings(scenarios)]
+    return {k: _common(halves, k, [each[either] for each in able]) for k in ks}
 
 
 class _Halved(NamedTuple):
@@ -98,48 +160,27 @@ def _halvings(scenarios: ndarray) -> list[ndarray]:
     """Which prompts are in the first half; scenarios stay whole."""
     names = np.unique(scenarios)
     if len(names) < 2:
-        raise InputError(f"a retest needs at least two scenarios; got {len(names)}")
+        raise InputError(f"two halves need at least two scenarios; got {len(names)}")
     g = np.random.default_rng(0)
     return [np.isin(scenarios, g.permutation(names)[: len(names) // 2]) for _ in range(_HALVINGS)]
 
 
-def _halved(rows: Sequence[Float[ndarray, "head prompt"]], half: ndarray) -> _Halved:
+def _halved(rows: Sequence[OfAble], half: ndarray) -> _Halved:
     first, second = rows
     return _Halved(first[:, half].mean(1), first[:, ~half].mean(1), second[:, half].mean(1), second[:, ~half].mean(1))
 
 
-def _each(halves: _Halved, able: Sequence[ndarray]) -> tuple[float, float, float]:
-    """Correlations between the models (both ways round), and within each, over the heads that it could use."""
-    between = _correlation(halves.first_a, halves.second_b) + _correlation(halves.first_b, halves.second_a)
-    one, other = able
-    within = _correlation(halves.first_a[one], halves.first_b[one])
-    return between / 2, within, _correlation(halves.second_a[other], halves.second_b[other])
-
-
-def _likeness(values: Sequence[tuple[float, float, float]] | ndarray) -> tuple[Spread, Spread, Spread]:
-    columns = np.array(values).T
-    between, first, second = (Spread(float(c.mean()), *map(float, np.quantile(c, [0.025, 0.975]))) for c in columns)
-    return between, first, second
-
-
-def _correlation(one: ndarray, other: ndarray) -> float:
-    if len(one) < 2 or one.std() == 0 or other.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(one, other)[0, 1])
-
-
-def _shared(halves: Sequence[_Halved], k: int, able: Sequence[ndarray]) -> SharedHeads:
-    """Between the models both ways round, within each both ways round, and what random sets of these sizes share."""
-    rows, floors = [], []
-    n_pairs, n_common = max(1, int(able[0].sum()) * int(able[1].sum())), int((able[0] & able[1]).sum())
+def _common(halves: Sequence[_Halved], k: int, able: Sequence[ndarray]) -> CommonStrongest:
+    """Between the models both ways round; by chance heads that only one of them can use are never common."""
+    in_both = int((able[0] & able[1]).sum()) / max(1, int(able[0].sum()) * int(able[1].sum()))
+    rows = []
     for pair in halves:
         first_a, first_b, second_a, second_b = (_strongest(effects, k) for effects in pair)
-        ways = [(first_a, second_b), (first_b, second_a)]
-        selves = [[(one, other), (other, one)] for one, other in ((first_a, first_b), (second_a, second_b))]
-        rows.append([np.mean([_shares(len(a & b), a, b) for a, b in each], axis=0) for each in (ways, *selves)])
-        floors.append(np.mean([_shares(len(a) * len(b) * n_common / n_pairs, a, b) for a, b in ways], axis=0))
-    values, chance = np.array(rows), np.array(floors).mean(0)
-    return SharedHeads(*(Likeness(*_likeness(values[:, :, i]), float(chance[i])) for i in range(3)))
+        crossed = [(first_a, second_b), (first_b, second_a)]
+        between = np.mean([_jaccard(len(a & b), a, b) for a, b in crossed])
+        first, second = (_jaccard(len(a & b), a, b) for a, b in ((first_a, first_b), (second_a, second_b)))
+        rows.append((between, first, second, np.mean([_jaccard(len(a) * len(b) * in_both, a, b) for a, b in crossed])))
+    return CommonStrongest(*np.mean(rows, axis=0).tolist())
 
 
 def _strongest(effects: ndarray, k: int) -> frozenset[int]:
@@ -148,11 +189,9 @@ def _strongest(effects: ndarray, k: int) -> frozenset[int]:
     return frozenset(order[effects[order] < 0].tolist())
 
 
-def _shares(common: float, first: frozenset[int], second: frozenset[int]) -> tuple[float, float, float]:
-    """Precision, recall and Jaccard index; nan where they would divide by 0."""
-    sizes = (len(first), len(second), len(first) + len(second) - common)
-    precision, recall, jaccard = (common / size if size else float("nan") for size in sizes)
-    return precision, recall, jaccard
+def _jaccard(common: float, first: frozenset[int], second: frozenset[int]) -> float:
+    size = len(first) + len(second) - common
+    return common / size if size else float("nan")
 
 
 class Change(NamedTuple):

@@ -30,8 +30,8 @@ def accuracy_interval(hits: Shaped[ndarray, "*row prompt"], scenarios: Int[ndarr
     """The share of hits (0 or 1 per prompt), with Wilson's 95 % interval for the effective number of prompts.
 
     Wilson's is the inverted score test. With effective sizes it is among the best for clustered samples, provided that
-    these are better than plain estimates (Franco et al. 2019, doi:10.1093/jssam/smy019); see `_effective`. One prompt
-    per scenario gives Wilson's interval itself; with one scenario the bounds are nan.
+    these are better than plain estimates (Franco et al. 2019, PMC6690503); see `_effective`. One prompt per scenario
+    gives Wilson's interval itself; with one scenario the bounds are nan.
 
     Source: Wilson 1927 (doi:10.1080/01621459.1927.10502953).
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from circuitdiff.config.settings import Count, Share
 from circuitdiff.evaluation import By
-from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.estimates import Estimate, Ratio
 from circuitdiff.study.gains import Credit, GraftControl
 
 Positive = Annotated[float, Field(gt=0)]
@@ -29,7 +29,7 @@ class Thresholds:
     too_faithful: Positive = 1.1  # greatest upper bound of it
     accuracy: Share = 0.05  # a difference of two accuracies that lies within it is none
     faithfulness: Share = 0.1  # the same of two normalised faithfulnesses
-    alike: Share = 0.9  # least correlation of two models' effects, corrected for both maps' noise
+    alike: Share = 0.9  # least correlation of effect maps, corrected for noise: they share four fifths of the variance
     gap: Share = 0.1  # what a model may keep without a group of heads that its circuit loses, in probability
     share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the gain: what is sufficient, or necessary
     nothing: Share = 0.2  # of the gain: a part whose shares surely lie within it did not improve
@@ -119,14 +119,15 @@ class NeededHeads:
 
 @dataclass(frozen=True)
 class SimilarityEvidence:
-    """How alike two models' effects at a stage are, corrected for noise; and the largest likeness with another stage's.
+    """How alike two models' effects at a stage are, corrected for the noise of both maps; and the base's
+    largest likeness with another stage of the variant.
 
     `likeness` is None for a stage that could not be run in the variant.
     """
 
     stage: str
-    likeness: Noted | None = None
-    different: Estimate | None = None
+    likeness: Ratio | None = None
+    different: Ratio | None = None
 
 
 @dataclass(frozen=True)

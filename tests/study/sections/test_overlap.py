@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,21 @@ from circuitdiff.circuit import circuit_overlap
 from circuitdiff.errors import InputError
 from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
+from circuitdiff.stats.effect_maps import likeness, reliability
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
+from circuitdiff.study.estimates import estimate, ratio
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import GroupWork, record_of, value_of
 from circuitdiff.study.sections.discovery import discovered
-from circuitdiff.study.sections.overlap import SECTION, OverlapOptions, VariantOverlap, _cosine, edges_compared
+from circuitdiff.study.sections.overlap import (
+    SECTION,
+    OverlapOptions,
+    VariantOverlap,
+    _cosine,
+    _with_ceiling,
+    edges_compared,
+)
 from circuitdiff.study.settings import plans_of
 from helpers.tiny_context import TinyContext, tiny_context, tiny_study
 from helpers.tiny_folder import save_tiny_model
@@ -90,13 +101,45 @@ def test_groups_have_the_heads_of_both_circuits(context, results):
     assert rows[None].common == sum(heads.common for heads in common.values())
 
 
-def test_curves_hold_precision_recall_and_jaccard_at_the_size_of_each_group_too(results):
+def test_strongest_heads_are_compared_at_the_size_of_each_group_too(results):
     assert [stage.stage for stage in results["tuned"].stages] == ["fetcher", "transmitter"]
     assert results["tuned"].not_run == ()
     for stage, size in zip(results["tuned"].stages, (3, 2), strict=True):
-        for share in (stage.precision, stage.recall, stage.jaccard):
-            assert sorted({size, 5, 10, 20, 40}) == [row.k for row in share]
+        assert sorted({size, 5, 10, 20, 40}) == [row.k for row in stage.strongest]
         assert stage.n_chosen[0] == size
+
+
+def test_likeness_is_that_of_the_maps_of_the_stage_and_of_another_one(context, results):
+    base, tuned = (
+        {each.stage: each.found for each in context.run(discovered(context.study, name)).stages}
+        for name in (context.study.base, "tuned")
+    )
+
+    def alike(one, other):
+        return ratio(likeness(*(found.per_prompt.double().numpy() for found in (one, other)), one.scenarios.numpy()))
+
+    for stage, other in zip(results["tuned"].stages, ("transmitter", "fetcher"), strict=True):
+        one, two = ({name.name: found for name, found in maps.items()} for maps in (base, tuned))
+        assert stage.likeness == alike(one[stage.stage], two[stage.stage])
+        assert stage.different in (alike(one[stage.stage], two[other]), None)
+        repeated = reliability(two[stage.stage].per_prompt.double().numpy(), two[stage.stage].scenarios.numpy())
+        assert stage.variant_reliability == estimate(repeated)
+        assert stage.ceiling is None
+
+
+def test_the_base_trained_again_is_the_ceiling_of_the_others(context, results):
+    again = results["tuned"]
+    other = _with_ceiling(replace(again, stages=again.stages[:1]), again)
+    assert [stage.ceiling for stage in other.stages] == [again.stages[0].likeness]
+    assert context.run(SECTION.run(context.study, replace(OPTIONS, same_again="tuned"))) == results  # none is its own
+
+
+def test_a_ceiling_that_was_not_searched_is_refused_in_one_line(context):
+    known = outlined(context.study.settings, plans_of(context.study.settings))
+    for name in ("plain", context.study.base, "nowhere"):
+        with pytest.raises(InputError, match=rf"same_again names '{name}', no variant .*; choose one of tuned"):
+            SECTION.check(known, OverlapOptions(same_again=name))
+    SECTION.check(known, OverlapOptions(same_again="tuned"))
 
 
 def test_how_alike_profiles_of_all_groups_with_heads_are_has_an_interval(context, results):
@@ -145,7 +188,7 @@ def test_a_second_time_nothing_is_computed_and_the_same_comes_back(context, resu
     assert again.run(SECTION.run(again.study, OPTIONS)) == results
 
 
-def test_too_few_scenarios_to_halve_the_discovery_prompts_are_refused_where_there_is_a_variant(context, tmp_path):
+def test_too_few_scenarios_to_compare_maps_are_refused_where_there_is_a_variant(context, tmp_path):
     settings = context.study.settings
     prompts = settings.prompts.model_copy(update={"queries_per_scenario": 6})
     few = settings.model_copy(update={"prompts": prompts})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -16,14 +16,15 @@ from torch import Tensor
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, circuit_overlap, total
 from circuitdiff.circuit import Overlap as CommonHeads
-from circuitdiff.config.settings import Prompts
+from circuitdiff.config.settings import Name, Prompts
+from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.discovery import StageResult
 from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.methods.path_patching import Via
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
-from circuitdiff.stats.effect_maps import Likeness, changed_heads, compare_maps
+from circuitdiff.stats.effect_maps import changed_heads, likeness, reliability, strongest_in_common
 from circuitdiff.stats.intervals import (
     Interval,
     cluster_p_values,
@@ -32,7 +33,17 @@ from circuitdiff.stats.intervals import (
     mean_interval,
 )
 from circuitdiff.study.costs import edges_flop, group_work_flop
-from circuitdiff.study.estimates import Estimate, HeadPlace, Number, estimate, number, result_of, with_heads
+from circuitdiff.study.estimates import (
+    Estimate,
+    HeadPlace,
+    Number,
+    Ratio,
+    estimate,
+    number,
+    ratio,
+    result_of,
+    with_heads,
+)
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.preflight import Outlined, check_scenarios
 from circuitdiff.study.prompts import PromptsOf
@@ -48,9 +59,14 @@ _SMALLEST_CHANGE = 0.02  # of a head's effect, in the metric's unit
 
 @dataclass(frozen=True)
 class OverlapOptions:
-    """A variant's circuit against the base's."""
+    """A variant's circuit against the base's.
+
+    `same_again`: a variant that is the base trained again, with another seed. How like the base it is stands as the
+    ceiling beside every other variant.
+    """
 
     prompts: Prompts = 100  # of the evaluation prompts; for edges and for what groups do
+    same_again: Name | None = None
 
 
 @dataclass(frozen=True)
@@ -67,21 +83,16 @@ class GroupOverlap:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Of effects on one half of the prompts with effects on the other; bounds are over random halvings.
-
-    `between`: one half from each model. `base`, `variant`: both from one, above which `between` cannot be expected.
+class StrongestInCommon:
+    """Jaccard index of the k heads that help most on one half of the prompts with those on the other: means over random
+    halvings, without an error. `between`: one half from each model. `base`, `variant`: both from one.
     """
 
-    between: Estimate
-    base: Estimate
-    variant: Estimate
-    floor: Number  # by chance
-
-
-@dataclass(frozen=True)
-class AgreementOfStrongest(Agreement):
-    k: int  # strongest helping heads of each
+    k: int
+    between: Number
+    base: Number
+    variant: Number
+    chance: Number  # of random sets of these sizes
 
 
 @dataclass(frozen=True)
@@ -97,18 +108,23 @@ class ChangedHead:
 
 @dataclass(frozen=True)
 class StageOverlap:
-    """Effects of every head in base and variant, into whatever receivers each model's own plan chose."""
+    """Effects of every head in base and variant, into whatever receivers each model's own plan chose.
+
+    `likeness`: the correlation of the two maps, corrected for the noise of both. `reliability`: what each map's own
+    correlation with as many other prompts would be.
+    """
 
     stage: str
     same_receivers: bool
     n_chosen: tuple[int, int]
-    correlation: Agreement
-    jaccard: tuple[AgreementOfStrongest, ...]
-    precision: tuple[AgreementOfStrongest, ...]
-    recall: tuple[AgreementOfStrongest, ...]
+    likeness: Ratio
+    different: Ratio | None  # the largest likeness to the variant's map of another stage: a control
+    ceiling: Ratio | None  # the likeness of the base to itself trained again
+    base_reliability: Estimate
+    variant_reliability: Estimate
+    strongest: tuple[StrongestInCommon, ...]
     changed: tuple[ChangedHead, ...]
     smallest_change: float
-    different: Estimate | None  # the largest correlation with the variant's map of another stage: a control
 
 
 @dataclass(frozen=True)
@@ -168,7 +184,19 @@ class VariantOverlap(Readable):
 async def run(study: StudyContext, options: OverlapOptions) -> dict[str, VariantOverlap]:
     """By variant: its own circuit, where the main plan was run in it, and the base's edges and groups in every one."""
     results = await study.by_item(study.variants, lambda variant: _overlap(study, variant, options))
-    return {variant: result for variant, result in results.items() if result is not None}
+    compared = {variant: result for variant, result in results.items() if result is not None}
+    again = options.same_again
+    return {
+        variant: result if again in (None, variant) else _with_ceiling(result, compared[again])
+        for variant, result in compared.items()
+    }
+
+
+def _with_ceiling(result: VariantOverlap, again: VariantOverlap) -> VariantOverlap:
+    """Stage by stage, the likeness of the base to itself trained again."""
+    ceilings = {stage.stage: stage.likeness for stage in again.stages or ()}
+    stages = result.stages and tuple(replace(stage, ceiling=ceilings.get(stage.stage)) for stage in result.stages)
+    return replace(result, stages=stages)
 
 
 async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -> VariantOverlap | None:
@@ -249,44 +277,33 @@ def _stage(first: StageResult, second: StageResult, all_of_second: Sequence[Stag
     base, variant = (result.found.per_prompt.double().numpy() for result in (first, second))
     scenarios = first.found.scenarios.numpy()
     sizes = {len(result.selection.helping) for result in (first, second)} - {0}
-    compared = compare_maps(base, variant, scenarios, sorted({*_KS, *sizes}))
+    common = strongest_in_common(base, variant, scenarios, sorted({*_KS, *sizes}))
     smallest = max(_SMALLEST_CHANGE, first.found.noise_floor, second.found.noise_floor)
     return StageOverlap(
         stage=first.stage.name,
         same_receivers=set(first.receivers) == set(second.receivers),
         n_chosen=(len(first.selection.helping), len(second.selection.helping)),
-        correlation=_agreement(compared.correlation),
-        **{
-            share: tuple(
-                AgreementOfStrongest(**vars(_agreement(getattr(each, share))), k=k)
-                for k, each in compared.shared.items()
-            )
-            for share in ("jaccard", "precision", "recall")
-        },
+        likeness=ratio(likeness(base, variant, scenarios)),
+        different=_different(first, all_of_second),
+        ceiling=None,
+        base_reliability=estimate(reliability(base, scenarios)),
+        variant_reliability=estimate(reliability(variant, scenarios)),
+        strongest=tuple(StrongestInCommon(k, *map(number, shares)) for k, shares in common.items()),
         changed=tuple(
             result_of(ChangedHead, change, base=number(change.first), variant=number(change.second))
             for change in changed_heads(base, variant, scenarios, minimum=smallest)
         ),
         smallest_change=smallest,
-        different=_different(first, all_of_second),
     )
 
 
-def _different(first: StageResult, others: Sequence[StageResult]) -> Estimate | None:
-    """The largest correlation with another stage's map, which is another circuit's."""
+def _different(first: StageResult, others: Sequence[StageResult]) -> Ratio | None:
+    """The largest likeness to another stage's map, which is another circuit's; None if none is defined."""
     effects, scenarios = first.found.per_prompt.double().numpy(), first.found.scenarios.numpy()
-    spreads = [
-        compare_maps(effects, other.found.per_prompt.double().numpy(), scenarios, ()).correlation.between
-        for other in others
-        if other.stage != first.stage
-    ]
-    defined = [spread for spread in spreads if math.isfinite(spread.value)]
-    return estimate(max(defined, key=lambda spread: spread.value)) if defined else None
-
-
-def _agreement(likeness: Likeness) -> Agreement:
-    between, base, variant = (estimate(spread) for spread in (likeness.between, likeness.first, likeness.second))
-    return Agreement(between, base, variant, number(likeness.floor))
+    maps = [other.found.per_prompt.double().numpy() for other in others if other.stage != first.stage]
+    compared = [likeness(effects, other, scenarios) for other in maps]
+    defined = [each for each in compared if each.undefined is None]
+    return ratio(max(defined, key=lambda each: each.value)) if defined else None
 
 
 def edges_compared(in_base: GroupWork, in_variant: GroupWork, scenarios: Tensor) -> tuple[EdgeOverlap, ...]:
@@ -369,10 +386,14 @@ def cost(sizes: Sizes, options: OverlapOptions) -> Iterator[Part]:
 
 
 def check(outlined: Outlined, options: OverlapOptions) -> None:
-    """Maps of effects are compared on halves of the discovery prompts."""
-    prompts = outlined.settings.prompts
-    if outlined.settings.variants:
-        check_scenarios("prompts.discovery", prompts.discovery, prompts.queries_per_scenario, 2)
+    """Maps of effects need scenarios to repeat themselves in, and the ceiling a variant that has a map."""
+    settings, again = outlined.settings, options.same_again
+    searched = settings.searched[1:]
+    if again is not None and again not in searched:
+        what = f"overlap.same_again names {again!r}, no variant of this study whose own circuit is looked for"
+        raise InputError(f"{what}{choices(again, searched)}")
+    if settings.variants:
+        check_scenarios("prompts.discovery", settings.prompts.discovery, settings.prompts.queries_per_scenario, 3)
 
 
 SECTION = Section("overlap", OverlapOptions, dict[str, VariantOverlap], run, cost, check)

@@ -68,7 +68,7 @@ async def run(study: StudyContext, limits: Thresholds) -> dict[str, Verdict]:
 
 
 async def _verdict(study: StudyContext, variant: str, limits: Thresholds) -> Verdict:
-    evidence = await _evidence(study, variant)
+    evidence = await _evidence(study, variant, limits)
     divisions = {"graft": evidence.graft, "layers": evidence.layers}
     return Verdict(
         sentences=sentences(evidence, limits),
@@ -82,7 +82,7 @@ async def _verdict(study: StudyContext, variant: str, limits: Thresholds) -> Ver
     )
 
 
-async def _evidence(study: StudyContext, variant: str) -> Evidence:
+async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Evidence:
     base, between = study.base, await direction_of(study, variant)
     gain = await gain_of(study, variant, base)
     parts = [await study.part(section) or {} for section in _SOURCES]
@@ -106,7 +106,7 @@ async def _evidence(study: StudyContext, variant: str) -> Evidence:
         transfers=of_circuits.transfers,
         gaps=gaps(removed, (base, variant)),
         similarity=similarity_evidence(overlaps),
-        moved=overlaps is not None and has_moved(overlaps),
+        moved=overlaps is not None and has_moved(overlaps, limits.alike),
         n_scenarios_moved=(overlaps.n_scenarios or 0) if overlaps is not None else 0,
         functions=functions_evidence(masks, base, variant),
         unknown=groups_without_function(masks.get(base) or {}),

@@ -26,7 +26,7 @@ from circuitdiff.study.evidence import (
 from circuitdiff.study.section import Part, Sizes, StudyContext
 from circuitdiff.study.sections.completeness import PartsRemoved
 from circuitdiff.study.sections.discovery import circuits
-from circuitdiff.study.sections.overlap import StageOverlap, VariantOverlap
+from circuitdiff.study.sections.overlap import VariantOverlap
 
 _ALIKE = 0.8  # cosine of two profiles, above which they are called alike
 _BYS: tuple[By, ...] = ("slot", "kind")
@@ -135,19 +135,15 @@ def gaps(found: Mapping[str, Mapping[str, PartsRemoved]], models: Sequence[str])
 
 
 def similarity_evidence(compared: VariantOverlap | None) -> tuple[SimilarityEvidence, ...]:
-    """How alike base and variant are, stage by stage.
+    """How alike base and variant are, stage by stage, beside another stage's map.
 
     A stage that chose heads in neither model has nothing to be alike in; one that could not be run in the variant
     leaves its row open.
     """
-    if compared is None:
-        return ()
-    rows = [
-        SimilarityEvidence(stage.stage, Noted(**vars(stage.correlation.between)), stage.different)
-        for stage in compared.stages or ()
-        if max(stage.n_chosen)
-    ]
-    return (*rows, *map(SimilarityEvidence, compared.not_run or ()))
+    stages = [] if compared is None else [stage for stage in compared.stages or () if max(stage.n_chosen)]
+    not_run = () if compared is None else compared.not_run or ()
+    rows = [SimilarityEvidence(stage.stage, stage.likeness, stage.different) for stage in stages]
+    return (*rows, *map(SimilarityEvidence, not_run))
 
 
 def cost_of_circuits(sizes: Sizes) -> Iterator[Part]:
@@ -157,29 +153,21 @@ def cost_of_circuits(sizes: Sizes) -> Iterator[Part]:
         yield Part("circuits of base and variants, for the verdict", rows, sizes.runs(rows, sizes.n_roles))
 
 
-def has_moved(compared: VariantOverlap) -> bool:
+def has_moved(compared: VariantOverlap, alike: float) -> bool:
     """Whether other heads do the same work in the variant.
 
-    They do if at some stage fewer of the strongest heads are common than one model repeats, by interval, and each group
-    of the base looks and acts like its namesake in the variant's own circuit, and more than like any other of it.
+    They do if at some stage the effect maps are not alike, by interval, and each group of the base looks and acts like
+    its namesake in the variant's own circuit, and more than like any other of it.
     """
     rows = compared.moved or ()
     groups = dict.fromkeys(row.base for row in rows)
-    alike = len(groups) > 1 and all(
+    same_work = len(groups) > 1 and all(
         _like_its_namesake({row.variant: cosine(row) for row in rows if row.base == group}, group)
         for group in groups
         for cosine in (lambda row: row.attention, lambda row: row.effect)
     )
-    return alike and any(_fewer_in_common(stage) for stage in compared.stages or ())
-
-
-def _fewer_in_common(stage: StageOverlap) -> bool:
-    shared = next((each for each in stage.jaccard if each.k == max(stage.n_chosen)), None)
-    return (
-        shared is not None
-        and _above_all(shared.base.low, shared.between.high)
-        and _above_all(shared.variant.low, shared.between.high)
-    )
+    stages = compared.stages or ()
+    return same_work and any(stage.likeness.high is not None and stage.likeness.high < alike for stage in stages)
 
 
 def _like_its_namesake(cosines: Mapping[str, Estimate], group: str) -> bool:
