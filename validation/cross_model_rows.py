@@ -17,16 +17,20 @@ from circuitdiff.methods.graft import Graft, graft, graft_alone
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.prompts import Pairs
+from circuitdiff.stats.intervals import mean_interval
 from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.stats.shapley import ALONE, IN_ORDER, SYMMETRIC, Attribution, Credit
-from circuitdiff.study.estimates import estimate
-from circuitdiff.study.evidence import Evidence, GraftEvidence, Thresholds
+from circuitdiff.study.claims_on_parts import judged_parts
+from circuitdiff.study.estimates import estimate, mean_logit_difference, share
+from circuitdiff.study.evidence import JUDGED as SCORES
+from circuitdiff.study.evidence import Ability, Behaviour, Evidence, Judged, Parts, PartsEvidence, Thresholds
 from circuitdiff.study.gains import GraftControl, RandomGroups, attribution_result, random_groups
 from circuitdiff.study.registry import parse_study, part_of, read_results
 from circuitdiff.study.runner import run_study
 from circuitdiff.study.sections.verdict import SECTION as VERDICT
 from circuitdiff.study.settings import CommonSettings
-from circuitdiff.study.verdict import NO_HEAD_GROUP, Sentence, sentences
+from circuitdiff.study.verdict import Sentence, sentences
+from circuitdiff.tasks.soundness import guessing
 from validation.subjects import NAME_BINDERS, PLAN, Row, Sizes, Subject, at_least, between, exactly
 
 _CREDITED = 0.9  # of the gain
@@ -121,29 +125,43 @@ def _controls(
 
 
 def _verdict_row(subject: Subject, grafted: Graft, patched: CrossPatch, controls: dict[str, Any]) -> Row:
-    """The verdict names the improved part, or says that nothing is established."""
-    name, part = subject.truth.name, subject.truth.improved_part
-    donor, recipient = (answers.hits.numpy() for answers in (grafted.donor, grafted.recipient))
+    """The verdict names the improved part, and no other; or says that nothing is established."""
+    name, part, pairs = subject.truth.name, subject.truth.improved_part, subject.prompts["evaluation"]
+    weights: dict[Judged, Parts] = {score: attribution_result(grafted.attribution(score)).parts for score in SCORES}
+    found = PartsEvidence(weights, grafted.unchanged, controls)
+    activations: dict[Judged, Parts] = {score: attribution_result(patched.attribution(score)).parts for score in SCORES}
     evidence = Evidence(
         base=subject.truth.base,
         variant=name,
         donor=name,
         scope="planted models",
         failed_checks=(),
-        gain=estimate(difference_interval(donor, recipient, grafted.donor.scenarios.numpy())),
+        behaviour=_behaviour(grafted, pairs),
         n_scenarios=len(grafted.donor.scenarios.unique()),
-        patched=attribution_result(patched.attribution()).parts,
-        graft=GraftEvidence(attribution_result(grafted.attribution()).parts, controls),
+        patched=PartsEvidence(activations),
+        graft=found,
     )
     sentence = next(each for each in sentences(evidence, Thresholds()) if each.claim == "improved_part")
     if part is None:
         right, claim = sentence.answer != "yes", "verdict: no improved part is named"
     else:
-        expected, claim = _KINDS.get(part, part), "verdict: the improved part is named"
-        outside = expected in NO_HEAD_GROUP
-        words = f"improved part is {expected}, which is no head group" if outside else f"improved part: {expected}"
-        right = sentence.answer == "yes" and sentence.text.endswith(f"{words}.")
+        named = [each.part for each in judged_parts(found, Thresholds()) if each.improved == "yes"]
+        right, claim = (
+            sentence.answer == "yes" and named == [_KINDS.get(part, part)],
+            "verdict: the improved part is named",
+        )
     return exactly(name, claim, float(right), 1, sentence.text)
+
+
+def _behaviour(grafted: Graft, pairs: Pairs) -> Behaviour:
+    donor, recipient, scenarios = grafted.donor, grafted.recipient, grafted.donor.scenarios.numpy()
+    base, variant = (
+        Ability(share(each.hits, each.scenarios), mean_logit_difference(each), guessing(pairs))
+        for each in (recipient, donor)
+    )
+    logits = (donor.logit_differences.double() - recipient.logit_differences.double()).numpy()
+    gain = estimate(difference_interval(donor.hits.numpy(), recipient.hits.numpy(), scenarios))
+    return Behaviour(base, variant, gain, estimate(mean_interval(logits, scenarios)))
 
 
 def _turned_rows(name: str, base: Model, variant: Model, circuit: Circuit, pairs: Pairs) -> list[Row]:

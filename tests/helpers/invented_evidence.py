@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.estimates import Estimate, Ratio
 from circuitdiff.study.evidence import (
     Ability,
     Behaviour,
@@ -24,6 +24,10 @@ from circuitdiff.study.verdict import Sentence, sentences
 
 def near(value: float, spread: float = 0.02, **more: Any) -> Noted:
     return Noted(value, value - spread, value + spread, **more)
+
+
+def ratio(value: float, spread: float = 0.02, note: str | None = None) -> Ratio:
+    return Ratio(value, value - spread, value + spread, note)
 
 
 def credit(share: float, spread: float = 0.1) -> Credit:
@@ -75,7 +79,7 @@ WELL = Evidence(
     n_scenarios=80,
     circuits=ALL_CIRCUITS,
     transfers=[TRANSFER],
-    similarity=[SimilarityEvidence("fetcher", near(0.96), near(0.2))],
+    similarity=[SimilarityEvidence("fetcher", ratio(0.96), ratio(0.2))],
     functions=[FETCHER],
     patched=divided({"reader": part(0.0), "fetcher": part(0.9)}),
     graft=GRAFT,

@@ -7,8 +7,16 @@ from typing import Any
 
 from circuitdiff.methods.cross_model.patching import Limits
 from circuitdiff.methods.minimality import MinimalityRule
+from circuitdiff.study.claims_on_parts import PartVerdict
 from circuitdiff.study.estimates import Estimate, GroupHeads
-from circuitdiff.study.evidence import CircuitEvidence, Noted, Thresholds
+from circuitdiff.study.evidence import (
+    Ability,
+    Behaviour,
+    CircuitEvidence,
+    Noted,
+    Thresholds,
+    TransferEvidence,
+)
 from circuitdiff.study.gains import (
     AttributionResult,
     ControlResult,
@@ -33,7 +41,7 @@ from circuitdiff.study.sections.functions import Controls, MaskCell, Redrawn, Tr
 from circuitdiff.study.sections.graft import GraftedParts, GraftResult
 from circuitdiff.study.sections.minimality import HeadCounts, HeadResult, PromptCounts, PrunedCircuit
 from circuitdiff.study.sections.verdict import Verdict
-from circuitdiff.study.verdict import Sentence
+from circuitdiff.study.verdict import Sensitivity, Sentence
 from helpers.invented_results import around, ratio, share
 
 CIRCUIT, TINY = "ours", "tiny"
@@ -245,22 +253,27 @@ def grafted(**more: Any) -> GraftResult:
 
 
 def verdict(scopes: tuple[str, str] = ("tuned against base; <boxes>",) * 2) -> Verdict:
+    known = Sensitivity("accuracy", 0.02, 0.2)
     sentences = (
-        Sentence("better", "yes", "Yes: it is.", (), "accuracy", scopes[0]),
+        Sentence("behaviour", "better", "Better: it is.", (), "accuracy", scopes[0], (known,)),
         Sentence(
             "improved_part",
             "not established",
-            "Not established: improved part: fetcher, because no controls of fetcher were grafted.",
-            ("no controls of fetcher were grafted",),
+            "Not established: a part improved, because fetcher: alone it brings too little.",
+            ("fetcher: alone it brings too little",),
             "graft",
             scopes[1],
         ),
     )
-    circuits = CircuitEvidence(
-        Noted(0.9, 0.85, 0.95), Noted(0.875, 0.8, 0.95), Noted(0.0, -0.02, 0.02), Noted(None, None, None, "few")
-    )
-    gain = Gain(0.3125, 0.25, 0.375, 80, 96)
-    return Verdict(sentences, Thresholds(), gain, {"slot": circuits}, (), ())
+    equal = Noted(0.0, -0.02, 0.02)
+    own = (Noted(0.9, 0.85, 0.95), Noted(0.875, 0.8, 0.95))
+    circuits = CircuitEvidence("slot", "accuracy", *own, equal, Noted(None, None, None, "few"))
+    able = Ability(around(0.5), around(1.0), 0.2)
+    behaviour = Behaviour(able, able, Gain(0.3125, 0.25, 0.375, 80, 96), around(1.0))
+    transfer = TransferEvidence("slot", around(0.25), around(0.125), around(-0.125), None, None)
+    part = PartVerdict("fetcher", "yes", "no", "not established", "yes", "alone it brings 0.9", ("a control",))
+    parts = {"graft": (part,), "layers": (replace(part, part="layers 0 to 4"),)}
+    return Verdict(sentences, Thresholds(), behaviour, (circuits,), (transfer,), (), (), parts)
 
 
 def gain_parts() -> dict[str, Any]:

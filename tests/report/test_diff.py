@@ -233,7 +233,7 @@ def test_heads_verdicts_checks_and_settings_that_differ_are_named():
     )
     found = diff_runs(first, second)
     assert found.heads == (Heads("base", "fetcher", ("1.0", "2.3"), ("4.0",), 1),)
-    assert found.answers == (Changed("tuned / better", "yes", "not established"),)
+    assert found.answers == (Changed("tuned / behaviour", "better", "not established"),)
     assert found.checks == (Changed("base / same logits", True, False),)
     assert found.settings == (Changed("settings / seed", 0, 1), Changed("versions / torch", "2.13.0", "2.14.0"))
     titles = [title for title, _, _ in diff_tables(found, "a", "b")]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from circuitdiff.report import cross_model, graft, verdict
 from circuitdiff.report.gains import GRAFTED
+from circuitdiff.report.numbers import printed
 from circuitdiff.report.page import figures, report_page
 from circuitdiff.report.parts import Part, Table, anchor
+from circuitdiff.study.evidence import Thresholds
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.sections.cross_model import CrossPatchResult
 from helpers.invented_results import accuracy, around, changed, data_of, model, results_of
@@ -230,20 +232,30 @@ def test_every_sentence_of_the_verdict_has_its_scope_and_a_table_to_look_at():
     assert verdict.view(results_of()).empty
 
 
-def test_the_thresholds_are_said():
-    note = verdict.view(gains()).note
-    assert note.startswith("Held against at least 50 held-out scenarios, normalised faithfulness of at least 0.8")
+def test_a_sentence_says_for_which_thresholds_its_answer_is_the_same():
+    first, second = sentences(gains())
+    assert first.scope.endswith("; the same answer for a margin of accuracy of 0.02 to 0.2")
+    assert "same answer" not in second.scope
 
 
-def test_the_evidence_on_circuits_has_every_number_and_why_one_is_undefined():
-    (table,) = verdict.evidence(gains()).tables
-    assert list(table.ids) == [anchor("circuits", VARIANT)]
-    assert [(row["printed"], row["note"]) for row in table.rows] == [
+def test_the_evidence_has_every_number_why_one_is_undefined_and_the_thresholds():
+    circuits, parts, layers, thresholds = verdict.evidence(gains()).tables
+    assert list(circuits.ids) == [anchor("circuits", VARIANT)]
+    assert [(row["printed"], row["note"]) for row in circuits.rows] == [
         ("0.900 (0.850 to 0.950)", ""),
         ("0.875 (0.800 to 0.950)", ""),
         ("0.000 (−0.020 to 0.020)", ""),
         ("–", "few"),
+        *((printed(around(value)), "") for value in (0.25, 0.125, -0.125)),
     ]
+    [row] = parts.rows
+    assert [row[name] for name in ("part", "sufficient", "necessary", "sole", "note")] == [
+        *("fetcher", "yes", "no", "not established", "a control"),
+    ]
+    assert layers.caption.endswith(", by layers")
+    values = {row["what"]: row["value"] for row in thresholds.rows}
+    assert values["least normalised faithfulness"] == "0.8"
+    assert len(values) == len(fields(Thresholds))
 
 
 def test_each_sentence_of_the_page_carries_its_own_scope():
@@ -252,7 +264,7 @@ def test_each_sentence_of_the_page_carries_its_own_scope():
     page = report_page(results_of(verdict={VARIANT: found}))
     for sentence, scope in zip(found.sentences, scopes, strict=True):
         line = next(line for line in page.splitlines() if sentence.text.split(",")[0] in line)
-        assert f"{scope}." in line
+        assert f"{scope}." in line or f"{scope}; the same answer" in line
 
 
 def test_a_sentence_links_to_its_table_or_to_nothing():

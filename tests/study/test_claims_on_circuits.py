@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from circuitdiff.study.estimates import Ratio
 from circuitdiff.study.evidence import Evidence, GapEvidence, NeededHeads, Noted, SimilarityEvidence
-from helpers.invented_evidence import ALL_CIRCUITS, FETCHER, TRANSFER, evidence, near, said
+from helpers.invented_evidence import ALL_CIRCUITS, FETCHER, TRANSFER, evidence, near, ratio, said
 
 KIND, KIND_LOGITS = 2, 3  # of ALL_CIRCUITS
 
@@ -101,13 +102,13 @@ def test_one_ablation_is_not_enough_for_the_same_circuit():
 @pytest.mark.parametrize(
     ("likeness", "different", "answer"),
     [
-        (near(0.96), near(0.2), "yes"),
-        (near(0.91), near(0.2), "not established"),
-        (near(0.7), near(0.2), "no"),
-        (near(0.96), near(0.95), "not established"),  # another stage's effects are as much alike
-        (near(0.96), None, "yes"),  # there is no other stage
-        (None, near(0.2), "not established"),
-        (Noted(None, None, None, "too noisy"), near(0.2), "not established"),
+        (ratio(0.96), ratio(0.2), "yes"),
+        (ratio(0.91), ratio(0.2), "not established"),
+        (ratio(0.7), ratio(0.2), "no"),
+        (ratio(0.96), ratio(0.95), "not established"),  # another stage's effects are as much alike
+        (ratio(0.96), None, "yes"),  # there is no other stage
+        (None, ratio(0.2), "not established"),
+        (Ratio(None, None, None, "too noisy"), ratio(0.2), "not established"),
     ],
 )
 def test_the_same_circuit_has_effects_as_alike_as_counts_and_more_than_another_stages(likeness, different, answer):

@@ -380,9 +380,11 @@ def test_without_a_circuit_the_rest_is_measured_and_judged(model, tmp_path):
     assert "has no heads" in " ".join(results.warnings)
     assert set(results.knockout) == {model.name, "second"}
     accuracies = [results.accuracy[name].accuracy.value for name in ("second", model.name)]
-    assert results.verdict["second"].gain.value == pytest.approx(accuracies[0] - accuracies[1])
-    claims = {sentence.claim for sentence in results.verdict["second"].sentences}
-    assert claims == {"better", "same_circuit", "same_function", "improved_part", "cause_layers", "visible_part"}
+    verdict = results.verdict["second"]
+    assert verdict.behaviour.accuracy.value == pytest.approx(accuracies[0] - accuracies[1])
+    off = ("same_function", "improved_part", "cause_layers", "visible_part")
+    assert [each.claim for each in verdict.sentences if each.answer == "not asked"] == list(off)
+    assert {each.answer for each in verdict.sentences if each.claim not in off} == {"not established"}
 
 
 def test_what_must_be_known_of_a_shipped_model_is_known_by_its_name(model):

@@ -70,7 +70,7 @@ def test_a_share_that_is_none_is_refused(text):
 
 def test_a_verdict_is_right_if_it_says_of_the_circuit_what_was_wired():
     def passed(name: str, answer: str) -> bool:
-        better = Sentence("better", "yes", "", (), "accuracy", "")
+        better = Sentence("behaviour", "better", "", (), "accuracy", "")
         same = replace(better, claim="same_circuit", answer=answer, text=f"{answer}.")
         return same_circuit_row(name, [better, same]).passed
 

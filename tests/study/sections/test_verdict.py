@@ -1,32 +1,17 @@
-"""What the verdict is given of the masks and of the comparison of effects."""
+"""What the verdict is given of the masks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from circuitdiff.study.estimates import Estimate, Ratio, Share
-from circuitdiff.study.evidence import SimilarityEvidence
+from circuitdiff.study.estimates import Estimate, Share
 from circuitdiff.study.sections.functions import Controls, MaskCell, Transferred
-from circuitdiff.study.sections.overlap import (
-    SameWork,
-    StageOverlap,
-    VariantOverlap,
-)
-from circuitdiff.study.sections.verdict import (
-    functions_evidence,
-    groups_without_function,
-    has_moved,
-    similarity_evidence,
-)
+from circuitdiff.study.sections.verdict import functions_evidence, groups_without_function
 
 
 def near(value: float, spread: float = 0.1) -> Estimate:
     return Estimate(value, value - spread, value + spread)
-
-
-def correlation(value: float) -> Ratio:
-    return Ratio(**vars(near(value)), note=None)
 
 
 SHARE = Share(0.2, 0.1, 0.3, 2, 10)
@@ -109,50 +94,3 @@ def test_a_variant_without_masks_leaves_the_evidence_open():
 def test_groups_that_carry_nothing_are_named():
     assert groups_without_function(OF_BASE) == ["reader"]  # pyright: ignore[reportArgumentType]
     assert groups_without_function({}) == []
-
-
-def same_work(base: str, variant: str, attention: float, effect: float) -> SameWork:
-    return SameWork(base, variant, near(attention), near(effect))
-
-
-def stage(name: str = "fetcher", n_chosen: tuple[int, int] = (5, 6), alike: float = 0.6) -> StageOverlap:
-    maps = (correlation(alike), correlation(0.3), None)
-    return StageOverlap(name, True, n_chosen, *maps, near(0.9), near(0.9), (), (), 0.02)
-
-
-def compared(rows: list[SameWork], alike: float = 0.6) -> VariantOverlap:
-    return VariantOverlap(stages=(stage(alike=alike),), moved=tuple(rows), n_scenarios=70)
-
-
-def test_groups_do_the_same_work_if_each_is_most_like_its_namesake():
-    same = [same_work("a", "a", 0.95, 0.95), same_work("b", "b", 0.92, 0.95)]
-    others = [same_work("a", "b", 0.5, 0.2), same_work("b", "a", 0.5, 0.2)]
-
-    def judged(rows: list[SameWork]) -> bool:
-        return has_moved(compared(rows), 0.9)
-
-    assert judged([*same, *others])
-    assert not judged([*same, others[0], same_work("b", "a", 0.75, 0.2)])  # it may look like the other group
-    assert not judged([same[0], same_work("b", "b", 0.92, 0.3), *others])  # it may act like the other group
-    assert not judged([same[0], same_work("b", "b", 0.89, 0.95), *others])  # most like it, but perhaps not alike
-    assert not judged([same[0], *others])  # the variant's circuit has no such group
-    assert not judged(same[:1])  # nothing to tell it from
-    assert not judged([])
-    assert not has_moved(VariantOverlap(), 0.9)
-
-
-def test_heads_whose_effects_may_be_alike_have_not_moved():
-    rows = [same_work("a", "a", 0.95, 0.95), same_work("b", "b", 0.95, 0.95)]
-    rows += [same_work("a", "b", 0.5, 0.2), same_work("b", "a", 0.5, 0.2)]
-    assert has_moved(compared(rows), 0.9)
-    assert not has_moved(compared(rows, alike=0.85), 0.9)
-
-
-def test_effects_are_compared_stage_by_stage_where_heads_were_chosen():
-    nothing = stage("reader", (0, 0))
-    rows = similarity_evidence(VariantOverlap(stages=(stage(), nothing), not_run=("writer",)))
-    assert rows == [
-        SimilarityEvidence("fetcher", correlation(0.6), correlation(0.3)),
-        SimilarityEvidence("writer", None, None),
-    ]
-    assert similarity_evidence(None) == []

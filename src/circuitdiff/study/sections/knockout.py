@@ -203,7 +203,8 @@ def cell_of(
 ) -> Cell:
     """Does information flow from `key` to `query`?
 
-    Yes: the 95 % intervals of what blocking it costs, and of that beyond blocking a random position, lie above zero. No: that of what it costs lies below the margin, and there is more than twice the margin to lose. None: the key
+    Yes: the 95 % intervals of what blocking it costs, and of that beyond blocking a random position, lie above zero.
+    No: that of what it costs lies below the margin, and there is more than twice the margin to lose. None: the key
     does not come first in every prompt.
     """
     if blocked is None or control is None:
