@@ -385,6 +385,40 @@ def test_without_a_circuit_the_rest_is_measured_and_judged(model, tmp_path):
     assert claims == {"better", "same_circuit", "same_function", "improved_part", "cause_layers", "visible_part"}
 
 
+def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path):
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    stages = """
+  main:
+    stages:
+      - {name: alone, at: last, select: {top: 1}}
+      - {name: empty, at: last, via: q, receivers_from: alone, select: {minimum: 1.0e+9}}
+      - {name: skipped, at: query_label, via: v, receivers_from: empty}"""
+    small = {
+        "minimality": "{prompts: 8}",
+        "completeness": "{prompts: 4, random_parts: 2, greedy_steps: 1, greedy_candidates: 2, greedy_prompts: 4}",
+        "ablations": "{}",
+        "functions": "{desiderata: [position], train: 6, validation: 4, test: 4, steps: 6, check_every: 1,"
+        " random_groups: 1, redraw: {times: 1, triples: 4}}",
+        "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 4}",
+        "graft": "{prompts: 4, random_groups: 2, control_prompts: 4}",
+        "knockout": "{prompts: 4, layer_step: 2}",
+        "overlap": "{prompts: 3}",
+    }
+    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", plans=stages, **small)
+    run_study(settings, tmp_path / "run", silent)
+    results = read_results(tmp_path / "run")
+    for found in results.discovery.values():
+        assert {name: len(group.heads) for name, group in found.groups.items()} == {"alone": 1, "empty": 0}
+        assert found.gaps == (
+            "no heads at stage empty; use more prompts or a rule that is less strict",
+            "stage skipped was not run: empty has no heads to patch into",
+        )
+    sections = ("minimality", "completeness", "ablations", "functions", "cross_model", "graft", "knockout", "overlap")
+    assert all(getattr(results, section) for section in (*sections, "faithfulness", "verdict"))
+    assert results.overlap["second"].not_run == ()
+    assert "stage skipped was not run" in report_page(results)
+
+
 def test_what_must_be_known_of_a_shipped_model_is_known_by_its_name(model):
     assert "installed circuit" in caution_about("tracker-base")
     assert caution_about("tracker-plus") == caution_about("tracker-base")
