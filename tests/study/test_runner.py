@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -26,6 +27,7 @@ from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activations
+from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import CheckError
 from circuitdiff.models.family_registry import caution_about
@@ -385,8 +387,17 @@ def test_without_a_circuit_the_rest_is_measured_and_judged(model, tmp_path):
     assert claims == {"better", "same_circuit", "same_function", "improved_part", "cause_layers", "visible_part"}
 
 
-def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path):
-    other = save_tiny_model(tmp_path / "other", seed=1)
+def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path, monkeypatch):
+    discovery = circuitdiff.study.sections.discovery
+    measured = discovery._effects
+
+    async def none_in_mute(study: object, model: str, *rest: object) -> PathEffects:
+        effects = await measured(study, model, *rest)
+        return replace(effects, per_prompt=0 * effects.per_prompt) if model == "mute" else effects
+
+    monkeypatch.setattr(discovery, "_effects", none_in_mute)
+    folders = {name: save_tiny_model(tmp_path / name, seed) for seed, name in enumerate(("second", "mute"), start=1)}
+    variants = f"{{second: {folders['second']}, mute: {folders['mute']}}}"
     stages = """
   main:
     stages:
@@ -404,9 +415,12 @@ def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path
         "knockout": "{prompts: 4, layer_step: 2}",
         "overlap": "{prompts: 3}",
     }
-    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", plans=stages, **small)
-    run_study(settings, tmp_path / "run", silent)
+    run_study(settings_of(tmp_path, model, variants=variants, plans=stages, **small), tmp_path / "run", silent)
     results = read_results(tmp_path / "run")
+    nothing = results.discovery.pop("mute")
+    assert {name: group.heads for name, group in nothing.groups.items()} == {"alone": ()}
+    assert nothing.gaps[1] == "stage empty was not run: alone has no heads to patch into"
+    assert results.overlap["mute"].not_run == ("empty",)
     for found in results.discovery.values():
         assert {name: len(group.heads) for name, group in found.groups.items()} == {"alone": 1, "empty": 0}
         assert found.gaps == (
@@ -416,7 +430,7 @@ def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path
     sections = ("minimality", "completeness", "ablations", "functions", "cross_model", "graft", "knockout", "overlap")
     assert all(getattr(results, section) for section in (*sections, "faithfulness", "verdict"))
     assert results.overlap["second"].not_run == ()
-    assert "stage skipped was not run" in report_page(results)
+    assert "stage skipped was not run" in report_page(read_results(tmp_path / "run"))
 
 
 def test_what_must_be_known_of_a_shipped_model_is_known_by_its_name(model):

@@ -118,8 +118,9 @@ def select(
     if isinstance(rule, TopK):
         k = rule.top
     else:
-        rule = replace(rule, minimum=negligible(metric) if rule.minimum is None else rule.minimum)
-        candidates = candidates & (adjusted <= rule.error_rate) & (effects.abs() >= rule.minimum)
+        minimum = negligible(metric) if rule.minimum is None else rule.minimum
+        rule = replace(rule, minimum=minimum)
+        candidates = candidates & (adjusted <= rule.error_rate) & (effects.abs() >= minimum)
         chosen = candidates & _replicated(again, rule)
     helping, hurting = (tuple(_strongest(sign * effects, chosen, k)) for sign in (1, -1))
     failed = tuple(_strongest(-effects.abs(), candidates & ~chosen, k))

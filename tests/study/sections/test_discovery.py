@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from circuitdiff.circuit import Head
-from circuitdiff.methods.discovery import Stage, stage_result
+from circuitdiff.methods.discovery import Plan, Stage, stage_result
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.stats.selection import Discoveries, TopK
-from circuitdiff.study.sections.discovery import Sweep, sweep_of
+from circuitdiff.study.sections.discovery import Sweep, _identity, sweep_of
 
 N_LAYERS, N_HEADS, N_PROMPTS = 3, 4, 20
 RULE = Discoveries(error_rate=0.5, minimum=0.0)
@@ -81,3 +83,12 @@ def test_a_head_is_shown_and_tabled_with_its_interval_and_its_adjusted_p():
         words = f"{head} {value[place]:+.3f} [{low[place]:+.3f}, {high[place]:+.3f}] p {p:.2g}"
         assert words in repr(result)
         assert Head.parse(words.split()[0]) == head
+
+
+def test_plans_share_the_cost_of_a_sweep_only_where_its_receivers_are_chosen_alike():
+    first, second = Stage("a", "last", Discoveries()), Stage("b", "last", TopK(2), "q", "a")
+    one = _identity(Plan((first, second)), second)
+    assert one == _identity(Plan((first, Stage("beside", "last"), second)), replace(second, select=Discoveries()))
+    for other in (replace(first, select=TopK(3)), replace(first, n_receivers=2)):
+        assert _identity(Plan((other, second)), second) != one
+    assert _identity(Plan((first, second), metric="log_prob"), second) != one

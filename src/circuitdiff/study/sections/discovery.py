@@ -269,23 +269,33 @@ def _table(values: object) -> tuple[tuple[Number, ...], ...]:
 
 
 def cost(sizes: Sizes, _: None) -> Iterator[Part]:
-    """Stages that plans share run once, and share their clean and counterfactual runs."""
+    """Sweeps that plans share run once, and all share their clean and counterfactual runs."""
     prompts = sizes.settings.prompts
     splits = {split for plan in sizes.plans.values() for stage in plan.stages for split in stage.splits}
     n_runs = 2 * sizes.n_searched * sum(getattr(prompts, split) for split in splits)
     yield Part("runs that sweeps share", n_runs, sizes.passes(n_runs))
-    parts: dict[str, Part] = {}
+    parts, done = dict[str, Part](), set[tuple[Split, object]]()
     for plan in sizes.plans.values():
         for stage in plan.stages:
-            part = _sweep_cost(sizes, stage, sizes.n_searched if plan is sizes.main else 1)
-            parts.setdefault(part.what, part)
+            sweeps = {(split, _identity(plan, stage)) for split in stage.splits} - done
+            n_prompts = sum(getattr(prompts, split) for split, _ in sweeps)
+            part = _sweep_cost(sizes, stage, n_prompts * (sizes.n_searched if plan is sizes.main else 1))
+            before = parts.get(part.what, Part(part.what, 0, 0))
+            parts[part.what] = Part(part.what, before.forwards + part.forwards, before.flop + part.flop)
+            done |= sweeps
     yield from parts.values()
 
 
-def _sweep_cost(sizes: Sizes, stage: Stage, times: int) -> Part:
+def _identity(plan: Plan, stage: Stage) -> tuple[object, ...]:
+    """What the effects of a stage follow from: its path, and how the receivers were chosen."""
+    sender = next((each for each in plan.stages if each.name == stage.receivers_from), None)
+    receivers = None if sender is None else (sender.select, sender.n_receivers, _identity(plan, sender))
+    return stage.at, stage.via, stage.receivers_at, plan.metric, receivers
+
+
+def _sweep_cost(sizes: Sizes, stage: Stage, n_prompts: int) -> Part:
     """A sender in layer l costs one token in the layers above, then the second run's window."""
-    n = sum(getattr(sizes.settings.prompts, split) for split in stage.splits)
-    runs = times * n * sizes.base.n_layers * sizes.base.n_heads
+    runs = n_prompts * sizes.base.n_layers * sizes.base.n_heads
     width = 0.0 if stage.via is None else sizes.width(stage.receivers_at or stage.at)
     what = f"{stage.name} (at {stage.at}{'' if stage.via is None else f', via {stage.via}'})"
     return Part(what, runs * (1 if stage.via is None else 2), sizes.runs(runs, 1 + width, layers=0.5))

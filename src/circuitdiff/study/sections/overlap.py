@@ -283,8 +283,8 @@ def _changed(first: StageResult, second: StageResult, minimum: float) -> Iterato
         place = change.head.layer, change.head.index
         value, low, high = (float(np.asarray(bound)[place]) for bound in differences)
         if (high < 0) if change.difference < 0 else (low > 0):
-            means = (number(effects[place].mean()) for effects in (base, variant))
-            yield ChangedHead(place, *means, Estimate(value, low, high), change.adjusted_p)
+            in_base, in_variant = (number(effects[place].mean()) for effects in (base, variant))
+            yield ChangedHead(place, in_base, in_variant, Estimate(value, low, high), change.adjusted_p)
 
 
 def _different(first: StageResult, others: Sequence[StageResult]) -> Estimate | None:
