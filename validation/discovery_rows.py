@@ -124,7 +124,7 @@ def _listed(what: str, heads: Sequence[str]) -> str:
 def _numbers(head: Head, result: StageResult) -> str:
     chosen, place = result.selection, (head.layer, head.index)
     again = "" if chosen.replication_p is None else f", replication p {chosen.replication_p[place]:.2g}"
-    return f"{head} (effect {chosen.effects[place]:+.3f}, adjusted p {chosen.adjusted_p[place]:.2g}{again})"
+    return f"{head} (effect {result.reported.effects[place]:+.3f}, adjusted p {chosen.adjusted_p[place]:.2g}{again})"
 
 
 def _part(subject: Subject, head: Head) -> str:

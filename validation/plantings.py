@@ -92,7 +92,7 @@ def _alarms(subject: Subject, result: StageResult, fresh: Pairs) -> list[Alarm]:
     stage, receivers = result.stage, result.receivers or None
     again = path_effects(subject.model, fresh, stage.at, receivers, stage.via, stage.receivers_at, chosen)
     return [
-        Alarm(stage.name, str(h), float(result.found.effects[place]), float(again.effects[place]))
+        Alarm(stage.name, str(h), float(result.reported.effects[place]), float(again.effects[place]))
         for h, place in ((h, (h.layer, h.index)) for h in chosen)
     ]
 

@@ -70,7 +70,9 @@ def _stage(name: str, **different: Any) -> Sweep:
         receivers_from=None,
         receivers_at=None,
         metric="logit_difference",
+        split="replication",
         n_prompts=37,
+        n_choosing=41,
         noise_floor=2.5e-6,
         effects=effects,
         low=tuple(tuple(None if e is None else e - 0.0625 for e in row) for row in effects),
@@ -78,6 +80,7 @@ def _stage(name: str, **different: Any) -> Sweep:
         adjusted_p=effects,
         selected=((3, 0), (4, 1)),
         hurting=((4, 2),),
+        not_replicated=((2, 0),),
         rule="max-T at 0.05, |effect| > 0.1",
     )
     return replace(stage, **different)
@@ -105,7 +108,9 @@ def _discovery() -> dict[str, FoundCircuit]:
         "backup": GroupHeads("absent", ((4, 0),)),
     }
     paper = {"value_fetcher": GroupHeads("last", ((2, 1),))}
-    empty = _stage("value_fetcher", effects=nothing, low=nothing, high=nothing, selected=(), hurting=())
+    empty = _stage(
+        "value_fetcher", effects=nothing, low=nothing, high=nothing, selected=(), hurting=(), not_replicated=()
+    )
     return {
         OURS: FoundCircuit(MODEL, "four stages", "logit_difference", ours, stages),
         PAPER: FoundCircuit(MODEL, "one stage", "logit_difference", paper, (empty,)),

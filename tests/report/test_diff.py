@@ -54,7 +54,8 @@ def sweep(**different: Any) -> Sweep:
         "high": ((-0.4, 0.1), (None, 0.3)),
     }
     plain = {"at": "last", "via": None, "receivers": (), "receivers_from": None, "receivers_at": None}
-    plain |= {"metric": "logit_difference", "n_prompts": 70, "noise_floor": 0.0, "selected": (), "hurting": ()}
+    plain |= {"metric": "logit_difference", "split": "discovery", "n_prompts": 70, "n_choosing": 70}
+    plain |= {"noise_floor": 0.0, "selected": (), "hurting": (), "not_replicated": ()}
     return Sweep("fetcher", **plain | tables | {"rule": "TopK"} | different)
 
 

@@ -68,7 +68,7 @@ def test_a_heat_map_tells_selected_hurting_unmeasured_and_noise_apart(drawn):
     assert status["3.0"] == status["4.1"] == "selected: the head helps"
     assert status["4.2"] == "selected: the head hurts"
     assert status["1.0"] == status["2.1"] == "not measured"
-    assert status["3.2"] == "below the noise floor"
+    assert status["3.2"] == "within rounding errors"
     assert status["2.2"] == "not selected"
 
 

@@ -13,7 +13,7 @@ from circuitdiff.report import report_page, write_report
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import GroupHeads
 from circuitdiff.study.sections.discovery import FoundCircuit
-from helpers.invented_results import EXAMPLE, MODEL, changed, results_of
+from helpers.invented_results import EXAMPLE, MODEL, OURS, changed, results_of
 
 
 class Page(HTMLParser):
@@ -60,16 +60,28 @@ def test_the_page_shows_what_the_results_say(text):
         "circuit, slot means 0.656 0.530 to 0.760 42 / 64 – –",
         "circuit, kind means 0.219 0.130 to 0.330 14 / 64 0.304 (0.170 to 0.460) −1.500 (−1.750 to −1.250) the seg",
         "position_detector query_label 2 1.1, 1.0",
-        "37 prompts · noise floor 2.5e−06 rule: max-T at 0.05, |effect| > 0.1",
-        "3.0 −1.250 −1.312 to −1.188",
-        "4.2 0.600 0.537 to 0.662 hurts",
-        "0.2 −0.013 −0.075 to 0.050 may be 0",
+        "chosen on 41 prompts (discovery); effects and intervals are of 37 others (replication)",
+        "rule: max-T at 0.05, |effect| > 0.1 · rounding errors up to 2.5e−06",
+        "3.0 −1.250 −1.312 to −1.188 −1.25",
+        "4.2 0.600 0.537 to 0.662 0.6 hurts",
+        "0.2 −0.013 −0.075 to 0.050 −0.013 may be 0",
         "same logits tiny <b>&co</b> 3.1e−07 1e−05 passed",
         "window = full tiny <b>&co</b> 0.25 1e−05 FAILED v at <query_label>",
         "circuitdiff run STUDY.yaml n_boxes: 7",
         "torch 2.13.0",
     ]:
         assert fact in text
+
+
+def test_the_page_says_when_heads_were_chosen_and_measured_on_the_same_prompts(results, text):
+    biased = "chosen and measured on the same 37 prompts (discovery): effects of the chosen heads are biased"
+    assert biased not in text
+    circuit = results.discovery[OURS]
+    stages = tuple(replace(stage, split="discovery") for stage in circuit.stages)
+    same = changed(results, discovery={OURS: replace(circuit, stages=stages, gaps=("stage x was not run: y",))})
+    page = re.sub(r"\s+", " ", Page(report_page(same)).text)
+    assert page.count(biased) == len(stages)
+    assert "stage x was not run: y" in page
 
 
 def test_a_failed_check_stands_above_the_summary_in_the_failed_style(html):

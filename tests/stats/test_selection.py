@@ -7,6 +7,7 @@ from circuitdiff.circuit import Circuit, Group, Head, Overlap, circuit_overlap, 
 from circuitdiff.errors import InputError
 from circuitdiff.methods.component_mask.training import kept, selected
 from circuitdiff.methods.minimality import PairTable, keep, pair_removal, removal_set
+from circuitdiff.stats.metrics import negligible
 from circuitdiff.stats.selection import Discoveries, Sample, TopK, drop_shared, lowest, select
 
 NAN = math.nan
@@ -26,7 +27,7 @@ def sweep(seed, lottery=0.0):
     effects[HELPER.layer, HELPER.index] -= 0.5
     effects[HURTER.layer, HURTER.index] += 0.4
     effects[LOTTERY.layer, LOTTERY.index] -= lottery
-    effects[WEAK.layer, WEAK.index] = -0.02 + 0.001 * torch.randn(120, generator=generator)
+    effects[WEAK.layer, WEAK.index] = -0.015 + 0.001 * torch.randn(120, generator=generator)
     effects[3, 2] = NAN
     return Sample(effects, torch.arange(60).repeat_interleave(2))
 
@@ -62,11 +63,35 @@ def test_nothing_at_or_below_the_noise_floor_is_selected_by_any_rule():
 
 @pytest.mark.parametrize("method", ["bh", "max_t"])
 def test_discoveries_are_two_sided_and_weak_ones_count_unless_a_minimum_is_set(method):
-    rule = Discoveries(replicated=False, method=method)
+    rule = Discoveries(replicated=False, method=method, minimum=0.0)
     chosen = select(*sweep(0), rule, noise_floor=0.001)
     assert (chosen.helping, chosen.hurting) == ((HELPER, WEAK), (HURTER,))
     large = Discoveries(replicated=False, method=method, minimum=0.1)
     assert select(*sweep(0), large, noise_floor=0.001).helping == (HELPER,)
+
+
+@pytest.mark.parametrize(
+    ("metric", "smallest", "weak"),
+    [
+        ("logit_difference", 0.02, ()),
+        ("log_prob", 0.02, ()),
+        ("relative_probability", 0.02, ()),
+        ("probability_difference", 0.01, (WEAK,)),
+        ("my_own", 0.0, (WEAK,)),
+    ],
+)
+def test_unless_a_minimum_is_given_it_is_the_metrics(metric, smallest, weak):
+    chosen = select(*sweep(0), Discoveries(replicated=False), noise_floor=0.001, metric=metric)
+    assert chosen.helping == (HELPER, *weak)
+    assert chosen.rule.minimum == smallest
+
+
+def test_the_smallest_effects_that_matter_are_2_percent_of_the_odds():
+    odds = 1.02
+    assert negligible("logit_difference") == pytest.approx(math.log(odds), abs=2e-4)
+    at_even_odds = odds / (1 + odds) - 0.5  # of the answer's probability against a foil's
+    assert at_even_odds == pytest.approx(0.005, abs=1e-4)
+    assert negligible("probability_difference") == pytest.approx(2 * at_even_odds, abs=1e-4)
 
 
 def test_a_discovery_must_show_again_with_the_same_sign_on_the_second_split():
@@ -75,6 +100,7 @@ def test_a_discovery_must_show_again_with_the_same_sign_on_the_second_split():
     kinds = {lottery: select(*first, rule, 0.001, sweep(1, lottery)) for lottery in (0.3, 0.0, -0.3)}
     assert kinds[0.3].helping == (HELPER, LOTTERY)
     assert kinds[0.0].helping == kinds[-0.3].helping == (HELPER,)
+    assert [kind.not_replicated for kind in kinds.values()] == [(), (LOTTERY,), (LOTTERY,)]
     assert all(kind.hurting == (HURTER,) for kind in kinds.values())
 
 

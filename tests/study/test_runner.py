@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -26,6 +27,7 @@ from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activations
+from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import CheckError
 from circuitdiff.models.family_registry import caution_about
@@ -385,6 +387,52 @@ def test_without_a_circuit_the_rest_is_measured_and_judged(model, tmp_path):
     off = ("same_function", "improved_part", "cause_layers", "visible_part")
     assert [each.claim for each in verdict.sentences if each.answer == "not asked"] == list(off)
     assert {each.answer for each in verdict.sentences if each.claim not in off} == {"not established"}
+
+
+def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path, monkeypatch):
+    discovery = circuitdiff.study.sections.discovery
+    measured = discovery._effects
+
+    async def none_in_mute(study: object, model: str, *rest: object) -> PathEffects:
+        effects = await measured(study, model, *rest)
+        return replace(effects, per_prompt=0 * effects.per_prompt) if model == "mute" else effects
+
+    monkeypatch.setattr(discovery, "_effects", none_in_mute)
+    folders = {name: save_tiny_model(tmp_path / name, seed) for seed, name in enumerate(("second", "mute"), start=1)}
+    variants = f"{{second: {folders['second']}, mute: {folders['mute']}}}"
+    stages = """
+  main:
+    stages:
+      - {name: alone, at: last, select: {top: 1}}
+      - {name: empty, at: last, via: q, receivers_from: alone, select: {minimum: 1.0e+9}}
+      - {name: skipped, at: query_label, via: v, receivers_from: empty}"""
+    small = {
+        "minimality": "{prompts: 8}",
+        "completeness": "{prompts: 4, random_parts: 2, greedy_steps: 1, greedy_candidates: 2, greedy_prompts: 4}",
+        "ablations": "{}",
+        "functions": "{desiderata: [position], train: 6, validation: 4, test: 4, steps: 6, check_every: 1,"
+        " random_groups: 1, redraw: {times: 1, triples: 4}}",
+        "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 4}",
+        "graft": "{prompts: 4, random_groups: 2, control_prompts: 4}",
+        "knockout": "{prompts: 4, layer_step: 2}",
+        "overlap": "{prompts: 3}",
+    }
+    run_study(settings_of(tmp_path, model, variants=variants, plans=stages, **small), tmp_path / "run", silent)
+    results = read_results(tmp_path / "run")
+    nothing = results.discovery.pop("mute")
+    assert {name: group.heads for name, group in nothing.groups.items()} == {"alone": ()}
+    assert nothing.gaps[1] == "stage empty was not run: alone has no heads to patch into"
+    assert results.overlap["mute"].not_run == ("empty",)
+    for found in results.discovery.values():
+        assert {name: len(group.heads) for name, group in found.groups.items()} == {"alone": 1, "empty": 0}
+        assert found.gaps == (
+            "no heads at stage empty; use more prompts or a rule that is less strict",
+            "stage skipped was not run: empty has no heads to patch into",
+        )
+    sections = ("minimality", "completeness", "ablations", "functions", "cross_model", "graft", "knockout", "overlap")
+    assert all(getattr(results, section) for section in (*sections, "faithfulness", "verdict"))
+    assert results.overlap["second"].not_run == ()
+    assert "stage skipped was not run" in report_page(read_results(tmp_path / "run"))
 
 
 def test_what_must_be_known_of_a_shipped_model_is_known_by_its_name(model):

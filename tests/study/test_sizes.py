@@ -65,6 +65,8 @@ def test_a_smaller_study_has_no_size_that_is_larger_and_none_below_what_a_verdic
         for name, most in SIZES.items():
             assert min(50, most) <= size(smaller, name) <= most
         assert 60 <= smaller.prompts.evaluation <= 300
+        assert 50 <= smaller.prompts.discovery <= 100
+        assert 50 <= smaller.prompts.replication <= 100
         assert 20 <= smaller.faithfulness.random_circuits <= 100
     assert shrunk(whole, 1.0) == whole
     assert shrunk(study(prompts=8), 0.5).prompts == study(prompts=8).prompts

@@ -111,7 +111,7 @@ def invented(
     stage: Stage, helping: tuple[Head, ...], hurting: tuple[Head, ...] = (), effects: torch.Tensor = NONE
 ) -> StageResult:
     table = torch.zeros(10, 8, dtype=torch.float64)
-    chosen = Selection(helping, hurting, table, table + 1, table + 1, None)
+    chosen = Selection(stage.select, helping, hurting, (), table, table + 1, table + 1, None)
     found = PathEffects(effects[..., None], None, 0.0, torch.arange(1), "logit_difference")
     return StageResult(stage, (), found, None, chosen)
 

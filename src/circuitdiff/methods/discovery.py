@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 
 from circuitdiff.circuit import Circuit, Group, Head
@@ -16,16 +17,20 @@ from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
 from circuitdiff.prompts import Pairs
-from circuitdiff.readable import Plotted, Readable
+from circuitdiff.readable import Plotted, Readable, data_frame
 from circuitdiff.stats.metrics import Measured, MetricName
 from circuitdiff.stats.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
 
 Shared = Literal["later", "earlier", "both"]
+Split = Literal["discovery", "replication"]
 
 
 @dataclass(frozen=True, repr=False)
 class Stage(Readable):
-    """One sweep of path patching, and the rule that chooses a group of heads from it; see `discover`."""
+    """One sweep of path patching, and the rule that chooses a group of heads from it; see `discover`.
+
+    The rule is `Discoveries` unless another is given, which may choose one head, or none; `TopK` is the paper's.
+    """
 
     name: Name
     at: str  # the role at which heads are patched
@@ -36,7 +41,7 @@ class Stage(Readable):
     n_receivers: Count | None = None  # how many of its strongest heads later stages take as receivers; None: all chosen
 
     @property
-    def splits(self) -> tuple[str, ...]:
+    def splits(self) -> tuple[Split, ...]:
         """The prompts that its rule needs effects on."""
         second = isinstance(self.select, Discoveries) and self.select.replicated
         return ("discovery", "replication") if second else ("discovery",)
@@ -80,15 +85,88 @@ class Plan(Readable):
             earlier.append(stage.name)
 
 
+@dataclass(frozen=True)
+class ChosenHead:
+    """A head that a stage chose: its effect and 95 % interval where they are reported from, and p where it was chosen.
+
+    `adjusted_p`: over the whole sweep, see `Selection`.
+    """
+
+    head: Head
+    effect: float
+    low: float
+    high: float
+    adjusted_p: float
+
+    def __str__(self) -> str:
+        return f"{self.head} {self.effect:+.3f} [{self.low:+.3f}, {self.high:+.3f}] p {self.adjusted_p:.2g}"
+
+
 @dataclass(frozen=True, repr=False)
 class StageResult(Plotted):
-    """What one stage measured and chose."""
+    """What one stage measured and chose; `helping` and the like are shown with effects that are `reported`."""
+
+    _shown = ("stage", "receivers", "split", "reported", "helping", "hurting", "not_replicated")
 
     stage: Stage
     receivers: tuple[Head, ...]
-    found: PathEffects
-    replication: PathEffects | None
+    found: PathEffects  # on the prompts that chose
+    replication: PathEffects | None  # on others
     selection: Selection
+
+    @property
+    def reported(self) -> PathEffects:
+        """Effects on the prompts that did not choose the heads, where there are such.
+
+        Those of chosen heads on the prompts that chose them are too large: of many heads the luckiest are taken.
+        """
+        return self.found if self.replication is None else self.replication
+
+    @property
+    def split(self) -> Split:
+        """The prompts of `reported`."""
+        return "discovery" if self.replication is None else "replication"
+
+    @property
+    def helping(self) -> tuple[ChosenHead, ...]:
+        return self._chosen(self.selection.helping)
+
+    @property
+    def hurting(self) -> tuple[ChosenHead, ...]:
+        return self._chosen(self.selection.hurting)
+
+    @property
+    def not_replicated(self) -> tuple[ChosenHead, ...]:
+        return self._chosen(self.selection.not_replicated)
+
+    def _chosen(self, heads: Sequence[Head]) -> tuple[ChosenHead, ...]:
+        adjusted = self.selection.adjusted_p
+        tables = [torch.as_tensor(each) for each in (*self.reported.intervals(), adjusted)] if heads else []
+        return tuple(ChosenHead(h, *(float(table[h.layer, h.index]) for table in tables)) for h in heads)
+
+    def to_pandas(self) -> Any:
+        """A row for each head: its reported effect, p where heads were chosen, and what it was chosen as.
+
+        Raises: InputError if there is no pandas.
+        """
+        chosen = self.selection
+        kinds = {"helping": chosen.helping, "hurting": chosen.hurting, "not replicated": chosen.not_replicated}
+        chosen_as = {head: kind for kind, heads in kinds.items() for head in heads}
+        n_layers, n_heads = chosen.effects.shape
+        heads = [Head(layer, i) for layer in range(n_layers) for i in range(n_heads)]
+        rows = (
+            (
+                each.head.layer,
+                each.head.index,
+                each.effect,
+                each.low,
+                each.high,
+                each.adjusted_p,
+                chosen_as.get(each.head),
+            )
+            for each in self._chosen(heads)
+        )
+        return data_frame("layer head effect low high adjusted_p chosen_as", rows)
 
     @property
     def as_receivers(self) -> tuple[Head, ...]:
@@ -175,9 +253,10 @@ def receivers_of(stage: Stage, results: Mapping[str, StageResult]) -> tuple[Head
 def stage_result(
     stage: Stage, receivers: tuple[Head, ...] | None, found: PathEffects, again: PathEffects | None = None
 ) -> StageResult:
-    """With the heads that the stage's rule supports; none below the noise floor."""
+    """With the heads that the stage's rule supports."""
     second = None if again is None else Sample(again.per_prompt, again.scenarios)
-    chosen = select(found.per_prompt, found.scenarios, stage.select, found.noise_floor, second)
+    first = (found.per_prompt, found.scenarios, stage.select, found.noise_floor)
+    chosen = select(*first, second, metric=found.metric)
     return StageResult(stage, receivers or (), found, again, chosen)
 
 

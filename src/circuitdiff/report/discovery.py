@@ -16,7 +16,8 @@ from circuitdiff.study.sections.discovery import SECTION, FoundCircuit, Sweep
 NOT_MEASURED = "not measured"
 SELECTED = "selected: the head helps"
 HURTING = "selected: the head hurts"
-BELOW_NOISE = "below the noise floor"
+NOT_REPLICATED = "chosen, but not replicated"
+ROUNDING = "within rounding errors"
 NOT_SELECTED = "not selected"
 
 
@@ -34,7 +35,7 @@ def used_roles(results: CommonResults) -> set[str]:
 
 
 def _circuit(results: CommonResults, name: str, circuit: FoundCircuit) -> Part:
-    columns = {"group": "group", "role": "role", "n": "heads", "which": "which, strongest first"}
+    columns = {"group": "group", "role": "role", "n": "heads", "which": "which, strongest first where they were chosen"}
     rows = [
         {"group": group, "role": members.at, "n": len(members.heads), "which": heads(members.heads)}
         for group, members in circuit.groups.items()
@@ -42,6 +43,7 @@ def _circuit(results: CommonResults, name: str, circuit: FoundCircuit) -> Part:
     return Part(
         f"Circuit: {name}",
         f"in {circuit.model}" + (f" · plan {circuit.plan}" if circuit.plan else ""),
+        list(circuit.gaps),
         figures=_drawn(results, name, circuit),
         tables=[Table("", columns, rows, numeric=("n",))],
         parts=[_stages(name, circuit)] if circuit.stages else [],
@@ -62,35 +64,52 @@ def _stages(name: str, circuit: FoundCircuit) -> Part:
     return Part(
         "Effect of every head, stage by stage",
         "Each cell is one head. Negative (blue): the answer suffers when the head's output comes from the "
-        "counterfactual, so the head helps; positive (orange): the head hurts. Every map has its own scale.",
+        "counterfactual, so the head helps; positive (orange): the head hurts. Every map has its own scale. Adjusted p "
+        "is of the prompts that chose, over all heads of the stage.",
         figures={key: effect_map(stage) for key, stage in drawn.items()},
         captions={key: _caption(stage) for key, stage in drawn.items()},
     )
 
 
 def _caption(stage: Sweep) -> Caption:
-    """The heads that the stage selected, helping ones first, each in order of strength."""
-    chosen = [row for row in effect_rows(stage) if row["status"] in (SELECTED, HURTING)]
-    chosen.sort(key=lambda row: (row["status"] == HURTING, -abs(row["value"] or 0.0)))
+    """Where effects come from, and the heads that the stage chose: helping, hurting, and those not replicated."""
+    marks = {SELECTED: "", HURTING: "hurts", NOT_REPLICATED: "not replicated"}
+    order = list(marks)
+    chosen = [row for row in effect_rows(stage) if row["status"] in marks]
+    chosen.sort(key=lambda row: (order.index(row["status"]), -abs(row["value"] or 0.0)))
     rows = []
     for row in chosen:
         may_be_0 = row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
-        says = {"hurts": row["status"] == HURTING, "may be 0": may_be_0}
-        effect = {"effect": number(row["value"]), "says": ", ".join(each for each, applies in says.items() if applies)}
-        rows.append({"head": row["head"], "interval": row["interval"]} | effect)
-    columns = {"head": "selected", "effect": "effect", "interval": "95 % interval", "says": ""}
+        says = ", ".join(each for each in (marks[row["status"]], "may be 0" if may_be_0 else "") if each)
+        effect = {"effect": number(row["value"]), "says": says}
+        rows.append({key: row[key] for key in ("head", "interval", "p")} | effect)
+    columns = {"head": "chosen", "effect": "effect", "interval": "95 % interval", "p": "adjusted p", "says": ""}
     lines = [
-        f"{stage.n_prompts} prompts · noise floor {significant(stage.noise_floor)}",
-        f"rule: {stage.rule}",
-        *([] if rows else ["No head was selected."]),
+        _prompts(stage),
+        f"rule: {stage.rule} · rounding errors up to {significant(stage.noise_floor)}",
+        *([] if rows else ["No head was chosen."]),
     ]
-    return Caption(lines, Table("", columns, rows, numeric=("effect", "interval")))
+    return Caption(lines, Table("", columns, rows, numeric=("effect", "interval", "p")))
+
+
+def _prompts(stage: Sweep) -> str:
+    """Which prompts chose, which the effects are of, and what that makes of them."""
+    if stage.split == "discovery":
+        return (
+            f"chosen and measured on the same {stage.n_prompts} prompts (discovery): effects of the chosen heads are "
+            "biased, too large, and their intervals do not allow for it"
+        )
+    return (
+        f"chosen on {stage.n_choosing} prompts (discovery); effects and intervals are of {stage.n_prompts} others "
+        "(replication)"
+    )
 
 
 def effect_rows(stage: Sweep) -> list[dict]:
     """One row per head: its name, effect, interval and what the stage decided about it."""
     return [
         {"head": str(Head(layer, index)), "layer": layer, "index": index, "status": _status(stage, layer, index, value)}
+        | {"p": significant(stage.adjusted_p[layer][index])}
         | charts.bounds(Estimate(value, stage.low[layer][index], stage.high[layer][index]))
         for layer, effects in enumerate(stage.effects)
         for index, value in enumerate(effects)
@@ -102,9 +121,11 @@ def _status(stage: Sweep, layer: int, index: int, effect: Number) -> str:
         return HURTING
     if (layer, index) in stage.selected:
         return SELECTED
+    if (layer, index) in stage.not_replicated:
+        return NOT_REPLICATED
     if effect is None:
         return NOT_MEASURED
-    return BELOW_NOISE if abs(effect) <= stage.noise_floor else NOT_SELECTED
+    return ROUNDING if abs(effect) <= stage.noise_floor else NOT_SELECTED
 
 
 def describe(stage: Sweep) -> str:
@@ -128,7 +149,7 @@ def map_of(rows: list[dict], title: str, subtitle: str) -> charts.Figure:
     base = alt.Chart().encode(
         x=alt.X("index:O", title="head", axis=alt.Axis(orient="bottom", labelAngle=0, labelOverlap=True)),
         y=alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(labelOverlap=True)),
-        tooltip=charts.tips(head="head", printed="effect", status=""),
+        tooltip=charts.tips(head="head", printed="effect", p="adjusted p", status=""),
     )
     missing = base.transform_filter(alt.datum.value == None)  # noqa: E711 (a Vega expression)
     hatching = [

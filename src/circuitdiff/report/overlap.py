@@ -27,10 +27,11 @@ def view(results: CommonResults) -> Part:
     return Part(
         "Is it the same circuit?",
         "The correlation of all heads' effects is corrected for the noise of both maps, and may exceed 1; it stands "
-        "between that with another stage's map and, where the study has one, that of the base trained again. Heads in "
-        "common are counted on halves of the prompts, means over random halvings. Negative effects help; a head gained "
-        "helps more in the variant, on the same prompts, false discoveries controlled at 5 % in each stage. Where a "
-        "stage's receivers differ between the models, so may the change be the receivers'.",
+        "between that with another stage's map and, where the study has one, that of the base trained again. Heads "
+        "in common are counted on halves of the prompts, means over random halvings. Negative effects help; a head gained "
+        "helps more in the variant, on the same prompts, false discoveries controlled at 5 % in each stage, and again "
+        "on the prompts that its difference is reported on. Where a stage's receivers differ between the models, so may the "
+        "change be the receivers'.",
         [sentence for variant, each in variants.items() if (sentence := _sentence(variant, each))],
         {
             f"overlap/{variant}/{stage.stage}": _curves(f"{stage.stage}: base and {variant}", rows)
@@ -120,8 +121,9 @@ def _stage_row(stage: StageOverlap) -> dict:
 
 def _changed(stage: StageOverlap, *, gained: bool) -> str:
     """Heads that help more (or less) in the variant, with the difference."""
-    chosen = [change for change in stage.changed if change.difference is not None and (change.difference < 0) == gained]
-    return ", ".join(f"{heads([change.head])} ({change.difference:+.2f})" for change in chosen) or "none"
+    rows = [(change.head, change.difference) for change in stage.changed]
+    chosen = [(head, each) for head, each in rows if each.value is not None and (each.value < 0) == gained]
+    return ", ".join(f"{heads([head])} {printed(each)}" for head, each in chosen) or "none"
 
 
 def _common_rows(overlap: VariantOverlap) -> Iterator[dict]:

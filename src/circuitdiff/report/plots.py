@@ -13,7 +13,7 @@ from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.report.charts import Figure
 from circuitdiff.report.discovery import effect_map, effect_rows, map_of
 from circuitdiff.report.knockout import curves_over_layers
-from circuitdiff.stats.selection import Selection
+from circuitdiff.stats.selection import Discoveries, Selection
 from circuitdiff.study.estimates import share
 from circuitdiff.study.sections.discovery import sweep_of
 from circuitdiff.study.sections.knockout import Curve, points_of
@@ -32,7 +32,7 @@ def _stage(found: StageResult) -> Figure:
 @plot.register
 def _effects(found: PathEffects) -> Figure:
     nothing = torch.full_like(found.effects, torch.nan)
-    none_chosen = Selection((), (), found.effects, nothing, nothing, None)
+    none_chosen = Selection(Discoveries(), (), (), (), found.effects, nothing, nothing, None)
     sweep = sweep_of(StageResult(Stage("effects", ""), (), found, None, none_chosen))
     return map_of(effect_rows(sweep), "Effect of every head", f"{sweep.n_prompts} prompts; {sweep.metric}")
 

@@ -86,13 +86,14 @@ class Metric:
     """A quantity of each prompt's logits (logits, right answers, foils), and the effect of a patch on it.
 
     `effect(patched, clean)` takes any shapes that broadcast. `of_listed`: the quantity depends on the logits of the
-    right answers and the foils only.
+    right answers and the foils only. `negligible`: an effect that is smaller matters to nothing; see `negligible`.
     """
 
     name: str
     unit: str
     quantity: Quantity
     effect: Effect
+    negligible: float
     of_listed: bool = False
 
 
@@ -132,6 +133,17 @@ def metric_named(metric: str | Measured) -> Metric | OwnMetric:
     return METRICS[metric]
 
 
+def negligible(metric: str) -> float:
+    """The size below which an effect matters to nothing, in the metric's unit; 0 for a metric of one's own.
+
+    What changes the odds of the answer by less than 2 %. In logits and nats that is log(1.02) = 0.02, and of a relative
+    change it is 0.02. At even odds, where a logit moves a probability p most (dp = p (1 - p) = 1 / 4 of it), 0.02
+    logits are 0.005 of a probability: they decide one prompt in 200, which is fewer than the accuracies of a study can
+    tell from none. There a difference of two probabilities moves twice as far: 0.01.
+    """
+    return METRICS[metric].negligible if metric in METRICS else 0.0
+
+
 def _precise(logits: Tensor) -> Tensor:
     """At least float32: differences of half-precision logits lose the digits that effects live in."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -145,10 +157,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
         for metric in (
-            Metric("logit_difference", "logits", logit_difference, difference, of_listed=True),
-            Metric("log_prob", "nats", _log_prob, difference),
-            Metric("relative_probability", "share of the clean probability", _log_prob, relative_change),
-            Metric("probability_difference", "probability", probability_difference, difference),
+            Metric("logit_difference", "logits", logit_difference, difference, 0.02, of_listed=True),
+            Metric("log_prob", "nats", _log_prob, difference, 0.02),
+            Metric("relative_probability", "share of the clean probability", _log_prob, relative_change, 0.02),
+            Metric("probability_difference", "probability", probability_difference, difference, 0.01),
         )
     }
 )

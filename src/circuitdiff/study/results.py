@@ -22,8 +22,8 @@ class StudyHeader(Readable):
     settings: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class ModelResult:
+@dataclass(frozen=True, repr=False)
+class ModelResult(Readable):
     """Which model it was; `adapters` were merged in, in order. `chat`: the chat template before its prompts."""
 
     source: str

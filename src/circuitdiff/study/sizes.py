@@ -9,7 +9,9 @@ from typing import Any, get_type_hints
 from circuitdiff.config.settings import COUNTS_DRAWS, COUNTS_PROMPTS
 from circuitdiff.study.settings import CommonSettings, PromptSettings
 
-FEWEST = PromptSettings(discovery=20, replication=20, evaluation=60, means=60)  # below them little can be said
+# Below them little can be said. Of some 300 heads one alone is a discovery at p = 0.05 / 300 or less, which on 20
+# prompts takes a mean effect of 1.04 standard deviations over prompts, on 50 of 0.58 and on 100 of 0.39.
+FEWEST = PromptSettings(discovery=50, replication=50, evaluation=60, means=60)
 _FEWEST_OF_SECTION = 50  # scenarios, below which the verdict says nothing
 _FEWEST_DRAWS = 20  # of random circuits or groups: a rank among them is known to 5 %
 _SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)

@@ -10,10 +10,13 @@ import torch
 
 from circuitdiff.circuit import circuit_overlap
 from circuitdiff.errors import InputError
+from circuitdiff.methods.discovery import Stage, StageResult, stage_result
 from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
+from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.stats.effect_maps import likeness, reliability
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
+from circuitdiff.stats.selection import Discoveries
 from circuitdiff.study.estimates import estimate, ratio
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
@@ -23,6 +26,7 @@ from circuitdiff.study.sections.overlap import (
     SECTION,
     OverlapOptions,
     VariantOverlap,
+    _changed,
     _cosine,
     _with_ceiling,
     edges_compared,
@@ -171,6 +175,29 @@ def test_false_discoveries_are_controlled_over_all_edges_of_a_variant():
     adjusted = [row.adjusted_p for row in compared]
     assert adjusted == pytest.approx(false_discovery_adjusted(np.array(raw)).tolist(), abs=1e-6)
     assert adjusted != pytest.approx(raw)
+
+
+def test_a_changed_head_is_chosen_on_one_split_and_reported_on_the_other_if_it_shows_there_too():
+    g, true, lucky = torch.Generator().manual_seed(0), (1, 2), (2, 0)
+    stage = Stage("s", "last", Discoveries())
+
+    def result(change: float, luck: float) -> StageResult:
+        splits = [0.1 * torch.randn(3, 4, 30, generator=g, dtype=torch.float64) for _ in range(2)]
+        for split, of_lucky in zip(splits, (luck, -luck), strict=True):
+            split[true] += change
+            split[lucky] += of_lucky
+        return stage_result(
+            stage, None, *(PathEffects(each, None, 0.0, torch.arange(30), "logit_difference") for each in splits)
+        )
+
+    base, variant = result(0.0, 0.0), result(-0.5, -0.3)
+    [changed] = _changed(base, variant, 0.02)
+    assert changed.head == true
+    difference = (variant.replication.per_prompt - base.replication.per_prompt)[true]
+    assert changed.difference.value == pytest.approx(float(difference.mean()))
+    assert changed.difference.low < changed.difference.value < changed.difference.high < 0
+    for of_model, result_there in ((changed.base, base), (changed.variant, variant)):
+        assert of_model == pytest.approx(float(result_there.replication.effects[true]))
 
 
 def test_a_record_comes_back_as_it_was():

@@ -15,7 +15,7 @@ from circuitdiff.config.names import file_name
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import naming
 from circuitdiff.evaluation import check_groups
-from circuitdiff.methods.discovery import Plan, Stage, StageResult, circuit_of, gaps, receivers_of, stage_result
+from circuitdiff.methods.discovery import Plan, Split, Stage, StageResult, circuit_of, gaps, receivers_of, stage_result
 from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.readable import Readable
 from circuitdiff.study.checks import FEW, executors_on_path
@@ -31,7 +31,12 @@ from circuitdiff.study.units import Unit
 
 @dataclass(frozen=True, repr=False)
 class Sweep(Readable):
-    """One stage: every head's effect [layer, head], in the metric's unit, negative where it helps; and the choice."""
+    """One stage: every head's effect [layer, head], in the metric's unit, negative where it helps; and the choice.
+
+    Effects and intervals are of the prompts of `split`: with "replication" they took no part in the choice but to
+    confirm it; with "discovery" they are those that chose, and effects of chosen heads are too large. `adjusted_p`:
+    over the whole sweep, on the prompts that chose. `not_replicated`: heads that these chose, not confirmed by others.
+    """
 
     name: str
     at: str
@@ -40,7 +45,9 @@ class Sweep(Readable):
     receivers_from: str | None
     receivers_at: str | None
     metric: str
-    n_prompts: int
+    split: Split
+    n_prompts: int  # of the split
+    n_choosing: int  # of the split that chose
     noise_floor: float
     effects: tuple[tuple[Number, ...], ...]
     low: tuple[tuple[Number, ...], ...]
@@ -48,6 +55,7 @@ class Sweep(Readable):
     adjusted_p: tuple[tuple[Number, ...], ...]
     selected: tuple[HeadPlace, ...]
     hurting: tuple[HeadPlace, ...]
+    not_replicated: tuple[HeadPlace, ...]
     rule: str
 
     def __post_init__(self) -> None:
@@ -58,13 +66,17 @@ class Sweep(Readable):
 
 @dataclass(frozen=True, repr=False)
 class FoundCircuit(Readable):
-    """A circuit, and the stages that it was found in; one that the user gave has no plan, and counts as the base's."""
+    """A circuit, and the stages that it was found in; one that the user gave has no plan, and counts as the base's.
+
+    `gaps`: a line for each stage that chose no heads, or was not run for want of receivers.
+    """
 
     model: str
     plan: str | None
     metric: str | None
     groups: dict[str, GroupHeads]
     stages: tuple[Sweep, ...]
+    gaps: tuple[str, ...] = ()
 
 
 class Discovered(NamedTuple):
@@ -86,11 +98,12 @@ async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
         plan = None if each.plan is None else study.plans[each.plan]
         if not each.circuit.roles:
             study.warn(f"circuit {name} has no heads, so it was not evaluated")
-        for gap in () if plan is None else gaps(plan, each.stages):
+        missing = () if plan is None else tuple(gaps(plan, each.stages))
+        for gap in missing:
             study.warn(f"circuit {name}: {gap}")
         stages = tuple(map(sweep_of, each.stages))
         metric = None if plan is None else plan.metric
-        results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages)
+        results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages, missing)
         if plan is not None:
             of_variant = "" if each.model == study.base else f"@{file_name(each.model)}"
             study.store.write_json(f"circuit-{file_name(str(each.plan))}{of_variant}.json", each.circuit.to_dict())
@@ -154,10 +167,10 @@ async def _given(study: StudyContext, name: str) -> Circuit:
 
 
 async def _effects(
-    study: StudyContext, model: str, plan: Plan, stage: Stage, receivers: tuple[Head, ...] | None, split: str
+    study: StudyContext, model: str, plan: Plan, stage: Stage, receivers: tuple[Head, ...] | None, split: Split
 ) -> PathEffects:
     arguments = {
-        "prompts": PromptsOf(split),  # pyright: ignore[reportArgumentType]
+        "prompts": PromptsOf(split),
         "at": stage.at,
         "receivers": None if receivers is None else tuple(sorted(receivers)),
         "via": stage.via,
@@ -226,15 +239,17 @@ async def _check(study: StudyContext, model: str, plan: Plan, result: StageResul
 
 
 def sweep_of(result: StageResult) -> Sweep:
-    stage, effects, selection = result.stage, result.found, result.selection
+    stage, effects, selection = result.stage, result.reported, result.selection
     _, low, high = effects.intervals()
-    rule = f"{type(stage.select).__name__} " + ", ".join(f"{k}={v}" for k, v in asdict(stage.select).items())
+    rule = f"{type(selection.rule).__name__} " + ", ".join(f"{k}={v}" for k, v in asdict(selection.rule).items())
     return result_of(
         Sweep,
         stage,
         receivers=places(result.receivers),
         metric=effects.metric,
+        split=result.split,
         n_prompts=len(effects.scenarios),
+        n_choosing=len(result.found.scenarios),
         noise_floor=effects.noise_floor,
         effects=_table(effects.effects),
         low=_table(low),
@@ -242,6 +257,7 @@ def sweep_of(result: StageResult) -> Sweep:
         adjusted_p=_table(selection.adjusted_p),
         selected=places(selection.helping),
         hurting=places(selection.hurting),
+        not_replicated=places(selection.not_replicated),
         rule=rule,
     )
 
@@ -253,23 +269,33 @@ def _table(values: object) -> tuple[tuple[Number, ...], ...]:
 
 
 def cost(sizes: Sizes, _: None) -> Iterator[Part]:
-    """Stages that plans share run once, and share their clean and counterfactual runs."""
+    """Sweeps that plans share run once, and all share their clean and counterfactual runs."""
     prompts = sizes.settings.prompts
     splits = {split for plan in sizes.plans.values() for stage in plan.stages for split in stage.splits}
     n_runs = 2 * sizes.n_searched * sum(getattr(prompts, split) for split in splits)
     yield Part("runs that sweeps share", n_runs, sizes.passes(n_runs))
-    parts: dict[str, Part] = {}
+    parts, done = dict[str, Part](), set[tuple[Split, object]]()
     for plan in sizes.plans.values():
         for stage in plan.stages:
-            part = _sweep_cost(sizes, stage, sizes.n_searched if plan is sizes.main else 1)
-            parts.setdefault(part.what, part)
+            sweeps = {(split, _identity(plan, stage)) for split in stage.splits} - done
+            n_prompts = sum(getattr(prompts, split) for split, _ in sweeps)
+            part = _sweep_cost(sizes, stage, n_prompts * (sizes.n_searched if plan is sizes.main else 1))
+            before = parts.get(part.what, Part(part.what, 0, 0))
+            parts[part.what] = Part(part.what, before.forwards + part.forwards, before.flop + part.flop)
+            done |= sweeps
     yield from parts.values()
 
 
-def _sweep_cost(sizes: Sizes, stage: Stage, times: int) -> Part:
+def _identity(plan: Plan, stage: Stage) -> tuple[object, ...]:
+    """What the effects of a stage follow from: its path, and how the receivers were chosen."""
+    sender = next((each for each in plan.stages if each.name == stage.receivers_from), None)
+    receivers = None if sender is None else (sender.select, sender.n_receivers, _identity(plan, sender))
+    return stage.at, stage.via, stage.receivers_at, plan.metric, receivers
+
+
+def _sweep_cost(sizes: Sizes, stage: Stage, n_prompts: int) -> Part:
     """A sender in layer l costs one token in the layers above, then the second run's window."""
-    n = sum(getattr(sizes.settings.prompts, split) for split in stage.splits)
-    runs = times * n * sizes.base.n_layers * sizes.base.n_heads
+    runs = n_prompts * sizes.base.n_layers * sizes.base.n_heads
     width = 0.0 if stage.via is None else sizes.width(stage.receivers_at or stage.at)
     what = f"{stage.name} (at {stage.at}{'' if stage.via is None else f', via {stage.via}'})"
     return Part(what, runs * (1 if stage.via is None else 2), sizes.runs(runs, 1 + width, layers=0.5))

@@ -32,18 +32,9 @@ from circuitdiff.stats.intervals import (
     false_discovery_adjusted,
     mean_interval,
 )
+from circuitdiff.stats.metrics import negligible
 from circuitdiff.study.costs import edges_flop, group_work_flop
-from circuitdiff.study.estimates import (
-    Estimate,
-    HeadPlace,
-    Number,
-    Ratio,
-    estimate,
-    number,
-    ratio,
-    result_of,
-    with_heads,
-)
+from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Ratio, estimate, number, ratio, with_heads
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.preflight import Outlined, check_scenarios
 from circuitdiff.study.prompts import PromptsOf
@@ -54,7 +45,6 @@ from circuitdiff.study.units import Unit
 from circuitdiff.tasks import Task
 
 _KS = (5, 10, 20, 40)
-_SMALLEST_CHANGE = 0.02  # of a head's effect, in the metric's unit
 
 
 @dataclass(frozen=True)
@@ -97,12 +87,16 @@ class StrongestInCommon:
 
 @dataclass(frozen=True)
 class ChangedHead:
-    """A head whose effect differs between base and variant, in the metric's unit. Negative difference: helps more."""
+    """A head whose effect differs between base and variant, in the metric's unit. Negative difference: helps more.
+
+    Like the heads of a circuit it is chosen on the discovery prompts (`adjusted_p`, over the whole map) and reported on
+    those of the replication, if the stage has them, where its interval must lie on the same side of 0.
+    """
 
     head: HeadPlace
     base: Number
     variant: Number
-    difference: Number
+    difference: Estimate
     adjusted_p: Number
 
 
@@ -278,7 +272,7 @@ def _stage(first: StageResult, second: StageResult, all_of_second: Sequence[Stag
     scenarios = first.found.scenarios.numpy()
     sizes = {len(result.selection.helping) for result in (first, second)} - {0}
     common = strongest_in_common(base, variant, scenarios, sorted({*_KS, *sizes}))
-    smallest = max(_SMALLEST_CHANGE, first.found.noise_floor, second.found.noise_floor)
+    smallest = max(negligible(first.found.metric), first.found.noise_floor, second.found.noise_floor)
     return StageOverlap(
         stage=first.stage.name,
         same_receivers=set(first.receivers) == set(second.receivers),
@@ -289,12 +283,23 @@ def _stage(first: StageResult, second: StageResult, all_of_second: Sequence[Stag
         base_reliability=estimate(reliability(base, scenarios)),
         variant_reliability=estimate(reliability(variant, scenarios)),
         strongest=tuple(StrongestInCommon(k, *map(number, shares)) for k, shares in common.items()),
-        changed=tuple(
-            result_of(ChangedHead, change, base=number(change.first), variant=number(change.second))
-            for change in changed_heads(base, variant, scenarios, minimum=smallest)
-        ),
+        changed=tuple(_changed(first, second, smallest)),
         smallest_change=smallest,
     )
+
+
+def _changed(first: StageResult, second: StageResult, minimum: float) -> Iterator[ChangedHead]:
+    """Chosen where the stage's heads were, and reported where their effects are."""
+    base, variant = (result.found.per_prompt.double().numpy() for result in (first, second))
+    chosen = changed_heads(base, variant, first.found.scenarios.numpy(), minimum)
+    base, variant = (result.reported.per_prompt.double().numpy() for result in (first, second))
+    differences = mean_interval(variant - base, first.reported.scenarios.numpy())
+    for change in chosen:
+        place = change.head.layer, change.head.index
+        value, low, high = (float(np.asarray(bound)[place]) for bound in differences)
+        if (high < 0) if change.difference < 0 else (low > 0):
+            in_base, in_variant = (number(effects[place].mean()) for effects in (base, variant))
+            yield ChangedHead(place, in_base, in_variant, Estimate(value, low, high), change.adjusted_p)
 
 
 def _different(first: StageResult, others: Sequence[StageResult]) -> Ratio | None:
