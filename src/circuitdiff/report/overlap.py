@@ -28,10 +28,10 @@ def view(results: CommonResults) -> Part:
         "Is it the same circuit?",
         "The correlation of all heads' effects is corrected for the noise of both maps, and may exceed 1; it stands "
         "between that with another stage's map and, where the study has one, that of the base trained again. Heads "
-        "in common are counted on halves of the prompts, means over random halvings. Negative effects help; a head gained "
-        "helps more in the variant, on the same prompts, false discoveries controlled at 5 % in each stage, and again "
-        "on the prompts that its difference is reported on. Where a stage's receivers differ between the models, so may the "
-        "change be the receivers'.",
+        "in common are counted on halves of the prompts, means over random halvings. Negative effects help; a head "
+        "gained helps more in the variant, on the same prompts, false discoveries controlled at 5 % in each stage, and "
+        "again on the prompts that its difference is reported on. Where a stage's receivers differ between the models, "
+        "so may the change be the receivers'.",
         [sentence for variant, each in variants.items() if (sentence := _sentence(variant, each))],
         {
             f"overlap/{variant}/{stage.stage}": _curves(f"{stage.stage}: base and {variant}", rows)
