@@ -52,8 +52,8 @@ def cross_model_rows(subject: Subject) -> list[Row]:
     grafted = graft(subject.model, base, circuit, pairs)
     patched = patch_across(subject.model, base, circuit, pairs, what="contribution")
     rows = [_verdict_row(subject, grafted, patched, _controls(subject.model, base, circuit, grafted, pairs))]
-    if truth.improved_part is not None:
-        part = _KINDS.get(truth.improved_part, truth.improved_part)
+    if len(truth.improved_parts) == 1:
+        [part] = _named(truth.improved_parts)
         rows += _grafted_rows(truth.name, part, grafted.attribution())
         rows += _patched_rows(truth.name, part, circuit, patched.attribution())
     if truth.name in _SPLIT:
@@ -126,7 +126,7 @@ def _controls(
 
 def _verdict_row(subject: Subject, grafted: Graft, patched: CrossPatch, controls: dict[str, Any]) -> Row:
     """The verdict names the improved part, and no other; or says that nothing is established."""
-    name, part, pairs = subject.truth.name, subject.truth.improved_part, subject.prompts["evaluation"]
+    name, parts, pairs = subject.truth.name, subject.truth.improved_parts, subject.prompts["evaluation"]
     weights: dict[Judged, Parts] = {score: attribution_result(grafted.attribution(score)).parts for score in SCORES}
     found = PartsEvidence(weights, grafted.unchanged, controls)
     activations: dict[Judged, Parts] = {score: attribution_result(patched.attribution(score)).parts for score in SCORES}
@@ -142,15 +142,20 @@ def _verdict_row(subject: Subject, grafted: Graft, patched: CrossPatch, controls
         graft=found,
     )
     sentence = next(each for each in sentences(evidence, Thresholds()) if each.claim == "improved_part")
-    if part is None:
-        right, claim = sentence.answer != "yes", "verdict: no improved part is named"
-    else:
-        named = [each.part for each in judged_parts(found, Thresholds()) if each.improved == "yes"]
-        right, claim = (
-            sentence.answer == "yes" and named == [_KINDS.get(part, part)],
-            "verdict: the improved part is named",
-        )
+    if not parts:
+        return exactly(name, "verdict: no improved part is named", float(sentence.answer != "yes"), 1, sentence.text)
+    judged = [each for each in judged_parts(found, Thresholds()) if each.improved == "yes"]
+    right = {each.part for each in judged} == set(_named(parts))
+    claim = "verdict: the improved part is named"
+    if len(parts) > 1:
+        right &= all(each.sole == "no" for each in judged)
+        claim = "verdict: each improved part is named, and none as the sole one"
     return exactly(name, claim, float(right), 1, sentence.text)
+
+
+def _named(parts: Sequence[str]) -> list[str]:
+    """As grafts call them."""
+    return [_KINDS.get(part, part) for part in parts]
 
 
 def _behaviour(grafted: Graft, pairs: Pairs) -> Behaviour:

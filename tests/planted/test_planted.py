@@ -244,7 +244,7 @@ def test_a_model_differs_from_its_base_in_the_heads_of_the_improved_group_alone(
         for head in all_heads(subject)
         if not all(map(torch.equal, head_weights(subject, head), head_weights(base, head)))
     }
-    assert differ == set(subject.circuit.groups[subject.improved_part].heads)
+    assert differ == {head for part in subject.improved_parts for head in subject.circuit.groups[part].heads}
 
 
 @pytest.mark.parametrize("name", ["planted-mlp-gain", "planted-unembedding-gain"])

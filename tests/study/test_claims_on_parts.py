@@ -33,10 +33,10 @@ def with_parts(controls: Any = GRAFT.controls, **parts: Any) -> PartsEvidence:
         (GRAFT, ("yes", "yes", "yes", "yes")),
         (with_parts(fetcher=part(0.9, left_out=0.1)), ("yes", "no", "yes", "yes")),
         (with_parts(fetcher=part(0.1, left_out=0.9)), ("no", "yes", "no", "yes")),
-        (with_parts(fetcher=part(0.55)), ("not established", "not established", "not established", "not established")),
+        (with_parts(fetcher=part(0.55)), ("not established", "not established", "not established", "yes")),
         (with_parts(fetcher=part(0.3)), ("no", "no", "no", "not established")),  # a part of the gain
         (with_parts(fetcher=part(0.0)), ("no", "no", "no", "no")),
-        (with_parts(reader=part(0.45)), ("yes", "yes", "not established", "yes")),
+        (with_parts(reader=part(0.45)), ("yes", "yes", "no", "yes")),
         (with_parts(reader=part(0.9)), ("yes", "yes", "no", "yes")),
         (with_parts(mlps=part(0.0, left_out=0.9)), ("yes", "yes", "no", "yes")),
     ],
@@ -62,6 +62,16 @@ def test_two_true_causes_are_both_named_and_neither_is_refuted():
     assert text.startswith("Yes: position_transmitter improved (sufficient, not necessary, not sole:")
     assert "value_fetcher improved (sufficient, not necessary, not sole:" in text
     assert text.endswith("; surely not mlps.")
+
+
+def test_two_causes_that_each_bring_half_improved_whether_or_not_either_suffices():
+    """As two planted causes do: in accuracy, which saturates, each suffices; in logits each is half of the gain."""
+    accuracy = {"a": part(0.92, left_out=0.17), "b": part(0.83, left_out=0.08), "mlps": part(0.0)}
+    logits = {"a": part(0.5, spread=0.02), "b": part(0.51, spread=0.02), "mlps": part(0.0, spread=0.02)}
+    verdicts = judged(divided(accuracy, logits))
+    for name in ("a", "b"):
+        assert manners(verdicts[name]) == ("not established", "not established", "no", "yes")
+    assert manners(verdicts["mlps"]) == ("no", "no", "no", "no")
 
 
 def test_both_scores_are_judged_and_shown():

@@ -163,18 +163,18 @@ def test_an_answer_says_for_which_thresholds_it_is_the_same():
     assert (share.threshold, share.low, share.high) == ("share", 0.25, 0.75)  # at 0.2 random heads may bring as much
     assert nothing.threshold == "nothing"
     # one part is far from nothing, two lie within 0.1 and 0.15 of it
-    assert (nothing.low, nothing.high) == (0.2, 0.98)
+    assert (nothing.low, nothing.high) == (0.2, 0.75)
 
 
 def test_thresholds_are_settings():
-    assert said(evidence(), "improved_part", share=0.95).answer == "not established"
+    assert "perhaps sufficient" in said(evidence(), "improved_part", share=0.95).text
     assert said(evidence(), "behaviour", scenarios=100).answer == "not established"
 
 
 def test_long_reasons_are_cut_in_the_text_but_not_in_the_list():
     found = said(evidence(circuits=()), "same_circuit")
     assert found.text.endswith("because base and variant have no two circuits that could be compared.")
-    many = [part(0.3), part(0.4), part(0.35)]
+    many = [part(0.15), part(0.2), part(0.18)]
     found = said(evidence(graft=divided(dict(zip("abc", many, strict=True)))), "improved_part")
     assert len(found.reasons) == 3
     assert found.text.endswith("; and 1 more.")

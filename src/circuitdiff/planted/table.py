@@ -19,7 +19,7 @@ def _entry(
     note: str,
     *,
     base: str = "planted-base",
-    improved: str | None = None,
+    improved: tuple[str, ...] = (),
     same: bool = True,
     heads: Mapping[str, int] | None = None,
     **changes: Any,
@@ -30,22 +30,28 @@ def _entry(
 
 PLANTED: Mapping[str, Entry] = {
     "planted-base": _entry("addresses; value fetchers attend too softly"),
-    # One part got better.
-    "planted-sharper-fetchers": _entry("fetchers attend sharply", improved="value_fetcher", fetcher_sharpness=7.5),
+    # One part got better, or two.
+    "planted-sharper-fetchers": _entry("fetchers attend sharply", improved=("value_fetcher",), fetcher_sharpness=7.5),
     "planted-clearer-addresses": _entry(
         "transmitters do not leak into neighbours",
-        improved="position_transmitter",
+        improved=("position_transmitter",),
         transmitter_leak=0.0,
     ),
     "planted-sharper-detectors": _entry(
         "upstream only: every later group shows the gain, none but the detectors causes it",
-        improved="position_detector",
+        improved=("position_detector",),
         detector_sharpness=8.0,
         detector_gain=1.2,
     ),
-    "planted-mlp-gain": _entry("no head group: the last MLP", improved="mlp", mlp_correction=0.5),
+    "planted-mlp-gain": _entry("no head group: the last MLP", improved=("mlp",), mlp_correction=0.5),
     "planted-unembedding-gain": _entry(
-        "no head group: the unembedding", improved="unembedding", unembedding_correction=0.45
+        "no head group: the unembedding", improved=("unembedding",), unembedding_correction=0.45
+    ),
+    "planted-two-causes": _entry(
+        "fetchers attend sharply, and transmitters do not leak: either would nearly do",
+        improved=("position_transmitter", "value_fetcher"),
+        fetcher_sharpness=7.5,
+        transmitter_leak=0.0,
     ),
     # Nothing got better.
     "planted-permuted-heads": _entry("same logits: heads change places within their layers", permute_heads=True),
@@ -105,6 +111,6 @@ PLANTED: Mapping[str, Entry] = {
         "negative heads that cost accuracy", base="planted-strong-negative", negative_gain=0.2
     ),
     "planted-negative-removed": _entry(
-        "the base without its negative heads", base="planted-strong-negative", improved="negative", heads=_ADDRESSES
+        "the base without its negative heads", base="planted-strong-negative", improved=("negative",), heads=_ADDRESSES
     ),
 }

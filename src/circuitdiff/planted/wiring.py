@@ -110,6 +110,6 @@ class Entry:
 
     wiring: Wiring
     base: str  # the planted model that this one is compared with
-    improved_part: str | None  # a group, "negative", "mlp" or "unembedding"; None: no one part got better
+    improved_parts: tuple[str, ...]  # groups, "negative", "mlp" or "unembedding"
     same_circuit: bool  # as in `base`
     note: str

@@ -27,9 +27,9 @@ _MANNER = {"yes": "", "no": "not ", "not established": "perhaps "}
 class PartVerdict:
     """What is established of one part, in accuracy and logit difference both.
 
-    `sufficient`: alone it brings the share of the gain that counts. `necessary`: left out, that much is gone. `sole`:
-    it is sufficient, and no other part, and no control, is either. `improved`: yes if it is sufficient or necessary; no
-    if both shares are surely near 0. `reasons`: why it is not established that it is the sole one.
+    `sufficient`: alone it brings the share of the gain that counts. `necessary`: left out, that much is gone.
+    `improved`: yes if either is surely more than next to nothing; no if both shares are surely near 0. `sole`: it is
+    sufficient, and no other part improved, nor is any control sufficient. `reasons`: why that is not established.
     """
 
     part: str
@@ -45,16 +45,20 @@ def judged_parts(found: PartsEvidence, limits: Thresholds) -> tuple[PartVerdict,
     """Every part is judged, and none is chosen: so a yes, and a no, is adjusted for all parts and both ways to ask."""
     names = [*found.scores["accuracy"]]
     asked = [(name, how) for name in names for how in _HOW]
-    tests = [_in_all_scores(found, *each, limits.share) for each in asked]
-    answers = dict(zip(asked, _adjusted(tests), strict=True))
+    answers, something = (
+        dict(zip(asked, _adjusted([_in_all_scores(found, *each, least) for each in asked]), strict=True))
+        for least in (limits.share, limits.nothing)
+    )
     verdicts: list[PartVerdict] = []
     for name in names:
         sufficient, necessary = answers[name, "alone"], answers[name, "left_out"]
         others: list[Answer] = [answers[other, how] for other, how in asked if other != name]
         reasons = _against_sole(found, name, limits.share)
         near_zero = all(_in_all_scores(found, name, how, -limits.nothing, limits.nothing).met for how in _HOW)
-        improved: Answer = "yes" if "yes" in (sufficient, necessary) else "no" if near_zero else "not established"
-        sole = _sole(sufficient, others, reasons)
+        surely = "yes" in (something[name, "alone"], something[name, "left_out"])
+        improved: Answer = "yes" if surely else "no" if near_zero else "not established"
+        also = any(something[other, how] == "yes" for other, how in asked if other != name)
+        sole = "no" if also else _sole(sufficient, others, reasons)
         verdicts.append(PartVerdict(name, sufficient, necessary, sole, improved, _numbers(found, name), reasons))
     return tuple(verdicts)
 
@@ -113,7 +117,7 @@ def _adjusted(tests: Sequence[Test]) -> list[Answer]:
 
 
 def _sole(sufficient: Answer, others: Sequence[Answer], reasons: Sequence[str]) -> Answer:
-    if "yes" in others or sufficient == "no":
+    if sufficient == "no":
         return "no"
     return "yes" if sufficient == "yes" and set(others) <= {"no"} and not reasons else "not established"
 
