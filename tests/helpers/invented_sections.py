@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from circuitdiff.methods.cross_model.patching import Limits
-from circuitdiff.methods.minimality import MinimalityRule
+from circuitdiff.methods.minimality import MinimalityRule, Outcome
 from circuitdiff.study.estimates import Estimate, GroupHeads
 from circuitdiff.study.evidence import CircuitEvidence, Noted, Thresholds
 from circuitdiff.study.gains import (
@@ -43,31 +43,35 @@ BASE, VARIANT = "base", "tuned <b>&co</b>"
 # What a circuit needs
 
 
-def _head(layer: int, index: int, cost: float, *, kept: bool, removed: tuple[tuple[int, int], ...] = ()) -> HeadResult:
-    bounds = {"cost": cost, "low": cost - 0.02, "high": cost + 0.03, "adjusted_p": 0.004 if kept else 0.6}
+def _head(
+    layer: int, index: int, cost: float, outcome: Outcome, removed: tuple[tuple[int, int], ...] = ()
+) -> HeadResult:
+    p = {key: 0.004 if outcome == key else 0.6 for key in ("needed", "not_needed")}
+    tested = {"needed_p": p["needed"], "not_needed_p": p["not_needed"], "outcome": outcome}
+    bounds = {"cost": cost, "low": cost - 0.02, "high": cost + 0.03}
     before = {"removed_with": removed, "before": 0.5, "after": 0.5 - cost}
-    return HeadResult((layer, index), **bounds, kept=kept, **before, cost_in_hits=around(cost / 2))
+    return HeadResult((layer, index), **bounds, **tested, **before, cost_in_hits=around(cost / 2))
 
 
 def pruned_circuit() -> PrunedCircuit:
     groups = {
         "value_fetcher": (
-            _head(3, 0, 0.001, kept=False),
-            _head(4, 1, 0.25, kept=True, removed=((3, 0), (2, 2))),
-            _head(2, 2, -0.01, kept=False),
+            _head(3, 0, 0.001, "open"),
+            _head(4, 1, 0.25, "needed", removed=((3, 0), (2, 2))),
+            _head(2, 2, -0.01, "not_needed"),
         ),
-        "structure_reader": (_head(1, 0, 0.125, kept=True),),
+        "structure_reader": (_head(1, 0, 0.125, "needed"),),
         "nothing": (),
     }
     return PrunedCircuit(
         model=TINY,
         groups=groups,
-        kept={"value_fetcher": GroupHeads("last", ((4, 1),))},
+        kept={"value_fetcher": GroupHeads("last", ((3, 0), (4, 1))), "structure_reader": GroupHeads("x", ((1, 0),))},
         rule=MinimalityRule(),
         n_prompts=PromptCounts(choosing=100, testing=98, fresh=300),
         faithfulness_before=ratio(0.75),
         faithfulness_pruned=ratio(0.625),
-        n_heads=HeadCounts(before=4, pruned=2),
+        n_heads=HeadCounts(needed=2, not_needed=1, open=1),
     )
 
 

@@ -182,7 +182,7 @@ def test_shares_of_a_gain_are_compared_beside_what_adds_to_it():
 
 def test_costs_of_heads_and_accuracies_of_masks_are_compared():
     def run(x: float, penalties: tuple[float, float]) -> CommonResults:
-        head = HeadResult((3, 1), x, x - 0.05, x + 0.05, 0.1, True, (), 0.5, 0.5, Estimate(None, None, None))
+        head = HeadResult((3, 1), x, x - 0.05, x + 0.05, 0.1, 0.9, "open", (), 0.5, 0.5, Estimate(None, None, None))
         masks = tuple(trade_off(1, 10 * penalty, penalty) for penalty in penalties)
         found = mask(x, 0.0, trade_off=masks, above_floor=around(0.1))
         return results(

@@ -22,7 +22,7 @@ SIZES = {  # what each section takes at most, and what it takes unless told othe
     "graft.prompts": 200,
     "graft.control_prompts": 100,
     "graft.without_gain": 100,
-    "minimality.prompts": 200,
+    "minimality.prompts": 300,
     "completeness.prompts": 100,
     "completeness.greedy_prompts": 50,
     "knockout.prompts": 200,
