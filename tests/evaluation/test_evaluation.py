@@ -108,12 +108,13 @@ def test_the_model_is_evaluated_prompt_by_prompt_as_it_is():
 
 def test_random_circuits_match_number_role_and_layer_range_without_repeats():
     g = torch.Generator().manual_seed(0)
-    drawn = [random_circuit(CIRCUIT, N_HEADS, g) for _ in range(50)]
+    drawn = [random_circuit(CIRCUIT, N_LAYERS, N_HEADS, g) for _ in range(50)]
     for circuit in drawn:
         assert circuit.roles == CIRCUIT.roles
         for role in CIRCUIT.roles:
             heads, own = circuit.heads_at(role), CIRCUIT.heads_at(role)
             assert len(heads) == len(own)
+            assert not heads & own
             layers = [head.layer for head in own]
             assert all(min(layers) <= head.layer <= max(layers) for head in heads)
     assert len({str(circuit.to_dict()) for circuit in drawn}) > 40

@@ -101,7 +101,7 @@ def parts_removed() -> PartsRemoved:
 
 def mask(value: float, floor: float, *, low: float = 0.1, heads: Any = ((3, 1), (2, 0)), **different: Any) -> MaskCell:
     above = value - floor
-    controls = Controls(share(floor, 40), None, share(0.71, 40), share(None, 40), None)
+    controls = Controls(share(floor, 40), None, share(0.71, 40), share(None, 40), None, 0)
     cell = MaskCell(
         heads=heads,
         at="last",
@@ -197,15 +197,14 @@ def no_gain(**more: Any) -> CrossPatchResult:
 
 def patch_controls() -> PatchControls:
     random = RandomGroups(
-        **vars(credit(0.0078125, 0.0625)), n_scenarios=48, n=4, n_far=0, n_prompts=48, percentile=100.0,
-        accuracies=(0.5, 0.53125, 0.5), nothing=0.5,
+        **vars(credit(0.0078125, 0.0625)), n_scenarios=48, n=3, bounds_are="all groups", n_far=0, n_prompts=48,
+        rank_p=None, group=0.75, accuracies=(0.5, 0.53125, 0.5), nothing=0.5,
     )  # fmt: skip
     return PatchControls(
         what="z",
         n_prompts=48,
         other_role="query_label",
         group=control(0.25, 0.75),
-        any_layer=control(0.03125, 0.0625),
         elsewhere=control(-0.0625, -0.1875, incompatible=True),
         noise=None,
         scaled=None,
@@ -241,7 +240,7 @@ def grafted(**more: Any) -> GraftResult:
         groups={},
         heads=None,
         layers=GraftedParts(**_graft()),
-        controls={"fetcher": {"any_layer": ControlResult(**vars(credit(0.0, 0.0)), n_scenarios=48)}},
+        controls={"fetcher": {"shared_kv": ControlResult(**vars(credit(0.0, 0.0)), n_scenarios=48)}},
     )
 
 

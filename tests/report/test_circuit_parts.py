@@ -83,7 +83,7 @@ def test_the_limits_are_drawn_where_the_rule_puts_them():
 
 def test_the_minimality_sentence_gives_all_outcomes_and_faithfulness_on_fresh_prompts():
     assert list(on_minimality().sentences) == [
-        "Of the 4 heads of ours 2 are needed, 1 are not needed (they cost surely less than 0.02), and 1 are open; on "
+        "Of the 4 heads of ours 2 are needed, 1 are not needed (they cost surely less than 0.03), and 1 are open; on "
         "300 fresh prompts its faithfulness is 0.750 (0.700 to 0.800), and 0.625 (0.575 to 0.675) without those that "
         "are not needed."
     ]
@@ -92,7 +92,7 @@ def test_the_minimality_sentence_gives_all_outcomes_and_faithfulness_on_fresh_pr
 def test_where_nothing_is_surely_not_needed_the_page_says_that_nothing_is_pruned():
     unsure = replace(pruned_circuit(), n_heads=HeadCounts(needed=1, not_needed=0, open=3))
     (sentence,) = minimality.view(results_of(minimality={CIRCUIT: unsure})).sentences
-    assert sentence.endswith("0 are not needed (they cost surely less than 0.02), and 3 are open; none is pruned.")
+    assert sentence.endswith("0 are not needed (they cost surely less than 0.03), and 3 are open; none is pruned.")
 
 
 def test_every_part_stands_at_what_circuit_and_model_do_without_it():

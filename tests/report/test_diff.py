@@ -201,7 +201,7 @@ def test_costs_of_heads_and_accuracies_of_masks_are_compared():
 def test_random_parts_and_random_circuits_of_two_circuits_are_not_compared():
     def run(x: float) -> CommonResults:
         drawn = Removed(3, *[around(x)] * 4)
-        faithfulness = {"base": {"base": cell(0.5, random=random_circuits(x, (x,)))}}
+        faithfulness = {"base": {"base": cell(0.5, random=random_circuits((x,)))}}
         completeness = {"base": {"base": replace(parts_removed(), random=(drawn,))}}
         return results(completeness=completeness, faithfulness=faithfulness)
 

@@ -17,7 +17,7 @@ from circuitdiff.study.evidence import (
     SimilarityEvidence,
     Thresholds,
 )
-from circuitdiff.study.gains import Credit
+from circuitdiff.study.gains import Credit, RandomGroups
 from circuitdiff.study.verdict import Sentence, sentences
 
 SHARED = "other heads that read the same keys and values"
@@ -49,7 +49,7 @@ SIMILAR = SimilarityEvidence("fetcher", "correlation", None, near(0.9), near(0.9
 FETCHER = FunctionEvidence("fetcher", "object", near(0.0), near(0.5), trained=True)
 GRAFT = GraftEvidence(
     parts={"reader": part(0.0), "fetcher": part(0.9), "mlps": part(0.05)},
-    controls={"fetcher": {"any_layer": credit(0.1)}},
+    controls={"fetcher": {"same_layers": credit(0.1)}},
     layers={"layers 0 to 4": part(0.1), "layers 5 to 9": part(0.9)},
 )
 # All is well: the same circuit, the same functions, and fetchers improved.
@@ -288,13 +288,13 @@ def grafts(**parts: Any) -> GraftEvidence:
         (grafts(reader=part(0.45)), "not established", "reader grafted alone brings"),
         (grafts(reader=part(0.7)), "no", "reader grafted alone brings"),
         (grafts(mlps=part(0.45)), "not established", "mlps grafted alone brings"),
-        (replace(grafts(), controls={}), "not established", "no controls of fetcher"),
+        (replace(grafts(), controls={}), "not established", "no random groups in the stead of fetcher"),
         (
-            replace(grafts(), controls={"fetcher": {"any_layer": credit(0.7)}}),
+            replace(grafts(), controls={"fetcher": {"same_layers": credit(0.7)}}),
             "no",
-            "the control random heads of any layer brings",
+            "the control random heads of the same layers brings",
         ),
-        (replace(grafts(), controls={"fetcher": {"any_layer": credit(0.45)}}), "not established", "the control"),
+        (replace(grafts(), controls={"fetcher": {"same_layers": credit(0.45)}}), "not established", "the control"),
         (
             replace(grafts(), also_touched={"fetcher": 1}),
             "not established",
@@ -335,8 +335,19 @@ def test_a_cause_is_in_layers_that_bring_the_gain_and_are_needed_for_it_while_th
     assert any(reason in each for each in found.reasons)
 
 
+@pytest.mark.parametrize(("n", "answer"), [(99, "not established"), (100, "yes")])
+def test_a_part_is_improved_only_beside_a_hundred_random_groups(n, answer):
+    drawn = RandomGroups(
+        **vars(credit(0.1)), n_scenarios=80, n=n, bounds_are="95 % of the groups", n_far=0, n_prompts=80, rank_p=None,
+        group=0.8, accuracies=(0.5,) * n, nothing=0.5,
+    )  # fmt: skip
+    found = said(evidence(graft=replace(grafts(), controls={"fetcher": {"same_layers": drawn}})), "improved_part")
+    assert found.answer == answer
+    assert found.reasons == (() if n == 100 else ("only 99 random groups of at least 100 were grafted",))
+
+
 def test_keys_and_values_that_others_share_must_bring_nothing_with_the_others():
-    controls = {"fetcher": {"any_layer": credit(0.1), "shared_kv": credit(0.1)}}
+    controls = {"fetcher": {"same_layers": credit(0.1), "shared_kv": credit(0.1)}}
     shared = replace(grafts(), controls=controls, also_touched={"fetcher": 1, "reader": 1})
     assert said(evidence(graft=shared), "improved_part").answer == "yes"
 

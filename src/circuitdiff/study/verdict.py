@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.estimates import DRAWS_FOR_A_RANK, Estimate
 from circuitdiff.study.evidence import (
     CircuitEvidence,
     Evidence,
@@ -20,14 +20,13 @@ from circuitdiff.study.evidence import (
     SimilarityEvidence,
     Thresholds,
 )
-from circuitdiff.study.gains import Credit
+from circuitdiff.study.gains import Credit, RandomGroups
 from circuitdiff.study.judge import Answer, Requirement, above, judged, within
 
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
 _SHARED = "other heads that read the same keys and values"
 _CONTROLS = {
-    "any_layer": "random heads of any layer",
     "same_layers": "random heads of the same layers",
     "shared_kv": _SHARED,
 }
@@ -238,9 +237,13 @@ def _improved_part(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
     best = largest(graft.parts)
     requirements = _alone_and_needed(best, graft.parts, limits)
     controls = graft.controls.get(best) or {}
-    if not controls and best not in NO_HEAD_GROUP:
-        requirements.append(Requirement(None, f"no controls of {best} were grafted"))
+    if "same_layers" not in controls and best not in NO_HEAD_GROUP:
+        requirements.append(Requirement(None, f"no random groups in the stead of {best} were grafted"))
     for name, credit in controls.items():
+        if isinstance(credit, RandomGroups) and credit.n < DRAWS_FOR_A_RANK:
+            few = f"only {credit.n} random groups of at least {DRAWS_FOR_A_RANK} were grafted"
+            requirements.append(Requirement(None, few))
+            continue
         below = _reaches(f"the control {_CONTROLS[name]} brings", credit, limits.share, stays_below=True)
         requirements.append(below.never_refuting() if name == "shared_kv" else below)
     if (touched := graft.also_touched.get(best)) and "shared_kv" not in controls:
