@@ -36,10 +36,13 @@ def moved(circuit: Circuit, roles_of: Callable[[str], Sequence[str]]) -> Circuit
 
 
 def roles_rotated(circuit: Circuit) -> Circuit:
-    """The same heads at each other's roles: those of a role at the next one, and those of the last at the first."""
+    """The same heads at each other's roles: those of a role at the next one, and those of the last at the first.
+
+    Without groups that have no heads.
+    """
     roles = circuit.roles
     following = dict(zip(roles, [*roles[1:], *roles[:1]], strict=True))
-    return moved(circuit, lambda role: [following[role]])
+    return moved(circuit, lambda role: [following[role]] if role in following else [])
 
 
 def has_others(heads: Collection[Head], n_layers: int, n_heads: int) -> bool:
