@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circuitdiff.circuit import Circuit, Group, Head
-from circuitdiff.evaluation import all_heads, evaluate_circuit, evaluate_model, mean_activations
+from circuitdiff.evaluation import Evaluation, all_heads, evaluate_circuit, evaluate_model, mean_activations
 from circuitdiff.methods.attribution import attribution_scores
 from circuitdiff.stats.intervals import ratio_interval
 from circuitdiff.stats.proportions import difference_interval
@@ -16,7 +16,7 @@ from circuitdiff.study.estimates import circuit_from
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.sections.faithfulness import SECTION, CircuitInModel, FaithfulnessOptions
-from circuitdiff.study.sections.faithfulness_controls import next_best
+from circuitdiff.study.sections.faithfulness_controls import Built, control_circuit, next_best, random_circuits
 from helpers.tiny_context import TinyContext, tiny_context
 
 N_LAYERS, N_HEADS = 3, 4  # of the tiny model
@@ -133,3 +133,26 @@ def test_attribution_is_not_asked_at_a_role_that_some_counterfactual_lacks(conte
     fresh = context.again(context.study.store.folder)
     found = fresh.run(SECTION.run(fresh.study, FaithfulnessOptions(random_circuits=5)))["given"][fresh.study.base]
     assert found.controls[2].note == "some prompt or counterfactual has no last"
+
+
+def of_hits(n: int) -> Evaluation:
+    """Of 40 prompts, the first so many."""
+    hits, zeros = torch.arange(40) < n, torch.zeros(40)
+    return Evaluation(hits, torch.zeros(40, dtype=torch.long), zeros, zeros, torch.arange(40))
+
+
+def test_the_difference_is_what_the_circuit_has_more():
+    built = Built(GIVEN, "short of some")
+    found = control_circuit("next_best", built, of_hits(10), (of_hits(32), of_hits(24)))
+    expected = difference_interval(of_hits(24).hits.numpy(), of_hits(10).hits.numpy(), torch.arange(40).numpy())
+    assert (found.difference.value, found.difference.low) == (pytest.approx(0.35), expected.low)
+    assert (found.faithfulness.value, found.note) == (pytest.approx(10 / 32), "short of some")
+    assert circuit_from(found.groups) == GIVEN
+
+
+def test_a_circuit_has_a_rank_among_a_hundred_random_ones():
+    drawn = [of_hits(10 + i % 20) for i in range(100)]  # five each of 10 to 29
+    found = random_circuits(drawn, of_hits(28))
+    assert found.rank_p == pytest.approx((1 + 10) / 101), "ten of 28 or 29 are as good"
+    assert (found.mean, found.n_prompts, found.accuracies[3]) == (pytest.approx(19.5 / 40), 40, 13 / 40)
+    assert random_circuits(drawn[:99], of_hits(28)).rank_p is None

@@ -75,7 +75,7 @@ class ControlCircuit:
     note: str | None  # why there is none, or what it lacks
 
 
-class _Built(NamedTuple):
+class Built(NamedTuple):
     circuit: Circuit
     note: str | None = None
 
@@ -88,7 +88,7 @@ async def controls(
     g, drawn = torch.Generator().manual_seed(study.settings.seed), list[Circuit]()
     if all(has_others(circuit.heads_at(role), facts.n_layers, facts.n_heads) for role in circuit.roles):
         drawn = [random_circuit(circuit, facts.n_layers, facts.n_heads, g) for _ in range(n_random)]
-    built: dict[Kind, _Built] = {
+    built: dict[Kind, Built] = {
         "next_best": next_best(found),
         "other_roles": _other_roles(circuit),
         "by_attribution": await _by_attribution(study, model, circuit),
@@ -112,7 +112,7 @@ def random_circuits(drawn: Sequence[Evaluation], own: Evaluation) -> RandomCircu
 
 
 def control_circuit(
-    kind: Kind, built: _Built, answers: Evaluation | None, beside: tuple[Evaluation, Evaluation]
+    kind: Kind, built: Built, answers: Evaluation | None, beside: tuple[Evaluation, Evaluation]
 ) -> ControlCircuit:
     if answers is None:
         return ControlCircuit(kind, {}, None, None, None, built.note)
@@ -128,10 +128,10 @@ def control_circuit(
     )
 
 
-def next_best(found: Discovered) -> _Built:
+def next_best(found: Discovered) -> Built:
     """None of the circuit's heads at the stage's role, and none that does not help beyond the noise floor."""
     if not found.stages:
-        return _Built(Circuit({}), "the circuit was given, not found by a plan")
+        return Built(Circuit({}), "the circuit was given, not found by a plan")
     groups, missing = {}, 0
     for result in found.stages:
         name, at = result.stage.name, result.stage.at
@@ -143,24 +143,24 @@ def next_best(found: Discovered) -> _Built:
         groups[name] = Group(at, tuple(lowest(effects, k, helping_only=True)))
         missing += k - len(groups[name].heads)
     if not any(group.heads for group in groups.values()):
-        return _Built(Circuit({}), "no further head helps")
-    return _Built(Circuit(groups), f"{missing} heads fewer, for no others help" if missing else None)
+        return Built(Circuit({}), "no further head helps")
+    return Built(Circuit(groups), f"{missing} heads fewer, for no others help" if missing else None)
 
 
-def _other_roles(circuit: Circuit) -> _Built:
+def _other_roles(circuit: Circuit) -> Built:
     if len(circuit.roles) < 2:
-        return _Built(Circuit({}), "all of its heads are at one role")
-    return _Built(roles_rotated(circuit))
+        return Built(Circuit({}), "all of its heads are at one role")
+    return Built(roles_rotated(circuit))
 
 
-async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> _Built:
+async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> Built:
     pairs = await study.pairs(model, _ASKED)
     if lacking := [role for role in circuit.roles if not _everywhere(role, pairs)]:
-        return _Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
+        return Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
     arguments = {"prompts": _ASKED, "roles": tuple(sorted(circuit.roles))}
     scores = value_of(await study.record(Unit(f"attribution in {model}", attribution, (model,), arguments)))
     heads = {role: lowest(scores[role], len(circuit.heads_at(role))) for role in circuit.roles}
-    return _Built(Circuit({role: Group(role, tuple(chosen)) for role, chosen in heads.items()}))
+    return Built(Circuit({role: Group(role, tuple(chosen)) for role, chosen in heads.items()}))
 
 
 def _everywhere(role: str, pairs: Pairs) -> bool:
