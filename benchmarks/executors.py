@@ -97,7 +97,7 @@ def time_circuits(model: cd.engine.Model, pairs: Pairs, repeats: int) -> dict:
     heads = [tuple(FETCHERS + TRANSMITTERS), tuple(DETECTORS), (Head(16, 1), Head(14, 5), Head(12, 5))]
     shape = Circuit({role: Group(role, group) for role, group in zip(roles, heads, strict=True)})
     g = torch.Generator().manual_seed(0)
-    circuits = [random_circuit(shape, model.n_heads, g) for _ in range(100)]
+    circuits = [random_circuit(shape, model.n_layers, model.n_heads, g) for _ in range(100)]
     means = cd.mean_activations(model, pairs)
 
     def evaluate(name: str, some: Sequence[Circuit]) -> Tensor:

@@ -23,7 +23,7 @@ def test_a_comparison_from_python_is_the_commands_and_prints_nothing(monkeypatch
 
     def look(settings: CommonSettings) -> CommonSettings:
         few = settings.model_copy(update={"prompts": PromptSettings(**asked), **dict.fromkeys(FURTHER, False)})
-        return few.model_copy(update={"faithfulness": FaithfulnessOptions(random_circuits=2, random_prompts=4)})
+        return few.model_copy(update={"faithfulness": FaithfulnessOptions(random_circuits=2)})
 
     monkeypatch.setattr("circuitdiff.study.comparison.first_look", look)
     capfd.readouterr()

@@ -112,7 +112,9 @@ def _loss(subject: Subject, claim: str, first: Evaluation, second: Evaluation) -
 def _random(subject: Subject, sizes: Sizes, means: Means) -> Row:
     """How often random circuits prefer the answer to the other six listed objects."""
     g, circuit = torch.Generator().manual_seed(0), subject.truth.circuit
-    drawn = [draw_circuit(circuit, subject.model.n_heads, g) for _ in range(sizes.random_circuits)]
+    drawn = [
+        draw_circuit(circuit, subject.model.n_layers, subject.model.n_heads, g) for _ in range(sizes.random_circuits)
+    ]
     few = subject.prompts["evaluation"].select(torch.arange(sizes.random_prompts))
     answers = evaluate_circuits(subject.model, drawn, few, means)
     preferred = torch.stack([each.logit_differences > 0 for each in answers]).double()

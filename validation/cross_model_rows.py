@@ -34,7 +34,7 @@ from circuitdiff.tasks.soundness import guessing
 from validation.subjects import NAME_BINDERS, PLAN, Row, Sizes, Subject, at_least, between, exactly
 
 _CREDITED = 0.9  # of the gain
-_N_RANDOM = 5  # groups of random heads
+_N_RANDOM = 100  # groups of random heads, as many as a verdict asks for
 # Where the planted part is no group of the circuit: which weights it is.
 _KINDS = {"mlp": "mlps", "unembedding": "unembedding", "negative": "other heads"}
 # The improved group, and a later one whose z holds what it did: both show all of the gain alone.

@@ -222,7 +222,7 @@ def _at(subject: Subject, role: str) -> set[Head]:
 
 
 N_DECOYS = 6  # put into the circuit, spread over its groups
-# Probability of the answer; less is no need. The point of Prakash et al. 2024: decoys write a little everywhere.
+# Of the answer's probability; less is no need. The point of Prakash et al. 2024: decoys write a little everywhere.
 MINIMALITY_RULE = MinimalityRule(threshold=0.01)
 
 
@@ -250,16 +250,18 @@ def with_decoys(subject: Subject, decoys: Sequence[Head]) -> Circuit:
 
 
 def judged(subject: Subject, decoys: Sequence[Head], found: MinimalityResult) -> list[Row]:
-    """How many decoys stayed, and how many planted heads went."""
+    """How many decoys are needed, or open; and planted heads that are not needed, or open."""
     name = subject.model.name
     costs = [(group, cost) for group, each in found.groups.items() for cost in each.costs]
-    stayed = [_named(group, cost) for group, cost in costs if cost.head in decoys and cost.kept]
-    went = [_named(group, cost) for group, cost in costs if cost.head not in decoys and not cost.kept]
-    n_planted = len(costs) - len(decoys)
-    return [
-        exactly(name, "minimality: decoys that stay", len(stayed), 0, _of_all(len(decoys), stayed)),
-        exactly(name, "minimality: planted heads that go", len(went), 0, _of_all(n_planted, went)),
-    ]
+    kinds = {"decoys": ("needed", "open"), "planted heads": ("not_needed", "open")}
+    rows = []
+    for kind, unexpected in kinds.items():
+        of_kind = [(group, cost) for group, cost in costs if (cost.head in decoys) == (kind == "decoys")]
+        for outcome in unexpected:
+            named = [_named(group, cost) for group, cost in of_kind if cost.outcome == outcome]
+            what = f"minimality: {kind} that are {outcome.replace('_', ' ')}"
+            rows.append(exactly(name, what, len(named), 0, _of_all(len(of_kind), named)))
+    return rows
 
 
 def _of_all(n_heads: int, heads: Sequence[str]) -> str:

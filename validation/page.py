@@ -18,13 +18,14 @@ held at their mean or write nothing. When their inputs are patched they write an
 the backup stays idle. Effects are logits lost when the backup is ablated, too.
 """
 
-_MINIMALITY_TEXT = f"""## Minimality drops decoys
+_MINIMALITY_TEXT = f"""## Minimality tells decoys from planted heads
 
 The planted circuit with {N_DECOYS} random decoys spread over its groups, all else at its mean by *kind*: a mean
 by slot is what structure readers write anyway, so minimality cannot see them there, as the table above says. A
-head stays if it credibly costs more than {MINIMALITY_RULE.threshold:g} of the answer's probability, once the
-heads that stand in for it are gone. Expected: no decoy stays, no planted head goes. Only models without
-redundancy: elsewhere a head may be dispensable.
+head is needed if it surely costs more than {MINIMALITY_RULE.threshold:g} of the answer's probability, once the
+heads that stand in for it are gone, and not needed if it surely costs less than
+{MINIMALITY_RULE.threshold + MINIMALITY_RULE.margin:g}; else it is open. Expected: every planted head is needed, and
+no decoy. Only models without redundancy: elsewhere a head may be dispensable.
 """
 
 _MASKS_TEXT = """## What groups encode
@@ -103,8 +104,13 @@ _CIRCUIT: Mapping[str, tuple[str, ...]] = {
 }
 
 _MINIMALITY: Mapping[str, tuple[str, ...]] = {
-    "decoys that stay": ("minimality: decoys that stay",),
-    "planted heads that go": ("minimality: planted heads that go",),
+    what: (f"minimality: {what}",)
+    for what in (
+        "decoys that are needed",
+        "decoys that are open",
+        "planted heads that are not needed",
+        "planted heads that are open",
+    )
 }
 _MASKS: Mapping[str, tuple[str, ...]] = {
     stage: tuple(f"{stage} encodes {what}: accuracy above the floor" for what in _FUNCTIONS)

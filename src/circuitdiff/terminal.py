@@ -28,7 +28,7 @@ from circuitdiff.study.results import CommonResults
 from circuitdiff.study.sections.accuracy import SECTION as ACCURACY
 from circuitdiff.study.sections.discovery import SECTION as DISCOVERY
 from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
-from circuitdiff.study.sections.faithfulness import RandomCircuits
+from circuitdiff.study.sections.faithfulness_controls import RandomCircuits
 from circuitdiff.study.sections.overlap import SECTION as OVERLAP
 from circuitdiff.study.sections.verdict import SECTION as VERDICT
 from circuitdiff.study.workers import Monitor
@@ -109,9 +109,9 @@ def show_results(results: CommonResults) -> None:
         n_heads = sum(len(group.heads) for group in circuit.groups.values())
         for model, entry in models.items():
             accuracies = (f"{each.value:.3f}" for each in (entry.circuit_accuracy, entry.model_accuracy))
-            percentile = "-" if entry.random is None else _beaten(entry.random)
-            rows.append((name, model, str(n_heads), *accuracies, _interval(entry), percentile))
-    show_table(("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "percentile"), rows)
+            random = "-" if entry.random is None else _drawn(entry.random)
+            rows.append((name, model, str(n_heads), *accuracies, _interval(entry), random))
+    show_table(("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "random circuits"), rows)
     for variant, verdict in (part_of(results, VERDICT) or {}).items():
         out.print()
         say(f"{variant} against its base:")
@@ -145,9 +145,10 @@ def _show_heads(results: CommonResults) -> None:
         out.print()
 
 
-def _beaten(drawn: RandomCircuits) -> str:
-    n = len(drawn.accuracies)
-    return f"{drawn.percentile * n / 100:g} of {n} random"
+def _drawn(random: RandomCircuits) -> str:
+    """The best of them, and the p of the circuit's rank among them where they are enough for one."""
+    p = "" if random.rank_p is None else f", p = {random.rank_p:.2g}"
+    return f"best of {len(random.accuracies)}: {max(random.accuracies):.3f}{p}"
 
 
 def _interval(estimate: Estimate, digits: int = 2) -> str:

@@ -19,6 +19,7 @@ from circuitdiff.evaluation import (
     moved,
     random_circuit,
 )
+from circuitdiff.evaluation.shapes import roles_rotated
 from circuitdiff.prompts import PromptSet
 from helpers.fake_pairs import KINDS, SLOTS, fake_pairs
 from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, subject
@@ -108,16 +109,24 @@ def test_the_model_is_evaluated_prompt_by_prompt_as_it_is():
 
 def test_random_circuits_match_number_role_and_layer_range_without_repeats():
     g = torch.Generator().manual_seed(0)
-    drawn = [random_circuit(CIRCUIT, N_HEADS, g) for _ in range(50)]
+    drawn = [random_circuit(CIRCUIT, N_LAYERS, N_HEADS, g) for _ in range(50)]
     for circuit in drawn:
         assert circuit.roles == CIRCUIT.roles
         for role in CIRCUIT.roles:
             heads, own = circuit.heads_at(role), CIRCUIT.heads_at(role)
             assert len(heads) == len(own)
+            assert not heads & own
             layers = [head.layer for head in own]
             assert all(min(layers) <= head.layer <= max(layers) for head in heads)
     assert len({str(circuit.to_dict()) for circuit in drawn}) > 40
     assert {head.layer for circuit in drawn for head in circuit.heads_at("last")} == {1, 2, 3}
+
+
+def test_roles_are_rotated_among_those_that_have_heads():
+    three = {role: Group(role, (Head(i, 0),)) for i, role in enumerate(("a", "b", "c"))}
+    rotated = roles_rotated(Circuit(three | {"nothing": Group("d", ())}))
+    assert rotated.roles == ("b", "c", "a")
+    assert [rotated.heads_at(role) for role in "abc"] == [{Head(2, 0)}, {Head(0, 0)}, {Head(1, 0)}]
 
 
 def test_a_moved_circuit_has_each_group_at_every_new_role():

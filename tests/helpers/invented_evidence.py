@@ -64,7 +64,7 @@ ALL_CIRCUITS = tuple(
     circuits(by=by, score=score) for by in ("slot", "kind") for score in ("accuracy", "logit_difference")
 )
 PARTS = {"reader": part(0.0), "fetcher": part(0.9), "mlps": part(0.05)}
-GRAFT = divided(PARTS, controls={"fetcher": {"any_layer": credit(0.1)}})
+GRAFT = divided(PARTS, controls={"fetcher": {"same_layers": credit(0.1)}})
 FETCHER = FunctionEvidence("fetcher", "object", near(0.0), near(0.5), trained=True)
 TRANSFER = TransferEvidence("slot", near(0.2), near(0.1), near(-0.1), near(0.05), near(0.3))
 

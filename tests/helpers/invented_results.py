@@ -13,7 +13,8 @@ from circuitdiff.study.registry import Results
 from circuitdiff.study.results import CommonResults, Example, ModelResult, StudyHeader
 from circuitdiff.study.sections.accuracy import Accuracy, ErrorShare, QueriedShare
 from circuitdiff.study.sections.discovery import FoundCircuit, Sweep
-from circuitdiff.study.sections.faithfulness import CircuitInModel, RandomCircuits, Row
+from circuitdiff.study.sections.faithfulness import CircuitInModel, Row
+from circuitdiff.study.sections.faithfulness_controls import ControlCircuit, RandomCircuits
 
 MODEL = "tiny <b>&co</b>"
 OURS, PAPER = "study's plan", "paper's plan"
@@ -118,7 +119,7 @@ def _discovery() -> dict[str, FoundCircuit]:
 
 
 def cell(value: float | None, **different: Any) -> CircuitInModel:
-    """A circuit in a model, without random ones."""
+    """A circuit in a model, without controls."""
     plain = CircuitInModel(
         **vars(ratio(value)),
         normalised=around(value),
@@ -129,12 +130,20 @@ def cell(value: float | None, **different: Any) -> CircuitInModel:
         circuit_answers=accuracy(0.5),
         rows=(),
         random=None,
+        controls=(),
     )
     return replace(plain, **different)
 
 
-def random_circuits(circuit: float, accuracies: tuple[float, ...], n_prompts: int = 64) -> RandomCircuits:
-    return RandomCircuits(0.2209, 0.2, 0.25, 0.99, circuit, n_prompts, accuracies)
+def random_circuits(accuracies: tuple[float, ...], rank_p: float | None = None) -> RandomCircuits:
+    return RandomCircuits(0.2209, 0.2, 0.25, rank_p, 64, accuracies)
+
+
+def other_circuits() -> tuple[ControlCircuit, ...]:
+    """The next-best heads score more than nothing; of one role none can be rotated."""
+    groups = {"fetcher": GroupHeads("last", ((1, 0),))}
+    found = ControlCircuit("next_best", groups, share(0.25, 64), ratio(0.35), around(0.4), "2 heads fewer")
+    return found, ControlCircuit("other_roles", {}, None, None, None, "all of its heads are at one role")
 
 
 def _faithfulness() -> dict[str, dict[str, CircuitInModel]]:
@@ -152,7 +161,8 @@ def _faithfulness() -> dict[str, dict[str, CircuitInModel]]:
     )
     ours = cell(
         0.913043, low=0.81, high=0.99, normalised=Estimate(0.894737, 0.79, 0.98), agreement=share(0.84375),
-        circuit_accuracy=alone, rows=rows, random=random_circuits(0.65625, tuple(i / 128 for i in range(100))),
+        circuit_accuracy=alone, rows=rows, random=random_circuits(tuple(i / 128 for i in range(100)), 17 / 101),
+        controls=other_circuits(),
         **of_model,
     )  # fmt: skip
     paper = cell(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from circuitdiff.methods.cross_model.patching import Limits
-from circuitdiff.methods.minimality import MinimalityRule
+from circuitdiff.methods.minimality import MinimalityRule, Outcome
 from circuitdiff.study.claims_on_parts import PartVerdict
 from circuitdiff.study.estimates import Estimate, GroupHeads
 from circuitdiff.study.evidence import (
@@ -51,31 +51,35 @@ BASE, VARIANT = "base", "tuned <b>&co</b>"
 # What a circuit needs
 
 
-def _head(layer: int, index: int, cost: float, *, kept: bool, removed: tuple[tuple[int, int], ...] = ()) -> HeadResult:
-    bounds = {"cost": cost, "low": cost - 0.02, "high": cost + 0.03, "adjusted_p": 0.004 if kept else 0.6}
+def _head(
+    layer: int, index: int, cost: float, outcome: Outcome, removed: tuple[tuple[int, int], ...] = ()
+) -> HeadResult:
+    p = {key: 0.004 if outcome == key else 0.6 for key in ("needed", "not_needed")}
+    tested = {"needed_p": p["needed"], "not_needed_p": p["not_needed"], "outcome": outcome}
+    bounds = {"cost": cost, "low": cost - 0.02, "high": cost + 0.03}
     before = {"removed_with": removed, "before": 0.5, "after": 0.5 - cost}
-    return HeadResult((layer, index), **bounds, kept=kept, **before, cost_in_hits=around(cost / 2))
+    return HeadResult((layer, index), **bounds, **tested, **before, cost_in_hits=around(cost / 2))
 
 
 def pruned_circuit() -> PrunedCircuit:
     groups = {
         "value_fetcher": (
-            _head(3, 0, 0.001, kept=False),
-            _head(4, 1, 0.25, kept=True, removed=((3, 0), (2, 2))),
-            _head(2, 2, -0.01, kept=False),
+            _head(3, 0, 0.001, "open"),
+            _head(4, 1, 0.25, "needed", removed=((3, 0), (2, 2))),
+            _head(2, 2, -0.01, "not_needed"),
         ),
-        "structure_reader": (_head(1, 0, 0.125, kept=True),),
+        "structure_reader": (_head(1, 0, 0.125, "needed"),),
         "nothing": (),
     }
     return PrunedCircuit(
         model=TINY,
         groups=groups,
-        kept={"value_fetcher": GroupHeads("last", ((4, 1),))},
+        kept={"value_fetcher": GroupHeads("last", ((3, 0), (4, 1))), "structure_reader": GroupHeads("x", ((1, 0),))},
         rule=MinimalityRule(),
         n_prompts=PromptCounts(choosing=100, testing=98, fresh=300),
         faithfulness_before=ratio(0.75),
         faithfulness_pruned=ratio(0.625),
-        n_heads=HeadCounts(before=4, pruned=2),
+        n_heads=HeadCounts(needed=2, not_needed=1, open=1),
     )
 
 
@@ -105,7 +109,7 @@ def parts_removed() -> PartsRemoved:
 
 def mask(value: float, floor: float, *, low: float = 0.1, heads: Any = ((3, 1), (2, 0)), **different: Any) -> MaskCell:
     above = value - floor
-    controls = Controls(share(floor, 40), None, share(0.71, 40), share(None, 40), None)
+    controls = Controls(share(floor, 40), None, share(0.71, 40), share(None, 40), None, 0)
     cell = MaskCell(
         heads=heads,
         at="last",
@@ -201,15 +205,14 @@ def no_gain(**more: Any) -> CrossPatchResult:
 
 def patch_controls() -> PatchControls:
     random = RandomGroups(
-        **vars(credit(0.0078125, 0.0625)), n_scenarios=48, n=4, n_far=0, n_prompts=48, percentile=100.0,
-        accuracies=(0.5, 0.53125, 0.5), nothing=0.5,
+        **vars(credit(0.0078125, 0.0625)), n_scenarios=48, n=3, bounds_are="all groups", n_far=0, n_prompts=48,
+        rank_p=None, group=0.75, accuracies=(0.5, 0.53125, 0.5), nothing=0.5,
     )  # fmt: skip
     return PatchControls(
         what="z",
         n_prompts=48,
         other_role="query_label",
         group=control(0.25, 0.75),
-        any_layer=control(0.03125, 0.0625),
         elsewhere=control(-0.0625, -0.1875, incompatible=True),
         noise=None,
         scaled=None,
@@ -245,7 +248,7 @@ def grafted(**more: Any) -> GraftResult:
         groups={},
         heads=None,
         layers=GraftedParts(**_graft()),
-        controls={"fetcher": {"any_layer": ControlResult(**vars(credit(0.0, 0.0)), n_scenarios=48)}},
+        controls={"fetcher": {"shared_kv": ControlResult(**vars(credit(0.0, 0.0)), n_scenarios=48)}},
     )
 
 

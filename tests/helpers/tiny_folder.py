@@ -55,7 +55,7 @@ def study_yaml(model: Path, **changes: object) -> str:
   other:
     stages:
       - {name: fetcher, at: last, select: {top: 2}}""",
-        "faithfulness": "{random_circuits: 5, random_prompts: 4}",
+        "faithfulness": "{random_circuits: 5}",
         "force": "true",  # random weights do no task
     } | changes
     return "".join(f"{key}: {value}\n" for key, value in lines.items())

@@ -121,7 +121,7 @@ def test_controls_are_what_they_are_called():
     assert torch.equal(
         found.nothing.answers.log_probs, patch_across(kept, recipient.model, LATE, pairs).recipient.log_probs
     )
-    for group, ran in [(LATE, found.group), (chosen.any_layer, found.any_layer), (chosen.elsewhere, found.elsewhere)]:
+    for group, ran in [(LATE, found.group), (chosen.elsewhere, found.elsewhere)]:
         alone = patch_across(kept, recipient.model, group, pairs).runs[frozenset(["group"])]
         torch.testing.assert_close(ran.answers.log_probs, alone.answers.log_probs, rtol=0, atol=1e-12)
     assert len(found.same_layers) == 3
@@ -153,10 +153,25 @@ def test_random_groups_have_the_groups_layers_and_none_of_its_heads():
         assert sorted(head.layer for head in drawn.heads) == [1, 1, 3]
         assert len(set(drawn.heads)) == 3
         assert not set(drawn.heads) & set(group.heads)
-    most = Group("last", tuple(Head(2, i) for i in range(5)))  # one other head is not enough
-    assert {head.layer for head in random_group(most, N_LAYERS, N_HEADS, g).heads} == {2}
-    anywhere = [random_group(group, N_LAYERS, N_HEADS, g, same_layers=False) for _ in range(20)]
-    assert {head.layer for drawn in anywhere for head in drawn.heads} == set(range(N_LAYERS))
+
+
+def test_where_a_layer_has_too_few_others_the_layers_next_to_it_are_drawn_from():
+    g = torch.Generator().manual_seed(0)
+    most = Group("last", tuple(Head(2, i) for i in range(N_HEADS - 1)))
+    layers = set()
+    for _ in range(50):
+        drawn = random_group(most, N_LAYERS, N_HEADS, g).heads
+        assert len(set(drawn)) == N_HEADS - 1
+        assert not set(drawn) & set(most.heads)
+        layers |= {head.layer for head in drawn}
+    assert layers == {1, 2, 3}
+    half = Group("last", tuple(Head(i, j) for i in range(N_LAYERS // 2) for j in range(N_HEADS)))
+    everything_else = {Head(i, j) for i in range(N_LAYERS // 2, N_LAYERS) for j in range(N_HEADS)}
+    assert set(random_group(half, N_LAYERS, N_HEADS, g).heads) == everything_else
+    more = Group("last", (*half.heads, Head(N_LAYERS - 1, 0)))
+    assert not control_groups(more, N_LAYERS, N_HEADS).same_layers
+    with pytest.raises(InputError, match=f"of the model's {N_LAYERS * N_HEADS} heads {len(more.heads)} are to be"):
+        random_group(more, N_LAYERS, N_HEADS, g)
 
 
 def test_random_groups_leave_out_heads_that_are_touched_along_while_there_are_others():

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
@@ -18,8 +19,10 @@ from circuitdiff.methods.minimality import (
     HeadCost,
     MinimalityResult,
     MinimalityRule,
+    Outcome,
     keep,
     minimality,
+    not_needed_p_values,
 )
 from circuitdiff.prompts import Pairs, PromptSet, halves
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
@@ -91,6 +94,16 @@ def by_hand(pairs: Pairs, rule: MinimalityRule) -> dict[str, list[dict]]:
     return rows
 
 
+def p_below(costs: torch.Tensor, whole: float, scenarios: torch.Tensor, limit: float) -> float:
+    """A t-test on scenarios' totals, one of the usual size added in which the head costs all that it could."""
+    totals: dict[int, float] = {}
+    for cost, scenario in zip(costs.tolist(), scenarios.tolist(), strict=True):
+        totals[scenario] = totals.get(scenario, 0.0) + cost - limit
+    every = [*totals.values(), round(len(scenarios) / len(totals)) * (whole - limit)]
+    test = stats.ttest_1samp(every, 0)
+    return float(test.pvalue if test.statistic < 0 else 1)
+
+
 @pytest.mark.parametrize(
     "rule",
     [MinimalityRule(fraction=0.7), MinimalityRule(fraction=0.5, held_out=False), PUBLISHED],
@@ -101,11 +114,12 @@ def test_minimality_agrees_with_its_looped_definition(rule):
     expected = by_hand(pairs, rule)
     scenarios = (halves(pairs)[1] if rule.held_out else pairs).scenarios
     assert torch.equal(result.scenarios, scenarios)
-    every_cost = []
+    every_cost, every_whole = [], []
     for name, group in result.groups.items():
         for entry, per_prompt, row in zip(group.costs, group.per_prompt, expected[name], strict=True):
             costs = row["before"] - row["after"]
             every_cost.append(costs)
+            every_whole.append(float(row["before"].max()))
             assert set(entry.removed_with) == row["removed"]
             torch.testing.assert_close(per_prompt, costs, rtol=0, atol=1e-10)
             of_costs = paired_interval if rule.score == "hits" else mean_interval
@@ -115,8 +129,12 @@ def test_minimality_agrees_with_its_looped_definition(rule):
         p = one_sided(
             cluster_p_values(torch.stack(every_cost).numpy(), scenarios.numpy()), np.zeros(len(every_cost), dtype=bool)
         )
-        adjusted = [entry.adjusted_p for group in result.groups.values() for entry in group.costs]
-        np.testing.assert_allclose(adjusted, false_discovery_adjusted(p), atol=1e-8)
+        every = [entry for group in result.groups.values() for entry in group.costs]
+        np.testing.assert_allclose([entry.needed_p for entry in every], false_discovery_adjusted(p), atol=1e-8)
+        below = [p_below(*each, scenarios, rule.margin) for each in zip(every_cost, every_whole, strict=True)]
+        np.testing.assert_allclose(
+            [entry.not_needed_p for entry in every], false_discovery_adjusted(np.array(below)), atol=1e-8
+        )
     assert rule.score == "hits" or any(entry.removed_with for group in result.groups.values() for entry in group.costs)
 
 
@@ -125,8 +143,9 @@ def test_the_published_rule_keeps_by_the_ratio_of_hits():
     for group in result.groups.values():
         for entry in group.costs:
             assert entry.before == int(entry.before), "a number of hits"
-            assert entry.kept == keep(entry.before, entry.after, 0.01)
-    assert {entry.kept for group in result.groups.values() for entry in group.costs} == {True, False}
+            assert (entry.outcome == "needed") == keep(entry.before, entry.after, 0.01)
+    outcomes = {entry.outcome for group in result.groups.values() for entry in group.costs}
+    assert outcomes == {"needed", "not_needed"}, "nothing is open"
 
 
 def planted(monkeypatch, values: dict[frozenset[Head], torch.Tensor]) -> Pairs:
@@ -146,10 +165,10 @@ def planted(monkeypatch, values: dict[frozenset[Head], torch.Tensor]) -> Pairs:
     return pairs
 
 
-def test_a_head_whose_stand_in_hides_it_is_kept_and_one_without_effect_is_not(monkeypatch):
+def test_a_head_whose_stand_in_hides_it_is_needed_and_one_without_effect_is_not(monkeypatch):
     """3.1 and 2.5 do the same; 1.1 matters alone; 2.1 does nothing."""
-    noise = torch.linspace(-0.05, 0.05, 40, dtype=torch.float64)[
-        torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    noise = torch.linspace(-0.05, 0.05, 240, dtype=torch.float64)[
+        torch.randperm(240, generator=torch.Generator().manual_seed(0))
     ]
     one, two, own, _ = FETCHERS
     values = {
@@ -162,13 +181,61 @@ def test_a_head_whose_stand_in_hides_it_is_kept_and_one_without_effect_is_not(mo
     assert costs[one].removed_with == (two,)
     assert costs[one].cost.value == pytest.approx(0.3)
     assert costs[own].cost.value == pytest.approx(0.1)
+    assert [costs[head].outcome for head in FETCHERS] == ["needed", "needed", "needed", "not_needed"]
     assert result.pruned == Circuit({"fetcher": Group("last", (one, two, own))})
-    assert result.n_choosing == 20
+    assert result.n_choosing == 120
+
+
+def outcomes(result: MinimalityResult) -> dict[Head, Outcome]:
+    return {entry.head: entry.outcome for entry in result.groups["fetcher"].costs}
+
+
+def test_on_few_prompts_nothing_is_surely_not_needed_and_nothing_is_pruned(monkeypatch):
+    """No head costs anything here; but 0.03 may be the cost of one prompt in 20, and 15 may lack such a prompt."""
+    tiny = torch.linspace(-0.001, 0.001, 15, dtype=torch.float64)
+    values = {gone: 0.5 + tiny * len(gone) for gone in subsets(FETCHERS)}
+    circuit, rule = Circuit({"fetcher": Group("last", FETCHERS)}), MinimalityRule(fraction=0.25, held_out=False)
+    few = minimality(subject("llama").model, circuit, planted(monkeypatch, values), "zero", rule)
+    assert set(outcomes(few).values()) == {"open"}
+    assert few.pruned == circuit
+    many = planted(monkeypatch, {gone: each.repeat(10) for gone, each in values.items()})
+    assert set(outcomes(minimality(subject("llama").model, circuit, many, "zero", rule)).values()) == {"not_needed"}
+
+
+@pytest.mark.parametrize("n", [100, 115, 150])
+@pytest.mark.parametrize("share", [0.03, 0.06, 0.2, 1.0])
+def test_heads_that_cost_the_margin_are_pruned_in_at_most_one_sample_in_twenty(share, n):
+    """One head in four costs the margin, all of it in this share of the prompts; the others nothing.
+
+    With 0.03 the head costs the whole of the few prompts, and where a sample lacks them it has no cost at all.
+    """
+    g, margin, n_heads, n_samples = np.random.default_rng(0), 0.03, 20, 300
+    wrong = right = 0
+    for _ in range(n_samples):
+        costs = g.normal(0, 0.002, (n_heads, n))
+        costs[:5] += (g.random((5, n)) < share) * margin / share
+        p = false_discovery_adjusted(not_needed_p_values(costs, np.ones(n_heads), np.arange(n), margin))
+        pruned = (np.asarray(mean_interval(costs, np.arange(n)).high) < margin) & (p <= 0.05)
+        wrong, right = wrong + int(pruned[:5].sum()), right + int(pruned[5:].sum())
+    assert wrong / (n_samples * 5) <= 0.05
+    assert n < 115 or right == n_samples * 15
+
+
+def test_a_cost_surely_below_the_margin_but_above_the_threshold_is_needed(monkeypatch):
+    """Until the threshold is above it, too."""
+    spread = torch.linspace(-0.01, 0.01, 300, dtype=torch.float64)
+    values = {gone: 0.5 - (0.008 + spread) * float(FETCHERS[0] in gone) for gone in subsets(FETCHERS)}
+    pairs, circuit = planted(monkeypatch, values), Circuit({"fetcher": Group("last", FETCHERS)})
+    judged = []
+    for threshold in (0.0, 0.01):
+        rule = MinimalityRule(fraction=0.25, held_out=False, threshold=threshold)
+        judged.append(outcomes(minimality(subject("llama").model, circuit, pairs, "zero", rule))[FETCHERS[0]])
+    assert judged == ["needed", "not_needed"]
 
 
 def test_a_cost_seen_only_where_the_removal_set_was_chosen_does_not_keep_a_head(monkeypatch):
     """On the choosing half 2.1 seems to matter once 1.1 is gone, on the other it does not."""
-    choosing = torch.zeros(40, dtype=torch.float64)
+    choosing = torch.zeros(400, dtype=torch.float64)
     choosing[::2] = 1  # `halves` takes every other scenario
     *_, own, null = FETCHERS
     values = {gone: 0.5 - 0.2 * choosing * float({own, null} <= gone) for gone in subsets(FETCHERS)}
@@ -181,7 +248,7 @@ def test_a_cost_seen_only_where_the_removal_set_was_chosen_does_not_keep_a_head(
     assert null in same.pruned.groups["fetcher"].heads
 
 
-def test_a_threshold_asks_for_costs_that_are_credibly_larger(monkeypatch):
+def test_a_threshold_asks_of_needed_heads_for_costs_that_are_surely_larger(monkeypatch):
     spread = torch.linspace(-0.02, 0.02, 40, dtype=torch.float64)
     one, two, *_ = FETCHERS
     values = {
@@ -190,13 +257,12 @@ def test_a_threshold_asks_for_costs_that_are_credibly_larger(monkeypatch):
     }
     pairs = planted(monkeypatch, values)
     circuit = Circuit({"fetcher": Group("last", FETCHERS)})
-    kept = {}
+    needed = {}
     for threshold in (0.0, 0.1):
         rule = MinimalityRule(fraction=0.25, threshold=threshold)
-        kept[threshold] = (
-            minimality(subject("llama").model, circuit, pairs, "zero", rule).pruned.groups["fetcher"].heads
-        )
-    assert kept == {0.0: (one, two), 0.1: (two,)}
+        judged = outcomes(minimality(subject("llama").model, circuit, pairs, "zero", rule))
+        needed[threshold] = [head for head, outcome in judged.items() if outcome == "needed"]
+    assert needed == {0.0: [one, two], 0.1: [two]}
 
 
 def costing(monkeypatch, mean: float, threshold: float, circuit: tuple[Head, ...]) -> HeadCost:
@@ -204,7 +270,7 @@ def costing(monkeypatch, mean: float, threshold: float, circuit: tuple[Head, ...
     cost = threshold + 0.001 * (torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20) + mean)
     values = {gone: 0.5 - cost * float(FETCHERS[0] in gone) for gone in subsets(FETCHERS)}
     pairs = planted(monkeypatch, {frozenset(gone | set(FETCHERS) - set(circuit)): values[gone] for gone in values})
-    rule = MinimalityRule(fraction=0.25, held_out=False, threshold=threshold)
+    rule = MinimalityRule(fraction=0.25, held_out=False, threshold=threshold, margin=0.0)
     found = minimality(subject("llama").model, Circuit({"fetcher": Group("last", circuit)}), pairs, "zero", rule)
     return found.groups["fetcher"].costs[0]
 
@@ -214,18 +280,18 @@ def test_false_discoveries_are_controlled_over_the_whole_circuit(monkeypatch, th
     """p is near 0.02 alone: enough among one, not among four."""
     among_four = costing(monkeypatch, 0.34, threshold, FETCHERS)
     assert among_four.cost.low > threshold
-    assert 0.01 < among_four.adjusted_p / 4 < 0.025
-    assert not among_four.kept
-    assert costing(monkeypatch, 0.34, threshold, FETCHERS[:1]).kept
+    assert 0.01 < among_four.needed_p / 4 < 0.025
+    assert among_four.outcome == "open"
+    assert costing(monkeypatch, 0.34, threshold, FETCHERS[:1]).outcome == "needed"
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
 def test_the_interval_must_lie_above_the_threshold_even_if_the_test_is_passed(monkeypatch, threshold):
     """One-sided p near 0.035, and so within a two-sided interval of 95 %."""
     alone = costing(monkeypatch, 0.3, threshold, FETCHERS[:1])
-    assert alone.adjusted_p < 0.05
+    assert alone.needed_p < 0.05
     assert alone.cost.low <= threshold < alone.cost.value
-    assert not alone.kept
+    assert alone.outcome != "needed"
 
 
 @pytest.mark.parametrize("joint", [True, False])

@@ -13,6 +13,7 @@ from circuitdiff.report import ablations, completeness, minimality
 from circuitdiff.report.parts import Part
 from circuitdiff.study.sections.ablations import AblationScores, UnderAblation
 from circuitdiff.study.sections.completeness import PartsRemoved
+from circuitdiff.study.sections.minimality import HeadCounts
 from helpers.invented_results import around, data_of, ratio, results_of, rows_with
 from helpers.invented_sections import CIRCUIT, TINY, parts_removed, pruned_circuit
 
@@ -61,28 +62,37 @@ def test_costs_stand_most_costly_first_with_their_interval_and_what_was_removed_
     assert [row["head"] for row in rows] == ["4.1", "3.0", "2.2"]
     assert rows[0]["removed_with"] == "3.0, 2.2"
     assert (rows[0]["value"], rows[0]["low"], rows[0]["high"]) == (0.25, 0.23, 0.28)
-    assert [row["status"] for row in rows] == ["kept: the cost is credible", "dropped", "dropped"]
+    assert [row["status"] for row in rows] == ["needed", "open: neither is sure, so it stays", "not needed"]
     assert rows[2]["printed"] == "−0.010 (−0.030 to 0.020)"
     assert rows[2]["removed_with"] == "none"
 
 
-def test_the_minimality_figure_says_how_many_heads_stay_and_from_which_prompts():
+def test_the_minimality_figure_says_how_many_heads_are_needed_and_from_which_prompts():
     subtitle = on_minimality().figures[FETCHERS].to_dict()["title"]["subtitle"]
-    assert subtitle[0] == "1 of 3 heads kept; removal sets from 100 prompts, costs on 98 others"
+    counted = "1 of 3 heads needed, 1 not needed, 1 open"
+    assert subtitle[0] == f"{counted}; removal sets from 100 prompts, costs on 98 others"
 
 
-def test_the_threshold_is_drawn_where_the_rule_puts_it():
-    (line,) = rows_with(on_minimality(threshold=0.1).figures[FETCHERS], "at")
-    assert line["at"] == 0.1
+def test_the_limits_are_drawn_where_the_rule_puts_them():
+    spec = on_minimality(threshold=0.1, margin=0.05).figures[FETCHERS].to_dict()
+    drawn = [row["at"] for rows in spec["datasets"].values() for row in rows if "at" in row]
+    assert drawn == pytest.approx([0.1, 0.15])
     (line,) = rows_with(on_minimality(threshold=0.1, decision="ratio").figures[FETCHERS], "at")
     assert line["at"] == 0.0, "a ratio of scores has no place on an axis of costs"
 
 
-def test_the_minimality_sentence_gives_faithfulness_before_and_after_on_fresh_prompts():
+def test_the_minimality_sentence_gives_all_outcomes_and_faithfulness_on_fresh_prompts():
     assert list(on_minimality().sentences) == [
-        "ours keeps 2 of its 4 heads; on 300 fresh prompts its faithfulness is 0.750 (0.700 to 0.800) before pruning "
-        "and 0.625 (0.575 to 0.675) after."
+        "Of the 4 heads of ours 2 are needed, 1 are not needed (they cost surely less than 0.03), and 1 are open; on "
+        "300 fresh prompts its faithfulness is 0.750 (0.700 to 0.800), and 0.625 (0.575 to 0.675) without those that "
+        "are not needed."
     ]
+
+
+def test_where_nothing_is_surely_not_needed_the_page_says_that_nothing_is_pruned():
+    unsure = replace(pruned_circuit(), n_heads=HeadCounts(needed=1, not_needed=0, open=3))
+    (sentence,) = minimality.view(results_of(minimality={CIRCUIT: unsure})).sentences
+    assert sentence.endswith("0 are not needed (they cost surely less than 0.03), and 3 are open; none is pruned.")
 
 
 def test_every_part_stands_at_what_circuit_and_model_do_without_it():

@@ -183,7 +183,7 @@ def test_shares_of_a_gain_are_compared_beside_what_adds_to_it():
 
 def test_costs_of_heads_and_accuracies_of_masks_are_compared():
     def run(x: float, penalties: tuple[float, float]) -> CommonResults:
-        head = HeadResult((3, 1), x, x - 0.05, x + 0.05, 0.1, True, (), 0.5, 0.5, Estimate(None, None, None))
+        head = HeadResult((3, 1), x, x - 0.05, x + 0.05, 0.1, 0.9, "open", (), 0.5, 0.5, Estimate(None, None, None))
         masks = tuple(trade_off(1, 10 * penalty, penalty) for penalty in penalties)
         found = mask(x, 0.0, trade_off=masks, above_floor=around(0.1))
         return results(
@@ -202,7 +202,7 @@ def test_costs_of_heads_and_accuracies_of_masks_are_compared():
 def test_random_parts_and_random_circuits_of_two_circuits_are_not_compared():
     def run(x: float) -> CommonResults:
         drawn = Removed(3, *[around(x)] * 4)
-        faithfulness = {"base": {"base": cell(0.5, random=random_circuits(x, (x,)))}}
+        faithfulness = {"base": {"base": cell(0.5, random=random_circuits((x,)))}}
         completeness = {"base": {"base": replace(parts_removed(), random=(drawn,))}}
         return results(completeness=completeness, faithfulness=faithfulness)
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from circuitdiff.report import figures
-from circuitdiff.study.estimates import GroupHeads, Share
+from circuitdiff.report import faithfulness, figures
+from circuitdiff.study.estimates import GroupHeads
 from circuitdiff.study.sections.accuracy import Accuracy, QueriedShare
 from helpers.invented_results import (
     EXAMPLE,
@@ -20,7 +20,6 @@ from helpers.invented_results import (
     cell,
     changed,
     data_of,
-    random_circuits,
     results_of,
     rows_with,
 )
@@ -160,14 +159,17 @@ def test_random_circuits_stand_beside_the_real_one(drawn):
     assert [row["accuracy"] for row in rules] == [0.65625, 0.71875, 0.125, 0.6875]
 
 
-def test_the_real_circuit_stands_among_random_ones_as_measured_on_their_prompts():
-    found = cell(0.9, model_accuracy=Share(0.71875, 0.6, 0.81, 46, 64), random=random_circuits(0.25, (0.125, 0.5), 16))
-    figure = figures(results_of(faithfulness={OURS: {MODEL: found}}))[RANDOM]
-    assert [row["what"] for row in rows_with(figure, "what")] == [
-        "this circuit: 0.250",
-        "whole model, all 64 prompts: 0.719",
-        "every head ablated, all 64 prompts: 0.125",
+def test_other_circuits_of_its_size_have_a_row_each_with_what_the_circuit_does_better(results):
+    tables = faithfulness.view(results).tables
+    (table,) = (table for table in tables if table.caption.startswith(f"{OURS} in {MODEL}: other circuits of its size"))
+    assert [row["what"] for row in table.rows] == [
+        "mean of 100 random circuits",
+        "the heads that help next in each stage",
+        "its heads at each other's roles",
     ]
+    assert table.rows[0]["note"] == "the circuit: 0.656; 16 of 100 random circuits do as well, p = 0.168"
+    assert (table.rows[1]["accuracy"][:5], table.rows[1]["difference"]) == ("0.250", "0.400 (0.350 to 0.450)")
+    assert (table.rows[2]["accuracy"], table.rows[2]["note"]) == ("–", "all of its heads are at one role")
 
 
 def test_accuracy_by_queried_item_keeps_a_gap_a_gap(drawn):

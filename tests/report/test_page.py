@@ -56,7 +56,7 @@ def test_the_page_shows_what_the_results_say(text):
         "accuracy, circuit alone 0.656 0.530 to 0.760 42 / 64",
         "accuracy, every head ablated 0.125 0.060 to 0.220 8 / 64",
         "accuracy, all heads at the circuit's roles 0.688",
-        "accuracy, mean of the random circuits 0.221",
+        "mean of 100 random circuits 0.221",
         "circuit, slot means 0.656 0.530 to 0.760 42 / 64 – –",
         "circuit, kind means 0.219 0.130 to 0.330 14 / 64 0.304 (0.170 to 0.460) −1.500 (−1.750 to −1.250) the seg",
         "position_detector query_label 2 1.1, 1.0",

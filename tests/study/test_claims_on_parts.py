@@ -93,12 +93,12 @@ def test_a_yes_of_one_part_among_many_is_held_to_more():
 @pytest.mark.parametrize(
     ("controls", "more", "reason"),
     [
-        ({}, {}, "no controls of fetcher were grafted"),
-        ({"fetcher": {"any_layer": credit(0.7)}}, {}, "the control random heads of any layer brings 0.70"),
-        ({"fetcher": {"any_layer": credit(0.45)}}, {}, "the control random heads of any layer"),
-        ({"fetcher": {"any_layer": Credit(0.1, 0.0, 0.2, None, None, None, "far")}}, {}, "no share (far)"),
+        ({}, {}, "no random groups in the stead of fetcher were grafted"),
+        ({"fetcher": {"same_layers": credit(0.7)}}, {}, "the control random heads of the same layers brings 0.70"),
+        ({"fetcher": {"same_layers": credit(0.45)}}, {}, "the control random heads of the same layers"),
+        ({"fetcher": {"same_layers": Credit(0.1, 0.0, 0.2, None, None, None, "far")}}, {}, "no share (far)"),
         (GRAFT.controls, {"also_touched": {"fetcher": 1}}, f"1 {SHARED} were not grafted without fetcher"),
-        ({"fetcher": {"shared_kv": credit(0.9)}}, {}, f"the control {SHARED} brings"),
+        ({"fetcher": {"same_layers": credit(0.1), "shared_kv": credit(0.9)}}, {}, f"the control {SHARED} brings"),
     ],
 )
 def test_a_part_is_the_sole_one_only_if_its_controls_bring_less(controls, more, reason):
@@ -108,7 +108,7 @@ def test_a_part_is_the_sole_one_only_if_its_controls_bring_less(controls, more, 
 
 
 def test_keys_and_values_that_others_share_must_bring_nothing_with_the_others():
-    controls: Any = {"fetcher": {"any_layer": credit(0.1), "shared_kv": credit(0.1)}}
+    controls: Any = {"fetcher": {"same_layers": credit(0.1), "shared_kv": credit(0.1)}}
     assert judged(replace(with_parts(controls), also_touched={"fetcher": 1}))["fetcher"].sole == "yes"
 
 

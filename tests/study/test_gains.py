@@ -67,24 +67,33 @@ def test_controls_are_shares_of_the_gain():
     assert "the run with control" in (far.undefined or "")
 
 
-def test_random_groups_have_the_groups_percentile_and_bounds_for_single_groups():
+def test_few_random_groups_have_no_rank_and_the_bounds_that_all_of_them_keep_to():
     donor, nothing, half = hits(16), hits(6), hits(11)
     drawn = [hits(n) for n in (6, 7, 8, 11)]
     random = random_groups(donor, nothing, half, drawn)
-    assert random.percentile == pytest.approx(87.5)  # beats three, ties with one
+    assert (random.rank_p, random.group, random.bounds_are) == (None, 0.55, "all groups")
     assert random.share == pytest.approx(np.mean([0, 0.1, 0.2, 0.5]))
     controls = [control_result(donor, nothing, each) for each in drawn]  # of each group, over prompts
-    assert random.share_low == pytest.approx(np.quantile([each.share_low for each in controls], 0.025))
-    assert random.share_high == pytest.approx(np.quantile([each.share_high for each in controls], 0.975))
+    assert random.share_low == pytest.approx(min(each.share_low for each in controls))
+    assert random.share_high == pytest.approx(max(each.share_high for each in controls))
     assert (random.n, random.n_prompts, random.n_scenarios, random.nothing) == (4, 20, 20, 0.3)
     assert random.accuracies == (0.3, 0.35, 0.4, 0.55)
-    better = [hits(n) for n in (9, 11, 13, 15)]  # whose lower bounds are not all 0
-    lows = [control_result(donor, nothing, each).share_low for each in better]
-    assert random_groups(donor, nothing, half, better).share_low == pytest.approx(np.quantile(lows, 0.025))
-    assert np.quantile(lows, 0.025) < np.quantile(lows, 0.5)
     alone = random_groups(donor, nothing, half, drawn[3:])
     assert alone.share == pytest.approx(0.5)
     assert alone.share_low < 0.45 < 0.55 < alone.share_high, "one group's share has the bounds of its prompts"
+
+
+@pytest.mark.parametrize("n", [38, 39, 99, 100])
+def test_a_range_of_95_percent_takes_39_groups_and_a_rank_100(n):
+    donor, nothing, half = hits(16), hits(6), hits(11)
+    drawn = [hits(6 + i % 10) for i in range(n)]
+    random = random_groups(donor, nothing, half, drawn)
+    highs = [control_result(donor, nothing, each).share_high for each in drawn]
+    outside = 0.0 if n < 39 else 0.025
+    assert random.share_high == pytest.approx(np.quantile(highs, 1 - outside))
+    assert random.bounds_are == ("all groups" if n < 39 else "95 % of the groups")
+    as_good = sum(i % 10 >= 5 for i in range(n))
+    assert random.rank_p == (None if n < 100 else pytest.approx((1 + as_good) / (1 + n)))
 
 
 def test_a_random_group_far_from_clean_runs_has_no_share_but_a_value():

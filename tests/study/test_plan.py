@@ -63,7 +63,7 @@ class Counting(ThisProcess):
 WIDE = {"hidden_size": 96, "head_dim": 12, "intermediate_size": 256, "num_hidden_layers": 4}
 SMALL = {
     "prompts": "{discovery: 12, replication: 12, evaluation: 24, means: 24}",
-    "faithfulness": "{random_circuits: 4, random_prompts: 12}",
+    "faithfulness": "{random_circuits: 4}",
     "completeness": "{prompts: 12, random_parts: 3, greedy_steps: 1, greedy_candidates: 3, greedy_prompts: 6}",
     "minimality": "{prompts: 40}",
     "ablations": "{prompts: 12}",
@@ -78,7 +78,7 @@ SMALL = {
 OTHER_SHAPE = WIDE | {"num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 1}
 OTHER = {
     "prompts": "{discovery: 6, replication: 6, evaluation: 18, means: 24, queries_per_scenario: 3}",
-    "faithfulness": "{random_circuits: 1, random_prompts: 2}",
+    "faithfulness": "{random_circuits: 1}",
     "minimality": "{prompts: 18, held_out: false, fraction: 0.5}",
     "overlap": "{prompts: 9}",
     "graft": "{prompts: 12, random_groups: 0, heads: true, layers: [2, 3]}",
@@ -119,6 +119,7 @@ def counted_in_other_shape(tmp_path_factory) -> Flop:
         (["accuracy and means"], ["model_alone", "slot_means"]),
         (["runs that sweeps share", "fetcher (at last)", "transmitter (at last, via q)"], ["sweep"]),
         (["every circuit in every model"], ["circuits_alone 2"]),
+        (["attribution"], ["attribution"]),
         (["completeness"], ["parts_removed"]),
         (["ablations"], ["circuits_alone 5"]),
         (["knockouts"], ["knocked_out"]),
@@ -165,15 +166,16 @@ def test_a_stage_that_two_plans_share_counts_once_and_a_section_that_is_off_not_
         "fetcher",
         "transmitter",
         "every circuit in every model",
+        "attribution",
     ]
 
 
 def test_every_section_that_runs_is_counted(planned):
     base, _ = planned()
     further = ["minimality", "completeness", "ablations", "knockouts", "functions"]
-    assert list(base)[5:] == further
+    assert list(base)[6:] == further
     both, sizes = planned(variants="{other: planted-base}")
-    assert list(both)[5:] == [*further, "overlap", "cross-model patching", "grafts"]
+    assert list(both)[6:] == [*further, "overlap", "cross-model patching", "grafts"]
     assert len(sizes.settings.models) == 2
     for what in ("accuracy and means", "fetcher", "minimality", "knockouts"):
         assert both[what].flop == pytest.approx(2 * base[what].flop), what

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 
 from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.errors import InputError
 
 
 def all_heads(n_layers: int, n_heads: int, roles: Sequence[str]) -> Circuit:
@@ -34,43 +35,70 @@ def moved(circuit: Circuit, roles_of: Callable[[str], Sequence[str]]) -> Circuit
     )
 
 
-def random_circuit(circuit: Circuit, n_heads: int, generator: torch.Generator) -> Circuit:
-    """As many heads at each role, without repeats, from the layers between the circuit's first and last there.
+def roles_rotated(circuit: Circuit) -> Circuit:
+    """The same heads at each other's roles: those of a role at the next one, and those of the last at the first.
 
-    The circuit's own heads may be among them: where a role has few layers and many heads, most will be.
+    Without groups that have no heads.
+    """
+    roles = circuit.roles
+    following = dict(zip(roles, [*roles[1:], *roles[:1]], strict=True))
+    return moved(circuit, lambda role: [following[role]] if role in following else [])
+
+
+def has_others(heads: Collection[Head], n_layers: int, n_heads: int) -> bool:
+    """Whether the model has as many other heads as these, so that random ones can be drawn in their stead."""
+    return 2 * len(set(heads)) <= n_layers * n_heads
+
+
+def random_circuit(circuit: Circuit, n_layers: int, n_heads: int, generator: torch.Generator) -> Circuit:
+    """As many other heads at each role, without repeats, from the layers between the circuit's first and last there.
+
+    None of the circuit's own heads at that role. Where these layers have too few others, the layers next to them are
+    drawn from, too.
+
+    Raises: InputError if the circuit has more than half of all heads at a role.
     """
     groups: dict[str, Group] = {}
     for role in circuit.roles:
         heads = circuit.heads_at(role)
-        first, last = min(head.layer for head in heads), max(head.layer for head in heads)
-        pool = [Head(layer, i) for layer in range(first, last + 1) for i in range(n_heads)]
-        chosen = torch.randperm(len(pool), generator=generator)[: len(heads)]
-        groups[role] = Group(role, tuple(pool[i] for i in chosen.tolist()))
+        layers = range(min(head.layer for head in heads), max(head.layer for head in heads) + 1)
+        others = _others(heads, n_layers, n_heads)
+        groups[role] = Group(role, _drawn(others, layers, len(heads), generator))
     return Circuit(groups)
 
 
 def random_group(
-    group: Group,
-    n_layers: int,
-    n_heads: int,
-    generator: torch.Generator,
-    *,
-    same_layers: bool = True,
-    besides: Collection[Head] = (),
+    group: Group, n_layers: int, n_heads: int, generator: torch.Generator, *, besides: Collection[Head] = ()
 ) -> Group:
-    """As many heads at the group's role, without repeats, and none of the group's own while there are enough others.
+    """As many other heads at the group's role in each of its layers, without repeats, and none of the group's own.
 
-    Nor any of `besides`, while there are enough without them.
+    None of `besides` either, while a layer has enough without them. Where a layer has too few others, the layers next
+    to it are drawn from, too.
 
-    With `same_layers`, as many in each layer as the group has there; else from all layers.
+    Raises: InputError if the group has more than half of all heads.
     """
-    wanted = Counter(head.layer for head in group.heads) if same_layers else Counter({None: len(group.heads)})
-    drawn: list[Head] = []
-    for layer, n in sorted(wanted.items(), key=lambda item: -1 if item[0] is None else item[0]):
-        layers = range(n_layers) if layer is None else [layer]
-        pool = [Head(each, i) for each in layers for i in range(n_heads)]
-        others = [head for head in pool if head not in group.heads]
-        apart = [head for head in others if head not in besides]
-        chosen = next((each for each in (apart, others) if len(each) >= n), pool)
-        drawn += [chosen[i] for i in torch.randperm(len(chosen), generator=generator)[:n].tolist()]
+    others, drawn = _others(group.heads, n_layers, n_heads), list[Head]()
+    for layer, n in sorted(Counter(head.layer for head in group.heads).items()):
+        apart = {head for head in others if head.layer == layer} - set(besides)
+        chosen = _drawn(apart if len(apart) >= n else others, range(layer, layer + 1), n, generator)
+        others -= set(chosen)
+        drawn += chosen
     return Group(group.at, tuple(drawn))
+
+
+def _others(heads: Collection[Head], n_layers: int, n_heads: int) -> set[Head]:
+    """All heads of the model but these; as many at least."""
+    if not has_others(heads, n_layers, n_heads):
+        raise InputError(
+            f"of the model's {n_layers * n_heads} heads {len(set(heads))} are to be replaced by as many others, and "
+            f"so many there are not; take a smaller circuit or no random ones"
+        )
+    return {Head(layer, i) for layer in range(n_layers) for i in range(n_heads)} - set(heads)
+
+
+def _drawn(pool: Collection[Head], layers: range, n: int, generator: torch.Generator) -> tuple[Head, ...]:
+    """So many of a pool that has enough: of these layers, or of as many around them as it takes."""
+    reach = 0
+    while len(near := [head for head in sorted(pool) if -reach <= head.layer - layers.start < len(layers) + reach]) < n:
+        reach += 1
+    return tuple(near[i] for i in torch.randperm(len(near), generator=generator)[:n].tolist())

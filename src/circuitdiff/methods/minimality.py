@@ -3,11 +3,12 @@
 1. On half of the scenarios: the score of the circuit without each pair of a group's heads (the pair table).
 2. From the table, for each head: the heads that stand in for it, which are removed first (its removal set K).
 3. On the other scenarios: the head's cost, score(circuit minus K) - score(circuit minus K minus the head).
-4. Heads stay whose cost is credibly above a threshold, false discoveries controlled over the whole circuit.
+4. Heads are needed whose cost surely exceeds a threshold, not needed whose cost surely exceeds it by less than a
+   margin, and open otherwise. Only heads that are not needed are pruned: on few prompts none are.
 
 Source: Wang et al. 2022 (arXiv:2211.00593), section 4.2, for minimality by removal sets; Prakash et al. 2024
 (arXiv:2402.14811) for pair tables. They choose K and measure the cost on the same prompts, in hits, without an
-interval: `PUBLISHED` does that.
+interval, and know no open heads: `PUBLISHED` does that.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy import ndarray
 from pydantic import Field
 from torch import Tensor
 
@@ -45,14 +47,18 @@ from circuitdiff.stats.proportions import paired_interval
 
 @dataclass(frozen=True, repr=False)
 class MinimalityRule(Readable):
-    """How a head is tested, and what it takes to stay.
+    """How a head is tested, and what it takes to be needed or not.
 
     `score`: what circuits are compared by, the answer's mean probability or the number of hits. A hundred prompts of
     hits see a cost of two points one time in eight.
     `fraction`: at most this share of a group is removed before one of its heads is tested.
     `held_out`: removal sets are chosen on half of the scenarios and costs measured on the others; without, both on all.
-    `decision`: "credible" keeps a head whose cost is above `threshold` by its interval at `level`, and in a one-sided
-    test at `error_rate`, false discoveries controlled over the whole circuit; "ratio" keeps it by `keep`.
+    `decision`: "credible" needs a head whose cost is above `threshold`, and does not need one whose cost is below
+    `threshold + margin`: by its interval at `level`, and in a test at `error_rate`. Both tests control the
+    share of false ones among all heads of the circuit that get this outcome (Benjamini and Hochberg): what matters
+    when many are pruned is how many of them are needed, and what the pruned circuit lost as a whole is measured on
+    other prompts. A cost surely between threshold and threshold + margin is needed. "ratio" needs what `keep` keeps,
+    and nothing is open.
     """
 
     score: Literal["probability", "hits"] = "probability"
@@ -60,6 +66,7 @@ class MinimalityRule(Readable):
     held_out: bool = True
     decision: Literal["credible", "ratio"] = "credible"
     threshold: float = 0.0
+    margin: Annotated[float, Field(ge=0)] = 0.03  # of the answer's probability, or of the prompts
     error_rate: Share = 0.05
     level: Share = 0.95
     joint_removal_of_same_index: bool = True
@@ -127,6 +134,9 @@ def keep(before: float | int, after: float | int, threshold: float = 0.01) -> bo
     return before / after - 1 >= threshold
 
 
+Outcome = Literal["needed", "not_needed", "open"]
+
+
 @dataclass(frozen=True, repr=False)
 class HeadCost(Readable):
     """What the circuit loses with a head, once the heads that stand in for it are gone. Positive = it helps."""
@@ -137,8 +147,9 @@ class HeadCost(Readable):
     after: float  # score without them and the head
     cost: Interval  # in probability, or as a share of prompts where the score is hits
     cost_in_hits: Interval  # share of prompts
-    adjusted_p: float  # one-sided, of a cost above the threshold; over the whole circuit
-    kept: bool
+    needed_p: float  # one-sided, against a cost of at most the threshold; adjusted over the whole circuit
+    not_needed_p: float  # of `not_needed_p_values` against threshold + margin; adjusted over the whole circuit
+    outcome: Outcome
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,7 +163,8 @@ class GroupMinimality(Readable):
 
     @property
     def kept(self) -> tuple[Head, ...]:
-        return tuple(entry.head for entry in self.costs if entry.kept)
+        """The heads that are needed or open."""
+        return tuple(entry.head for entry in self.costs if entry.outcome != "not_needed")
 
 
 @dataclass(frozen=True, repr=False)
@@ -166,17 +178,28 @@ class MinimalityResult(Readable):
 
     @property
     def pruned(self) -> Circuit:
-        """The heads that stay. Its faithfulness is to be measured on scenarios that had no part in this."""
+        """Without the heads that are not needed. Its faithfulness is to be measured on scenarios not used here."""
         return Circuit({name: Group(group.at, group.kept) for name, group in self.groups.items()})
 
     def to_pandas(self) -> Any:
         """A row for each head of each group. Raises: InputError if there is no pandas."""
         rows = (
-            (name, group.at, str(each.head), *each.cost, each.before, each.after, each.adjusted_p, each.kept)
+            (
+                name,
+                group.at,
+                str(each.head),
+                *each.cost,
+                each.before,
+                each.after,
+                each.needed_p,
+                each.not_needed_p,
+                each.outcome,
+            )
             for name, group in self.groups.items()
             for each in group.costs
         )
-        return data_frame("group role head cost low high before after adjusted_p kept", rows)
+        columns = "group role head cost low high before after needed_p not_needed_p outcome"
+        return data_frame(columns, rows)
 
 
 class _Removal(NamedTuple):
@@ -208,7 +231,7 @@ def minimality(
     shared: Shared | None = None,
     memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> MinimalityResult:
-    """What each head costs the circuit, and which ones it needs by `rule`; every group inside the whole circuit.
+    """What each head costs the circuit, and whether it needs it by `rule`; every group inside the whole circuit.
 
     A group of n heads takes n (n + 1) / 2 circuits on the prompts that choose, and at most 2 n on those that test.
 
@@ -286,15 +309,52 @@ def _head_costs(tested: Sequence[_Tested], rule: MinimalityRule) -> list[HeadCos
     costs, hits = (_costs(tested, quantity).numpy() for quantity in (rule.score, "hits"))
     hit_intervals = paired_interval(hits, scenarios, level=rule.level)
     intervals = hit_intervals if rule.score == "hits" else mean_interval(costs, scenarios, level=rule.level)
-    null = rule.threshold if rule.decision == "credible" else 0.0
-    p = one_sided(cluster_p_values(costs - null, scenarios, n_flips=1), np.zeros(len(costs), dtype=bool))
+    least = rule.threshold if rule.decision == "credible" else 0.0  # a ratio is no cost
+    whole = np.array([float(one.before.per_prompt(rule.score).max()) for one in tested])
+    needed_p = false_discovery_adjusted(_one_sided_p(costs - least, scenarios, negative=False))
+    not_needed_p = false_discovery_adjusted(not_needed_p_values(costs, whole, scenarios, least + rule.margin))
     rows = []
-    for i, (one, adjusted) in enumerate(zip(tested, false_discovery_adjusted(p).tolist(), strict=True)):
+    for i, (one, *p) in enumerate(zip(tested, needed_p.tolist(), not_needed_p.tolist(), strict=True)):
         scores, cost = (score(one.before, rule), score(one.after, rule)), _row(intervals, i)
-        credible = bool(cost.low > rule.threshold) and adjusted <= rule.error_rate
-        kept = credible if rule.decision == "credible" else keep(*scores, rule.threshold)
-        rows.append(HeadCost(one.head, one.removed, *scores, cost, _row(hit_intervals, i), adjusted, kept))
+        outcome = _outcome(cost, p[0], p[1], rule) if rule.decision == "credible" else _by_ratio(*scores, rule)
+        rows.append(HeadCost(one.head, one.removed, *scores, cost, _row(hit_intervals, i), p[0], p[1], outcome))
     return rows
+
+
+def not_needed_p_values(
+    costs: Float[ndarray, "head prompt"],
+    whole: Float[ndarray, " head"],
+    scenarios: Int[ndarray, " prompt"],
+    limit: float,
+) -> Float[ndarray, " head"]:
+    """Two-sided p of each head against "its mean cost is the limit"; 1 where the cost is above it.
+
+    The t-test on scenarios, with one scenario more than there are, in which the head costs `whole`, all that it could.
+    Few prompts may carry a head's cost, and a sample without any of them shows neither the cost nor its variance. So p
+    is below 0.05 only from 3 * whole / limit scenarios on, and of so many 19 samples in 20 hold such a prompt: with a
+    mean of `limit` at least a share of limit / whole of the prompts has a cost.
+    """
+    size = round(len(scenarios) / len(np.unique(scenarios)))
+    costs = np.hstack([costs, whole[:, None].repeat(size, axis=1)])
+    scenarios = np.append(scenarios, np.full(size, scenarios.max() + 1))
+    return np.minimum(2 * _one_sided_p(costs - limit, scenarios, negative=True), 1)
+
+
+def _one_sided_p(values: ndarray, scenarios: ndarray, *, negative: bool) -> ndarray:
+    return one_sided(cluster_p_values(values, scenarios, n_flips=1), np.full(len(values), negative))
+
+
+def _outcome(cost: Interval, needed_p: float, not_needed_p: float, rule: MinimalityRule) -> Outcome:
+    """Interval and test must agree; a cost surely between threshold and threshold + margin is needed."""
+    if cost.low > rule.threshold and needed_p <= rule.error_rate:
+        return "needed"
+    if cost.high < rule.threshold + rule.margin and not_needed_p <= rule.error_rate:
+        return "not_needed"
+    return "open"
+
+
+def _by_ratio(before: float, after: float, rule: MinimalityRule) -> Outcome:
+    return "needed" if keep(before, after, rule.threshold) else "not_needed"
 
 
 def _costs(tested: Sequence[_Tested], quantity: Quantity) -> Float[Tensor, "head prompt"]:

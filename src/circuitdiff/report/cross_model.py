@@ -18,6 +18,7 @@ from circuitdiff.report.gains import (
     share_table,
     side_by_side_table,
 )
+from circuitdiff.report.numbers import beside_draws
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.gains import Credit, RandomGroups
 from circuitdiff.study.registry import CommonResults, part_of
@@ -25,7 +26,6 @@ from circuitdiff.study.sections.cross_model import SECTION, CrossModel, PatchCon
 
 _CONTROLS = {
     "group": "the group itself",
-    "any_layer": "as many heads of any layer",
     "elsewhere": "the same heads at another role",
     "noise": "its own values moved as far at random",
     "scaled": "its own values made as large",
@@ -79,7 +79,8 @@ def control_rows(patched: CrossModel) -> list[dict]:
     rows = []
     for group, controls in patched.controls.items():
         named = {_CONTROLS[name]: getattr(controls, name) for name in _CONTROLS}
-        named[among_groups(controls.same_layers)] = controls.same_layers
+        if controls.same_layers.n:
+            named[among_groups(controls.same_layers)] = controls.same_layers
         rows += [_control_row(group, says, credit) for says, credit in named.items() if credit is not None]
     return rows
 
@@ -87,7 +88,9 @@ def control_rows(patched: CrossModel) -> list[dict]:
 def among_groups(random: RandomGroups) -> str:
     """Random groups of the same layers, in words."""
     far = f"; {random.n_far} of them end far from clean runs and have no share" if random.n_far else ""
-    return f"{random.n} random groups of its layers (the group is above {random.percentile:.0f} of 100{far})"
+    compared = beside_draws(random.group, random.accuracies, random.rank_p, "random groups")
+    mean = f"mean of {random.n} random groups of its layers, with the range of {random.bounds_are}"
+    return f"{mean} (the group: {compared}{far})"
 
 
 def _control_row(group: str, says: str, credit: Credit) -> dict:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.numbers import hits, interval, number, printed
+from circuitdiff.report.numbers import beside_draws, hits, interval, number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate, Share
 from circuitdiff.study.registry import CommonResults, cells_of
-from circuitdiff.study.sections.faithfulness import SECTION, CircuitInModel, RandomCircuits
+from circuitdiff.study.sections.faithfulness import SECTION, CircuitInModel
+from circuitdiff.study.sections.faithfulness_controls import RandomCircuits
 
 _KEPT = {
     "model": "the model",
@@ -24,6 +25,11 @@ _NOTES = {
     ("every_segment", "slot"): "nothing depends on which segment is asked for",
     ("wrong_segment", "slot"): "control: another segment than the one asked for",
     ("all_heads", "slot"): "a reference, not a bound",
+}
+_CONTROLS = {
+    "next_best": "the heads that help next in each stage",
+    "other_roles": "its heads at each other's roles",
+    "by_attribution": "heads of the largest activation times gradient",
 }
 _MATRIX_COLUMNS = {"circuit": "circuit of", "model": "in model", "printed": "faithfulness", "normalised": "normalised"}
 _MATRIX_COLUMNS |= {"accuracy": "circuit alone", "of_model": "whole model", "random": "random circuits", "note": ""}
@@ -43,9 +49,14 @@ def view(results: CommonResults) -> Part:
         "Faithfulness is the circuit's accuracy over the whole model's, with every other head replaced by its mean. "
         "Normalised, it is (circuit − ablated) / (model − ablated). Agreement is the share of prompts on which the "
         "circuit gives the model's own answer, right or wrong. All heads at the circuit's roles are a reference, not a "
-        "bound. Random circuits have as many heads, at the same roles and in the same range of layers.",
+        "bound. Random circuits have as many other heads, at the same roles and in the same range of layers.",
         figures=figures,
-        tables=[*tables, *(_measures(*cell) for cell in cells), *(_rows(*cell) for cell in cells)],
+        tables=[
+            *tables,
+            *(_measures(*cell) for cell in cells),
+            *(_controls(*cell) for cell in cells if cell[2].controls),
+            *(_rows(*cell) for cell in cells),
+        ],
     )
 
 
@@ -56,7 +67,7 @@ def _with_all_heads(found: CircuitInModel) -> Share | None:
 
 def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
     columns = {"measure": "measure", "value": "value", "interval": "95 % interval", "hits": "hits / prompts"}
-    everything, random = _with_all_heads(found), found.random
+    everything = _with_all_heads(found)
     measures: list[tuple[str, Estimate, str]] = [
         ("faithfulness", found, found.note or ""),
         ("normalised faithfulness", found.normalised, ""),
@@ -67,9 +78,6 @@ def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
     ]
     if everything is not None:
         measures.append(("accuracy, all heads at the circuit's roles", everything, ""))
-    if random is not None:
-        mean, note = Estimate(random.mean, random.low, random.high), f"on {random.n_prompts} prompts"
-        measures.append(("accuracy, mean of the random circuits", mean, note))
     rows = [
         {"measure": measure, "value": number(each.value), "interval": interval(each), "note": note}
         | {"hits": hits(each) if isinstance(each, Share) else ""}
@@ -77,6 +85,30 @@ def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
     ]
     title = f"{circuit} in {model}, slot means"
     return Table(title, columns | {"note": "note"}, rows, numeric=("value", "interval", "hits"))
+
+
+def _controls(circuit: str, model: str, found: CircuitInModel) -> Table:
+    """Other circuits of this size, one row each."""
+    columns = {"what": "instead of the circuit", "accuracy": "accuracy", "faithfulness": "faithfulness"}
+    columns |= {"difference": "accuracy of the circuit less this one's", "note": "note"}
+    rows: list[dict[str, str]] = []
+    if (random := found.random) is not None:
+        mean, own = Estimate(random.mean, random.low, random.high), found.circuit_accuracy.value or 0.0
+        compared = beside_draws(own, random.accuracies, random.rank_p, "random circuits")
+        row = {"what": f"mean of {len(random.accuracies)} random circuits", "accuracy": printed(mean)}
+        rows.append(row | {"faithfulness": "", "difference": "", "note": f"the circuit: {compared}"})
+    rows += [
+        {
+            "what": _CONTROLS[each.kind],
+            "accuracy": printed(each.accuracy),
+            "faithfulness": printed(each.faithfulness),
+            "difference": printed(each.difference),
+            "note": each.note or "",
+        }
+        for each in found.controls
+    ]
+    caption = f"{circuit} in {model}: other circuits of its size, with 95 % intervals"
+    return Table(caption, columns, rows, numeric=("accuracy", "faithfulness", "difference"))
 
 
 def _rows(circuit: str, model: str, found: CircuitInModel) -> Table:
@@ -135,15 +167,12 @@ def _matrix(rows: list[dict]) -> charts.Figure:
 
 
 def _among_random(circuit: str, model: str, found: CircuitInModel, random: RandomCircuits) -> charts.Figure:
-    """The circuit itself on the random circuits' prompts, the others on all."""
     everything = _with_all_heads(found)
-    n = found.model_accuracy.n
-    where = "" if random.n_prompts == n else f", all {n} prompts"
     references = {
-        "this circuit": random.circuit,
-        f"whole model{where}": found.model_accuracy.value,
-        f"every head ablated{where}": found.ablated_accuracy.value,
-        f"all heads at its roles{where}": None if everything is None else everything.value,
+        "this circuit": found.circuit_accuracy.value,
+        "whole model": found.model_accuracy.value,
+        "every head ablated": found.ablated_accuracy.value,
+        "all heads at its roles": None if everything is None else everything.value,
     }
     title = f"{circuit} among random circuits, {model}"
     return charts.among_random(title, random.accuracies, references, random.n_prompts)

@@ -20,10 +20,7 @@ from circuitdiff.study.gains import RandomGroups
 from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.graft import SECTION, GraftResult
 
-_CONTROLS = {
-    "any_layer": "random heads of any layer",
-    "shared_kv": "other heads that read the same keys and values",
-}
+_SHARED = "other heads that read the same keys and values"
 
 
 def view(results: CommonResults) -> Part:
@@ -47,7 +44,7 @@ def view(results: CommonResults) -> Part:
 def control_rows(grafted: GraftResult) -> list[dict]:
     """What each control brings in the stead of a group, in accuracy."""
     return [
-        credit_row(group, among_groups(credit) if isinstance(credit, RandomGroups) else _CONTROLS[name], credit)
+        credit_row(group, among_groups(credit) if isinstance(credit, RandomGroups) else _SHARED, credit)
         for group, controls in grafted.controls.items()
-        for name, credit in controls.items()
+        for credit in controls.values()
     ]

@@ -1,4 +1,4 @@
-"""What each head costs a circuit, and which heads it keeps."""
+"""What each head costs a circuit, and whether it is needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.minimality import SECTION, HeadResult, PrunedCircuit
 
-_KEPT, _DROPPED = "kept: the cost is credible", "dropped"
+_OUTCOMES = {"needed": "needed", "open": "open: neither is sure, so it stays", "not_needed": "not needed"}
+_COLOURS = (charts.CATEGORIES[0], charts.CATEGORIES[4], charts.GREY)
 
 
 def view(results: CommonResults) -> Part:
@@ -20,7 +21,8 @@ def view(results: CommonResults) -> Part:
     return Part(
         "Does the circuit need every head?",
         "A head's cost is what the circuit loses without it, once the heads that stand in for it are gone. Everything "
-        "outside the circuit is at its mean by slot: a head that writes only what any prompt has there costs nothing.",
+        "outside the circuit is at its mean by slot: a head that writes only what any prompt has there costs nothing. "
+        "Only heads that are surely not needed are pruned.",
         [_sentence(circuit, pruned) for circuit, pruned in circuits.items()],
         {
             f"minimality/{circuit}/{group}": _costs(f"Minimality: {group} of {circuit}", pruned, costs)
@@ -32,27 +34,42 @@ def view(results: CommonResults) -> Part:
 
 
 def _sentence(circuit: str, pruned: PrunedCircuit) -> str:
-    """How many heads stay, and what that does to faithfulness on prompts that had no part in the choice."""
-    sizes = pruned.n_heads
-    return (
-        f"{circuit} keeps {sizes.pruned} of its {sizes.before} heads; on {pruned.n_prompts.fresh} fresh prompts its "
-        f"faithfulness is {printed(pruned.faithfulness_before)} before pruning and "
-        f"{printed(pruned.faithfulness_pruned)} after."
+    """How many heads are needed, and what pruning does to faithfulness on prompts that had no part in the choice."""
+    n = pruned.n_heads
+    said = (
+        f"Of the {n.needed + n.not_needed + n.open} heads of {circuit} {n.needed} are needed, {n.not_needed} are not "
+        f"needed ({_limit(pruned.rule)}), and {n.open} are open"
     )
+    if not n.not_needed:
+        return f"{said}; none is pruned."
+    return (
+        f"{said}; on {pruned.n_prompts.fresh} fresh prompts its faithfulness is {printed(pruned.faithfulness_before)}, "
+        f"and {printed(pruned.faithfulness_pruned)} without those that are not needed."
+    )
+
+
+def _limit(rule: MinimalityRule) -> str:
+    """What a head may cost that is not needed."""
+    if rule.decision == "ratio":
+        return f"the score is less than {rule.threshold:g} of it larger with the head"
+    return f"they cost surely less than {rule.threshold + rule.margin:g}"
 
 
 def _row(head: HeadResult) -> dict:
     return charts.bounds(Estimate(head.cost, head.low, head.high)) | {
         "head": heads([head.head]),
-        "status": _KEPT if head.kept else _DROPPED,
-        "adjusted_p": significant(head.adjusted_p),
+        "status": _OUTCOMES[head.outcome],
+        "needed_p": significant(head.needed_p),
+        "not_needed_p": significant(head.not_needed_p),
         "removed_with": heads(head.removed_with),
         "in_hits": printed(head.cost_in_hits),
     }
 
 
 def _costs(title: str, pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> charts.Figure:
-    """Most costly first: the circuit loses by the head's removal. The dashed line is the threshold."""
+    """Most costly first: the circuit loses by the head's removal. Dashed: what a needed head costs at least, and what
+    one that is not needed costs at most.
+    """
     rule = pruned.rule
     rows = sorted(map(_row, costs), key=lambda row: -(row["value"] or 0.0))
     score = "share of prompts answered" if rule.score == "hits" else "the answer's probability"
@@ -61,15 +78,17 @@ def _costs(title: str, pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> 
         y=charts.names_along("y", rows, "head", "head"),
         tooltip=charts.tips(
             head="head", printed=f"cost ({_level(rule)} interval)", in_hits="cost as a share of hits",
-            adjusted_p="adjusted p", removed_with="removed before", status="",
+            needed_p="adjusted p, needed", not_needed_p="adjusted p, not needed", removed_with="removed before",
+            status="",
         ),
     )  # fmt: skip
-    status = charts.colour("status", [_KEPT, _DROPPED], None, (charts.CATEGORIES[0], charts.GREY), orient="bottom")
-    threshold = rule.threshold if rule.decision == "credible" else 0.0  # a ratio has no place on an axis of costs
+    status = charts.colour("status", list(_OUTCOMES.values()), None, _COLOURS, orient="bottom")
+    # a ratio has no place on an axis of costs
+    limits = {rule.threshold, rule.threshold + rule.margin} if rule.decision == "credible" else {0.0}
     layers = [
         charts.bars(base, "x", unit, color=status),
         charts.intervals(base, "x", unit, color=charts.INK),
-        *charts.dashed("x", threshold, unit),
+        *(layer for limit in sorted(limits) for layer in charts.dashed("x", limit, unit)),
     ]
     return charts.finish(layers, title, _subtitle(pruned, costs), width=420, height=alt.Step(14))
 
@@ -81,7 +100,8 @@ def _level(rule: MinimalityRule) -> str:
 def _subtitle(pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> list[str]:
     n = pruned.n_prompts
     on = f"removal sets from {n.choosing} prompts, costs on {n.testing}{' others' if pruned.rule.held_out else ''}"
+    n = {outcome: sum(head.outcome == outcome for head in costs) for outcome in _OUTCOMES}
     return [
-        f"{sum(head.kept for head in costs)} of {len(costs)} heads kept; {on}",
+        f"{n['needed']} of {len(costs)} heads needed, {n['not_needed']} not needed, {n['open']} open; {on}",
         f"with {_level(pruned.rule)} intervals over scenarios",
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from circuitdiff.circuit import Head
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share
@@ -45,6 +45,17 @@ def all_printed(source: object, names: Iterable[str]) -> dict[str, str]:
 def hits(share: Share | None) -> str:
     """Hits of n prompts, like `181 / 200`."""
     return MISSING if share is None else f"{share.hits} / {share.n}"
+
+
+def beside_draws(value: float, drawn: Sequence[float], p: Number, kind: str) -> str:
+    """An accuracy and those of random draws: how many are at least as good, with the p of the rank where there is one.
+
+    Of too few draws for a rank the largest alone.
+    """
+    if p is None:
+        return f"{number(value)}; largest of {len(drawn)} {kind}: {number(max(drawn, default=None))}"
+    as_good = sum(each >= value for each in drawn)
+    return f"{number(value)}; {as_good} of {len(drawn)} {kind} do as well, p = {significant(p)}"
 
 
 def heads(places: Iterable[HeadPlace]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from circuitdiff.models.checks import Check
-from circuitdiff.report.numbers import hits, interval, number, significant
+from circuitdiff.report.numbers import beside_draws, hits, interval, number, significant
 from circuitdiff.report.parts import Part, Sentence
 from circuitdiff.study.estimates import Share
 from circuitdiff.study.registry import CommonResults, cells_of, part_of
@@ -25,7 +25,7 @@ from circuitdiff.study.sections.faithfulness import CircuitInModel
 
 FEW = 50  # prompts below which an interval is wide enough to warn of
 TOO_FAITHFUL = 1.1
-BEATS = 0.95  # share of random circuits that a real one should beat
+_RANK_P = 0.05  # of a circuit among random ones, above which that is a caution
 
 
 def alarms(results: CommonResults) -> Part:
@@ -56,28 +56,25 @@ def _unfaithful(results: CommonResults) -> Iterator[str]:
 
 def _no_better_than_random(results: CommonResults) -> Iterator[str]:
     for circuit, model, each in cells_of(results, faithfulness.SECTION):
-        compared = _beaten(each)
-        if compared and compared[0] < BEATS * compared[1]:
-            yield (
-                f"{circuit} in {model} scores higher than only {compared[0]} of {compared[1]} random circuits "
-                f"of its size."
-            )
+        if each.random is None:
+            continue
+        p, own, largest = each.random.rank_p, each.circuit_accuracy.value or 0.0, max(each.random.accuracies)
+        if own <= largest if p is None else p > _RANK_P:
+            yield f"{circuit} in {model} is not surely better than random circuits of its size: {_beside(each)}."
 
 
-def _beaten(cell: CircuitInModel) -> tuple[int, int] | None:
-    """How many random circuits score strictly less than the real one on the same prompts, and of how many."""
-    random = cell.random
-    if random is None or not random.accuracies:
-        return None
-    return sum(score < random.circuit for score in random.accuracies), len(random.accuracies)
+def _beside(cell: CircuitInModel) -> str:
+    """Its accuracy beside those of random circuits."""
+    if (random := cell.random) is None:
+        return "none were drawn"
+    own = cell.circuit_accuracy.value or 0.0
+    return f"it scores {beside_draws(own, random.accuracies, random.rank_p, 'random circuits')}"
 
 
 def _few(results: CommonResults) -> Iterator[str]:
     counted = [(name, each.accuracy.n) for name, each in part_of(results, accuracy.SECTION).items()]
     for circuit, model, each in cells_of(results, faithfulness.SECTION):
         counted.append((f"{circuit} in {model}", each.circuit_accuracy.n))
-        if each.random is not None:
-            counted.append((f"random circuits like {circuit} in {model}", each.random.n_prompts))
     fewest: dict[str, int] = {}
     for what, n in _further(results):
         fewest[what] = min(n, fewest.get(what, n))
@@ -102,7 +99,6 @@ def _further(results: CommonResults) -> Iterator[tuple[str, int]]:
     for patched in part_of(results, cross_model.SECTION).values():
         both = [*patched.to_base.values(), *patched.to_variant.values()]
         yield from (("patching", min(each.n_prompts, each.n_scenarios)) for each in both)
-        yield from (("the controls of patching", each.n_prompts) for each in patched.controls.values())
     for grafted in part_of(results, graft.SECTION).values():
         yield "grafts", min(grafted.n_prompts, grafted.n_scenarios)
     for blocked in part_of(results, knockout.SECTION).values():
@@ -133,8 +129,8 @@ def _of_prompts(share: Share) -> str:
 
 def _circuit(results: CommonResults, circuit: str, model: str, cell: CircuitInModel) -> str:
     sentences = [_size(results, circuit, model), _alone(cell)]
-    if compared := _beaten(cell):
-        sentences.append(f"It scores higher than {compared[0]} of {compared[1]} random circuits of its size.")
+    if cell.random is not None:
+        sentences.append(f"Beside random circuits of its size {_beside(cell)}.")
     return " ".join(sentences)
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from circuitdiff.study.estimates import printed
+from circuitdiff.study.estimates import DRAWS_FOR_A_RANK, printed
 from circuitdiff.study.evidence import Evidence, Judged, Noted, Parts, PartsEvidence, Thresholds
-from circuitdiff.study.gains import Credit
+from circuitdiff.study.gains import Credit, RandomGroups
 from circuitdiff.study.judge import LEVEL, UNKNOWN, Answer, Test, holm, within
 
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
 SHARED = "other heads that read the same keys and values"
 _CONTROLS = {
-    "any_layer": "random heads of any layer",
     "same_layers": "random heads of the same layers",
     "shared_kv": SHARED,
 }
@@ -127,9 +126,11 @@ def _against_sole(found: PartsEvidence, part: str, share: float) -> tuple[str, .
     if part in NO_HEAD_GROUP or part.startswith("layers "):
         return ()
     controls = found.controls.get(part) or {}
-    reasons = [] if controls else [f"no controls of {part} were grafted"]
+    reasons = [] if "same_layers" in controls else [f"no random groups in the stead of {part} were grafted"]
     for name, credit in controls.items():
-        if within(_share(credit), share).met is not False:
+        if isinstance(credit, RandomGroups) and credit.n < DRAWS_FOR_A_RANK:
+            reasons.append(f"only {credit.n} random groups of at least {DRAWS_FOR_A_RANK} were grafted")
+        elif within(_share(credit), share).met is not False:
             reasons.append(f"the control {_CONTROLS[name]} brings {_printed(credit)}")
     if (touched := found.also_touched.get(part)) and "shared_kv" not in controls:
         reasons.append(f"{touched} {SHARED} were not grafted without {part}")

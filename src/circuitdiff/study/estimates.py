@@ -15,6 +15,8 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.stats.intervals import Interval, RatioInterval, mean_interval
 from circuitdiff.stats.proportions import accuracy_interval
 
+DRAWS_FOR_A_RANK = 100  # a rank among 100 random draws is known to 1 %
+
 T = TypeVar("T")
 Number = float | None
 HeadPlace = tuple[int, int]  # layer and index
@@ -99,9 +101,16 @@ def mean_logit_difference(evaluation: Evaluation) -> Estimate:
     return estimate(mean_interval(evaluation.logit_differences.double().numpy(), evaluation.scenarios.numpy()))
 
 
-def percentile_among(value: float, values: np.ndarray) -> float:
-    """The percentage of `values` below it, and half of those equal to it."""
-    return 100 * float((values < value).mean() + (values == value).mean() / 2)
+def rank_p(value: float, drawn: np.ndarray) -> Number:
+    """(1 + how many of the random draws are at least as good) / (1 + how many there are); None of fewer than 100.
+
+    If the value were one of the draws, it would be so small or smaller with this probability.
+
+    Source: Phipson & Smyth 2010 (doi:10.2202/1544-6115.1585).
+    """
+    if len(drawn) < DRAWS_FOR_A_RANK:
+        return None
+    return (1 + int((drawn >= value).sum())) / (1 + len(drawn))
 
 
 def places(heads: Iterable[Head]) -> tuple[HeadPlace, ...]:

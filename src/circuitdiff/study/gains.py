@@ -17,10 +17,11 @@ from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.stats.shapley import ALONE, Attribution, Subset, attribute
 from circuitdiff.study.common_units import model_answers
 from circuitdiff.study.context import StudyContext
-from circuitdiff.study.estimates import Estimate, Number, Share, estimate, percentile_among, result_of, share
+from circuitdiff.study.estimates import Estimate, Number, Share, estimate, rank_p, result_of, share
 
 # Random heads; or the other heads that read the part's keys and values: do the part's own heads matter?
-GraftControl = Literal["any_layer", "same_layers", "shared_kv"]
+GraftControl = Literal["same_layers", "shared_kv"]
+_DRAWS_FOR_A_RANGE = 39  # each of 39 draws is as likely as the next one to be the largest: 1 / 40 = 2.5 %
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,18 @@ class ControlResult(Credit):
 
 @dataclass(frozen=True)
 class RandomGroups(ControlResult):
-    """A group among random ones.
+    """A group among random ones that have none of its heads, on the same prompts.
 
-    `value` and `share` are the random groups' means. Their bounds hold for single groups and for other prompts:
-    percentiles, over the groups, of each group's own bounds.
+    `value` and `share` are the random groups' means. Their bounds hold for single groups and for other prompts: of each
+    group's own bounds those that 95 % of the groups keep to, or, of fewer than 39 groups, that all of them do.
     """
 
     n: int
+    bounds_are: Literal["95 % of the groups", "all groups"]
     n_far: int  # whose runs end far from clean ones, and have no share
     n_prompts: int
-    percentile: float  # of the group's accuracy among theirs
+    rank_p: Number  # of the group's accuracy among theirs; None of fewer than 100
+    group: float  # its accuracy
     accuracies: tuple[float, ...]
     nothing: float  # accuracy of the recipient as it is
 
@@ -195,15 +198,17 @@ def random_groups(
     `far`: the groups, by number, whose runs the model could not have made itself, which have none.
     """
     credits = [_control_credit(donor, nothing, each, compatible=i not in far) for i, each in enumerate(drawn)]
-    accuracies = np.array([float(each.hits.double().mean()) for each in drawn])
+    accuracies, own = np.array([float(each.hits.double().mean()) for each in drawn]), float(group.hits.double().mean())
     return RandomGroups(
         **{name: _over_groups(name, credits) for name in shapley.Credit._fields if name != "undefined"},
         undefined=_control_credit(donor, nothing, group).undefined,
         n_scenarios=len(donor.scenarios.unique()),
         n=len(drawn),
+        bounds_are="95 % of the groups" if len(drawn) - len(far) >= _DRAWS_FOR_A_RANGE else "all groups",
         n_far=len(far),
         n_prompts=len(donor.hits),
-        percentile=percentile_among(float(group.hits.double().mean()), accuracies),
+        rank_p=rank_p(own, accuracies),
+        group=own,
         accuracies=tuple(accuracies.tolist()),
         nothing=float(nothing.hits.double().mean()),
     )
@@ -227,10 +232,14 @@ def _control_credit(
 
 
 def _over_groups(name: str, credits: Sequence[shapley.Credit]) -> Number:
-    """The mean of a value or share; of its bounds those that 95 % of the groups keep to. None where none has one."""
+    """The mean of a value or share; of its bounds those that 95 % of the groups, or all, keep to. None where none has.
+
+    A quantile of 2.5 % lies between draws only from 39 on.
+    """
     values = [value for credit in credits if not np.isnan(value := getattr(credit, name))]
     if not values:
         return None
+    outside = 0.025 if len(values) >= _DRAWS_FOR_A_RANGE else 0.0
     if name.endswith("low"):
-        return float(np.quantile(values, 0.025))
-    return float(np.quantile(values, 0.975) if name.endswith("high") else np.mean(values))
+        return float(np.quantile(values, outside))
+    return float(np.quantile(values, 1 - outside) if name.endswith("high") else np.mean(values))

@@ -13,7 +13,7 @@ from circuitdiff.study.settings import CommonSettings, PromptSettings
 # prompts takes a mean effect of 1.04 standard deviations over prompts, on 50 of 0.58 and on 100 of 0.39.
 FEWEST = PromptSettings(discovery=50, replication=50, evaluation=60, means=60)
 _FEWEST_OF_SECTION = 50  # scenarios, below which the verdict says nothing
-_FEWEST_DRAWS = 20  # of random circuits or groups: a rank among them is known to 5 %
+_FEWEST_DRAWS = 20  # of random circuits or groups; among fewer than 100 no rank is claimed
 _SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)
 QUICK = 0.12
 _LEFT_OUT_FIRST = ("functions", "completeness", "minimality", "knockout", "ablations")  # where time is short

@@ -38,7 +38,7 @@ FOUND = Circuit(
     }
 )
 TESTED = Circuit({name: FOUND.groups[name] for name in ("fetcher", "reader")})
-OPTIONS = CrossModelOptions(prompts=5, random_groups=3, control_prompts=4, null_donors=("tuned",))
+OPTIONS = CrossModelOptions(prompts=5, random_groups=3, null_donors=("tuned",))
 
 
 @pytest.fixture(scope="module")
@@ -147,15 +147,15 @@ def test_single_heads_of_the_group_that_shows_most_are_the_librarys(context, mon
 
 def test_controls_say_what_was_done_and_are_the_librarys(context, monkeypatch):
     result, (base, tuned) = compared(context, monkeypatch, donor="tuned"), both(context)
-    pairs = first(context, 4)
+    pairs = first(context, 5)
     assert set(result.controls) == set(TESTED.groups)
     for name, group in TESTED.groups.items():
         controls = result.controls[name]
-        assert (controls.what, controls.n_prompts) == ("z", 4)
+        assert (controls.what, controls.n_prompts) == ("z", 5)
         chosen = control_groups(group, base.n_layers, base.n_heads, n_random=3, other_role=controls.other_role)
         of_donor = read_several(tuned, pairs, [group, *chosen], ["z"])["z"]
         ran = run_controls(of_donor, base, group, chosen, pairs)
-        for control in ("group", "any_layer", "elsewhere", "noise", "scaled"):
+        for control in ("group", "elsewhere", "noise", "scaled"):
             answers, distance = getattr(ran, control)
             given = getattr(controls, control)
             assert given.accuracy.hits == int(answers.hits.sum())
@@ -166,7 +166,7 @@ def test_controls_say_what_was_done_and_are_the_librarys(context, monkeypatch):
     assert result.controls["fetcher"].other_role == "after_query_label"
 
 
-@pytest.mark.parametrize(("distance", "n_far"), [(1e-9, 5), (1e9, 0)])
+@pytest.mark.parametrize(("distance", "n_far"), [(1e-9, 4), (1e9, 0)])
 def test_a_control_that_ends_far_from_clean_runs_has_no_share(context, monkeypatch, distance, n_far):
     asked: list[bool] = []
     control_result = cross_model.control_result
@@ -176,9 +176,9 @@ def test_a_control_that_ends_far_from_clean_runs_has_no_share(context, monkeypat
         lambda *args, compatible: asked.append(compatible) or control_result(*args, compatible=compatible),
     )
     controls = compared(context, monkeypatch, replace(OPTIONS, distance=distance), donor="tuned").controls["reader"]
-    named = [controls.group, controls.any_layer, controls.elsewhere, controls.noise, controls.scaled]
-    assert [each is not None and each.incompatible for each in named] == [n_far == 5] * 5
-    assert asked == [n_far == 0] * 10
+    named = [controls.group, controls.elsewhere, controls.noise, controls.scaled]
+    assert [each is not None and each.incompatible for each in named] == [n_far == 4] * 4
+    assert asked == [n_far == 0] * 8
     assert controls.same_layers.n_far == (3 if n_far else 0)
 
 
@@ -210,7 +210,7 @@ def test_what_a_worker_has_read_before_changes_no_byte_of_a_record(context, tmp_
         if i:
             monkeypatch.setattr("circuitdiff.study.host.LoadedModel.cached", lambda self, kind, key, make: make())
         fresh = context.again(tmp_path / name)
-        few = replace(OPTIONS, prompts=2, random_groups=1, control_prompts=2, null_donors=())
+        few = replace(OPTIONS, prompts=2, random_groups=1, null_donors=())
         compared(fresh, monkeypatch, few, donor="tuned")
         records = sorted((fresh.study.store.folder / "records").rglob("*.safetensors"))
         contents.append({path.name: path.read_bytes() for path in records})
@@ -251,7 +251,7 @@ def test_controls_come_back_as_they_were_also_those_that_there_are_not(context):
         donor, back = value_of(record_of((of_donor.answers, controls)))
         assert same(donor, of_donor.answers)
         assert (back.elsewhere, back.noise is None) == (None, what == "pattern")
-        assert same(back.any_layer.answers, controls.any_layer.answers)
+        assert same(back.group.answers, controls.group.answers)
         assert torch.equal(back.same_layers[1].distance, controls.same_layers[1].distance)
         assert len(back.same_layers) == 2
 
@@ -313,8 +313,8 @@ def test_the_plan_counts_every_subset_the_single_heads_and_the_controls(context)
         return Sizes(study.settings, study.plans, study.task, base, speed, prompts)
 
     known = context.run(sizes(context.study))
-    [part] = SECTION.cost(known, CrossModelOptions(prompts=10, random_groups=7, control_prompts=5))
-    assert part.forwards == 10 * (2 * 2 * 4 + 8) + 2 * 7 * 5, "two kinds both ways, three heads; two groups' controls"
+    [part] = SECTION.cost(known, CrossModelOptions(prompts=10, random_groups=7))
+    assert part.forwards == 10 * (2 * 2 * 4 + 8) + 2 * 7 * 10, "two kinds both ways, three heads; two groups' controls"
     few = CrossModelOptions(prompts=10, what=("z",), both_directions=False, heads=False, random_groups=0)
     [part] = SECTION.cost(known, few)
     assert part.forwards == 10 * 4

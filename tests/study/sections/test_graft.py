@@ -17,7 +17,7 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.stats.shapley import ALONE, needed_subsets
 from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import circuit_from
-from circuitdiff.study.gains import Direction, RandomGroups, largest_part
+from circuitdiff.study.gains import Direction, RandomGroups
 from circuitdiff.study.host import Host
 from circuitdiff.study.plan import Sizes
 from circuitdiff.study.preflight import outlined
@@ -38,7 +38,7 @@ FOUND = Circuit(
     }
 )
 TESTED = Circuit({name: FOUND.groups[name] for name in ("fetcher", "reader")})
-OPTIONS = GraftOptions(prompts=5, random_groups=2, control_prompts=4, heads=True)
+OPTIONS = GraftOptions(prompts=5, random_groups=2, heads=True)
 
 
 @pytest.fixture(scope="module")
@@ -92,39 +92,35 @@ def hold(result: GraftedParts, expected: Any) -> None:
 def test_groups_layers_and_single_heads_are_the_librarys(context, monkeypatch):
     result, (base, tuned) = grafted(context, monkeypatch, donor="tuned"), both(context)
     pairs = first(context, 5)
-    hold(result, graft(tuned, base, TESTED, pairs))
+    whole = graft(tuned, base, TESTED, pairs)
+    hold(result, whole)
     hold(result.layers, graft(tuned, base, layer_ranges(base.n_layers, None), pairs))
     hold(result.heads, graft(tuned, base, TESTED.groups[result.heads.group], pairs, per_head=True))
     assert {"norms", "embeddings"} <= set(result.unchanged)
     assert result.also_touched["fetcher"] == ((1, 2), (2, 0))
-    parts = result.scores["accuracy"].parts
-    assert result.heads.group == largest_part({name: parts[name] for name in ("reader", "fetcher")}, ALONE)
+    choose = [i for i, scenario in enumerate(pairs.scenarios) if scenario in pairs.scenarios.unique()[::2]]
+    brought = {name: int(whole.runs[frozenset([name])].hits[choose].sum()) for name in TESTED.groups}
+    assert result.heads.group == max(brought, key=lambda name: brought[name])
     assert circuit_from(result.groups) == TESTED
 
 
-def test_the_group_that_brings_most_is_looked_for_among_groups_alone(context, monkeypatch):
-    monkeypatch.setattr(section, "largest_part", lambda parts, how: asked.append((set(parts), how)) or "fetcher")
-    asked: list[tuple[set[str], str]] = []
-    assert grafted(context, monkeypatch).heads.group == "fetcher"
-    assert asked == [(set(TESTED.groups), ALONE)], "not among all else by kind"
-
-
-def test_controls_are_random_heads_and_the_other_readers_of_the_groups_keys_and_values(context, monkeypatch):
+def test_controls_are_random_heads_and_the_other_readers_on_prompts_that_did_not_choose_the_group(context, monkeypatch):
     result, (base, tuned) = grafted(context, monkeypatch, donor="tuned"), both(context)
     [(name, controls)] = result.controls.items()
     assert name == result.heads.group
-    assert tuple(controls) == ("any_layer", "same_layers", "shared_kv")
+    assert tuple(controls) == ("same_layers", "shared_kv")
     group, touched = TESTED.groups[name], tuple(Head(*place) for place in result.also_touched[name])
     g = torch.Generator().manual_seed(context.study.settings.seed)
-    draw = lambda **how: random_group(group, base.n_layers, base.n_heads, g, besides=touched, **how)  # noqa: E731
-    drawn = [draw(), draw(), draw(same_layers=False), Group(group.at, touched)]
-    pairs = first(context, 4)
-    *random, anywhere, readers = (each.hits.double().mean() for each in graft_alone(tuned, base, drawn, pairs))
+    drawn = [random_group(group, base.n_layers, base.n_heads, g, besides=touched) for _ in range(2)]
+    drawn.append(Group(group.at, touched))
+    pairs = first(context, 5)
+    other = [i for i, scenario in enumerate(pairs.scenarios) if scenario not in pairs.scenarios.unique()[::2]]
+    *random, readers = (each.hits[other].double().mean() for each in graft_alone(tuned, base, drawn, pairs))
     nothing = controls["same_layers"].nothing
     assert controls["same_layers"].accuracies == pytest.approx([float(each) for each in random])
-    assert controls["any_layer"].value == pytest.approx(float(anywhere) - nothing)
     assert controls["shared_kv"].value == pytest.approx(float(readers) - nothing)
-    assert (controls["same_layers"].n, controls["same_layers"].n_prompts) == (2, 4)
+    assert (controls["same_layers"].n, controls["same_layers"].n_prompts) == (2, len(other))
+    assert 0 < len(other) < 5
 
 
 def test_random_heads_are_none_that_read_the_groups_own_keys_and_values(context, monkeypatch):
@@ -132,14 +128,14 @@ def test_random_heads_are_none_that_read_the_groups_own_keys_and_values(context,
     monkeypatch.setattr(section, "random_group", lambda *a, **k: drawn.append(random_group(*a, **k)) or drawn[-1])
     result = grafted(context, monkeypatch, replace(OPTIONS, random_groups=12), donor="tuned")
     touched = {Head(*place) for place in result.also_touched[result.heads.group]}
-    assert len(drawn) == 13
+    assert len(drawn) == 12
     assert not touched & {head for group in drawn for head in group.heads}
 
 
 def test_heads_that_read_no_keys_of_others_have_no_such_control(context, monkeypatch):
     result = grafted(context, monkeypatch, replace(OPTIONS, projections=("q", "o")), donor="tuned")
     [controls] = result.controls.values()
-    assert tuple(controls) == ("any_layer", "same_layers")
+    assert tuple(controls) == ("same_layers",)
     assert result.also_touched == {}
 
 
@@ -156,7 +152,7 @@ def test_several_questions_are_asked_about_the_evaluation_scenarios(context, mon
     hold(result, graft(tuned, base, TESTED, asked))
     [controls] = result.controls.values()
     assert (controls["same_layers"].n_prompts, controls["same_layers"].n_scenarios) == (4, 2)
-    more = replace(options, prompts=1000, control_prompts=2, layers=())
+    more = replace(options, prompts=1000, random_groups=1, layers=())
     result = grafted(context, monkeypatch, more, donor="tuned")
     assert (result.n_prompts, result.n_scenarios) == (18, 9), "nine evaluation prompts, of as many scenarios"
     assert result.layers is None
@@ -194,7 +190,7 @@ def test_results_come_back_from_json_as_they_were(context, monkeypatch):
     assert back == result
     [controls] = back.controls.values()
     assert isinstance(controls["same_layers"], RandomGroups)
-    assert not isinstance(controls["any_layer"], RandomGroups)
+    assert not isinstance(controls["shared_kv"], RandomGroups)
 
 
 def without_slices(whole: Graft) -> Graft:
@@ -272,5 +268,5 @@ def test_the_plan_counts_runs_and_controls_and_that_questions_about_one_scenario
     question = max(known.width(role) for role in known.task.question_roles if role in known.roles)
     whole, shared = known.length * layers + head, (question + (known.length - question) / 2) * layers + head
     assert two.flop / one.flop == pytest.approx(shared / whole, rel=0.03)  # eight prompts are the donor's
-    [more] = SECTION.cost(known, replace(options, random_groups=3, control_prompts=5))
-    assert more.forwards - one.forwards == 5 * (3 + 2)
+    [more] = SECTION.cost(known, replace(options, random_groups=3))
+    assert more.forwards - one.forwards == 8 * (3 + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -64,8 +64,11 @@ def test_costs_are_the_librarys(context, results):
             assert [Head(*head) for head in row.removed_with] == list(cost.removed_with)
             assert [row.cost, row.low, row.high] == pytest.approx(list(cost.cost), abs=1e-6)
             assert row.cost_in_hits.value == pytest.approx(cost.cost_in_hits.value)
-            assert row.adjusted_p == pytest.approx(cost.adjusted_p, abs=1e-4)
-            assert row.kept == cost.kept
+            assert row.needed_p == pytest.approx(cost.needed_p, abs=1e-4)
+            assert row.not_needed_p == pytest.approx(cost.not_needed_p, abs=1e-4)
+            assert row.outcome == cost.outcome
+    every = [row.outcome for rows in given.groups.values() for row in rows]
+    assert asdict(given.n_heads) == {outcome: every.count(outcome) for outcome in ("needed", "not_needed", "open")}
     assert circuit_from(given.kept) == result.pruned
     assert (given.n_prompts.choosing, given.n_prompts.testing, given.n_prompts.fresh) == (4, 4, 9)
     assert (given.model, given.rule) == (context.study.base, OPTIONS.rule)
@@ -109,7 +112,10 @@ def answered_now_and_then(context: TinyContext, circuit: Circuit, monkeypatch: p
 def test_faithfulness_before_and_after_pruning_is_that_of_the_evaluation_prompts(tmp_path: Path, monkeypatch):
     context = tiny_context(tmp_path, circuit := whole(), plans={"main": PLANS["other"]})
     pairs = answered_now_and_then(context, circuit, monkeypatch)
-    fresh, strict = context.again(tmp_path / "again"), MinimalityOptions(prompts=8, threshold=0.9)  # no head costs that
+    fresh, strict = (
+        context.again(tmp_path / "again"),
+        MinimalityOptions(prompts=8, threshold=0.9, decision="ratio"),
+    )  # nothing costs that
     pruned = fresh.run(SECTION.run(fresh.study, strict))["given"]
     loaded = fresh.loaded()
     means = mean_activations(loaded.model, loaded.pairs(PromptsOf("means")))
@@ -118,8 +124,8 @@ def test_faithfulness_before_and_after_pruning_is_that_of_the_evaluation_prompts
     for key, each in (("before", circuit), ("pruned", circuit_from(pruned.kept))):
         of_circuit[key] = int(evaluate_circuit(loaded.model, each, pairs, means).hits.sum())
         assert getattr(pruned, f"faithfulness_{key}").value == pytest.approx(of_circuit[key] / hits)
-        assert getattr(pruned.n_heads, key) == len(each)
     assert of_circuit["before"] != of_circuit["pruned"]
+    assert (pruned.n_heads.needed, pruned.n_heads.open) == (len(circuit_from(pruned.kept)), 0)
 
 
 def whole() -> Circuit:

@@ -16,7 +16,13 @@ from circuitdiff.study.registry import read_results
 from circuitdiff.study.runner import run_study
 from circuitdiff.study.sections.completeness import PartsRemoved, Removed, RemovedGroup
 from circuitdiff.study.sections.overlap import SameWork, StageOverlap, VariantOverlap
-from circuitdiff.study.sections.verdict_circuits import gaps, has_moved, similarity_evidence
+from circuitdiff.study.sections.verdict_circuits import (
+    gaps,
+    has_moved,
+    needed_heads,
+    similarity_evidence,
+)
+from helpers.invented_sections import pruned_circuit
 from helpers.tiny_folder import save_tiny_model, settings_of, silent
 
 
@@ -116,6 +122,27 @@ def test_gaps_are_those_of_each_own_circuit_on_a_scale_from_0_to_1():
     ]
     logits = replace(found, quantity="logit_difference")
     assert gaps({"base": {"base": logits}}, ("base",)) == ()
+
+
+def test_heads_needed_in_one_circuit_and_surely_not_in_the_other_are_named():
+    """As the invented section has them: 4.1 and 1.0 are needed, 3.0 is not, 2.2 is open."""
+    own = pruned_circuit()
+    fetchers = own.groups["value_fetcher"]
+    turned = {"needed": "not_needed", "not_needed": "needed", "open": "needed"}
+    other = replace(
+        own, groups={"value_fetcher": tuple(replace(each, outcome=turned[each.outcome]) for each in fetchers)}
+    )
+    found = needed_heads({"base": own, "second": other}, "base", "second")
+    opposed = [each for each in fetchers if each.outcome != "open"]
+    assert found is not None
+    assert found.opposed == tuple(
+        f"{layer}.{index} (value_fetcher)" for layer, index in (each.head for each in opposed)
+    )
+    counts = [sum(each.outcome == "needed" for heads in one.groups.values() for each in heads) for one in (own, other)]
+    assert [found.base, found.variant] == counts
+    same = needed_heads({"base": own, "second": own}, "base", "second")
+    assert same is not None and same.opposed == ()
+    assert needed_heads({"base": own}, "base", "second") is None
 
 
 def same_work(base: str, variant: str, attention: float, effect: float) -> SameWork:

@@ -125,6 +125,10 @@ class MaskFit(Readable):
         return all(each.low > 0 and each.value >= self.minimum for each in above)
 
     @property
+    def n_random(self) -> int:
+        return sum(name.startswith("random") for name in self.answers)
+
+    @property
     def random_accuracy(self) -> float:
         """The mean over random groups; nan without any."""
         hits = [self.hits(name).double().mean() for name in self.answers if name.startswith("random")]

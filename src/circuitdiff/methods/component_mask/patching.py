@@ -21,7 +21,7 @@ from circuitdiff.engine.fits import check_triples, rows_at_once
 from circuitdiff.engine.kept_runs import KeptRuns, Need, keep_runs, kept_gb
 from circuitdiff.engine.model import bypassed
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.shapes import random_group
+from circuitdiff.evaluation.shapes import has_others, random_group
 from circuitdiff.prompts import Bucket, PromptSet
 from circuitdiff.triples import Triples
 
@@ -271,7 +271,12 @@ def _check_groups(model: Model, groups: Mapping[str, Group], base: PromptSet) ->
 
 
 def _random_orders(model: Model, group: Group, n_random: int, seed: int) -> list[tuple[Head, ...]]:
-    """Random heads at the group's role, as many per layer as the group has, in random order."""
+    """Random other heads at the group's role, as many per layer as the group has, in random order.
+
+    None if the group has more than half of all heads.
+    """
+    if not has_others(group.heads, model.n_layers, model.n_heads):
+        return []
     g = torch.Generator().manual_seed(seed)
     drawn = [random_group(group, model.n_layers, model.n_heads, g).heads for _ in range(n_random)]
     return [tuple(heads[i] for i in torch.randperm(len(heads), generator=g).tolist()) for heads in drawn]

@@ -28,7 +28,7 @@ from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation, Score
 from circuitdiff.evaluation.circuits import Progress
-from circuitdiff.evaluation.shapes import random_group
+from circuitdiff.evaluation.shapes import has_others, random_group
 from circuitdiff.methods.cross_model.activations import (
     Activations,
     Carrier,
@@ -234,12 +234,11 @@ Values = Float[Tensor, "prompt head width"]
 class ControlGroups:
     """Other heads, and the same heads elsewhere. The donor must be read at all of them."""
 
-    any_layer: Group  # as many heads, from all layers
-    same_layers: tuple[Group, ...]  # as many in each layer
+    same_layers: tuple[Group, ...]  # as many others in each layer; none if the group has more than half of all heads
     elsewhere: Group | None  # the same heads at another role
 
     def __iter__(self) -> Iterator[Group]:
-        yield from (self.any_layer, *self.same_layers, *([] if self.elsewhere is None else [self.elsewhere]))
+        yield from (*self.same_layers, *([] if self.elsewhere is None else [self.elsewhere]))
 
 
 @dataclass(frozen=True, repr=False)
@@ -252,7 +251,6 @@ class Controls(Readable):
 
     nothing: Ran
     group: Ran
-    any_layer: Ran
     same_layers: tuple[Ran, ...]
     elsewhere: Ran | None = None
     noise: Ran | None = None
@@ -263,9 +261,8 @@ def control_groups(
     group: Group, n_layers: int, n_heads: int, *, n_random: int = 100, other_role: str | None = None, seed: int = 0
 ) -> ControlGroups:
     """The control groups of a group, the same for the same seed."""
-    g = torch.Generator().manual_seed(seed)
+    g, n_random = torch.Generator().manual_seed(seed), n_random if has_others(group.heads, n_layers, n_heads) else 0
     return ControlGroups(
-        any_layer=random_group(group, n_layers, n_heads, g, same_layers=False),
         same_layers=tuple(random_group(group, n_layers, n_heads, g) for _ in range(n_random)),
         elsewhere=None if other_role in (None, group.at) else Group(other_role, group.heads),
     )
@@ -289,7 +286,7 @@ def run_controls(
     real = patches(donor, group)
     both = list(zip(real, patches(own, group), strict=True))
     g = torch.Generator().manual_seed(seed)
-    named: dict[str, Hybrid] = {"nothing": (), "group": real, "any_layer": patches(donor, chosen.any_layer)}
+    named: dict[str, Hybrid] = {"nothing": (), "group": real}
     if chosen.elsewhere is not None:
         named["elsewhere"] = patches(donor, chosen.elsewhere)
     if donor.what != "pattern":

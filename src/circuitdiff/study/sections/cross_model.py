@@ -52,8 +52,7 @@ class CrossModelOptions(Limits):
     what: Annotated[tuple[Carrier, ...], Field(min_length=1)] = ("z", "contribution")
     both_directions: bool = True
     heads: bool = True  # also the single heads of the group with the largest share, if there is a gain
-    random_groups: Draws = 100  # 0: no controls
-    control_prompts: Prompts = 100
+    random_groups: Draws = 100  # 0: no controls; fewer have no rank
     without_gain: Prompts = 100  # prompts for pairs of models of which none is better at 95 %
     null_donors: tuple[str, ...] = ()  # variants that did not improve
 
@@ -103,7 +102,6 @@ class PatchControls:
     n_prompts: int
     other_role: str | None
     group: PatchControl
-    any_layer: PatchControl  # as many random heads, of any layer
     elsewhere: PatchControl | None  # the same heads at the other role
     noise: PatchControl | None  # the recipient's own values, moved as far in a random direction
     scaled: PatchControl | None  # the recipient's own values, made as large
@@ -233,10 +231,10 @@ async def _result(
 async def _controls(
     study: StudyContext, between: Direction, circuit: Circuit, options: CrossModelOptions
 ) -> dict[str, PatchControls]:
-    """Every group's controls, on fewer prompts, by the first kind of activation; none unless there is a gain."""
+    """Every group's controls, on the same prompts, by the first kind of activation; none unless there is a gain."""
     if not (options.random_groups and between.gains):
         return {}
-    prompts, what = PromptsOf("evaluation", first=options.control_prompts), options.what[0]
+    prompts, what = _prompts(between, options), options.what[0]
     pairs = await study.pairs(between.recipient, prompts)
     roles = {name: _other_role(study, pairs, group.at) for name, group in circuit.groups.items()}
     arguments = {
@@ -282,7 +280,7 @@ def _controls_result(
 
     drawn = [ran.answers for ran in controls.same_layers]
     far = [i for i, ran in enumerate(controls.same_layers) if float(ran.distance.mean()) > limits.distance]
-    named = {name: control(getattr(controls, name)) for name in ("group", "any_layer", "elsewhere", "noise", "scaled")}
+    named = {name: control(getattr(controls, name)) for name in ("group", "elsewhere", "noise", "scaled")}
     return PatchControls(
         what=what,
         n_prompts=len(donor.hits),
@@ -300,11 +298,11 @@ def cost(sizes: Sizes, options: CrossModelOptions) -> Iterator[Part]:
     heads = len(needed_subsets([str(i) for i in range(max(sizes.groups.values()))])) if options.heads else 0
     widths = [sizes.width(stage.at) for stage in sizes.main.stages]
     rows = options.prompts * (asked * sum(widths) + subsets + heads)  # subsets build on each other
-    rows += options.control_prompts * options.random_groups * sum(widths)
+    rows += options.prompts * options.random_groups * sum(widths)
     n = variants * options.prompts
     passes = n * (directions + 1 + bool(heads)) + options.prompts  # clean runs; both models are read once
     flop = sizes.passes(passes) + sizes.runs(variants * rows, 1)
-    n_controls = variants * options.control_prompts * options.random_groups * len(names)
+    n_controls = n * options.random_groups * len(names)
     yield Part("cross-model patching", n * (subsets + heads) + n_controls, flop)
 
 

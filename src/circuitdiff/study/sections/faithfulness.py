@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from circuitdiff.circuit import Circuit
-from circuitdiff.config.settings import Draws, Prompts
-from circuitdiff.evaluation import Evaluation, all_heads, moved, random_circuit
+from circuitdiff.config.settings import Draws
+from circuitdiff.evaluation import Evaluation, all_heads, moved
 from circuitdiff.readable import Readable
-from circuitdiff.stats.intervals import mean_interval, normalised_ratio_interval, ratio_interval
+from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
 from circuitdiff.study.checks import FEW, executors_on_circuits
 from circuitdiff.study.common_units import EVALUATION, circuit_answers, means_of, model_answers
 from circuitdiff.study.estimates import (
     Estimate,
-    Number,
     Ratio,
     Share,
     estimate,
     mean_logit_difference,
-    percentile_among,
     ratio,
     share,
 )
@@ -31,6 +26,7 @@ from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.section import Section, StudyContext
 from circuitdiff.study.sections.accuracy import Accuracy, accuracy_of
 from circuitdiff.study.sections.discovery import circuits, discovered
+from circuitdiff.study.sections.faithfulness_controls import N_KINDS, ControlCircuit, RandomCircuits, controls
 from circuitdiff.study.units import Unit
 
 _ROWS, _ROWS_AT_HOME = 6, 9  # the circuit and its references, and its controls, under two kinds of means
@@ -38,10 +34,9 @@ _ROWS, _ROWS_AT_HOME = 6, 9  # the circuit and its references, and its controls,
 
 @dataclass(frozen=True)
 class FaithfulnessOptions:
-    """How many random circuits each circuit is held against, where it was found and in the base."""
+    """How many random circuits each circuit is held against, where it was found and in the base; fewer have no rank."""
 
     random_circuits: Draws = 100
-    random_prompts: Prompts = 100  # random circuits see this many of the evaluation prompts
 
 
 @dataclass(frozen=True)
@@ -53,19 +48,6 @@ class Row:
     accuracy: Share
     faithfulness: Ratio
     logit_difference: Estimate
-
-
-@dataclass(frozen=True)
-class RandomCircuits:
-    """Accuracies of random circuits of the same shape; `low` and `high` bound their mean, over scenarios."""
-
-    mean: Number
-    low: Number
-    high: Number
-    percentile: float  # of the circuit among them
-    circuit: float  # its accuracy on the same prompts
-    n_prompts: int
-    accuracies: tuple[float, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,10 +62,11 @@ class CircuitInModel(Readable, Ratio):
     circuit_answers: Accuracy
     rows: tuple[Row, ...]
     random: RandomCircuits | None
+    controls: tuple[ControlCircuit, ...]  # where the circuit was found, and in the base
 
 
 async def run(study: StudyContext, options: FaithfulnessOptions) -> dict[str, dict[str, CircuitInModel]]:
-    """By circuit and model. Where it was found also its heads at other segments; there and in the base random ones."""
+    """By circuit and model. Where it was found also its heads at other segments; there and in the base its controls."""
     known = await circuits(study)
     cells = [(model, name) for model in study.settings.models for name in known]
     results = await study.by_item(cells, lambda cell: _evaluated(study, *cell, known[cell[1]], options))
@@ -93,7 +76,7 @@ async def run(study: StudyContext, options: FaithfulnessOptions) -> dict[str, di
 async def _evaluated(
     study: StudyContext, model: str, name: str, circuit: Circuit, options: FaithfulnessOptions
 ) -> CircuitInModel:
-    facts, home, nothing = await study.facts(model), (await discovered(study, name)).model, Circuit({})
+    facts, found, nothing = await study.facts(model), await discovered(study, name), Circuit({})
     arguments = {"prompts": PromptsOf("evaluation", first=FEW), "circuits": (circuit, nothing), "by": "slot"}
     check = Unit(
         f"check of circuit {name} in {model}", executors_on_circuits, (model,), arguments, {"means": means_of(model)}
@@ -101,42 +84,28 @@ async def _evaluated(
     detail = f"circuit {name} and nothing alone x {FEW} prompts, relative log probability"
     await study.check("window executor vs full executor", check, detail)
     kept = {"circuit": circuit}
-    if model == home:
+    if model == found.model:
         kept["every_segment"] = moved(circuit, study.task.every_segment)
         kept["wrong_segment"] = moved(circuit, lambda role: [study.task.wrong_segment(role)])
     kept |= {"all_heads": all_heads(facts.n_layers, facts.n_heads, circuit.roles), "nothing": nothing}
     answers: dict[tuple[str, str | None], Evaluation] = {("model", None): await model_answers(study, model)}
     for by in ("slot", "kind"):
         some = {key: each for key, each in kept.items() if (key, by) != ("wrong_segment", "kind")}
-        found = await circuit_answers(study, model, f"circuit {name} in {model}, {by} means", list(some.values()), by)
-        answers |= {(key, by): each for key, each in zip(some, found, strict=True)}
-    drawn = None
-    if options.random_circuits and model in (home, study.base):
-        drawn = await _random(study, model, name, circuit, options)
-    return _result(answers, accuracy_of(answers["circuit", "slot"], await study.pairs(model, EVALUATION)), drawn)
-
-
-async def _random(
-    study: StudyContext, model: str, name: str, circuit: Circuit, options: FaithfulnessOptions
-) -> RandomCircuits:
-    """Random circuits of the same shape, and the circuit itself on the same prompts."""
-    facts, g = await study.facts(model), torch.Generator().manual_seed(study.settings.seed)
-    drawn = [random_circuit(circuit, facts.n_heads, g) for _ in range(options.random_circuits)]
-    title, few = f"circuit {name} in {model}, random circuits", PromptsOf("evaluation", first=options.random_prompts)
-    *random, own = await circuit_answers(study, model, title, [*drawn, circuit], "slot", few)
-    return random_circuits(random, own)
-
-
-def random_circuits(drawn: Sequence[Evaluation], own: Evaluation) -> RandomCircuits:
-    hits = np.stack([each.hits.numpy().astype(float) for each in drawn])
-    accuracies, circuit = hits.mean(1), float(own.hits.double().mean())
-    mean = estimate(mean_interval(hits.mean(0), own.scenarios.numpy()))  # of these circuits; over scenarios
-    percentile, values = percentile_among(circuit, accuracies), tuple(accuracies.tolist())
-    return RandomCircuits(mean.value, mean.low, mean.high, percentile, circuit, len(own.hits), values)
+        came = await circuit_answers(study, model, f"circuit {name} in {model}, {by} means", list(some.values()), by)
+        answers |= {(key, by): each for key, each in zip(some, came, strict=True)}
+    held_against = None, ()
+    if model in (found.model, study.base):
+        beside = answers["model", None], answers["circuit", "slot"]
+        held_against = await controls(study, model, name, found, options.random_circuits, beside)
+    alone = accuracy_of(answers["circuit", "slot"], await study.pairs(model, EVALUATION))
+    return _result(answers, alone, *held_against)
 
 
 def _result(
-    answers: dict[tuple[str, str | None], Evaluation], alone: Accuracy, random: RandomCircuits | None
+    answers: dict[tuple[str, str | None], Evaluation],
+    alone: Accuracy,
+    random: RandomCircuits | None,
+    others: tuple[ControlCircuit, ...],
 ) -> CircuitInModel:
     model, circuit, ablated = answers["model", None], answers["circuit", "slot"], answers["nothing", "slot"]
     hits, scenarios = {key: each.hits.numpy() for key, each in answers.items()}, model.scenarios.numpy()
@@ -155,18 +124,26 @@ def _result(
             for (kept, by), each in answers.items()
         ),
         random=random,
+        controls=others,
     )
 
 
 def cost(sizes: Sizes, options: FaithfulnessOptions) -> Iterator[Part]:
-    """Every circuit in every model: a token per role, and per segment in one row."""
-    n = sizes.settings.prompts.evaluation
+    """Every circuit in every model: a token per role, and per segment in one row.
+
+    Attribution reads counterfactuals once for each role, and goes through the model and back.
+    """
+    n, n_asked = sizes.settings.prompts.evaluation, sizes.settings.prompts.discovery
     n_circuits = len(sizes.plans) + sizes.n_searched - 1
-    n_random = options.random_circuits * min(options.random_prompts, n) * (n_circuits + sizes.n_searched - 1)
+    n_controls = (options.random_circuits + N_KINDS) * n * (n_circuits + sizes.n_searched - 1)
     rows = n_circuits * n * (_ROWS_AT_HOME + _ROWS * (sizes.n_models - 1))
     shared = sizes.n_models * 2 * n * sizes.length * DISTINCT
-    flop = sizes.runs(rows + n_random, sizes.n_roles) + sizes.runs(shared, 1)
-    yield Part("every circuit in every model", rows + n_random, flop)
+    flop = sizes.runs(rows + n_controls, sizes.n_roles) + sizes.runs(shared, 1)
+    yield Part("every circuit in every model", rows + n_controls, flop)
+    roles = [{frozenset(stage.at for stage in plan.stages) for plan in sizes.plans.values()}]  # of the base's circuits
+    roles += [{frozenset(stage.at for stage in sizes.main.stages)}] * (sizes.n_searched - 1)
+    passes = n_asked * sum(len(each) + 2 for of_model in roles for each in of_model)
+    yield Part("attribution", passes, sizes.passes(passes))
 
 
 SECTION = Section("faithfulness", FaithfulnessOptions, dict[str, dict[str, CircuitInModel]], run, cost)

@@ -49,7 +49,8 @@ class Controls:
     shuffled: Share | None  # None: not learned, as the mask is hardly above "nothing"
     all: Share
     ranked: Share  # the group's first heads, as many as the mask has
-    random: Number  # the mean over random groups
+    random: Number  # the mean over random groups, too few for a range or a rank
+    n_random: int
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def cell_of(fit: MaskFit) -> MaskCell:
         floor_is=fit.floor,  # pyright: ignore[reportArgumentType]
         above_floor=estimate(fit.above_floor),
         carries=fit.carries,
-        controls=Controls(**{"shuffled": None} | shares, random=number(fit.random_accuracy)),  # pyright: ignore
+        controls=Controls(**{"shuffled": None} | shares, random=number(fit.random_accuracy), n_random=fit.n_random),  # pyright: ignore
         pointed={patched: fit.pointed(patched) for patched in ("mask", "all")},
         by_queried=by_queried(fit.hits(), fit.test),
         trade_off=tuple(

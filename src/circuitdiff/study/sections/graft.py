@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
+from jaxtyping import Int
 from pydantic import Field
+from torch import Tensor
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.config.settings import Count, Draws, Prompts
 from circuitdiff.engine.weights import Projection
 from circuitdiff.errors import InputError, naming
-from circuitdiff.evaluation import Evaluation
-from circuitdiff.evaluation.shapes import random_group
+from circuitdiff.evaluation.shapes import has_others, random_group
 from circuitdiff.methods.graft import (
     ALL_PROJECTIONS,
     KINDS,
@@ -26,7 +27,6 @@ from circuitdiff.methods.graft import (
     layer_ranges,
 )
 from circuitdiff.readable import Readable
-from circuitdiff.stats.shapley import ALONE
 from circuitdiff.study.costs import PlannedMixtures
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, groups_of, places, with_heads
 from circuitdiff.study.gains import (
@@ -39,7 +39,6 @@ from circuitdiff.study.gains import (
     control_result,
     direction_of,
     gain_shares,
-    largest_part,
     random_groups,
     run_result,
 )
@@ -65,8 +64,7 @@ class GraftOptions:
     projections: Annotated[tuple[Projection, ...], Field(min_length=1)] = ALL_PROJECTIONS
     heads: bool = False  # also the single heads of the group with the largest share
     layers: tuple[int, ...] | None = None  # also ranges of layers, beginning here; None: halves; (): none
-    random_groups: Draws = 10  # 0: no controls, so no part is called improved
-    control_prompts: Prompts = 100
+    random_groups: Draws = 100  # fewer have no rank, so no part is called improved
     without_gain: Prompts = 100  # prompts for pairs of models of which none is better at 95 %
 
 
@@ -111,8 +109,8 @@ async def _grafted(study: StudyContext, variant: str, circuit: Circuit, options:
     arguments = {"parts": circuit, "layers": options.layers}
     by_group, *by_layers = await _ran(study, between, options, grafts, "", n_prompts, arguments)
     result = _result(between, by_group)
-    parts = {name: how for name, how in result.scores["accuracy"].parts.items() if name in circuit.groups}
-    best = largest_part(parts, ALONE)
+    choosing, testing = _every_other_scenario(by_group.recipient.scenarios)
+    best = max(circuit.groups, key=lambda name: int(by_group.runs[frozenset([name])].hits[choosing].sum()))
 
     async def heads() -> GraftedHeads | None:
         if not options.heads:
@@ -123,7 +121,7 @@ async def _grafted(study: StudyContext, variant: str, circuit: Circuit, options:
 
     at_once: list[Callable[[], Awaitable[Any]]] = [
         heads,
-        lambda: _controls(study, between, best, circuit, options, by_group),
+        lambda: _controls(study, between, best, circuit, options, by_group, testing),
     ]
     by_head, controls = await study.each(at_once, lambda work: work())
     layers = _result(between, by_layers[0]) if by_layers else None
@@ -179,41 +177,51 @@ def grafted_groups(
     )
 
 
-async def _controls(
-    study: StudyContext, between: Direction, best: str, circuit: Circuit, options: GraftOptions, graft: Graft
-) -> dict[str, dict[GraftControl, RandomGroups | ControlResult]]:
-    """Random heads of the same layers, as many from any layer, and those that share the group's keys and values.
+def _every_other_scenario(scenarios: Int[Tensor, " prompt"]) -> tuple[Int[Tensor, " half"], Int[Tensor, " other"]]:
+    """Prompts on which the group that brings most is chosen, and those on which it is held against its controls."""
+    first = torch.isin(scenarios, scenarios.unique()[::2])
+    return first.nonzero()[:, 0], (~first).nonzero()[:, 0]
 
-    Each is grafted in the stead of the group that brings `best`, on fewer prompts. `graft`: of the group itself.
+
+async def _controls(
+    study: StudyContext,
+    between: Direction,
+    best: str,
+    circuit: Circuit,
+    options: GraftOptions,
+    graft: Graft,
+    testing: Int[Tensor, " half"],
+) -> dict[str, dict[GraftControl, RandomGroups | ControlResult]]:
+    """Random heads of the same layers, and those that share the group's keys and values.
+
+    Each is grafted in the stead of the group that brings most (`best`), which is chosen on other prompts than those of
+    the comparison (`testing`). `graft`: of the group itself.
     """
     if not (options.random_groups and between.gains):
         return {}
     facts, g = await study.facts(between.recipient), torch.Generator().manual_seed(study.settings.seed)
     group, touched = circuit.groups[best], graft.parts[best].also_touched
+    chosen: dict[GraftControl, tuple[Group, ...]] = {}
+    if has_others(group.heads, facts.n_layers, facts.n_heads):
+        # heads that read the group's own keys and values would not be a control
+        sizes = (facts.n_layers, facts.n_heads, g)
+        drawn = (random_group(group, *sizes, besides=touched) for _ in range(options.random_groups))
+        chosen["same_layers"] = tuple(drawn)
+    if touched:
+        chosen["shared_kv"] = (Group(group.at, touched),)
 
-    def draw(*, same_layers: bool) -> Group:  # heads that read the group's own keys and values would not be a control
-        return random_group(group, facts.n_layers, facts.n_heads, g, same_layers=same_layers, besides=touched)
+    async def ran(name: GraftControl) -> RandomGroups | ControlResult:
+        more = f", {'random heads' if name == 'same_layers' else 'other readers'} for {best}"
+        arguments = {"groups": chosen[name]}
+        answers = await _ran(study, between, options, grafted_groups, more, options.prompts, arguments)
+        donor, nothing, own, *controls = (
+            each.select(testing) for each in (graft.donor, graft.recipient, graft.runs[frozenset([best])], *answers)
+        )
+        if name == "shared_kv":
+            return control_result(donor, nothing, controls[0])
+        return random_groups(donor, nothing, own, controls)
 
-    drawn = [draw(same_layers=True) for _ in range(options.random_groups)]
-    chosen = [(draw(same_layers=False), *drawn), *([(Group(group.at, touched),)] if touched else [])]
-
-    async def ran(groups: tuple[Group, ...]) -> list[Evaluation]:
-        more = f", {'random heads' if len(groups) > 1 else 'other readers'} for {best}"
-        arguments = {"groups": groups}
-        return await _ran(study, between, options, grafted_groups, more, options.control_prompts, arguments)
-
-    (anywhere, *random), *readers = await study.each(chosen, ran)
-    first = torch.arange(len(anywhere.hits))
-    donor, nothing, real = (
-        each.select(first) for each in (graft.donor, graft.recipient, graft.runs[frozenset([best])])
-    )
-    controls: dict[GraftControl, RandomGroups | ControlResult] = {
-        "any_layer": control_result(donor, nothing, anywhere),
-        "same_layers": random_groups(donor, nothing, real, random),
-    }
-    if readers:
-        controls["shared_kv"] = control_result(donor, nothing, readers[0][0])
-    return {best: controls}
+    return {best: await study.by_item(chosen, ran)}
 
 
 def _result(between: Direction, graft: Graft) -> GraftedParts:
@@ -229,26 +237,22 @@ def _result(between: Direction, graft: Graft) -> GraftedParts:
 
 def cost(sizes: Sizes, options: GraftOptions) -> Iterator[Part]:
     """As if every variant gained: grafts by groups and layers, by head, and controls of the largest group."""
-    prompts, controls = (
-        sizes.prompts.pairs(
-            PromptsOf("evaluation", min(n, options.prompts), queries_per_scenario=options.queries_per_scenario)
-        )
-        for n in (options.prompts, options.control_prompts)
-    )
+    per_scenario = options.queries_per_scenario
+    prompts = sizes.prompts.pairs(PromptsOf("evaluation", options.prompts, queries_per_scenario=per_scenario))
     best, shared_kv = max(sizes.groups.values()), sizes.base.n_kv_heads < sizes.base.n_heads
     runs, flop = 0.0, 0.0
     for variant in sizes.settings.variants.values():
         mixed = PlannedMixtures.of(sizes.base, variant)
         ranges = {} if options.layers == () else layer_ranges(sizes.base.n_layers, options.layers)
-        units = [(mixed.grafts(sizes.groups, ranges), prompts)]
+        units = [mixed.grafts(sizes.groups, ranges)]
         if options.heads:
-            units.append((mixed.grafts({str(i): 1 for i in range(best)}, {}), prompts))
+            units.append(mixed.grafts({str(i): 1 for i in range(best)}, {}))
         if options.random_groups:
-            units.append((mixed.alone(best, options.random_groups + 1), controls))
-            units += [(mixed.alone(best, 1), controls)] if shared_kv and {"k", "v"} & set(options.projections) else []
-        for mixtures, pairs in units:
-            runs += len(mixtures) * len(pairs)
-            flop += mixed.flop(mixtures, sizes, pairs) + sizes.passes(_HELD_AGAINST_DONOR)
+            units.append(mixed.alone(best, options.random_groups))
+            units += [mixed.alone(best, 1)] if shared_kv and {"k", "v"} & set(options.projections) else []
+        for mixtures in units:
+            runs += len(mixtures) * len(prompts)
+            flop += mixed.flop(mixtures, sizes, prompts) + sizes.passes(_HELD_AGAINST_DONOR)
     yield Part("grafts", runs, flop)
 
 

@@ -1,17 +1,24 @@
-"""Which heads does a circuit need? What each costs it, and what is left of its faithfulness without the others."""
+"""Which heads does a circuit need? What each costs it, and its faithfulness without those that are not needed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import COUNTS_PROMPTS
-from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, minimality, most_removed
+from circuitdiff.methods.minimality import (
+    HeadCost,
+    MinimalityResult,
+    MinimalityRule,
+    Outcome,
+    minimality,
+    most_removed,
+)
 from circuitdiff.prompts import halves
 from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import ratio_interval
@@ -43,7 +50,9 @@ class MinimalityOptions(MinimalityRule):
     `prompts` are beyond those for evaluation; half of their scenarios choose removal sets, half test.
     """
 
-    prompts: Annotated[int, Field(ge=8, le=100_000), COUNTS_PROMPTS] = 200
+    prompts: Annotated[int, Field(ge=8, le=100_000), COUNTS_PROMPTS] = (
+        300  # where no prompt shows a cost, 100 to test are too few for a margin of 0.03
+    )
 
     @property
     def rule(self) -> MinimalityRule:
@@ -61,8 +70,9 @@ class HeadResult:
     cost: Number
     low: Number
     high: Number
-    adjusted_p: Number  # one-sided, of a cost above the threshold; over the whole circuit
-    kept: bool
+    needed_p: Number  # one-sided, against a cost of at most the threshold; adjusted over the whole circuit
+    not_needed_p: Number  # against a cost of threshold + margin or more; adjusted over the whole circuit
+    outcome: Outcome
     removed_with: tuple[HeadPlace, ...]  # gone before and after
     before: Number
     after: Number
@@ -80,17 +90,18 @@ class PromptCounts:
 
 @dataclass(frozen=True)
 class HeadCounts:
-    before: int
-    pruned: int
+    needed: int
+    not_needed: int  # pruned
+    open: int
 
 
 @dataclass(frozen=True, repr=False)
 class PrunedCircuit(Readable):
-    """A circuit in the model where it was found: what each head costs, and what is left with the heads that stay."""
+    """A circuit in the model where it was found: what each head costs, and the circuit without those not needed."""
 
     model: str
     groups: dict[str, tuple[HeadResult, ...]]
-    kept: dict[str, GroupHeads]
+    kept: dict[str, GroupHeads]  # the heads that are needed or open
     rule: MinimalityRule
     n_prompts: PromptCounts
     faithfulness_before: Ratio
@@ -113,6 +124,7 @@ async def _pruned(study: StudyContext, name: str, of: Discovered, options: Minim
     needs = {"means": means_of(of.model)}
     costs = await study.record(Unit(f"minimality of circuit {name}", cost_of_heads, (of.model,), arguments, needs))
     result: MinimalityResult = value_of(costs)
+    outcomes = [each.outcome for group in result.groups.values() for each in group.costs]
     title = f"circuit {name} before and after pruning"
     before, pruned = await circuit_answers(study, of.model, title, [of.circuit, result.pruned], "slot")
     answers = await model_answers(study, of.model)
@@ -128,7 +140,7 @@ async def _pruned(study: StudyContext, name: str, of: Discovered, options: Minim
         n_prompts=PromptCounts(result.n_choosing, len(result.scenarios), len(scenarios)),
         faithfulness_before=faithfulness[0],
         faithfulness_pruned=faithfulness[1],
-        n_heads=HeadCounts(len(of.circuit), len(result.pruned)),
+        n_heads=HeadCounts(*(outcomes.count(each) for each in get_args(Outcome))),
     )
 
 

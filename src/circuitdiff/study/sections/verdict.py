@@ -35,12 +35,16 @@ from circuitdiff.study.sections.verdict_circuits import (
     cost_of_circuits,
     gaps,
     has_moved,
+    needed_heads,
     similarity_evidence,
 )
 from circuitdiff.study.verdict import Sentence, sentences
 
 _ABLATIONS = "mean by slot and mean by kind with heads at every segment"
-_SOURCES = (cross_model.SECTION, graft.SECTION, overlap.SECTION, functions.SECTION, completeness.SECTION)
+_SOURCES = (
+    *(cross_model.SECTION, graft.SECTION, overlap.SECTION, functions.SECTION),
+    *(completeness.SECTION, minimality.SECTION),
+)
 
 Cells = Mapping[str, Mapping[str, MaskCell]]  # by group and desideratum
 
@@ -87,11 +91,10 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
     gain = await gain_of(study, variant, base)
     parts = [await study.part(section) or {} for section in _SOURCES]
     patched, grafted, overlaps = (each.get(variant) for each in parts[:3])
-    masks, removed = parts[3].get(base) or {}, parts[4]
+    masks, removed, pruned = parts[3].get(base) or {}, *parts[4:]
     patch = _judged_patch(patched, between, base)
     checks, task = study.checks, study.settings.task
     wording = ", ".join([task.name, *(f"{key} {value}" for key, value in task.options.items())])
-    sections = (*_SOURCES, minimality.SECTION)
     of_circuits = await circuit_numbers(study, variant)
     return Evidence(
         base=base,
@@ -101,10 +104,11 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
         failed_checks=[check.name for check in checks if not check.passed] if checks else None,
         behaviour=await _behaviour(study, variant, gain),
         n_scenarios=gain.n_scenarios,
-        switched_off=frozenset(each.name for each in sections if getattr(study.settings, each.name, None) is False),
+        switched_off=frozenset(each.name for each in _SOURCES if getattr(study.settings, each.name, None) is False),
         circuits=of_circuits.faithfulness,
         transfers=of_circuits.transfers,
         gaps=gaps(removed, (base, variant)),
+        needed=needed_heads(pruned, base, variant),
         similarity=similarity_evidence(overlaps),
         moved=overlaps is not None and has_moved(overlaps, limits.alike),
         n_scenarios_moved=(overlaps.n_scenarios or 0) if overlaps is not None else 0,

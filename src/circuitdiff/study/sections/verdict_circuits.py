@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from circuitdiff.circuit import Circuit, beyond, joined
+from circuitdiff.circuit import Circuit, Head, beyond, joined
 from circuitdiff.evaluation import By, Evaluation, moved
 from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
 from circuitdiff.stats.proportions import difference_interval
@@ -19,6 +19,7 @@ from circuitdiff.study.evidence import (
     CircuitEvidence,
     GapEvidence,
     Judged,
+    NeededHeads,
     Noted,
     SimilarityEvidence,
     TransferEvidence,
@@ -26,6 +27,7 @@ from circuitdiff.study.evidence import (
 from circuitdiff.study.section import Part, Sizes, StudyContext
 from circuitdiff.study.sections.completeness import PartsRemoved
 from circuitdiff.study.sections.discovery import circuits
+from circuitdiff.study.sections.minimality import PrunedCircuit
 from circuitdiff.study.sections.overlap import VariantOverlap
 
 _ALIKE = 0.8  # cosine of two profiles, above which they are called alike
@@ -132,6 +134,23 @@ def gaps(found: Mapping[str, Mapping[str, PartsRemoved]], models: Sequence[str])
         if parts is not None and parts.quantity != "logit_difference"
         for group in parts.groups
     )
+
+
+def needed_heads(found: Mapping[str, PrunedCircuit], base: str, variant: str) -> NeededHeads | None:
+    """Of each own circuit; None unless both were tested. A head stands for itself in a group."""
+    if base not in found or variant not in found:
+        return None
+    outcomes = [
+        {
+            f"{Head(*each.head)} ({group})": each.outcome
+            for group, heads in found[model].groups.items()
+            for each in heads
+        }
+        for model in (base, variant)
+    ]
+    first, second = ({head for head, outcome in each.items() if outcome == "needed"} for each in outcomes)
+    opposed = [head for head in outcomes[0] if {each.get(head) for each in outcomes} == {"needed", "not_needed"}]
+    return NeededHeads(len(first), len(second), tuple(opposed))
 
 
 def similarity_evidence(compared: VariantOverlap | None) -> tuple[SimilarityEvidence, ...]:

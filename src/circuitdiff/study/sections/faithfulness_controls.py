@@ -1,0 +1,174 @@
+"""What a circuit is held against: random circuits of its shape, and circuits of heads that may well do as much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from circuitdiff.cache.records import Record
+from circuitdiff.circuit import Circuit, Group
+from circuitdiff.evaluation import Evaluation
+from circuitdiff.evaluation.shapes import has_others, random_circuit, roles_rotated
+from circuitdiff.methods.attribution import attribution_scores
+from circuitdiff.prompts import Pairs
+from circuitdiff.stats.intervals import mean_interval, ratio_interval
+from circuitdiff.stats.proportions import difference_interval
+from circuitdiff.stats.selection import lowest
+from circuitdiff.study.common_units import circuit_answers
+from circuitdiff.study.context import StudyContext
+from circuitdiff.study.estimates import (
+    Estimate,
+    GroupHeads,
+    Number,
+    Ratio,
+    Share,
+    estimate,
+    groups_of,
+    rank_p,
+    ratio,
+    share,
+)
+from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.records import record_of, value_of
+from circuitdiff.study.sections.discovery import Discovered
+from circuitdiff.study.units import Unit
+
+Kind = Literal["next_best", "other_roles", "by_attribution"]
+N_KINDS = 3
+_ASKED = PromptsOf("discovery")
+
+
+@dataclass(frozen=True)
+class RandomCircuits:
+    """Accuracies of random circuits of the same shape, with none of the circuit's heads; all on the circuit's prompts.
+
+    `low` and `high` bound their mean, over scenarios. `rank_p`: of the circuit among them; None of fewer than 100.
+    """
+
+    mean: Number
+    low: Number
+    high: Number
+    rank_p: Number
+    n_prompts: int
+    accuracies: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ControlCircuit:
+    """Another circuit of this size, on the same prompts. All is None where there is no such circuit.
+
+    next_best: of each stage of the plan that found k heads those that help next, ranks k + 1 to 2 k, at the same role.
+    other_roles: the circuit's heads, those of each role at the next one. by_attribution: at each role as many heads as
+    the circuit has there, those of the lowest attribution (activation times gradient) in the model that is asked.
+    """
+
+    kind: Kind
+    groups: dict[str, GroupHeads]
+    accuracy: Share | None
+    faithfulness: Ratio | None
+    difference: Estimate | None  # the circuit's accuracy less this one's
+    note: str | None  # why there is none, or what it lacks
+
+
+class Built(NamedTuple):
+    circuit: Circuit
+    note: str | None = None
+
+
+async def controls(
+    study: StudyContext, model: str, name: str, found: Discovered, n_random: int, answers: tuple[Evaluation, Evaluation]
+) -> tuple[RandomCircuits | None, tuple[ControlCircuit, ...]]:
+    """`answers`: of the whole model and of the circuit alone."""
+    circuit, facts = found.circuit, await study.facts(model)
+    g, drawn = torch.Generator().manual_seed(study.settings.seed), list[Circuit]()
+    if all(has_others(circuit.heads_at(role), facts.n_layers, facts.n_heads) for role in circuit.roles):
+        drawn = [random_circuit(circuit, facts.n_layers, facts.n_heads, g) for _ in range(n_random)]
+    built: dict[Kind, Built] = {
+        "next_best": next_best(found),
+        "other_roles": _other_roles(circuit),
+        "by_attribution": await _by_attribution(study, model, circuit),
+    }
+    some = [each.circuit for each in built.values() if each.circuit.roles]
+    every = await circuit_answers(study, model, f"circuit {name} in {model}, controls", [*drawn, *some], "slot")
+    of_built = iter(every[len(drawn) :])
+    rivals = (
+        control_circuit(kind, each, next(of_built) if each.circuit.roles else None, answers)
+        for kind, each in built.items()
+    )
+    random = random_circuits(every[: len(drawn)], answers[1]) if drawn else None
+    return random, tuple(rivals)
+
+
+def random_circuits(drawn: Sequence[Evaluation], own: Evaluation) -> RandomCircuits:
+    hits = np.stack([each.hits.numpy().astype(float) for each in drawn])
+    mean = estimate(mean_interval(hits.mean(0), own.scenarios.numpy()))  # of these circuits; over scenarios
+    p = rank_p(float(own.hits.sum()), hits.sum(1))
+    return RandomCircuits(mean.value, mean.low, mean.high, p, len(own.hits), tuple(hits.mean(1).tolist()))
+
+
+def control_circuit(
+    kind: Kind, built: Built, answers: Evaluation | None, beside: tuple[Evaluation, Evaluation]
+) -> ControlCircuit:
+    if answers is None:
+        return ControlCircuit(kind, {}, None, None, None, built.note)
+    model, own, hits = *(each.hits.numpy() for each in beside), answers.hits.numpy()
+    scenarios = answers.scenarios.numpy()
+    return ControlCircuit(
+        kind,
+        groups_of(built.circuit),
+        accuracy=share(answers.hits, answers.scenarios),
+        faithfulness=ratio(ratio_interval(hits, model, scenarios)),
+        difference=estimate(difference_interval(own, hits, scenarios)),
+        note=built.note,
+    )
+
+
+def next_best(found: Discovered) -> Built:
+    """None of the circuit's heads at the stage's role, and none that does not help beyond the noise floor."""
+    if not found.stages:
+        return Built(Circuit({}), "the circuit was given, not found by a plan")
+    groups, missing = {}, 0
+    for result in found.stages:
+        name, at = result.stage.name, result.stage.at
+        k = len(found.circuit.groups[name].heads) if name in found.circuit.groups else 0
+        effects = result.found.effects.clone()
+        for head in found.circuit.heads_at(at):
+            effects[head.layer, head.index] = torch.nan
+        effects[effects.abs() <= result.found.noise_floor] = torch.nan
+        groups[name] = Group(at, tuple(lowest(effects, k, helping_only=True)))
+        missing += k - len(groups[name].heads)
+    if not any(group.heads for group in groups.values()):
+        return Built(Circuit({}), "no further head helps")
+    return Built(Circuit(groups), f"{missing} heads fewer, for no others help" if missing else None)
+
+
+def _other_roles(circuit: Circuit) -> Built:
+    if len(circuit.roles) < 2:
+        return Built(Circuit({}), "all of its heads are at one role")
+    return Built(roles_rotated(circuit))
+
+
+async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> Built:
+    pairs = await study.pairs(model, _ASKED)
+    if lacking := [role for role in circuit.roles if not _everywhere(role, pairs)]:
+        return Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
+    arguments = {"prompts": _ASKED, "roles": tuple(sorted(circuit.roles))}
+    scores = value_of(await study.record(Unit(f"attribution in {model}", attribution, (model,), arguments)))
+    heads = {role: lowest(scores[role], len(circuit.heads_at(role))) for role in circuit.roles}
+    return Built(Circuit({role: Group(role, tuple(chosen)) for role, chosen in heads.items()}))
+
+
+def _everywhere(role: str, pairs: Pairs) -> bool:
+    both = (pairs.positions, pairs.counterfactual_positions)
+    return all(role in positions and bool((positions[role] >= 0).all()) for positions in both)
+
+
+def attribution(subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...]) -> Record:
+    """By role, the mean score of each head [layer, head], in logits; negative = it helps."""
+    scores = attribution_scores(subject.model, subject.pairs(prompts), roles)
+    return record_of({role: each.mean(-1) for role, each in scores.items()})
