@@ -15,6 +15,7 @@ from circuitdiff import ModelDifferences, cli, model_differences, runs, terminal
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
+from circuitdiff.study import accuracies
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import results_bytes
 from circuitdiff.tasks import entity_tracking
@@ -135,6 +136,29 @@ def test_accuracy_shows_what_it_has_when_a_later_model_cannot_be_loaded(monkeypa
     assert "no model 'nothing'" in told.err
     assert "/7" in told.out
     assert len(json.loads(file.read_text())) == 1
+
+
+def small_table(folder) -> Path:
+    rows = [
+        {"prompt": f"The {i} is in Box A. The {i} is in Box", "answer": "A", "foils": ["B"], "counterfactual": f"A {i}"}
+        | {"split": "evaluation"}
+        for i in ("book", "cup", "key")
+    ]
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "t.jsonl"
+
+
+def test_accuracy_takes_what_a_small_table_has_and_says_so(monkeypatch, capsys, tmp_path, model):
+    assert run(monkeypatch, "accuracy", small_table(tmp_path), model) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "split evaluation, seed 100: 3 prompts, which are all" in out
+
+
+def test_more_prompts_than_there_are_are_refused_before_a_model_is_loaded(monkeypatch, capsys, tmp_path, model):
+    monkeypatch.setattr(accuracies, "load_model", None)
+    assert "-n 4: the task t has 3 prompts in split 'evaluation'; ask for fewer" in refused(
+        monkeypatch, capsys, "accuracy", small_table(tmp_path), model, "-n", 4
+    )
 
 
 NAME = "org/chat[/b] :cat: [red]"

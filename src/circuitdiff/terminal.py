@@ -134,14 +134,16 @@ def _show_models(results: CommonResults) -> None:
 
 
 def _show_heads(results: CommonResults) -> None:
-    """Heads of each variant's own circuit that are the base's, gained, and lost, by group."""
+    """How many heads the circuits of base and variant have in common, and how many only one has, by group."""
     rows = []
     for variant, each in (part_of(results, OVERLAP) or {}).items():
         for group in each.groups or ():
-            gained, lost = group.variant - group.common, group.base - group.common
-            rows.append((variant, group.group or "all", *map(str, (group.common, gained, lost))))
+            counts = group.common, group.variant - group.common, group.base - group.common
+            rows.append((variant, group.group or "all", *map(str, counts)))
     if rows:
-        show_table(("circuit of", "group", "heads shared with base", "gained", "lost"), rows)
+        show_table(
+            ("circuit of", "group", "heads that the base has, too", "only in the variant", "only in the base"), rows
+        )
         out.print()
 
 

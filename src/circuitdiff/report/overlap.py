@@ -28,9 +28,9 @@ def view(results: CommonResults) -> Part:
         "Is it the same circuit?",
         "The correlation of all heads' effects is corrected for the noise of both maps, and may exceed 1; it stands "
         "between that with another stage's map and, where the study has one, that of the base trained again. Heads in "
-        "common are counted on halves of the prompts, means over random halvings. Negative effects help; a head gained "
-        "helps more in the variant, on the same prompts, false discoveries controlled at 5 % in each stage. Where a "
-        "stage's receivers differ between the models, so may the change be the receivers'.",
+        "common are counted on halves of the prompts, means over random halvings. Negative effects help; if a head "
+        "helps more or less in the variant is tested on the same prompts, false discoveries controlled at 5 % in each "
+        "stage. Where a stage's receivers differ between the models, so may the change be the receivers'.",
         [sentence for variant, each in variants.items() if (sentence := _sentence(variant, each))],
         {
             f"overlap/{variant}/{stage.stage}": _curves(f"{stage.stage}: base and {variant}", rows)
@@ -60,7 +60,7 @@ def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
     maps = {"stage": "stage", "receivers": "receivers", "likeness": "base and variant"}
     maps |= {"different": "another stage's map", "ceiling": "the base trained again"}
     maps |= {"base_reliability": "base, reliability", "variant_reliability": f"{variant}, reliability"}
-    maps |= {"gained": "gained", "lost": "lost"}
+    maps |= {"more": f"heads that help more in {variant}", "less": "less"}
     if not any(stage.ceiling for stage in overlap.stages or ()):
         del maps["ceiling"]
     common = {"stage": "stage", "k": "k"} | _SHARED
@@ -108,19 +108,19 @@ def _group_rows(overlap: VariantOverlap) -> Iterator[dict]:
 
 
 def _stage_row(stage: StageOverlap) -> dict:
-    """How alike the whole maps of effects are, between ceiling and floor; heads gained and lost."""
+    """How alike the whole maps of effects are, between ceiling and floor; heads whose effect changed."""
     return {
         "stage": stage.stage,
         "receivers": "the same" if stage.same_receivers else "each model's own",
         **all_printed(stage, ("likeness", "different", "ceiling", "base_reliability", "variant_reliability")),
-        "gained": _changed(stage, gained=True),
-        "lost": _changed(stage, gained=False),
+        "more": _changed(stage, more=True),
+        "less": _changed(stage, more=False),
     }
 
 
-def _changed(stage: StageOverlap, *, gained: bool) -> str:
+def _changed(stage: StageOverlap, *, more: bool) -> str:
     """Heads that help more (or less) in the variant, with the difference."""
-    chosen = [change for change in stage.changed if change.difference is not None and (change.difference < 0) == gained]
+    chosen = [change for change in stage.changed if change.difference is not None and (change.difference < 0) == more]
     return ", ".join(f"{heads([change.head])} ({change.difference:+.2f})" for change in chosen) or "none"
 
 

@@ -24,7 +24,7 @@ from circuitdiff.tasks.answers import AnswerTexts, pairs_of
 from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.scenarios import SPLITS, check_options, generator, split_of
 from circuitdiff.tasks.table_file import TABLES, Row, TableFile, counterfactual_of, read_rows
-from circuitdiff.tasks.task import Task, check_plan_roles
+from circuitdiff.tasks.task import DEFAULT_PLANS, Task, check_plan_roles
 from circuitdiff.tasks.tokens import check_known, cut_at_roles, tokenise
 from circuitdiff.triples import Triples
 
@@ -64,7 +64,7 @@ class TableTask(Readable, Task):
 
     @property
     def plans(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.form.plans
+        return self.form.plans or DEFAULT_PLANS
 
     @property
     def counterfactuals(self) -> tuple[str, ...]:
@@ -159,7 +159,13 @@ class TableTask(Readable, Task):
             queried=[row.queried for row in rows],
             origins=origins,
             answer_tokens=self.form.answer_tokens,
+            space=self.form.space,
         )
+
+    def available(self, tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0, split: str = "evaluation") -> int:
+        """How many prompts `sample` can draw with these arguments, `most` at most: one of each scenario."""
+        check_options(most, split, 1, 1)
+        return sum(1 for _ in self._drawn(most, seed, split, 1))
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -151,6 +151,9 @@ def _row(origin: str, data: Mapping[str, Any], form: TableFile, is_csv: bool) ->
     if read.split is not None and read.split not in SPLITS:
         raise InputError(f"{origin}: unknown split {read.split!r}{choices(read.split, SPLITS)}")
     answers = (read.answer,) if isinstance(read.answer, str) else read.answer
+    foils = (read.foils,) if isinstance(read.foils, str) else read.foils
+    if right := next((foil for foil in foils if foil.strip() in {answer.strip() for answer in answers}), None):
+        raise InputError(f"{origin}: the foil {right!r} is a right answer; foils are wrong ones, drop it")
     if read.prompt.endswith(" ") and (form.space or answers[0].startswith(" ")):
         raise InputError(
             f"{origin}: the prompt ends in a space, and the answer begins with one; keep that of the answer"
