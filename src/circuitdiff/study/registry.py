@@ -30,7 +30,7 @@ from circuitdiff.study.sections import (
     weights,
 )
 from circuitdiff.study.settings import CommonSettings, chat_seen_from
-from circuitdiff.study.sizes import capped
+from circuitdiff.study.sizes import capped, fitted
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -108,7 +108,7 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
         options = options_of(study, section)
         if options is not None and section.seen_from is not None:
             seen[section.name] = section.seen_from(options, folder)
-    return capped(study.model_copy(update=seen))
+    return capped(fitted(study.model_copy(update=seen)))
 
 
 def results_bytes(results: CommonResults) -> bytes:

@@ -89,6 +89,10 @@ def chat_seen_from(chat: str, folder: Path) -> str:
     return chat if chat in (OFF, AUTO) else str(folder / Path(chat).expanduser())
 
 
+PURPOSES = ("discovery", "replication", "evaluation", "means")
+SPLIT_OF = {"means": "mask"}  # the task's name of a split, where it is another
+
+
 class PromptSettings(Settings):
     """How many prompts each purpose gets, or one number for all; splits are disjoint. No section takes more."""
 
@@ -104,7 +108,7 @@ class PromptSettings(Settings):
     def _a_lone_number_is_for_all(cls, value: Any) -> Any:
         if not isinstance(value, int) or isinstance(value, bool):
             return value
-        return dict.fromkeys(("discovery", "replication", "evaluation", "means"), value)
+        return dict.fromkeys(PURPOSES, value)
 
 
 class CommonSettings(Settings):

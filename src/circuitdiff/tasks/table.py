@@ -8,6 +8,7 @@ including its end, or the word where it stands. Slots are the roles, and the tok
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -162,10 +163,22 @@ class TableTask(Readable, Task):
             space=self.form.space,
         )
 
-    def available(self, tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0, split: str = "evaluation") -> int:
-        """How many prompts `sample` can draw with these arguments, `most` at most: one of each scenario."""
-        check_options(most, split, 1, 1)
-        return sum(1 for _ in self._drawn(most, seed, split, 1))
+    def available(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        most: int,
+        seed: int = 0,
+        split: str = "evaluation",
+        queries_per_scenario: int = 1,
+    ) -> int:
+        """How many prompts `sample` can draw with these arguments, `most` at most."""
+        check_options(most, split, queries_per_scenario, queries_per_scenario)
+        return min(most, self.n_prompts(split, queries_per_scenario))
+
+    def n_prompts(self, split: str, queries_per_scenario: int = 1) -> int:
+        """How many rows of a split there are, at most so many of a scenario."""
+        of_each = Counter(self.scenarios[i] for i in self._split_rows[split])
+        return sum(min(n, queries_per_scenario) for n in of_each.values())
 
     @cached_property
     def sizes(self) -> dict[str, int]:

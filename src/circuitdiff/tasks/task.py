@@ -115,7 +115,14 @@ class Task(Protocol):
         """
         ...
 
-    def available(self, tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0, split: str = "evaluation") -> int:
+    def available(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        most: int,
+        seed: int = 0,
+        split: str = "evaluation",
+        queries_per_scenario: int = 1,
+    ) -> int:
         """How many prompts `sample` can draw with these arguments, `most` at most.
 
         Raises: InputError if the task cannot be written in these tokens at all.

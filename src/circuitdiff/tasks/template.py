@@ -217,17 +217,26 @@ class TemplateTask(Readable, Task):
             space=self.form.space,
         )
 
-    def available(self, tokenizer: PreTrainedTokenizerBase, most: int, seed: int = 0, split: str = "evaluation") -> int:
+    def available(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        most: int,
+        seed: int = 0,
+        split: str = "evaluation",
+        queries_per_scenario: int = 1,
+    ) -> int:
         """How many prompts `sample` can draw with these arguments, `most` at most.
 
         Raises: InputError if the tokenizer keeps too few words whole for any.
         """
-        check_options(most, split, 1, 1)
+        check_options(most, split, queries_per_scenario, max(1, self.n_items))
+        n = 0
         with naming(self.origin):
-            drawn = draw_questions(self.key(split, seed), split, self.pools(tokenizer, split), 1)
-            for n in range(most):
+            pools, key = self.pools(tokenizer, split), self.key(split, seed)
+            drawn = draw_questions(key, split, pools, queries_per_scenario)
+            while n < most:
                 try:
-                    next(drawn)
+                    n += len(next(drawn))
                 except InputError:  # there are no more
                     if n == 0:
                         raise
