@@ -77,7 +77,7 @@ def check_enough(where: str, study: Outlined, n: int, split: str = "evaluation",
     tokenizer, seed, sizes = study.base.outline.tokenizer, study.settings.seed, study.settings.prompts
     others = sizes.evaluation + sizes.queries_per_scenario if beyond else 0
     there = study.task.available(tokenizer, others + n, seed, split, sizes.queries_per_scenario)
-    if there < others + n:
+    if there < others + n and not (beyond and there < sizes.evaluation):  # which `check_prompts` says
         of = f", {sizes.evaluation} of which prompts.evaluation takes" if beyond else ""
         none = "set prompts.evaluation lower" if beyond else "give the task more words or rows"
         lower = f"set it to {there - others} or fewer" if there > others else none
