@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, create_model
+from pydantic import AfterValidator, Field, TypeAdapter, create_model
 
 from circuitdiff.cache.store import RESULTS
 from circuitdiff.config.reading import read_json, read_yaml
 from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError
+from circuitdiff.readable import ByName
 from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
@@ -51,7 +52,7 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     weights.SECTION,
 )
 
-_PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
+_PARTS = {section.name: (Annotated[section.result | None, AfterValidator(ByName.of)], None) for section in SECTIONS}
 _OPTIONS = {
     section.name: (section.options | Literal[False], Field(default_factory=section.options))
     for section in SECTIONS
