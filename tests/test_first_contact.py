@@ -23,7 +23,8 @@ from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.readable import Readable
 from circuitdiff.report.discovery import effect_map
 from circuitdiff.stats.intervals import Interval
-from circuitdiff.study.evidence import Thresholds
+from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.evidence import Ability, Behaviour, Thresholds
 from circuitdiff.study.registry import SECTIONS
 from circuitdiff.study.sections.discovery import sweep_of
 from circuitdiff.study.sections.verdict import Verdict
@@ -31,7 +32,6 @@ from circuitdiff.study.verdict import Sentence
 from circuitdiff.tasks import texts
 from helpers.fake_pairs import fake_pairs
 from helpers.fake_triples import fake_triples
-from helpers.invented_evidence import behaviour
 from helpers.invented_results import invented_results
 from helpers.tiny_models import subject
 from helpers.tiny_tokenizers import word_level
@@ -204,7 +204,9 @@ def test_what_matters_most_is_printed_first():
 def test_every_sentence_of_a_verdict_has_a_line():
     claims = {f"claim {i}": f"{i}: the variant's circuit is the base's, as far as was asked for here" for i in range(6)}
     sentences = tuple(Sentence(claim, "yes", text, (), "accuracy", "") for claim, text in claims.items())
-    lines = repr(Verdict(sentences, Thresholds(), behaviour(0.1), (), (), (), (), {})).splitlines()
+    nothing = Estimate(None, None, None)
+    behaviour = Behaviour(*[Ability(nothing, nothing, 0.5)] * 2, nothing, nothing)
+    lines = repr(Verdict(sentences, Thresholds(), behaviour, (), (), (), (), {})).splitlines()
     assert lines[2:] == [f"    {claim}  {text}" for claim, text in claims.items()]
 
 
