@@ -120,7 +120,28 @@ WRONG_TEXTS = {
         ["table: rows.jsonl", "columns: {foils: answer}"],
         "two of them are called 'answer'",
     ),
-    "column kept": ("t.yaml", ["table: rows.jsonl", "columns: {prompt: text}"], "`columns` calls 'text'; keep one"),
+    "column that is called otherwise": (
+        "t.yaml",
+        ["table: rows.jsonl", "columns: {prompt: text}"],
+        "line 1: `columns` says that prompt is in 'text', which the table lacks",
+    ),
+    "two columns for one": (
+        "t.yaml",
+        ["table: rows.jsonl", "columns: {prompt: answer, answer: gold}"],
+        "line 1: the table has the columns 'answer' and 'prompt', and `columns` takes the first as prompt: drop one of",
+    ),
+    "semicolons": (
+        "t.csv",
+        [HEAD.replace(",", ";")],
+        "line 1: ';' stands between the columns; save the table with com",
+    ),
+    "key twice": ("t.jsonl", ['{"answer": "a", "answer": "b"}'], "line 1: the key 'answer' stands twice; keep one"),
+    "key of a template": (
+        "t.yaml",
+        ["table: rows.jsonl", "items: 3"],
+        "t.yaml, a table by its key `table`: there is no k",
+    ),
+    "ending": ("t.txt", LINES, "t.txt: a task file ends in .yaml, .yml, .jsonl, .csv; rename it after its form"),
     "column of a role": ("t.yaml", ["table: rows.jsonl", "roles: {a: word}"], "line 1: role 'a' is in column 'word'"),
     "role of a question": ("t.yaml", ["table: rows.jsonl", "question: [lst]"], "question has the role 'lst', which is"),
     "role of a plan": (

@@ -188,7 +188,11 @@ WRONG = {
         [("What is", "What {5.thing} is")],
         "{5.thing}: there are 2 items, from 0 on",
     ),
-    "number of items": ([("count: 2", "count: n")], "items.count is 'n', which is unknown"),
+    "number of items": ([("count: 2", "count: n")], "items.count is 'n': give a number, such as 4"),
+    "number of items by another option's name": (
+        [("count: 2", "count: m_items"), ("name: colours", "name: colours\noptions: {n_items: 2}")],
+        "give a number, such as 4, or an option's name (did you mean 'n_items'?)",
+    ),
     "one item": ([("count: 2", "count: 1")], "items.count: expected 2 to 100 items; got 1"),
     "option called like a category": (
         [("items: {count: 2", "options: {things: 2}\nitems: {count: things")],
