@@ -17,6 +17,7 @@ from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
 from circuitdiff.study import accuracies
 from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.plan import Cost, PlannedCost
 from circuitdiff.study.registry import results_bytes
 from circuitdiff.tasks import entity_tracking
 from helpers.invented_results import invented_results
@@ -53,6 +54,21 @@ def test_run_shows_the_plan_then_the_results_and_names_the_report(monkeypatch, c
     assert "GB on this machine" in out
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
     assert "warning: " in out
+
+
+def test_without_a_terminal_progress_is_a_line_at_once_and_then_every_half_minute(monkeypatch, capsys):
+    now = iter([0.0, 1.0, 29.0, 40.0, 60.0])  # of the beginning, and of each report
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
+    with terminal.progress() as monitor:
+        for done in range(1, 5):
+            monitor("find heads", done, 9)
+    assert capsys.readouterr().out.splitlines() == ["0.0 min: find heads, 1 of 9", "0.7 min: find heads, 3 of 9"]
+
+
+@pytest.mark.parametrize(("minutes", "said"), [(0.2, "about 1 minute to"), (2.4, "about 2 minutes to")])
+def test_a_plan_says_about_how_long_it_takes(capsys, minutes, said):
+    terminal.show_plan(PlannedCost((Cost("accuracy", 9, 1e9, minutes / 2),), 1.5, loading=minutes / 2))
+    assert f"{said} load and run the models" in capsys.readouterr().out
 
 
 def test_report_is_made_again_from_the_run_folder_alone(monkeypatch, capsys, model, tmp_path):

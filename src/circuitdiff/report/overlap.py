@@ -18,7 +18,6 @@ _SHARED = {
     "variant": "the variant with itself",
     "chance": "chance",
 }
-_SHARES = {"precision": "precision", "recall": "recall", "jaccard": "Jaccard"}
 _SMALLEST = 0.02  # of a profile: roles where base and variant have less are left out
 
 
@@ -56,7 +55,7 @@ def _sentence(variant: str, overlap: VariantOverlap) -> str:
 
 def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
     pair = {"base": "base", "variant": variant}
-    groups = {"group": "group"} | pair | {"common": "in common"} | _SHARES
+    groups = {"group": "group"} | pair | {"common": "in common", "jaccard": "Jaccard"}
     maps = {"stage": "stage", "receivers": "receivers", "likeness": "base and variant"}
     maps |= {"different": "another stage's map", "ceiling": "the base trained again"}
     maps |= {"base_reliability": "base, reliability", "variant_reliability": f"{variant}, reliability"}
@@ -103,8 +102,7 @@ def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
 
 def _group_rows(overlap: VariantOverlap) -> Iterator[dict]:
     for each in overlap.groups or ():
-        shares = {share: number(getattr(each, share)) for share in _SHARES}
-        yield vars(each) | {"group": each.group or "all groups"} | shares
+        yield vars(each) | {"group": each.group or "all groups", "jaccard": number(each.jaccard)}
 
 
 def _stage_row(stage: StageOverlap) -> dict:

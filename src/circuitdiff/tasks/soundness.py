@@ -76,7 +76,8 @@ def _answers(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Iterator[Findi
     passed = most / n <= _MOST_OF_ONE or len(counts) <= 2 or (None if pairs.right is not None else False)
     yield Finding("most frequent answer", f"{most / n:.2f}", passed, detail)
     asked = Counter(pairs.queried.tolist())
-    yield Finding("places asked for", ", ".join(f"{place}: {asked[place]}" for place in sorted(asked)))
+    if len(asked) > 1:
+        yield Finding("places asked for", ", ".join(f"{place}: {asked[place]}" for place in sorted(asked)))
     yield Finding("accuracy of guessing", f"{guessing(pairs):.2f}", detail="any of the right answers and the foils")
     lengths = pairs.lengths
     yield Finding("tokens of a prompt", f"{int(lengths.min())} to {int(lengths.max())}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from circuitdiff.circuit import Circuit
+from circuitdiff.circuit import Circuit, total_overlap
 from circuitdiff.config.settings import Draws, Prompts
 from circuitdiff.evaluation import Evaluation, all_heads, moved, random_circuit
 from circuitdiff.readable import Readable
@@ -32,6 +32,7 @@ from circuitdiff.study.section import Section, StudyContext
 from circuitdiff.study.sections.accuracy import Accuracy, accuracy_of
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.units import Unit
+from circuitdiff.tasks import Task
 
 _ROWS, _ROWS_AT_HOME = 6, 9  # the circuit and its references, and its controls, under two kinds of means
 
@@ -48,7 +49,7 @@ class FaithfulnessOptions:
 class Row:
     """One way of ablating: which heads are kept, and by which means all others are replaced."""
 
-    kept: str  # model, circuit, every_segment, wrong_segment, all_heads (at the circuit's roles), nothing
+    kept: str  # model, circuit, every_segment, wrong_segment (if they differ), all_heads (at its roles), nothing
     mean_by: str | None  # slot or kind; None: nothing is ablated
     accuracy: Share
     faithfulness: Ratio
@@ -102,8 +103,7 @@ async def _evaluated(
     await study.check("window executor vs full executor", check, detail)
     kept = {"circuit": circuit}
     if model == home:
-        kept["every_segment"] = moved(circuit, study.task.every_segment)
-        kept["wrong_segment"] = moved(circuit, lambda role: [study.task.wrong_segment(role)])
+        kept |= _at_other_segments(circuit, study.task)
     kept |= {"all_heads": all_heads(facts.n_layers, facts.n_heads, circuit.roles), "nothing": nothing}
     answers: dict[tuple[str, str | None], Evaluation] = {("model", None): await model_answers(study, model)}
     for by in ("slot", "kind"):
@@ -114,6 +114,15 @@ async def _evaluated(
     if options.random_circuits and model in (home, study.base):
         drawn = await _random(study, model, name, circuit, options)
     return _result(answers, accuracy_of(answers["circuit", "slot"], await study.pairs(model, EVALUATION)), drawn)
+
+
+def _at_other_segments(circuit: Circuit, task: Task) -> dict[str, Circuit]:
+    """The controls; without those that are the circuit itself, as where no head sits in a segment."""
+    controls = {
+        "every_segment": moved(circuit, task.every_segment),
+        "wrong_segment": moved(circuit, lambda role: [task.wrong_segment(role)]),
+    }
+    return {name: each for name, each in controls.items() if total_overlap(each, circuit).jaccard < 1}
 
 
 async def _random(
