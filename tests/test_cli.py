@@ -15,7 +15,9 @@ from circuitdiff import ModelDifferences, cli, model_differences, runs, terminal
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
+from circuitdiff.study import accuracies
 from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.plan import Cost, PlannedCost
 from circuitdiff.study.registry import results_bytes
 from circuitdiff.tasks import entity_tracking
 from helpers.invented_results import invented_results
@@ -52,6 +54,21 @@ def test_run_shows_the_plan_then_the_results_and_names_the_report(monkeypatch, c
     assert "GB on this machine" in out
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
     assert "warning: " in out
+
+
+def test_without_a_terminal_progress_is_a_line_at_once_and_then_every_half_minute(monkeypatch, capsys):
+    now = iter([0.0, 1.0, 29.0, 40.0, 60.0])  # of the beginning, and of each report
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
+    with terminal.progress() as monitor:
+        for done in range(1, 5):
+            monitor("find heads", done, 9)
+    assert capsys.readouterr().out.splitlines() == ["0.0 min: find heads, 1 of 9", "0.7 min: find heads, 3 of 9"]
+
+
+@pytest.mark.parametrize(("minutes", "said"), [(0.2, "about 1 minute to"), (2.4, "about 2 minutes to")])
+def test_a_plan_says_about_how_long_it_takes(capsys, minutes, said):
+    terminal.show_plan(PlannedCost((Cost("accuracy", 9, 1e9, minutes / 2),), 1.5, loading=minutes / 2))
+    assert f"{said} load and run the models" in capsys.readouterr().out
 
 
 def test_report_is_made_again_from_the_run_folder_alone(monkeypatch, capsys, model, tmp_path):
@@ -135,6 +152,29 @@ def test_accuracy_shows_what_it_has_when_a_later_model_cannot_be_loaded(monkeypa
     assert "no model 'nothing'" in told.err
     assert "/7" in told.out
     assert len(json.loads(file.read_text())) == 1
+
+
+def small_table(folder) -> Path:
+    rows = [
+        {"prompt": f"The {i} is in Box A. The {i} is in Box", "answer": "A", "foils": ["B"], "counterfactual": f"A {i}"}
+        | {"split": "evaluation"}
+        for i in ("book", "cup", "key")
+    ]
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "t.jsonl"
+
+
+def test_accuracy_takes_what_a_small_table_has_and_says_so(monkeypatch, capsys, tmp_path, model):
+    assert run(monkeypatch, "accuracy", small_table(tmp_path), model) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "split evaluation, seed 100: 3 prompts, which are all" in out
+
+
+def test_more_prompts_than_there_are_are_refused_before_a_model_is_loaded(monkeypatch, capsys, tmp_path, model):
+    monkeypatch.setattr(accuracies, "load_model", None)
+    assert "-n 4: the task t has 3 prompts in split 'evaluation'; ask for fewer" in refused(
+        monkeypatch, capsys, "accuracy", small_table(tmp_path), model, "-n", 4
+    )
 
 
 NAME = "org/chat[/b] :cat: [red]"

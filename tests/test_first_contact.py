@@ -23,8 +23,12 @@ from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.readable import Readable
 from circuitdiff.report.discovery import effect_map
 from circuitdiff.stats.intervals import Interval
+from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.evidence import Ability, Behaviour, Thresholds
 from circuitdiff.study.registry import SECTIONS
 from circuitdiff.study.sections.discovery import sweep_of
+from circuitdiff.study.sections.verdict import Verdict
+from circuitdiff.study.verdict import Sentence
 from circuitdiff.tasks import texts
 from helpers.fake_pairs import fake_pairs
 from helpers.fake_triples import fake_triples
@@ -96,6 +100,7 @@ def parts_of(results: Any) -> Iterator[Any]:
 
 def test_everything_prints_ten_lines_of_120_characters_at_most():
     there = [*shown().values(), *(each for part in dict(invented_results()).values() for each in parts_of(part))]
+    there += [part for part in dict(invented_results()).values() if isinstance(part, dict)]
     assert str(invented_results()) == repr(invented_results())  # pydantic has a string of its own
     long = {type(each).__name__ for each in there if type(each) not in (str, int, tuple) and too_long(repr(each))}
     assert not long
@@ -170,6 +175,45 @@ def test_tables_hold_the_numbers():
     parts = shown()["Attribution"].parts
     table = shown()["Attribution"].to_pandas().set_index(["part", "how"])
     assert table.value["mover", "alone"] == parts["mover"]["alone"].value
+
+
+def test_tables_of_pairs_differences_and_results_have_every_row():
+    pairs = PAIRS.to_pandas()
+    assert pairs.clean.tolist() == PAIRS.clean_prompts.rows()
+    assert pairs.answer.tolist() == PAIRS.answers.tolist()
+    changes = shown()["ModelDifferences"]
+    assert changes.to_pandas().n_changed.tolist() == [each.n_changed for each in changes.weights]
+    results = invented_results()
+    table = results.to_pandas().set_index("where")
+    for model, each in results.accuracy.items():
+        assert tuple(table.loc[f"accuracy.{model}.accuracy"]) == (
+            each.accuracy.value,
+            each.accuracy.low,
+            each.accuracy.high,
+        )
+
+
+def test_what_matters_most_is_printed_first():
+    assert repr(shown()["Evaluation"]).splitlines()[1].split()[:2] == ["accuracy", "Interval(value"]
+    effects = stages()[0].found
+    [strongest] = effects.effects.abs().flatten().topk(1).indices.tolist()
+    layer, index = divmod(strongest, effects.effects.shape[1])
+    assert repr(effects).splitlines()[1].split()[:2] == ["strongest", f"{layer}.{index}"]
+
+
+def test_every_sentence_of_a_verdict_has_a_line():
+    claims = {f"claim {i}": f"{i}: the variant's circuit is the base's, as far as was asked for here" for i in range(6)}
+    sentences = tuple(Sentence(claim, "yes", text, (), "accuracy", "") for claim, text in claims.items())
+    nothing = Estimate(None, None, None)
+    behaviour = Behaviour(*[Ability(nothing, nothing, 0.5)] * 2, nothing, nothing)
+    lines = repr(Verdict(sentences, Thresholds(), behaviour, (), (), (), (), {})).splitlines()
+    assert lines[2:] == [f"    {claim}  {text}" for claim, text in claims.items()]
+
+
+def test_every_circuit_has_a_line_among_the_results_of_a_section():
+    results = invented_results()
+    lines = repr(results.faithfulness).splitlines()[1:]
+    assert [line.strip() for line in lines if line[2] != " "] == [*results.faithfulness]
 
 
 def test_without_pandas_a_table_says_what_to_install(monkeypatch):

@@ -13,7 +13,7 @@ from numpy import ndarray
 from pydantic import PlainSerializer
 from scipy.stats import binomtest
 
-from circuitdiff.circuit import Head, Overlap, overlap, total
+from circuitdiff.circuit import Head, Overlap, overlap
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.methods.discovery import StageResult, circuit_of
 from circuitdiff.methods.path_patching import path_effects
@@ -131,10 +131,14 @@ def holds(few: Interval, many: Float[ndarray, "*row"], n_few: int, n_many: int) 
     return np.asarray((low <= many) & (many <= high))
 
 
+def _summed(rows: Sequence[Overlap]) -> Overlap:
+    return Overlap(*(sum(row[i] for row in rows) for i in range(3)))
+
+
 def planting_rows(plantings: Sequence[Planting]) -> list[Row]:
     """Over all plantings together."""
-    whole = total(each for planting in plantings for each in planting.groups.values())
-    negative = total(planting.negative for planting in plantings)
+    whole = _summed([each for planting in plantings for each in planting.groups.values()])
+    negative = _summed([planting.negative for planting in plantings])
     tested = sum(planting.decoys_tested for planting in plantings)
     alarms = [alarm for planting in plantings for alarm in planting.alarms]
     exact = sum(all(each.jaccard == 1 for each in planting.groups.values()) for planting in plantings)

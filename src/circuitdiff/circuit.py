@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -152,7 +152,7 @@ class Overlap(NamedTuple):
         return self.common / either if either else math.nan
 
 
-def overlap(first: Iterable[Head], second: Iterable[Head]) -> Overlap:
+def overlap(first: Iterable[Hashable], second: Iterable[Hashable]) -> Overlap:
     """How many heads two groups have in common."""
     one, other = frozenset(first), frozenset(second)
     return Overlap(len(one), len(other), len(one & other))
@@ -168,9 +168,9 @@ def joined(first: Circuit, second: Circuit) -> Circuit:
 
 
 def beyond(second: Circuit, first: Circuit) -> Circuit:
-    """Group by group, the heads of the second that the first's group of that name lacks; without empty groups."""
+    """Group by group, the heads of the second that the first lacks at their role; without empty groups."""
     left = {
-        name: Group(group.at, tuple(head for head in group.heads if head not in _heads(first, name)))
+        name: Group(group.at, tuple(head for head in group.heads if head not in first.heads_at(group.at)))
         for name, group in second.groups.items()
     }
     return Circuit({name: group for name, group in left.items() if group.heads})
@@ -182,10 +182,11 @@ def circuit_overlap(first: Circuit, second: Circuit) -> dict[str, Overlap]:
     return {name: overlap(_heads(first, name), _heads(second, name)) for name in names}
 
 
-def total(overlaps: Iterable[Overlap]) -> Overlap:
-    """The sum over groups: a head that serves in two groups counts in each."""
-    rows = list(overlaps)
-    return Overlap(sum(row.first for row in rows), sum(row.second for row in rows), sum(row.common for row in rows))
+def total_overlap(first: Circuit, second: Circuit) -> Overlap:
+    """The overlap of the whole circuits: heads with the role that they act at, whatever their groups are called."""
+    return overlap(
+        *([(group.at, head) for group in each.groups.values() for head in group.heads] for each in (first, second))
+    )
 
 
 def _heads(circuit: Circuit, name: str) -> tuple[Head, ...]:

@@ -23,12 +23,13 @@ from circuitdiff.models.differences import ModelDifferences, model_differences
 from circuitdiff.models.sources import read_outline
 from circuitdiff.report import weights, write_report
 from circuitdiff.report.diff import diff_runs, diff_tables, failures, paired
-from circuitdiff.study.accuracies import ModelAccuracy, ability, accuracies
+from circuitdiff.study.accuracies import DEFAULT, ModelAccuracy, accuracies
 from circuitdiff.study.comparison import STUDY_FILE
 from circuitdiff.study.registry import read_results, read_study, results_schema
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.runner import plan_study
 from circuitdiff.study.settings import CommonSettings
+from circuitdiff.study.task_check import ability_finding, plans_finding
 from circuitdiff.tasks import get_task, new_task
 from circuitdiff.tasks.chat import OFF
 from circuitdiff.tasks.soundness import examine
@@ -247,30 +248,36 @@ def new(file: Annotated[Path, typer.Argument(help="Where the file goes.")]) -> N
 def check_task(
     task: Annotated[str, typer.Argument(help="A task file, or a built-in task.")],
     model: Annotated[str, typer.Option(help="Whose tokenizer to use.")] = "smollm2",
-    n: Annotated[int, typer.Option("-n", min=4, help="How many prompts of each split to look at.")] = 100,
+    n: Annotated[
+        int, typer.Option("-n", min=4, help="How many prompts of each split to look at; of a table all are.")
+    ] = 100,
     seed: int = 0,
     run: Annotated[bool, typer.Option("--run", help="Also load the model: can it do the task?")] = False,
     at_least: Annotated[float, typer.Option(min=0, max=1, help="Accuracy below which it cannot (--run).")] = 0.2,
 ) -> None:
-    """Is a task sound in a model's tokens? Reads no weights but with --run. Exit code 2 if not."""
+    """Is a task sound in a model's tokens, and can a study ask it? Exit code 2 if not. Only --run reads weights."""
     built = get_task(task)
     outline = read_outline(split_adapters(model)[0])
-    findings = examine(built, outline.tokenizer, n, seed)
-    if run:
+    findings = [*examine(built, outline.tokenizer, n, seed), plans_finding(built, outline.tokenizer, seed)]
+    if run and all(each.passed is not False for each in findings):
         with progress() as monitor:
-            findings.append(ability(built, model, at_least, n_prompts=n, seed=seed, monitor=monitor))
+            findings.append(ability_finding(built, model, at_least, n_prompts=n, seed=seed, monitor=monitor))
     marks = {True: "ok", False: "FAILED", None: ""}
     rows = [(each.what, each.found, marks[each.passed], each.detail) for each in findings]
     show_table(("check", "found", "result", "detail"), rows, f"{built.name} in the tokens of {model}")
-    if failed := [each.what for each in findings if each.passed is False]:
-        raise InputError(f"{task} is not sound for {model}: {'; '.join(failed)}")
+    if failed := [f"{each.what}: {each.detail or each.found}" for each in findings if each.passed is False]:
+        more = f" (and {len(failed) - 1} more, above)" if len(failed) > 1 else ""
+        raise InputError(f"{task} is not sound for {model}: {failed[0]}{more}")
 
 
 @app.command()
 def accuracy(
     task: Annotated[str, typer.Argument(help="A built-in task, like entity-tracking, or a task file.")],
     models: Annotated[list[str], typer.Argument(help="Models; SOURCE+ADAPTER merges an adapter.")],
-    n: Annotated[int, typer.Option("-n", help="How many prompts, each a scenario of its own.")] = 500,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="How many prompts, each a scenario of its own; default 500, or all that there are."),
+    ] = None,
     split: str = "evaluation",
     seed: int = 100,
     chat: Annotated[list[str], typer.Option(help="Chat template: off, auto, or a file; repeat to compare.")] = [OFF],  # noqa: B006
@@ -288,7 +295,9 @@ def accuracy(
                 rows.append(row)  # shown even if a later model cannot be loaded
     finally:
         if rows:
-            show_accuracies(f"{task}, split {split}, seed {seed}: {n} prompts", rows)
+            there = rows[0].answers.accuracy.n
+            few = ", which are all" if n is None and there < DEFAULT else ""
+            show_accuracies(f"{task}, split {split}, seed {seed}: {there} prompts{few}", rows)
         if rows and json_file:
             entries = TypeAdapter(list[ModelAccuracy]).dump_python(rows, mode="json")
             write_whole(json_file, json_bytes([{"model": model, **answers} for model, answers in entries]))

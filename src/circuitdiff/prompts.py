@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitdiff.errors import InputError
-from circuitdiff.readable import Readable
+from circuitdiff.readable import Readable, data_frame
 
 T = TypeVar("T")
 
@@ -182,6 +182,21 @@ class Pairs(Readable):
 
     def __len__(self) -> int:
         return len(self.answers)
+
+    def to_pandas(self) -> Any:
+        """A row for each pair, in tokens. Raises: InputError if there is no pandas."""
+        own = [None] * len(self) if self.counterfactual_answers is None else self.counterfactual_answers.tolist()
+        texts = (self.clean_prompts.rows(), self.counterfactual_prompts.rows())
+        rows = zip(
+            self.scenarios.tolist(),
+            self.queried.tolist(),
+            *texts,
+            self.answers.tolist(),
+            self.foils.tolist(),
+            own,
+            strict=True,
+        )
+        return data_frame("scenario queried clean counterfactual answer foils counterfactual_answer", rows)
 
     def fingerprint(self) -> str:
         """The same for the same content: prompts, counterfactuals, answers and scenarios."""

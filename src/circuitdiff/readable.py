@@ -47,6 +47,15 @@ class Readable:
         return f"<table><caption>{escape(_title(self))}</caption>{cells}</table>"
 
 
+class ByName(Readable, dict[str, Any]):
+    """A dictionary that prints as a result does, a line for each name."""
+
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        """Dictionaries, also inside one another, as these; all else as it is."""
+        return cls({name: cls.of(each) for name, each in value.items()}) if isinstance(value, dict) else value
+
+
 class Plotted(Readable):
     """What the report has a figure of."""
 
@@ -68,9 +77,9 @@ def short(value: Any) -> str:
         return _numbers(torch.as_tensor(value))
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, Readable):
+    if isinstance(value, Readable) and not isinstance(value, ByName):
         return one_line(value)
-    if isinstance(value, type) or type(value).__str__ is not object.__str__:
+    if isinstance(value, type) or (type(value).__str__ is not object.__str__ and not isinstance(value, ByName)):
         return str(value)
     if is_dataclass(value) or hasattr(value, "_fields"):
         return one_line(value)
@@ -93,25 +102,31 @@ def data_frame(columns: str, rows: Iterable[Sequence[Any]]) -> Any:
 
 
 def _rows(thing: Any) -> list[tuple[str, str]]:
-    """Names and values; collections of what is readable itself item by item, where there is room for them."""
+    """Names and values; collections of what is readable itself, or of sentences, item by item where there is room."""
     values, rows = _values(thing), list[tuple[str, str]]()
     for name, value in values.items():
         items = dict(value) if isinstance(value, Mapping) else dict(enumerate(value)) if type(value) is tuple else {}
-        if any(isinstance(each, Readable) for each in items.values()) and len(values) + len(items) < _LINES:
-            rows += [(name, ""), *((f"  {key}", one_line(each)) for key, each in items.items())]
+        if any(map(_needs_a_line, items.values())) and len(values) + len(items) < _LINES:
+            rows += [(name, ""), *((f"  {key}", short(each)) for key, each in items.items())]
         else:
             rows.append((name, short(value)))
     return rows
 
 
+def _needs_a_line(item: Any) -> bool:
+    return isinstance(item, Readable) or (isinstance(item, str) and len(item) > _WIDTH // 3)
+
+
 def _values(thing: Any) -> dict[str, Any]:
+    if isinstance(thing, ByName):
+        return thing
     kind = type(thing)
     names = getattr(kind, "_shown", ()) or getattr(kind, "model_fields", ()) or getattr(kind, "_fields", ())
     return {name: getattr(thing, name) for name in names or [each.name for each in fields(thing) if each.repr]}
 
 
 def _title(thing: Any) -> str:
-    name = type(thing).__name__
+    name = "results" if isinstance(thing, ByName) else type(thing).__name__
     return f"{name} of {len(thing)}" if hasattr(thing, "__len__") and not isinstance(thing, tuple) else name
 
 

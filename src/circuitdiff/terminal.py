@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,7 @@ from circuitdiff.study.workers import Monitor
 from circuitdiff.tasks.task import DescribedPrompt
 
 out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
+_PAUSE = 30.0  # seconds between lines of progress in a pipe
 _INTERRUPTED = 130  # what typer returns after Ctrl-C
 
 
@@ -75,7 +78,10 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress() -> Iterator[Monitor]:
-    """A bar per part of the work, with the time left; in a pipe, a line per finished part."""
+    """A bar per part of the work, with the time left; in a pipe, a line now and then."""
+    if not out.is_terminal:
+        yield _lines()
+        return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=out) as bars:
         known: dict[str, int] = {}
@@ -90,12 +96,30 @@ def progress() -> Iterator[Monitor]:
         yield monitor
 
 
+def _lines() -> Monitor:
+    """Says how far the work is, at once and then every half minute at most."""
+    begin, said = time.monotonic(), -math.inf
+
+    def monitor(title: str, done: int, total: int) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said >= _PAUSE:
+            say(f"{(now - begin) / 60:.1f} min: {title}, {done} of {total}")
+            said = now
+
+    return monitor
+
+
 def show_plan(expected: PlannedCost) -> None:
     rows = [
         (part.what, f"{part.forwards:,}", f"{part.flop / 1e12:.1f}", f"{part.minutes:.1f}") for part in expected.parts
     ]
+    rows.insert(0, ("loading models", "", "", f"{expected.loading:.1f}"))
     show_table(("part", "plain forwards", "TFLOP", "minutes"), rows, "plan", numbers=True)
-    say(f"at most about {expected.minutes:.0f} minutes and {expected.memory_gb:.1f} GB on this machine")
+    minutes = max(1, round(expected.minutes))
+    say(
+        f"about {minutes} minute{'s' if minutes > 1 else ''} to load and run the models (weights are compared, and "
+        f"statistics made, beside that) and at most {expected.memory_gb:.1f} GB on this machine"
+    )
     out.print()
 
 
@@ -134,14 +158,16 @@ def _show_models(results: CommonResults) -> None:
 
 
 def _show_heads(results: CommonResults) -> None:
-    """Heads of each variant's own circuit that are the base's, gained, and lost, by group."""
+    """How many heads the circuits of base and variant have in common, and how many only one has, by group."""
     rows = []
     for variant, each in (part_of(results, OVERLAP) or {}).items():
         for group in each.groups or ():
-            gained, lost = group.variant - group.common, group.base - group.common
-            rows.append((variant, group.group or "all", *map(str, (group.common, gained, lost))))
+            counts = group.common, group.variant - group.common, group.base - group.common
+            rows.append((variant, group.group or "all", *map(str, counts)))
     if rows:
-        show_table(("circuit of", "group", "heads shared with base", "gained", "lost"), rows)
+        show_table(
+            ("circuit of", "group", "heads that the base has, too", "only in the variant", "only in the base"), rows
+        )
         out.print()
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from circuitdiff.circuit import Circuit, Group, Head, Overlap, circuit_overlap, overlap, total
+from circuitdiff.circuit import Circuit, Group, Head, beyond, circuit_overlap, overlap, total_overlap
 from circuitdiff.errors import InputError
 from circuitdiff.methods.component_mask.training import kept, selected
 from circuitdiff.methods.minimality import PairTable, keep, pair_removal, removal_set
@@ -191,6 +191,11 @@ def test_empty_groups_have_no_shares():
 def test_circuits_overlap_group_by_group_and_a_lacking_group_is_empty():
     first = Circuit({"movers": Group("last", (A, B)), "readers": Group("query_label", (A,))})
     second = Circuit({"movers": Group("last", (B,)), "others": Group("last", (A,))})
-    by_group = circuit_overlap(first, second)
-    assert by_group == {"movers": (2, 1, 1), "readers": (1, 0, 0), "others": (0, 1, 0)}
-    assert total(by_group.values()) == Overlap(3, 2, 1)
+    assert circuit_overlap(first, second) == {"movers": (2, 1, 1), "readers": (1, 0, 0), "others": (0, 1, 0)}
+
+
+def test_whole_circuits_have_a_head_in_common_whatever_its_group_but_not_at_another_role():
+    first = Circuit({"movers": Group("last", (A, B)), "readers": Group("query_label", (C,))})
+    second = Circuit({"others": Group("last", (A, C, D)), "movers": Group("last", (B,))})
+    assert total_overlap(first, second) == (3, 4, 2)
+    assert beyond(second, first) == Circuit({"others": Group("last", (C, D))})

@@ -280,6 +280,9 @@ def test_minutes_are_flop_at_the_measured_speed_shared_out_to_workers(planned):
     assert max(speeds) == pytest.approx(min(speeds)) == pytest.approx(sizes.speed.flop_per_second * 60)
     assert sum(part.minutes for part in shared.parts) == pytest.approx(sum(p.minutes for p in expected.parts) / 3)
     assert shared.memory_gb == pytest.approx(3 * expected.memory_gb)
+    slow = replace(sizes, speed=replace(sizes.speed, load_seconds=30.0))
+    loading = planned_cost(list(parts.values()), slow, 1).minutes - sum(part.minutes for part in expected.parts)
+    assert loading == pytest.approx(sizes.n_models / 2)
     assert expected.memory_gb > 0.6
 
 

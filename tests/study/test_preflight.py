@@ -14,6 +14,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.study.accuracies import accuracies
 from circuitdiff.study.registry import read_study
 from circuitdiff.study.runner import refuse, run_study
+from circuitdiff.vocabulary import LABELS, OBJECTS
 from helpers.tiny_decoders import save_decoder, save_random_adapter, tiny_decoder
 from helpers.tiny_folder import save_tiny_model, settings_of, silent
 from helpers.tiny_tokenizers import word_level
@@ -80,14 +81,31 @@ def test_too_few_scenarios_to_split_are_refused(model, tmp_path, monkeypatch):
     message = r"minimality\.prompts is 9, with 3 prompts a scenario: 3 scenarios, of at least 4; set it to 10 or more"
     refuses(model, tmp_path, monkeypatch, message, prompts=prompts, minimality="{prompts: 9}")
     prompts = "{discovery: 3, evaluation: 12, means: 8, queries_per_scenario: 3}"
-    message, variants = r"prompts\.discovery is 3, .* 1 scenarios, of at least 2", f"{{second: {second}}}"
+    message, variants = r"prompts\.discovery is 3, .* 1 scenarios, of at least 3", f"{{second: {second}}}"
     refuses(model, tmp_path, monkeypatch, message, prompts=prompts, variants=variants, overlap="{prompts: 4}")
+
+
+WORDS = {"n_boxes": 2, "objects": OBJECTS[:6], "labels": LABELS[:6]}
+FEW = json.dumps({"name": "entity_tracking", "options": WORDS})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluation": 300}, r"^prompts\.evaluation is 300, and entity_tracking has (\d+) prompts.*: set it to \1"),
+        ({"means": 200}, r"^prompts\.means is 200, and entity_tracking has 100 prompts in split 'mask'"),
+        ({"evaluation": 20}, r"^minimality\.prompts is 90, .*, 20 of which prompts\.evaluation takes: set it to \d+"),
+    ],
+)  # fmt: skip
+def test_more_prompts_than_a_task_has_are_refused_by_their_setting(model, tmp_path, monkeypatch, changes, message):
+    prompts = {"discovery": 6, "replication": 999, "evaluation": 9, "means": 12} | changes  # replication is not used
+    refuses(model, tmp_path, monkeypatch, message, task=FEW, prompts=prompts, minimality="{prompts: 90}")
 
 
 def test_a_variant_with_another_tokenizer_is_refused_before_any_model_is_loaded(model, tmp_path, monkeypatch):
     other = save_tiny_model(tmp_path / "other")
     tokenizer = AutoTokenizer.from_pretrained(other)
-    words = list(tokenizer.get_vocab())
+    words = sorted(vocabulary := tokenizer.get_vocab(), key=vocabulary.__getitem__)
     word_level([*reversed(words[3:])]).save_pretrained(other)
     message = (
         r"second.*tokens of the prompts \(\d+ is '\w+', not '\w+'.* and \d+ more\); choose models tuned from one base"

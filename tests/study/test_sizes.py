@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from circuitdiff.study.comparison import STUDY_FILE, write_study
 from circuitdiff.study.registry import StudySettings, parse_study, read_study
 from circuitdiff.study.runner import plan_study
-from circuitdiff.study.sizes import ever_smaller, first_look, shrunk
+from circuitdiff.study.sizes import ever_smaller, first_look, note_on_rows, shrunk
 from helpers.tiny_folder import save_tiny_model, settings_of, silent
 
 SIZES = {  # what each section takes at most, and what it takes unless told otherwise
@@ -106,3 +107,34 @@ def test_the_study_file_of_a_comparison_is_the_study_wherever_it_lies(tmp_path, 
     assert Path(again.base.source).resolve() == tmp_path / "models" / "tiny"
     same = {"base": settings.base, "variants": settings.variants}
     assert again.model_copy(update=same) == settings
+
+
+def table_study(folder, n_rows: int, **keys: object) -> StudySettings:
+    """A study of a table with so many rows in each split."""
+    rows = [
+        {"prompt": f"{split} {i}", "answer": "a", "foils": ["b"], "counterfactual": f"not {split} {i}", "split": split}
+        for split in ("discovery", "replication", "mask", "evaluation")
+        for i in range(n_rows)
+    ]
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return study(task=str(folder / "t.jsonl"), **keys)
+
+
+def test_default_sizes_are_no_larger_than_a_table_and_leave_a_quarter_for_what_lies_beyond(tmp_path):
+    settings = table_study(tmp_path, 80)
+    sizes = settings.prompts
+    assert (sizes.discovery, sizes.replication, sizes.means, sizes.evaluation) == (80, 80, 80, 59)
+    assert (settings.minimality.prompts, settings.completeness.greedy_prompts) == (20, 20)
+    assert note_on_rows(settings).endswith("prompts here: discovery 80, replication 80, evaluation 59, means 80")
+    assert note_on_rows(study()) == ""
+
+
+def test_sizes_that_are_given_stay_though_a_table_is_small(tmp_path):
+    settings = table_study(tmp_path, 80, prompts={"evaluation": 70}, minimality={"prompts": 12})
+    assert (settings.prompts.evaluation, settings.prompts.discovery) == (70, 80)
+    assert (settings.minimality.prompts, settings.completeness.greedy_prompts) == (12, 9)
+
+
+def test_a_large_table_changes_nothing(tmp_path):
+    assert table_study(tmp_path, 600).prompts == study().prompts
+    assert note_on_rows(table_study(tmp_path, 600)) == ""

@@ -172,4 +172,9 @@ def test_a_token_that_begins_with_the_space_of_the_prompts_last_word_may_reach_i
     assert tokenizer.tokenize("14") + tokenizer.tokenize("3") == tokenizer.tokenize("143")
     with pytest.raises(InputError, match=r"the answer '3' must be tokens of its own after ' 14'"):
         AnswerTokens(tokenizer, "all").of("to 14", "3", "here")
+    with pytest.raises(
+        InputError, match=r"^here: the answer '14' has no space before it.*write ' 14', or set `space: f"
+    ):
+        AnswerTokens(tokenizer, "all").of("to", "14", "here")
+    assert AnswerTokens(tokenizer, "all", space=False).of("to", "14", "here") == (vocabulary["1"], vocabulary["4"])
     assert AnswerTokens(tokenizer, "all").of("to", " 14", "here") == (vocabulary["Ġ14"],)

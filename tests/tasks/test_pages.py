@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from circuitdiff.models.sources import read_outline
+from circuitdiff.study.task_check import plans_finding
 from circuitdiff.tasks import built_in, get_task
+from circuitdiff.tasks.soundness import examine
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -31,3 +33,11 @@ def test_the_pages_prompts_are_the_tasks_first_ones(name, tokenizer):
     for stated in (*task.counterfactuals, *stages):
         assert f"`{stated}`" in page, stated
     assert f"(tasks/{name}.md)" in (DOCS / "tasks.md").read_text()
+
+
+def test_the_template_of_the_docs_is_sound_as_it_stands(tmp_path, tokenizer):
+    template = (DOCS / "tasks.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "my_task.yaml").write_text(template)
+    task = get_task(str(tmp_path / "my_task.yaml"))
+    findings = [*examine(task, tokenizer), plans_finding(task, tokenizer)]
+    assert [each for each in findings if each.passed is False] == []

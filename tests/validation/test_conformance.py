@@ -177,7 +177,7 @@ def test_an_unknown_model_has_no_published_overlap(llama):
     ("text", "message"),
     [
         (None, "there is no .*tables.json"),
-        ("{", "tables.json is not JSON: line 1"),
+        ("{", "tables.json is not JSON: column"),
         ("[1]", "a mapping of keys to values; got a list"),
         ('{"groups": {}}', "model: this is missing"),
     ],

@@ -118,10 +118,11 @@ def parse_json(text: str, origin: str) -> dict[str, Any]:
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(data, ensure_ascii=False).encode()  # half a pair of surrogates is no text
     except _KeyTwiceError as error:
-        line = _line_of_repeated_key(text, error.key)
-        raise InputError(f"{origin}: line {line}: the key {error.key!r} stands twice; keep one") from error
+        where = f"line {_line_of_repeated_key(text, error.key)}: " if "\n" in text.strip() else ""
+        raise InputError(f"{origin}: {where}the key {error.key!r} stands twice; keep one") from error
     except json.JSONDecodeError as error:
-        what = "it is empty" if not text.strip() else f"line {error.lineno}, column {error.colno}: {error.msg}"
+        line = f"line {error.lineno}, " if "\n" in text.strip() else ""  # of JSONL the origin says it
+        what = "it is empty" if not text.strip() else f"{line}column {error.colno}: {error.msg}"
         raise InputError(f"{origin} is not JSON: {what}") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{origin}: half a pair of surrogates ({error.object[error.start]!a}) is no text") from error

@@ -35,6 +35,8 @@ class Evaluation(Readable):
     before it, and its probability is that of all of them; predictions and logit differences are of the first.
     """
 
+    _shown = ("accuracy", "hits", "predictions", "logit_differences", "log_probs", "scenarios")
+
     hits: Bool[Tensor, " prompt"]  # the most likely token of the whole vocabulary is a right answer
     predictions: Int[Tensor, " prompt"]
     logit_differences: Float[Tensor, " prompt"]  # the best right answer's logit minus that of the best other listed one

@@ -50,6 +50,8 @@ Senders = Sequence[Head]  # heads that are patched together
 class PathEffects(Plotted):
     """Effects of every sender, per prompt. Negative = the head helps; nan where a head was not among the senders."""
 
+    _shown = ("strongest", "per_prompt", "on_counterfactual_answer", "noise_floor", "scenarios", "metric")
+
     per_prompt: Float[Tensor, "layer head prompt"]
     on_counterfactual_answer: (
         Float[Tensor, "layer head prompt"] | None
@@ -62,6 +64,14 @@ class PathEffects(Plotted):
     def effects(self) -> Float[Tensor, "layer head"]:
         """Mean over prompts."""
         return self.per_prompt.mean(dim=-1)
+
+    @property
+    def strongest(self) -> dict[str, float]:
+        """The mean effects of the five heads that help or hurt most."""
+        effects = self.effects
+        order = effects.abs().nan_to_num(nan=-1.0).flatten().argsort(descending=True)[:5].tolist()
+        places = [divmod(i, effects.shape[1]) for i in order]
+        return {str(Head(*place)): float(effects[place]) for place in places if not effects[place].isnan()}
 
     def intervals(self, level: float = 0.95) -> Interval:
         """Each mean with a bootstrap interval over scenarios; arrays [layer, head]."""

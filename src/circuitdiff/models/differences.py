@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitdiff.engine import Model
 from circuitdiff.models.comparable import differing_settings
 from circuitdiff.models.weight_changes import WeightChange, WeightChanges, summed, weight_changes
-from circuitdiff.readable import Readable
+from circuitdiff.readable import Readable, data_frame
 
 _NAMED = 5  # tokens that are named before "and n more"
 _RULES = {
@@ -39,6 +39,11 @@ class ModelDifferences(Readable):
     @property
     def same_weights(self) -> bool:
         return not self.whole.n_changed and not self.not_compared
+
+    def to_pandas(self) -> Any:
+        """A row for each kind of weights in each layer. Raises: InputError if there is no pandas."""
+        names = [each.name for each in fields(WeightChange)]
+        return data_frame(" ".join(names), ([getattr(each, name) for name in names] for each in self.weights))
 
 
 def model_differences(base: Model, variant: Model) -> ModelDifferences:

@@ -21,7 +21,7 @@ _KEPT = {
     "nothing": "every head ablated",
 }
 _NOTES = {
-    ("circuit", "kind"): "the segment's address is taken out of the means",
+    ("circuit", "kind"): "the segment's address, if the prompt lists any, is taken out of the means",
     ("every_segment", "slot"): "nothing depends on which segment is asked for",
     ("wrong_segment", "slot"): "control: another segment than the one asked for",
     ("all_heads", "slot"): "a reference, not a bound",
@@ -49,7 +49,9 @@ def view(results: CommonResults) -> Part:
         "Faithfulness is the circuit's accuracy over the whole model's, with every other head replaced by its mean. "
         "Normalised, it is (circuit − ablated) / (model − ablated). Agreement is the share of prompts on which the "
         "circuit gives the model's own answer, right or wrong. All heads at the circuit's roles are a reference, not a "
-        "bound. Random circuits have as many other heads, at the same roles and in the same range of layers.",
+        "bound. A mean by slot is taken at one place in the text, a mean by kind over that place of all listed items, "
+        "the segments; without a list they are the same. Random circuits have as many other heads, at the same roles "
+        "and in the same range of layers.",
         figures=figures,
         tables=[
             *tables,

@@ -18,7 +18,6 @@ _SHARED = {
     "variant": "the variant with itself",
     "chance": "chance",
 }
-_SHARES = {"precision": "precision", "recall": "recall", "jaccard": "Jaccard"}
 _SMALLEST = 0.02  # of a profile: roles where base and variant have less are left out
 
 
@@ -57,11 +56,11 @@ def _sentence(variant: str, overlap: VariantOverlap) -> str:
 
 def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
     pair = {"base": "base", "variant": variant}
-    groups = {"group": "group"} | pair | {"common": "in common"} | _SHARES
+    groups = {"group": "group"} | pair | {"common": "in common", "jaccard": "Jaccard"}
     maps = {"stage": "stage", "receivers": "receivers", "likeness": "base and variant"}
     maps |= {"different": "another stage's map", "ceiling": "the base trained again"}
     maps |= {"base_reliability": "base, reliability", "variant_reliability": f"{variant}, reliability"}
-    maps |= {"gained": "gained", "lost": "lost"}
+    maps |= {"more": f"heads that help more in {variant}", "less": "less"}
     if not any(stage.ceiling for stage in overlap.stages or ()):
         del maps["ceiling"]
     common = {"stage": "stage", "k": "k"} | _SHARED
@@ -104,25 +103,24 @@ def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
 
 def _group_rows(overlap: VariantOverlap) -> Iterator[dict]:
     for each in overlap.groups or ():
-        shares = {share: number(getattr(each, share)) for share in _SHARES}
-        yield vars(each) | {"group": each.group or "all groups"} | shares
+        yield vars(each) | {"group": each.group or "all groups", "jaccard": number(each.jaccard)}
 
 
 def _stage_row(stage: StageOverlap) -> dict:
-    """How alike the whole maps of effects are, between ceiling and floor; heads gained and lost."""
+    """How alike the whole maps of effects are, between ceiling and floor; heads whose effect changed."""
     return {
         "stage": stage.stage,
         "receivers": "the same" if stage.same_receivers else "each model's own",
         **all_printed(stage, ("likeness", "different", "ceiling", "base_reliability", "variant_reliability")),
-        "gained": _changed(stage, gained=True),
-        "lost": _changed(stage, gained=False),
+        "more": _changed(stage, more=True),
+        "less": _changed(stage, more=False),
     }
 
 
-def _changed(stage: StageOverlap, *, gained: bool) -> str:
+def _changed(stage: StageOverlap, *, more: bool) -> str:
     """Heads that help more (or less) in the variant, with the difference."""
     rows = [(change.head, change.difference) for change in stage.changed]
-    chosen = [(head, each) for head, each in rows if each.value is not None and (each.value < 0) == gained]
+    chosen = [(head, each) for head, each in rows if each.value is not None and (each.value < 0) == more]
     return ", ".join(f"{heads([head])} {printed(each)}" for head, each in chosen) or "none"
 
 

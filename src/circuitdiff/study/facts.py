@@ -34,6 +34,7 @@ class Speed:
     run_gb: float  # of a batch at work, beside what is kept
     kept_gb_per_token: float  # of a kept clean run
     logits_gb: float  # of one prompt's
+    load_seconds: float = 0.0  # with the checks at load
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def speed_of(subject: LoadedModel) -> Speed:
         run_gb=(2 * rows + 512 * config.vocab_size * 4 * 2) / 2**30,
         kept_gb_per_token=per_token * size / 2**30,
         logits_gb=config.vocab_size * size / 2**30,
+        load_seconds=subject.load_seconds,
     )
 
 

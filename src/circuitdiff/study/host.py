@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from time import perf_counter
 from typing import Any, TypeVar
 
 from circuitdiff.cache.records import packed, unpacked
@@ -41,9 +42,15 @@ class LoadedModel:
     """A model with the study's prompts in its tokens. Units share `shared` and `cached`, which change no number."""
 
     def __init__(
-        self, model: Model, settings: CommonSettings, progress: Progress, kept: Kept | None = None, name: str = ""
+        self,
+        model: Model,
+        settings: CommonSettings,
+        progress: Progress,
+        kept: Kept | None = None,
+        name: str = "",
+        load_seconds: float = 0.0,
     ) -> None:
-        self.model, self.progress = model, progress
+        self.model, self.progress, self.load_seconds = model, progress, load_seconds
         self.executor, self.memory_gb = settings.executor, settings.memory_gb
         self.prompts = PromptSource(settings, name or settings.base.name, model.tokenizer)
         self._name, self._kept = name, kept or Kept(settings.memory_gb)
@@ -132,6 +139,7 @@ class Host:
 
     def _load(self, name: str, source: ModelSettings, like: Sequence[Model]) -> LoadedModel:
         self._monitor(f"load {name}", 0, 1)
+        begin = perf_counter()
         model = load_model(
             source.source,
             source.adapters,
@@ -141,9 +149,10 @@ class Host:
             tokenizer=source.tokenizer,
             like=like,
         )
+        seconds = perf_counter() - begin
         self._monitor(f"load {name}", 1, 1)
 
         def progress(done: int, total: int) -> None:
             self._monitor(self._title, done, total)
 
-        return LoadedModel(model, self._settings, progress, self._kept, name)
+        return LoadedModel(model, self._settings, progress, self._kept, name, seconds)

@@ -44,14 +44,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class PlannedCost:
-    """What the study will do on this machine, and the memory it takes at most."""
+    """What loading and running the models will take on this machine, and the memory at most.
+
+    What is cheap for most models is not counted: comparing weights, statistics, the page.
+    """
 
     parts: tuple[Cost, ...]
     memory_gb: float
+    loading: float = 0.0  # minutes
 
     @property
     def minutes(self) -> float:
-        return sum(part.minutes for part in self.parts)
+        return self.loading + sum(part.minutes for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ def planned_cost(parts: Sequence[Part], sizes: Sizes, workers: int) -> PlannedCo
     per_minute = workers * sizes.speed.flop_per_second * 60
     costs = tuple(Cost(part.what, round(part.forwards), part.flop, part.flop / per_minute) for part in parts)
     settings, speed, base = sizes.settings, sizes.speed, sizes.base
+    loading = sizes.n_models * speed.load_seconds / 60
     weights = speed.weights_gb * (2 if settings.variants else 1)
     slots = len(sizes.sample.clean_prompts.slot_names)
     means = slots * base.n_layers * base.n_heads * base.d_head * 8 * _SLOT_COPIES / 2**30
@@ -181,4 +186,4 @@ def planned_cost(parts: Sequence[Part], sizes: Sizes, workers: int) -> PlannedCo
     n_kept = prompts.discovery + prompts.replication + prompts.evaluation + prompts.means
     clean = n_kept * (sizes.length * speed.kept_gb_per_token + speed.logits_gb)
     kept = max(min(settings.memory_gb, clean), *(part.kept_gb for part in parts))
-    return PlannedCost(costs, workers * (weights + means + speed.run_gb + kept + _PYTHON_GB))
+    return PlannedCost(costs, workers * (weights + means + speed.run_gb + kept + _PYTHON_GB), loading)

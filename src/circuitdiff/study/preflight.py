@@ -17,7 +17,7 @@ from circuitdiff.models.comparable import Shape, differences
 from circuitdiff.models.family_registry import MEMBERS
 from circuitdiff.models.sources import Outline, read_outline
 from circuitdiff.prompts import Pairs
-from circuitdiff.study.settings import CommonSettings, task_of
+from circuitdiff.study.settings import PURPOSES, SPLIT_OF, CommonSettings, task_of
 from circuitdiff.tasks import Task
 from circuitdiff.tasks.chat import OFF
 
@@ -63,6 +63,27 @@ def outlined(settings: CommonSettings, plans: Mapping[str, Plan]) -> Outlined:
     return Outlined(settings, plans, task_of(settings), tuple(_outlined_models(settings)))
 
 
+def check_prompts(study: Outlined) -> None:
+    """Raises: InputError naming the number of prompts that the task cannot fill, and what it can."""
+    sizes = study.settings.prompts
+    used = {split for plan in study.plans.values() for stage in plan.stages for split in stage.splits}
+    for name in PURPOSES:
+        if name in used | {"evaluation", "means"}:
+            check_enough(f"prompts.{name}", study, getattr(sizes, name), SPLIT_OF.get(name, name))
+
+
+def check_enough(where: str, study: Outlined, n: int, split: str = "evaluation", *, beyond: bool = False) -> None:
+    """Raises: InputError if a split has not so many prompts; with `beyond`, beyond those for evaluation."""
+    tokenizer, seed, sizes = study.base.outline.tokenizer, study.settings.seed, study.settings.prompts
+    others = sizes.evaluation + sizes.queries_per_scenario if beyond else 0
+    there = study.task.available(tokenizer, others + n, seed, split, sizes.queries_per_scenario)
+    if there < others + n and not (beyond and there < sizes.evaluation):  # which `check_prompts` says
+        of = f", {sizes.evaluation} of which prompts.evaluation takes" if beyond else ""
+        none = "set prompts.evaluation lower" if beyond else "give the task more words or rows"
+        lower = f"set it to {there - others} or fewer" if there > others else none
+        raise InputError(f"{where} is {n}, and {study.task.name} has {there} prompts in split {split!r}{of}: {lower}")
+
+
 def check_study(study: Outlined, mixing: Sequence[str]) -> None:
     """Holds circuit files, plans and variants against the base, and answers against what a study can compare.
 
@@ -73,6 +94,7 @@ def check_study(study: Outlined, mixing: Sequence[str]) -> None:
     base, *variants = study.models
     for model in study.models:
         model.pairs.check_one_token("a study")
+    check_prompts(study)
     for path in study.settings.circuits.values():
         circuit = Circuit.from_json(path)
         with naming(path):
@@ -141,10 +163,9 @@ def _outlined_models(settings: CommonSettings) -> Iterator[OutlinedModel]:
 
 def _prompts(settings: CommonSettings, outline: Outline, chat: str) -> Pairs:
     sizes = settings.prompts
-    n, each, kind = min(_N_PROMPTS, sizes.evaluation), sizes.queries_per_scenario, sizes.counterfactual
-    return task_of(settings).sample(
-        outline.tokenizer, n, settings.seed, "evaluation", each, counterfactual=kind, chat=chat
-    )
+    task, of = task_of(settings), (settings.seed, "evaluation", sizes.queries_per_scenario)
+    n = max(1, task.available(outline.tokenizer, min(_N_PROMPTS, sizes.evaluation), *of))
+    return task.sample(outline.tokenizer, n, *of, counterfactual=sizes.counterfactual, chat=chat)
 
 
 def _first_other_token(base: OutlinedModel, variant: OutlinedModel) -> str:

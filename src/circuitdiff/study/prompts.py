@@ -9,11 +9,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.prompts import Pairs
-from circuitdiff.study.settings import CommonSettings, task_of
+from circuitdiff.study.settings import SPLIT_OF, CommonSettings, task_of
 from circuitdiff.tasks import read_triples
 from circuitdiff.triples import Triples, split_by_scenario
-
-_SPLITS = {"means": "mask"}  # the task's name of a split, where it is another
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class PromptSource:
             self._tokenizer,
             n_prompts,
             self._settings.seed,
-            _SPLITS.get(split, split),
+            SPLIT_OF.get(split, split),
             queries_per_scenario or sizes.queries_per_scenario,
             counterfactual=None if split == "means" else sizes.counterfactual,
             chat=self._chat,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, create_model
+from pydantic import AfterValidator, Field, TypeAdapter, create_model
 
 from circuitdiff.cache.store import RESULTS
 from circuitdiff.config.reading import read_json, read_yaml
 from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError
+from circuitdiff.readable import ByName
 from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults
 from circuitdiff.study.section import Section
@@ -30,7 +31,7 @@ from circuitdiff.study.sections import (
     weights,
 )
 from circuitdiff.study.settings import CommonSettings, chat_seen_from
-from circuitdiff.study.sizes import capped
+from circuitdiff.study.sizes import capped, fitted
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -51,7 +52,7 @@ SECTIONS: tuple[Section[Any, Any], ...] = (
     weights.SECTION,
 )
 
-_PARTS = {section.name: (section.result | None, None) for section in SECTIONS}
+_PARTS = {section.name: (Annotated[section.result | None, AfterValidator(ByName.of)], None) for section in SECTIONS}
 _OPTIONS = {
     section.name: (section.options | Literal[False], Field(default_factory=section.options))
     for section in SECTIONS
@@ -108,7 +109,7 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
         options = options_of(study, section)
         if options is not None and section.seen_from is not None:
             seen[section.name] = section.seen_from(options, folder)
-    return capped(study.model_copy(update=seen))
+    return capped(fitted(study.model_copy(update=seen)))
 
 
 def results_bytes(results: CommonResults) -> bytes:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from circuitdiff.config.validation import Strict
 from circuitdiff.models.checks import Check
 from circuitdiff.prompts import Pairs
-from circuitdiff.readable import Readable
+from circuitdiff.readable import ByName, Readable, data_frame
+from circuitdiff.study.estimates import Estimate, Number
 from circuitdiff.tasks.task import describe_pair
 
 SCHEMA_VERSION = 2  # 1, without a number, had other names
@@ -52,11 +56,25 @@ class CommonResults(Readable, Strict):
 
     schema_version: Literal[2]
     study: StudyHeader
-    versions: dict[str, str]
+    versions: Annotated[dict[str, str], AfterValidator(ByName.of)]
     warnings: tuple[str, ...]
     checks: tuple[Check, ...]
-    models: dict[str, ModelResult]
+    models: Annotated[dict[str, ModelResult], AfterValidator(ByName.of)]
     example: Example
+
+    def to_pandas(self) -> Any:
+        """A row for each number with an interval, by where it stands. Raises: InputError if there is no pandas."""
+        return data_frame("where value low high", _estimates(dict(self), ()))
+
+
+def _estimates(data: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Number, Number, Number]]:
+    if isinstance(data, Estimate):
+        yield ".".join(path), data.value, data.low, data.high
+    elif is_dataclass(data):
+        data = vars(data)
+    items = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, tuple) else ()
+    for name, each in items:
+        yield from _estimates(each, (*path, str(name)))
 
 
 def example_of(pairs: Pairs, tokenizer: Any) -> Example:

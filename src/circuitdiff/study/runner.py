@@ -29,7 +29,7 @@ from circuitdiff.study.registry import SECTIONS, Results, options_of, planned_pa
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, ModelResult, StudyHeader, example_of
 from circuitdiff.study.sections.accuracy import stop_unless_able
 from circuitdiff.study.settings import CommonSettings, plans_of, task_of
-from circuitdiff.study.sizes import ever_smaller
+from circuitdiff.study.sizes import ever_smaller, note_on_rows
 from circuitdiff.study.workers import Monitor, ThisProcess, Worker, Workers
 
 _SETTINGS = "settings.json"
@@ -58,6 +58,8 @@ def run_study(
         if inputs is not None and Store(Path(folder)).finished(inputs, RESULTS) is not None:
             return Path(folder) / RESULTS
         refuse(settings)
+        if note := note_on_rows(settings):
+            notify(note)
         _check_folder(Path(folder), settings, notify)
         store, written = Store.open(folder, notify), settings.model_dump(mode="json")
         with store.used_by(written):

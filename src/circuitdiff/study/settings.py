@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from circuitdiff.config.settings import (
     Settings,
 )
 from circuitdiff.config.validation import validated
-from circuitdiff.errors import InputError, choices
+from circuitdiff.errors import choices, naming
 from circuitdiff.methods.discovery import Plan
 from circuitdiff.tasks import Task, get_task, is_task_file
 from circuitdiff.tasks.chat import AUTO, OFF
@@ -88,6 +89,10 @@ def chat_seen_from(chat: str, folder: Path) -> str:
     return chat if chat in (OFF, AUTO) else str(folder / Path(chat).expanduser())
 
 
+PURPOSES = ("discovery", "replication", "evaluation", "means")
+SPLIT_OF = {"means": "mask"}  # the task's name of a split, where it is another
+
+
 class PromptSettings(Settings):
     """How many prompts each purpose gets, or one number for all; splits are disjoint. No section takes more."""
 
@@ -103,7 +108,7 @@ class PromptSettings(Settings):
     def _a_lone_number_is_for_all(cls, value: Any) -> Any:
         if not isinstance(value, int) or isinstance(value, bool):
             return value
-        return dict.fromkeys(("discovery", "replication", "evaluation", "means"), value)
+        return dict.fromkeys(PURPOSES, value)
 
 
 class CommonSettings(Settings):
@@ -173,12 +178,19 @@ def task_of(settings: CommonSettings) -> Task:
 def plans_of(settings: CommonSettings) -> dict[str, Plan]:
     """The study's plans, or the task's own; the first one is the main plan.
 
-    Raises: InputError if there is none, or a plan names a role that the task lacks.
+    Raises: InputError if a plan names a role that the task lacks.
     """
     task = task_of(settings)
-    plans = settings.plans or validated(_Plans, {"plans": task.plans}, f"task {task.name}").plans
-    if not plans:
-        raise InputError(f"the task {task.name} has no plan of its own: give `plans`")
-    for plan in plans.values():
-        plan.check(task.roles)
+    return checked_plans(settings.plans, task) if settings.plans else own_plans(task)
+
+
+def own_plans(task: Task) -> dict[str, Plan]:
+    """The plans of a task's file. Raises: InputError if one is not a plan, or names a role that the task lacks."""
+    return checked_plans(validated(_Plans, {"plans": task.plans}, f"task {task.name}").plans, task)
+
+
+def checked_plans(plans: Mapping[str, Plan], task: Task) -> dict[str, Plan]:
+    for name, plan in plans.items():
+        with naming(f"plans.{name}"):
+            plan.check(task.roles)
     return dict(plans)

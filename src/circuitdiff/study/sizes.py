@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from circuitdiff.config.settings import COUNTS_DRAWS, COUNTS_PROMPTS
-from circuitdiff.study.settings import CommonSettings, PromptSettings
+from circuitdiff.study.settings import PURPOSES, SPLIT_OF, CommonSettings, PromptSettings, task_of
+from circuitdiff.tasks import TableTask
 
 # Below them little can be said. Of some 300 heads one alone is a discovery at p = 0.05 / 300 or less, which on 20
 # prompts takes a mean effect of 1.04 standard deviations over prompts, on 50 of 0.58 and on 100 of 0.39.
@@ -16,6 +18,7 @@ _FEWEST_OF_SECTION = 50  # scenarios, below which the verdict says nothing
 _FEWEST_DRAWS = 20  # of random circuits or groups; among fewer than 100 no rank is claimed
 _SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)
 QUICK = 0.12
+_BEYOND = {"minimality": "prompts", "completeness": "greedy_prompts"}  # beyond the evaluation prompts
 _LEFT_OUT_FIRST = ("functions", "completeness", "minimality", "knockout", "ablations")  # where time is short
 
 
@@ -25,11 +28,59 @@ def capped(settings: CommonSettings) -> CommonSettings:
     return _sized(settings, lambda n, default: min(n, max(most, 8)) if n == default else n, lambda n, _: n)
 
 
+def fitted(settings: CommonSettings) -> CommonSettings:
+    """The sizes of prompts that nobody set, no larger than the rows of a task's table allow.
+
+    A quarter of its evaluation rows, at most, is left to the sections that take prompts beyond those for evaluation.
+    """
+    task = _table(settings)
+    if task is None:
+        return settings
+    rows = _rows(task, settings)
+    beyond = {name: options for name in _BEYOND if (options := getattr(settings, name, None))}
+    spare = max((getattr(options, _BEYOND[name]) for name, options in beyond.items()), default=0)
+    most = rows["evaluation"] - min(spare, rows["evaluation"] // 4) - settings.prompts.queries_per_scenario
+    chosen = settings.prompts.model_fields_set
+    sizes = {name: min(n, getattr(settings.prompts, name)) for name, n in (rows | {"evaluation": most}).items()}
+    sizes = {name: n for name, n in sizes.items() if name not in chosen and n > 0}
+    prompts = settings.prompts.model_copy(update=sizes)
+    left = rows["evaluation"] - prompts.evaluation - prompts.queries_per_scenario
+    fewer = {
+        name: replace(options, **{_BEYOND[name]: min(getattr(options, _BEYOND[name]), max(left, 1))})
+        for name, options in beyond.items()
+        if getattr(options, _BEYOND[name]) == getattr(type(options)(), _BEYOND[name])
+    }
+    return settings.model_copy(update={"prompts": prompts, **fewer})
+
+
+def note_on_rows(settings: CommonSettings) -> str:
+    """What to say of a study whose table is smaller than what is asked by default; nothing for any other."""
+    task, default = _table(settings), PromptSettings()
+    if task is None:
+        return ""
+    few = [name for name, n in _rows(task, settings).items() if n < getattr(default, name)]
+    sizes = ", ".join(f"{name} {getattr(settings.prompts, name)}" for name in few)
+    return sizes and f"{task.table} has fewer rows than a study takes by default; prompts here: {sizes}"
+
+
+def _table(settings: CommonSettings) -> TableTask | None:
+    if not Path(settings.task.name).is_file():
+        return None
+    task = task_of(settings)
+    return task if isinstance(task, TableTask) else None
+
+
+def _rows(task: TableTask, settings: CommonSettings) -> dict[str, int]:
+    """By purpose, how many prompts there are."""
+    each = settings.prompts.queries_per_scenario
+    return {name: task.n_prompts(SPLIT_OF.get(name, name), each) for name in PURPOSES}
+
+
 def shrunk(settings: CommonSettings, share: float) -> CommonSettings:
     """The study with a share of its prompts and random draws, but not fewer than can say something."""
     sizes = {
         name: min(n, max(getattr(FEWEST, name), round(share * n)))
-        for name, n in settings.prompts.model_dump(include={"discovery", "replication", "evaluation", "means"}).items()
+        for name, n in settings.prompts.model_dump(include={*PURPOSES}).items()
     }
     fewer = settings.model_copy(update={"prompts": settings.prompts.model_copy(update=sizes)})
     return capped(

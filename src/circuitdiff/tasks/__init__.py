@@ -35,10 +35,12 @@ def get_task(name: str, **options: object) -> Task:
 
     Raises: InputError if there is no such task, its file is wrong, or an option is unknown or of the wrong type.
     """
-    if is_task_file(name):
-        path = Path(name).expanduser()
+    path = Path(name).expanduser()
+    if is_task_file(name) or path.is_file():
         if not path.is_file():
             raise InputError(no_such_path(path))
+        if path.suffix not in (*_YAML, *TABLES):
+            raise InputError(f"{name}: a task file ends in {', '.join((*_YAML, *TABLES))}; rename it after its form")
         return _read(path, options)
     known = built_in()
     plain = name.replace("-", "_")

@@ -96,16 +96,20 @@ def _filled(parts: Sequence[Part], ref: tuple[str, ...], text: str) -> str:
 
 
 class AnswerTokens:
-    """The tokens that an answer adds to a prompt, or the first of them; each asked of the tokenizer once."""
+    """The tokens that an answer adds to a prompt, or the first of them; each asked of the tokenizer once.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, scored: Scored) -> None:
-        self._tokenizer, self._n = tokenizer, 1 if scored == "first" else None
+    `space`: after a word an answer begins with a space, if it is a word of its own with it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, scored: Scored, space: bool = True) -> None:
+        self._tokenizer, self._n, self._space = tokenizer, 1 if scored == "first" else None, space
         self._known: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def of(self, prompt: str, answer: str, origin: str) -> tuple[int, ...]:
         """The answer's tokens after the prompt.
 
-        Raises: InputError if the answer changes the prompt's own tokens, adds none, or has one that is unknown.
+        Raises: InputError if the answer changes the prompt's own tokens, adds none, has one that is unknown, or lacks
+        the space before it.
         """
         end = prompt[max(0, prompt.rstrip().rfind(" ")) :]  # from its last space on: a token may begin with that
         if (end, answer) not in self._known:
@@ -118,8 +122,20 @@ class AnswerTokens:
                     f"{origin}: the answer {answer!r} must be tokens of its own after {end!r}, all known; it came as "
                     f"{came}{space}"
                 )
+            if self._space and self._lacks_space(end, start, answer):
+                raise InputError(
+                    f"{origin}: the answer {answer!r} has no space before it, and with one it is a token of its own "
+                    f"after {end!r}; write {' ' + answer!r}, or set `space: false` if it is meant so"
+                )
             self._known[end, answer] = tuple(added[: self._n])
         return self._known[end, answer]
+
+    def _lacks_space(self, end: str, start: list[int], answer: str) -> bool:
+        """After a letter or , . : ; it should begin with a space: with one, it is a single known token."""
+        if answer[:1].isspace() or not (end[-1:].isalpha() or end[-1:] in {*",.:;"}):
+            return False
+        [spaced] = self._tokenizer([f"{end} {answer}"], add_special_tokens=False)["input_ids"]
+        return spaced[:-1] == start and spaced[-1] != self._tokenizer.unk_token_id
 
 
 def pairs_of(
@@ -132,6 +148,7 @@ def pairs_of(
     queried: Sequence[int],
     origins: Sequence[str],
     answer_tokens: Scored = "all",
+    space: bool = True,
 ) -> Pairs:
     """Clean prompts and counterfactuals with the tokens of their answers; of foils the first ones.
 
@@ -140,7 +157,7 @@ def pairs_of(
     Raises: InputError if a clean prompt has no answer or no foil is left, an answer does not follow its prompt as
     tokens of its own, or one of several right answers has several tokens.
     """
-    tokens = AnswerTokens(tokenizer, answer_tokens)
+    tokens = AnswerTokens(tokenizer, answer_tokens, space)
     right = [_right(tokens, *each) for each in zip(texts[0], answers[0], origins, strict=True)]
     answer, first = [row[0] for row in right], [[each[0] for each in row] for row in right]
     split = any(len(each) > 1 for each in answer)

@@ -115,7 +115,7 @@ class _Drawing:
         drawn = draw_questions(self._key, split, self._pools, 1)
         self._questions = list(islice(chain.from_iterable(drawn), n))
         self._base_texts = [task.text(question) for question in self._questions]
-        self._answers = AnswerTokens(tokenizer, task.form.answer_tokens)
+        self._answers = AnswerTokens(tokenizer, task.form.answer_tokens, task.form.space)
         self._sources: dict[str, list[Source]] = {}
         self._prompts: dict[object, PromptSet] = {}
 

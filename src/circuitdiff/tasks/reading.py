@@ -95,7 +95,8 @@ class _Reader:
                 raise InputError(f"task {form.name!r}, option {name}: expected a whole number; got {value!r}")
         count = form.items.count if form.items else 0
         if isinstance(count, str) and count not in sizes:
-            raise self._wrong(f"items.count is {count!r}", count, form.options)
+            named = f", or an option's name{choices(count, form.options)}" if form.options else ""
+            raise InputError(f"{self.origin}: items.count is {count!r}: give a number, such as 4{named}")
         n_items = sizes[count] if isinstance(count, str) else count
         if form.items and not 2 <= n_items <= MOST_ITEMS:
             said = f"task {form.name!r}, option {count}" if isinstance(count, str) else f"{self.origin}: items.count"

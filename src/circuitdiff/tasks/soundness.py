@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Pairs, PromptSet
 from circuitdiff.tasks.scenarios import SPLITS
+from circuitdiff.tasks.table import TableTask
 from circuitdiff.tasks.task import Task
 from circuitdiff.tasks.template import TemplateTask
 
@@ -32,16 +33,21 @@ class Finding:
 
 
 def examine(task: Task, tokenizer: PreTrainedTokenizerBase, n_prompts: int = 100, seed: int = 0) -> list[Finding]:
-    """What was found in so many prompts of each split and of each kind of counterfactual.
+    """What was found in so many prompts of each split and of each kind of counterfactual; of a table in every row.
 
     Raises: InputError if the task cannot be written in these tokens at all.
     """
-    pairs = task.sample(tokenizer, n_prompts, seed)
+    most = len(task.rows) if isinstance(task, TableTask) else n_prompts
+    splits = list(_splits(task, tokenizer, most, min(_FEWEST_PROMPTS, n_prompts), seed))
+    if any(each.what == "split evaluation" for each in splits):  # it has no prompts that could be looked at
+        return [*_words(task, tokenizer), *splits]
+    n = task.available(tokenizer, most, seed)
+    pairs = task.sample(tokenizer, n, seed)
     findings = [*_words(task, tokenizer), *_answers(pairs, tokenizer), *_roles(task, pairs, tokenizer)]
     for kind in task.counterfactuals:
-        changed = task.sample(tokenizer, n_prompts, seed, counterfactual=kind)
+        changed = task.sample(tokenizer, n, seed, counterfactual=kind)
         findings += _counterfactuals(kind, changed, kind == task.counterfactuals[0])
-    return [*findings, *_splits(task, tokenizer, n_prompts, seed)]
+    return [*findings, *splits]
 
 
 def guessing(pairs: Pairs) -> float:
@@ -70,7 +76,8 @@ def _answers(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Iterator[Findi
     passed = most / n <= _MOST_OF_ONE or len(counts) <= 2 or (None if pairs.right is not None else False)
     yield Finding("most frequent answer", f"{most / n:.2f}", passed, detail)
     asked = Counter(pairs.queried.tolist())
-    yield Finding("places asked for", ", ".join(f"{place}: {asked[place]}" for place in sorted(asked)))
+    if len(asked) > 1:
+        yield Finding("places asked for", ", ".join(f"{place}: {asked[place]}" for place in sorted(asked)))
     yield Finding("accuracy of guessing", f"{guessing(pairs):.2f}", detail="any of the right answers and the foils")
     lengths = pairs.lengths
     yield Finding("tokens of a prompt", f"{int(lengths.min())} to {int(lengths.max())}")
@@ -108,28 +115,45 @@ def _counterfactuals(kind: str, pairs: Pairs, is_first: bool) -> Iterator[Findin
     yield Finding(f"{kind}: of another length", f"{lengths} of {n}")
 
 
-def _splits(task: Task, tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int) -> Iterator[Finding]:
+def _splits(task: Task, tokenizer: PreTrainedTokenizerBase, most: int, fewest: int, seed: int) -> Iterator[Finding]:
+    """Each has prompts enough, all of them can be asked, and none is in another split."""
     seen: dict[tuple[int, ...], str] = {}
     for split in SPLITS:
-        pairs = _as_many(task, tokenizer, n_prompts, seed, split)
-        if pairs is None:
-            yield Finding(f"split {split}", f"fewer than {_FEWEST_PROMPTS} prompts", False, "give more words or rows")
+        try:
+            n = task.available(tokenizer, most, seed, split)
+            if n < fewest:
+                yield Finding(f"split {split}", f"{n} prompts", False, f"of at least {fewest}: give more words or rows")
+                continue
+            pairs = task.sample(tokenizer, n, seed, split)
+        except InputError as error:
+            yield Finding(f"split {split}", "cannot be written", False, str(error))
             continue
         rows = [tuple(row) for row in pairs.clean_prompts.rows()]
         shared = sum(seen.get(row, split) != split for row in rows)
         seen |= dict.fromkeys(rows, split)
-        few = f"only {len(pairs)} prompts; " if len(pairs) < n_prompts else ""
-        yield Finding(f"split {split}: prompts of another split", f"{shared} of {len(rows)}", shared == 0, few)
+        few = f"there are only {n} prompts" if n < most and isinstance(task, TemplateTask) else ""
+        yield Finding(f"split {split}: prompts of another split", f"{shared} of {n}", shared == 0, few)
+        if several := _of_several_tokens(pairs):
+            yield Finding(
+                f"split {split}: answers of several tokens",
+                f"{len(several)} of {n}",
+                False,
+                _told(task, pairs, several[0], tokenizer),
+            )
 
 
-def _as_many(task: Task, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, split: str) -> Pairs | None:
-    """So many prompts of a split, or as many as there are, down to a few."""
-    while n >= _FEWEST_PROMPTS:
-        try:
-            return task.sample(tokenizer, n, seed, split)
-        except InputError:
-            n = n * 2 // 3
-    return None
+def _of_several_tokens(pairs: Pairs) -> list[int]:
+    """The prompts whose answer is not one token, which is all that a study can compare."""
+    return [] if pairs.continuations is None else (pairs.continuations >= 0).any(1).nonzero()[:, 0].tolist()
+
+
+def _told(task: Task, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    pair = task.describe(pairs, prompt, tokenizer)
+    text = "".join(pair.clean.tokens)
+    return (
+        f"such as {pair.answer!r} after {text!r}: a study refuses them; give answers of one token, or set "
+        f"`answer_tokens: first`"
+    )
 
 
 def _few(names: list[str]) -> str:

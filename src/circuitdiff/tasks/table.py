@@ -8,6 +8,7 @@ including its end, or the word where it stands. Slots are the roles, and the tok
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ from circuitdiff.tasks.answers import AnswerTexts, pairs_of
 from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.scenarios import SPLITS, check_options, generator, split_of
 from circuitdiff.tasks.table_file import TABLES, Row, TableFile, counterfactual_of, read_rows
-from circuitdiff.tasks.task import Task, check_plan_roles
+from circuitdiff.tasks.task import DEFAULT_PLANS, Task, check_plan_roles
 from circuitdiff.tasks.tokens import check_known, cut_at_roles, tokenise
 from circuitdiff.triples import Triples
 
@@ -64,7 +65,7 @@ class TableTask(Readable, Task):
 
     @property
     def plans(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.form.plans
+        return self.form.plans or DEFAULT_PLANS
 
     @property
     def counterfactuals(self) -> tuple[str, ...]:
@@ -159,7 +160,25 @@ class TableTask(Readable, Task):
             queried=[row.queried for row in rows],
             origins=origins,
             answer_tokens=self.form.answer_tokens,
+            space=self.form.space,
         )
+
+    def available(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        most: int,
+        seed: int = 0,
+        split: str = "evaluation",
+        queries_per_scenario: int = 1,
+    ) -> int:
+        """How many prompts `sample` can draw with these arguments, `most` at most."""
+        check_options(most, split, queries_per_scenario, queries_per_scenario)
+        return min(most, self.n_prompts(split, queries_per_scenario))
+
+    def n_prompts(self, split: str, queries_per_scenario: int = 1) -> int:
+        """How many rows of a split there are, at most so many of a scenario."""
+        of_each = Counter(self.scenarios[i] for i in self._split_rows[split])
+        return sum(min(n, queries_per_scenario) for n in of_each.values())
 
     @cached_property
     def sizes(self) -> dict[str, int]:

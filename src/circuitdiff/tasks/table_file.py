@@ -89,7 +89,7 @@ def read_rows(path: Path) -> tuple[TableFile, tuple[tuple[str, Row], ...]]:
     if path.suffix in TABLES:
         form, table = TableFile(table=path.name), path
     else:
-        form = validated(TableFile, read_yaml(path), str(path))
+        form = validated(TableFile, read_yaml(path), f"{path}, a table by its key `table`")
         table = path.parent / form.table
         if table.suffix not in TABLES:
             raise InputError(f"{path}: table: expected a file that ends in {' or '.join(TABLES)}; got {form.table!r}")
@@ -106,6 +106,8 @@ def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(StringIO(read_text(path, "CSV")), strict=True, restval=None, restkey="")
     try:
         names = list(reader.fieldnames or ())
+        if len(names) == 1 and (sign := next((each for each in ";\t|" if each in names[0]), None)):
+            raise InputError(f"{path}, line 1: {sign!r} stands between the columns; save the table with commas between")
         for name in names:
             if not name.strip() or names.count(name) > 1:
                 raise InputError(f"{path}, line 1: the column {name!r} stands twice or has no name; give each its own")
@@ -128,8 +130,14 @@ def _row(origin: str, data: Mapping[str, Any], form: TableFile, is_csv: bool) ->
     row = {names.get(key, key): value for key, value in data.items() if key in names or key not in words}
     if renamed := next((key for key in data if key in form.columns.model_dump() and key not in names), None):
         theirs = getattr(form.columns, renamed)
+        if theirs not in data:
+            lacks = f"{choices(theirs, data)}"
+            raise InputError(f"{origin}: `columns` says that {renamed} is in {theirs!r}, which the table lacks{lacks}")
         if renamed not in words:
-            raise InputError(f"{origin}: there is a column {renamed!r}, which `columns` calls {theirs!r}; keep one")
+            raise InputError(
+                f"{origin}: the table has the columns {theirs!r} and {renamed!r}, and `columns` takes the first as "
+                f"{renamed}: drop one of the columns, or `{renamed}: {theirs}`"
+            )
     if is_csv:
         row = _typed(row)
     own = row.get("roles") or {}

@@ -14,6 +14,10 @@ from circuitdiff.prompts import Pairs, PromptSet
 from circuitdiff.tasks.chat import OFF
 from circuitdiff.triples import Triples
 
+DEFAULT_PLANS: Mapping[str, Mapping[str, Any]] = {
+    "main": {"stages": [{"name": "mover", "at": "last", "select": {"minimum": 0.05}}]}
+}  # of a task whose file has none: which heads bring the answer to the last token
+
 
 @runtime_checkable
 class Task(Protocol):
@@ -49,7 +53,7 @@ class Task(Protocol):
 
     @property
     def plans(self) -> Mapping[str, Mapping[str, Any]]:
-        """Discovery plans in the form of a study's, the main one first, for a study that names none. May be empty."""
+        """Discovery plans in the form of a study's, the main one first, for a study that names none."""
         ...
 
     @property
@@ -108,6 +112,20 @@ class Task(Protocol):
         """Prompts with counterfactuals: the same for the same arguments; those of two splits are disjoint.
 
         `chat`: a chat template before each, `off`, `auto` or the path of one; see `chat_prefix`.
+        """
+        ...
+
+    def available(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        most: int,
+        seed: int = 0,
+        split: str = "evaluation",
+        queries_per_scenario: int = 1,
+    ) -> int:
+        """How many prompts `sample` can draw with these arguments, `most` at most.
+
+        Raises: InputError if the task cannot be written in these tokens at all.
         """
         ...
 

@@ -26,7 +26,7 @@ from circuitdiff.tasks.chat import OFF, chat_prefix
 from circuitdiff.tasks.counterfactuals import draw_counterfactual
 from circuitdiff.tasks.desiderata import sample_desiderata
 from circuitdiff.tasks.scenarios import Pools, Question, check_options, draw_questions, generator
-from circuitdiff.tasks.task import Task
+from circuitdiff.tasks.task import DEFAULT_PLANS, Task
 from circuitdiff.tasks.template_file import TemplateFile
 from circuitdiff.tasks.tokens import Prompt, WholeWords, one_token_words, tokenise
 from circuitdiff.tasks.writing import Texts, Words, prompt_of, write
@@ -79,7 +79,7 @@ class TemplateTask(Readable, Task):
 
     @property
     def plans(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.form.plans
+        return self.form.plans or DEFAULT_PLANS
 
     @property
     def counterfactuals(self) -> tuple[str, ...]:
@@ -214,7 +214,34 @@ class TemplateTask(Readable, Task):
             queried=[each.asked if self.n_items else each.scenario.wording for each in questions],
             origins=[self.origin] * n_prompts,
             answer_tokens=self.form.answer_tokens,
+            space=self.form.space,
         )
+
+    def available(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        most: int,
+        seed: int = 0,
+        split: str = "evaluation",
+        queries_per_scenario: int = 1,
+    ) -> int:
+        """How many prompts `sample` can draw with these arguments, `most` at most.
+
+        Raises: InputError if the tokenizer keeps too few words whole for any.
+        """
+        check_options(most, split, queries_per_scenario, max(1, self.n_items))
+        n = 0
+        with naming(self.origin):
+            pools, key = self.pools(tokenizer, split), self.key(split, seed)
+            drawn = draw_questions(key, split, pools, queries_per_scenario)
+            while n < most:
+                try:
+                    n += len(next(drawn))
+                except InputError:  # there are no more
+                    if n == 0:
+                        raise
+                    return n
+        return most
 
     def key(self, *of: object) -> tuple[object, ...]:
         """What seeds the draws."""

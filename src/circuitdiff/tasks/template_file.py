@@ -142,6 +142,7 @@ class TemplateFile(Settings):
     answer: Answer | None = None
     foils: Foils | None = None
     answer_tokens: Scored = "all"
+    space: bool = True  # answers begin with a space where that makes them a word of their own
     roles: dict[Name, str] = Field(default_factory=dict)
     question: tuple[str, ...] | None = None  # roles at the words that ask; None: those of `{asked...}` fields, and last
     counterfactuals: Annotated[dict[Key, Counterfactual], Field(min_length=1)]

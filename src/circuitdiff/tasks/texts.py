@@ -27,10 +27,12 @@ def from_texts(
     counterfactual_roles: Roles | None = None,
     scenarios: Sequence[int] | None = None,
     queried: Sequence[int] | None = None,
+    space: bool = True,
 ) -> Pairs:
     """Checked pairs of prompts, one of each argument for each prompt.
 
     Answers and foils (one, or several) stand as they follow the prompt, with the space before them, and are one token.
+    `space`: refuse those that lack it after a word.
     `roles`: where methods may look and patch: `{"subject": ["France", "Japan"]}`, or characters, `[(0, 6), (0, 5)]`; a
     role is at the last token of its word. `last` is always there. `counterfactual_roles`: the same in the
     counterfactuals; None: the same words or characters.
@@ -46,7 +48,7 @@ def from_texts(
     >>> len(pairs), list(pairs.positions)
     (2, ['subject', 'last'])
 
-    Raises: InputError if these are not as many, a role has no place, or an answer is not one token.
+    Raises: InputError if these are not as many, a role has no place, or an answer is not one token or lacks its space.
     """
     n, own = len(clean), roles or {}
     changed = own if counterfactual_roles is None else counterfactual_roles
@@ -78,6 +80,7 @@ def from_texts(
         scenarios=range(n) if scenarios is None else scenarios,
         queried=[0] * n if queried is None else queried,
         origins=origins,
+        space=space,
     )
 
 

@@ -15,8 +15,9 @@ from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.estimates import circuit_from
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.sections.discovery import discovered
-from circuitdiff.study.sections.faithfulness import SECTION, CircuitInModel, FaithfulnessOptions
+from circuitdiff.study.sections.faithfulness import SECTION, CircuitInModel, FaithfulnessOptions, _at_other_segments
 from circuitdiff.study.sections.faithfulness_controls import Built, control_circuit, next_best, random_circuits
+from circuitdiff.tasks import entity_tracking
 from helpers.tiny_context import TinyContext, tiny_context
 
 N_LAYERS, N_HEADS = 3, 4  # of the tiny model
@@ -156,3 +157,16 @@ def test_a_circuit_has_a_rank_among_a_hundred_random_ones():
     assert found.rank_p == pytest.approx((1 + 10) / 101), "ten of 28 or 29 are as good"
     assert (found.mean, found.n_prompts, found.accuracies[3]) == (pytest.approx(19.5 / 40), 40, 13 / 40)
     assert random_circuits(drawn[:99], of_hits(28)).rank_p is None
+
+
+HEADS = (Head(1, 2), Head(0, 3))
+
+
+def test_heads_at_other_segments_are_no_control_where_no_head_is_in_one():
+    task = entity_tracking(n_boxes=3)
+    assert _at_other_segments(Circuit({"a": Group("last", HEADS), "b": Group("query_label", HEADS[:1])}), task) == {}
+    inside = Circuit({"a": Group("last", HEADS), "b": Group("previous_query_label", HEADS[:1])})
+    found = _at_other_segments(inside, task)
+    assert found["wrong_segment"].heads_at("last") == {*HEADS}
+    assert found["wrong_segment"].heads_at("previous_query_label") == set()
+    assert all(found["every_segment"].heads_at(f"segment_{i}.label") == {HEADS[0]} for i in range(3))

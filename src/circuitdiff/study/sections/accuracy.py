@@ -74,9 +74,11 @@ async def _accuracy(study: StudyContext, name: str) -> Accuracy:
 
 async def ability_of(study: StudyContext, model: str) -> Ability:
     """How well the model does the task on all evaluation prompts."""
-    answers = await model_answers(study, model)
-    guessed = guessing(await study.pairs(model, EVALUATION))
-    return Ability(share(answers.hits, answers.scenarios), mean_logit_difference(answers), guessed)
+    return ability(await model_answers(study, model), await study.pairs(model, EVALUATION))
+
+
+def ability(answers: Evaluation, pairs: Pairs) -> Ability:
+    return Ability(share(answers.hits, answers.scenarios), mean_logit_difference(answers), guessing(pairs))
 
 
 async def stop_unless_able(study: StudyContext) -> None:

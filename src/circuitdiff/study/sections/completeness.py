@@ -23,6 +23,7 @@ from circuitdiff.readable import Readable
 from circuitdiff.study.common_units import means_of
 from circuitdiff.study.estimates import Estimate, GroupHeads, HeadPlace, Number, estimate, groups_of, result_of
 from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.preflight import Outlined, check_enough
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.section import Part, Section, Sizes, StudyContext
@@ -194,4 +195,9 @@ def cost(sizes: Sizes, options: CompletenessOptions) -> Iterator[Part]:
     yield Part("completeness", 2 * n, sizes.runs(n, sizes.n_roles + width) + sizes.passes(clean))
 
 
-SECTION = Section("completeness", CompletenessOptions, dict[str, dict[str, PartsRemoved]], run, cost)
+def check(outlined: Outlined, options: CompletenessOptions) -> None:
+    if options.greedy_steps:
+        check_enough("completeness.greedy_prompts", outlined, options.greedy_prompts, beyond=True)
+
+
+SECTION = Section("completeness", CompletenessOptions, dict[str, dict[str, PartsRemoved]], run, cost, check)

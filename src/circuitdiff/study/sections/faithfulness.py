@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from circuitdiff.circuit import Circuit
+from circuitdiff.circuit import Circuit, total_overlap
 from circuitdiff.config.settings import Draws
 from circuitdiff.evaluation import Evaluation, all_heads, moved
 from circuitdiff.readable import Readable
@@ -28,6 +28,7 @@ from circuitdiff.study.sections.accuracy import Accuracy, accuracy_of
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.sections.faithfulness_controls import N_KINDS, ControlCircuit, RandomCircuits, controls
 from circuitdiff.study.units import Unit
+from circuitdiff.tasks import Task
 
 _ROWS, _ROWS_AT_HOME = 6, 9  # the circuit and its references, and its controls, under two kinds of means
 
@@ -43,7 +44,7 @@ class FaithfulnessOptions:
 class Row:
     """One way of ablating: which heads are kept, and by which means all others are replaced."""
 
-    kept: str  # model, circuit, every_segment, wrong_segment, all_heads (at the circuit's roles), nothing
+    kept: str  # model, circuit, every_segment, wrong_segment (if they differ), all_heads (at its roles), nothing
     mean_by: str | None  # slot or kind; None: nothing is ablated
     accuracy: Share
     faithfulness: Ratio
@@ -85,8 +86,7 @@ async def _evaluated(
     await study.check("window executor vs full executor", check, detail)
     kept = {"circuit": circuit}
     if model == found.model:
-        kept["every_segment"] = moved(circuit, study.task.every_segment)
-        kept["wrong_segment"] = moved(circuit, lambda role: [study.task.wrong_segment(role)])
+        kept |= _at_other_segments(circuit, study.task)
     kept |= {"all_heads": all_heads(facts.n_layers, facts.n_heads, circuit.roles), "nothing": nothing}
     answers: dict[tuple[str, str | None], Evaluation] = {("model", None): await model_answers(study, model)}
     for by in ("slot", "kind"):
@@ -99,6 +99,15 @@ async def _evaluated(
         held_against = await controls(study, model, name, found, options.random_circuits, beside)
     alone = accuracy_of(answers["circuit", "slot"], await study.pairs(model, EVALUATION))
     return _result(answers, alone, *held_against)
+
+
+def _at_other_segments(circuit: Circuit, task: Task) -> dict[str, Circuit]:
+    """The controls; without those that are the circuit itself, as where no head sits in a segment."""
+    others = {
+        "every_segment": moved(circuit, task.every_segment),
+        "wrong_segment": moved(circuit, lambda role: [task.wrong_segment(role)]),
+    }
+    return {name: each for name, each in others.items() if total_overlap(each, circuit).jaccard < 1}
 
 
 def _result(

@@ -35,7 +35,7 @@ from circuitdiff.study.estimates import (
     result_of,
 )
 from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.preflight import Outlined, check_scenarios
+from circuitdiff.study.preflight import Outlined, check_enough, check_scenarios
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.section import Part, Section, Sizes, StudyContext
@@ -187,10 +187,11 @@ def cost(sizes: Sizes, options: MinimalityOptions) -> Iterator[Part]:
 
 
 def check(outlined: Outlined, options: MinimalityOptions) -> None:
-    """Each half needs two scenarios for an interval."""
+    """Each half needs two scenarios for an interval, beyond those for evaluation."""
+    sizes = outlined.settings.prompts
     if options.held_out:
-        per_scenario = outlined.settings.prompts.queries_per_scenario
-        check_scenarios("minimality.prompts", options.prompts, per_scenario, 4)
+        check_scenarios("minimality.prompts", options.prompts, sizes.queries_per_scenario, 4)
+    check_enough("minimality.prompts", outlined, options.prompts, beyond=True)
 
 
 SECTION = Section("minimality", MinimalityOptions, dict[str, PrunedCircuit], run, cost, check)

@@ -1,4 +1,4 @@
-"""Is a variant's circuit the base's? Heads in common, effects alike, heads gained and lost, edges, what groups do."""
+"""Is a variant's circuit the base's? Heads in common, how alike effects are, edges, and what groups do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.cache.records import Record
-from circuitdiff.circuit import Circuit, circuit_overlap, total
+from circuitdiff.circuit import Circuit, circuit_overlap, total_overlap
 from circuitdiff.circuit import Overlap as CommonHeads
 from circuitdiff.config.settings import Name, Prompts
 from circuitdiff.errors import InputError, choices
@@ -63,7 +63,7 @@ class OverlapOptions:
 class GroupOverlap:
     """How many heads a group has in base and variant, and in common; shares are None where they would divide by 0."""
 
-    group: str | None  # None: all groups together
+    group: str | None  # None: the whole circuits; a head is common if it is in any group at the same role
     base: int
     variant: int
     common: int
@@ -256,7 +256,10 @@ def _searched(base: Discovered, variant: Discovered) -> dict[str, Any]:
     stages = [result for result in base.stages if result.stage in in_variant]
     common = circuit_overlap(base.circuit, variant.circuit)
     return {
-        "groups": (*(_group(name, heads) for name, heads in common.items()), _group(None, total(common.values()))),
+        "groups": (
+            *(_group(name, heads) for name, heads in common.items()),
+            _group(None, total_overlap(base.circuit, variant.circuit)),
+        ),
         "stages": tuple(_stage(result, in_variant[result.stage], variant.stages) for result in stages),
         "not_run": tuple(result.stage.name for result in base.stages if result.stage not in in_variant),
     }

@@ -56,6 +56,8 @@ class Verdict(Readable):
     `parts`: of grafts, and of grafts by layers, what is established of each part.
     """
 
+    _shown = ("claims",)
+
     sentences: tuple[Sentence, ...]
     thresholds: Thresholds
     behaviour: Behaviour
@@ -64,6 +66,11 @@ class Verdict(Readable):
     similarity: tuple[SimilarityEvidence, ...]
     functions: tuple[FunctionEvidence, ...]
     parts: dict[str, tuple[PartVerdict, ...]]
+
+    @property
+    def claims(self) -> dict[str, str]:
+        """The text of each sentence, by its claim."""
+        return {each.claim: each.text for each in self.sentences}
 
 
 async def run(study: StudyContext, limits: Thresholds) -> dict[str, Verdict]:
