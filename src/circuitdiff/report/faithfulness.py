@@ -43,8 +43,8 @@ def view(results: CommonResults) -> Part:
         "Faithfulness is the circuit's accuracy over the whole model's, with every other head replaced by its mean. "
         "Normalised, it is (circuit − ablated) / (model − ablated). Agreement is the share of prompts on which the "
         "circuit gives the model's own answer, right or wrong. All heads at the circuit's roles are a reference, not a "
-        "bound. A mean by slot is taken at one place in the text, a mean by kind over that place of all listed items, the "
-        "segments; without a list they are the same. Random circuits have as many heads, at the same roles and in "
+        "bound. A mean by slot is taken at one place in the text, a mean by kind over that place of all listed items, "
+        "the segments; without a list they are the same. Random circuits have as many heads, at the same roles and in "
         "the same range of layers.",
         figures=figures,
         tables=[*tables, *(_measures(*cell) for cell in cells), *(_rows(*cell) for cell in cells)],
