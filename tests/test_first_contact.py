@@ -6,6 +6,7 @@ import doctest
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -196,6 +197,7 @@ def test_tables_of_pairs_differences_and_results_have_every_row():
 def test_what_matters_most_is_printed_first():
     assert repr(shown()["Evaluation"]).splitlines()[1].split()[:2] == ["accuracy", "Interval(value"]
     effects = stages()[0].found
+    assert [*replace(effects, per_prompt=-effects.per_prompt).strongest] == [*effects.strongest]
     [strongest] = effects.effects.abs().flatten().topk(1).indices.tolist()
     layer, index = divmod(strongest, effects.effects.shape[1])
     assert repr(effects).splitlines()[1].split()[:2] == ["strongest", f"{layer}.{index}"]

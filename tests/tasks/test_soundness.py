@@ -51,14 +51,15 @@ def test_an_answer_that_leaks_into_the_counterfactual_and_one_that_it_keeps_are_
     assert kept["given: has the clean answer as its own"] == ("12 of 12", False)
 
 
-def test_every_row_of_a_table_is_looked_at_however_many_prompts_are_asked_for(tmp_path):
+@pytest.mark.parametrize("wrong", range(12))
+def test_every_row_of_a_table_is_looked_at_however_many_prompts_are_asked_for(tmp_path, wrong):
     rows = [json.loads(line) for line in table(tmp_path, 12).table.read_text().splitlines()]
-    rows[7] |= {"foils": [], "counterfactual_answer": rows[7]["answer"]}
-    rows = [row if i == 7 else row | {"counterfactual_answer": row["foils"][0]} for i, row in enumerate(rows)]
+    for i, row in enumerate(rows):
+        row |= {"foils": [], "counterfactual_answer": row["answer"] if i == wrong else row["foils"][0]}
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     [found] = [f for f in examine(get_task(str(tmp_path / "t.jsonl")), word_level(WORDS), 4) if "evaluation" in f.what]
     assert found.passed is False
-    assert "t.jsonl, line 8: " in found.detail
+    assert f"t.jsonl, line {wrong + 1}: " in found.detail
     assert "has no foil" in found.detail
 
 

@@ -135,7 +135,11 @@ WRONG_TEXTS = {
         [HEAD.replace(",", ";")],
         "line 1: ';' stands between the columns; save the table with",
     ),
-    "key twice": ("t.jsonl", ['{"answer": "a", "answer": "b"}'], "line 1: the key 'answer' stands twice; keep one"),
+    "key twice": (
+        "t.jsonl",
+        ['{"answer": "a", "answer": "b"}'],
+        "t.jsonl, line 1: the key 'answer' stands twice; keep one",
+    ),
     "key of a template": (
         "t.yaml",
         ["table: rows.jsonl", "items: 3"],

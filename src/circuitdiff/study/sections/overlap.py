@@ -254,12 +254,10 @@ def _searched(base: Discovered, variant: Discovered) -> dict[str, Any]:
     """Where the plan was run in both models: heads in common, and effects stage by stage."""
     in_variant = {result.stage: result for result in variant.stages}
     stages = [result for result in base.stages if result.stage in in_variant]
-    common = circuit_overlap(base.circuit, variant.circuit)
+    both = base.circuit, variant.circuit
+    of_groups = (_group(name, heads) for name, heads in circuit_overlap(*both).items())
     return {
-        "groups": (
-            *(_group(name, heads) for name, heads in common.items()),
-            _group(None, total_overlap(base.circuit, variant.circuit)),
-        ),
+        "groups": (*of_groups, _group(None, total_overlap(*both))),
         "stages": tuple(_stage(result, in_variant[result.stage], variant.stages) for result in stages),
         "not_run": tuple(result.stage.name for result in base.stages if result.stage not in in_variant),
     }
