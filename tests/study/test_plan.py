@@ -77,7 +77,7 @@ SMALL = {
 # Other numbers of layers, heads and prompts; all heads read the same keys and values; three groups at two roles.
 OTHER_SHAPE = WIDE | {"num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 1}
 OTHER = {
-    "prompts": "{discovery: 6, replication: 6, evaluation: 18, means: 24, queries_per_scenario: 3}",
+    "prompts": "{discovery: 9, replication: 9, evaluation: 18, means: 24, queries_per_scenario: 3}",
     "faithfulness": "{random_circuits: 1}",
     "minimality": "{prompts: 18, held_out: false, fraction: 0.5}",
     "overlap": "{prompts: 9}",
@@ -175,7 +175,8 @@ def test_every_section_that_runs_is_counted(planned):
     further = ["minimality", "completeness", "ablations", "knockouts", "functions"]
     assert list(base)[6:] == further
     both, sizes = planned(variants="{other: planted-base}")
-    assert list(both)[6:] == [*further, "overlap", "cross-model patching", "grafts"]
+    of_variants = ["overlap", "cross-model patching", "grafts", "circuits of base and variants, for the verdict"]
+    assert list(both)[6:] == [*further, *of_variants]
     assert len(sizes.settings.models) == 2
     for what in ("accuracy and means", "fetcher", "minimality", "knockouts"):
         assert both[what].flop == pytest.approx(2 * base[what].flop), what

@@ -154,7 +154,7 @@ def plan(select: object) -> dict:
         ({"functions": {"sweep": {"penalties": [0.1, float("nan")]}}}, "penalties.1: expected a finite number"),
         ({"functions": {"learning_rate": float("inf")}}, "functions.learning_rate: expected a finite number"),
         ({"minimality": {"threshold": float("nan")}}, "minimality.threshold: expected a finite number; got nan"),
-        ({"verdict": {"margin": float("inf")}}, "verdict.margin: expected a finite number"),
+        ({"verdict": {"faithful": float("inf")}}, "verdict.faithful: expected a finite number"),
         ({"memory_gb": float("inf")}, "memory_gb: expected a finite number"),
         ({"memory_gb": 1e-9}, "memory_gb: expected at least 0.001; got 1e-09"),
         (plan({"top": True}), "plans.main.stages.0.select.top: expected a valid integer; got True"),

@@ -105,7 +105,7 @@ async def _results(
     settings = study.settings
     if announce is not None:
         announce(await _cost(study, n_workers))
-    await stop_unless_able(study)
+    await study.once(stop_unless_able, rank=(0,))  # among the units of the first section
     parts = await study.each(SECTIONS, study.part)
     models = {}
     for name in settings.models:
