@@ -27,14 +27,24 @@ def test_a_comparison_from_python_is_the_commands_and_prints_nothing(monkeypatch
 
     monkeypatch.setattr("circuitdiff.study.comparison.first_look", look)
     capfd.readouterr()
-    results = cd.compare(str(base), str(tuned), task="entity_tracking", quick=True, folder=folder)
+    results = cd.compare(str(base), str(tuned), task="entity_tracking", quick=True, folder=folder, force=True)
     assert capfd.readouterr() == ("", "")
     assert results == read_results(folder)
     assert [*results.models] == ["base", "tuned"]
     assert read_study(folder / STUDY_FILE).name == results.study.name
     written = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert {"study.yaml", "results.json", "report.html"} <= {*written}
-    command = ["compare", str(base), str(tuned), "--task", "entity_tracking", "--quick", "--out", str(folder)]
+    command = [
+        "compare",
+        str(base),
+        str(tuned),
+        "--task",
+        "entity_tracking",
+        "--quick",
+        "--out",
+        str(folder),
+        "--force",
+    ]
     monkeypatch.setattr(sys, "argv", ["circuitdiff", *command])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -337,6 +337,7 @@ def test_the_higher_floor_counts_and_differences_are_paired():
     assert fit.above_floor.value == pytest.approx(2 / 6)
     assert fit.above("nothing").value == pytest.approx(3 / 6)
     sure = replace(fit, answers=answers | {"mask": targets, "shuffled": targets + 1, "nothing": targets + 1})
+    sure = replace(sure, test=replace(sure.test, scenarios=torch.arange(6)))  # six of two scenarios are not sure
     assert (sure.carries, replace(sure, minimum=1.1).carries, replace(fit, minimum=0.0).carries) == (True, False, False)
     unlearned = replace(sure, answers={name: each for name, each in sure.answers.items() if name != "shuffled"})
     assert unlearned.floor == "nothing"

@@ -413,8 +413,8 @@ def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path
         "ablations": "{}",
         "functions": "{desiderata: [position], train: 6, validation: 4, test: 4, steps: 6, check_every: 1,"
         " random_groups: 1, redraw: {times: 1, triples: 4}}",
-        "cross_model": "{prompts: 4, random_groups: 2, control_prompts: 4}",
-        "graft": "{prompts: 4, random_groups: 2, control_prompts: 4}",
+        "cross_model": "{prompts: 4, random_groups: 2}",
+        "graft": "{prompts: 4, random_groups: 2}",
         "knockout": "{prompts: 4, layer_step: 2}",
         "overlap": "{prompts: 3}",
     }

@@ -56,6 +56,7 @@ TASK = get_task("entity_tracking", n_boxes=3)
 CELLS = {"fetcher": ["object", "position", "no_comma"], "reader": ["object", "position"]}  # in the circuit's own model
 MAIN = {group: ["object", "position"] for group in CELLS}
 OFF = {section.name: False for section in SECTIONS if section.options is not None and section.name != "functions"}
+OFF |= {"force": True}  # random weights do no task
 
 
 @pytest.fixture(scope="module")
