@@ -141,7 +141,8 @@ def test_heads_needed_in_one_circuit_and_surely_not_in_the_other_are_named():
     counts = [sum(each.outcome == "needed" for heads in one.groups.values() for each in heads) for one in (own, other)]
     assert [found.base, found.variant] == counts
     same = needed_heads({"base": own, "second": own}, "base", "second")
-    assert same is not None and same.opposed == ()
+    assert same is not None
+    assert same.opposed == ()
     assert needed_heads({"base": own}, "base", "second") is None
 
 
