@@ -18,7 +18,7 @@ from circuitdiff.study.evidence import (
     Thresholds,
     TransferEvidence,
 )
-from circuitdiff.study.gains import Credit
+from circuitdiff.study.gains import ControlResult, Credit
 from circuitdiff.study.verdict import Sentence, sentences
 
 
@@ -33,6 +33,10 @@ def ratio(value: float, spread: float = 0.02, note: str | None = None) -> Ratio:
 def credit(share: float, spread: float = 0.1) -> Credit:
     bounds = [share, share - spread, share + spread]
     return Credit(*(0.3 * bound for bound in bounds), *bounds, None)
+
+
+def control(share: float, spread: float = 0.1, n_scenarios: int = 80) -> ControlResult:
+    return ControlResult(**vars(credit(share, spread)), n_scenarios=n_scenarios)
 
 
 def part(alone: float, left_out: float | None = None, spread: float = 0.1) -> dict[str, Credit]:
@@ -64,7 +68,7 @@ ALL_CIRCUITS = tuple(
     circuits(by=by, score=score) for by in ("slot", "kind") for score in ("accuracy", "logit_difference")
 )
 PARTS = {"reader": part(0.0), "fetcher": part(0.9), "mlps": part(0.05)}
-GRAFT = divided(PARTS, controls={"fetcher": {"same_layers": credit(0.1)}})
+GRAFT = divided(PARTS, controls={"fetcher": {"same_layers": control(0.1)}})
 FETCHER = FunctionEvidence("fetcher", "object", near(0.0), near(0.5), trained=True)
 TRANSFER = TransferEvidence("slot", near(0.2), near(0.1), near(-0.1), near(0.05), near(0.3))
 

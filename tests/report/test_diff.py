@@ -23,11 +23,11 @@ from circuitdiff.study.sections.faithfulness import Row
 from circuitdiff.study.sections.minimality import HeadResult
 from circuitdiff.study.sections.overlap import (
     EdgeOverlap,
-    SameWork,
     StageOverlap,
     StrongestInCommon,
     VariantOverlap,
 )
+from circuitdiff.study.sections.overlap_profiles import SameWork
 from helpers.invented_results import around, cell, changed, model, random_circuits, results_of
 from helpers.invented_sections import (
     credit,

@@ -8,16 +8,14 @@ from circuitdiff.report import overlap
 from circuitdiff.report.parts import Part
 from circuitdiff.study.estimates import Ratio
 from circuitdiff.study.sections.overlap import (
-    AtRole,
     ChangedHead,
     EdgeOverlap,
     GroupOverlap,
-    Profile,
-    SameWork,
     StageOverlap,
     StrongestInCommon,
     VariantOverlap,
 )
+from circuitdiff.study.sections.overlap_profiles import AtRole, Profile, SameWork
 from helpers.invented_results import around, data_of, results_of
 
 VARIANT = "tuned <b>"

@@ -9,10 +9,11 @@ import pytest
 
 from circuitdiff.study.claims_on_parts import PartVerdict, judged_parts
 from circuitdiff.study.evidence import PartsEvidence, Thresholds
-from circuitdiff.study.gains import Credit
-from helpers.invented_evidence import GRAFT, PARTS, credit, divided, evidence, part, said
+from circuitdiff.study.gains import ControlResult, Credit
+from helpers.invented_evidence import GRAFT, PARTS, control, credit, divided, evidence, part, said
 
 SHARED = "other heads that read the same keys and values"
+NO_SHARE = ControlResult(0.1, 0.0, 0.2, None, None, None, "far", 80)
 
 
 def judged(found: PartsEvidence, **limits: Any) -> dict[str, PartVerdict]:
@@ -94,11 +95,16 @@ def test_a_yes_of_one_part_among_many_is_held_to_more():
     ("controls", "more", "reason"),
     [
         ({}, {}, "no random groups in the stead of fetcher were grafted"),
-        ({"fetcher": {"same_layers": credit(0.7)}}, {}, "the control random heads of the same layers brings 0.70"),
-        ({"fetcher": {"same_layers": credit(0.45)}}, {}, "the control random heads of the same layers"),
-        ({"fetcher": {"same_layers": Credit(0.1, 0.0, 0.2, None, None, None, "far")}}, {}, "no share (far)"),
+        ({"fetcher": {"same_layers": control(0.7)}}, {}, "the control random heads of the same layers brings 0.70"),
+        ({"fetcher": {"same_layers": control(0.45)}}, {}, "the control random heads of the same layers"),
+        ({"fetcher": {"same_layers": NO_SHARE}}, {}, "no share (far)"),
+        (
+            {"fetcher": {"same_layers": control(0.1, n_scenarios=37)}},
+            {},
+            "held against fetcher on only 37 scenarios of",
+        ),
         (GRAFT.controls, {"also_touched": {"fetcher": 1}}, f"1 {SHARED} were not grafted without fetcher"),
-        ({"fetcher": {"same_layers": credit(0.1), "shared_kv": credit(0.9)}}, {}, f"the control {SHARED} brings"),
+        ({"fetcher": {"same_layers": control(0.1), "shared_kv": control(0.9)}}, {}, f"the control {SHARED} brings"),
     ],
 )
 def test_a_part_is_the_sole_one_only_if_its_controls_bring_less(controls, more, reason):
@@ -108,7 +114,7 @@ def test_a_part_is_the_sole_one_only_if_its_controls_bring_less(controls, more, 
 
 
 def test_keys_and_values_that_others_share_must_bring_nothing_with_the_others():
-    controls: Any = {"fetcher": {"same_layers": credit(0.1), "shared_kv": credit(0.1)}}
+    controls: Any = {"fetcher": {"same_layers": control(0.1), "shared_kv": control(0.1)}}
     assert judged(replace(with_parts(controls), also_touched={"fetcher": 1}))["fetcher"].sole == "yes"
 
 

@@ -95,7 +95,7 @@ def planned_and_counted(folder: Path, shape: Mapping[str, int], settings: Mappin
     """FLOP of a small study on a model whose attention is a small part of its work: planned and counted, by section."""
     model = save_tiny_model(folder / "model", **shape)
     variants = f"{{second: {save_tiny_model(folder / 'second', seed=1, **shape)}}}"
-    study = settings_of(folder, model, variants=variants, verdict="false", **settings)
+    study = settings_of(folder, model, variants=variants, **settings)
     loaded = LoadedModel(load_model(model), study, silent)
     sizes = Sizes(study, plans_of(study), task_of(study), facts_of(loaded), speed_of(loaded), loaded.prompts)
     worker = Counting(study)
@@ -122,6 +122,7 @@ def counted_in_other_shape(tmp_path_factory) -> Flop:
         (["attribution"], ["attribution"]),
         (["completeness"], ["parts_removed"]),
         (["ablations"], ["circuits_alone 5"]),
+        (["circuits of base and variants, for the verdict"], ["circuits_alone 11"]),
         (["knockouts"], ["knocked_out"]),
         (["functions"], ["learned_mask", "answers_of_patched"]),
         (["cross-model patching"], ["patches"]),

@@ -10,7 +10,8 @@ from circuitdiff.report import charts
 from circuitdiff.report.numbers import all_printed, heads, number, printed, significant
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import CommonResults, part_of
-from circuitdiff.study.sections.overlap import SECTION, AtRole, StageOverlap, VariantOverlap
+from circuitdiff.study.sections.overlap import SECTION, StageOverlap, VariantOverlap
+from circuitdiff.study.sections.overlap_profiles import AtRole
 
 _SHARED = {
     "between": "base and variant",

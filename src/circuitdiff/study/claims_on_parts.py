@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from circuitdiff.study.estimates import DRAWS_FOR_A_RANK, printed
 from circuitdiff.study.evidence import Evidence, Judged, Noted, Parts, PartsEvidence, Thresholds
 from circuitdiff.study.gains import Credit, RandomGroups
-from circuitdiff.study.judge import LEVEL, UNKNOWN, Answer, Test, holm, within
+from circuitdiff.study.judge import LEVEL, UNKNOWN, Answer, Said, Test, holm, within
 
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
@@ -52,7 +52,7 @@ def judged_parts(found: PartsEvidence, limits: Thresholds) -> tuple[PartVerdict,
     for name in names:
         sufficient, necessary = answers[name, "alone"], answers[name, "left_out"]
         others: list[Answer] = [answers[other, how] for other, how in asked if other != name]
-        reasons = _against_sole(found, name, limits.share)
+        reasons = _against_sole(found, name, limits)
         near_zero = all(_in_all_scores(found, name, how, -limits.nothing, limits.nothing).met for how in _HOW)
         surely = "yes" in (something[name, "alone"], something[name, "left_out"])
         improved: Answer = "yes" if surely else "no" if near_zero else "not established"
@@ -62,7 +62,7 @@ def judged_parts(found: PartsEvidence, limits: Thresholds) -> tuple[PartVerdict,
     return tuple(verdicts)
 
 
-def said_of_parts(evidence: Evidence, found: PartsEvidence, limits: Thresholds) -> tuple[Answer, str, tuple[str, ...]]:
+def said_of_parts(evidence: Evidence, found: PartsEvidence, limits: Thresholds) -> Said:
     """The answer, the statement, and reasons: which parts improved, how, and which surely did not."""
     verdicts = judged_parts(found, limits)
     improved = [each for each in verdicts if each.improved == "yes"]
@@ -71,18 +71,16 @@ def said_of_parts(evidence: Evidence, found: PartsEvidence, limits: Thresholds) 
     if not improved:
         answer: Answer = "no" if len(surely_not) == len(verdicts) else "not established"
         opened = tuple(f"{each.part}: {each.numbers}" for each in verdicts if each.improved == "not established")
-        return answer, f"a part that {verb}", opened
+        return Said(answer, f"a part that {verb}", opened)
     said = "; ".join(f"{each.part} {verb} ({_manners(each)}: {each.numbers})" for each in improved)
     more = f"; surely not {', '.join(surely_not)}" if surely_not else ""
     changed = [each.part for each in verdicts if each.part not in found.unchanged]
     if len(changed) == 1:
         more += "; by construction, since no other weights differ: this is no finding"
-    return "yes", said + more, ()
+    return Said("yes", said + more)
 
 
-def said_of_visible(
-    evidence: Evidence, found: PartsEvidence, limits: Thresholds
-) -> tuple[Answer, str, tuple[str, ...]]:
+def said_of_visible(evidence: Evidence, found: PartsEvidence, limits: Thresholds) -> Said:
     """The parts of which each, patched alone, brings the share that counts: whatever brought it there."""
     parts = [*found.scores["accuracy"]]
     tests = [_in_all_scores(found, part, "alone", limits.share) for part in parts]
@@ -92,10 +90,10 @@ def said_of_visible(
     seen = [part for part, answer in answers.items() if answer == "yes"]
     if seen:
         numbers = "; ".join(f"{part}: {_shares(found, part, 'alone')}" for part in seen)
-        return "yes", f"{gain} is visible at {' and '.join(seen)} ({numbers}){cause}", ()
+        return Said("yes", f"{gain} is visible at {' and '.join(seen)} ({numbers}){cause}")
     reasons = tuple(f"{part} patched alone: {_shares(found, part, 'alone')}" for part in parts)
     answer: Answer = "no" if set(answers.values()) == {"no"} else "not established"
-    return answer, f"{gain} is visible at a single group{cause}", reasons
+    return Said(answer, f"{gain} is visible at a single group{cause}", reasons)
 
 
 def _in_all_scores(found: PartsEvidence, part: str, how: str, least: float, most: float = float("inf")) -> Test:
@@ -121,7 +119,7 @@ def _sole(sufficient: Answer, others: Sequence[Answer], reasons: Sequence[str]) 
     return "yes" if sufficient == "yes" and set(others) <= {"no"} and not reasons else "not established"
 
 
-def _against_sole(found: PartsEvidence, part: str, share: float) -> tuple[str, ...]:
+def _against_sole(found: PartsEvidence, part: str, limits: Thresholds) -> tuple[str, ...]:
     """Of a head group's controls, in its stead: those that may bring as much, and those that were not run."""
     if part in NO_HEAD_GROUP or part.startswith("layers "):
         return ()
@@ -130,7 +128,10 @@ def _against_sole(found: PartsEvidence, part: str, share: float) -> tuple[str, .
     for name, credit in controls.items():
         if isinstance(credit, RandomGroups) and credit.n < DRAWS_FOR_A_RANK:
             reasons.append(f"only {credit.n} random groups of at least {DRAWS_FOR_A_RANK} were grafted")
-        elif within(_share(credit), share).met is not False:
+        elif credit.n_scenarios < limits.scenarios:
+            few = f"{credit.n_scenarios} scenarios of at least {limits.scenarios}"
+            reasons.append(f"the control {_CONTROLS[name]} was held against {part} on only {few}")
+        elif within(_share(credit), limits.share).met is not False:
             reasons.append(f"the control {_CONTROLS[name]} brings {_printed(credit)}")
     if (touched := found.also_touched.get(part)) and "shared_kv" not in controls:
         reasons.append(f"{touched} {SHARED} were not grafted without {part}")

@@ -11,7 +11,7 @@ from pydantic import Field
 from circuitdiff.config.settings import Count, Share
 from circuitdiff.evaluation import By
 from circuitdiff.study.estimates import Estimate, Ratio
-from circuitdiff.study.gains import Credit, GraftControl
+from circuitdiff.study.gains import ControlResult, Credit, GraftControl
 
 Positive = Annotated[float, Field(gt=0)]
 RestsOn = Literal["accuracy", "circuits", "functions", "graft", "layers", "cross_model"]  # tables of numbers
@@ -151,7 +151,7 @@ class PartsEvidence:
 
     scores: Mapping[Judged, Parts]
     unchanged: Sequence[str] = ()
-    controls: Mapping[str, Mapping[GraftControl, Credit]] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[GraftControl, ControlResult]] = field(default_factory=dict)
     also_touched: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -24,6 +24,14 @@ class Test(NamedTuple):
     p_refuted: float = 1.0
 
 
+class Said(NamedTuple):
+    """An answer, what it is the answer to, and what is against it or leaves it open."""
+
+    answer: Answer
+    statement: str
+    reasons: tuple[str, ...] = ()
+
+
 UNKNOWN = Test(None)
 
 

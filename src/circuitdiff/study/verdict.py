@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from circuitdiff.study import claims_on_circuits as circuits
 from circuitdiff.study.claims_on_parts import said_of_parts, said_of_visible
 from circuitdiff.study.estimates import printed
-from circuitdiff.study.evidence import Evidence, RestsOn, Thresholds
-from circuitdiff.study.judge import Answer, Requirement, above, judged, leaves_room, within
+from circuitdiff.study.evidence import Evidence, PartsEvidence, RestsOn, Thresholds
+from circuitdiff.study.judge import Answer, Requirement, Said, above, judged, leaves_room, within
 from circuitdiff.study.requirements import both_able, gained, trusted
 
 _REASONS_IN_TEXT = 2  # all of them stand beside it
@@ -45,12 +44,6 @@ class Sentence:
     rests_on: RestsOn
     scope: str
     sensitivity: tuple[Sensitivity, ...] = ()
-
-
-class Said(NamedTuple):
-    answer: Answer
-    statement: str
-    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,19 +126,16 @@ def _by_requirements(
 
 
 def _of_parts(
-    which: str, said: Callable[..., tuple[Answer, str, tuple[str, ...]]], nothing: str
-) -> Callable[..., Said]:
+    which: str, said: Callable[[Evidence, PartsEvidence, Thresholds], Said], nothing: str
+) -> Callable[[Evidence, Thresholds, list[Requirement]], Said]:
     """Of the division of that name in the evidence; `nothing`: what is said where it was not measured."""
 
     def judge(evidence: Evidence, limits: Thresholds, gate: list[Requirement]) -> Said:
         found = getattr(evidence, which)
         if found is None:
             return Said("not established", nothing, ("it was not measured",))
-        answer, statement, reasons = said(evidence, found, limits)
-        closed, why = judged(gate, [])
-        if closed == "yes":
-            return Said(answer, statement, reasons)
-        return Said("not established", nothing, why)
+        open_gate, why = judged(gate, [])
+        return said(evidence, found, limits) if open_gate == "yes" else Said("not established", nothing, why)
 
     return judge
 
@@ -194,7 +184,7 @@ CLAIMS = (
         _by_requirements(
             circuits.same_circuit_statement, circuits.same_circuit, contrary=circuits.other_circuit_statement
         ),
-        ("faithfulness", "alike", "gap"),
+        ("faithful", "faithfulness", "alike", "gap"),
     ),
     Claim(
         "beats_base",

@@ -159,6 +159,12 @@ def test_a_circuit_has_a_rank_among_a_hundred_random_ones():
     assert random_circuits(drawn[:99], of_hits(28)).rank_p is None
 
 
+def test_the_mean_of_random_circuits_is_a_share_and_so_are_its_bounds():
+    found = random_circuits([of_hits(1), *[of_hits(0)] * 4], of_hits(28))
+    assert found.mean == pytest.approx(0.2 / 40)
+    assert 0 <= found.low < found.mean < found.high < 1
+
+
 HEADS = (Head(1, 2), Head(0, 3))
 
 

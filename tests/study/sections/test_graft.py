@@ -83,10 +83,12 @@ def hold(result: GraftedParts, expected: Any) -> None:
     for row, (subset, answers) in zip(result.runs, expected.runs.items(), strict=True):
         assert set(row.parts) == subset
         assert row.log_prob.value == pytest.approx(float(answers.log_probs.mean()), abs=1e-4)
-    given, credits = result.scores["log_prob"], expected.attribution("log_prob")
-    assert given.gain.value == pytest.approx(credits.gain.value, abs=1e-4)
-    for part, by_how in credits.parts.items():
-        assert given.parts[part][ALONE].value == pytest.approx(by_how[ALONE].value, abs=1e-4)
+        assert row.logit_difference.value == pytest.approx(float(answers.logit_differences.mean()), abs=1e-4)
+    for score in ("log_prob", "logit_difference"):
+        given, credits = result.scores[score], expected.attribution(score)
+        assert given.gain.value == pytest.approx(credits.gain.value, abs=1e-4)
+        for part, by_how in credits.parts.items():
+            assert given.parts[part][ALONE].value == pytest.approx(by_how[ALONE].value, abs=1e-4)
 
 
 def test_groups_layers_and_single_heads_are_the_librarys(context, monkeypatch):

@@ -134,3 +134,12 @@ def test_information_flows_where_blocking_costs_more_than_a_random_position(bloc
     cell = cell_of("last", "object", answers([1] * len(blocked)), answers(blocked), answers(control), margin=0.05)
     assert cell.answer == answer
     assert cell_of("a", "b", answers([1]), None, None, 0.05).answer is None
+
+
+def test_a_model_with_nothing_to_lose_is_not_said_to_lose_nothing():
+    """As `smollm2` with an accuracy of 0.07: that no key costs it 0.05 says nothing of the key."""
+    for n_right, answer in ((12, "not established"), (60, "no")):
+        model = answers([1] * n_right + [0] * (160 - n_right))
+        cell = cell_of("last", "object", model, model, model, margin=0.05)
+        assert cell.loss.high < 0.05
+        assert cell.answer == answer

@@ -27,10 +27,10 @@ from circuitdiff.study.sections.overlap import (
     OverlapOptions,
     VariantOverlap,
     _changed,
-    _cosine,
     _with_ceiling,
     edges_compared,
 )
+from circuitdiff.study.sections.overlap_profiles import cosine, profiles
 from circuitdiff.study.settings import plans_of
 from helpers.tiny_context import TinyContext, tiny_context, tiny_study
 from helpers.tiny_folder import save_tiny_model
@@ -154,15 +154,27 @@ def test_how_alike_profiles_of_all_groups_with_heads_are_has_an_interval(context
     )
     assert [(row.base, row.variant) for row in moved] == [(one, other) for one in base for other in tuned]
     for row in moved:
-        for cosine in (row.attention, row.effect):
-            assert -1 <= cosine.low <= cosine.value <= cosine.high <= 1 + 1e-9
-            assert cosine.low < cosine.high
+        for alike in (row.attention, row.effect):
+            assert -1 <= alike.low <= alike.value <= alike.high <= 1 + 1e-9
+            assert alike.low < alike.high
+
+
+def test_attention_is_a_share_and_so_are_its_bounds():
+    """One prompt in ten attends: a bootstrap alone would reach below 0, or above 1."""
+    attends = (torch.arange(10) == 0).double()[:, None]
+    for rows, at in ((attends, 0.1), (1 - attends, 0.9)):
+        work = GroupWork({}, {"fetcher": rows}, {"fetcher": 5 * rows.T})
+        [attention] = profiles(["last"], work, work, torch.arange(10))["fetcher"].attention
+        assert attention.base.value == pytest.approx(at)
+        assert 0 <= attention.base.low < at < attention.base.high <= 1
+    [effect] = profiles(["last"], work, work, torch.arange(10))["fetcher"].effect
+    assert effect.base.high > 1
 
 
 def test_profiles_of_the_same_numbers_are_alike_and_one_scenario_gives_no_bounds():
     profile = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    assert _cosine(profile, 2 * profile, torch.arange(6)).value == pytest.approx(1)
-    alone = _cosine(profile, -profile, torch.zeros(6, dtype=torch.long))
+    assert cosine(profile, 2 * profile, torch.arange(6)).value == pytest.approx(1)
+    alone = cosine(profile, -profile, torch.zeros(6, dtype=torch.long))
     assert (alone.value, alone.low, alone.high) == (pytest.approx(-1), None, None)
 
 

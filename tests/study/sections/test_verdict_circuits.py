@@ -15,7 +15,8 @@ from circuitdiff.study.prompts import PromptsOf, PromptSource
 from circuitdiff.study.registry import read_results
 from circuitdiff.study.runner import run_study
 from circuitdiff.study.sections.completeness import PartsRemoved, Removed, RemovedGroup
-from circuitdiff.study.sections.overlap import SameWork, StageOverlap, VariantOverlap
+from circuitdiff.study.sections.overlap import StageOverlap, VariantOverlap
+from circuitdiff.study.sections.overlap_profiles import SameWork
 from circuitdiff.study.sections.verdict_circuits import (
     gaps,
     has_moved,
@@ -34,12 +35,19 @@ def correlation(value: float) -> Ratio:
     return Ratio(**vars(near(value)), note=None)
 
 
+PLANS = """
+  main:
+    stages:
+      - {name: fetcher, at: last, select: {top: 3}}
+      - {name: reader, at: correct_object, via: v, receivers_from: fetcher, receivers_at: last, select: {top: 2}}"""
+
+
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     """A study of two tiny models, and what the library says of each circuit alone, by model and groups."""
     folder = tmp_path_factory.mktemp("study")
     base, other = save_tiny_model(folder / "base"), save_tiny_model(folder / "other", seed=1)
-    settings = settings_of(folder, base, variants=f"{{second: {other}}}", overlap="false")
+    settings = settings_of(folder, base, variants=f"{{second: {other}}}", overlap="false", plans=PLANS)
     run_study(settings, folder / "run", silent)
     results, loaded = read_results(folder / "run"), {"base": load_model(base), "second": load_model(other)}
     circuits = {
@@ -56,9 +64,10 @@ class Judged:
     def alone(self, model: str, heads: dict[str, frozenset[tuple[int, int]]], by: str) -> Evaluation:
         own = self.loaded[model]
         source = PromptSource(self.settings, self.settings.base.name, own.tokenizer)
-        groups = {
-            name: Group("last", tuple(Head(*place) for place in sorted(each))) for name, each in heads.items() if each
-        }
+        kept = {name: tuple(Head(*place) for place in sorted(each)) for name, each in heads.items() if each}
+        groups = {"fetcher": Group("last", kept["fetcher"])} if "fetcher" in kept else {}
+        at = [f"segment_{i}.object" for i in range(3)] if by == "kind" else ["correct_object"]
+        groups |= {role: Group(role, kept["reader"]) for role in at if "reader" in kept}
         means = mean_activations(own, source.pairs(PromptsOf("means")), by)
         return evaluate_circuit(own, Circuit(groups), source.pairs(PromptsOf("evaluation")), means)
 

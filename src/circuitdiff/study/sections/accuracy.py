@@ -88,7 +88,7 @@ async def stop_unless_able(study: StudyContext) -> None:
         raise InputError(
             f"{study.base} does not do the task {study.task.name}: accuracy {printed(found.accuracy)} where guessing "
             f"gives {found.guessing:.2f}, logit difference {printed(found.logit_difference)}; there is no behaviour "
-            f"whose circuit could be found: ask another model or task, or go on all the same with --force"
+            f"whose circuit could be found: ask another model or task, or go on all the same with --force (force: true)"
         )
 
 

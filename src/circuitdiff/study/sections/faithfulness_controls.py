@@ -15,8 +15,8 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_circuit, roles_rotated
 from circuitdiff.methods.attribution import attribution_scores
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.intervals import mean_interval, ratio_interval
-from circuitdiff.stats.proportions import difference_interval
+from circuitdiff.stats.intervals import ratio_interval
+from circuitdiff.stats.proportions import accuracy_interval, difference_interval
 from circuitdiff.stats.selection import lowest
 from circuitdiff.study.common_units import circuit_answers
 from circuitdiff.study.context import StudyContext
@@ -106,7 +106,7 @@ async def controls(
 
 def random_circuits(drawn: Sequence[Evaluation], own: Evaluation) -> RandomCircuits:
     hits = np.stack([each.hits.numpy().astype(float) for each in drawn])
-    mean = estimate(mean_interval(hits.mean(0), own.scenarios.numpy()))  # of these circuits; over scenarios
+    mean = estimate(accuracy_interval(hits.mean(0), own.scenarios.numpy()))  # of these circuits; over scenarios
     p = rank_p(float(own.hits.sum()), hits.sum(1))
     return RandomCircuits(mean.value, mean.low, mean.high, p, len(own.hits), tuple(hits.mean(1).tolist()))
 

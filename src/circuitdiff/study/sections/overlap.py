@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.cache.records import Record
@@ -26,9 +22,7 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
 from circuitdiff.stats.effect_maps import changed_heads, likeness, reliability, strongest_in_common
 from circuitdiff.stats.intervals import (
-    Interval,
     cluster_p_values,
-    cluster_weights,
     false_discovery_adjusted,
     mean_interval,
 )
@@ -41,6 +35,7 @@ from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import GroupWork, record_of, value_of
 from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
+from circuitdiff.study.sections.overlap_profiles import Profile, SameWork, profiles, same_work
 from circuitdiff.study.units import Unit
 from circuitdiff.tasks import Task
 
@@ -137,31 +132,6 @@ class EdgeOverlap:
     adjusted_p: Number
 
 
-@dataclass(frozen=True)
-class AtRole:
-    role: str
-    base: Estimate
-    variant: Estimate
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What one of the base's groups does in base and variant: where it attends, and where its output matters."""
-
-    attention: tuple[AtRole, ...]
-    effect: tuple[AtRole, ...]
-
-
-@dataclass(frozen=True)
-class SameWork:
-    """How alike the profiles of a group of the base and one of the variant's own circuit are: cosines."""
-
-    base: str
-    variant: str
-    attention: Estimate
-    effect: Estimate
-
-
 @dataclass(frozen=True, repr=False)
 class VariantOverlap(Readable):
     """None where the plan was not run in the variant (the first three; `moved`), or a circuit has no heads."""
@@ -208,10 +178,10 @@ async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -
         pairs = await study.pairs(study.base, prompts)
         roles, scenarios = _roles(study.task, pairs), pairs.scenarios
         parts["edges"] = edges_compared(in_base, in_variant, scenarios)
-        parts["profiles"] = _profiles(roles, in_base, in_variant, scenarios)
+        parts["profiles"] = profiles(roles, in_base, in_variant, scenarios)
         parts["n_scenarios"] = len(scenarios.unique())
         if of_own:
-            parts["moved"] = _same_work(in_base, of_own[0], scenarios)
+            parts["moved"] = same_work(in_base, of_own[0], scenarios)
     return VariantOverlap(**parts) if parts else None
 
 
@@ -331,54 +301,6 @@ def edges_compared(in_base: GroupWork, in_variant: GroupWork, scenarios: Tensor)
         )
         for edge, first, second, p in zip(in_base.edges, base, variant, adjusted, strict=True)
     )
-
-
-def _profiles(
-    roles: Sequence[str], in_base: GroupWork, in_variant: GroupWork, scenarios: Tensor
-) -> Mapping[str, Profile]:
-    return {
-        name: Profile(
-            attention=_by_role(roles, in_base.attention[name].T, in_variant.attention[name].T, scenarios),
-            effect=_by_role(roles, in_base.effects[name], in_variant.effects[name], scenarios),
-        )
-        for name in in_base.attention
-    }
-
-
-def _by_role(
-    roles: Sequence[str],
-    base: Float[Tensor, "role prompt"],
-    variant: Float[Tensor, "role prompt"],
-    scenarios: Tensor,
-) -> tuple[AtRole, ...]:
-    intervals = [mean_interval(rows.double().numpy(), scenarios.numpy()) for rows in (base, variant)]
-    return tuple(AtRole(role, *(estimate(each, i) for each in intervals)) for i, role in enumerate(roles))
-
-
-def _same_work(in_base: GroupWork, own: GroupWork, scenarios: Tensor) -> tuple[SameWork, ...]:
-    """Every pair of a group of the base, in the base, and a group of the variant's own circuit, in the variant."""
-    return tuple(
-        SameWork(
-            base,
-            variant,
-            _cosine(in_base.attention[base].T, own.attention[variant].T, scenarios),
-            _cosine(in_base.effects[base], own.effects[variant], scenarios),
-        )
-        for base, variant in product(in_base.attention, own.attention)
-    )
-
-
-def _cosine(one: Float[Tensor, "role prompt"], other: Float[Tensor, "role prompt"], scenarios: Tensor) -> Estimate:
-    """The cosine of two mean profiles, with a 95 % bootstrap interval over scenarios, both resampled together.
-
-    With one scenario there are no bounds.
-    """
-    weights = cluster_weights(scenarios.numpy())
-    means = [np.concatenate([np.ones((1, len(scenarios))), weights]) @ x.double().numpy().T for x in (one, other)]
-    first, second = (torch.from_numpy(mean) for mean in means)
-    value, *resampled = torch.nn.functional.cosine_similarity(first, second, dim=1).tolist()
-    low, high = np.quantile(resampled, [0.025, 0.975]) if len(scenarios.unique()) > 1 else (math.nan, math.nan)
-    return estimate(Interval(value, float(low), float(high)))
 
 
 def cost(sizes: Sizes, options: OverlapOptions) -> Iterator[Part]:

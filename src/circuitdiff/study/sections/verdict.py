@@ -213,10 +213,6 @@ async def _measured(
         measured["cross_model"] = _on(patched, f"accuracy with patched {patched.what}", "; attention heads only")
     if grafted is not None:
         measured["layers"] = measured["graft"] = _on(grafted, "accuracy", "; all weights")
-        if grafted.controls:
-            n = min(each.n_scenarios for part in grafted.controls.values() for each in part.values())
-            scope, n_grafted = measured["graft"]
-            measured["graft"] = Measured(f"{scope}; controls on {n} scenarios", min(n, n_grafted))
     return measured
 
 
