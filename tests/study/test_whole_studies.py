@@ -16,8 +16,6 @@ from circuitdiff.study.registry import read_results
 from circuitdiff.study.runner import run_study
 from helpers.tiny_folder import save_tiny_model, settings_of, silent
 
-NOT_COMPARED = {"overlap": "false", "verdict": "false"}
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
