@@ -9,7 +9,7 @@ import pytest
 
 from circuitdiff.study.claims_on_parts import PartVerdict, judged_parts
 from circuitdiff.study.evidence import PartsEvidence, Thresholds
-from circuitdiff.study.gains import ControlResult, Credit
+from circuitdiff.study.gains import ControlResult, Credit, RandomGroups
 from helpers.invented_evidence import GRAFT, PARTS, control, credit, divided, evidence, part, said
 
 SHARED = "other heads that read the same keys and values"
@@ -111,6 +111,20 @@ def test_a_part_is_the_sole_one_only_if_its_controls_bring_less(controls, more, 
     found = judged(replace(with_parts(controls), **more))["fetcher"]
     assert (found.sufficient, found.sole) == ("yes", "not established")
     assert any(reason in each for each in found.reasons)
+
+
+def test_few_random_groups_have_no_rank_and_leave_it_open():
+    for n, sole in ((99, "not established"), (100, "yes")):
+        drawn = random_groups(n)
+        found = judged(with_parts({"fetcher": {"same_layers": drawn}}))["fetcher"]
+        assert (found.sufficient, found.sole) == ("yes", sole)
+    few = judged(with_parts({"fetcher": {"same_layers": random_groups(99)}}))["fetcher"]
+    assert few.reasons == ("only 99 random groups of at least 100 were grafted",)
+
+
+def random_groups(n: int) -> RandomGroups:
+    drawn: Any = {"n": n, "bounds_are": "95 % of the groups", "n_far": 0, "n_prompts": 80, "rank_p": None}
+    return RandomGroups(**vars(control(0.1)), **drawn, group=0.9, accuracies=(0.1,) * n, nothing=0.05)
 
 
 def test_keys_and_values_that_others_share_must_bring_nothing_with_the_others():

@@ -9,7 +9,6 @@ from typing import Any, get_type_hints
 
 from circuitdiff.config.settings import COUNTS_DRAWS, COUNTS_PROMPTS
 from circuitdiff.study.settings import PURPOSES, SPLIT_OF, CommonSettings, PromptSettings, task_of
-from circuitdiff.tasks import TableTask
 
 # Below them little can be said. Of some 300 heads one alone is a discovery at p = 0.05 / 300 or less, which on 20
 # prompts takes a mean effect of 1.04 standard deviations over prompts, on 50 of 0.58 and on 100 of 0.39.
@@ -33,10 +32,9 @@ def fitted(settings: CommonSettings) -> CommonSettings:
 
     A quarter of its evaluation rows, at most, is left to the sections that take prompts beyond those for evaluation.
     """
-    task = _table(settings)
-    if task is None:
+    rows = _rows(settings)
+    if rows is None:
         return settings
-    rows = _rows(task, settings)
     beyond = {name: options for name in _BEYOND if (options := getattr(settings, name, None))}
     spare = max((getattr(options, _BEYOND[name]) for name, options in beyond.items()), default=0)
     most = rows["evaluation"] - min(spare, rows["evaluation"] // 4) - settings.prompts.queries_per_scenario
@@ -55,25 +53,20 @@ def fitted(settings: CommonSettings) -> CommonSettings:
 
 def note_on_rows(settings: CommonSettings) -> str:
     """What to say of a study whose table is smaller than what is asked by default; nothing for any other."""
-    task, default = _table(settings), PromptSettings()
-    if task is None:
-        return ""
-    few = [name for name, n in _rows(task, settings).items() if n < getattr(default, name)]
+    rows, default = _rows(settings), PromptSettings()
+    few = [name for name, n in (rows or {}).items() if n < getattr(default, name)]
     sizes = ", ".join(f"{name} {getattr(settings.prompts, name)}" for name in few)
-    return sizes and f"{task.table} has fewer rows than a study takes by default; prompts here: {sizes}"
+    return sizes and f"{settings.task.name} has fewer rows than a study takes by default; prompts here: {sizes}"
 
 
-def _table(settings: CommonSettings) -> TableTask | None:
+def _rows(settings: CommonSettings) -> dict[str, int] | None:
+    """By purpose, how many prompts the task's table has; None for a task that draws them."""
     if not Path(settings.task.name).is_file():
         return None
-    task = task_of(settings)
-    return task if isinstance(task, TableTask) else None
-
-
-def _rows(task: TableTask, settings: CommonSettings) -> dict[str, int]:
-    """By purpose, how many prompts there are."""
-    each = settings.prompts.queries_per_scenario
-    return {name: task.n_prompts(SPLIT_OF.get(name, name), each) for name in PURPOSES}
+    task, each = task_of(settings), settings.prompts.queries_per_scenario
+    rows = {name: task.n_prompts(SPLIT_OF.get(name, name), each) for name in PURPOSES}
+    known = {name: n for name, n in rows.items() if n is not None}
+    return known if len(known) == len(rows) else None
 
 
 def shrunk(settings: CommonSettings, share: float) -> CommonSettings:

@@ -115,6 +115,10 @@ class Task(Protocol):
         """
         ...
 
+    def n_prompts(self, split: str, queries_per_scenario: int = 1) -> int | None:
+        """How many prompts a split has, at most so many of a scenario; None where they are drawn from a template."""
+        ...
+
     def available(
         self,
         tokenizer: PreTrainedTokenizerBase,

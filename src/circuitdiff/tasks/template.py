@@ -217,6 +217,9 @@ class TemplateTask(Readable, Task):
             space=self.form.space,
         )
 
+    def n_prompts(self, split: str, queries_per_scenario: int = 1) -> None:
+        """They are drawn; how many there can be depends on the words that a tokenizer knows, see `available`."""
+
     def available(
         self,
         tokenizer: PreTrainedTokenizerBase,
