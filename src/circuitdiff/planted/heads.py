@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.circuit import Head
-from circuitdiff.planted.space import D_MODEL, N_BOXES, SIZES, Space, grid_codes, neighbour_leak, span, waves
+from circuitdiff.planted.space import D_MODEL, SIZES, Space, grid_codes, neighbour_leak, span, waves
 from circuitdiff.planted.wiring import Wiring, generator, normal, orthogonal, unit_rows
 
 D_HEAD = 24
@@ -68,10 +68,8 @@ def _query_and_key(score: Score) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _padded(columns: Float[Tensor, "rows n"]) -> Float[Tensor, "rows d_head"]:
-    """Raises: ValueError if the parts need more dimensions than a head has."""
     missing = D_HEAD - columns.shape[1]
-    if missing < 0:
-        raise ValueError(f"a planted head has {D_HEAD} dimensions; its parts need {columns.shape[1]}")
+    assert missing >= 0, f"a planted head has {D_HEAD} dimensions; its parts need {columns.shape[1]}"
     return torch.nn.functional.pad(columns, (0, missing))
 
 
@@ -123,8 +121,7 @@ def name_binder(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
 
 def position_detector(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
     """At the query label: looks at the same label in the context and takes over the address found there."""
-    copy = member.share * wiring.detector_gain * space.of("query_address").T
-    return wire(_same_label(space, wiring.detector_sharpness), [Move(space.of("label_address"), copy)])
+    return wire(_same_label(space, wiring.detector_sharpness), [_detected(space, wiring, member)])
 
 
 def position_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
@@ -134,12 +131,9 @@ def position_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWe
 
 def detecting_transmitter(space: Space, wiring: Wiring, detector: Member, transmitter: Member) -> HeadWeights:
     """A detector at the query label, and at the last token a transmitter."""
-    detected = detector.share * wiring.detector_gain * space.of("query_address").T
-    scores = [
-        *_same_label(space, wiring.detector_sharpness),
-        Score(2 * _SURE, space.of("last"), space.of("query_label")),
-    ]
-    return wire(scores, [Move(space.of("label_address"), detected), _transmitted(space, wiring, transmitter)])
+    last = Score(2 * _SURE, space.of("last"), space.of("query_label"))
+    moves = [_detected(space, wiring, detector), _transmitted(space, wiring, transmitter)]
+    return wire([*_same_label(space, wiring.detector_sharpness), last], moves)
 
 
 def label_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
@@ -149,7 +143,11 @@ def label_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWeigh
 
 def value_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
     """At the last token: looks for the object at the address and writes its name to the logits."""
-    scores = _object_at_address(space, wiring, wiring.fetcher_sharpness, member)
+    scores = [
+        Score(wiring.fetcher_sharpness, space.of("last_address"), _place(space, wiring)),
+        Score(_SURE / 2, None, space.of("object")),
+        _salience(space, wiring, member),
+    ]
     return wire(scores, [_copy_names(space, member, 24, "output", wiring.fetcher_gain)])
 
 
@@ -166,7 +164,7 @@ def negative(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
 
 
 def backup(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """A value fetcher that looks nowhere while any name is written, whichever (`watching_mlp` says how much)."""
+    """A value fetcher that looks nowhere while any name is written, whichever (an MLP says how much)."""
     scores = [
         Score(wiring.backup_sharpness, space.of("last_address"), _place(space, wiring)),
         Score(wiring.backup_restraint, space.of("written"), space.of("start")),
@@ -181,16 +179,9 @@ def label_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
     return wire(scores, [_copy_names(space, member, 24, "output", wiring.label_fetcher_gain)])
 
 
+_PARTS = (structure_reader, name_binder, position_detector, position_transmitter, label_transmitter)
 WIRED: Mapping[str, Callable[[Space, Wiring, Member], HeadWeights]] = {
-    "structure_reader": structure_reader,
-    "position_detector": position_detector,
-    "position_transmitter": position_transmitter,
-    "value_fetcher": value_fetcher,
-    "name_binder": name_binder,
-    "label_transmitter": label_transmitter,
-    "label_fetcher": label_fetcher,
-    "negative": negative,
-    "backup": backup,
+    part.__name__: part for part in (*_PARTS, value_fetcher, label_fetcher, negative, backup)
 }
 
 
@@ -207,14 +198,6 @@ def _query_label(space: Space) -> list[Score]:
     return [Score(_SURE, space.of("last"), space.of("query_label")), Score(_SINK, None, space.of("start"))]
 
 
-def _object_at_address(space: Space, wiring: Wiring, sharpness: float, member: Member) -> list[Score]:
-    return [
-        Score(sharpness, space.of("last_address"), _place(space, wiring)),
-        Score(_SURE / 2, None, space.of("object")),
-        _salience(space, wiring, member),
-    ]
-
-
 def _salience(space: Space, wiring: Wiring, member: Member) -> Score:
     """Mostly the first coordinate of the salience, which all heads share, and a little of the head's own."""
     own = 0.4 * unit_rows(1, SIZES["salience"] - 1, key=(member.seed, member.group, member.index, "salience"))
@@ -228,6 +211,10 @@ def _place(space: Space, wiring: Wiring) -> Float[Tensor, "d_model box"]:
         return space.of("place")
     row, column = grid_codes()
     return space.of("place") @ (row + column) / 2  # so that row and column together are the perfect match
+
+
+def _detected(space: Space, wiring: Wiring, member: Member) -> Move:
+    return Move(space.of("label_address"), member.share * wiring.detector_gain * space.of("query_address").T)
 
 
 def _transmitted(space: Space, wiring: Wiring, member: Member) -> Move:
@@ -246,12 +233,8 @@ def _copy_names(space: Space, member: Member, n_dimensions: int, to: str, gain: 
     return Move(space.of("name") @ part, scale * (space.of(to) @ part).T)
 
 
-assert N_BOXES <= 9  # a 3 x 3 grid holds the addresses
-
-
 _KINDS = ("earlier token", "objects", "same label", "start", "diffuse")
 _SCALE = 0.002  # length of what a decoy writes for each unit that it reads, in one feature
-_ADDRESSES = ("label_address", "query_address", "last_address")
 # Sharp attention multiplies what is left of an address. At 3 some decoys move the answer by 0.26 logits, which is no
 # decoy any more; at 0.5 none by more than 0.03 (through addresses, 70 prompts of the most sensitive models).
 _ON_ADDRESSES = 0.5
@@ -265,7 +248,7 @@ def decoy(space: Space, head: Head, seed: int) -> HeadWeights:
     back = int(torch.randint(6, (1,), generator=g))
     write = _SCALE * normal(D_HEAD, D_MODEL, key=(*key, "o"))
     write[:, : span("constant").stop] = 0.0
-    for addresses in _ADDRESSES:
+    for addresses in ("label_address", "query_address", "last_address"):
         write[:, span(addresses)] *= _ON_ADDRESSES
     if kind == "objects":  # writes names to the logits, of all objects alike
         part = normal(SIZES["name"], D_HEAD, key=(*key, "names")) / D_HEAD**0.5
