@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError, choices
+from circuitdiff.planted.harmless import moved_heads
 from circuitdiff.planted.heads import D_HEAD, WIRED, HeadWeights, decoy, detecting_transmitter, members, rotated
 from circuitdiff.planted.space import Space, make_space
 from circuitdiff.planted.table import PLANTED
@@ -20,7 +22,7 @@ from circuitdiff.planted.wiring import N_HEADS, Entry, Wiring, generator, orthog
 # Group -> role, and the parts that it is made of. Groups are named by their place in the paper's plan of discovery.
 _GROUPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "value_fetcher": ("last", ("value_fetcher", "label_fetcher")),
-    "position_transmitter": ("last", ("position_transmitter", "label_transmitter")),
+    "position_transmitter": ("last", ("position_transmitter", "label_transmitter", "canceller")),
     "position_detector": ("query_label", ("position_detector",)),
     "structure_reader": ("previous_query_label", ("structure_reader",)),
     "name_binder": ("previous_query_label", ("name_binder",)),
@@ -53,6 +55,18 @@ def planted_names() -> tuple[str, ...]:
     return tuple(PLANTED)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """QR and matrix products add up in another order on more threads, which moves weights by 1e-16."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def build_planted(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Planted:
     """The planted model of this name.
 
@@ -69,6 +83,8 @@ def build_planted(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) 
     heads = _heads(space, wiring, parts, seed)
     if wiring.rotate_values:
         heads = {h: rotated(w, orthogonal(D_HEAD, key=(seed, "rotation", h))) for h, w in heads.items()}
+    if wiring.harmless:
+        heads = moved_heads(heads, set(heads).difference(*parts.values()), seed)
     if wiring.permute_heads:
         moved = _permutation(wiring.n_layers, seed)
         heads = {moved[h]: w for h, w in heads.items()}

@@ -141,6 +141,14 @@ def label_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWeigh
     return wire(_query_label(space), [Move(space.of("label"), member.share * space.of("label").T)])
 
 
+def canceller(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """A transmitter of the next box's address: the first adds it, the second takes it away."""
+    sign = 1.0 if member.index == 0 else -1.0
+    read = space.of("query_address").roll(1, dims=1)
+    write = sign * wiring.cancelling * space.of("last_address").T
+    return wire(_query_label(space), [Move(read, write)])
+
+
 def value_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
     """At the last token: looks for the object at the address and writes its name to the logits."""
     scores = [
@@ -181,7 +189,7 @@ def label_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
 
 _PARTS = (structure_reader, name_binder, position_detector, position_transmitter, label_transmitter)
 WIRED: Mapping[str, Callable[[Space, Wiring, Member], HeadWeights]] = {
-    part.__name__: part for part in (*_PARTS, value_fetcher, label_fetcher, negative, backup)
+    part.__name__: part for part in (*_PARTS, canceller, value_fetcher, label_fetcher, negative, backup)
 }
 
 
@@ -205,8 +213,13 @@ def _salience(space: Space, wiring: Wiring, member: Member) -> Score:
     return Score(wiring.salience, None, space.of("salience") @ torch.cat([shared, own], dim=1).T)
 
 
+_RECODING = 3  # boxes by which recoded addresses are out of place
+
+
 def _place(space: Space, wiring: Wiring) -> Float[Tensor, "d_model box"]:
     """The object's address in the code that transmitters write."""
+    if wiring.recoded:
+        return space.of("place").roll(_RECODING, dims=1)
     if not wiring.grid_addresses:
         return space.of("place")
     row, column = grid_codes()
@@ -223,7 +236,8 @@ def _transmitted(space: Space, wiring: Wiring, member: Member) -> Move:
     if wiring.grid_addresses:
         code = code @ grid_codes()[member.index]
     share = 1.0 if wiring.grid_addresses else member.share
-    return Move(space.of("query_address") @ code, share * space.of("last_address").T)
+    addresses = space.of("last_address").roll(-_RECODING if wiring.recoded else 0, dims=1)
+    return Move(space.of("query_address") @ code, share * addresses.T)
 
 
 def _copy_names(space: Space, member: Member, n_dimensions: int, to: str, gain: float) -> Move:

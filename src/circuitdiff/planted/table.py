@@ -53,6 +53,40 @@ PLANTED: Mapping[str, Entry] = {
         fetcher_sharpness=7.5,
         transmitter_leak=0.0,
     ),
+    # A part, or none, got better, and weights of every other kind moved that do not matter.
+    **{
+        f"{name}-among-changes": _entry(
+            f"{note}; weights of every kind moved", improved=improved, harmless=True, **changes
+        )
+        for name, note, improved, changes in (
+            ("planted-fetchers", "fetchers attend sharply", ("value_fetcher",), {"fetcher_sharpness": 7.5}),
+            ("planted-transmitters", "transmitters do not leak", ("position_transmitter",), {"transmitter_leak": 0.0}),
+            (
+                "planted-detectors",
+                "detectors attend sharply",
+                ("position_detector",),
+                {"detector_sharpness": 8.0, "detector_gain": 1.2},
+            ),
+            ("planted-mlp", "the last MLP corrects", ("mlp",), {"mlp_correction": 0.5}),
+            (
+                "planted-both",
+                "fetchers attend sharply, transmitters do not leak",
+                ("position_transmitter", "value_fetcher"),
+                {"fetcher_sharpness": 7.5, "transmitter_leak": 0.0},
+            ),
+            ("planted-nothing", "no part got better", (), {}),
+            ("planted-quarter-fetchers", "a quarter of the first", ("value_fetcher",), {"fetcher_sharpness": 5.325}),
+            ("planted-half-fetchers", "half of the first", ("value_fetcher",), {"fetcher_sharpness": 6.05}),
+            ("planted-half-transmitters", "half of the second", ("position_transmitter",), {"transmitter_leak": 0.15}),
+        )
+    },
+    "planted-recoded": _entry(
+        "transmitters, without a leak, write addresses in another code, and fetchers read that: none suffices alone",
+        improved=("position_transmitter", "value_fetcher"),
+        harmless=True,
+        recoded=True,
+        transmitter_leak=0.0,
+    ),
     # Nothing got better.
     "planted-permuted-heads": _entry("same logits: heads change places within their layers", permute_heads=True),
     "planted-rotated-values": _entry("same logits: each head's z in another basis", rotate_values=True),
@@ -86,6 +120,19 @@ PLANTED: Mapping[str, Entry] = {
         grid_addresses=True,  # boxes of the same row or column are half a match: no leak on top of that
         transmitter_leak=0.0,
         fetcher_sharpness=_SHARP,
+    ),
+    "planted-cancelling": _entry(
+        "two more transmitters, of which each takes away what the other adds: the next box's address",
+        same=False,
+        heads=_ADDRESSES | _NEGATIVE | {"canceller": 2},
+        n_layers=11,  # 14 heads of the circuit, 2 negative, 72 decoys
+        transmitter_leak=0.0,
+        fetcher_sharpness=_SHARP,
+    ),
+    "planted-saturated": _entry(
+        "fetchers attend so sharply that no gradient passes their softmax",
+        same=False,
+        fetcher_sharpness=60.0,
     ),
     "planted-spread": _entry(
         "twenty weak fetchers",

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitdiff.circuit import Head
+from circuitdiff.planted.harmless import moved_rest
 from circuitdiff.planted.heads import D_HEAD, HeadWeights
 from circuitdiff.planted.space import CONSTANT, D_MODEL, N_POSITIONS, SIZES, Space, position_features, token_features
 from circuitdiff.planted.vocabulary import END, N_OBJECTS, OBJECT_IDS, PADDING, TOKENS
@@ -49,7 +50,7 @@ def make_model(
         **_mlp_weights(space, wiring),
         "lm_head.weight": _unembedding(space, wiring, seed),
     }
-    model.load_state_dict(weights, strict=True)
+    model.load_state_dict(moved_rest(weights, space, seed) if wiring.harmless else weights, strict=True)
     return model.eval()
 
 

@@ -53,6 +53,7 @@ PARTS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
     ("backup", 1, (9,)),
     ("negative", 2, (8, 9)),
     ("value_fetcher", 17, (6, 7, 8, 9)),  # those of the wiring that spreads the work
+    ("canceller", 2, (5,)),
 )
 
 
@@ -85,6 +86,8 @@ class Wiring:
     detector_sharpness: float = 3.0
     detector_gain: float = 1.0
     transmitter_leak: float = 0.3  # the share of an address that goes to its neighbours
+    recoded: bool = False  # transmitters write each address in another's place, and fetchers look for it there
+    cancelling: float = 1.0  # how much of the next box's address one canceller writes, and the other takes away
     grid_addresses: bool = False  # the first transmitter carries the address's row, the second its column
     fetcher_sharpness: float = 4.6
     fetcher_gain: float = 1.0
@@ -102,6 +105,7 @@ class Wiring:
     mlp_correction: float = 0.0  # share of the salience that the last MLP takes out again
     permute_heads: bool = False
     rotate_values: bool = False
+    harmless: bool = False  # weights of every kind moved that do not matter; see planted/harmless.py
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,129 @@
+"""Plantings that tell methods apart: a cause among changes that do not matter, and heads that gradients do not see."""
+
+from __future__ import annotations
+
+import torch
+
+from circuitdiff.methods.attribution import attribution_scores
+from circuitdiff.models.loading import as_model
+from circuitdiff.planted import build_planted
+from circuitdiff.stats.selection import lowest
+from helpers.planted_probe import (
+    accuracy,
+    all_heads,
+    clean_run,
+    columns,
+    decoys_of,
+    head_weights,
+    pairs_of,
+    path_effects,
+    planted,
+    run,
+)
+
+AMONG = {
+    "planted-nothing-among-changes": "planted-base",
+    "planted-fetchers-among-changes": "planted-sharper-fetchers",
+    "planted-mlp-among-changes": "planted-mlp-gain",
+}
+
+
+def test_changes_that_do_not_matter_leave_answers_as_they_were():
+    pairs = pairs_of(28)
+    for name, same in AMONG.items():
+        mine, theirs = (run(planted(each), pairs.clean).logits for each in (name, same))
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
+
+
+def test_changes_that_do_not_matter_are_in_every_head_and_every_other_kind_of_weight_but_the_unembedding():
+    mine, base = planted("planted-nothing-among-changes"), planted("planted-base")
+    for head in all_heads(base):
+        assert not torch.equal(head_weights(mine, head)[1], head_weights(base, head)[1])
+    for head in decoys_of(base):
+        assert not torch.equal(head_weights(mine, head)[3], head_weights(base, head)[3])
+    theirs = base.model.state_dict()
+    differ = {name for name, value in mine.model.state_dict().items() if not torch.equal(value, theirs[name])}
+    for kind in ("c_attn.weight", "c_proj.weight", "c_fc.weight", "ln_1.bias", "ln_2.bias", "ln_f.bias", "wte"):
+        assert any(kind in name for name in differ)
+    assert not any("lm_head" in name for name in differ)
+
+
+def test_scores_and_writings_of_planted_heads_do_not_see_the_harmless_maps():
+    mine, base = planted("planted-nothing-among-changes"), planted("planted-base")
+    for head in {head for heads in base.parts.values() for head in heads}:
+        (q, k, v, o, bias), (q0, k0, v0, o0, bias0) = head_weights(mine, head), head_weights(base, head)
+        torch.testing.assert_close(q @ k.T, q0 @ k0.T, rtol=0, atol=1e-9)
+        torch.testing.assert_close(bias @ k.T, bias0 @ k0.T, rtol=0, atol=1e-9)
+        assert torch.equal(v, v0)
+        assert torch.equal(o, o0)
+        assert not torch.allclose(k, k0)
+
+
+def test_a_dose_lies_between_nothing_and_the_whole_cause():
+    pairs, names = pairs_of(105), ("nothing", "quarter-fetchers", "half-fetchers", "fetchers")
+    scores = [accuracy(run(planted(f"planted-{each}-among-changes"), pairs.clean).logits, pairs) for each in names]
+    assert scores == sorted(set(scores))
+
+
+def test_of_recoded_addresses_neither_part_alone_is_any_use():
+    pairs, base, donor = pairs_of(28), planted("planted-base"), planted("planted-recoded")
+    groups = {name: donor.circuit.groups[name].heads for name in ("position_transmitter", "value_fetcher")}
+    alone = [accuracy(run(grafted(base, donor, heads), pairs.clean).logits, pairs) for heads in groups.values()]
+    both = accuracy(run(grafted(base, donor, sum(groups.values(), ())), pairs.clean).logits, pairs)
+    before, after = (accuracy(run(each, pairs.clean).logits, pairs) for each in (base, donor))
+    assert max(alone) < before - 0.2 < before < both
+    assert abs(both - after) <= 2 / 28  # all but the negative heads, which look at another object
+
+
+def grafted(recipient, donor, heads):
+    model = build_planted(recipient.name, torch.float64).model
+    with torch.no_grad():
+        for head in heads:
+            mine, theirs = (each.transformer.h[head.layer].attn for each in (model, donor.model))
+            for part in range(3):
+                mine.c_attn.weight[:, columns(head, part)] = theirs.c_attn.weight[:, columns(head, part)]
+                mine.c_attn.bias[columns(head, part)] = theirs.c_attn.bias[columns(head, part)]
+            mine.c_proj.weight[columns(head)] = theirs.c_proj.weight[columns(head)]
+    return planted_like(recipient, model)
+
+
+def planted_like(subject, model):
+    return type(subject)(**vars(subject) | {"model": model})
+
+
+def test_each_canceller_helps_and_attribution_does_not_see_it():
+    subject = planted("planted-cancelling")
+    pair = subject.parts["canceller"]
+    effects = path_effects(subject.name, 28, "last", subject.parts["value_fetcher"])
+    assert max(effects[head] for head in pair) < 20 * min(effects[head] for head in decoys_of(subject)) < 0
+    scores = scores_of(subject)
+    first, second = (float(scores[head.layer, head.index]) for head in pair)
+    assert abs(first + second) < 1e-9 < abs(first)  # of one it says that it hurts
+
+
+def test_no_gradient_passes_a_saturated_softmax():
+    subject = planted("planted-saturated")
+    transmitters = subject.parts["position_transmitter"]
+    effects = path_effects(subject.name, 28, "last", subject.parts["value_fetcher"])
+    assert max(effects[head] for head in transmitters) < 20 * min(effects[head] for head in decoys_of(subject)) < 0
+    assert accuracy(clean_run(subject.name, 28).logits, pairs_of(28)) == 1
+    assert not set(transmitters) & set(lowest(scores_of(subject), 6))
+
+
+def scores_of(subject):
+    """Mean attribution of every head at the last token."""
+    model = as_model(subject.model, subject.tokenizer, subject.name, {"kind": "built"})
+    return attribution_scores(model, pairs_of(28), ["last"])["last"].mean(-1)
+
+
+def test_weights_do_not_depend_on_the_number_of_threads():
+    threads, built = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            built.append(build_planted("planted-base", torch.float64).model.state_dict())
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(threads)
+    for other in built[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in built[0].items())
