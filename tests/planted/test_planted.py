@@ -8,6 +8,7 @@ import torch
 from circuitdiff.errors import InputError
 from circuitdiff.planted import build_planted, planted_names
 from circuitdiff.planted.space import CONSTANT, D_MODEL
+from circuitdiff.planted.vocabulary import TOKENS
 from circuitdiff.planted.wiring import N_HEADS
 from circuitdiff.tasks import entity_tracking
 from helpers.planted_probe import (
@@ -279,12 +280,10 @@ def test_the_tokenizer_knows_every_word_of_the_task(split):
     assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
 
 
+def test_no_word_of_a_planted_model_is_there_twice():
+    assert len(set(TOKENS)) == len(TOKENS)
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match=r"no planted model 'planted-x'.*planted-base"):
         build_planted("planted-x")
-
-
-@pytest.mark.parametrize("words", [("apple", "apple"), ("apple", "Box"), ("apple", "ice cream")])
-def test_words_that_cannot_be_objects_are_refused(words):
-    with pytest.raises(InputError, match="planted model"):
-        build_planted("planted-base", words=words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,20 +10,12 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError, choices
-from circuitdiff.planted.heads import D_HEAD, WIRED, HeadWeights, decoy, detecting_transmitter, members, rotated
+from circuitdiff.planted.heads import D_HEAD, HeadWeights, decoy, detecting_transmitter, members, rotated, wired
 from circuitdiff.planted.space import Space, make_space
 from circuitdiff.planted.table import PLANTED
-from circuitdiff.planted.vocabulary import make_tokenizer, make_vocabulary
-from circuitdiff.planted.weights import (
-    attention_weights,
-    embedding_weights,
-    make_model,
-    mlp_weights,
-    norm_weights,
-    unembedding_weights,
-)
+from circuitdiff.planted.vocabulary import make_tokenizer
+from circuitdiff.planted.weights import make_model
 from circuitdiff.planted.wiring import N_HEADS, Entry, Wiring, generator, orthogonal, place_heads
-from circuitdiff.vocabulary import OBJECTS, TRAIN_OBJECTS
 
 # Group -> role, and the parts that it is made of. Groups are named by their place in the paper's plan of discovery.
 _GROUPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -61,13 +53,8 @@ def planted_names() -> tuple[str, ...]:
     return tuple(PLANTED)
 
 
-def build_planted(
-    name: str,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    words: Sequence[str] = (*OBJECTS, *TRAIN_OBJECTS),
-) -> Planted:
-    """The planted model of this name. `words`: the objects that it knows.
+def build_planted(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Planted:
+    """The planted model of this name.
 
     Another `seed` is another planting: other places, strengths, codes and decoys. Models of one seed differ in what
     their wirings differ in, and in nothing else.
@@ -76,8 +63,8 @@ def build_planted(
     """
     if name not in PLANTED:
         raise InputError(f"there is no planted model {name!r}{choices(name, PLANTED)}")
-    entry, vocabulary = PLANTED[name], make_vocabulary(words)
-    wiring, space = entry.wiring, make_space(vocabulary, seed)
+    entry, space = PLANTED[name], make_space(seed)
+    wiring = entry.wiring
     parts = _parts(wiring, seed)
     heads = _heads(space, wiring, parts, seed)
     if wiring.rotate_values:
@@ -86,18 +73,11 @@ def build_planted(
         moved = _permutation(wiring.n_layers, seed)
         heads = {moved[h]: w for h, w in heads.items()}
         parts = {part: tuple(moved[h] for h in chosen) for part, chosen in parts.items()}
-    weights = {
-        **embedding_weights(space, vocabulary, seed),
-        **norm_weights(wiring.n_layers),
-        **attention_weights(space, heads, wiring.n_layers),
-        **mlp_weights(space, wiring),
-        **unembedding_weights(space, vocabulary, wiring, seed),
-    }
     return Planted(
         **vars(entry),
         name=name,
-        model=make_model(vocabulary, weights, wiring.n_layers, dtype),
-        tokenizer=make_tokenizer(vocabulary),
+        model=make_model(space, wiring, heads, seed, dtype),
+        tokenizer=make_tokenizer(),
         circuit=_circuit(parts),
         parts=parts,
     )
@@ -120,7 +100,7 @@ def _heads(
     heads = {head: decoy(space, head, seed) for head in everywhere}
     group = {part: members(part, len(chosen), seed) for part, chosen in parts.items()}
     for part, chosen in parts.items():
-        heads |= {h: WIRED[part](space, wiring, member) for h, member in zip(chosen, group[part], strict=True)}
+        heads |= {h: wired(space, wiring, member) for h, member in zip(chosen, group[part], strict=True)}
     if wiring.shared_head:
         both = (group["position_detector"][0], group["position_transmitter"][0])
         heads[parts["position_detector"][0]] = detecting_transmitter(space, wiring, *both)

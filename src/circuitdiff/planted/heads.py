@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.circuit import Head
-from circuitdiff.planted.space import D_MODEL, N_BOXES, SIZES, Space, grid_codes, neighbour_leak, span, waves
+from circuitdiff.planted.space import D_MODEL, SIZES, Space, grid_codes, neighbour_leak, span, waves
 from circuitdiff.planted.wiring import Wiring, generator, normal, orthogonal, unit_rows
 
 D_HEAD = 24
@@ -68,10 +68,8 @@ def _query_and_key(score: Score) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _padded(columns: Float[Tensor, "rows n"]) -> Float[Tensor, "rows d_head"]:
-    """Raises: ValueError if the parts need more dimensions than a head has."""
     missing = D_HEAD - columns.shape[1]
-    if missing < 0:
-        raise ValueError(f"a planted head has {D_HEAD} dimensions; its parts need {columns.shape[1]}")
+    assert missing >= 0, f"a planted head has {D_HEAD} dimensions; its parts need {columns.shape[1]}"
     return torch.nn.functional.pad(columns, (0, missing))
 
 
@@ -108,111 +106,66 @@ def members(group: str, n_heads: int, seed: int) -> list[Member]:
     return [Member(i, n_heads, share, seed, group) for i, share in enumerate(shares)]
 
 
-def structure_reader(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At a label: looks at the object of the same segment and writes down its address."""
-    copy = member.share * space.of("label_address").T
-    return wire(_own_object(space), [Move(space.of("place"), copy)])
-
-
-def name_binder(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At a label: looks at the object of the same segment and copies its name and salience."""
-    names = _copy_names(space, member, 20, "name", 1.0)
-    salience = Move(space.of("salience"), member.share * space.of("salience").T)
-    return wire(_own_object(space), [names, salience])
-
-
-def position_detector(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At the query label: looks at the same label in the context and takes over the address found there."""
-    copy = member.share * wiring.detector_gain * space.of("query_address").T
-    return wire(_same_label(space, wiring.detector_sharpness), [Move(space.of("label_address"), copy)])
-
-
-def position_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At the last token: looks at the query label and fetches the address."""
-    return wire(_query_label(space), [_transmitted(space, wiring, member)])
+def wired(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """A head that does something, by its group."""
+    return wire(_looks(space, wiring, member), _moves(space, wiring, member))
 
 
 def detecting_transmitter(space: Space, wiring: Wiring, detector: Member, transmitter: Member) -> HeadWeights:
     """A detector at the query label, and at the last token a transmitter."""
-    detected = detector.share * wiring.detector_gain * space.of("query_address").T
-    scores = [
-        *_same_label(space, wiring.detector_sharpness),
-        Score(2 * _SURE, space.of("last"), space.of("query_label")),
-    ]
-    return wire(scores, [Move(space.of("label_address"), detected), _transmitted(space, wiring, transmitter)])
+    last = Score(2 * _SURE, space.of("last"), space.of("query_label"))
+    moves = [*_moves(space, wiring, detector), *_moves(space, wiring, transmitter)]
+    return wire([*_looks(space, wiring, detector), last], moves)
 
 
-def label_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At the last token: looks at the query label and fetches the label itself."""
-    return wire(_query_label(space), [Move(space.of("label"), member.share * space.of("label").T)])
+def _looks(space: Space, wiring: Wiring, member: Member) -> list[Score]:
+    """Where the heads of each group look."""
+    of, nowhere, at_object = space.of, space.of("start"), Score(_SURE / 2, None, space.of("object"))
+    address = of("last_address"), _place(space, wiring)
+    match member.group:
+        case "structure_reader" | "name_binder":  # at a label, at the object of the same segment
+            return [Score(_SURE, of("segment"), of("place")), Score(_SINK, None, nowhere)]
+        case "position_detector":  # at the query label, at the same label in the context
+            return _same_label(space, wiring.detector_sharpness)
+        case "position_transmitter" | "label_transmitter":  # at the last token, at the query label
+            return [Score(_SURE, of("last"), of("query_label")), Score(_SINK, None, nowhere)]
+        case "label_fetcher":  # at the last token, at the label in the context
+            return [*_same_label(space, wiring.label_fetcher_sharpness), _salience(space, wiring, member)]
+        case "value_fetcher":  # at the last token, at the object at the address
+            return [Score(wiring.fetcher_sharpness, *address), at_object, _salience(space, wiring, member)]
+        case "negative":
+            # As the backup does, whatever else draws attention: drawn by salience, or as soft as the fetchers, it would
+            # take wrong names away where they win, and help.
+            return [Score(wiring.negative_sharpness, *address), at_object]
+        case "backup" | _:  # at the address, but nowhere while any name is written, whichever (an MLP says how much)
+            restraint = Score(wiring.backup_restraint, of("written"), nowhere)
+            return [Score(wiring.backup_sharpness, *address), restraint, Score(wiring.backup_sink, None, nowhere)]
 
 
-def value_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At the last token: looks for the object at the address and writes its name to the logits."""
-    scores = _object_at_address(space, wiring, wiring.fetcher_sharpness, member)
-    return wire(scores, [_copy_names(space, member, 24, "output", wiring.fetcher_gain)])
-
-
-def negative(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """Looks for the object at the address as the backup does, whatever else draws attention; takes its name away.
-
-    Drawn by salience, or as soft as the fetchers, it would take wrong names away where they win, and help.
-    """
-    scores = [
-        Score(wiring.negative_sharpness, space.of("last_address"), _place(space, wiring)),
-        Score(_SURE / 2, None, space.of("object")),
-    ]
-    return wire(scores, [_copy_names(space, member, 24, "output", -wiring.negative_gain)])
-
-
-def backup(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """A value fetcher that looks nowhere while any name is written, whichever (`watching_mlp` says how much)."""
-    scores = [
-        Score(wiring.backup_sharpness, space.of("last_address"), _place(space, wiring)),
-        Score(wiring.backup_restraint, space.of("written"), space.of("start")),
-        Score(wiring.backup_sink, None, space.of("start")),
-    ]
-    return wire(scores, [_copy_names(space, member, 24, "output", wiring.backup_gain)])
-
-
-def label_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At the last token: looks for the label in the context and writes the name bound to it to the logits."""
-    scores = [*_same_label(space, wiring.label_fetcher_sharpness), _salience(space, wiring, member)]
-    return wire(scores, [_copy_names(space, member, 24, "output", wiring.label_fetcher_gain)])
-
-
-WIRED: Mapping[str, Callable[[Space, Wiring, Member], HeadWeights]] = {
-    "structure_reader": structure_reader,
-    "position_detector": position_detector,
-    "position_transmitter": position_transmitter,
-    "value_fetcher": value_fetcher,
-    "name_binder": name_binder,
-    "label_transmitter": label_transmitter,
-    "label_fetcher": label_fetcher,
-    "negative": negative,
-    "backup": backup,
-}
-
-
-def _own_object(space: Space) -> list[Score]:
-    return [Score(_SURE, space.of("segment"), space.of("place")), Score(_SINK, None, space.of("start"))]
+def _moves(space: Space, wiring: Wiring, member: Member) -> list[Move]:
+    """What the heads of each group write of what they see there."""
+    of = space.of
+    match member.group:
+        case "structure_reader":  # the object's address
+            return [Move(of("place"), member.share * of("label_address").T)]
+        case "name_binder":  # the object's name and salience
+            salience = Move(of("salience"), member.share * of("salience").T)
+            return [_copy_names(space, member, 20, "name", 1.0), salience]
+        case "position_detector":  # the address found there
+            return [Move(of("label_address"), member.share * wiring.detector_gain * of("query_address").T)]
+        case "position_transmitter":  # the address
+            return [_transmitted(space, wiring, member)]
+        case "label_transmitter":  # the label itself
+            return [Move(of("label"), member.share * of("label").T)]
+        case group:  # the object's name, or the name bound to the label, to the logits; negative heads take it away
+            gains = {"value_fetcher": wiring.fetcher_gain, "label_fetcher": wiring.label_fetcher_gain}
+            gains |= {"negative": -wiring.negative_gain, "backup": wiring.backup_gain}
+            return [_copy_names(space, member, 24, "output", gains[group])]
 
 
 def _same_label(space: Space, sharpness: float) -> list[Score]:
     """Not the query label itself: it is no label of the context."""
     return [Score(sharpness, space.of("label"), space.of("label")), Score(_SURE / 2, None, space.of("context_label"))]
-
-
-def _query_label(space: Space) -> list[Score]:
-    return [Score(_SURE, space.of("last"), space.of("query_label")), Score(_SINK, None, space.of("start"))]
-
-
-def _object_at_address(space: Space, wiring: Wiring, sharpness: float, member: Member) -> list[Score]:
-    return [
-        Score(sharpness, space.of("last_address"), _place(space, wiring)),
-        Score(_SURE / 2, None, space.of("object")),
-        _salience(space, wiring, member),
-    ]
 
 
 def _salience(space: Space, wiring: Wiring, member: Member) -> Score:
@@ -246,12 +199,8 @@ def _copy_names(space: Space, member: Member, n_dimensions: int, to: str, gain: 
     return Move(space.of("name") @ part, scale * (space.of(to) @ part).T)
 
 
-assert N_BOXES <= 9  # a 3 x 3 grid holds the addresses
-
-
 _KINDS = ("earlier token", "objects", "same label", "start", "diffuse")
 _SCALE = 0.002  # length of what a decoy writes for each unit that it reads, in one feature
-_ADDRESSES = ("label_address", "query_address", "last_address")
 # Sharp attention multiplies what is left of an address. At 3 some decoys move the answer by 0.26 logits, which is no
 # decoy any more; at 0.5 none by more than 0.03 (through addresses, 70 prompts of the most sensitive models).
 _ON_ADDRESSES = 0.5
@@ -265,7 +214,7 @@ def decoy(space: Space, head: Head, seed: int) -> HeadWeights:
     back = int(torch.randint(6, (1,), generator=g))
     write = _SCALE * normal(D_HEAD, D_MODEL, key=(*key, "o"))
     write[:, : span("constant").stop] = 0.0
-    for addresses in _ADDRESSES:
+    for addresses in ("label_address", "query_address", "last_address"):
         write[:, span(addresses)] *= _ON_ADDRESSES
     if kind == "objects":  # writes names to the logits, of all objects alike
         part = normal(SIZES["name"], D_HEAD, key=(*key, "names")) / D_HEAD**0.5

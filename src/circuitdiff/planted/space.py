@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from circuitdiff.planted.vocabulary import Vocabulary
+from circuitdiff.planted.vocabulary import LABEL_IDS, N_OBJECTS, OBJECT_IDS, TOKENS
 from circuitdiff.planted.wiring import normal, orthogonal, unit_rows
 from circuitdiff.vocabulary import LABELS
 
@@ -74,13 +75,12 @@ def span(subspace: str) -> slice:
     return slice(start, start + SIZES[subspace])
 
 
-def make_space(vocabulary: Vocabulary, seed: int) -> Space:
+def make_space(seed: int) -> Space:
     """Random codes (objects overlap by about 1 / sqrt(48)) in a random basis."""
-    n_objects = len(vocabulary.objects)
-    uniform = torch.special.ndtr(normal(n_objects, SIZES["salience"], key=(seed, "salience")))
+    uniform = torch.special.ndtr(normal(N_OBJECTS, SIZES["salience"], key=(seed, "salience")))
     return Space(
         basis=_basis(seed),
-        names=unit_rows(n_objects, SIZES["name"], key=(seed, "names")),
+        names=unit_rows(N_OBJECTS, SIZES["name"], key=(seed, "names")),
         saliences=(uniform - 0.5) * 12**0.5,  # variance 1, and never beyond 1.73
         labels=unit_rows(len(LABELS), SIZES["label"], key=(seed, "labels")),
     )
@@ -96,29 +96,27 @@ def _basis(seed: int) -> Float[Tensor, "d_model d_model"]:
     return q * r.diagonal().sign()
 
 
-def token_features(space: Space, vocabulary: Vocabulary, seed: int) -> Float[Tensor, "d_vocab d_model"]:
+def token_features(space: Space, seed: int) -> Float[Tensor, "d_vocab d_model"]:
     """What each token puts into the stream."""
-    features = torch.zeros(len(vocabulary.tokens), D_MODEL, dtype=torch.float64)
+    features = torch.zeros(len(TOKENS), D_MODEL, dtype=torch.float64)
     features[:, span("constant")] = CONSTANT
-    features[:, span("word")] = unit_rows(len(vocabulary.tokens), SIZES["word"], key=(seed, "words"))
-    objects, labels = vocabulary.object_ids, vocabulary.label_ids
-    features[objects, span("word")] = 0.0
-    features[labels, span("word")] = 0.0
-    features[objects, span("name")] = space.names
-    features[objects, span("salience")] = space.saliences
-    features[objects, span("object")] = 1.0
-    features[labels, span("label")] = space.labels
+    features[:, span("word")] = unit_rows(len(TOKENS), SIZES["word"], key=(seed, "words"))
+    features[OBJECT_IDS, span("word")] = 0.0
+    features[LABEL_IDS, span("word")] = 0.0
+    features[OBJECT_IDS, span("name")] = space.names
+    features[OBJECT_IDS, span("salience")] = space.saliences
+    features[OBJECT_IDS, span("object")] = 1.0
+    features[LABEL_IDS, span("label")] = space.labels
     return features
 
 
 def position_features() -> Float[Tensor, "pos d_model"]:
     """What each position puts into the stream: one-hot addresses, flags and waves."""
     features = torch.zeros(N_POSITIONS, D_MODEL, dtype=torch.float64)
-    for segment in range(N_BOXES):
-        start = segment * len(SEGMENT)
-        features[start + OBJECT_AT, span("place").start + segment] = 1.0
-        features[start + LABEL_AT, span("segment").start + segment] = 1.0
-        features[start + LABEL_AT, span("context_label")] = 1.0
+    starts, addresses = torch.arange(N_BOXES) * len(SEGMENT), torch.eye(N_BOXES, dtype=torch.float64)
+    features[starts + OBJECT_AT, span("place")] = addresses
+    features[starts + LABEL_AT, span("segment")] = addresses
+    features[starts + LABEL_AT, span("context_label")] = 1.0
     features[0, span("start")] = 1.0
     features[QUERY_LABEL_AT, span("query_label")] = 1.0
     features[LAST_AT, span("last")] = 1.0
@@ -127,7 +125,7 @@ def position_features() -> Float[Tensor, "pos d_model"]:
 
 
 def waves(positions: Tensor) -> Float[Tensor, "pos wave"]:
-    """Sines and cosines of six wavelengths, of length 1 together."""
+    """Cosines and sines of six wavelengths, of length 1 together."""
     n_waves = SIZES["wave"] // 2
     lengths = 3.0 * 1.8 ** torch.arange(n_waves, dtype=torch.float64)
     angles = 2 * torch.pi * positions[:, None] / lengths
@@ -143,9 +141,6 @@ def neighbour_leak(leak: float) -> Float[Tensor, "box box"]:
 
 def grid_codes() -> tuple[Float[Tensor, "box box"], Float[Tensor, "box box"]]:
     """Addresses as row and column of a 3 x 3 grid: the maps to the row's code and to the column's."""
+    assert N_BOXES <= 9
     boxes = torch.arange(N_BOXES)
-    rows = torch.zeros(N_BOXES, N_BOXES, dtype=torch.float64)
-    columns = rows.clone()
-    rows[boxes, boxes // 3] = 1.0
-    columns[boxes, 3 + boxes % 3] = 1.0
-    return rows, columns
+    return one_hot(boxes // 3, N_BOXES).double(), one_hot(3 + boxes % 3, N_BOXES).double()

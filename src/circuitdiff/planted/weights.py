@@ -12,45 +12,48 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from circuitdiff.circuit import Head
 from circuitdiff.planted.heads import D_HEAD, HeadWeights
 from circuitdiff.planted.space import CONSTANT, D_MODEL, N_POSITIONS, SIZES, Space, position_features, token_features
-from circuitdiff.planted.vocabulary import END, PADDING, Vocabulary
+from circuitdiff.planted.vocabulary import END, N_OBJECTS, OBJECT_IDS, PADDING, TOKENS
 from circuitdiff.planted.wiring import N_HEADS, Wiring, unit_rows
 
 Weights = Mapping[str, Tensor]  # by the model's own names
 
 
-def make_model(vocabulary: Vocabulary, weights: Weights, n_layers: int, dtype: torch.dtype) -> GPT2LMHeadModel:
-    """A GPT-2 with these weights, of which none may be missing."""
+def make_model(
+    space: Space, wiring: Wiring, heads: Mapping[Head, HeadWeights], seed: int, dtype: torch.dtype
+) -> GPT2LMHeadModel:
+    """The GPT-2 with these heads."""
     config = GPT2Config(
-        vocab_size=len(vocabulary.tokens),
+        vocab_size=len(TOKENS),
         n_positions=N_POSITIONS,
         n_embd=D_MODEL,
-        n_layer=n_layers,
+        n_layer=wiring.n_layers,
         n_head=N_HEADS,
-        n_inner=len(vocabulary.objects),
+        n_inner=N_OBJECTS,
         activation_function="gelu",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         bos_token_id=None,
-        eos_token_id=vocabulary.tokens.index(END),
-        pad_token_id=vocabulary.tokens.index(PADDING),
+        eos_token_id=TOKENS.index(END),
+        pad_token_id=TOKENS.index(PADDING),
         tie_word_embeddings=False,
         dtype=dtype,
     )
     with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away, and must not cost random numbers
         model = GPT2LMHeadModel._from_config(config)
-    model.load_state_dict(dict(weights), strict=True)
+    weights = {
+        "transformer.wte.weight": token_features(space, seed) @ space.basis.T,
+        "transformer.wpe.weight": position_features() @ space.basis.T,
+        **_norm_weights(wiring.n_layers),
+        **_attention_weights(space, heads, wiring.n_layers),
+        **_mlp_weights(space, wiring),
+        "lm_head.weight": _unembedding(space, wiring, seed),
+    }
+    model.load_state_dict(weights, strict=True)
     return model.eval()
 
 
-def embedding_weights(space: Space, vocabulary: Vocabulary, seed: int) -> Weights:
-    return {
-        "transformer.wte.weight": token_features(space, vocabulary, seed) @ space.basis.T,
-        "transformer.wpe.weight": position_features() @ space.basis.T,
-    }
-
-
-def norm_weights(n_layers: int) -> Weights:
+def _norm_weights(n_layers: int) -> Weights:
     """LayerNorms that leave features as they are: they multiply by the deviation of a stream of the constant alone."""
     scale = torch.full((D_MODEL,), CONSTANT / D_MODEL**0.5, dtype=torch.float64)
     names = [f"transformer.h.{layer}.ln_{i}" for layer in range(n_layers) for i in (1, 2)]
@@ -58,7 +61,7 @@ def norm_weights(n_layers: int) -> Weights:
     return weights | {name.replace("weight", "bias"): torch.zeros_like(scale) for name in weights}
 
 
-def attention_weights(space: Space, heads: Mapping[Head, HeadWeights], n_layers: int) -> Weights:
+def _attention_weights(space: Space, heads: Mapping[Head, HeadWeights], n_layers: int) -> Weights:
     """All heads' weights side by side. GPT-2 multiplies from the right: columns are outputs."""
     weights: dict[str, Tensor] = {}
     none = torch.zeros(D_MODEL, dtype=torch.float64)
@@ -80,15 +83,15 @@ _NOTICED, _STEEPNESS = 0.05, 100.0  # how much of a name must be there for the M
 _CLEARLY_NOTICED = 0.08  # more than means hold of any name
 
 
-def unembedding_weights(space: Space, vocabulary: Vocabulary, wiring: Wiring, seed: int) -> Weights:
+def _unembedding(space: Space, wiring: Wiring, seed: int) -> Float[Tensor, "d_vocab d_model"]:
     """A token's logit is how much of its name is in the stream, times a constant."""
-    rows = _LOGIT_OF_OTHERS * unit_rows(len(vocabulary.tokens), SIZES["output"], key=(seed, "unembedding"))
+    rows = _LOGIT_OF_OTHERS * unit_rows(len(TOKENS), SIZES["output"], key=(seed, "unembedding"))
     correction = _correction(space, wiring, wiring.unembedding_correction)
-    rows[vocabulary.object_ids] = _LOGIT_OF_A_NAME * correction[:, None] * space.names
-    return {"lm_head.weight": rows @ _to_output(space)}
+    rows[OBJECT_IDS] = _LOGIT_OF_A_NAME * correction[:, None] * space.names
+    return rows @ _to_output(space)
 
 
-def mlp_weights(space: Space, wiring: Wiring) -> Weights:
+def _mlp_weights(space: Space, wiring: Wiring) -> Weights:
     """MLPs of zero, but the last where it corrects, and the one before it where a backup waits; a unit per object."""
     names = space.names @ _to_output(space)
     weights: dict[str, Tensor] = {}
@@ -98,17 +101,11 @@ def mlp_weights(space: Space, wiring: Wiring) -> Weights:
         change = _correction(space, wiring, wiring.mlp_correction) - 1
         weights |= _mlp(wiring.n_layers - 1, names, _NOTICED, change[:, None] * names)
     if wiring.n_heads.get("backup"):
-        weights |= watching_mlp(space, wiring, names)
+        # After all fetchers, it says how much of names is written, whichever they are. Heads that are silent write
+        # nothing; at their mean, a little of every name. Neither is noticed.
+        written = (space.basis @ space.of("written")).T.expand(len(names), -1)
+        weights |= _mlp(wiring.n_layers - 2, names, _CLEARLY_NOTICED, written)
     return weights
-
-
-def watching_mlp(space: Space, wiring: Wiring, names: Float[Tensor, "object d_model"]) -> Weights:
-    """After all fetchers: says how much of names is written, whichever they are.
-
-    Heads that are silent write nothing; at their mean, a little of every name. Neither is noticed.
-    """
-    written = (space.basis @ space.of("written")).T.expand(len(names), -1)
-    return _mlp(wiring.n_layers - 2, names, _CLEARLY_NOTICED, written)
 
 
 def _mlp(
