@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circuitdiff.engine.capture import read_model
+from circuitdiff.engine.capture import capture
 from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures
 from circuitdiff.engine.weights import Slice, complement, head_slices, swapped
 from helpers.fake_pairs import fake_pairs
@@ -42,7 +42,7 @@ def test_shared_runs_are_those_of_each_mixture_by_itself(architecture):
     for mixture, values in zip(mixtures, found, strict=True):
         pieces = complement(model.module, mixture.slices, names) if mixture.inverted else mixture.slices
         with swapped(model, pieces, other):
-            expected = read_model(model, prompts, everything)
+            expected = capture(model, prompts, readout=everything)
         torch.testing.assert_close(values, expected, rtol=1e-10, atol=1e-10)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from circuitdiff.circuit import Head
 from circuitdiff.engine import Edit, Model, Site
+from circuitdiff.engine.fits import KEPT_SHARE
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.methods.path_patching import group_path_effects, path_effects
@@ -107,9 +108,10 @@ def test_little_memory_changes_nothing_but_the_order_of_work():
 def test_sweeps_that_share_their_runs_give_what_each_gives_alone(n_kept):
     chosen, pairs = subject("llama"), fake_pairs()
     roles = [role for at, _, receivers_at in PATHS.values() for role in (at, receivers_at) if role]
-    room = PairRuns(chosen.model, pairs, roles, 0)._bytes_per_prompt() / 0.4 / 2**30
+    sources = PairRuns(chosen.model, pairs, roles, 1.0, keep=False).may_take_gb
+    room = (PairRuns(chosen.model, pairs, roles, 1.0).may_take_gb - sources) / len(pairs) / KEPT_SHARE
     shared = PairRuns(chosen.model, pairs, roles, (n_kept + 0.5) * room)
-    assert len(shared._kept) == min(n_kept, len(pairs))
+    assert shared._runs.n_kept == min(n_kept, len(pairs))
     for at, via, receivers_at in PATHS.values():
         args = (chosen.model, pairs, at, None if via is None else RECEIVERS, via, receivers_at)
         alone, together = path_effects(*args), path_effects(*args, shared=shared)

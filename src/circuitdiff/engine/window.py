@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace as with_fields
 from typing import get_args
 
 import torch
@@ -330,30 +331,8 @@ def branched(batch: Batch, edits: Sequence[Edit], start: int) -> Batch:
         live.join(layer)
         resid_pre[layer] = live.hidden[0][:, start - first :]
         run_window_layer(batch, live, layer, edits, keep)
-    return Batch(batch.model, batch.tokens, start, _as_clean(batch, start, resid_pre, k, v, live))
-
-
-def _as_clean(
-    batch: Batch,
-    start: int,
-    resid_pre: list[torch.Tensor],
-    k: list[torch.Tensor],
-    v: list[torch.Tensor],
-    live: LiveVariants,
-) -> CleanRun:
-    """What window runs read; nan where only frozen runs would."""
-    clean, model = batch.clean, batch.model
-    nan = torch.full((), torch.nan, dtype=model.dtype, device=model.device)
-    q = nan.expand(batch.n_prompts, model.n_heads, batch.length - start, model.d_head)
-    return CleanRun(
-        tokens=clean.tokens,
-        start=start,
-        resid_pre=resid_pre,
-        q=[q] * model.n_layers,
-        k=k,
-        v=v,
-        z=[q.transpose(1, 2)] * model.n_layers,
-        attention_output=[nan.expand(resid.shape) for resid in resid_pre],
-        keywords=clean.keywords,
-        logits=model.unembed(live.hidden[0][:, -1]),
+    logits = batch.model.unembed(live.hidden[0][:, -1])
+    known = with_fields(  # what window runs read, and nothing of what only frozen runs would
+        clean, start=start, resid_pre=resid_pre, q=[], k=k, v=v, z=[], attention_output=[], logits=logits
     )
+    return Batch(batch.model, batch.tokens, start, known)

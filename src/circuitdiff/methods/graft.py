@@ -21,7 +21,7 @@ from torch import nn
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
-from circuitdiff.engine.capture import read_model
+from circuitdiff.engine.capture import capture
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures
 from circuitdiff.engine.weights import (
@@ -320,9 +320,9 @@ def _answers(
 def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slice], pairs: Pairs) -> float:
     """All weights grafted must make the donor, or the parts do not hold all of it."""
     few = pairs.select(torch.arange(min(_FEW, len(pairs)))).clean_prompts
-    theirs = read_model(donor, few, lambda logits, _: logits)
+    theirs = capture(donor, few, readout=lambda logits, _: logits)
     with swapped(recipient, everything, donor):
-        grafted = read_model(recipient, few, lambda logits, _: logits)
+        grafted = capture(recipient, few, readout=lambda logits, _: logits)
     error = float((grafted - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
     if not error <= tolerance_for(recipient.module):
         raise InputError(

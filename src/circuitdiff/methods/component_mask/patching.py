@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Edit, Executor, Model, executor_named
 from circuitdiff.engine.capture import read_heads
-from circuitdiff.engine.fits import check_triples, rows_at_once
+from circuitdiff.engine.fits import RUN_SHARE, check_triples, rows_at_once
 from circuitdiff.engine.kept_runs import KeptRuns, Need, keep_runs, kept_gb
 from circuitdiff.engine.model import bypassed
 from circuitdiff.errors import InputError
@@ -64,7 +64,8 @@ class Patching:
         self, heads: Sequence[Head], keep: Float[Tensor, " head"], bucket: Bucket, quantity: Quantity
     ) -> Float[Tensor, " prompt"]:
         """`quantity` of the bucket's base prompts, with keep * own z + (1 - keep) * source z; differentiable."""
-        batch = self.runs.batch(Need(self.at, self._first_layer(heads)), bucket)
+        needs = [Need(self.at, self._first_layer(heads))]
+        batch = self.runs.batch(bucket, bucket.positions[self.at], needs)
         rows = bucket.prompts.to(self.model.device)
 
         def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
@@ -173,7 +174,8 @@ class SharedRuns:
     @cached_property
     def runs(self) -> KeptRuns:
         """The base prompts' clean runs."""
-        return keep_runs(self.model, self._base, self._needs, self._kept_gb, self._progress)
+        run_gb = RUN_SHARE * self._kept_gb
+        return keep_runs(self.model, self._base, self._needs, self._kept_gb, run_gb, self._progress)
 
     @cached_property
     def may_take_gb(self) -> float:
@@ -253,9 +255,9 @@ class SharedRuns:
         last = max(layer for layers in wanted.values() for layer in layers)
         on_device = {at: {n: i.to(self.model.device) for n, i in layers.items()} for at, layers in wanted.items()}
         with bypassed(self.model.layers[last + 1 :]):  # what comes later cannot change what is read
-            carried = read_heads(self.model, source, "z", on_device)
+            carried, _ = read_heads(self.model, source, ["z"], on_device)
         return {
-            (at, Head(layer, index)): carried[at][layer][:, i]
+            (at, Head(layer, index)): carried["z"][at][layer][:, i]
             for at, layers in wanted.items()
             for layer, indices in layers.items()
             for i, index in enumerate(indices.tolist())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Model
-from circuitdiff.engine.capture import Carried, read_heads_and_ends
+from circuitdiff.engine.capture import Carried, read_heads
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.errors import InputError
@@ -76,7 +76,7 @@ def read_several(
         role: {layer: torch.tensor(heads, device=model.device) for layer, heads in by.items()}
         for role, by in wanted.items()
     }
-    values, ends = read_heads_and_ends(model, pairs.clean_prompts, whats, indices, _answers_and_ends(pairs, model))
+    values, ends = read_heads(model, pairs.clean_prompts, whats, indices, _answers_and_ends(pairs, model))
     answers, shape = evaluation_of(ends[:, :N_VALUES], pairs), Shape.of(model, pairs)
     return {
         what: Activations(shape, what, wanted, values[what], answers, ends[:, N_VALUES:], model.d_vocab)
