@@ -64,6 +64,9 @@ class Knockout:
         return self.at
 
 
+AnyEdit = Edit | Knockout
+
+
 @dataclass(frozen=True)
 class Site:
     """What some heads of one layer carry at one position, to be read off."""

@@ -28,15 +28,13 @@ from circuitdiff.engine.attention import (
     pattern_as_z,
     without_contribution,
 )
-from circuitdiff.engine.edits import Edit, Knockout, Site, What, replace
-from circuitdiff.engine.executor import Ablation, Batch, Readout, read_out
+from circuitdiff.engine.edits import AnyEdit, Edit, Knockout, Site, What, replace
+from circuitdiff.engine.executor import Ablation, Batch, Readout, Values, read_out
 from circuitdiff.engine.model import replaced_forward
 from circuitdiff.engine.replay import CleanRun, cut, run_layer
 from circuitdiff.engine.window_ablation import ablated_in_window
 from circuitdiff.engine.window_attention import Prefix, Window, attend_edited_heads, attend_window, values_seen
 
-Values = Float[Tensor, "variant prompt value"]
-AnyEdit = Edit | Knockout
 # Where query heads share a key or value, an edit of it is seen by one head: no run has such keys.
 BRANCHING: frozenset[What] = frozenset(["z", "q", "pattern", "contribution"])
 
@@ -59,7 +57,7 @@ class WindowExecutor:
     def frozen(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout) -> Values:
         assert at == batch.length - 1, "with every later head frozen, no other position reaches the logits"
         run = FrozenRun(batch, edits, n_variants, at)
-        run.to_the_end()
+        run.up_to(())
         return run.live.read_out(batch, readout)
 
     def received(
@@ -180,7 +178,7 @@ class LiveVariants:
     def __init__(
         self,
         clean: CleanRun,
-        edits: Sequence[Edit | Knockout],
+        edits: Sequence[AnyEdit],
         n_variants: int,
         start: int,
         n_rows: int | None = None,
@@ -216,11 +214,11 @@ class LiveVariants:
         clean = self._clean.resid_pre[layer][:, self._rows]
         self.hidden = torch.cat([self.hidden, clean.expand(len(new), *clean.shape)])
 
-    def rows_of(self, edit: Edit | Knockout) -> Int[Tensor, " some"]:
+    def rows_of(self, edit: AnyEdit) -> Int[Tensor, " some"]:
         """Where in `hidden` the variants of an edit are."""
         return self._row_of[edit.variants].to(self.hidden.device)
 
-    def read_out(self, batch: Batch, readout: Readout) -> Float[Tensor, "variant prompt value"]:
+    def read_out(self, batch: Batch, readout: Readout) -> Values:
         """What `readout` says at the last row; variants that never began are the clean run.
 
         The clean run's logits are not read where every variant began.
@@ -244,17 +242,14 @@ class FrozenRun:
         self._batch, self._edits, self._at = batch, edits, at
         self.live = LiveVariants(batch.clean, edits, n_variants, start=at, n_rows=1)
 
-    def to_the_end(self) -> None:
-        """Runs every layer."""
-        for layer in range(self.live.first_layer, self._batch.model.n_layers):
-            self.live.join(layer)
-            self._advance(layer)
-
     def up_to(self, sites: Sequence[Site]) -> list[Edit]:
-        """Runs as far as the last site; what arrives at each, as an edit of the variants that had begun before."""
+        """Runs as far as the last site; what arrives at each, as an edit of the variants that had begun before.
+
+        Without sites to the end.
+        """
         assert all(site.what != "z" and site.at == self._at for site in sites), "one position is run, up to q, k and v"
         found: list[Edit] = []
-        last = max(site.layer for site in sites)
+        last = max((site.layer for site in sites), default=self._batch.model.n_layers)
         for layer in range(self.live.first_layer, last + 1):
             here = [site for site in sites if site.layer == layer]
             if here and len(self.live.ids):
@@ -300,11 +295,9 @@ class FrozenRun:
 
         with handled_by(handler):
             run_layer(model.layers[layer], live.hidden.flatten(0, 1), self._keywords(layer))
-        return [Edit(layer, site.what, site.at, site.heads, live.ids, self._values(seen[0], site)) for site in sites]
-
-    def _values(self, call: AttentionCall, site: Site) -> Float[Tensor, "live prompt wanted d_head"]:
-        whole = expand_kv(getattr(call, site.what), call.q.shape[1])
-        return whole[:, site.heads, 0].unflatten(0, self.live.shape[:2])
+        whole = {site.what: expand_kv(getattr(seen[0], site.what), model.n_heads) for site in sites}
+        arrived = [whole[site.what][:, site.heads, 0].unflatten(0, live.shape[:2]) for site in sites]
+        return [Edit(layer, s.what, s.at, s.heads, live.ids, x) for s, x in zip(sites, arrived, strict=True)]
 
     def _keywords(self, layer: int) -> dict[str, object]:
         position = torch.tensor([self._at], device=self.live.hidden.device)
