@@ -10,7 +10,7 @@ from circuitdiff.engine import Edit, Model, Site
 from circuitdiff.engine.fits import KEPT_SHARE
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
-from circuitdiff.methods.path_patching import group_path_effects, path_effects
+from circuitdiff.methods.path_patching import Path, group_path_effects, path_effects
 from circuitdiff.prompts import Pairs
 from helpers.fake_pairs import fake_pairs, logit_difference
 from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, subject
@@ -68,7 +68,7 @@ def test_effects_agree_with_the_definition(path, executor):
     at, via, receivers_at = PATHS[path]
     chosen, pairs = subject("llama"), fake_pairs()
     senders = [Head(0, 0), Head(1, 5), Head(1, 2)]
-    receivers = None if via is None else RECEIVERS
+    receivers = None if via is None else tuple(RECEIVERS)
     found = path_effects(chosen.model, pairs, at, receivers, via, receivers_at, senders, executor=executor)
     for sender in senders:
         expected = torch.tensor(by_definition(chosen, pairs, sender, at, via, receivers_at), dtype=torch.float64)
@@ -201,9 +201,9 @@ def test_a_groups_effect_is_that_of_all_its_heads_patched_together(path, executo
     at, via, receivers_at = PATHS[path]
     chosen, pairs = subject("llama"), fake_pairs()
     groups = {"two_layers": [Head(0, 0), Head(1, 5), Head(1, 2)], "one": [Head(1, 3)]}
-    receivers = None if via is None else RECEIVERS
+    receivers = None if via is None else tuple(RECEIVERS)
     found = {
-        name: group_path_effects(chosen.model, pairs, group, at, receivers, via, receivers_at, executor=executor)
+        name: group_path_effects(chosen.model, pairs, group, Path(at, receivers, via, receivers_at), executor=executor)
         for name, group in groups.items()
     }
     for name, group in groups.items():

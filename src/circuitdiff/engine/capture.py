@@ -16,8 +16,7 @@ from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, RUN_SHARE, batches
 from circuitdiff.engine.model import Model
 from circuitdiff.prompts import Bucket, PromptSet
 
-# By layer, the heads; and what each of them carries.
-Wanted = Mapping[int, Int[Tensor, " wanted"]]
+Wanted = Mapping[int, Sequence[int]]  # by layer, the heads
 Carried = Mapping[int, Float[Tensor, "prompt wanted width"]]
 # Is shown what a layer's attention is about to do, its z [prompt pos head d_head], and whose these are.
 Seen = Callable[[AttentionCall, Tensor, Bucket], None]
@@ -100,10 +99,11 @@ def read_heads(
     The width is d_head; of patterns that of the padded prompts (0 beyond a prompt's end), of contributions d_model.
     Also what `readout` says of the logits after each prompt, off the same runs.
     """
+    heads = {at: {n: torch.tensor(these, device=model.device) for n, these in of.items()} for at, of in wanted.items()}
     found: dict[What, dict[str, dict[int, Tensor]]] = {what: {role: {} for role in wanted} for what in whats}
 
     def seen(call: AttentionCall, z: Tensor, bucket: Bucket) -> None:
-        for what, (role, layers) in product(whats, wanted.items()):
+        for what, (role, layers) in product(whats, heads.items()):
             if call.layer in layers:
                 carried = _carried(model, call, what, z, layers[call.layer], bucket.positions[role])
                 width = prompts.tokens.shape[1] if what == "pattern" else carried.shape[-1]

@@ -20,6 +20,7 @@ from circuitdiff.engine.replay import CleanRun, run_clean
 # From logits and the prompt that each row belongs to, to the numbers wanted of each.
 Readout = Callable[[Float[Tensor, "row d_vocab"], Int[Tensor, " row"]], Float[Tensor, "row value"]]
 Values = Float[Tensor, "variant prompt value"]
+Progress = Callable[[int, int], None]  # done, of how many
 
 
 @dataclass(frozen=True)

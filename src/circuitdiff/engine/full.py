@@ -11,18 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdiff.engine.attention import (
-    AttentionCall,
-    Handler,
-    attend,
-    block,
-    edited_output,
-    expand_kv,
-    handled_by,
-    pattern_as_z,
-    without_contribution,
-)
-from circuitdiff.engine.edits import AnyEdit, Edit, Knockout, Site, What, replace
+from circuitdiff.engine.attention import AttentionCall, Handler, attend, block, edited_output, expand_kv, handled_by
+from circuitdiff.engine.edits import AnyEdit, Edit, Knockout, Site, What, pattern_as_z, replace, without_contribution
 from circuitdiff.engine.executor import Ablation, Batch, Readout, Values
 
 

@@ -6,7 +6,7 @@ numbers as one that was not interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -16,13 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.capture import z_at_positions
-from circuitdiff.engine.executor import Batch
-from circuitdiff.engine.fits import KEPT_SHARE, RUN_SHARE, batches, held_by_clean_run
+from circuitdiff.engine.executor import Batch, Progress
+from circuitdiff.engine.fits import KEPT_SHARE, RUN_SHARE, clean_batches
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import CleanRun, Keywords, run_clean
 from circuitdiff.prompts import Bucket, Pairs, PromptSet, buckets, selected
-
-Progress = Callable[[int, int], None]  # done, of how many
 
 _ENOUGH_PROMPTS = 16
 
@@ -118,17 +116,17 @@ def keep_runs(
     model: Model,
     prompts: PromptSet,
     needs: Sequence[Need],
+    kept_gb: float,
     memory_gb: float,
-    run_gb: float,
     progress: Progress | None = None,
 ) -> KeptRuns:
-    """Runs as many of the prompts, from the first on, as can be kept in `memory_gb`, each batch in `run_gb`."""
+    """Runs as many of the prompts, from the first on, as can be kept in `kept_gb`; each batch in its `memory_gb`."""
     needs, by_length = list(dict.fromkeys(needs)), dict[int, _OneLength]()
-    n_kept = min(len(prompts), int(memory_gb * 2**30 / _bytes_per_prompt(model, prompts, needs)))
-    few, done, held = prompts.select(torch.arange(n_kept)), 0, held_by_clean_run(model)
-    for bucket in batches(model, few, (), run_gb, largest=_ENOUGH_PROMPTS, held=held) if n_kept else ():
+    n_kept = min(len(prompts), int(kept_gb * 2**30 / _bytes_per_prompt(model, prompts, needs)))
+    few, done = prompts.select(torch.arange(n_kept)), 0
+    for bucket in clean_batches(model, few, (), memory_gb, _ENOUGH_PROMPTS) if n_kept else ():
         alike = few.lengths == bucket.length
-        start = {need.role: int(few.positions[need.role][alike].min()) for need in needs}
+        start = {need.role: int(few.positions[need.role][alike].clamp(min=0).min()) for need in needs}
         clean = run_clean(model, few.tokens[bucket.prompts, : bucket.length], min(start.values()))
         if bucket.length not in by_length:
             by_length[bucket.length] = _room(clean, torch.where(alike, alike.cumsum(0) - 1, -1), start, needs)
@@ -181,7 +179,7 @@ class PairRuns:
     ) -> None:
         self.model, self.pairs = model, pairs
         self._roles = [role for role in dict.fromkeys(roles) if role in pairs.positions]
-        self._run_gb, self._kept_gb = RUN_SHARE * memory_gb, KEPT_SHARE * memory_gb if keep else 0.0
+        self._memory_gb, self._kept_gb = memory_gb, KEPT_SHARE * memory_gb if keep else 0.0
         self._needs = [Need("first", layer, frozen=True) for layer in range(model.n_layers)]
 
     @property
@@ -203,11 +201,11 @@ class PairRuns:
     def _sources(self) -> Float[Tensor, "layer prompt role head d_head"]:
         prompts = self.pairs.counterfactual_prompts
         places = torch.stack([prompts.positions[role] for role in self._roles], dim=1)
-        return z_at_positions(self.model, prompts, places.clamp(min=0), self._run_gb)
+        return z_at_positions(self.model, prompts, places.clamp(min=0), RUN_SHARE * self._memory_gb)
 
     @cached_property
     def _runs(self) -> KeptRuns:
-        return keep_runs(self.model, self._clean_prompts, self._needs, self._kept_gb, self._run_gb)
+        return keep_runs(self.model, self._clean_prompts, self._needs, self._kept_gb, self._memory_gb)
 
     @cached_property
     def _clean_prompts(self) -> PromptSet:

@@ -16,19 +16,11 @@ from dataclasses import replace as with_fields
 from typing import get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdiff.engine.attention import (
-    AttentionCall,
-    block,
-    edited_output,
-    expand_kv,
-    handled_by,
-    pattern_as_z,
-    without_contribution,
-)
-from circuitdiff.engine.edits import AnyEdit, Edit, Knockout, Site, What, replace
+from circuitdiff.engine.attention import AttentionCall, block, edited_output, expand_kv, handled_by
+from circuitdiff.engine.edits import AnyEdit, Edit, Knockout, Site, What, pattern_as_z, replace, without_contribution
 from circuitdiff.engine.executor import Ablation, Batch, Readout, Values, read_out
 from circuitdiff.engine.model import replaced_forward
 from circuitdiff.engine.replay import CleanRun, cut, run_layer
@@ -37,6 +29,7 @@ from circuitdiff.engine.window_attention import Prefix, Window, attend_edited_he
 
 # Where query heads share a key or value, an edit of it is seen by one head: no run has such keys.
 BRANCHING: frozenset[What] = frozenset(["z", "q", "pattern", "contribution"])
+EditsWithRows = Sequence[tuple[AnyEdit, Int[Tensor, " _some"]]]  # where in the window's variants each edit's are
 
 
 class WindowExecutor:
@@ -77,28 +70,23 @@ def run_window_layer(
     seen: Callable[[AttentionCall], None] = lambda call: None,
 ) -> None:
     """One layer of all live variants, with those of the edits that are in it; `seen` is shown the attention's input."""
-    clean, start = batch.clean, live.start
+    model, clean, start = batch.model, batch.clean, live.start
     positions = torch.arange(start, clean.length, device=live.hidden.device)
     prefix = Prefix(clean.k[layer][:, :, :start], clean.v[layer][:, :, :start])
     with_rows = [(edit, live.rows_of(edit)) for edit in edits if edit.layer == layer]
 
     def handler(call: AttentionCall) -> Tensor:
         seen(call)
-        per_variant = live.shape[:2]
-        window = Window(*(x.unflatten(0, per_variant) for x in (call.q, call.k, call.v)))
-        return attend_with_edits(call, window, prefix, start, with_rows).flatten(0, 1)
+        window = Window.of(call, live.shape[0], prefix, call.allowed[0, 0])
+        return attend_with_edits(window, start, with_rows).flatten(0, 1)
 
     with handled_by(handler), _outputs_edited(batch, live, with_rows):
-        keywords = cut(clean.keywords[layer], positions)
-        live.hidden = run_layer(batch.model.layers[layer], live.hidden.flatten(0, 1), keywords).unflatten(
-            0, live.shape[:2]
-        )
+        hidden = run_layer(model.layers[layer], live.hidden.flatten(0, 1), cut(clean.keywords[layer], positions))
+    live.hidden = hidden.unflatten(0, live.shape[:2])
 
 
 @contextmanager
-def _outputs_edited(
-    batch: Batch, live: LiveVariants, edits: Sequence[tuple[AnyEdit, Int[Tensor, " _some"]]]
-) -> Iterator[None]:
+def _outputs_edited(batch: Batch, live: LiveVariants, edits: EditsWithRows) -> Iterator[None]:
     with ExitStack() as stack:
         for edit, rows in edits:
             if isinstance(edit, Edit) and edit.what == "contribution":
@@ -114,31 +102,28 @@ def _outputs_edited(
 
 
 def attend_with_edits(
-    call: AttentionCall,
-    window: Window,
-    prefix: Prefix,
-    start: int,
-    edits: Sequence[tuple[AnyEdit, Int[Tensor, " _some"]]],
+    window: Window, start: int, edits: EditsWithRows
 ) -> Float[Tensor, "variant prompt query head d_head"]:
-    """z of the window after knockouts and the edits of q, k, v, then of patterns, then of z and contributions.
-
-    `edits` come with the rows of their variants.
-    """
-    allowed = _allowed(call, window, start, [(e, rows) for e, rows in edits if isinstance(e, Knockout)])
+    """z of the window after knockouts and the edits of q, k, v, then of patterns, then of z and contributions."""
+    knockouts = [(edit, rows) for edit, rows in edits if isinstance(edit, Knockout)]
+    if knockouts:
+        n_variants, _, n_heads = window.q.shape[:3]
+        allowed = window.allowed.expand(n_variants, 1, n_heads, *window.allowed.shape)
+        for knockout, rows in knockouts:
+            allowed = block(allowed, knockout, rows, knockout.at - start)
+        window = with_fields(window, allowed=allowed)
     replaced = [(edit, rows) for edit, rows in edits if isinstance(edit, Edit)]
     of = {what: [(e, rows) for e, rows in replaced if e.what == what] for what in get_args(What)}
     for edit, rows in of["q"]:
         new = replace(window.q[:, :, :, edit.at - start], edit, rows)
-        window = Window(window.q.select_scatter(new, dim=3, index=edit.at - start), window.k, window.v)
-    z = attend_window(window, prefix, allowed, call.scaling, call.softcap)
+        window = with_fields(window, q=window.q.select_scatter(new, dim=3, index=edit.at - start))
+    z = attend_window(window)
 
     kv_edits = [*of["k"], *of["v"]]
     for read_at in sorted({edit.read_at for edit, _ in kv_edits}, key=lambda at: -1 if at is None else at):
         seen = [(edit, rows) for edit, rows in kv_edits if edit.read_at in (None, read_at)]
         heads = torch.cat([edit.heads for edit, _ in seen]).unique()
-        changed = attend_edited_heads(
-            window, prefix, allowed, call.scaling, call.softcap, start=start, edits=seen, heads=heads
-        )
+        changed = attend_edited_heads(window, start, seen, heads)
         if read_at is None:
             z = z.index_copy(3, heads, changed)
         else:
@@ -146,28 +131,11 @@ def attend_with_edits(
             z = z.select_scatter(z[:, :, row].index_copy(2, heads, changed[:, :, row]), dim=2, index=row)
 
     assert not (of["pattern"] and of["v"]), "a pattern is weighed with the run's own values"
-    patterns = [(pattern_as_z(e, values_seen(window, prefix, e.heads, rows)), rows) for e, rows in of["pattern"]]
+    patterns = [(pattern_as_z(e, values_seen(window, e.heads, rows)), rows) for e, rows in of["pattern"]]
     taken = [(without_contribution(edit, z), rows) for edit, rows in of["contribution"]]
     for edit, rows in [*patterns, *of["z"], *taken]:
         z = z.select_scatter(replace(z[:, :, edit.at - start], edit, rows), dim=2, index=edit.at - start)
     return z
-
-
-def _allowed(
-    call: AttentionCall,
-    window: Window,
-    start: int,
-    knockouts: Sequence[tuple[Knockout, Int[Tensor, " _some"]]],
-) -> Bool[Tensor, "*any query pos"]:
-    """The model's own mask for the window's queries, without the keys that are knocked out."""
-    allowed = call.allowed[0, 0]
-    if not knockouts:
-        return allowed
-    n_variants, _, n_heads = window.q.shape[:3]
-    allowed = allowed.expand(n_variants, 1, n_heads, *allowed.shape)
-    for knockout, rows in knockouts:
-        allowed = block(allowed, knockout, rows, knockout.at - start)
-    return allowed
 
 
 class LiveVariants:

@@ -139,8 +139,7 @@ def _run_layer(
     keep = kept[:, None, :, :, None].to(hidden.device)
 
     def handler(call: AttentionCall) -> Tensor:
-        window = Window(*(x.unflatten(0, hidden.shape[:2]) for x in (call.q, call.k, call.v)))
-        z = attend_window(window, prefix, call.allowed[0, 0][:, order], call.scaling, call.softcap)
+        z = attend_window(Window.of(call, len(hidden), prefix, call.allowed[0, 0][:, order]))
         if calls is not None:
             calls.append(call)
         return torch.where(keep, z, constants).flatten(0, 1)

@@ -13,15 +13,7 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Batch, Edit, Knockout, Model, executor_named
 from circuitdiff.engine.executor import Readout
-from circuitdiff.engine.fits import (
-    DEFAULT_MEMORY_GB,
-    ROWS_SHARE,
-    RUN_SHARE,
-    batches,
-    check_pairs,
-    held_by_clean_run,
-    rows_at_once,
-)
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, check_pairs, clean_batches, rows_at_once
 from circuitdiff.engine.window import branched
 from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluate_model, evaluation_of
 from circuitdiff.evaluation.circuits import Progress, checked_roles
@@ -64,8 +56,8 @@ def run_edited(
     rows = rows_at_once(model, ROWS_SHARE * memory_gb, int(pairs.lengths.max()))
     found: Tensor | None = None
     done, width = 0, int(pairs.lengths.max() - min(int(pairs.positions[role].min()) for role in editing.roles))
-    largest, held = max(_FEWEST_PROMPTS, rows // max(1, len(variants) * width)), held_by_clean_run(model)
-    for bucket in batches(model, pairs.clean_prompts, editing.roles, RUN_SHARE * memory_gb, largest=largest, held=held):
+    largest = max(_FEWEST_PROMPTS, rows // max(1, len(variants) * width))
+    for bucket in clean_batches(model, pairs.clean_prompts, editing.roles, memory_gb, largest):
         readout = readout_of(bucket) if readout_of else answers_readout(pairs.select(bucket.prompts), model.device)
         begin = (editing.begins(variant, bucket) for variant in variants)
         tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)

@@ -15,7 +15,7 @@ from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Batch, Edit, Model, executor_named
 from circuitdiff.engine.attention import AttentionCall, pattern_of
 from circuitdiff.engine.capture import capture, z_at_positions
-from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, batches, check_pairs, held_by_clean_run, rows_at_once
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, check_pairs, clean_batches, rows_at_once
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.circuits import check_roles
 from circuitdiff.prompts import Bucket, Pairs
@@ -72,8 +72,8 @@ def effect_by_role(
     found = torch.empty(len(groups), len(roles), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
     width = int(pairs.lengths.max() - min(int(pairs.positions[role].min()) for role in roles))
     rows = rows_at_once(model, ROWS_SHARE * DEFAULT_MEMORY_GB, int(pairs.lengths.max()))
-    largest, held = max(1, rows // (len(groups) * width)), held_by_clean_run(model)
-    for bucket in batches(model, pairs.clean_prompts, roles, largest=largest, held=held):
+    largest = max(1, rows // (len(groups) * width))
+    for bucket in clean_batches(model, pairs.clean_prompts, roles, DEFAULT_MEMORY_GB, largest):
         tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
         batch = Batch(model, tokens, min(bucket.positions.values()))
         part = pairs.select(bucket.prompts)
