@@ -173,14 +173,9 @@ def fit_mask(
     """
     options = options or MaskOptions()
     triples.check_role(group.at)
+    groups, n_random = {"group": group}, options.random_groups
     shared = SharedRuns(
-        model,
-        {"group": group},
-        triples.base,
-        n_random=options.random_groups,
-        seed=seed,
-        executor=executor,
-        memory_gb=memory_gb,
+        model, groups, triples.base, n_random=n_random, seed=seed, executor=executor, memory_gb=memory_gb
     )
     return fit_shared(shared, "group", triples, options, sweep=sweep, seed=seed, progress=progress)
 

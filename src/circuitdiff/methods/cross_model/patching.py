@@ -280,15 +280,9 @@ def run_controls(
     if donor.what != "pattern":
         named["noise"] = tuple(replace(theirs, values=_noise(theirs.values, its.values, g)) for theirs, its in both)
         named["scaled"] = tuple(replace(theirs, values=_scaled(theirs.values, its.values)) for theirs, its in both)
-    random = [patches(donor, other) for other in chosen.same_layers]
+    hybrids = [*named.values(), *(patches(donor, other) for other in chosen.same_layers)]
     ran = run_hybrids(
-        recipient,
-        pairs,
-        [*named.values(), *random],
-        Clean(donor, own),
-        executor=executor,
-        memory_gb=memory_gb,
-        progress=progress,
+        recipient, pairs, hybrids, Clean(donor, own), executor=executor, memory_gb=memory_gb, progress=progress
     )
     return Controls(**dict(zip(named, ran, strict=False)), same_layers=tuple(ran[len(named) :]))
 
