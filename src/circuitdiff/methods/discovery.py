@@ -154,19 +154,12 @@ class StageResult(Plotted):
         chosen_as = {head: kind for kind, heads in kinds.items() for head in heads}
         n_layers, n_heads = chosen.effects.shape
         heads = [Head(layer, i) for layer in range(n_layers) for i in range(n_heads)]
+        own = ("effect", "low", "high", "adjusted_p")
         rows = (
-            (
-                each.head.layer,
-                each.head.index,
-                each.effect,
-                each.low,
-                each.high,
-                each.adjusted_p,
-                chosen_as.get(each.head),
-            )
+            (each.head.layer, each.head.index, *(getattr(each, column) for column in own), chosen_as.get(each.head))
             for each in self._chosen(heads)
         )
-        return data_frame("layer head effect low high adjusted_p chosen_as", rows)
+        return data_frame(f"layer head {' '.join(own)} chosen_as", rows)
 
     @property
     def as_receivers(self) -> tuple[Head, ...]:
