@@ -134,7 +134,7 @@ def next_box(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int, spl
 
 
 def _next_item(question: Question) -> Question:
-    return replace(question, asked=(question.asked + 1) % len(question.scenario.items[0]))
+    return replace(question, asked=(question.asked + 1) % len(question.scenario.items["object"]))
 
 
 GENERATORS: Mapping[str, Callable[..., list[TextExample]]] = {
