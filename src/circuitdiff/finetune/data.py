@@ -120,7 +120,7 @@ def next_box(tokenizer: PreTrainedTokenizerBase, seed: int, split: str = "train"
     """
     task = entity_tracking()
     for (question,) in draw_questions(("next box", split, seed), split, task.pools(tokenizer, split), 1):
-        of_the_next = replace(question, asked=(question.asked + 1) % len(question.scenario.items[0]))
+        of_the_next = replace(question, asked=(question.asked + 1) % len(question.scenario.items["object"]))
         yield TextExample(task.text(question), task.right_answer(of_the_next))
 
 
