@@ -26,6 +26,7 @@ from circuitdiff.models.family_registry import caution_about
 from circuitdiff.prompts import Pairs
 from circuitdiff.study.facts import ModelFacts, Speed, facts_of, speed_of
 from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
+from circuitdiff.study.records import value_of
 from circuitdiff.study.settings import CommonSettings, plans_of, task_of
 from circuitdiff.study.units import Unit, contents
 from circuitdiff.study.workers import Monitor, Place, Rank, WorkerLost, Workers
@@ -100,20 +101,19 @@ class StudyContext:
             self._once[key] = asyncio.ensure_future(ranked())
         return self._once[key]
 
+    async def value(self, unit: Unit) -> Any:
+        """What the unit's function returns: of its record in the run folder if it is there, else by a worker."""
+        return value_of(await self.record(unit))
+
     async def record(self, unit: Unit) -> Record:
-        """The unit's record: from the run folder if it is there, else computed by a worker."""
         key = await self.key(unit)
         if key not in self._running:
             self._running[key] = asyncio.ensure_future(self._record(unit, key))
         return await self._running[key]
 
     async def check(self, name: str, unit: Unit, detail: str) -> None:
-        """Holds what the unit measured ("value") against what it allows ("allowed").
-
-        Raises: CheckError if it is more.
-        """
-        record = await self.record(unit)
-        self.add_checks([checked(name, unit.models[0], record.data["value"], record.data["allowed"], detail)])
+        """Holds what the unit measured against what it allows (`Deviation`). Raises: CheckError if it is more."""
+        self.add_checks([checked(name, unit.models[0], *await self.value(unit), detail)])
 
     def add_checks(self, checks: Iterable[Check]) -> None:
         """Puts checks into the results. Raises: CheckError if one failed."""

@@ -257,29 +257,29 @@ def test_given_heads_are_patched_not_those_of_the_models_own_mask(planted):
     shared = MaskRuns((("value_fetcher", group),), 0, 0, 1.0)
     options = MaskOptions(train=8, validation=6, test=24, steps=2, random_groups=0)
     common = {"triples": of, "tested": ("value_fetcher",), "shared": shared}
-    record = learned_mask(planted, group="value_fetcher", options=options, sweep=None, **common)
-    own = MaskFit(**value_of(record) | {"test": planted.triples(of).select(test)})
+    fit = learned_mask(planted, group="value_fetcher", options=options, sweep=None, **common)
+    own = MaskFit(**fit | {"test": planted.triples(of).select(test)})
     assert own.heads == ()  # two steps are too few to choose any
     draws = (of, *(replace(of, redraw=redraw, n_redrawn=20) for redraw in (1, 2)))
     patched = (*(Patched("value_fetcher", each, group.heads) for each in draws), Patched("value_fetcher", draws[1], ()))
-    answers = answers_of_patched(planted, patched=patched, **common).tensors
+    answers = answers_of_patched(planted, patched=patched, **common)
 
     def accuracy(redraw: int, rows) -> float:
         triples = sample_triples(task, model.tokenizer, "object", 38, redraw=redraw)
         patching = SharedRuns(model, {"value_fetcher": group}, triples.base).patching("value_fetcher", triples)
         expected = patching.answers(group.heads, rows)
-        assert torch.equal(answers[str(redraw)], expected)
+        assert torch.equal(answers[redraw], expected)
         return float((expected == triples.targets[rows]).double().mean())
 
-    transferred = functions.transferred_of(group.heads, answers["0"], own, "elsewhere")
+    transferred = functions.transferred_of(group.heads, answers[0], own, "elsewhere")
     assert transferred.value == pytest.approx(accuracy(0, test))
     assert transferred.value > 0.3
     assert transferred.above_own_mask.value == pytest.approx(transferred.value - float(own.accuracy().value))
-    hits = [answers[str(i)] == planted.triples(draws[i]).targets for i in (1, 2)]
+    hits = [answers[i] == planted.triples(draws[i]).targets for i in (1, 2)]
     redrawn = functions.redrawn_of(hits, group.heads, "elsewhere")
     assert redrawn.accuracies == pytest.approx(tuple(accuracy(redraw, test[:20]) for redraw in (1, 2)))
     assert redrawn.accuracies[0] != redrawn.accuracies[1]
-    assert torch.equal(answers["3"], own.answers["nothing"][:20])
+    assert torch.equal(answers[3], own.answers["nothing"][:20])
     assert (transferred.from_model, redrawn.from_model) == ("elsewhere", "elsewhere")
 
 

@@ -55,14 +55,9 @@ async def _accuracy(study: StudyContext, name: str) -> Accuracy:
     facts, pairs = await study.facts(name), await study.pairs(name, EVALUATION)
     if name != study.base:
         await _hold_against_base(study, facts, pairs)
-    record = await study.record(Unit(f"batches of {name}", batching, (name,), {"prompts": EVALUATION}))
-    worst, allowed = record.data, record.data["allowed"]
-    study.add_checks(
-        [
-            checked("batch of one vs batch of many", name, worst["together"], allowed, "logits"),
-            checked("our buckets vs the model's padded batch", name, worst["padded"], allowed, "logits"),
-        ]
-    )
+    worst = await study.value(Unit(f"batches of {name}", batching, (name,), {"prompts": EVALUATION}))
+    held = {"together": "batch of one vs batch of many", "padded": "our buckets vs the model's padded batch"}
+    study.add_checks([checked(held[how], name, worst[how], worst["allowed"], "logits") for how in held])
     answers = await model_answers(study, name)
     n_scenarios = len(answers.scenarios.unique())
     if n_scenarios < _FEW_SCENARIOS:

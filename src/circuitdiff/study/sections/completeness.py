@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import Count, CountOrZero, Draws, Prompts
 from circuitdiff.evaluation import Quantity
@@ -25,7 +24,6 @@ from circuitdiff.study.estimates import Estimate, GroupHeads, HeadPlace, Number,
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.preflight import Outlined, check_enough
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 from circuitdiff.study.units import Needed, Unit
@@ -118,7 +116,7 @@ async def _without_parts(
     }
     title = f"completeness of circuit {name} in {of.model}"
     unit = Unit(title, parts_removed, (of.model,), arguments, {"means": means_of(of.model)})
-    result, worst = value_of(await study.record(unit))
+    result, worst = await study.value(unit)
     return {of.model: _result(result, worst, list(of.circuit.groups), options)}
 
 
@@ -134,7 +132,7 @@ def parts_removed(
     n_candidates: int,
     seed: int,
     means: Needed,
-) -> Record:
+) -> tuple[Completeness, GreedyPart | None]:
     """Both without random parts, whole groups, nothing, everything, and the worst part that a greedy search finds."""
     generator, worst = torch.Generator().manual_seed(seed), None
     how = (subject.means(means, "slot"), quantity, subject.executor, subject.progress)
@@ -145,7 +143,7 @@ def parts_removed(
         worst = greedy_part(subject.model, circuit, subject.pairs(search_prompts), *how, **search, **shared)
         removed.append(worst.removed)
     result = completeness(subject.model, circuit, removed, subject.pairs(prompts), *how, **shared)
-    return record_of((result, worst))
+    return result, worst
 
 
 def _result(

@@ -37,7 +37,6 @@ from circuitdiff.study.gains import (
 )
 from circuitdiff.study.preflight import Outlined, check_known
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import value_of
 from circuitdiff.study.section import Part, Section, Sizes
 from circuitdiff.study.sections.cross_model_units import executors_on_patches, patched_controls, patches
 from circuitdiff.study.sections.discovery import discovered
@@ -173,8 +172,7 @@ async def _patched(
         unit = Unit(f"check of {kind} {of}", executors_on_patches, models, arguments)
         await study.check("window executor vs full executor", unit, detail)
     arguments = {"prompts": _prompts(between, options), "circuit": circuit, "read": options.what, "what": what}
-    record = await study.record(Unit(f"{', '.join(what)} {of}", patches, models, arguments))
-    by_kind = value_of(record)
+    by_kind = await study.value(Unit(f"{', '.join(what)} {of}", patches, models, arguments))
     return {kind: await _result(study, between, f"{kind} {of}", patch, options) for kind, patch in by_kind.items()}
 
 
@@ -193,7 +191,7 @@ async def _heads(
     arguments = {"prompts": _prompts(between, options), "circuit": circuit, "read": options.what, "what": (what,)}
     title = f"{what} of {between.donor} in {between.recipient}, heads"
     unit = Unit(title, patches, (between.recipient, between.donor), arguments | {"heads_of": best})
-    patch = value_of(await study.record(unit))[what]
+    patch = await study.value(unit)[what]
     return PatchedHeads(**vars(await _result(study, between, title, patch, options)), group=best)
 
 
@@ -249,8 +247,8 @@ async def _controls(
     async def of_group(name: str) -> PatchControls:
         title = f"controls of {name}, {between.donor} in {between.recipient}"
         models = (between.recipient, between.donor)
-        record = await study.record(Unit(title, patched_controls, models, arguments | {"name": name}))
-        donor, controls = value_of(record)
+        unit = Unit(title, patched_controls, models, arguments | {"name": name})
+        donor, controls = await study.value(unit)
         return _controls_result(donor, controls, what, roles[name], options)
 
     return await study.by_item(roles, of_group)

@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.config.names import file_name
 from circuitdiff.engine.kept_runs import PairRuns
@@ -24,7 +23,6 @@ from circuitdiff.study.context import StudyContext, checked
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, result_of, with_heads
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.section import Part, Section, Sizes
 from circuitdiff.study.units import Unit
 
@@ -179,7 +177,7 @@ async def _effects(
         "shared_roles": tuple(plan.roles),
     }
     unit = Unit(f"{stage.name} ({split}) in {model}", sweep, (model,), arguments)
-    return value_of(await study.record(unit))
+    return await study.value(unit)
 
 
 def sweep(
@@ -192,13 +190,13 @@ def sweep(
     receivers_at: str | None,
     metric: str,
     shared_roles: tuple[str, ...],
-) -> Record:
+) -> PathEffects:
     """Path patching of every head; stages at `shared_roles` have their clean and counterfactual runs in common."""
     pairs, memory_gb = subject.pairs(prompts), subject.memory_gb
     runs = subject.cached(
         "pair runs", (prompts, shared_roles), lambda: PairRuns(subject.model, pairs, shared_roles, memory_gb)
     )
-    effects = path_effects(
+    return path_effects(
         subject.model,
         pairs,
         at,
@@ -206,12 +204,9 @@ def sweep(
         via,  # pyright: ignore[reportArgumentType]
         receivers_at,
         metric=metric,
-        executor=subject.executor,
-        memory_gb=memory_gb,
-        progress=subject.progress,
         shared=runs,
+        **subject.how,
     )
-    return record_of(effects)
 
 
 async def _check(study: StudyContext, model: str, plan: Plan, result: StageResult) -> None:

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_circuit, roles_rotated
@@ -34,7 +34,6 @@ from circuitdiff.study.estimates import (
 )
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.sections.discovery import Discovered
 from circuitdiff.study.units import Unit
 
@@ -158,7 +157,7 @@ async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> 
     if lacking := [role for role in circuit.roles if not _everywhere(role, pairs)]:
         return Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
     arguments = {"prompts": _ASKED, "roles": tuple(sorted(circuit.roles))}
-    scores = value_of(await study.record(Unit(f"attribution in {model}", attribution, (model,), arguments)))
+    scores = await study.value(Unit(f"attribution in {model}", attribution, (model,), arguments))
     heads = {role: lowest(scores[role], len(circuit.heads_at(role))) for role in circuit.roles}
     return Built(Circuit({role: Group(role, tuple(chosen)) for role, chosen in heads.items()}))
 
@@ -168,7 +167,7 @@ def _everywhere(role: str, pairs: Pairs) -> bool:
     return all(role in positions and bool((positions[role] >= 0).all()) for positions in both)
 
 
-def attribution(subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...]) -> Record:
+def attribution(subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...]) -> dict[str, Tensor]:
     """By role, the mean score of each head [layer, head], in logits; negative = it helps."""
     scores = attribution_scores(subject.model, subject.pairs(prompts), roles)
-    return record_of({role: each.mean(-1) for role, each in scores.items()})
+    return {role: each.mean(-1) for role, each in scores.items()}

@@ -18,7 +18,6 @@ from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.checks import FEW, executors_on_masks
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share, estimate, number, places, share, with_heads
 from circuitdiff.study.prompts import TriplesOf, is_file
-from circuitdiff.study.records import value_of
 from circuitdiff.study.section import Section, StudyContext
 from circuitdiff.study.sections.accuracy import QueriedShare
 from circuitdiff.study.sections.discovery import circuits, discovered
@@ -185,10 +184,10 @@ class _Masks:
         }
         title = f"what {group} of {self.name} encodes in {model}: {title_of(desideratum)}"
         arguments |= self._prompts(model, desideratum)
-        record = await self.study.record(Unit(title, learned_mask, (model,), arguments))
+        fit = await self.study.value(Unit(title, learned_mask, (model,), arguments))
         test = await self.study.triples(model, triples)
         rows = split_by_scenario(test.scenarios, triples.sizes)[2]
-        return MaskFit(**value_of(record) | {"desideratum": title_of(desideratum), "test": test.select(rows)})
+        return MaskFit(**fit | {"desideratum": title_of(desideratum), "test": test.select(rows)})
 
     async def _redrawn(self, model: str) -> dict[tuple[str, str], Redrawn]:
         """The heads of the circuit's own model, patched here with sources drawn anew."""
@@ -220,7 +219,7 @@ class _Masks:
     ) -> list[Int[Tensor, " triple"]]:
         """To test triples; `desideratum`: whose base prompts they share."""
         arguments = self._prompts(model, desideratum) | {"patched": patched}
-        return value_of(await self.study.record(Unit(title, answers_of_patched, (model,), arguments)))
+        return await self.study.value(Unit(title, answers_of_patched, (model,), arguments))
 
     def _asked(self, model: str) -> list[tuple[str, str]]:
         """Group and desideratum, those with the same source prompts one after another.

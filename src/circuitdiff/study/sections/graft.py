@@ -11,11 +11,11 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.config.settings import Count, Draws, Prompts
 from circuitdiff.engine.weights import Projection
 from circuitdiff.errors import InputError, naming
+from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_group
 from circuitdiff.methods.graft import (
     ALL_PROJECTIONS,
@@ -44,7 +44,6 @@ from circuitdiff.study.gains import (
 )
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.section import Outlined, Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit
@@ -132,7 +131,7 @@ async def _ran(
     study: StudyContext,
     between: Direction,
     options: GraftOptions,
-    unit: Callable[..., Record],
+    unit: Callable[..., Any],
     more: str,
     n_prompts: int,
     arguments: dict[str, Any],
@@ -141,7 +140,7 @@ async def _ran(
     first, title = min(n_prompts, options.prompts), f"weights of {between.donor} in {between.recipient}{more}"
     prompts = PromptsOf("evaluation", first=first, queries_per_scenario=options.queries_per_scenario)
     arguments |= {"prompts": prompts, "projections": options.projections}
-    return value_of(await study.record(Unit(title, unit, (between.recipient, between.donor), arguments)))
+    return await study.value(Unit(title, unit, (between.recipient, between.donor), arguments))
 
 
 def grafts(
@@ -152,14 +151,14 @@ def grafts(
     parts: Circuit | Group,
     layers: tuple[int, ...] | None,
     projections: tuple[Projection, ...],
-) -> Record:
+) -> list[Graft]:
     """By a circuit's groups, or a group's single heads; and by ranges of layers. What runs share is run once."""
     divisions, pairs = [Grafting(parts, projections, per_head=isinstance(parts, Group))], recipient.pairs(prompts)
     if layers != ():
         divisions.append(Grafting(layer_ranges(recipient.model.n_layers, layers), projections))
     several = graft_several(donor.model, recipient.model, divisions, pairs, progress=recipient.progress)
     without_slices = ({name: replace(part, slices=()) for name, part in each.parts.items()} for each in several)
-    return record_of([replace(each, parts=parts) for each, parts in zip(several, without_slices, strict=True)])
+    return [replace(each, parts=parts) for each, parts in zip(several, without_slices, strict=True)]
 
 
 def grafted_groups(
@@ -169,12 +168,10 @@ def grafted_groups(
     prompts: PromptsOf,
     groups: tuple[Group, ...],
     projections: tuple[Projection, ...],
-) -> Record:
+) -> list[Evaluation]:
     """One group at a time."""
     pairs, progress = recipient.pairs(prompts), recipient.progress
-    return record_of(
-        graft_alone(donor.model, recipient.model, groups, pairs, projections=projections, progress=progress)
-    )
+    return graft_alone(donor.model, recipient.model, groups, pairs, projections=projections, progress=progress)
 
 
 def _every_other_scenario(scenarios: Int[Tensor, " prompt"]) -> tuple[Int[Tensor, " half"], Int[Tensor, " other"]]:

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from circuitdiff.cache.records import Record
 from circuitdiff.config.settings import Count, Prompts
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.knockout import attention_knockout, blocking, roles_before
@@ -20,7 +19,7 @@ from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.judge import leaves_room
 from circuitdiff.study.preflight import Outlined, check_known
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
+from circuitdiff.study.records import Deviation
 from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.units import Unit
@@ -121,8 +120,8 @@ async def _knockouts(study: StudyContext, model: str, roles: list[str], options:
     await study.check("window executor vs full executor", check, detail)
     layers, curves = tuple(range(0, facts.n_layers, options.layer_step)), _with_random(chosen)
     blocked = {"curves": curves, "layers": layers, "upward": not options.single_layers}
-    record = await study.record(Unit(title, knocked_out, (model,), {"prompts": prompts, **random, **blocked}))
-    clean, in_cells, by_layer = value_of(record)
+    unit = Unit(title, knocked_out, (model,), {"prompts": prompts, **random, **blocked})
+    clean, in_cells, by_layer = await study.value(unit)
     accuracy = share(clean.hits, clean.scenarios)
     return Knockouts(
         n_prompts=len(clean.scenarios),
@@ -150,27 +149,19 @@ def knocked_out(
     upward: bool,
     query_roles: tuple[str, ...],
     seed: int,
-) -> Record:
+) -> tuple[Evaluation, dict[_Pair, Evaluation], dict[_Pair, list[Evaluation]]]:
     """The clean model's answers; each cell's, with attention blocked in all layers; and each curve's, by layer."""
     pairs, how = subject.pairs(prompts), {"query_roles": query_roles, "seed": seed}
     everywhere = [blocking(pairs, *pair, **how) for pair in cells]
     by_layer = [blocking(pairs, *pair, layers, upward, **how) for pair in curves]
-    clean, blocked = attention_knockout(
-        subject.model,
-        pairs,
-        [*everywhere, *by_layer],
-        executor=subject.executor,
-        memory_gb=subject.memory_gb,
-        progress=subject.progress,
-    )
+    clean, blocked = attention_knockout(subject.model, pairs, [*everywhere, *by_layer], **subject.how)
     in_cells = {pair: each for pair, [each] in zip(cells, blocked, strict=False)}
-    by_layer = {pair: list(each) for pair, each in zip(curves, blocked[len(cells) :], strict=True)}
-    return record_of((clean, in_cells, by_layer))
+    return clean, in_cells, {pair: list(each) for pair, each in zip(curves, blocked[len(cells) :], strict=True)}
 
 
 def executors_on_knockouts(
     subject: LoadedModel, *, prompts: PromptsOf, cells: tuple[_Pair, ...], query_roles: tuple[str, ...], seed: int
-) -> Record:
+) -> Deviation:
     """Check 3 with attention blocked in all layers."""
     pairs = subject.pairs(prompts)
 

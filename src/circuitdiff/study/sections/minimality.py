@@ -8,7 +8,6 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import COUNTS_PROMPTS
 from circuitdiff.methods.minimality import (
@@ -37,7 +36,6 @@ from circuitdiff.study.estimates import (
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.preflight import Outlined, check_enough, check_scenarios
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 from circuitdiff.study.units import Needed, Unit
@@ -122,8 +120,8 @@ async def _pruned(study: StudyContext, name: str, of: Discovered, options: Minim
         "rule": options.rule,
     }
     needs = {"means": means_of(of.model)}
-    costs = await study.record(Unit(f"minimality of circuit {name}", cost_of_heads, (of.model,), arguments, needs))
-    result: MinimalityResult = value_of(costs)
+    unit = Unit(f"minimality of circuit {name}", cost_of_heads, (of.model,), arguments, needs)
+    result: MinimalityResult = await study.value(unit)
     outcomes = [each.outcome for group in result.groups.values() for each in group.costs]
     title = f"circuit {name} before and after pruning"
     before, pruned = await circuit_answers(study, of.model, title, [of.circuit, result.pruned], "slot")
@@ -146,19 +144,9 @@ async def _pruned(study: StudyContext, name: str, of: Discovered, options: Minim
 
 def cost_of_heads(
     subject: LoadedModel, *, prompts: PromptsOf, circuit: Circuit, rule: MinimalityRule, means: Needed
-) -> Record:
-    result = minimality(
-        subject.model,
-        circuit,
-        subject.pairs(prompts),
-        subject.means(means, "slot"),
-        rule,
-        subject.executor,
-        subject.progress,
-        shared=subject.shared,
-        memory_gb=subject.memory_gb,
-    )
-    return record_of(result)
+) -> MinimalityResult:
+    pairs, of_slots = subject.pairs(prompts), subject.means(means, "slot")
+    return minimality(subject.model, circuit, pairs, of_slots, rule, shared=subject.shared, **subject.how)
 
 
 def _head(cost: HeadCost) -> HeadResult:

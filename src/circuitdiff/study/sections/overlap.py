@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, circuit_overlap, total_overlap
 from circuitdiff.circuit import Overlap as CommonHeads
 from circuitdiff.config.settings import Name, Prompts
@@ -32,7 +31,7 @@ from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Ratio, esti
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.preflight import Outlined, check_scenarios
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import GroupWork, record_of, value_of
+from circuitdiff.study.records import GroupWork
 from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
 from circuitdiff.study.sections.overlap_profiles import Profile, SameWork, profiles, same_work
@@ -205,19 +204,19 @@ async def _measured(
         "edges": tuple(possible_edges(tested.groups, pairs)) if with_edges else (),
         "roles": _roles(study.task, pairs),
     }
-    return value_of(await study.record(Unit(f"what groups do in {model}", group_work, (model,), arguments)))
+    return await study.value(Unit(f"what groups do in {model}", group_work, (model,), arguments))
 
 
 def group_work(
     subject: LoadedModel, *, prompts: PromptsOf, circuit: Circuit, edges: tuple[Edge, ...], roles: tuple[str, ...]
-) -> Record:
+) -> GroupWork:
     """Effects along edges between groups; where groups attend, and where what they write matters, by role."""
     model, groups, pairs, executor = subject.model, circuit.groups, subject.pairs(prompts), subject.executor
     along = edge_effects(model, groups, edges, pairs, executor, subject.memory_gb)
     attention = attention_by_role(model, groups, pairs, roles)
     effects = effect_by_role(model, groups, pairs, roles, executor=executor)
     mean = {name: of_heads.mean(0) for name, of_heads in attention.items()}
-    return record_of(GroupWork(dict(zip(edges, along, strict=True)), mean, effects))
+    return GroupWork(dict(zip(edges, along, strict=True)), mean, effects)
 
 
 def _searched(base: Discovered, variant: Discovered) -> dict[str, Any]:
