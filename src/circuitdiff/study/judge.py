@@ -35,6 +35,14 @@ class Said(NamedTuple):
 UNKNOWN = Test(None)
 
 
+class Posed(NamedTuple):
+    """A claim, what it needs, and what a "no" says instead of it."""
+
+    statement: str
+    requirements: Sequence[Requirement]
+    contrary: str | None = None
+
+
 @dataclass(frozen=True)
 class Requirement:
     """What a claim needs. If not met it refutes the claim, unless by chance (`p`); None: open. `reason`: its words."""

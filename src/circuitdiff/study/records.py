@@ -27,7 +27,7 @@ from circuitdiff.stats.intervals import Interval
 
 
 class Deviation(NamedTuple):
-    """What a check measured, and how much it may be; see `StudyContext.check`."""
+    """What a check measured, and how much it may be; see `StudyContext.check_executors`."""
 
     value: float
     allowed: float

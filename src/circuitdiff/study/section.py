@@ -1,4 +1,4 @@
-"""What a section of a study is, and what every section is written with."""
+"""What a section of a study is, and what every section is written with: import it from here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from circuitdiff.study.context import StudyContext
+from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.preflight import Outlined
+from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.units import Needed, Unit
+
+__all__ = ["LoadedModel", "Needed", "Outlined", "Part", "PromptsOf", "Section", "Sizes", "StudyContext", "Unit"]
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")

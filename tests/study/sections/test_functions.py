@@ -221,7 +221,7 @@ def test_a_records_bytes_do_not_depend_on_what_ran_before(folder, models):
 
     def contents(order: list[int]) -> dict[int, bytes]:
         subject = loaded(models["one"], study)
-        return {i: packed(units[i][0](subject, **units[i][1])) for i in order}
+        return {i: packed(record_of(units[i][0](subject, **units[i][1]))) for i in order}
 
     order = list(range(len(units)))
     forth, back = contents(order), contents(order[::-1])

@@ -17,9 +17,8 @@ from circuitdiff.methods.ablations import ABLATIONS, Ablated, AblationName, abla
 from circuitdiff.readable import Readable
 from circuitdiff.study.common_units import Replaced, circuit_answers, model_answers
 from circuitdiff.study.estimates import Estimate, Ratio, result_of
-from circuitdiff.study.plan import DISTINCT, Part, Sizes
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Section, StudyContext
+from circuitdiff.study.plan import DISTINCT
+from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 
 EVERY_SEGMENT = "_every_segment"  # how the names end of those with heads kept at every segment

@@ -15,12 +15,11 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
 from circuitdiff.study.checks import batching
 from circuitdiff.study.common_units import EVALUATION, model_answers
-from circuitdiff.study.context import StudyContext, checked
-from circuitdiff.study.estimates import Estimate, Share, mean_logit_difference, printed, share
+from circuitdiff.study.context import checked
+from circuitdiff.study.estimates import Estimate, Share, accuracy, mean_logit_difference, printed, share
 from circuitdiff.study.evidence import Ability
 from circuitdiff.study.facts import ModelFacts
-from circuitdiff.study.section import Part, Section, Sizes
-from circuitdiff.study.units import Unit
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext, Unit
 from circuitdiff.tasks.soundness import guessing
 
 _FEW_SCENARIOS = 50
@@ -73,7 +72,7 @@ async def ability_of(study: StudyContext, model: str) -> Ability:
 
 
 def ability(answers: Evaluation, pairs: Pairs) -> Ability:
-    return Ability(share(answers.hits, answers.scenarios), mean_logit_difference(answers), guessing(pairs))
+    return Ability(accuracy(answers), mean_logit_difference(answers), guessing(pairs))
 
 
 async def stop_unless_able(study: StudyContext) -> None:
@@ -115,8 +114,7 @@ def accuracy_of(answers: Evaluation, pairs: Pairs) -> Accuracy:
     errors = [
         ErrorShare(**vars(share(rows, answers.scenarios)), kind=kind) for kind, rows in _errors(answers, pairs).items()
     ]
-    hits = share(answers.hits, answers.scenarios)
-    return Accuracy(hits, mean_logit_difference(answers), tuple(by_queried), tuple(errors))
+    return Accuracy(accuracy(answers), mean_logit_difference(answers), tuple(by_queried), tuple(errors))
 
 
 def _errors(answers: Evaluation, pairs: Pairs) -> dict[str, Bool[Tensor, " prompt"]]:

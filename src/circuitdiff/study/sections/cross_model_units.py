@@ -17,9 +17,8 @@ from circuitdiff.methods.cross_model.patching import (
 )
 from circuitdiff.prompts import Pairs
 from circuitdiff.study.checks import executors_agree
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import Deviation
+from circuitdiff.study.section import LoadedModel, PromptsOf
 
 
 def executors_on_patches(

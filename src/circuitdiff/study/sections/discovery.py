@@ -19,12 +19,9 @@ from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.readable import Readable
 from circuitdiff.study.checks import FEW, executors_on_path
 from circuitdiff.study.common_units import EVALUATION
-from circuitdiff.study.context import StudyContext, checked
+from circuitdiff.study.context import checked
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, result_of, with_heads
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Part, Section, Sizes
-from circuitdiff.study.units import Unit
+from circuitdiff.study.section import LoadedModel, Part, PromptsOf, Section, Sizes, StudyContext, Unit
 
 
 @dataclass(frozen=True, repr=False)
@@ -224,7 +221,7 @@ async def _check(study: StudyContext, model: str, plan: Plan, result: StageResul
     }
     unit = Unit(f"check of {stage.name} in {model}", executors_on_path, (model,), arguments)
     detail = f"stage {stage.name}, heads spread over its depth x {FEW} prompts, in units of the largest effect"
-    await study.check("window executor vs full executor", unit, detail)
+    await study.check_executors(unit, detail)
     chosen = [*selection.helping, *selection.hurting]
     smallest = min((float(effects[h.layer, h.index].abs()) for h in chosen), default=float("inf"))
     floor = result.found.noise_floor

@@ -9,25 +9,24 @@ from circuitdiff.circuit import Circuit, total_overlap
 from circuitdiff.config.settings import Draws
 from circuitdiff.evaluation import Evaluation, all_heads, moved
 from circuitdiff.readable import Readable
-from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
+from circuitdiff.stats.intervals import normalised_ratio_interval
 from circuitdiff.study.checks import FEW, executors_on_circuits
 from circuitdiff.study.common_units import EVALUATION, circuit_answers, means_of, model_answers
 from circuitdiff.study.estimates import (
     Estimate,
     Ratio,
     Share,
+    accuracy,
     estimate,
+    faithfulness,
     mean_logit_difference,
-    ratio,
     share,
 )
-from circuitdiff.study.plan import DISTINCT, Part, Sizes
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Section, StudyContext
+from circuitdiff.study.plan import DISTINCT
+from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext, Unit
 from circuitdiff.study.sections.accuracy import Accuracy, accuracy_of
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.sections.faithfulness_controls import N_KINDS, ControlCircuit, RandomCircuits, controls
-from circuitdiff.study.units import Unit
 from circuitdiff.tasks import Task
 
 _ROWS, _ROWS_AT_HOME = 6, 9  # the circuit and its references, and its controls, under two kinds of means
@@ -83,7 +82,7 @@ async def _evaluated(
         f"check of circuit {name} in {model}", executors_on_circuits, (model,), arguments, {"means": means_of(model)}
     )
     detail = f"circuit {name} and nothing alone x {FEW} prompts, relative log probability"
-    await study.check("window executor vs full executor", check, detail)
+    await study.check_executors(check, detail)
     kept = {"circuit": circuit}
     if model == found.model:
         kept |= _at_other_segments(circuit, study.task)
@@ -117,19 +116,18 @@ def _result(
     others: tuple[ControlCircuit, ...],
 ) -> CircuitInModel:
     model, circuit, ablated = answers["model", None], answers["circuit", "slot"], answers["nothing", "slot"]
-    hits, scenarios = {key: each.hits.numpy() for key, each in answers.items()}, model.scenarios.numpy()
-    normalised = normalised_ratio_interval(circuit.hits.numpy(), ablated.hits.numpy(), model.hits.numpy(), scenarios)
-    ratios = {key: ratio(ratio_interval(each, model.hits.numpy(), scenarios)) for key, each in hits.items()}
+    hits = (each.hits.numpy() for each in (circuit, ablated, model))
+    normalised = normalised_ratio_interval(*hits, model.scenarios.numpy())
     return CircuitInModel(
-        **vars(ratios["circuit", "slot"]),
+        **vars(faithfulness(circuit, model)),
         normalised=estimate(normalised),
         agreement=share(circuit.predictions == model.predictions, model.scenarios),
-        circuit_accuracy=share(circuit.hits, model.scenarios),
-        model_accuracy=share(model.hits, model.scenarios),
-        ablated_accuracy=share(ablated.hits, model.scenarios),
+        circuit_accuracy=accuracy(circuit),
+        model_accuracy=accuracy(model),
+        ablated_accuracy=accuracy(ablated),
         circuit_answers=alone,
         rows=tuple(
-            Row(kept, by, share(each.hits, each.scenarios), ratios[kept, by], mean_logit_difference(each))
+            Row(kept, by, accuracy(each), faithfulness(each, model), mean_logit_difference(each))
             for (kept, by), each in answers.items()
         ),
         random=random,

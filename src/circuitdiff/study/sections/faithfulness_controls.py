@@ -15,27 +15,24 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_circuit, roles_rotated
 from circuitdiff.methods.attribution import attribution_scores
 from circuitdiff.prompts import Pairs
-from circuitdiff.stats.intervals import ratio_interval
-from circuitdiff.stats.proportions import accuracy_interval, difference_interval
+from circuitdiff.stats.proportions import accuracy_interval
 from circuitdiff.stats.selection import lowest
 from circuitdiff.study.common_units import circuit_answers
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import (
     Estimate,
     GroupHeads,
     Number,
     Ratio,
     Share,
+    accuracy,
     estimate,
+    faithfulness,
     groups_of,
+    more_accurate_by,
     rank_p,
-    ratio,
-    share,
 )
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.section import LoadedModel, PromptsOf, StudyContext, Unit
 from circuitdiff.study.sections.discovery import Discovered
-from circuitdiff.study.units import Unit
 
 Kind = Literal["next_best", "other_roles", "by_attribution"]
 N_KINDS = 3
@@ -115,16 +112,9 @@ def control_circuit(
 ) -> ControlCircuit:
     if answers is None:
         return ControlCircuit(kind, {}, None, None, None, built.note)
-    model, own, hits = *(each.hits.numpy() for each in beside), answers.hits.numpy()
-    scenarios = answers.scenarios.numpy()
-    return ControlCircuit(
-        kind,
-        groups_of(built.circuit),
-        accuracy=share(answers.hits, answers.scenarios),
-        faithfulness=ratio(ratio_interval(hits, model, scenarios)),
-        difference=estimate(difference_interval(own, hits, scenarios)),
-        note=built.note,
-    )
+    model, own = beside
+    numbers = accuracy(answers), faithfulness(answers, model), more_accurate_by(own, answers)
+    return ControlCircuit(kind, groups_of(built.circuit), *numbers, note=built.note)
 
 
 def next_best(found: Discovered) -> Built:

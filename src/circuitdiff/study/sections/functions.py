@@ -18,7 +18,7 @@ from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.checks import FEW, executors_on_masks
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share, estimate, number, places, share, with_heads
 from circuitdiff.study.prompts import TriplesOf, is_file
-from circuitdiff.study.section import Section, StudyContext
+from circuitdiff.study.section import Section, StudyContext, Unit
 from circuitdiff.study.sections.accuracy import QueriedShare
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.sections.functions_options import (
@@ -34,7 +34,6 @@ from circuitdiff.study.sections.functions_options import (
     title_of,
 )
 from circuitdiff.study.sections.functions_units import MaskRuns, Patched, answers_of_patched, learned_mask
-from circuitdiff.study.units import Unit
 from circuitdiff.triples import Triples, split_by_scenario
 
 Floor = Literal["nothing", "shuffled"]  # no head patched; a mask trained and tested on shuffled targets
@@ -160,7 +159,7 @@ class _Masks:
         arguments = {"group": self.circuit.groups[group], "triples": triples}
         unit = Unit(f"check of masks of {group} of {self.name}", executors_on_masks, (model,), arguments)
         detail = f"masks of {group} of {self.name}, {FEW} prompts, half patched, logit of the target"
-        await self.study.check("window executor vs full executor", unit, detail)
+        await self.study.check_executors(unit, detail)
 
     async def _cell(self, model: str, group: str, desideratum: str) -> MaskCell:
         """With the mask of the circuit's own model, held against this model's own mask and floors."""

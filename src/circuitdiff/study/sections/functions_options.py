@@ -17,9 +17,9 @@ from circuitdiff.errors import InputError
 from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep
 from circuitdiff.methods.component_mask.patching import MEMORY_GB
 from circuitdiff.methods.discovery import Stage
-from circuitdiff.study.plan import Part, Sizes
-from circuitdiff.study.preflight import Outlined, check_known
+from circuitdiff.study.preflight import check_known
 from circuitdiff.study.prompts import is_file
+from circuitdiff.study.section import Outlined, Part, Sizes
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.tasks import Task, read_triples
 from circuitdiff.triples import Triples, split_by_scenario

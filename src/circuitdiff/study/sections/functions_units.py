@@ -12,8 +12,8 @@ from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep, fit_shared
 from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.prompts import PromptSet
-from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import TriplesOf
+from circuitdiff.study.section import LoadedModel
 from circuitdiff.triples import split_by_scenario
 
 

@@ -20,7 +20,6 @@ from circuitdiff.methods.minimality import (
 )
 from circuitdiff.prompts import halves
 from circuitdiff.readable import Readable
-from circuitdiff.stats.intervals import ratio_interval
 from circuitdiff.study.common_units import circuit_answers, means_of, model_answers
 from circuitdiff.study.estimates import (
     Estimate,
@@ -29,16 +28,13 @@ from circuitdiff.study.estimates import (
     Number,
     Ratio,
     estimate,
+    faithfulness,
     groups_of,
-    ratio,
     result_of,
 )
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.preflight import Outlined, check_enough, check_scenarios
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Part, Section, Sizes, StudyContext
+from circuitdiff.study.preflight import check_enough, check_scenarios
+from circuitdiff.study.section import LoadedModel, Needed, Outlined, Part, PromptsOf, Section, Sizes, StudyContext, Unit
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
-from circuitdiff.study.units import Needed, Unit
 
 
 @dataclass(frozen=True)
@@ -125,19 +121,15 @@ async def _pruned(study: StudyContext, name: str, of: Discovered, options: Minim
     outcomes = [each.outcome for group in result.groups.values() for each in group.costs]
     title = f"circuit {name} before and after pruning"
     before, pruned = await circuit_answers(study, of.model, title, [of.circuit, result.pruned], "slot")
-    answers = await model_answers(study, of.model)
-    scenarios = answers.scenarios.numpy()
-    faithfulness = [
-        ratio(ratio_interval(each.hits.numpy(), answers.hits.numpy(), scenarios)) for each in (before, pruned)
-    ]
+    model = await model_answers(study, of.model)
     return PrunedCircuit(
         model=of.model,
         groups={name: tuple(map(_head, group.costs)) for name, group in result.groups.items()},
         kept=groups_of(result.pruned),
         rule=result.rule,
-        n_prompts=PromptCounts(result.n_choosing, len(result.scenarios), len(scenarios)),
-        faithfulness_before=faithfulness[0],
-        faithfulness_pruned=faithfulness[1],
+        n_prompts=PromptCounts(result.n_choosing, len(result.scenarios), len(model.hits)),
+        faithfulness_before=faithfulness(before, model),
+        faithfulness_pruned=faithfulness(pruned, model),
         n_heads=HeadCounts(*(outcomes.count(each) for each in get_args(Outcome))),
     )
 

@@ -28,14 +28,11 @@ from circuitdiff.stats.intervals import (
 from circuitdiff.stats.metrics import negligible
 from circuitdiff.study.costs import edges_flop, group_work_flop
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Ratio, estimate, number, ratio, with_heads
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.preflight import Outlined, check_scenarios
-from circuitdiff.study.prompts import PromptsOf
+from circuitdiff.study.preflight import check_scenarios
 from circuitdiff.study.records import GroupWork
-from circuitdiff.study.section import Part, Section, Sizes, StudyContext
+from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext, Unit
 from circuitdiff.study.sections.discovery import Discovered, discovered
 from circuitdiff.study.sections.overlap_profiles import Profile, SameWork, profiles, same_work
-from circuitdiff.study.units import Unit
 from circuitdiff.tasks import Task
 
 _KS = (5, 10, 20, 40)

@@ -23,8 +23,7 @@ from circuitdiff.study.evidence import (
     TransferEvidence,
 )
 from circuitdiff.study.gains import Direction, Gain, GainShares, direction_of, gain_of
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Part, Section, Sizes, StudyContext
+from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections import completeness, cross_model, functions, graft, minimality, overlap
 from circuitdiff.study.sections.accuracy import ability_of
 from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult

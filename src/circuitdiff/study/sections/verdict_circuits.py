@@ -11,9 +11,8 @@ from numpy import ndarray
 from circuitdiff.circuit import Circuit, Head, beyond, joined
 from circuitdiff.evaluation import By, Evaluation, moved
 from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
-from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.common_units import circuit_answers, model_answers
-from circuitdiff.study.estimates import Estimate, Number, estimate, ratio, with_heads
+from circuitdiff.study.estimates import Estimate, Number, more_accurate_by, ratio, with_heads
 from circuitdiff.study.evidence import (
     JUDGED,
     CircuitEvidence,
@@ -83,22 +82,17 @@ async def _under(
     ]
     return rows, TransferEvidence(
         by=by,
-        over_base=_less(theirs, base),
-        over_own=_less(theirs, its_own),
-        reverse=_less(reverse, base),
-        extras_add=_less(together, theirs) if len(further) else None,
-        extras_alone=_less(extras, ablated) if len(further) else None,
+        over_base=more_accurate_by(theirs, base),
+        over_own=more_accurate_by(theirs, its_own),
+        reverse=more_accurate_by(reverse, base),
+        extras_add=more_accurate_by(together, theirs) if len(further) else None,
+        extras_alone=more_accurate_by(extras, ablated) if len(further) else None,
     )
 
 
 async def _alone(study: StudyContext, model: str, tested: Sequence[Circuit], by: By) -> list[Evaluation]:
     """The circuits alone and, last, nothing."""
     return await circuit_answers(study, model, f"own circuits in {model}, {by} means", [*tested, Circuit({})], by)
-
-
-def _less(first: Evaluation, second: Evaluation) -> Estimate:
-    """Accuracy of the first less that of the second, on the same prompts."""
-    return estimate(difference_interval(first.hits.numpy(), second.hits.numpy(), first.scenarios.numpy()))
 
 
 def _normalised(model: Evaluation, circuit: Evaluation, ablated: Evaluation, score: Judged) -> Noted:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from circuitdiff.models.differences import ModelDifferences, differences_of
 from circuitdiff.models.weight_changes import WeightChanges, weight_changes
-from circuitdiff.study.context import StudyContext
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.section import Section
-from circuitdiff.study.units import Unit
+from circuitdiff.study.section import LoadedModel, Section, StudyContext, Unit
 
 
 async def run(study: StudyContext, _: None) -> dict[str, ModelDifferences]:
