@@ -106,9 +106,8 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
         "circuits": {name: folder / file for name, file in study.circuits.items()},
     }
     for section in SECTIONS:
-        options = options_of(study, section)
-        if options is not None and section.seen_from is not None:
-            seen[section.name] = section.seen_from(options, folder)
+        if hasattr(options := options_of(study, section), "seen_from"):
+            seen[section.name] = options.seen_from(folder)
     return capped(fitted(study.model_copy(update=seen)))
 
 

@@ -25,7 +25,6 @@ from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.registry import SECTIONS, parse_study, read_results
 from circuitdiff.study.runner import run_study
 from circuitdiff.study.sections import functions
-from circuitdiff.study.sections.functions_options import chosen_circuits, files
 from circuitdiff.study.sections.functions_units import MaskRuns, Patched, answers_of_patched, learned_mask
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.desiderata import sample_triples
@@ -297,7 +296,7 @@ def test_triples_of_ones_own_are_tested_beside_the_tasks(folder, models, tmp_pat
     (folder / "fetcher.json").write_text(json.dumps(Circuit({"fetcher": GROUPS["fetcher"]}).to_dict()))
     options = OPTIONS | {"desiderata": ["own.jsonl", "position"], "further": {}, "redraw": {"times": 0}}
     study = study_of(folder, options | {"circuits": ["mine"]}, circuits={"mine": "fetcher.json"}, variants={})
-    assert [*files(study.functions)] == [str(folder / "own.jsonl")]
+    assert study.functions.files == [str(folder / "own.jsonl")]
     cells = results_of(study, tmp_path / "run").functions["mine"]["one"]["fetcher"]
     assert list(cells) == ["own", "position"]
     assert cells["own"].accuracy == cells["position"].accuracy
@@ -343,7 +342,7 @@ def test_a_circuit_without_heads_is_not_tested_and_only_chosen_models_are(folder
 def test_a_circuit_is_tested_once_and_only_those_that_are_looked_for_unless_they_are_named(folder):
     def chosen(options: dict[str, Any], **changes: Any) -> list[str]:
         study = study_of(folder, options, **changes)
-        return chosen_circuits(study.functions, study)
+        return study.functions.circuits_of(study)
 
     assert chosen(SMALL) == ["one", "two"]
     assert chosen(SMALL, discover_in=[]) == ["one"]

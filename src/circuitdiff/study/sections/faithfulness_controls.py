@@ -14,7 +14,6 @@ from circuitdiff.circuit import Circuit, Group
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_circuit, roles_rotated
 from circuitdiff.methods.attribution import attribution_scores
-from circuitdiff.prompts import Pairs
 from circuitdiff.stats.proportions import accuracy_interval
 from circuitdiff.stats.selection import lowest
 from circuitdiff.study.common_units import circuit_answers
@@ -31,6 +30,7 @@ from circuitdiff.study.estimates import (
     more_accurate_by,
     rank_p,
 )
+from circuitdiff.study.prompts import everywhere
 from circuitdiff.study.section import LoadedModel, PromptsOf, StudyContext, Unit
 from circuitdiff.study.sections.discovery import Discovered
 
@@ -144,17 +144,12 @@ def _other_roles(circuit: Circuit) -> Built:
 
 async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> Built:
     pairs = await study.pairs(model, _ASKED)
-    if lacking := [role for role in circuit.roles if not _everywhere(role, pairs)]:
+    if lacking := [role for role in circuit.roles if not everywhere(role, pairs)]:
         return Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
     arguments = {"prompts": _ASKED, "roles": tuple(sorted(circuit.roles))}
     scores = await study.value(Unit(f"attribution in {model}", attribution, (model,), arguments))
     heads = {role: lowest(scores[role], len(circuit.heads_at(role))) for role in circuit.roles}
     return Built(Circuit({role: Group(role, tuple(chosen)) for role, chosen in heads.items()}))
-
-
-def _everywhere(role: str, pairs: Pairs) -> bool:
-    both = (pairs.positions, pairs.counterfactual_positions)
-    return all(role in positions and bool((positions[role] >= 0).all()) for positions in both)
 
 
 def attribution(subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...]) -> dict[str, Tensor]:

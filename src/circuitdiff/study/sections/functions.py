@@ -21,18 +21,7 @@ from circuitdiff.study.prompts import TriplesOf, is_file
 from circuitdiff.study.section import Section, StudyContext, Unit
 from circuitdiff.study.sections.accuracy import QueriedShare
 from circuitdiff.study.sections.discovery import circuits, discovered
-from circuitdiff.study.sections.functions_options import (
-    FunctionsOptions,
-    check,
-    chosen_circuits,
-    chosen_models,
-    cost,
-    desiderata_of,
-    files,
-    main_desiderata,
-    seen_from,
-    title_of,
-)
+from circuitdiff.study.sections.functions_options import FunctionsOptions, check, cost, title_of
 from circuitdiff.study.sections.functions_units import MaskRuns, Patched, answers_of_patched, learned_mask
 from circuitdiff.triples import Triples, split_by_scenario
 
@@ -120,11 +109,11 @@ async def run(study: StudyContext, options: FunctionsOptions) -> dict[str, dict[
     In other models than the one where the circuit was found, the masks found there are tested unchanged, too. The heads
     found there are also patched with sources drawn anew, in every model.
     """
-    if not main_desiderata(options, study.task):
+    if not options.main_desiderata(study.task):
         study.warn(f"no desiderata are written for the task {study.task.name}, so what groups encode was not asked")
         return {}
     discovery = await circuits(study)
-    names, models = chosen_circuits(options, study.settings), chosen_models(options, study.settings)
+    names, models = options.circuits_of(study.settings), options.models_of(study.settings)
     chosen = [
         _Masks(study, name, with_heads(discovery[name]), (await discovered(study, name)).model, options)
         for name in names
@@ -144,6 +133,10 @@ class _Masks:
     home: str
     options: FunctionsOptions
 
+    @property
+    def _main(self) -> tuple[str, ...]:
+        return self.options.main_desiderata(self.study.task)
+
     async def cells(self, model: str) -> Cells:
         await self.study.each(self.circuit.groups, lambda group: self._check(model, group))
         cells = await self.study.by_item(self._asked(model), lambda cell: self._cell(model, *cell))
@@ -155,7 +148,7 @@ class _Masks:
         return by_group
 
     async def _check(self, model: str, group: str) -> None:
-        triples = self._triples(model, main_desiderata(self.options, self.study.task)[0])
+        triples = self._triples(model, self._main[0])
         arguments = {"group": self.circuit.groups[group], "triples": triples}
         unit = Unit(f"check of masks of {group} of {self.name}", executors_on_masks, (model,), arguments)
         detail = f"masks of {group} of {self.name}, {FEW} prompts, half patched, logit of the target"
@@ -174,12 +167,11 @@ class _Masks:
 
     async def _fit(self, model: str, group: str, desideratum: str) -> MaskFit:
         options, triples = self.options, self._triples(model, desideratum)
-        sweep = options.sweep or None
-        swept = sweep is not None and group == (sweep.group or next(iter(self.circuit.groups)))
+        sweep = options.sweeps(group, next(iter(self.circuit.groups))) if model == self.home else None
         arguments = {
             "group": group,
             "options": MaskOptions(**{each.name: getattr(options, each.name) for each in fields(MaskOptions)}),
-            "sweep": sweep if swept and model == self.home else None,
+            "sweep": sweep,
         }
         title = f"what {group} of {self.name} encodes in {model}: {title_of(desideratum)}"
         arguments |= self._prompts(model, desideratum)
@@ -190,7 +182,7 @@ class _Masks:
 
     async def _redrawn(self, model: str) -> dict[tuple[str, str], Redrawn]:
         """The heads of the circuit's own model, patched here with sources drawn anew."""
-        main, times = main_desiderata(self.options, self.study.task), self.options.redraw.times
+        main, times = self._main, self.options.redraw.times
         cells = [cell for cell in self._asked(model) if cell[1] in main and not is_file(cell[1])]
         if not times or not cells:
             return {}
@@ -225,9 +217,8 @@ class _Masks:
 
         Further desiderata are tested in the circuit's own model alone.
         """
-        main = main_desiderata(self.options, self.study.task)
         by_group = {
-            group: desiderata_of(group, self.options, self.study.task) if model == self.home else main
+            group: self.options.desiderata_of(group, self.study.task) if model == self.home else self._main
             for group in self.circuit.groups
         }
         names = dict.fromkeys(name for names in by_group.values() for name in names)
@@ -328,13 +319,4 @@ def redrawn_of(hits: list[Bool[Tensor, " triple"]], heads: tuple[Head, ...], fro
     )
 
 
-SECTION = Section(
-    "functions",
-    FunctionsOptions,
-    dict[str, dict[str, Cells]],
-    run,
-    cost,
-    check=check,
-    seen_from=seen_from,
-    files=files,
-)
+SECTION = Section("functions", FunctionsOptions, dict[str, dict[str, Cells]], run, cost, check)

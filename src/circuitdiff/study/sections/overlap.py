@@ -29,6 +29,7 @@ from circuitdiff.stats.metrics import negligible
 from circuitdiff.study.costs import edges_flop, group_work_flop
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Ratio, estimate, number, ratio, with_heads
 from circuitdiff.study.preflight import check_scenarios
+from circuitdiff.study.prompts import everywhere
 from circuitdiff.study.records import GroupWork
 from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext, Unit
 from circuitdiff.study.sections.discovery import Discovered, discovered
@@ -164,18 +165,18 @@ async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -
     own = await discovered(study, variant) if variant in study.settings.searched else None
     parts: dict[str, Any] = {} if own is None else _searched(base, own)
     if base.circuit.roles:
-        work = [
-            (study.base, base.circuit, True),
-            (variant, base.circuit, True),
-            *([(variant, own.circuit, False)] if own is not None and own.circuit.roles else []),
-        ]
+        work = [(study.base, base.circuit, True), (variant, base.circuit, True)]
+        if own is not None and own.circuit.roles:
+            work.append((variant, own.circuit, False))
         prompts = PromptsOf("evaluation", first=options.prompts)
         in_base, in_variant, *of_own = await study.each(work, lambda which: _measured(study, *which, prompts))
         pairs = await study.pairs(study.base, prompts)
         roles, scenarios = _roles(study.task, pairs), pairs.scenarios
-        parts["edges"] = edges_compared(in_base, in_variant, scenarios)
-        parts["profiles"] = profiles(roles, in_base, in_variant, scenarios)
-        parts["n_scenarios"] = len(scenarios.unique())
+        parts |= {
+            "edges": edges_compared(in_base, in_variant, scenarios),
+            "profiles": profiles(roles, in_base, in_variant, scenarios),
+            "n_scenarios": len(scenarios.unique()),
+        }
         if of_own:
             parts["moved"] = same_work(in_base, of_own[0], scenarios)
     return VariantOverlap(**parts) if parts else None
@@ -183,12 +184,7 @@ async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -
 
 def _roles(task: Task, pairs: Pairs) -> tuple[str, ...]:
     """Of the task's, those that every clean and counterfactual prompt has; no segment's in particular."""
-    positions = (pairs.positions, pairs.counterfactual_positions)
-    return tuple(
-        role
-        for role in task.roles
-        if "." not in role and all(role in at and bool((at[role] >= 0).all()) for at in positions)
-    )
+    return tuple(role for role in task.roles if "." not in role and everywhere(role, pairs))
 
 
 async def _measured(
