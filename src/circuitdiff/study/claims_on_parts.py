@@ -13,10 +13,7 @@ from circuitdiff.study.judge import LEVEL, UNKNOWN, Answer, Said, Test, holm, wi
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
 SHARED = "other heads that read the same keys and values"
-_CONTROLS = {
-    "same_layers": "random heads of the same layers",
-    "shared_kv": SHARED,
-}
+_CONTROLS = {"same_layers": "random heads of the same layers", "shared_kv": SHARED}
 _HOW = {"alone": "alone it brings", "left_out": "left out it costs"}
 _IN = {"accuracy": "accuracy", "logit_difference": "logit difference"}
 _MANNER = {"yes": "", "no": "not ", "not established": "perhaps "}

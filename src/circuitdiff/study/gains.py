@@ -185,11 +185,7 @@ def control_result(
 
 
 def random_groups(
-    donor: Evaluation,
-    nothing: Evaluation,
-    group: Evaluation,
-    drawn: Sequence[Evaluation],
-    far: Collection[int] = (),
+    donor: Evaluation, nothing: Evaluation, group: Evaluation, drawn: Sequence[Evaluation], far: Collection[int] = ()
 ) -> RandomGroups:
     """The group among the `drawn` ones. Shares are undefined where the gain's interval covers 0.
 

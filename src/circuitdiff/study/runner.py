@@ -129,10 +129,7 @@ async def _results(
 
 
 def plan_study(
-    settings: CommonSettings,
-    monitor: Monitor = lambda *_: None,
-    n_workers: int = 1,
-    minutes: float | None = None,
+    settings: CommonSettings, monitor: Monitor = lambda *_: None, n_workers: int = 1, minutes: float | None = None
 ) -> tuple[CommonSettings, PlannedCost]:
     """What the study will cost on this machine, without running it: the base is loaded and its speed measured.
 

@@ -55,12 +55,7 @@ def learned_mask(
 
 
 def answers_of_patched(
-    subject: LoadedModel,
-    *,
-    triples: TriplesOf,
-    patched: tuple[Patched, ...],
-    tested: tuple[str, ...],
-    shared: MaskRuns,
+    subject: LoadedModel, *, triples: TriplesOf, patched: tuple[Patched, ...], tested: tuple[str, ...], shared: MaskRuns
 ) -> list[Int[Tensor, " triple"]]:
     """Answers to the test triples, or to the first of them where sources are drawn anew; of each that is patched."""
     whole = subject.triples(triples)

@@ -17,15 +17,7 @@ from circuitdiff.engine.weights import Projection
 from circuitdiff.errors import InputError, naming
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_group
-from circuitdiff.methods.graft import (
-    ALL_PROJECTIONS,
-    KINDS,
-    Graft,
-    Grafting,
-    graft_alone,
-    graft_several,
-    layer_ranges,
-)
+from circuitdiff.methods.graft import ALL_PROJECTIONS, KINDS, Graft, Grafting, graft_alone, graft_several, layer_ranges
 from circuitdiff.readable import Readable
 from circuitdiff.study.costs import PlannedMixtures
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, groups_of, places, with_heads

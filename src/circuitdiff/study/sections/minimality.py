@@ -10,14 +10,7 @@ from pydantic import Field
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import COUNTS_PROMPTS
-from circuitdiff.methods.minimality import (
-    HeadCost,
-    MinimalityResult,
-    MinimalityRule,
-    Outcome,
-    minimality,
-    most_removed,
-)
+from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, Outcome, minimality, most_removed
 from circuitdiff.prompts import halves
 from circuitdiff.readable import Readable
 from circuitdiff.study.common_units import circuit_answers, means_of, model_answers

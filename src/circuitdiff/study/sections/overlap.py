@@ -20,11 +20,7 @@ from circuitdiff.methods.path_patching import Via
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
 from circuitdiff.stats.effect_maps import changed_heads, likeness, reliability, strongest_in_common
-from circuitdiff.stats.intervals import (
-    cluster_p_values,
-    false_discovery_adjusted,
-    mean_interval,
-)
+from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, mean_interval
 from circuitdiff.stats.metrics import negligible
 from circuitdiff.study.costs import edges_flop, group_work_flop
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Ratio, estimate, number, ratio, with_heads
