@@ -18,8 +18,7 @@ Replaced = By | Literal["resample", "zero"]  # by a mean of this kind, another p
 
 
 async def model_answers(study: StudyContext, model: str, prompts: PromptsOf = EVALUATION) -> Evaluation:
-    unit = Unit(f"answers of {model}", model_alone, (model,), {"prompts": prompts})
-    return await study.value(unit)
+    return await study.value(f"answers of {model}", model_alone, model, prompts=prompts)
 
 
 def model_alone(subject: LoadedModel, *, prompts: PromptsOf) -> Evaluation:
@@ -45,9 +44,10 @@ async def circuit_answers(
     prompts: PromptsOf = EVALUATION,
 ) -> list[Evaluation]:
     """What circuits alone answer. `by`: what all other heads are replaced with."""
-    arguments = {"prompts": prompts, "circuits": tuple(circuits), "by": by}
-    needs = {"means": means_of(model)} if by in ("slot", "kind") else {}
-    return await study.value(Unit(title, circuits_alone, (model,), arguments, needs))
+    means = means_of(model) if by in get_args(By) else None
+    return await study.value(
+        title, circuits_alone, model, prompts=prompts, circuits=tuple(circuits), by=by, means=means
+    )
 
 
 def circuits_alone(

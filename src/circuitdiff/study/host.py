@@ -126,7 +126,7 @@ class Host:
                 f"triples, or circuitdiff's code on another machine): run the study again"
             )
         needed = {argument: self._needed[key] for argument, key in needs.items()}
-        value = unit.run(*models, **unit.arguments, **needed)
+        value = unit.run(*models, **{**unit.arguments, **needed})
         self._kept.trim()
         return packed(record_of(value), unit.title)
 
@@ -152,15 +152,9 @@ class Host:
 
     def _load(self, name: str, source: ModelSettings, like: Sequence[Model]) -> LoadedModel:
         self._monitor(f"load {name}", 0, 1)
-        begin = perf_counter()
+        begin, dtype, device = perf_counter(), self._settings.dtype, self._device
         model = load_model(
-            source.source,
-            source.adapters,
-            self._settings.dtype,
-            self._device,
-            name=name,
-            tokenizer=source.tokenizer,
-            like=like,
+            source.source, source.adapters, dtype, device, name=name, tokenizer=source.tokenizer, like=like
         )
         seconds = perf_counter() - begin
         self._monitor(f"load {name}", 1, 1)

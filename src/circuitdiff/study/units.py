@@ -25,17 +25,20 @@ class Needed(NamedTuple):
 class Unit:
     """One computation on one or two models, whose record depends on nothing but what stands here.
 
-    `run` is a function of a module, called `run(*models, **arguments, **needs)` with the models as a worker has loaded
-    them (`host.LoadedModel`) and what the units that it needs returned. It returns what `records.record_of` can keep.
+    `run` is a function of a module, called `run(*models, **arguments)` with the models as a worker has loaded them
+    (`host.LoadedModel`). It returns what `records.record_of` can keep.
     `arguments` are plain data: numbers, names, circuits, and prompts as `PromptsOf` or `TriplesOf`, which are in the
-    tokens of the first model.
+    tokens of the first model; or a unit, for what it returns (`Needed`).
     """
 
     title: str  # for people
     run: Callable[..., Any]
     models: tuple[str, ...]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    needs: Mapping[str, Unit] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> dict[str, Unit]:
+        return {name: each for name, each in self.arguments.items() if isinstance(each, Unit)}
 
 
 def contents(unit: Unit, fingerprints: Sequence[str], prompts: PromptSource) -> list[str]:
@@ -44,7 +47,7 @@ def contents(unit: Unit, fingerprints: Sequence[str], prompts: PromptSource) -> 
     `prompts`: in the tokens of its first model.
     """
     function = f"{unit.run.__module__}.{unit.run.__qualname__}"
-    arguments = {name: _content(value, prompts) for name, value in unit.arguments.items()}
+    arguments = {name: _content(value, prompts) for name, value in unit.arguments.items() if name not in unit.needs}
     return [function, digest_of_computation(), digest_of_function(unit.run), *fingerprints, hashed(arguments)]
 
 

@@ -19,7 +19,7 @@ from circuitdiff.study.context import checked
 from circuitdiff.study.estimates import Estimate, Share, accuracy, mean_logit_difference, printed, share
 from circuitdiff.study.evidence import Ability
 from circuitdiff.study.facts import ModelFacts
-from circuitdiff.study.section import Part, Section, Sizes, StudyContext, Unit
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.tasks.soundness import guessing
 
 _FEW_SCENARIOS = 50
@@ -54,7 +54,7 @@ async def _accuracy(study: StudyContext, name: str) -> Accuracy:
     facts, pairs = await study.facts(name), await study.pairs(name, EVALUATION)
     if name != study.base:
         await _hold_against_base(study, facts, pairs)
-    worst = await study.value(Unit(f"batches of {name}", batching, (name,), {"prompts": EVALUATION}))
+    worst = await study.value(f"batches of {name}", batching, name, prompts=EVALUATION)
     held = {"together": "batch of one vs batch of many", "padded": "our buckets vs the model's padded batch"}
     study.add_checks([checked(held[how], name, worst[how], worst["allowed"], "logits") for how in held])
     answers = await model_answers(study, name)

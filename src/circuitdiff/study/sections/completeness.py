@@ -22,7 +22,7 @@ from circuitdiff.readable import Readable
 from circuitdiff.study.common_units import means_of
 from circuitdiff.study.estimates import Estimate, GroupHeads, HeadPlace, Number, estimate, groups_of, result_of
 from circuitdiff.study.preflight import check_enough
-from circuitdiff.study.section import LoadedModel, Needed, Outlined, Part, PromptsOf, Section, Sizes, StudyContext, Unit
+from circuitdiff.study.section import LoadedModel, Needed, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 
 _OTHER_PARTS = 3  # beside random ones and whole groups: nothing, everything, and the worst part
@@ -101,16 +101,11 @@ async def run(study: StudyContext, options: CompletenessOptions) -> dict[str, di
 async def _without_parts(
     study: StudyContext, name: str, of: Discovered, options: CompletenessOptions
 ) -> dict[str, PartsRemoved]:
-    arguments = {
-        "prompts": PromptsOf("evaluation", first=options.prompts),
-        "search_prompts": PromptsOf("evaluation", first=options.greedy_prompts, beyond=True),
-        "circuit": of.circuit,
-        "options": options,
-        "seed": study.settings.seed,
-    }
-    title = f"completeness of circuit {name} in {of.model}"
-    unit = Unit(title, parts_removed, (of.model,), arguments, {"means": means_of(of.model)})
-    result, worst = await study.value(unit)
+    prompts = PromptsOf("evaluation", first=options.prompts)
+    search_prompts = PromptsOf("evaluation", first=options.greedy_prompts, beyond=True)
+    given = {"circuit": of.circuit, "options": options, "seed": study.settings.seed, "means": means_of(of.model)}
+    title, more = f"completeness of circuit {name} in {of.model}", {"search_prompts": search_prompts, **given}
+    result, worst = await study.value(title, parts_removed, of.model, prompts=prompts, **more)
     return {of.model: _result(result, worst, list(of.circuit.groups), options)}
 
 
@@ -126,14 +121,15 @@ def parts_removed(
 ) -> tuple[Completeness, GreedyPart | None]:
     """Both without random parts, whole groups, nothing, everything, and the worst part that a greedy search finds."""
     generator, worst = torch.Generator().manual_seed(seed), None
-    of_slots, quantity, how = subject.means(means, "slot"), options.quantity, {"shared": subject.shared} | subject.how
+    how = (subject.means(means, "slot"), options.quantity, subject.executor, subject.progress)
+    shared = {"shared": subject.shared, "memory_gb": subject.memory_gb}
     parts = [*random_parts(circuit, options.random_parts, generator), *whole_groups(circuit), Circuit({}), circuit]
     if options.greedy_steps:
         pairs = subject.pairs(search_prompts)
         search = {"n_steps": options.greedy_steps, "n_candidates": options.greedy_candidates, "generator": generator}
-        worst = greedy_part(subject.model, circuit, pairs, of_slots, quantity, **search, **how)
+        worst = greedy_part(subject.model, circuit, pairs, *how, **search, **shared)
         parts.append(worst.removed)
-    return completeness(subject.model, circuit, parts, subject.pairs(prompts), of_slots, quantity, **how), worst
+    return completeness(subject.model, circuit, parts, subject.pairs(prompts), *how, **shared), worst
 
 
 def _result(

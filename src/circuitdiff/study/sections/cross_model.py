@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
@@ -36,9 +36,11 @@ from circuitdiff.study.gains import (
     run_result,
 )
 from circuitdiff.study.preflight import check_known
-from circuitdiff.study.section import Outlined, Part, PromptsOf, Section, Sizes, StudyContext, Unit
+from circuitdiff.study.section import Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.cross_model_units import executors_on_patches, patched_controls, patches
 from circuitdiff.study.sections.discovery import discovered
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,9 @@ class _Patches:
     def _title(self) -> str:
         return f"{self.between.donor} in {self.between.recipient}"
 
-    def _unit(self, title: str, run: Callable[..., Any], **arguments: Any) -> Unit:
-        arguments = {"prompts": self._prompts, "circuit": self.circuit} | arguments
-        return Unit(title, run, (self.between.recipient, self.between.donor), arguments)
+    async def _ran(self, title: str, run: Callable[..., T], **arguments: Any) -> T:
+        models = self.between.recipient, self.between.donor
+        return await self.study.value(title, run, *models, prompts=self._prompts, circuit=self.circuit, **arguments)
 
     async def compared(self) -> CrossModel:
         """Both directions, heads, controls and other donors, at the same time."""
@@ -184,13 +186,14 @@ class _Patches:
         if not what:
             return {}
         n_runs = len(all_subsets(list(self.circuit.groups)))
+        few = {"prompts": PromptsOf("evaluation", first=FEW), "circuit": self.circuit}
+        models = self.between.recipient, self.between.donor
         for kind in what:
             title = f"{kind} of {self._title}"
-            few = PromptsOf("evaluation", first=FEW)
-            check = self._unit(f"check of {title}", executors_on_patches, prompts=few, what=kind)
-            await self.study.check_executors(check, f"{title}: {n_runs} runs x {FEW} prompts, relative log probability")
+            detail = f"{title}: {n_runs} runs x {FEW} prompts, relative log probability"
+            await self.study.check_executors(title, detail, executors_on_patches, *models, **few, what=kind)
         title = f"{', '.join(what)} of {self._title}"
-        by_kind = await self.study.value(self._unit(title, patches, read=self.options.what, what=what))
+        by_kind = await self._ran(title, patches, read=self.options.what, what=what)
         return {kind: await self._result(f"{kind} of {self._title}", patch) for kind, patch in by_kind.items()}
 
     async def _heads(self, patched: Mapping[Carrier, CrossPatchResult]) -> PatchedHeads | None:
@@ -200,9 +203,8 @@ class _Patches:
         what = self.options.what[0]
         best = largest_part(patched[what].scores["accuracy"].parts, IN_ORDER)
         title = f"{what} of {self._title}, heads"
-        unit = self._unit(title, patches, read=self.options.what, what=(what,), heads_of=best)
-        patch = (await self.study.value(unit))[what]
-        return PatchedHeads(**vars(await self._result(title, patch)), group=best)
+        patch = await self._ran(title, patches, read=self.options.what, what=(what,), heads_of=best)
+        return PatchedHeads(**vars(await self._result(title, patch[what])), group=best)
 
     async def _result(self, title: str, patch: CrossPatch) -> CrossPatchResult:
         """After check 7: given its own activations, the recipient answers as it does anyway. Raises: CheckError."""
@@ -235,8 +237,8 @@ class _Patches:
 
         async def of_group(name: str) -> PatchControls:
             title = f"controls of {name}, {self._title}"
-            unit = self._unit(title, patched_controls, name=name, what=what, other_roles=roles, **sizes)
-            donor, controls = await self.study.value(unit)
+            more = {"name": name, "what": what, "other_roles": roles}
+            donor, controls = await self._ran(title, patched_controls, **more, **sizes)
             return _controls_result(donor, controls, what, roles[name], self.options)
 
         return await self.study.by_item(roles, of_group)

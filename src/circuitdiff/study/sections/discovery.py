@@ -21,7 +21,7 @@ from circuitdiff.study.checks import FEW, executors_on_path
 from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import checked
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, result_of, with_heads
-from circuitdiff.study.section import LoadedModel, Part, PromptsOf, Section, Sizes, StudyContext, Unit
+from circuitdiff.study.section import LoadedModel, Part, PromptsOf, Section, Sizes, StudyContext
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,17 +164,18 @@ async def _given(study: StudyContext, name: str) -> Circuit:
 async def _effects(
     study: StudyContext, model: str, plan: Plan, stage: Stage, receivers: tuple[Head, ...] | None, split: Split
 ) -> PathEffects:
-    arguments = {
-        "prompts": PromptsOf(split),
-        "at": stage.at,
-        "receivers": None if receivers is None else tuple(sorted(receivers)),
-        "via": stage.via,
-        "receivers_at": stage.receivers_at,
-        "metric": plan.metric,
-        "shared_roles": tuple(plan.roles),
-    }
-    unit = Unit(f"{stage.name} ({split}) in {model}", sweep, (model,), arguments)
-    return await study.value(unit)
+    return await study.value(
+        f"{stage.name} ({split}) in {model}",
+        sweep,
+        model,
+        prompts=PromptsOf(split),
+        at=stage.at,
+        receivers=None if receivers is None else tuple(sorted(receivers)),
+        via=stage.via,
+        receivers_at=stage.receivers_at,
+        metric=plan.metric,
+        shared_roles=tuple(plan.roles),
+    )
 
 
 def sweep(
@@ -209,19 +210,19 @@ def sweep(
 async def _check(study: StudyContext, model: str, plan: Plan, result: StageResult) -> None:
     """Checks 3 and 9 on a finished sweep. Raises: CheckError."""
     stage, effects, selection = result.stage, result.found.effects, result.selection
-    strongest = tuple(selection.helping[:1])
-    arguments = {
-        "prompts": PromptsOf("discovery", first=FEW),
-        "stage": stage,
-        "receivers": result.receivers,
-        "strongest": strongest,
-        "largest": float(effects.nan_to_num().abs().max()),
-        "noise_floor": result.found.noise_floor,
-        "metric": plan.metric,
-    }
-    unit = Unit(f"check of {stage.name} in {model}", executors_on_path, (model,), arguments)
-    detail = f"stage {stage.name}, heads spread over its depth x {FEW} prompts, in units of the largest effect"
-    await study.check_executors(unit, detail)
+    await study.check_executors(
+        f"{stage.name} in {model}",
+        f"stage {stage.name}, heads spread over its depth x {FEW} prompts, in units of the largest effect",
+        executors_on_path,
+        model,
+        prompts=PromptsOf("discovery", first=FEW),
+        stage=stage,
+        receivers=result.receivers,
+        strongest=tuple(selection.helping[:1]),
+        largest=float(effects.nan_to_num().abs().max()),
+        noise_floor=result.found.noise_floor,
+        metric=plan.metric,
+    )
     chosen = [*selection.helping, *selection.hurting]
     smallest = min((float(effects[h.layer, h.index].abs()) for h in chosen), default=float("inf"))
     floor = result.found.noise_floor

@@ -23,7 +23,7 @@ from circuitdiff.study.estimates import (
     share,
 )
 from circuitdiff.study.plan import DISTINCT
-from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext, Unit
+from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.accuracy import Accuracy, accuracy_of
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.sections.faithfulness_controls import N_KINDS, ControlCircuit, RandomCircuits, controls
@@ -77,12 +77,10 @@ async def _evaluated(
     study: StudyContext, model: str, name: str, circuit: Circuit, options: FaithfulnessOptions
 ) -> CircuitInModel:
     facts, found, nothing = await study.facts(model), await discovered(study, name), Circuit({})
-    arguments = {"prompts": PromptsOf("evaluation", first=FEW), "circuits": (circuit, nothing), "by": "slot"}
-    check = Unit(
-        f"check of circuit {name} in {model}", executors_on_circuits, (model,), arguments, {"means": means_of(model)}
-    )
+    title, few = f"circuit {name} in {model}", PromptsOf("evaluation", first=FEW)
     detail = f"circuit {name} and nothing alone x {FEW} prompts, relative log probability"
-    await study.check_executors(check, detail)
+    given = {"circuits": (circuit, nothing), "means": means_of(model), "by": "slot"}
+    await study.check_executors(title, detail, executors_on_circuits, model, prompts=few, **given)
     kept = {"circuit": circuit}
     if model == found.model:
         kept |= _at_other_segments(circuit, study.task)
@@ -90,7 +88,7 @@ async def _evaluated(
     answers: dict[tuple[str, str | None], Evaluation] = {("model", None): await model_answers(study, model)}
     for by in ("slot", "kind"):
         some = {key: each for key, each in kept.items() if (key, by) != ("wrong_segment", "kind")}
-        came = await circuit_answers(study, model, f"circuit {name} in {model}, {by} means", list(some.values()), by)
+        came = await circuit_answers(study, model, f"{title}, {by} means", list(some.values()), by)
         answers |= {(key, by): each for key, each in zip(some, came, strict=True)}
     held_against = None, ()
     if model in (found.model, study.base):

@@ -31,7 +31,7 @@ from circuitdiff.study.estimates import (
     rank_p,
 )
 from circuitdiff.study.prompts import everywhere
-from circuitdiff.study.section import LoadedModel, PromptsOf, StudyContext, Unit
+from circuitdiff.study.section import LoadedModel, PromptsOf, StudyContext
 from circuitdiff.study.sections.discovery import Discovered
 
 Kind = Literal["next_best", "other_roles", "by_attribution"]
@@ -146,8 +146,8 @@ async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> 
     pairs = await study.pairs(model, _ASKED)
     if lacking := [role for role in circuit.roles if not everywhere(role, pairs)]:
         return Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
-    arguments = {"prompts": _ASKED, "roles": tuple(sorted(circuit.roles))}
-    scores = await study.value(Unit(f"attribution in {model}", attribution, (model,), arguments))
+    roles = tuple(sorted(circuit.roles))
+    scores = await study.value(f"attribution in {model}", attribution, model, prompts=_ASKED, roles=roles)
     heads = {role: lowest(scores[role], len(circuit.heads_at(role))) for role in circuit.roles}
     return Built(Circuit({role: Group(role, tuple(chosen)) for role, chosen in heads.items()}))
 

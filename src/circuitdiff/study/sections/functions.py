@@ -18,7 +18,7 @@ from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.checks import FEW, executors_on_masks
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share, estimate, number, places, share, with_heads
 from circuitdiff.study.prompts import TriplesOf, is_file
-from circuitdiff.study.section import Section, StudyContext, Unit
+from circuitdiff.study.section import Section, StudyContext
 from circuitdiff.study.sections.accuracy import QueriedShare
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.sections.functions_options import FunctionsOptions, check, cost, title_of
@@ -147,12 +147,11 @@ class _Masks:
             by_group[group][desideratum] = replace(by_group[group][desideratum], redrawn=redrawn)
         return by_group
 
-    async def _check(self, model: str, group: str) -> None:
-        triples = self._triples(model, self._main[0])
-        arguments = {"group": self.circuit.groups[group], "triples": triples}
-        unit = Unit(f"check of masks of {group} of {self.name}", executors_on_masks, (model,), arguments)
-        detail = f"masks of {group} of {self.name}, {FEW} prompts, half patched, logit of the target"
-        await self.study.check_executors(unit, detail)
+    async def _check(self, model: str, name: str) -> None:
+        group, triples = self.circuit.groups[name], self._triples(model, self._main[0])
+        title = f"masks of {name} of {self.name}"
+        detail = f"{title}, {FEW} prompts, half patched, logit of the target"
+        await self.study.check_executors(title, detail, executors_on_masks, model, group=group, triples=triples)
 
     async def _cell(self, model: str, group: str, desideratum: str) -> MaskCell:
         """With the mask of the circuit's own model, held against this model's own mask and floors."""
@@ -175,7 +174,7 @@ class _Masks:
         }
         title = f"what {group} of {self.name} encodes in {model}: {title_of(desideratum)}"
         arguments |= self._prompts(model, desideratum)
-        fit = await self.study.value(Unit(title, learned_mask, (model,), arguments))
+        fit = await self.study.value(title, learned_mask, model, **arguments)
         test = await self.study.triples(model, triples)
         rows = split_by_scenario(test.scenarios, triples.sizes)[2]
         return MaskFit(**fit | {"desideratum": title_of(desideratum), "test": test.select(rows)})
@@ -209,8 +208,8 @@ class _Masks:
         self, title: str, model: str, desideratum: str, patched: tuple[Patched, ...]
     ) -> list[Int[Tensor, " triple"]]:
         """To test triples; `desideratum`: whose base prompts they share."""
-        arguments = self._prompts(model, desideratum) | {"patched": patched}
-        return await self.study.value(Unit(title, answers_of_patched, (model,), arguments))
+        prompts = self._prompts(model, desideratum)
+        return await self.study.value(title, answers_of_patched, model, **prompts, patched=patched)
 
     def _asked(self, model: str) -> list[tuple[str, str]]:
         """Group and desideratum, those with the same source prompts one after another.

@@ -34,7 +34,7 @@ from circuitdiff.study.gains import (
     random_groups,
     run_result,
 )
-from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext, Unit
+from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
 
 _HELD_AGAINST_DONOR = 8  # prompts, of a whole graft and of the donor
@@ -131,7 +131,7 @@ class _Grafts:
         prompts = PromptsOf("evaluation", first=first, queries_per_scenario=options.queries_per_scenario)
         arguments |= {"prompts": prompts, "projections": options.projections}
         title = f"weights of {donor} in {recipient}{more}"
-        return await self.study.value(Unit(title, unit, (recipient, donor), arguments))
+        return await self.study.value(title, unit, recipient, donor, **arguments)
 
     async def _controls(
         self, best: str, graft: Graft, testing: Int[Tensor, " half"]

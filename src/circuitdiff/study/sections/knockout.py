@@ -18,7 +18,7 @@ from circuitdiff.study.estimates import Estimate, Share, accuracy, estimate
 from circuitdiff.study.judge import leaves_room
 from circuitdiff.study.preflight import check_known
 from circuitdiff.study.records import Deviation
-from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext, Unit
+from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
 
 _Pair = tuple[str, str | None]  # a query's role and a key's, or None: a random position before the query
@@ -111,14 +111,12 @@ async def _knockouts(study: StudyContext, model: str, roles: list[str], options:
         "seed": study.settings.seed,
     }
     title, few = f"attention between roles in {model}", PromptsOf("evaluation", first=min(FEW, options.prompts))
-    check = Unit(f"check of {title}", executors_on_knockouts, (model,), {"prompts": few, **random})
     n_runs, n_few = len(random["cells"]) + 1, len(await study.pairs(model, few))
     detail = f"{title}: {n_runs} runs x {n_few} prompts, relative log probability"
-    await study.check_executors(check, detail)
+    await study.check_executors(title, detail, executors_on_knockouts, model, prompts=few, **random)
     layers, curves = tuple(range(0, facts.n_layers, options.layer_step)), _with_random(chosen)
     blocked = {"curves": curves, "layers": layers, "upward": not options.single_layers}
-    unit = Unit(title, knocked_out, (model,), {"prompts": prompts, **random, **blocked})
-    clean, in_cells, by_layer = await study.value(unit)
+    clean, in_cells, by_layer = await study.value(title, knocked_out, model, prompts=prompts, **random, **blocked)
     return Knockouts(
         n_prompts=len(clean.scenarios),
         n_scenarios=len(clean.scenarios.unique()),

@@ -26,7 +26,7 @@ from circuitdiff.study.estimates import (
     result_of,
 )
 from circuitdiff.study.preflight import check_enough, check_scenarios
-from circuitdiff.study.section import LoadedModel, Needed, Outlined, Part, PromptsOf, Section, Sizes, StudyContext, Unit
+from circuitdiff.study.section import LoadedModel, Needed, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 
 
@@ -103,14 +103,9 @@ async def run(study: StudyContext, options: MinimalityOptions) -> dict[str, Prun
 
 
 async def _pruned(study: StudyContext, name: str, of: Discovered, options: MinimalityOptions) -> PrunedCircuit:
-    arguments = {
-        "prompts": PromptsOf("evaluation", first=options.prompts, beyond=True),
-        "circuit": of.circuit,
-        "rule": options.rule,
-    }
-    needs = {"means": means_of(of.model)}
-    unit = Unit(f"minimality of circuit {name}", cost_of_heads, (of.model,), arguments, needs)
-    result: MinimalityResult = await study.value(unit)
+    prompts = PromptsOf("evaluation", first=options.prompts, beyond=True)
+    given = {"circuit": of.circuit, "rule": options.rule, "means": means_of(of.model)}
+    result = await study.value(f"minimality of circuit {name}", cost_of_heads, of.model, prompts=prompts, **given)
     outcomes = [each.outcome for group in result.groups.values() for each in group.costs]
     title = f"circuit {name} before and after pruning"
     before, pruned = await circuit_answers(study, of.model, title, [of.circuit, result.pruned], "slot")

@@ -27,7 +27,7 @@ from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Ratio, esti
 from circuitdiff.study.preflight import check_scenarios
 from circuitdiff.study.prompts import everywhere
 from circuitdiff.study.records import GroupWork
-from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext, Unit
+from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
 from circuitdiff.study.sections.overlap_profiles import Profile, SameWork, profiles, same_work
 from circuitdiff.tasks import Task
@@ -187,13 +187,9 @@ async def _measured(
     study: StudyContext, model: str, circuit: Circuit, with_edges: bool, prompts: PromptsOf
 ) -> GroupWork:
     pairs, tested = await study.pairs(model, prompts), with_heads(circuit)
-    arguments = {
-        "prompts": prompts,
-        "circuit": tested,
-        "edges": tuple(possible_edges(tested.groups, pairs)) if with_edges else (),
-        "roles": _roles(study.task, pairs),
-    }
-    return await study.value(Unit(f"what groups do in {model}", group_work, (model,), arguments))
+    edges = tuple(possible_edges(tested.groups, pairs)) if with_edges else ()
+    title, roles = f"what groups do in {model}", _roles(study.task, pairs)
+    return await study.value(title, group_work, model, prompts=prompts, circuit=tested, edges=edges, roles=roles)
 
 
 def group_work(

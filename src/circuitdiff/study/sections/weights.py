@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from circuitdiff.models.differences import ModelDifferences, differences_of
 from circuitdiff.models.weight_changes import WeightChanges, weight_changes
-from circuitdiff.study.section import LoadedModel, Section, StudyContext, Unit
+from circuitdiff.study.section import LoadedModel, Section, StudyContext
 
 
 async def run(study: StudyContext, _: None) -> dict[str, ModelDifferences]:
@@ -14,7 +14,7 @@ async def run(study: StudyContext, _: None) -> dict[str, ModelDifferences]:
 
 async def _differences(study: StudyContext, name: str) -> ModelDifferences:
     models = [await study.facts(each) for each in (study.base, name)]
-    changes = await study.value(Unit(f"weights of {name}", compared_with_base, (name, study.base)))
+    changes = await study.value(f"weights of {name}", compared_with_base, name, study.base)
     found = differences_of(
         [each.name for each in models], [each.config for each in models], [each.tokenizer for each in models], changes
     )
