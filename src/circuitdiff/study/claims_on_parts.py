@@ -48,13 +48,14 @@ def judged_parts(found: PartsEvidence, limits: Thresholds) -> tuple[PartVerdict,
     verdicts: list[PartVerdict] = []
     for name in names:
         sufficient, necessary = answers[name, "alone"], answers[name, "left_out"]
-        others: list[Answer] = [answers[other, how] for other, how in asked if other != name]
+        others = {answers[other, how] for other, how in asked if other != name}
         reasons = _against_sole(found, name, limits)
         near_zero = all(_in_all_scores(found, name, how, -limits.nothing, limits.nothing).met for how in _HOW)
         surely = "yes" in (something[name, "alone"], something[name, "left_out"])
         improved: Answer = "yes" if surely else "no" if near_zero else "not established"
         also = any(something[other, how] == "yes" for other, how in asked if other != name)
-        sole = "no" if also else _sole(sufficient, others, reasons)
+        alone = sufficient == "yes" and others <= {"no"} and not reasons
+        sole: Answer = "no" if also or sufficient == "no" else "yes" if alone else "not established"
         verdicts.append(PartVerdict(name, sufficient, necessary, sole, improved, _numbers(found, name), reasons))
     return tuple(verdicts)
 
@@ -110,12 +111,6 @@ def _adjusted(tests: Sequence[Test]) -> list[Answer]:
     ]
 
 
-def _sole(sufficient: Answer, others: Sequence[Answer], reasons: Sequence[str]) -> Answer:
-    if sufficient == "no":
-        return "no"
-    return "yes" if sufficient == "yes" and set(others) <= {"no"} and not reasons else "not established"
-
-
 def _against_sole(found: PartsEvidence, part: str, limits: Thresholds) -> tuple[str, ...]:
     """Of a head group's controls, in its stead: those that may bring as much, and those that were not run."""
     if part in NO_HEAD_GROUP or part.startswith("layers "):
@@ -136,8 +131,7 @@ def _against_sole(found: PartsEvidence, part: str, limits: Thresholds) -> tuple[
 
 
 def _manners(verdict: PartVerdict) -> str:
-    answers = {"sufficient": verdict.sufficient, "necessary": verdict.necessary, "sole": verdict.sole}
-    return ", ".join(f"{_MANNER[answer]}{name}" for name, answer in answers.items())
+    return ", ".join(f"{_MANNER[getattr(verdict, name)]}{name}" for name in ("sufficient", "necessary", "sole"))
 
 
 def _numbers(found: PartsEvidence, part: str) -> str:

@@ -36,20 +36,12 @@ from circuitdiff.study.sizes import capped, fitted
 Options = TypeVar("Options")
 Result = TypeVar("Result")
 
-SECTIONS: tuple[Section[Any, Any], ...] = (
-    accuracy.SECTION,
-    discovery.SECTION,
-    faithfulness.SECTION,
-    minimality.SECTION,
-    completeness.SECTION,
-    ablations.SECTION,
-    knockout.SECTION,
-    functions.SECTION,
-    overlap.SECTION,
-    cross_model.SECTION,
-    graft.SECTION,
-    verdict.SECTION,
-    weights.SECTION,
+SECTIONS: tuple[Section[Any, Any], ...] = tuple(
+    each.SECTION
+    for each in (
+        *(accuracy, discovery, faithfulness, minimality, completeness, ablations, knockout),
+        *(functions, overlap, cross_model, graft, verdict, weights),
+    )
 )
 
 _PARTS = {section.name: (Annotated[section.result | None, AfterValidator(ByName.of)], None) for section in SECTIONS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitdiff.errors import InputError
@@ -106,15 +106,23 @@ async def _hold_against_base(study: StudyContext, facts: ModelFacts, pairs: Pair
 
 
 def accuracy_of(answers: Evaluation, pairs: Pairs) -> Accuracy:
-    by_queried = [
-        QueriedShare(**vars(share(answers.hits[rows], answers.scenarios[rows])), queried=queried)
-        for queried in pairs.queried.unique().tolist()
-        for rows in [pairs.queried == queried]
-    ]
+    queried = by_queried(answers.hits, answers.scenarios, pairs.queried)
     errors = [
         ErrorShare(**vars(share(rows, answers.scenarios)), kind=kind) for kind, rows in _errors(answers, pairs).items()
     ]
-    return Accuracy(accuracy(answers), mean_logit_difference(answers), tuple(by_queried), tuple(errors))
+    return Accuracy(accuracy(answers), mean_logit_difference(answers), queried, tuple(errors))
+
+
+def by_queried(
+    hits: Bool[Tensor, " prompt"], scenarios: Int[Tensor, " prompt"], queried: Int[Tensor, " prompt"]
+) -> tuple[QueriedShare, ...]:
+    """Accuracy by the index of the item that is asked for; none where it is not known (-1)."""
+    return tuple(
+        QueriedShare(**vars(share(hits[rows], scenarios[rows])), queried=index)
+        for index in queried.unique().tolist()
+        for rows in [queried == index]
+        if index >= 0
+    )
 
 
 def _errors(answers: Evaluation, pairs: Pairs) -> dict[str, Bool[Tensor, " prompt"]]:

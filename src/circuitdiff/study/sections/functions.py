@@ -19,11 +19,11 @@ from circuitdiff.study.checks import FEW, executors_on_masks
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share, estimate, number, places, share, with_heads
 from circuitdiff.study.prompts import TriplesOf, is_file
 from circuitdiff.study.section import Section, StudyContext
-from circuitdiff.study.sections.accuracy import QueriedShare
+from circuitdiff.study.sections.accuracy import QueriedShare, by_queried
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.sections.functions_options import FunctionsOptions, check, cost, title_of
 from circuitdiff.study.sections.functions_units import MaskRuns, Patched, answers_of_patched, learned_mask
-from circuitdiff.triples import Triples, split_by_scenario
+from circuitdiff.triples import split_by_scenario
 
 Floor = Literal["nothing", "shuffled"]  # no head patched; a mask trained and tested on shuffled targets
 
@@ -240,7 +240,8 @@ class _Masks:
 
 def cell_of(fit: MaskFit) -> MaskCell:
     accuracy = estimate(fit.accuracy())
-    shares = {name: _share(fit, name) for name in ("nothing", "shuffled", "all", "ranked") if name in fit.answers}
+    hits = {name: fit.hits(name) for name in ("nothing", "shuffled", "all", "ranked") if name in fit.answers}
+    shares = {name: share(each, fit.test.scenarios[: len(each)]) for name, each in hits.items()}
     return MaskCell(
         heads=places(fit.heads),
         at=fit.group.at,
@@ -254,37 +255,17 @@ def cell_of(fit: MaskFit) -> MaskCell:
         carries=fit.carries,
         controls=Controls(**{"shuffled": None} | shares, random=number(fit.random_accuracy), n_random=fit.n_random),  # pyright: ignore
         pointed={patched: fit.pointed(patched) for patched in ("mask", "all")},
-        by_queried=by_queried(fit.hits(), fit.test),
+        by_queried=by_queried(fit.hits(), fit.test.scenarios, fit.test.source_queried),
         trade_off=tuple(
-            TradeOff(
-                **vars(estimate(interval)),
-                penalty=mask.penalty,
-                seed=mask.seed,
-                heads=places(mask.patched),
-                n_heads=len(mask.patched),
-            )
+            TradeOff(**vars(estimate(interval)), penalty=mask.penalty, seed=mask.seed, heads=heads, n_heads=len(heads))
             for mask, interval in fit.trade_off()
+            for heads in [places(mask.patched)]
         ),
         penalty=fit.mask.penalty,
         keep=tuple(fit.mask.keep.tolist()),
         validation_accuracy=fit.mask.validation_accuracy,
         n_test=len(fit.test),
         n_scenarios=len(fit.test.scenarios.unique()),
-    )
-
-
-def _share(fit: MaskFit, name: str) -> Share:
-    hits = fit.hits(name)
-    return share(hits, fit.test.scenarios[: len(hits)])
-
-
-def by_queried(hits: Bool[Tensor, " test"], test: Triples) -> tuple[QueriedShare, ...]:
-    """Accuracy by the index that the source asks for, the one a position points to; none where it is not known."""
-    return tuple(
-        QueriedShare(**vars(share(hits[rows], test.scenarios[rows])), queried=index)
-        for index in test.source_queried.unique().tolist()
-        for rows in [test.source_queried == index]
-        if index >= 0
     )
 
 

@@ -12,7 +12,7 @@ from circuitdiff.circuit import Circuit, Head, beyond, joined
 from circuitdiff.evaluation import By, Evaluation, moved
 from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
 from circuitdiff.study.common_units import circuit_answers, model_answers
-from circuitdiff.study.estimates import Estimate, Number, more_accurate_by, ratio, with_heads
+from circuitdiff.study.estimates import Estimate, more_accurate_by, ratio, with_heads
 from circuitdiff.study.evidence import (
     JUDGED,
     CircuitEvidence,
@@ -184,10 +184,7 @@ def has_moved(compared: VariantOverlap, alike: float) -> bool:
 
 
 def _like_its_namesake(cosines: Mapping[str, Estimate], group: str) -> bool:
+    """Surely alike, and more than any other; what is undefined is above and below nothing."""
     others = [each.high for name, each in cosines.items() if name != group]
-    return group in cosines and bool(others) and _above_all(cosines[group].low, _ALIKE, *others)
-
-
-def _above_all(low: Number, *others: Number) -> bool:
-    """Whether a lower bound is above all of these; what is undefined is above and below nothing."""
-    return low is not None and all(other is not None and low > other for other in others)
+    low = cosines[group].low if group in cosines and others else None
+    return low is not None and all(other is not None and low > other for other in (_ALIKE, *others))
