@@ -165,16 +165,11 @@ class _Masks:
         return replace(cell_of(fit), transferred=transferred_of(heads, answers, fit, self.home))
 
     async def _fit(self, model: str, group: str, desideratum: str) -> MaskFit:
-        options, triples = self.options, self._triples(model, desideratum)
-        sweep = options.sweeps(group, next(iter(self.circuit.groups))) if model == self.home else None
-        arguments = {
-            "group": group,
-            "options": MaskOptions(**{each.name: getattr(options, each.name) for each in fields(MaskOptions)}),
-            "sweep": sweep,
-        }
+        own = {each.name: getattr(self.options, each.name) for each in fields(MaskOptions)}
+        sweep = self.options.sweeps(group, next(iter(self.circuit.groups))) if model == self.home else None
+        given = {"group": group, "options": MaskOptions(**own), "sweep": sweep} | self._prompts(model, desideratum)
         title = f"what {group} of {self.name} encodes in {model}: {title_of(desideratum)}"
-        arguments |= self._prompts(model, desideratum)
-        fit = await self.study.value(title, learned_mask, model, **arguments)
+        fit, triples = await self.study.value(title, learned_mask, model, **given), given["triples"]
         test = await self.study.triples(model, triples)
         rows = split_by_scenario(test.scenarios, triples.sizes)[2]
         return MaskFit(**fit | {"desideratum": title_of(desideratum), "test": test.select(rows)})

@@ -24,19 +24,19 @@ from circuitdiff.study.evidence import (
 )
 from circuitdiff.study.gains import Direction, Gain, GainShares, direction_of, gain_of
 from circuitdiff.study.section import PromptsOf, Section, StudyContext
-from circuitdiff.study.sections import completeness, cross_model, functions, graft, minimality, overlap
+from circuitdiff.study.sections import (
+    completeness,
+    cross_model,
+    functions,
+    graft,
+    minimality,
+    overlap,
+    verdict_circuits,
+)
 from circuitdiff.study.sections.accuracy import ability_of
 from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult
 from circuitdiff.study.sections.functions import MaskCell
 from circuitdiff.study.sections.graft import GraftResult
-from circuitdiff.study.sections.verdict_circuits import (
-    circuit_numbers,
-    cost_of_circuits,
-    gaps,
-    has_moved,
-    needed_heads,
-    similarity_evidence,
-)
 from circuitdiff.study.verdict import Sentence, sentences
 
 _ABLATIONS = "mean by slot and mean by kind with heads at every segment"
@@ -90,7 +90,7 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
     patch = _judged_patch(patched, between, base)
     checks, task = study.checks, study.settings.task
     wording = ", ".join([task.name, *(f"{key} {value}" for key, value in task.options.items())])
-    of_circuits = await circuit_numbers(study, variant)
+    of_circuits = await verdict_circuits.circuit_numbers(study, variant)
     return Evidence(
         base=base,
         variant=variant,
@@ -102,10 +102,10 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
         switched_off=frozenset(each.name for each in _SOURCES if getattr(study.settings, each.name, None) is False),
         circuits=of_circuits.faithfulness,
         transfers=of_circuits.transfers,
-        gaps=gaps(removed, (base, variant)),
-        needed=needed_heads(pruned, base, variant),
-        similarity=similarity_evidence(overlaps),
-        moved=overlaps is not None and has_moved(overlaps, limits.alike),
+        gaps=verdict_circuits.gaps(removed, (base, variant)),
+        needed=verdict_circuits.needed_heads(pruned, base, variant),
+        similarity=verdict_circuits.similarity_evidence(overlaps),
+        moved=overlaps is not None and verdict_circuits.has_moved(overlaps, limits.alike),
         n_scenarios_moved=(overlaps.n_scenarios or 0) if overlaps is not None else 0,
         functions=functions_evidence(masks, base, variant),
         unknown=groups_without_function(masks.get(base) or {}),
@@ -209,4 +209,6 @@ def _on(n_prompts: int, n_scenarios: int, what: str, more: str = "") -> Measured
     return Measured(f"{what} on {n_prompts} held-out prompts of {n_scenarios} scenarios{more}", n_scenarios)
 
 
-SECTION = Section("verdict", Thresholds, dict[str, Verdict], run, lambda sizes, _: cost_of_circuits(sizes))
+SECTION = Section(
+    "verdict", Thresholds, dict[str, Verdict], run, lambda sizes, _: verdict_circuits.cost_of_circuits(sizes)
+)
