@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from circuitdiff.study.estimates import DRAWS_FOR_A_RANK, printed
 from circuitdiff.study.evidence import Evidence, Judged, Noted, Parts, PartsEvidence, Thresholds
 from circuitdiff.study.gains import Credit, RandomGroups
-from circuitdiff.study.judge import LEVEL, UNKNOWN, Answer, Said, Test, holm, within
+from circuitdiff.study.judge import LEVEL, Answer, Said, Test, holm, within
 
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
@@ -96,7 +96,7 @@ def said_of_visible(evidence: Evidence, found: PartsEvidence, limits: Thresholds
 
 def _in_all_scores(found: PartsEvidence, part: str, how: str, least: float, most: float = float("inf")) -> Test:
     """Met if it is in every score, refuted if it is in every score."""
-    tests = [within(_share(parts[part][how]), least, most) for parts in found.scores.values()] or [UNKNOWN]
+    tests = [within(_share(parts[part][how]), least, most) for parts in found.scores.values()]
     met = True if all(each.met for each in tests) else False if all(each.met is False for each in tests) else None
     return Test(met, max(each.p_met for each in tests), max(each.p_refuted for each in tests))
 

@@ -17,8 +17,8 @@ EVALUATION = PromptsOf("evaluation")
 Replaced = By | Literal["resample", "zero"]  # by a mean of this kind, another prompt's activation, or nothing
 
 
-async def model_answers(study: StudyContext, model: str, prompts: PromptsOf = EVALUATION) -> Evaluation:
-    return await study.value(f"answers of {model}", model_alone, model, prompts=prompts)
+async def model_answers(study: StudyContext, model: str) -> Evaluation:
+    return await study.value(f"answers of {model}", model_alone, model, prompts=EVALUATION)
 
 
 def model_alone(subject: LoadedModel, *, prompts: PromptsOf) -> Evaluation:

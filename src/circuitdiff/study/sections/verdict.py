@@ -209,6 +209,4 @@ def _on(n_prompts: int, n_scenarios: int, what: str, more: str = "") -> Measured
     return Measured(f"{what} on {n_prompts} held-out prompts of {n_scenarios} scenarios{more}", n_scenarios)
 
 
-SECTION = Section(
-    "verdict", Thresholds, dict[str, Verdict], run, lambda sizes, _: verdict_circuits.cost_of_circuits(sizes)
-)
+SECTION = Section("verdict", Thresholds, dict[str, Verdict], run, verdict_circuits.cost)

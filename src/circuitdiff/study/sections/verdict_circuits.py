@@ -21,6 +21,7 @@ from circuitdiff.study.evidence import (
     NeededHeads,
     Noted,
     SimilarityEvidence,
+    Thresholds,
     TransferEvidence,
 )
 from circuitdiff.study.section import Part, Sizes, StudyContext
@@ -105,7 +106,7 @@ def transfer(
     base_circuit: Evaluation,
     own_circuit: Evaluation,
     ablated: Evaluation,
-    score: Judged = "accuracy",
+    score: Judged,
     among: ndarray | None = None,
 ) -> Noted:
     """Normalised faithfulness of the base's circuit less that of the variant's own, in the variant, on some prompts."""
@@ -159,7 +160,7 @@ def similarity_evidence(compared: VariantOverlap | None) -> tuple[SimilarityEvid
     return (*rows, *map(SimilarityEvidence, not_run))
 
 
-def cost_of_circuits(sizes: Sizes) -> Iterator[Part]:
+def cost(sizes: Sizes, _: Thresholds) -> Iterator[Part]:
     """In base and variant, by slot and by kind, for each variant whose own circuit is looked for."""
     rows = (sizes.n_searched - 1) * len(_BYS) * (_IN_BASE + _IN_VARIANT) * sizes.settings.prompts.evaluation
     if rows:
