@@ -98,7 +98,8 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
         "circuits": {name: folder / file for name, file in study.circuits.items()},
     }
     for section in SECTIONS:
-        if hasattr(options := options_of(study, section), "seen_from"):
+        options: Any = options_of(study, section)
+        if hasattr(options, "seen_from"):
             seen[section.name] = options.seen_from(folder)
     return capped(fitted(study.model_copy(update=seen)))
 

@@ -114,8 +114,8 @@ def _result(
     others: tuple[ControlCircuit, ...],
 ) -> CircuitInModel:
     model, circuit, ablated = answers["model", None], answers["circuit", "slot"], answers["nothing", "slot"]
-    hits = (each.hits.numpy() for each in (circuit, ablated, model))
-    normalised = normalised_ratio_interval(*hits, model.scenarios.numpy())
+    of_circuit, of_nothing, of_model = (each.hits.numpy() for each in (circuit, ablated, model))
+    normalised = normalised_ratio_interval(of_circuit, of_nothing, of_model, model.scenarios.numpy())
     return CircuitInModel(
         **vars(faithfulness(circuit, model)),
         normalised=estimate(normalised),

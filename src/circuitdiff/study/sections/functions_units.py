@@ -12,6 +12,7 @@ from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep, fit_shared
 from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.prompts import PromptSet
+from circuitdiff.study.host import How
 from circuitdiff.study.prompts import TriplesOf
 from circuitdiff.study.section import LoadedModel
 from circuitdiff.triples import split_by_scenario
@@ -75,15 +76,11 @@ def answers_of_patched(
 def _runs(subject: LoadedModel, shared: MaskRuns, base: PromptSet) -> SharedRuns:
     """The latest alone is kept: it may take gigabytes."""
 
+    how: How = {**subject.how, "memory_gb": shared.memory_gb}
+
     def make() -> SharedRuns:
-        return SharedRuns(
-            subject.model,
-            dict(shared.groups),
-            base,
-            n_random=shared.random_groups,
-            seed=shared.seed,
-            **subject.how | {"memory_gb": shared.memory_gb},
-        )
+        groups, n_random = dict(shared.groups), shared.random_groups
+        return SharedRuns(subject.model, groups, base, n_random=n_random, seed=shared.seed, **how)
 
     same_base = id(base)  # desiderata of the task have theirs in common, as one object for as long as the model is here
     return subject.cached("runs of masks", (same_base, shared), make, n_kept=1)
