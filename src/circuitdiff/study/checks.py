@@ -23,7 +23,7 @@ from circuitdiff.study.units import Needed
 
 FEW = 2  # prompts that the full executor runs; a check, not a measurement
 _NOISE = 20  # times: rounding is that much larger on some heads and prompts than on the few that measure it
-_BATCH = 6  # prompts
+BATCH = 6  # prompts, alone and together
 
 
 def executors_on_path(
@@ -95,7 +95,7 @@ def batching(subject: LoadedModel, *, prompts: PromptsOf) -> dict[str, float]:
 
     How far both are from the first, and what is `allowed`.
     """
-    model, of = subject.model, subject.pairs(prompts.but_first(_BATCH)).clean_prompts
+    model, of = subject.model, subject.pairs(prompts).clean_prompts
     lengths = of.lengths.tolist()
     alone = torch.cat([model.forward(t[None, :n]) for t, n in zip(of.tokens, lengths, strict=True)])
     padded = _padded_by_the_model(model, of.tokens, lengths)

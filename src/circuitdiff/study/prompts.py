@@ -27,10 +27,6 @@ class PromptsOf:
     beyond: bool = False
     queries_per_scenario: int | None = None
 
-    def but_first(self, n: int) -> PromptsOf:
-        """At most so many of them."""
-        return replace(self, first=n if self.first is None else min(n, self.first))
-
 
 @dataclass(frozen=True)
 class TriplesOf:

@@ -13,13 +13,13 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.models.comparable import other_settings
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
-from circuitdiff.study.checks import batching
+from circuitdiff.study.checks import BATCH, batching
 from circuitdiff.study.common_units import EVALUATION, model_answers
 from circuitdiff.study.context import checked
 from circuitdiff.study.estimates import Estimate, Share, accuracy, mean_logit_difference, printed, share
 from circuitdiff.study.evidence import Ability
 from circuitdiff.study.facts import ModelFacts
-from circuitdiff.study.section import Part, Section, Sizes, StudyContext
+from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.tasks.soundness import guessing
 
 _FEW_SCENARIOS = 50
@@ -54,7 +54,7 @@ async def _accuracy(study: StudyContext, name: str) -> Accuracy:
     facts, pairs = await study.facts(name), await study.pairs(name, EVALUATION)
     if name != study.base:
         await _hold_against_base(study, facts, pairs)
-    worst = await study.value(f"batches of {name}", batching, name, prompts=EVALUATION)
+    worst = await study.value(f"batches of {name}", batching, name, prompts=PromptsOf("evaluation", first=BATCH))
     held = {"together": "batch of one vs batch of many", "padded": "our buckets vs the model's padded batch"}
     study.add_checks([checked(held[how], name, worst[how], worst["allowed"], "logits") for how in held])
     answers = await model_answers(study, name)

@@ -84,9 +84,10 @@ async def controls(
     g, drawn = torch.Generator().manual_seed(study.settings.seed), list[Circuit]()
     if all(has_others(circuit.heads_at(role), facts.n_layers, facts.n_heads) for role in circuit.roles):
         drawn = [random_circuit(circuit, facts.n_layers, facts.n_heads, g) for _ in range(n_random)]
+    one_role = Built(Circuit({}), "all of its heads are at one role")
     built: dict[Kind, Built] = {
         "next_best": next_best(found),
-        "other_roles": _other_roles(circuit),
+        "other_roles": Built(roles_rotated(circuit)) if len(circuit.roles) > 1 else one_role,
         "by_attribution": await _by_attribution(study, model, circuit),
     }
     some = [each.circuit for each in built.values() if each.circuit.roles]
@@ -134,12 +135,6 @@ def next_best(found: Discovered) -> Built:
     if not any(group.heads for group in groups.values()):
         return Built(Circuit({}), "no further head helps")
     return Built(Circuit(groups), f"{missing} heads fewer, for no others help" if missing else None)
-
-
-def _other_roles(circuit: Circuit) -> Built:
-    if len(circuit.roles) < 2:
-        return Built(Circuit({}), "all of its heads are at one role")
-    return Built(roles_rotated(circuit))
 
 
 async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> Built:

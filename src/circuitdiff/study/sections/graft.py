@@ -106,7 +106,9 @@ class _Grafts:
     async def result(self) -> GraftResult:
         by_group, *by_layers = await self._ran("", grafts, parts=self.circuit, layers=self.options.layers)
         result = self._parts(by_group)
-        choosing, testing = _every_other_scenario(by_group.recipient.scenarios)
+        scenarios = by_group.recipient.scenarios
+        chooses = torch.isin(scenarios, scenarios.unique()[::2])  # every other scenario; the rest tests the choice
+        choosing, testing = (prompts.nonzero()[:, 0] for prompts in (chooses, ~chooses))
         best = max(self.circuit.groups, key=lambda name: int(by_group.runs[frozenset([name])].hits[choosing].sum()))
         at_once: list[Callable[[], Awaitable[Any]]] = [
             lambda: self._heads(best),
@@ -207,12 +209,6 @@ def grafted_groups(
     """One group at a time."""
     pairs, progress = recipient.pairs(prompts), recipient.progress
     return graft_alone(donor.model, recipient.model, groups, pairs, projections=projections, progress=progress)
-
-
-def _every_other_scenario(scenarios: Int[Tensor, " prompt"]) -> tuple[Int[Tensor, " half"], Int[Tensor, " other"]]:
-    """Prompts on which the group that brings most is chosen, and those on which it is held against its controls."""
-    first = torch.isin(scenarios, scenarios.unique()[::2])
-    return first.nonzero()[:, 0], (~first).nonzero()[:, 0]
 
 
 def cost(sizes: Sizes, options: GraftOptions) -> Iterator[Part]:
