@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 from circuitdiff.cache.records import packed, unpacked
 from circuitdiff.config.settings import ModelSettings
@@ -34,16 +34,6 @@ class How(TypedDict):
     executor: str
     memory_gb: float
     progress: Progress
-
-
-def latest(items: OrderedDict[Any, T], key: Hashable, make: Callable[[], T], most: int) -> T:
-    """What stands at `key`, made unless it is there; at most so many are held at once, those used last."""
-    if key not in items:
-        while len(items) >= most:
-            items.popitem(last=False)
-        items[key] = make()
-    items.move_to_end(key)
-    return items[key]
 
 
 class LoadedModel:
@@ -107,8 +97,12 @@ class Host:
         self._title = ""
 
     def give(self, key: str, content: bytes) -> None:
-        """A record that units will need."""
-        latest(self._needed, key, lambda: Needed(key, value_of(unpacked(content))), RECORDS_AT_ONCE)
+        """A record that units will need; the latest few are held."""
+        if key not in self._needed:
+            while len(self._needed) >= RECORDS_AT_ONCE:
+                self._needed.popitem(last=False)
+            self._needed[key] = Needed(key, value_of(unpacked(content)))
+        self._needed.move_to_end(key)
 
     def run(
         self, unit: Unit, sources: Mapping[str, ModelSettings], needs: Mapping[str, str], expected: Sequence[str]
