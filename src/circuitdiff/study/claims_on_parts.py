@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from circuitdiff.study.estimates import DRAWS_FOR_A_RANK, printed
 from circuitdiff.study.evidence import Evidence, Judged, Noted, Parts, PartsEvidence, Thresholds
 from circuitdiff.study.gains import Credit, RandomGroups
-from circuitdiff.study.judge import LEVEL, UNKNOWN, Answer, Said, Test, holm, within
+from circuitdiff.study.judge import LEVEL, Answer, Said, Test, holm, within
 
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
 SHARED = "other heads that read the same keys and values"
-_CONTROLS = {
-    "same_layers": "random heads of the same layers",
-    "shared_kv": SHARED,
-}
+_CONTROLS = {"same_layers": "random heads of the same layers", "shared_kv": SHARED}
 _HOW = {"alone": "alone it brings", "left_out": "left out it costs"}
 _IN = {"accuracy": "accuracy", "logit_difference": "logit difference"}
 _MANNER = {"yes": "", "no": "not ", "not established": "perhaps "}
@@ -51,13 +48,14 @@ def judged_parts(found: PartsEvidence, limits: Thresholds) -> tuple[PartVerdict,
     verdicts: list[PartVerdict] = []
     for name in names:
         sufficient, necessary = answers[name, "alone"], answers[name, "left_out"]
-        others: list[Answer] = [answers[other, how] for other, how in asked if other != name]
+        others = {answers[other, how] for other, how in asked if other != name}
         reasons = _against_sole(found, name, limits)
         near_zero = all(_in_all_scores(found, name, how, -limits.nothing, limits.nothing).met for how in _HOW)
         surely = "yes" in (something[name, "alone"], something[name, "left_out"])
         improved: Answer = "yes" if surely else "no" if near_zero else "not established"
         also = any(something[other, how] == "yes" for other, how in asked if other != name)
-        sole = "no" if also else _sole(sufficient, others, reasons)
+        alone = sufficient == "yes" and others <= {"no"} and not reasons
+        sole: Answer = "no" if also or sufficient == "no" else "yes" if alone else "not established"
         verdicts.append(PartVerdict(name, sufficient, necessary, sole, improved, _numbers(found, name), reasons))
     return tuple(verdicts)
 
@@ -98,7 +96,7 @@ def said_of_visible(evidence: Evidence, found: PartsEvidence, limits: Thresholds
 
 def _in_all_scores(found: PartsEvidence, part: str, how: str, least: float, most: float = float("inf")) -> Test:
     """Met if it is in every score, refuted if it is in every score."""
-    tests = [within(_share(parts[part][how]), least, most) for parts in found.scores.values()] or [UNKNOWN]
+    tests = [within(_share(parts[part][how]), least, most) for parts in found.scores.values()]
     met = True if all(each.met for each in tests) else False if all(each.met is False for each in tests) else None
     return Test(met, max(each.p_met for each in tests), max(each.p_refuted for each in tests))
 
@@ -111,12 +109,6 @@ def _adjusted(tests: Sequence[Test]) -> list[Answer]:
         "yes" if test.met and yes[i] <= LEVEL else "no" if test.met is False and no[i] <= LEVEL else "not established"
         for i, test in enumerate(tests)
     ]
-
-
-def _sole(sufficient: Answer, others: Sequence[Answer], reasons: Sequence[str]) -> Answer:
-    if sufficient == "no":
-        return "no"
-    return "yes" if sufficient == "yes" and set(others) <= {"no"} and not reasons else "not established"
 
 
 def _against_sole(found: PartsEvidence, part: str, limits: Thresholds) -> tuple[str, ...]:
@@ -139,8 +131,7 @@ def _against_sole(found: PartsEvidence, part: str, limits: Thresholds) -> tuple[
 
 
 def _manners(verdict: PartVerdict) -> str:
-    answers = {"sufficient": verdict.sufficient, "necessary": verdict.necessary, "sole": verdict.sole}
-    return ", ".join(f"{_MANNER[answer]}{name}" for name, answer in answers.items())
+    return ", ".join(f"{_MANNER[getattr(verdict, name)]}{name}" for name in ("sufficient", "necessary", "sole"))
 
 
 def _numbers(found: PartsEvidence, part: str) -> str:
