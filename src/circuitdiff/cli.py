@@ -129,9 +129,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished
 
 
 @app.command()
-def schema(
-    file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = Path("docs/results.schema.json"),
-) -> None:
+def schema(file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = SCHEMA) -> None:
     """Write the JSON schema of results.json."""
     check_folder(file)
     write_whole(file, json_bytes(results_schema()))

@@ -25,7 +25,7 @@ from circuitdiff.report import weights
 from circuitdiff.study.accuracies import ModelAccuracy
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.plan import PlannedCost
-from circuitdiff.study.registry import part_of
+from circuitdiff.study.registry import cells_of, part_of
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.sections.accuracy import SECTION as ACCURACY
 from circuitdiff.study.sections.discovery import SECTION as DISCOVERY
@@ -128,15 +128,13 @@ def show_results(results: CommonResults) -> None:
     _show_models(results)
     _show_heads(results)
     rows = []
-    for name, models in (part_of(results, FAITHFULNESS) or {}).items():
-        circuit = (part_of(results, DISCOVERY) or {})[name]
-        n_heads = sum(len(group.heads) for group in circuit.groups.values())
-        for model, entry in models.items():
-            accuracies = (f"{each.value:.3f}" for each in (entry.circuit_accuracy, entry.model_accuracy))
-            random = "-" if entry.random is None else _drawn(entry.random)
-            rows.append((name, model, str(n_heads), *accuracies, _interval(entry), random))
+    for name, model, entry in cells_of(results, FAITHFULNESS):
+        n_heads = sum(len(group.heads) for group in part_of(results, DISCOVERY)[name].groups.values())
+        accuracies = (f"{each.value:.3f}" for each in (entry.circuit_accuracy, entry.model_accuracy))
+        random = "-" if entry.random is None else _drawn(entry.random)
+        rows.append((name, model, str(n_heads), *accuracies, _interval(entry), random))
     show_table(("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "random circuits"), rows)
-    for variant, verdict in (part_of(results, VERDICT) or {}).items():
+    for variant, verdict in part_of(results, VERDICT).items():
         out.print()
         say(f"{variant} against its base:")
         for sentence in verdict.sentences:
@@ -147,11 +145,10 @@ def show_results(results: CommonResults) -> None:
 
 def _show_models(results: CommonResults) -> None:
     """Where there are variants: each model's accuracy, and the paired difference to the base."""
-    verdicts, accuracies = part_of(results, VERDICT) or {}, part_of(results, ACCURACY) or {}
-    if verdicts:
+    if verdicts := part_of(results, VERDICT):
         rows = [
             (name, _interval(each.accuracy), _interval(verdicts[name].behaviour.accuracy) if name in verdicts else "-")
-            for name, each in accuracies.items()
+            for name, each in part_of(results, ACCURACY).items()
         ]
         show_table(("model", "accuracy", "less the base's (paired)"), rows)
         out.print()
@@ -160,7 +157,7 @@ def _show_models(results: CommonResults) -> None:
 def _show_heads(results: CommonResults) -> None:
     """How many heads the circuits of base and variant have in common, and how many only one has, by group."""
     rows = []
-    for variant, each in (part_of(results, OVERLAP) or {}).items():
+    for variant, each in part_of(results, OVERLAP).items():
         for group in each.groups or ():
             counts = group.common, group.variant - group.common, group.base - group.common
             rows.append((variant, group.group or "all", *map(str, counts)))
@@ -212,8 +209,8 @@ def show_differences(found: ModelDifferences, adapters: Sequence[Mapping[str, An
         say(line)
     if found.whole.n_changed:
         for table in (weights.by_kind(found), weights.by_layer(found)):
-            rows = [[str(row[column]) for column in table.columns] for row in table.rows]
-            show_table(tuple(table.columns.values()), rows, table.caption, numbers=True)
+            rows = [[str(row[column]) for column in table.headings] for row in table.rows]
+            show_table(tuple(table.headings.values()), rows, table.caption, numbers=True)
     idle = sum(not each["value"] for each in adapters)
     if found.same_weights:
         did = f"; {'its adapters' if idle > 1 else 'its adapter'} did nothing" if idle else ""
@@ -224,12 +221,11 @@ def show_differences(found: ModelDifferences, adapters: Sequence[Mapping[str, An
 
 def show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> None:
     text = Text(f"{title}: ", style="bold")
-    for token, roles in zip(prompt.tokens, prompt.roles, strict=True):
-        named = [role for role in roles if "." not in role]
-        text.append(printable(token), style="reverse" if named else "")
+    named = [[role for role in roles if "." not in role] for roles in prompt.roles]
+    for token, roles in zip(prompt.tokens, named, strict=True):
+        text.append(printable(token), style="reverse" if roles else "")
     text.append(f" -> {answer!r}" if answer else "   (no valid answer)", style="bold")
     out.print(text, soft_wrap=True)
-    for place, roles in enumerate(prompt.roles):
-        named = [role for role in roles if "." not in role]
-        if named:
-            say(f"  {place:3d} {prompt.tokens[place]!r:12} {', '.join(named)}")
+    for place, (token, roles) in enumerate(zip(prompt.tokens, named, strict=True)):
+        if roles:
+            say(f"  {place:3d} {token!r:12} {', '.join(roles)}")

@@ -118,8 +118,9 @@ def parse_json(text: str, origin: str) -> dict[str, Any]:
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(data, ensure_ascii=False).encode()  # half a pair of surrogates is no text
     except _KeyTwiceError as error:
-        where = f"line {_line_of_repeated_key(text, error.key)}: " if "\n" in text.strip() else ""
-        raise InputError(f"{origin}: {where}the key {error.key!r} stands twice; keep one") from error
+        (key,) = error.args
+        where = f"line {_line_of_repeated_key(text, key)}: " if "\n" in text.strip() else ""
+        raise InputError(f"{origin}: {where}the key {key!r} stands twice; keep one") from error
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text.strip() else ""  # of JSONL the origin says it
         what = "it is empty" if not text.strip() else f"{line}column {error.colno}: {error.msg}"
@@ -135,21 +136,16 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     """Raises: InputError if `text` is no YAML mapping; `origin` says where it came from."""
     try:
         node = yaml.compose(text, Loader=_Loader)
-        if node is None:
-            raise InputError(f"{origin} is empty; expected a mapping of keys to values")
-        return _mapping(_Values().of(node), origin)
+        data = None if node is None else _Values().of(node)
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
         where = "" if mark is None else f"line {mark.line + 1}: "
         raise InputError(f"{origin}: {where}{problem}") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        OverflowError,
-    ) as error:  # the scanner lets through what chr() says of \U00110000
-        if isinstance(error, InputError):
-            raise
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the scanner lets chr()'s error on \U00110000 through
         raise InputError(f"{origin} is not YAML: {error}") from error
+    if node is None:
+        raise InputError(f"{origin} is empty; expected a mapping of keys to values")
+    return _mapping(data, origin)
 
 
 def read_text(path: str | Path, kind: str, largest: int = _LARGEST_JSON) -> str:
@@ -183,9 +179,7 @@ def _mapping(data: Any, origin: str) -> dict[str, Any]:
 
 
 class _KeyTwiceError(ValueError):
-    def __init__(self, key: str):
-        super().__init__(key)
-        self.key = key
+    """An object has its one argument, a key, twice."""
 
 
 class _NumberError(ValueError):

@@ -38,8 +38,8 @@ def view(results: CommonResults) -> Part:
         [
             Table(
                 f"{circuit} and {model} without the same heads: {_QUANTITIES[each.quantity]}, with 95 % intervals",
-                _COLUMNS,
                 part_rows(each),
+                _COLUMNS,
             )
             for circuit, model, each in cells
         ],
@@ -83,25 +83,21 @@ def _scatter(circuit: str, model: str, parts: PartsRemoved) -> charts.Figure:
     columns = [f"{term}{end}" for term in ("circuit", "model") for end in ("", "_low", "_high")]
     values = [row[column] for row in rows for column in columns if row[column] is not None]
     ends = [min(values, default=0.0), max(values, default=1.0)]
-    titles = {"x": f"the circuit without the part: {unit}", "y": f"the model without it: {unit}"}
-
-    def axis(which: str, field: str) -> dict:
-        return {which: charts.measured(which, field, titles[which], ends, nice=True, zero=False)}  # pyright: ignore
-
+    across = charts.Along("x", f"the circuit without the part: {unit}", ends)
+    up, look = charts.Along("y", f"the model without it: {unit}", ends), {"nice": True, "zero": False}
     kinds = [kind for kind in _KINDS if any(row["kind"] == kind for row in rows)]
     palette = [charts.CATEGORIES[_KINDS.index(kind)] for kind in kinds]
     base = alt.Chart(charts.inline(rows)).encode(
         color=charts.colour("kind", kinds, "removed", palette, symbolOpacity=1),
         tooltip=charts.tips(**_COLUMNS),
     )
-    at = axis("x", "circuit") | axis("y", "model")
+    x, y = across.at("circuit", **look), up.at("model", **look)
+    diagonal = alt.Chart(charts.inline([{"circuit": end, "model": end} for end in ends]))
     layers = [
-        alt.Chart(charts.inline([{"circuit": end, "model": end} for end in ends]))
-        .mark_line(color=charts.MUTED, strokeDash=[4, 3])
-        .encode(**at),
-        base.mark_rule(opacity=0.45).encode(**at | axis("x", "circuit_low"), x2="circuit_high:Q"),
-        base.mark_rule(opacity=0.45).encode(**at | axis("y", "model_low"), y2="model_high:Q"),
-        base.mark_point(filled=True, size=70, opacity=1).encode(**at),
+        diagonal.mark_line(color=charts.MUTED, strokeDash=[4, 3]).encode(x=x, y=y),
+        base.mark_rule(opacity=0.45).encode(y=y, x=across.at("circuit_low", **look), x2="circuit_high:Q"),
+        base.mark_rule(opacity=0.45).encode(x=x, y=up.at("model_low", **look), y2="model_high:Q"),
+        base.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y),
     ]
     r = parts.correlation
     correlation = "" if r.value is None else f"; over random parts r = {printed(r)}"

@@ -40,7 +40,7 @@ def view(results: CommonResults) -> Part:
     if len({model for _, model, _ in cells}) > 1:
         rows = _matrix_rows(cells)
         figures["matrix"] = _matrix(rows)
-        tables.append(Table("Every circuit in every model", _MATRIX_COLUMNS, rows))
+        tables.append(Table("Every circuit in every model", rows, _MATRIX_COLUMNS))
     for circuit, model, each in cells:
         if each.random is not None and each.random.accuracies:
             figures[f"random/{circuit}/{model}"] = _among_random(circuit, model, each, each.random)
@@ -68,7 +68,6 @@ def _with_all_heads(found: CircuitInModel) -> Share | None:
 
 
 def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
-    columns = {"measure": "measure", "value": "value", "interval": "95 % interval", "hits": "hits / prompts"}
     everything = _with_all_heads(found)
     measures: list[tuple[str, Estimate, str]] = [
         ("faithfulness", found, found.note or ""),
@@ -81,56 +80,51 @@ def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
     if everything is not None:
         measures.append(("accuracy, all heads at the circuit's roles", everything, ""))
     rows = [
-        {"measure": measure, "value": number(each.value), "interval": interval(each), "note": note}
-        | {"hits": hits(each) if isinstance(each, Share) else ""}
+        {"measure": measure, "value": number(each.value), "95 % interval": interval(each)}
+        | {"hits / prompts": hits(each) if isinstance(each, Share) else "", "note": note}
         for measure, each, note in measures
     ]
-    title = f"{circuit} in {model}, slot means"
-    return Table(title, columns | {"note": "note"}, rows, numeric=("value", "interval", "hits"))
+    return Table(f"{circuit} in {model}, slot means", rows, numeric=("value", "95 % interval", "hits / prompts"))
 
 
 def _controls(circuit: str, model: str, found: CircuitInModel) -> Table:
     """Other circuits of this size, one row each."""
-    columns = {"what": "instead of the circuit", "accuracy": "accuracy", "faithfulness": "faithfulness"}
-    columns |= {"difference": "accuracy of the circuit less this one's", "note": "note"}
+    what, difference = "instead of the circuit", "accuracy of the circuit less this one's"
     rows: list[dict[str, str]] = []
     if (random := found.random) is not None:
         mean, own = Estimate(random.mean, random.low, random.high), found.circuit_accuracy.value or 0.0
         compared = beside_draws(own, random.accuracies, random.rank_p, "random circuits")
-        row = {"what": f"mean of {len(random.accuracies)} random circuits", "accuracy": printed(mean)}
-        rows.append(row | {"faithfulness": "", "difference": "", "note": f"the circuit: {compared}"})
+        row = {what: f"mean of {len(random.accuracies)} random circuits", "accuracy": printed(mean)}
+        rows.append(row | {"faithfulness": "", difference: "", "note": f"the circuit: {compared}"})
     rows += [
         {
-            "what": _CONTROLS[each.kind],
+            what: _CONTROLS[each.kind],
             "accuracy": printed(each.accuracy),
             "faithfulness": printed(each.faithfulness),
-            "difference": printed(each.difference),
+            difference: printed(each.difference),
             "note": each.note or "",
         }
         for each in found.controls
     ]
     caption = f"{circuit} in {model}: other circuits of its size, with 95 % intervals"
-    return Table(caption, columns, rows, numeric=("accuracy", "faithfulness", "difference"))
+    return Table(caption, rows, numeric=("accuracy", "faithfulness", difference))
 
 
 def _rows(circuit: str, model: str, found: CircuitInModel) -> Table:
-    columns = {"kept": "kept", "accuracy": "accuracy", "interval": "95 % interval", "hits": "hits / prompts"}
-    columns |= {"faithfulness": "faithfulness", "logit_difference": "logit difference", "note": ""}
     rows = [
         {
             "kept": _KEPT[row.kept] + ("" if row.mean_by is None else f", {row.mean_by} means"),
             "accuracy": number(row.accuracy.value),
-            "interval": interval(row.accuracy),
-            "hits": hits(row.accuracy),
+            "95 % interval": interval(row.accuracy),
+            "hits / prompts": hits(row.accuracy),
             "faithfulness": printed(row.faithfulness),
-            "logit_difference": printed(row.logit_difference),
-            "note": row.faithfulness.note or _NOTES.get((row.kept, row.mean_by or ""), ""),
+            "logit difference": printed(row.logit_difference),
+            "": row.faithfulness.note or _NOTES.get((row.kept, row.mean_by or ""), ""),
         }
         for row in found.rows
     ]
     caption = f"{circuit} in {model}: what is kept, and what the mean is taken over"
-    numeric = ("accuracy", "interval", "hits", "faithfulness", "logit_difference")
-    return Table(caption, columns, rows, numeric=numeric)
+    return Table(caption, rows, numeric=tuple(rows[0])[1:-1] if rows else ())
 
 
 def _matrix_rows(cells: list[tuple[str, str, CircuitInModel]]) -> list[dict]:

@@ -19,7 +19,7 @@ _FLOORS = {"nothing": "no head patched", "shuffled": "a mask trained and tested 
 _FOLLOWED = {"unpatched": "the answer without a patch", "other": "anything else"}  # the others go by their kind
 _PATCHED = {"mask": "the mask's heads", "all": "all heads"}
 _MAIN = ("object", "label", "position")  # in the order and colours of every figure; others follow
-_ACCURACY = "accuracy"
+_TIPS = {"printed": "accuracy", "floor_printed": "floor", "above": "above the floor", "heads": "heads patched"}
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,14 @@ def _bars(title: str, rows: list[dict]) -> charts.Figure:
     base = alt.Chart(charts.inline(rows)).encode(
         x=charts.names_along("x", rows, "group"),
         xOffset=charts.side_by_side("x", rows, "desideratum"),
-        tooltip=charts.tips(
-            group="group", desideratum="desideratum", printed="accuracy", floor_printed="floor",
-            above="above the floor", heads="heads patched",
-        ),
-    )  # fmt: skip
+        tooltip=charts.tips("group", "desideratum", **_TIPS),
+    )
     opacity = alt.Opacity("carries:N", scale=alt.Scale(domain=[_CARRIES, _NOT], range=[1, 0.35]), title=None)
     ticks = base.mark_tick(thickness=2.5, color=charts.INK, orient="horizontal")
     layers = [
-        charts.bars(base, "y", _ACCURACY, charts.UNIT, color=_coloured(rows, "desideratum"), opacity=opacity),
-        charts.intervals(base, "y", _ACCURACY, charts.UNIT, color=charts.INK),
-        ticks.encode(y=charts.measured("y", "floor", _ACCURACY, charts.UNIT)),
+        charts.ACCURACY.bars(base, color=_coloured(rows, "desideratum"), opacity=opacity),
+        charts.ACCURACY.intervals(base, color=charts.INK),
+        ticks.encode(y=charts.ACCURACY.at("floor")),
     ]
     subtitle = ["share of test triples whose target became the answer, with 95 % intervals; tick: the floor"]
     return charts.finish(layers, title, subtitle, width=_width(rows, "desideratum"), height=220)
@@ -156,14 +153,10 @@ def _trade_off(title: str, rows: list[dict]) -> charts.Figure:
         x=alt.X("n_heads:Q", title="heads patched", axis=alt.Axis(tickMinStep=1, format="d")),
         color=_coloured(rows, "desideratum"),
         tooltip=charts.tips(
-            desideratum="desideratum", penalty="penalty", seed="seed", n_heads="heads patched", printed="accuracy",
-            heads="heads",
+            "desideratum", "penalty", "seed", n_heads="heads patched", printed="accuracy", heads="heads"
         ),
-    )  # fmt: skip
-    layers = [
-        charts.intervals(base, "y", _ACCURACY, charts.UNIT, opacity=0.6),
-        charts.points(base, "y", _ACCURACY, charts.UNIT),
-    ]
+    )
+    layers = [charts.ACCURACY.intervals(base, opacity=0.6), charts.ACCURACY.points(base)]
     subtitle = ["a dot for each penalty and seed; with 95 % intervals"]
     return charts.finish(layers, f"Heads against accuracy: {title}", subtitle, width=360, height=220)
 
@@ -181,9 +174,9 @@ def _by_index(title: str, rows: list[dict]) -> charts.Figure:
         x=alt.X("index:O", title="index asked for in the source, from zero", axis=alt.Axis(labelAngle=0)),
         xOffset=charts.side_by_side("x", rows, "desideratum"),
         color=_coloured(rows, "desideratum"),
-        tooltip=charts.tips(desideratum="desideratum", index="index", printed="accuracy", hits="hits"),
+        tooltip=charts.tips("desideratum", "index", printed="accuracy", hits="hits"),
     )
-    layers = charts.points_with_intervals(base, "y", _ACCURACY, charts.UNIT)
+    layers = charts.ACCURACY.points_with_intervals(base)
     subtitle = ["position, label and object point to three answers of the list; with 95 % intervals"]
     return charts.finish(layers, f"In conflict: {title}", subtitle, width=420, height=220)
 
@@ -212,11 +205,11 @@ def _redrawn_bars(title: str, rows: list[dict]) -> charts.Figure:
     base = alt.Chart(charts.inline(rows)).encode(
         x=charts.names_along("x", rows, "group"),
         xOffset=charts.side_by_side("x", rows, "model"),
-        tooltip=charts.tips(group="group", model="model", printed="mean ± sd", redraws="redraws", heads="heads"),
+        tooltip=charts.tips("group", "model", printed="mean ± sd", redraws="redraws", heads="heads"),
     )
     layers = [
-        charts.bars(base, "y", _ACCURACY, charts.UNIT, color=_coloured(rows, "model")),
-        charts.intervals(base, "y", _ACCURACY, charts.UNIT, color=charts.MUTED),
+        charts.ACCURACY.bars(base, color=_coloured(rows, "model")),
+        charts.ACCURACY.intervals(base, color=charts.MUTED),
     ]
     subtitle = ["activation patching of the heads found in the circuit's own model; mean ± sd over sources drawn anew"]
     return charts.finish(layers, title, subtitle, width=_width(rows, "model"), height=200)
@@ -237,23 +230,22 @@ def _tables(every: list[Masks]) -> list[Table]:
     for masks in every:
         rows, title = function_rows(masks), f"masks of {masks.circuit}'s groups in {masks.model}"
         ids = [anchor("functions", masks.model)] if linked[masks.model] is masks else []
-        tables.append(Table(f"M{title[1:]}", _columns(masks, rows), rows, ids))
+        tables.append(Table(f"M{title[1:]}", rows, _columns(masks, rows), ids))
         columns = {"group": "group", "desideratum": "desideratum", "heads": "patched", "which": "heads"}
-        tables.append(Table(f"Heads that the {title} patch", columns, rows))
+        tables.append(Table(f"Heads that the {title} patch", rows, columns))
         tables += _followed(title, masks)
     return tables
 
 
 def function_rows(masks: Masks) -> list[dict]:
     """One row per group and desideratum, with which heads and every control."""
-    rows = []
-    for row, (_, _, cell) in zip(bar_rows(masks), masks, strict=True):
+    rows = bar_rows(masks)
+    for row, (_, _, cell) in zip(rows, masks, strict=True):
         controls, moved = cell.controls, cell.transferred
-        row |= {name: number(getattr(controls, name).value) for name in ("nothing", "all", "ranked")}
+        row |= {name: number(getattr(controls, name).value) for name in ("all", "ranked")}
         row |= {"random": number(controls.random), "which": heads(cell.heads)}
         row["shuffled"] = "" if controls.shuffled is None else printed(controls.shuffled)
-        above = "" if moved is None else f"{printed(moved)}; {printed(moved.above_floor)} above the floor"
-        rows.append(row | {"transferred": above})
+        row["transferred"] = "" if moved is None else f"{printed(moved)}; {printed(moved.above_floor)} above the floor"
     return rows
 
 
@@ -272,11 +264,9 @@ def _followed(title: str, masks: Masks) -> list[Table]:
     """Where position, label and object point to three listed answers: the share of test triples that follow each."""
     rows = [
         {"group": group, "desideratum": name, "patched": _PATCHED[patched]}
-        | {kind: number(share) for kind, share in shares.items()}
+        | {_FOLLOWED.get(kind, kind): number(share) for kind, share in shares.items()}
         for group, name, cell in masks
         for patched, shares in cell.pointed.items()
         if name.startswith("conflict")
     ]
-    kinds = dict.fromkeys(key for row in rows for key in row)
-    columns = {kind: _FOLLOWED.get(kind, kind) for kind in kinds}
-    return [Table(f"In conflict, what is followed: {title}", columns, rows)] if rows else []
+    return [Table(f"In conflict, what is followed: {title}", rows)] if rows else []

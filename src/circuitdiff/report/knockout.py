@@ -50,23 +50,21 @@ def _sentences(model: str, result: Knockouts) -> list[str]:
 
 def _table(model: str, result: Knockouts) -> Table:
     """The matrix in numbers, but for keys that do not come first; the control is the query's."""
-    columns = {"query": "role", "key": "does not see", "accuracy": "accuracy", "loss": "loss"}
-    columns |= {"control": "accuracy, a random position blocked", "beyond": "loss beyond it", "answer": "flows"}
     rows = [
         {
-            "query": cell.query,
-            "key": cell.key,
+            "role": cell.query,
+            "does not see": cell.key,
             "accuracy": printed(cell.accuracy),
             "loss": printed(cell.loss),
-            "control": printed(result.matrix.control.get(cell.query)),
-            "beyond": printed(cell.loss_beyond_random),
-            "answer": cell.answer,
+            "accuracy, a random position blocked": printed(result.matrix.control.get(cell.query)),
+            "loss beyond it": printed(cell.loss_beyond_random),
+            "flows": cell.answer,
         }
         for cell in result.matrix.cells
         if cell.answer is not None
     ]
     clean = f"{result.n_prompts} prompts, accuracy with nothing blocked {printed(result.matrix.clean)}"
-    return Table(f"Attention knockout in {model}: {clean}", columns, rows)
+    return Table(f"Attention knockout in {model}: {clean}", rows)
 
 
 def curves_over_layers(title: str, curves: Sequence[Curve], n_prompts: int) -> charts.Figure:
@@ -86,13 +84,11 @@ def curves_over_layers(title: str, curves: Sequence[Curve], n_prompts: int) -> c
         color=charts.colour("path", paths, "blocked", symbolOpacity=1, symbolType="stroke"),
         tooltip=charts.tips(path="blocked", layer="layer", printed="accuracy", hits="hits"),
     )
-    along = "accuracy"
+    along, lines = charts.Along("y", "accuracy"), base.mark_line(strokeWidth=2, point=True)
     layers = [
-        *charts.dashed("y", curves[0].clean.value, along, color=charts.INK),
-        base.mark_area(opacity=0.15).encode(y=charts.measured("y", "low", along), y2="high:Q"),
-        base.mark_line(strokeWidth=2, point=True).encode(
-            y=charts.measured("y", "value", along, charts.UNIT), strokeDash=dash
-        ),
+        *along.dashed(curves[0].clean.value, color=charts.INK),
+        base.mark_area(opacity=0.15).encode(y=along.at("low"), y2="high:Q"),
+        lines.encode(y=charts.ACCURACY.at("value"), strokeDash=dash),
     ]
     subtitle = [f"{n_prompts} prompts, with 95 % intervals; dashed: nothing blocked"]
     return charts.finish(layers, title, subtitle, width=420, height=220)

@@ -31,7 +31,7 @@ def view(results: CommonResults) -> Part:
         "Over training",
         "Checkpoints of one training run.",
         figures={f"series/{title}": _over_steps(title, each) for title, each in rows.items() if each},
-        tables=[Table(title, columns, each) for title, each in rows.items()],
+        tables=[Table(title, each, columns) for title, each in rows.items()],
     )
 
 
@@ -68,6 +68,6 @@ def _over_steps(title: str, rows: list[dict]) -> charts.Figure:
         color=charts.colour("measure", measures, None, charts.CATEGORIES, **legend),
         tooltip=charts.tips(model="model", step="step", measure="", printed="value"),
     )
-    lines = base.mark_line(point=True).encode(y=charts.measured("y", "value", "value"))
-    layers = [charts.intervals(base, "y", "value", opacity=0.5), lines]
+    along = charts.Along("y", "value")
+    layers = [along.intervals(base, opacity=0.5), base.mark_line(point=True).encode(y=along.at("value"))]
     return charts.finish(layers, f"Over training: {title}", ["with 95 % intervals"], width=420, height=240)

@@ -73,13 +73,12 @@ def _beside(cell: CircuitInModel) -> str:
 
 def _few(results: CommonResults) -> Iterator[str]:
     counted = [(name, each.accuracy.n) for name, each in part_of(results, accuracy.SECTION).items()]
-    for circuit, model, each in cells_of(results, faithfulness.SECTION):
-        counted.append((f"{circuit} in {model}", each.circuit_accuracy.n))
+    cells = cells_of(results, faithfulness.SECTION)
+    counted += [(f"{circuit} in {model}", each.circuit_accuracy.n) for circuit, model, each in cells]
     fewest: dict[str, int] = {}
     for what, n in _further(results):
         fewest[what] = min(n, fewest.get(what, n))
-    counted += fewest.items()
-    few = [f"{what} ({n})" for what, n in counted if n < FEW]
+    few = [f"{what} ({n})" for what, n in [*counted, *fewest.items()] if n < FEW]
     if few:
         yield f"Fewer than {FEW} prompts tell little; see the intervals of {', '.join(few)}."
 
@@ -118,9 +117,8 @@ def summary(results: CommonResults) -> Part:
 
 
 def _model(name: str, share: Share) -> str:
-    return (
-        f"{name} answers {_of_prompts(share)}: an accuracy of {number(share.value)} (95 % interval {interval(share)})."
-    )
+    accuracy = f"an accuracy of {number(share.value)} (95 % interval {interval(share)})"
+    return f"{name} answers {_of_prompts(share)}: {accuracy}."
 
 
 def _of_prompts(share: Share) -> str:
