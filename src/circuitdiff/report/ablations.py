@@ -64,6 +64,6 @@ def _dots(title: str, ablations: dict[str, UnderAblation]) -> charts.Figure:
         color=charts.colour("quantity", charts.distinct(rows, "quantity")),
         tooltip=charts.tips(ablation="the rest replaced by", quantity="measured by", printed="normalised"),
     )
-    layers = [*_ALONG.dashed(0.0), *_ALONG.dashed(1.0), *_ALONG.points_with_intervals(base)]
+    layers = [*_ALONG.dashed(0.0, 1.0), *_ALONG.points_with_intervals(base)]
     subtitle = ["0: no better than with everything ablated; 1: as the model", "with 95 % intervals"]
     return charts.finish(layers, title, subtitle, width=420, height=alt.Step(18))

@@ -98,27 +98,29 @@ class Along:
         """A bar up to `value`."""
         return base.mark_bar().encode(**{self.axis: self.at("value")}, **channels)
 
-    def dashed(self, value: Number, says: str = "", color: str = MUTED) -> list[alt.Chart]:
-        """A dashed line across the figure at a value; none where it is undefined."""
-        if value is None:
-            return []
-        line = alt.Chart(inline([{"at": value, "what": says}])).mark_rule(color=color, strokeDash=[4, 3])
-        return [line.encode(**{self.axis: self.at("at")} | ({"tooltip": tips(what="")} if says else {}))]
+    def dashed(self, *values: Number, says: str = "", color: str = MUTED) -> list[alt.Chart]:
+        """Dashed lines across the figure at values; none at one that is undefined."""
+        channels = {self.axis: self.at("at")} | ({"tooltip": tips(what="")} if says else {})
+        known = [alt.Chart(inline([{"at": value, "what": says}])) for value in values if value is not None]
+        return [each.mark_rule(color=color, strokeDash=[4, 3]).encode(**channels) for each in known]
 
 
 ACCURACY = Along("y", "accuracy", UNIT)
 
 
-def struck_out(base: alt.Chart, field: str, **look: Any) -> alt.Chart:
-    """A stroke where the field has no number."""
-    missing = base.transform_filter(alt.datum[field] == None)  # noqa: E711 (a Vega expression)
-    look = {"size": 60, "stroke": MUTED} | look
-    return missing.mark_point(shape="M-1,1L1,-1", strokeWidth=1, fill=None, **look)
-
-
-def known(base: alt.Chart, field: str) -> alt.Chart:
+def known(base: alt.Chart) -> alt.Chart:
     """Of the rows those with a number."""
-    return base.transform_filter(alt.datum[field] != None)  # noqa: E711 (a Vega expression)
+    return base.transform_filter(alt.datum.value != None)  # noqa: E711 (a Vega expression)
+
+
+def missing(base: alt.Chart) -> alt.Chart:
+    return base.transform_filter(alt.datum.value == None)  # noqa: E711 (a Vega expression)
+
+
+def struck_out(base: alt.Chart, **look: Any) -> alt.Chart:
+    """A stroke where there is no number."""
+    look = {"size": 60, "stroke": MUTED} | look
+    return missing(base).mark_point(shape="M-1,1L1,-1", strokeWidth=1, fill=None, **look)
 
 
 def among_random(

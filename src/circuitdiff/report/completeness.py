@@ -18,14 +18,8 @@ _QUANTITIES = {
     "probability": "mean probability of the answer",
     "logit_difference": "mean logit difference",
 }
-_COLUMNS = {
-    "removed": "removed",
-    "n_removed": "heads",
-    "model_printed": "the model without it",
-    "circuit_printed": "the circuit without it",
-    "difference": "difference",
-    "absolute": "absolute",
-}
+_COLUMNS = {"removed": "removed", "n_removed": "heads", "model_printed": "the model without it"}
+_COLUMNS |= {"circuit_printed": "the circuit without it", "difference": "difference", "absolute": "absolute"}
 
 
 def view(results: CommonResults) -> Part:
@@ -35,14 +29,7 @@ def view(results: CommonResults) -> Part:
         "The same heads are taken out of the circuit and out of the whole model.",
         [sentence for cell in cells if (sentence := _sentence(*cell))],
         {f"completeness/{circuit}/{model}": _scatter(circuit, model, each) for circuit, model, each in cells},
-        [
-            Table(
-                f"{circuit} and {model} without the same heads: {_QUANTITIES[each.quantity]}, with 95 % intervals",
-                part_rows(each),
-                _COLUMNS,
-            )
-            for circuit, model, each in cells
-        ],
+        [_table(*cell) for cell in cells],
     )
 
 
@@ -56,6 +43,11 @@ def _sentence(circuit: str, model: str, parts: PartsRemoved) -> str:
         f"and {circuit} alone {number(worst.circuit.value)}: a difference of {printed(worst.difference)}. "
         f"With no head kept at all the score is {number(floor.value)}."
     )
+
+
+def _table(circuit: str, model: str, parts: PartsRemoved) -> Table:
+    quantity = f"{_QUANTITIES[parts.quantity]}, with 95 % intervals"
+    return Table(f"{circuit} and {model} without the same heads: {quantity}", part_rows(parts), _COLUMNS)
 
 
 def part_rows(parts: PartsRemoved) -> list[dict]:

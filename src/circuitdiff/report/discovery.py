@@ -147,9 +147,8 @@ def map_of(rows: list[dict], title: str, subtitle: str) -> charts.Figure:
         y=alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(labelOverlap=True)),
         tooltip=charts.tips(head="head", printed="effect", p="adjusted p", status=""),
     )
-    missing = base.transform_filter(alt.datum.value == None)  # noqa: E711 (a Vega expression)
-    hatched = missing.mark_rect(fill="#d5d5d5", stroke="white", strokeWidth=1)
-    struck_out = charts.struck_out(base, "value", size=90, stroke="#777777")
+    hatched = charts.missing(base).mark_rect(fill="#d5d5d5", stroke="white", strokeWidth=1)
+    struck_out = charts.struck_out(base, size=90, stroke="#777777")
     layers = [*_cells(base, rows), hatched, struck_out, *_outlines(base, step)]
     legend = ["outlined: selected, helps · dashed with a dot: selected, hurts", "hatched: not measured"]
     return charts.finish(layers, title, [subtitle, *legend], width=alt.Step(step), height=alt.Step(15), rows=rows)
@@ -164,7 +163,7 @@ def _cells(base: alt.Chart, rows: list[dict]) -> list[alt.Chart]:
     scale = alt.Scale(domain=ends, range=[charts.HELPS, charts.NEUTRAL, charts.HURTS], interpolate="rgb")
     title = ["effect", "negative = the head helps"]
     legend = alt.Legend(title=title, gradientLength=140, format=".3~g", values=ends)
-    cells = charts.known(base, "value").mark_rect(stroke="white", strokeWidth=1)
+    cells = charts.known(base).mark_rect(stroke="white", strokeWidth=1)
     return [cells.encode(color=alt.Color("value:Q", scale=scale, legend=legend))]
 
 

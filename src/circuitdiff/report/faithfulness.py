@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.numbers import beside_draws, hits, interval, number, printed
+from circuitdiff.report.numbers import all_printed, beside_draws, hits, interval, number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate, Share
 from circuitdiff.study.registry import CommonResults, cells_of
@@ -68,21 +68,21 @@ def _with_all_heads(found: CircuitInModel) -> Share | None:
 
 
 def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
-    everything = _with_all_heads(found)
-    measures: list[tuple[str, Estimate, str]] = [
-        ("faithfulness", found, found.note or ""),
-        ("normalised faithfulness", found.normalised, ""),
-        ("agreement with the model", found.agreement, ""),
-        ("accuracy, circuit alone", found.circuit_accuracy, ""),
-        ("accuracy, whole model", found.model_accuracy, ""),
-        ("accuracy, every head ablated", found.ablated_accuracy, ""),
-    ]
-    if everything is not None:
-        measures.append(("accuracy, all heads at the circuit's roles", everything, ""))
+    measures: dict[str, Estimate | None] = {
+        "faithfulness": found,
+        "normalised faithfulness": found.normalised,
+        "agreement with the model": found.agreement,
+        "accuracy, circuit alone": found.circuit_accuracy,
+        "accuracy, whole model": found.model_accuracy,
+        "accuracy, every head ablated": found.ablated_accuracy,
+        "accuracy, all heads at the circuit's roles": _with_all_heads(found),
+    }
     rows = [
         {"measure": measure, "value": number(each.value), "95 % interval": interval(each)}
-        | {"hits / prompts": hits(each) if isinstance(each, Share) else "", "note": note}
-        for measure, each, note in measures
+        | {"hits / prompts": hits(each) if isinstance(each, Share) else ""}
+        | {"note": (found.note or "") if each is found else ""}
+        for measure, each in measures.items()
+        if each is not None
     ]
     return Table(f"{circuit} in {model}, slot means", rows, numeric=("value", "95 % interval", "hits / prompts"))
 
@@ -99,8 +99,7 @@ def _controls(circuit: str, model: str, found: CircuitInModel) -> Table:
     rows += [
         {
             what: _CONTROLS[each.kind],
-            "accuracy": printed(each.accuracy),
-            "faithfulness": printed(each.faithfulness),
+            **all_printed(each, ("accuracy", "faithfulness")),
             difference: printed(each.difference),
             "note": each.note or "",
         }
@@ -156,10 +155,9 @@ def _matrix(rows: list[dict]) -> charts.Figure:
     cells = base.mark_rect(stroke="white").encode(color=alt.Color("value:Q", scale=scale, title="faithfulness"))
     light = alt.condition("datum.value > 0.6", alt.value("white"), alt.value(charts.INK))
     text = base.mark_text(fontSize=12).encode(text="short:N", color=light)
+    title, step = "Every circuit in every model", {"width": alt.Step(90), "height": alt.Step(34)}
     subtitle = ["the circuit's accuracy over the whole model's; the base's circuits first"]
-    return charts.finish(
-        [cells, text], "Every circuit in every model", subtitle, width=alt.Step(90), height=alt.Step(34)
-    )
+    return charts.finish([cells, text], title, subtitle, **step)
 
 
 def _among_random(circuit: str, model: str, found: CircuitInModel, random: RandomCircuits) -> charts.Figure:

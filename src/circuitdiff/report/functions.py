@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import altair as alt
@@ -12,7 +12,8 @@ from circuitdiff.report.numbers import heads, hits, number, printed
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import CommonResults, cells_of
-from circuitdiff.study.sections.functions import SECTION, MaskCell
+from circuitdiff.study.sections.accuracy import QueriedShare
+from circuitdiff.study.sections.functions import SECTION, MaskCell, TradeOff
 
 _CARRIES, _NOT = "above its floor", "not above its floor"
 _FLOORS = {"nothing": "no head patched", "shuffled": "a mask trained and tested on shuffled targets"}
@@ -88,11 +89,13 @@ def _of_model(masks: Masks) -> dict[str, charts.Figure]:
         drawn[key] = _bars(f"What groups of {masks.circuit} encode in {masks.model}", rows)
     for group in masks.cells:
         title = f"{group} of {masks.circuit} in {masks.model}"
-        cells = [(name, cell) for of, name, cell in masks if of == group]
-        if rows := list(_trade_off_rows(cells)):
-            drawn[f"{key}/{group}/trade-off"] = _trade_off(title, rows)
-        if rows := list(_conflict_rows(cells)):
-            drawn[f"{key}/{group}/by index"] = _by_index(title, rows)
+        cells = {name: cell for of, name, cell in masks if of == group}
+        trade_offs = {name: cell.trade_off for name, cell in cells.items() if len(cell.trade_off) > 1}
+        conflicts = {name: cell.by_queried for name, cell in cells.items() if name.startswith("conflict")}
+        if trade_offs:
+            drawn[f"{key}/{group}/trade-off"] = _trade_off(title, trade_offs)
+        if any(conflicts.values()):
+            drawn[f"{key}/{group}/by index"] = _by_index(title, conflicts)
     return drawn
 
 
@@ -114,11 +117,7 @@ def bar_rows(masks: Masks) -> list[dict]:
 
 def _bars(title: str, rows: list[dict]) -> charts.Figure:
     """Test accuracy of each mask with its interval; the dark tick is the floor. Pale: not above it."""
-    base = alt.Chart(charts.inline(rows)).encode(
-        x=charts.names_along("x", rows, "group"),
-        xOffset=charts.side_by_side("x", rows, "desideratum"),
-        tooltip=charts.tips("group", "desideratum", **_TIPS),
-    )
+    base = _in_groups(rows, "desideratum", **_TIPS)
     opacity = alt.Opacity("carries:N", scale=alt.Scale(domain=[_CARRIES, _NOT], range=[1, 0.35]), title=None)
     ticks = base.mark_tick(thickness=2.5, color=charts.INK, orient="horizontal")
     layers = [
@@ -130,6 +129,15 @@ def _bars(title: str, rows: list[dict]) -> charts.Figure:
     return charts.finish(layers, title, subtitle, width=_width(rows, "desideratum"), height=220)
 
 
+def _in_groups(rows: list[dict], by: str, **tips: str) -> alt.Chart:
+    """Group by group, what is compared side by side."""
+    return alt.Chart(charts.inline(rows)).encode(
+        x=charts.names_along("x", rows, "group"),
+        xOffset=charts.side_by_side("x", rows, by),
+        tooltip=charts.tips("group", by, **tips),
+    )
+
+
 def _coloured(rows: list[dict], field: str) -> alt.Color:
     return charts.colour(field, charts.distinct(rows, field), field)
 
@@ -139,16 +147,15 @@ def _width(rows: list[dict], field: str) -> int:
     return len(charts.distinct(rows, "group")) * max(130, 16 * len(charts.distinct(rows, field)))
 
 
-def _trade_off_rows(cells: Iterable[tuple[str, MaskCell]]) -> Iterator[dict]:
-    """One row per mask of every desideratum that has more than one."""
-    for name, cell in cells:
-        for mask in cell.trade_off if len(cell.trade_off) > 1 else ():
-            row = {"desideratum": name, "n_heads": mask.n_heads, "penalty": f"{mask.penalty:g}", "seed": mask.seed}
-            yield row | charts.bounds(mask) | {"heads": heads(mask.heads)}
-
-
-def _trade_off(title: str, rows: list[dict]) -> charts.Figure:
+def _trade_off(title: str, by_desideratum: Mapping[str, Iterable[TradeOff]]) -> charts.Figure:
     """Heads patched against test accuracy, one dot per penalty and seed."""
+    rows = [
+        {"desideratum": name, "n_heads": mask.n_heads, "penalty": f"{mask.penalty:g}", "seed": mask.seed}
+        | charts.bounds(mask)
+        | {"heads": heads(mask.heads)}
+        for name, masks in by_desideratum.items()
+        for mask in masks
+    ]
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("n_heads:Q", title="heads patched", axis=alt.Axis(tickMinStep=1, format="d")),
         color=_coloured(rows, "desideratum"),
@@ -161,15 +168,13 @@ def _trade_off(title: str, rows: list[dict]) -> charts.Figure:
     return charts.finish(layers, f"Heads against accuracy: {title}", subtitle, width=360, height=220)
 
 
-def _conflict_rows(cells: Iterable[tuple[str, MaskCell]]) -> Iterator[dict]:
-    """Accuracy by the index asked for in the source, for conflict desiderata."""
-    for name, cell in cells:
-        for point in cell.by_queried if name.startswith("conflict") else ():
-            yield {"desideratum": name, "index": point.queried, "hits": hits(point)} | charts.bounds(point)
-
-
-def _by_index(title: str, rows: list[dict]) -> charts.Figure:
+def _by_index(title: str, by_desideratum: Mapping[str, Iterable[QueriedShare]]) -> charts.Figure:
     """Where position, label and object point to three listed answers: which is followed, by the source's index."""
+    rows = [
+        {"desideratum": name, "index": point.queried, "hits": hits(point)} | charts.bounds(point)
+        for name, points in by_desideratum.items()
+        for point in points
+    ]
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("index:O", title="index asked for in the source, from zero", axis=alt.Axis(labelAngle=0)),
         xOffset=charts.side_by_side("x", rows, "desideratum"),
@@ -202,11 +207,7 @@ def redrawn_rows(in_models: Iterable[Masks], desideratum: str) -> list[dict]:
 
 def _redrawn_bars(title: str, rows: list[dict]) -> charts.Figure:
     """Activation patching of the heads found in the circuit's own model, in every model."""
-    base = alt.Chart(charts.inline(rows)).encode(
-        x=charts.names_along("x", rows, "group"),
-        xOffset=charts.side_by_side("x", rows, "model"),
-        tooltip=charts.tips("group", "model", printed="mean ± sd", redraws="redraws", heads="heads"),
-    )
+    base = _in_groups(rows, "model", printed="mean ± sd", redraws="redraws", heads="heads")
     layers = [
         charts.ACCURACY.bars(base, color=_coloured(rows, "model")),
         charts.ACCURACY.intervals(base, color=charts.MUTED),

@@ -27,16 +27,8 @@ CARRIED = {
     "pattern": "patched attention patterns",
     "contribution": "patched contributions",
 }
-_HOW = {
-    "alone": "alone",
-    "left_out": "left out of all",
-    "in_order": "in causal order",
-    "shapley": "Shapley, symmetric",
-}
-_OTHER_SCORES: dict[Score, str] = {
-    "logit_difference": "logit difference",
-    "log_prob": "answer's log probability",
-}
+_HOW = {"alone": "alone", "left_out": "left out of all", "in_order": "in causal order", "shapley": "Shapley, symmetric"}
+_OTHER_SCORES: dict[Score, str] = {"logit_difference": "logit difference", "log_prob": "answer's log probability"}
 _ENDS = ("all together", "what no part explains")
 _NAMED = 10  # parts in a sentence; the table has all
 _ALONG = charts.Along("x", "what the part adds to the accuracy")
@@ -119,15 +111,13 @@ def figures(
 ) -> dict[str, charts.Figure]:
     """One per method; `controls`, of the method `controlled`, stand beside the parts that they replace."""
     return {
-        f"gain/{variant}/into {method.shares.recipient}/{method.name}": _gain_bars(
-            method, controls if method == controlled else ()
-        )
-        for method in methods
-        if share_rows(method)
+        f"gain/{variant}/into {each.shares.recipient}/{each.name}": _bars(each, controls if each == controlled else ())
+        for each in methods
+        if share_rows(each)
     }
 
 
-def _gain_bars(method: Method, controls: Sequence[dict]) -> charts.Figure:
+def _bars(method: Method, controls: Sequence[dict]) -> charts.Figure:
     """What each part adds to the accuracy, with intervals; the dashed line is the donor. Pale: without a share."""
     shares, gain = method.shares, method.shares.scores["accuracy"].gain
     rows = [row for row in share_rows(method) if row["how"]]
@@ -137,15 +127,12 @@ def _gain_bars(method: Method, controls: Sequence[dict]) -> charts.Figure:
         yOffset=charts.side_by_side("y", rows, "how"),
         tooltip=charts.tips(part="part", how="counted", printed="adds", share="share of the gain", note=""),
     )
-    looks = {
-        "color": charts.colour("how", charts.distinct(rows, "how"), "counted"),
-        "opacity": alt.condition(alt.datum.note == "", alt.value(0.85), alt.value(0.3)),
-    }
+    color = charts.colour("how", charts.distinct(rows, "how"), "counted")
     layers = [
-        _ALONG.bars(base, **looks),
+        _ALONG.bars(base, color=color, opacity=alt.condition(alt.datum.note == "", alt.value(0.85), alt.value(0.3))),
         _ALONG.intervals(base, color=charts.INK),
         *_ALONG.dashed(0.0),
-        *_ALONG.dashed(gain.value, f"{shares.donor}: the gain", charts.INK),
+        *_ALONG.dashed(gain.value, says=f"{shares.donor}: the gain", color=charts.INK),
     ]
     title = f"{method.name[0].upper()}{method.name[1:]}: {shares.donor} into {shares.recipient}"
     subtitle = [
@@ -171,7 +158,6 @@ def score_tables(method: Method) -> list[Table]:
 def run_rows(method: Method) -> list[dict]:
     """Which parts came from the donor, the accuracy, its share, and how far from clean it ends."""
     credits = {credit.parts: credit for credit in method.shares.scores["accuracy"].runs}
-    runs = getattr(method.shares, "runs", ())
     return [
         {
             "from the donor": " + ".join(run.parts) or "none",
@@ -182,7 +168,7 @@ def run_rows(method: Method) -> list[dict]:
             "distance from clean runs": number(run.distance if isinstance(run, PatchRun) else None),
             "": (run.incompatible or "") if isinstance(run, PatchRun) else "",
         }
-        for run in runs
+        for run in getattr(method.shares, "runs", ())
     ]
 
 

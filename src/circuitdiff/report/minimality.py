@@ -78,7 +78,7 @@ def _costs(title: str, pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> 
     along = charts.Along("x", f"cost of the head, in {score}")
     base = alt.Chart(charts.inline(rows)).encode(
         y=charts.names_along("y", rows, "head", "head"),
-        tooltip=charts.tips("head", printed=f"cost ({_level(rule)} interval)", **_TIPS),
+        tooltip=charts.tips("head", printed=f"cost ({100 * rule.level:g} % interval)", **_TIPS),
     )
     status = charts.colour("status", list(_OUTCOMES.values()), None, _COLOURS, orient="bottom")
     # a ratio has no place on an axis of costs
@@ -86,13 +86,9 @@ def _costs(title: str, pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> 
     layers = [
         along.bars(base, color=status),
         along.intervals(base, color=charts.INK),
-        *(layer for limit in sorted(limits) for layer in along.dashed(limit)),
+        *along.dashed(*sorted(limits)),
     ]
     return charts.finish(layers, title, _subtitle(pruned, costs), width=420, height=alt.Step(14))
-
-
-def _level(rule: MinimalityRule) -> str:
-    return f"{100 * rule.level:g} %"
 
 
 def _subtitle(pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> list[str]:
@@ -101,5 +97,5 @@ def _subtitle(pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> list[str]
     n = {outcome: sum(head.outcome == outcome for head in costs) for outcome in _OUTCOMES}
     return [
         f"{n['needed']} of {len(costs)} heads needed, {n['not_needed']} not needed, {n['open']} open; {on}",
-        f"with {_level(pruned.rule)} intervals over scenarios",
+        f"with {100 * pruned.rule.level:g} % intervals over scenarios",
     ]

@@ -67,13 +67,8 @@ def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
     maps |= {"more": f"heads that help more in {variant}", "less": "less"}
     if not any(stage.ceiling for stage in stages):
         del maps["ceiling"]
-    edges = {
-        "edge": "from group to group",
-        "via": "via",
-        **pair,
-        "difference": "difference",
-        "adjusted_p": "adjusted p",
-    }
+    edges = {"edge": "from group to group", "via": "via", **pair}
+    edges |= {"difference": "difference", "adjusted_p": "adjusted p"}
     moved = {"base": "the base's group", "variant": f"{variant}'s own group"}
     moved |= {"attention": "attention", "effect": "effect"}
     moved_rows = [vars(each) | all_printed(each, ("attention", "effect")) for each in overlap.moved or ()]

@@ -146,11 +146,11 @@ def _heat_map(found: ModelDifferences) -> Figure:
     largest = max((row["value"] for row in rows if row["value"] is not None), default=0.0) or 1.0
     scale = alt.Scale(domain=[0, largest], range=["#fbe3d3", charts.HURTS])
     legend = alt.Legend(title="difference / base", format=".2~g", values=[0, largest], gradientLength=90)
-    changed = charts.known(base.transform_filter(alt.datum.changed), "value")
+    changed = charts.known(base.transform_filter(alt.datum.changed))
     layers = [
         base.mark_rect(fill="white", **look),
         changed.mark_rect(**look).encode(color=alt.Color("value:Q", scale=scale, legend=legend)),
-        charts.struck_out(base, "value", size=40),
+        charts.struck_out(base, size=40),
     ]
     step = max(6, min(18, _WIDEST // len(charts.distinct(rows, "layer"))))
     title = f"Weights: {found.variant} against {found.base}"
