@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, naming
 
 _LARGEST_YAML = 2**19  # bytes: PyYAML reads some 50 kB a second, and a long study has 5 kB
 _LARGEST_JSON = 2**28
@@ -110,11 +110,14 @@ def no_such_path(path: str | Path) -> str:
 
 def parse_json(text: str, origin: str) -> dict[str, Any]:
     """Raises: InputError if `text` is no JSON mapping; `origin` says where it came from."""
-    depth = max(accumulate(map(_STEPS.__getitem__, _brackets(text))), default=0)
+    outside_strings = re.sub(_STRING, "", text, flags=re.DOTALL).encode("ascii", "ignore")
+    depth = max(accumulate(map(_STEPS.__getitem__, outside_strings.translate(None, _NOT_BRACKETS))), default=0)
     if depth > _DEEPEST:
         raise InputError(f"{origin} is nested {depth} levels deep; expected at most {_DEEPEST}")
     try:
-        data = json.loads(text, object_pairs_hook=_once, parse_int=_int, parse_float=_float, parse_constant=_no_number)
+        with naming(origin):
+            hooks = {"parse_int": _int, "parse_float": _float, "parse_constant": _no_number}
+            data = json.loads(text, object_pairs_hook=_once, **hooks)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(data, ensure_ascii=False).encode()  # half a pair of surrogates is no text
     except _KeyTwiceError as error:
@@ -127,8 +130,6 @@ def parse_json(text: str, origin: str) -> dict[str, Any]:
         raise InputError(f"{origin} is not JSON: {what}") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{origin}: half a pair of surrogates ({error.object[error.start]!a}) is no text") from error
-    except _NumberError as error:
-        raise InputError(f"{origin}: {error}") from error
     return _mapping(data, origin)
 
 
@@ -182,10 +183,6 @@ class _KeyTwiceError(ValueError):
     """An object has its one argument, a key, twice."""
 
 
-class _NumberError(ValueError):
-    """A number that is not finite, or needs more than 64 bits."""
-
-
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
@@ -196,7 +193,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _int(text: str) -> int:
     if len(text) > 20 or abs(int(text)) > _LARGEST_INT:
-        raise _NumberError(f"the number {text[:40]} does not fit 64 bits")
+        raise InputError(f"the number {text[:40]} does not fit 64 bits")
     return int(text)
 
 
@@ -207,12 +204,7 @@ def _float(text: str) -> float:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise _NumberError(f"{text[:40]} is not a finite number; where there is none, JSON has null")
-
-
-def _brackets(text: str) -> bytes:
-    """The brackets of a JSON text that stand outside its strings."""
-    return re.sub(_STRING, "", text, flags=re.DOTALL).encode("ascii", "ignore").translate(None, _NOT_BRACKETS)
+    raise InputError(f"{text[:40]} is not a finite number; where there is none, JSON has null")
 
 
 def _line_of_repeated_key(text: str, repeated: str) -> int:

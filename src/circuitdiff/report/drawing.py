@@ -20,6 +20,7 @@ NEAR = 3
 COLUMN_PX = 14.0
 DOT = 0.75  # columns between two heads of one layer and role
 BOW = 3.0  # columns that a link within one column bends aside
+_CURVE = 24  # points of a link's curve
 LONG = 6.0  # columns: a longer link has room for its words halfway, a shorter one has them beside its senders
 
 
@@ -228,9 +229,9 @@ def _middle(scene: Scene, group: str) -> Point:
     return Point(scene.centre(scene.circuit.groups[group].at), sum(head.layer for head in heads) / len(heads))
 
 
-def _curve(start: Point, end: Point, bend: float, n_points: int = 24) -> list[Point]:
+def _curve(start: Point, end: Point, bend: float) -> list[Point]:
     """A quadratic Bezier curve from `start` to `end`, its middle pulled `bend` sideways."""
-    t = np.arange(n_points)[:, None] / (n_points - 1)
+    t = np.arange(_CURVE)[:, None] / (_CURVE - 1)
     middle = ((start.x + end.x) / 2 + bend, (start.y + end.y) / 2)
     points = (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(middle) + t**2 * np.array(end)
     return [Point(*point) for point in points.tolist()]
