@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from circuitdiff.errors import InputError, naming
+from circuitdiff.errors import InputError
 
 _LARGEST_YAML = 2**19  # bytes: PyYAML reads some 50 kB a second, and a long study has 5 kB
 _LARGEST_JSON = 2**28
@@ -115,9 +115,7 @@ def parse_json(text: str, origin: str) -> dict[str, Any]:
     if depth > _DEEPEST:
         raise InputError(f"{origin} is nested {depth} levels deep; expected at most {_DEEPEST}")
     try:
-        with naming(origin):
-            hooks = {"parse_int": _int, "parse_float": _float, "parse_constant": _no_number}
-            data = json.loads(text, object_pairs_hook=_once, **hooks)
+        data = json.loads(text, object_pairs_hook=_once, parse_int=_int, parse_float=_float, parse_constant=_no_number)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(data, ensure_ascii=False).encode()  # half a pair of surrogates is no text
     except _KeyTwiceError as error:
@@ -128,6 +126,8 @@ def parse_json(text: str, origin: str) -> dict[str, Any]:
         line = f"line {error.lineno}, " if "\n" in text.strip() else ""  # of JSONL the origin says it
         what = "it is empty" if not text.strip() else f"{line}column {error.colno}: {error.msg}"
         raise InputError(f"{origin} is not JSON: {what}") from error
+    except InputError as error:  # of a number
+        raise InputError(f"{origin}: {error}") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{origin}: half a pair of surrogates ({error.object[error.start]!a}) is no text") from error
     return _mapping(data, origin)

@@ -84,8 +84,8 @@ class Along:
 
     def intervals(self, base: alt.Chart, **look: Any) -> alt.Chart:
         """Lines from `low` to `high`."""
-        lines = base.mark_rule(**{"strokeWidth": 1.5} | look)
-        return lines.encode(**{self.axis: self.at("low"), f"{self.axis}2": "high:Q"})
+        ends: dict[str, Any] = {self.axis: self.at("low"), f"{self.axis}2": "high:Q"}
+        return base.mark_rule(**{"strokeWidth": 1.5} | look).encode(**ends)
 
     def points(self, base: alt.Chart, **channels: Any) -> alt.Chart:
         """A dot at `value`."""
@@ -100,9 +100,9 @@ class Along:
 
     def dashed(self, *values: Number, says: str = "", color: str = MUTED) -> list[alt.Chart]:
         """Dashed lines across the figure at values; none at one that is undefined."""
-        channels = {self.axis: self.at("at")} | ({"tooltip": tips(what="")} if says else {})
-        known = [alt.Chart(inline([{"at": value, "what": says}])) for value in values if value is not None]
-        return [each.mark_rule(color=color, strokeDash=[4, 3]).encode(**channels) for each in known]
+        channels: dict[str, Any] = {self.axis: self.at("at")} | ({"tooltip": tips(what="")} if says else {})
+        defined = [alt.Chart(inline([{"at": value, "what": says}])) for value in values if value is not None]
+        return [each.mark_rule(color=color, strokeDash=[4, 3]).encode(**channels) for each in defined]
 
 
 ACCURACY = Along("y", "accuracy", UNIT)
@@ -110,17 +110,13 @@ ACCURACY = Along("y", "accuracy", UNIT)
 
 def known(base: alt.Chart) -> alt.Chart:
     """Of the rows those with a number."""
-    return base.transform_filter(alt.datum.value != None)  # noqa: E711 (a Vega expression)
-
-
-def missing(base: alt.Chart) -> alt.Chart:
-    return base.transform_filter(alt.datum.value == None)  # noqa: E711 (a Vega expression)
+    return base.transform_filter(alt.datum["value"] != None)  # noqa: E711 (a Vega expression)
 
 
 def struck_out(base: alt.Chart, **look: Any) -> alt.Chart:
     """A stroke where there is no number."""
-    look = {"size": 60, "stroke": MUTED} | look
-    return missing(base).mark_point(shape="M-1,1L1,-1", strokeWidth=1, fill=None, **look)
+    missing = base.transform_filter(alt.datum["value"] == None)  # noqa: E711 (a Vega expression)
+    return missing.mark_point(shape="M-1,1L1,-1", strokeWidth=1, fill=None, **{"size": 60, "stroke": MUTED} | look)
 
 
 def among_random(
@@ -139,8 +135,11 @@ def among_random(
         y=alt.Y("count():Q", title=drawn, axis=alt.Axis(tickMinStep=1)),
         tooltip=[alt.Tooltip("count():Q", title=drawn)],
     )
-    known_values = [(what, value) for what, value in references.items() if value is not None]
-    rows = [{"what": f"{what}: {number(value)}", "accuracy": value} for what, value in known_values]
+    rows = [
+        {"what": f"{what}: {number(value)}", "accuracy": value}
+        for what, value in references.items()
+        if value is not None
+    ]
     palette = (CATEGORIES[5], CATEGORIES[0], MUTED, INK)
     legend = {"orient": "bottom", "direction": "vertical", "symbolType": "stroke"}
     rules = alt.Chart(inline(rows)).mark_rule(strokeWidth=2.5)

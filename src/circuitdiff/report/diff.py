@@ -88,14 +88,10 @@ class RunDiff:
 
 def diff_tables(found: RunDiff, first: str, second: str) -> list[Table]:
     """What differs as text: title, columns and rows of each table that has a row."""
-    groups = [
-        (
-            f"{each.circuit} / {each.group}",
-            *(", ".join(heads) or "none" for heads in (each.only_first, each.only_second)),
-            str(each.both),
-        )
-        for each in found.heads
-    ]
+    groups = []
+    for each in found.heads:
+        only = (", ".join(heads) or "none" for heads in (each.only_first, each.only_second))
+        groups.append((f"{each.circuit} / {each.group}", *only, str(each.both)))
     tables: list[Table] = [
         ("what moved beyond its interval", ("number", first, second), _rows(found.moved)),
         ("what is undefined in one run", ("number", first, second), _rows(found.undefined, missing="undefined")),

@@ -147,7 +147,8 @@ def map_of(rows: list[dict], title: str, subtitle: str) -> charts.Figure:
         y=alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(labelOverlap=True)),
         tooltip=charts.tips(head="head", printed="effect", p="adjusted p", status=""),
     )
-    hatched = charts.missing(base).mark_rect(fill="#d5d5d5", stroke="white", strokeWidth=1)
+    missing = base.transform_filter(alt.datum.value == None)  # noqa: E711 (a Vega expression)
+    hatched = missing.mark_rect(fill="#d5d5d5", stroke="white", strokeWidth=1)
     struck_out = charts.struck_out(base, size=90, stroke="#777777")
     layers = [*_cells(base, rows), hatched, struck_out, *_outlines(base, step)]
     legend = ["outlined: selected, helps · dashed with a dot: selected, hurts", "hatched: not measured"]
