@@ -85,7 +85,8 @@ class Along:
     def intervals(self, base: alt.Chart, **look: Any) -> alt.Chart:
         """Lines from `low` to `high`."""
         ends: dict[str, Any] = {self.axis: self.at("low"), f"{self.axis}2": "high:Q"}
-        return base.mark_rule(**{"strokeWidth": 1.5} | look).encode(**ends)
+        look = {"strokeWidth": 1.5} | look
+        return base.mark_rule(**look).encode(**ends)
 
     def points(self, base: alt.Chart, **channels: Any) -> alt.Chart:
         """A dot at `value`."""
@@ -116,7 +117,8 @@ def known(base: alt.Chart) -> alt.Chart:
 def struck_out(base: alt.Chart, **look: Any) -> alt.Chart:
     """A stroke where there is no number."""
     missing = base.transform_filter(alt.datum["value"] == None)  # noqa: E711 (a Vega expression)
-    return missing.mark_point(shape="M-1,1L1,-1", strokeWidth=1, fill=None, **{"size": 60, "stroke": MUTED} | look)
+    look = {"size": 60, "stroke": MUTED} | look
+    return missing.mark_point(shape="M-1,1L1,-1", strokeWidth=1, fill=None, **look)
 
 
 def among_random(

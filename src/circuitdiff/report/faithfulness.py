@@ -155,9 +155,9 @@ def _matrix(rows: list[dict]) -> charts.Figure:
     cells = base.mark_rect(stroke="white").encode(color=alt.Color("value:Q", scale=scale, title="faithfulness"))
     light = alt.condition("datum.value > 0.6", alt.value("white"), alt.value(charts.INK))
     text = base.mark_text(fontSize=12).encode(text="short:N", color=light)
-    title, step = "Every circuit in every model", {"width": alt.Step(90), "height": alt.Step(34)}
+    title = "Every circuit in every model"
     subtitle = ["the circuit's accuracy over the whole model's; the base's circuits first"]
-    return charts.finish([cells, text], title, subtitle, **step)
+    return charts.finish([cells, text], title, subtitle, width=alt.Step(90), height=alt.Step(34))
 
 
 def _among_random(circuit: str, model: str, found: CircuitInModel, random: RandomCircuits) -> charts.Figure:
