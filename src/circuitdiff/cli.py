@@ -106,8 +106,7 @@ def compare(
 ) -> None:
     """What did fine-tuning do to the circuit? Plan, run, verdict and report of a base and its variants."""
     with progress() as monitor:
-        options = {"quick": quick, "minutes": minutes, "dtype": dtype, "device": device, "chat": chat}
-        options["force"] = force
+        options = {"quick": quick, "minutes": minutes, "dtype": dtype, "device": device, "chat": chat, "force": force}
         told = {"monitor": monitor, "announce": show_plan, "notify": _note}
         results = runs.compare(*models, task=task, folder=folder, workers=workers, **options, **told)
     folder = folder or Path("runs") / results.study.name
@@ -129,9 +128,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished
 
 
 @app.command()
-def schema(
-    file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = Path("docs/results.schema.json"),
-) -> None:
+def schema(file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = SCHEMA) -> None:
     """Write the JSON schema of results.json."""
     check_folder(file)
     write_whole(file, json_bytes(results_schema()))

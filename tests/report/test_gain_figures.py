@@ -123,7 +123,7 @@ def test_every_column_of_a_table_is_in_its_rows():
     for part in (cross_model.view(gains()), graft.view(gains()), verdict.evidence(gains())):
         for table in part.tables:
             for row in table.rows:
-                assert set(table.columns) <= set(row), table.caption
+                assert set(table.headings) <= set(row), table.caption
 
 
 def test_sentences_on_a_gain_link_to_the_direction_in_which_weights_went():
@@ -174,9 +174,9 @@ def test_every_run_and_the_other_scores_stand_in_tables():
     results = gains(cross_model={VARIANT: replace(patched(), to_base={"z": replace(way, scores=scores)})})
     tables = {table.caption: table for table in cross_model.view(results).tables if table.rows}
     runs = tables[f"patched z of {VARIANT} in base: every run"].rows
-    assert [row["parts"] for row in runs] == ["none", "reader + fetcher"]
+    assert [row["from the donor"] for row in runs] == ["none", "reader + fetcher"]
     assert [str(row["share"]).split(" ")[0] for row in runs] == ["–", "0.812"]  # of each subset of the parts
-    assert (runs[1]["distance"], runs[1]["note"]) == ("1.250", "far <away>")
+    assert (runs[1]["distance from clean runs"], runs[1][""]) == ("1.250", "far <away>")
     other = tables[f"patched z of {VARIANT} in base: answer's log probability"]
     assert other.columns["printed"] == "adds to the answer's log probability"
     by_layers = next(table for table in graft.view(results).tables if "of layers" in table.caption)
@@ -241,7 +241,7 @@ def test_a_sentence_says_for_which_thresholds_its_answer_is_the_same():
 def test_the_evidence_has_every_number_why_one_is_undefined_and_the_thresholds():
     circuits, parts, layers, thresholds = verdict.evidence(gains()).tables
     assert list(circuits.ids) == [anchor("circuits", VARIANT)]
-    assert [(row["printed"], row["note"]) for row in circuits.rows] == [
+    assert [(row["value (95 % interval)"], row[""]) for row in circuits.rows] == [
         ("0.900 (0.850 to 0.950)", ""),
         ("0.875 (0.800 to 0.950)", ""),
         ("0.000 (−0.020 to 0.020)", ""),
@@ -253,7 +253,7 @@ def test_the_evidence_has_every_number_why_one_is_undefined_and_the_thresholds()
         *("fetcher", "yes", "no", "not established", "a control"),
     ]
     assert layers.caption.endswith(", by layers")
-    values = {row["what"]: row["value"] for row in thresholds.rows}
+    values = {row["threshold"]: row["value"] for row in thresholds.rows}
     assert values["least normalised faithfulness"] == "0.8"
     assert len(values) == len(fields(Thresholds))
 
