@@ -44,9 +44,10 @@ def digest_of_function(function: Callable[..., Any]) -> str:
 
 def without_prose(source: str) -> str:
     """The code alone: what is the same for two sources that compute the same, line by line."""
-    tree, documented = ast.parse(source), ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node):
+        definition = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if definition and ast.get_docstring(node):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.dump(tree)
 

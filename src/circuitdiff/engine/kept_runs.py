@@ -20,7 +20,7 @@ from circuitdiff.engine.executor import Batch, Progress
 from circuitdiff.engine.fits import KEPT_SHARE, RUN_SHARE, clean_batches
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import CleanRun, Keywords, run_clean
-from circuitdiff.prompts import Bucket, Pairs, PromptSet, buckets, selected
+from circuitdiff.prompts import Bucket, Pairs, PromptSet, buckets
 
 _ENOUGH_PROMPTS = 16
 
@@ -211,4 +211,4 @@ class PairRuns:
     def _clean_prompts(self) -> PromptSet:
         """With the first position that a sweep may change as a role."""
         at = torch.stack([self.pairs.positions[role] for role in self._roles]).amin(0).clamp(min=0)
-        return selected(self.pairs.clean_prompts, positions={"first": at})
+        return replace(self.pairs.clean_prompts, positions={"first": at})

@@ -110,7 +110,7 @@ def _matrix(model: str, result: Knockouts) -> charts.Figure:
         y=alt.Y("query:N", sort=roles, title="role"),
         tooltip=charts.tips(**_TIPS),
     )
-    largest = max((abs(row["value"]) for row in rows if row["value"] is not None), default=0.0) or 1.0
+    largest = max((abs(value) for row in rows if isinstance(value := row["value"], float)), default=0.0) or 1.0
     scale = alt.Scale(domain=[0, largest], range=[charts.NEUTRAL, charts.HURTS], clamp=True)
     known = charts.known(base)
     layers = [

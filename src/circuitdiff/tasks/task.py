@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Task(Readable, ABC):
         """Discovery plans in the form of a study's, the main one first, for a study that names none."""
         return self.form.plans or DEFAULT_PLANS
 
-    @property
+    @cached_property
     @abstractmethod
     def roles(self) -> tuple[str, ...]:
         """The names of all roles that every prompt has."""

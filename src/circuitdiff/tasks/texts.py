@@ -72,7 +72,7 @@ def from_texts(
         PairTexts(
             clean=clean[i],
             counterfactual=counterfactual[i],
-            answers=AnswerTexts((answers[i],), (foils[i],) if isinstance(foils[i], str) else tuple(foils[i])),
+            answers=AnswerTexts((answers[i],), _foils_of(foils[i])),
             new_answers=AnswerTexts(new[i]),
             origin=origins[i],
             scenario=i if scenarios is None else scenarios[i],
@@ -81,6 +81,10 @@ def from_texts(
         for i in range(n)
     ]
     return pairs_of(tokenizer, prompts, rows, space=space)
+
+
+def _foils_of(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _cut(texts: Sequence[str], roles: Roles, origins: Sequence[str]) -> list[Prompt]:
