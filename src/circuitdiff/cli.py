@@ -29,6 +29,7 @@ from circuitdiff.study.registry import read_results, read_study, results_schema
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.runner import plan_study
 from circuitdiff.study.settings import CommonSettings
+from circuitdiff.study.settings_page import settings_page
 from circuitdiff.study.task_check import ability_finding, plans_finding
 from circuitdiff.tasks import get_task, new_task
 from circuitdiff.tasks.chat import OFF
@@ -116,7 +117,7 @@ def compare(
 
 @app.command()
 def demo(folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo")) -> None:
-    """Find and evaluate the entity-tracking circuit of a small real model."""
+    """Find the circuit of indirect object identification in a small real model, and evaluate it."""
     with as_file(files("circuitdiff") / "demo.yaml") as study:
         _run(read_study(study), folder)
 
@@ -128,11 +129,15 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished
 
 
 @app.command()
-def schema(file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = SCHEMA) -> None:
-    """Write the JSON schema of results.json."""
-    check_folder(file)
-    write_whole(file, json_bytes(results_schema()))
-    say(f"schema: {file}")
+def schema(
+    file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = SCHEMA,
+    settings: Annotated[Path, typer.Option(help="Where the page of settings goes.")] = Path("docs/settings.md"),
+) -> None:
+    """Write the JSON schema of results.json, and a page of all settings of a study."""
+    for path, content in ((file, json_bytes(results_schema())), (settings, settings_page().encode())):
+        check_folder(path)
+        write_whole(path, content)
+    say(f"schema: {file}; settings: {settings}")
 
 
 @app.command()

@@ -247,6 +247,7 @@ def test_the_evidence_has_every_number_why_one_is_undefined_and_the_thresholds()
         ("0.000 (−0.020 to 0.020)", ""),
         ("–", "few"),
         *((printed(around(value)), "") for value in (0.25, 0.125, -0.125)),
+        ("0.900 (0.850 to 0.950)", ""),
     ]
     [row] = parts.rows
     assert [row[name] for name in ("part", "sufficient", "necessary", "sole", "note")] == [

@@ -44,7 +44,7 @@ WRONG_ROWS = {
     "no answer": (first(answer=...), "line 1: answer: this is missing"),
     "list of no answers": (first(answer=[]), "line 1: answer: "),
     "empty answer": (first(answer=["box", ""]), "line 1: answer.1: String should have at least 1 character"),
-    "number as an answer": (first(answer=3), "line 1: answer: expected text; got 3"),
+    "number as an answer": (first(answer=3), "line 1: answer: expected text; got 3; put it in quotes"),
     "unknown answer": (every(answer="zebra"), "must be tokens of its own after ' the', all known; it came as '<unk>'"),
     "unknown word": (
         [each | {"prompt": each["prompt"].replace("What", "Where")} for each in ROWS],

@@ -90,7 +90,8 @@ def _said(worst: ErrorDetails, keys: list[str]) -> str:
     said = worst["msg"]
     for theirs, plainer in _PLAINER.items():
         said = said.replace(theirs, plainer)
-    return said if worst["type"] == "value_error" else f"{said}; got {came}"
+    advice = "; put it in quotes" if worst["type"] == "string_type" and isinstance(worst["input"], int | float) else ""
+    return said if worst["type"] == "value_error" else f"{said}; got {came}{advice}"
 
 
 def _place(loc: tuple[int | str, ...], form: Any) -> tuple[list[str], list[str]]:

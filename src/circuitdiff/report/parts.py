@@ -12,13 +12,17 @@ from circuitdiff.report.charts import Figure
 
 @dataclass(frozen=True)
 class Sentence:
-    """A paragraph, or an item of a list. `look`: its CSS class; `asks`: stands before it, in bold; `link`: an id."""
+    """A paragraph, or an item of a list.
+
+    `look`: its CSS class; `asks`: stands before it, in bold; `link`: an id; `reasons`: folded away behind it.
+    """
 
     text: str | Markup
     look: str = ""
     asks: str = ""
     link: str = ""
     scope: str = ""
+    reasons: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

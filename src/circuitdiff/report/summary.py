@@ -24,14 +24,12 @@ from circuitdiff.study.sections import (
 from circuitdiff.study.sections.faithfulness import CircuitInModel
 
 FEW = 50  # prompts below which an interval is wide enough to warn of
-TOO_FAITHFUL = 1.1
-_RANK_P = 0.05  # of a circuit among random ones, above which that is a caution
 
 
 def alarms(results: CommonResults) -> Part:
     """Failed self-checks first, then everything that limits what the numbers mean."""
     failed = [Sentence(_failure(check), "alarm failed") for check in results.checks if not check.passed]
-    cautions = [*_unfaithful(results), *_no_better_than_random(results), *_few(results), *results.warnings]
+    cautions = [*results.warnings, *_few(results)]
     return Part("", sentences=[*failed, *(Sentence(text, "alarm caution") for text in cautions)])
 
 
@@ -39,28 +37,6 @@ def _failure(check: Check) -> str:
     measured = f"{significant(check.value)} against a tolerance of {significant(check.tolerance)}"
     detail = f" ({check.detail})" if check.detail else ""
     return f"Self-check failed for {check.model}: {check.name}: {measured}{detail}. Do not trust this run."
-
-
-def _unfaithful(results: CommonResults) -> Iterator[str]:
-    """One caution per model."""
-    above: dict[str, list[str]] = {}
-    for circuit, model, each in cells_of(results, faithfulness.SECTION):
-        if each.value is not None and each.value > TOO_FAITHFUL:
-            above.setdefault(model, []).append(f"{circuit} {number(each.value)}")
-    for model, circuits in above.items():
-        yield (
-            f"Faithfulness in {model} is above {TOO_FAITHFUL} ({', '.join(circuits)}): there a circuit does something "
-            f"that the whole model does not, which is unfaithful, too."
-        )
-
-
-def _no_better_than_random(results: CommonResults) -> Iterator[str]:
-    for circuit, model, each in cells_of(results, faithfulness.SECTION):
-        if each.random is None:
-            continue
-        p, own, largest = each.random.rank_p, each.circuit_accuracy.value or 0.0, max(each.random.accuracies)
-        if own <= largest if p is None else p > _RANK_P:
-            yield f"{circuit} in {model} is not surely better than random circuits of its size: {_beside(each)}."
 
 
 def _beside(cell: CircuitInModel) -> str:

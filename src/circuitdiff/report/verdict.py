@@ -9,14 +9,14 @@ from circuitdiff.report.numbers import printed
 from circuitdiff.report.parts import Part, Sentence, Table, anchor
 from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.verdict import SECTION, Verdict
-from circuitdiff.study.verdict import Sensitivity
+from circuitdiff.study.verdict import REASONS_IN_TEXT, TRIED, Sensitivity
 
 _CLAIMS = {
     "behaviour": "What happened to the behaviour?",
     "same_circuit": "Is the same circuit at work?",
     "beats_base": "Does the base's circuit do better in the variant?",
     "beats_own": "Is it better there than the variant's own?",
-    "further_heads": "Do the variant's further heads matter?",
+    "further_heads": "Do the variant's further heads help?",
     "same_function": "Does each group have the same function?",
     "improved_part": "Which part improved?",
     "cause_layers": "In which layers is its cause?",
@@ -37,6 +37,7 @@ _DIFFERENCES = {
     "reverse": "the variant's circuit in the base, less the whole base",
     "extras_add": "both circuits together in the variant, less the base's",
     "extras_alone": "the variant's further heads alone, less no heads at all",
+    "faithful": "normalised faithfulness: the base's circuit in the variant",
 }
 _THRESHOLDS = {
     "scenarios": "least held-out scenarios",
@@ -67,6 +68,7 @@ def _sentences(variant: str, verdict: Verdict) -> list[Sentence]:
             asks=_CLAIMS[each.claim],
             link=anchor(each.rests_on, "" if each.rests_on == "accuracy" else variant),
             scope="; ".join([each.scope, *map(in_words, each.sensitivity)]),
+            reasons=each.reasons if len(each.reasons) > REASONS_IN_TEXT else (),
         )
         for each in verdict.sentences
     ]
@@ -74,6 +76,8 @@ def _sentences(variant: str, verdict: Verdict) -> list[Sentence]:
 
 def in_words(sensitivity: Sensitivity) -> str:
     name = _THRESHOLDS[sensitivity.threshold]
+    if (sensitivity.low, sensitivity.high) == (TRIED[0], TRIED[-1]):
+        return f"the same answer for any {name}"
     return f"the same answer for a {name} of {sensitivity.low:g} to {sensitivity.high:g}"
 
 

@@ -103,38 +103,47 @@ def _by_slot(evidence: Evidence) -> TransferEvidence | None:
     return next((each for each in evidence.transfers if each.by == "slot"), None)
 
 
-def _better(statement: str, what: str, difference: Estimate | None) -> Posed:
-    return Posed(statement, [row(what, difference, "to be surely above 0", above(difference))])
-
-
 def beats_base(evidence: Evidence, _: Thresholds) -> Posed:
     base, variant, found, numbers = evidence.base, evidence.variant, _by_slot(evidence), ""
     if found is not None:
         numbers = f" (by {printed(found.over_base)}; {variant}'s circuit in {base}: {printed(found.reverse)})"
-    statement = f"{base}'s circuit alone does better in {variant} than the whole of {base}{numbers}"
-    what = f"{base}'s circuit in {variant} is more accurate than the whole of {base} by"
-    return _better(statement, what, found and found.over_base)
+    said = f"{base}'s circuit alone {{}} better in {variant} than the whole of {base}{numbers}"
+    what, difference = f"its accuracy there less that of the whole of {base} is", found and found.over_base
+    return Posed(said.format("does"), [_positive(what, difference)], said.format("does no"))
 
 
-def beats_own(evidence: Evidence, _: Thresholds) -> Posed:
+def beats_own(evidence: Evidence, limits: Thresholds) -> Posed:
+    """Of two circuits that do little of what the variant does, neither is worth a yes."""
     base, variant, found = evidence.base, evidence.variant, _by_slot(evidence)
     numbers = "" if found is None else f" (by {printed(found.over_own)})"
-    statement = f"{base}'s circuit does better in {variant} than {variant}'s own{numbers}"
-    what = f"in {variant}, {base}'s circuit is more accurate than its own by"
-    return _better(statement, what, found and found.over_own)
+    said = f"{base}'s circuit {{}} better in {variant} than {variant}'s own{numbers}"
+    what, difference = f"its accuracy in {variant} less that of {variant}'s own circuit is", found and found.over_own
+    faithful = f"{base}'s circuit in {variant} has a normalised faithfulness (accuracy) of"
+    does_it = row(
+        faithful,
+        found and found.faithful,
+        f"to be surely at least {limits.faithful:g}",
+        within(found and found.faithful, limits.faithful),
+    )
+    return Posed(said.format("does"), [_positive(what, difference), does_it.never_refuting()], said.format("does no"))
 
 
 def further_heads(evidence: Evidence, limits: Thresholds) -> Posed:
     base, variant, found, numbers = evidence.base, evidence.variant, _by_slot(evidence), ""
     if found is not None and found.extras_add is not None and found.extras_alone is not None:
         numbers = f" (by {printed(found.extras_add)}; alone {printed(found.extras_alone)} above nothing)"
-    statement = f"the further heads of {variant}'s own circuit add to {base}'s{numbers}"
+    said = f"the further heads of {variant}'s own circuit {{}} to {base}'s{numbers}"
+    statement = said.format("add")
     if found is not None and found.extras_add is None:
         return Posed(statement, [Requirement(None, f"{variant}'s circuit has no heads beyond {base}'s")])
     added, margin = found and found.extras_add, limits.accuracy
-    what, expected = f"with them {base}'s circuit is more accurate in {variant} by", "to be surely above 0"
-    test = above(added, 0.0, lost_below=margin)
-    return Posed(statement, [row(what, added, f"{expected}; surely below {margin:g} is nothing", test)])
+    what = f"the accuracy in {variant} with them less that of {base}'s circuit alone is"
+    expected, test = f"to be surely above 0; surely below {margin:g} is nothing", above(added, 0.0, lost_below=margin)
+    return Posed(statement, [row(what, added, expected, test)], contrary=said.format("add nothing"))
+
+
+def _positive(what: str, difference: Estimate | None) -> Requirement:
+    return row(what, difference, "to be surely above 0", above(difference))
 
 
 # Does each group have the same function?
@@ -160,9 +169,14 @@ def same_function(evidence: Evidence, limits: Thresholds) -> Posed:
             requirements.append(Requirement(None, f"{mask} was not held against a trained floor"))
     requirements = requirements or [Requirement(None, "no group of the base carries a function that was asked for")]
     groups = _listed([f"{each.group} ({each.desideratum})" for each in evidence.functions])
-    verb = "have" if len(evidence.functions) > 1 else "has"
+    some = len(evidence.functions) > 1
     unknown = f" (of {', '.join(evidence.unknown)} no function is known)" if evidence.unknown else ""
-    return Posed(f"{groups or 'each group'} {verb} the same function{unknown}", requirements)
+    said = f"{groups or 'each group'} {{}} the same function{unknown}"
+    return Posed(
+        said.format("have" if some else "has"),
+        requirements,
+        contrary=said.format("do not all have" if some else "does not have"),
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -16,8 +16,8 @@ from circuitdiff.study.evidence import Evidence, PartsEvidence, RestsOn, Thresho
 from circuitdiff.study.judge import Answer, Posed, Requirement, Said, above, judged, leaves_room, within
 from circuitdiff.study.requirements import both_able, gained, trusted
 
-_REASONS_IN_TEXT = 2  # all of them stand beside it
-_TRIED = (0.01, 0.02, 0.03, 0.05, *(i / 20 for i in range(2, 20)), 0.98)  # of a margin, for its sensitivity
+REASONS_IN_TEXT = 2  # all of them stand beside it
+TRIED = (0.01, 0.02, 0.03, 0.05, *(i / 20 for i in range(2, 20)), 0.98)  # of a margin, for its sensitivity
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def _sentence(claim: Claim, evidence: Evidence, limits: Thresholds) -> Sentence:
         text = f"Not asked: {claim.asks}; there is no gain to attribute ({kept.statement})."
         return Sentence(claim.name, "not asked", text, (), claim.rests_on, scope)
     said = _said(claim, evidence, limits)
-    more = f"; and {len(said.reasons) - _REASONS_IN_TEXT} more" if len(said.reasons) > _REASONS_IN_TEXT else ""
-    why = f", because {'; '.join(said.reasons[:_REASONS_IN_TEXT])}{more}" if said.reasons else ""
+    more = f"; and {len(said.reasons) - REASONS_IN_TEXT} more" if len(said.reasons) > REASONS_IN_TEXT else ""
+    why = f", because {'; '.join(said.reasons[:REASONS_IN_TEXT])}{more}" if said.reasons else ""
     text = f"{said.answer[0].upper()}{said.answer[1:]}: {said.statement}{why}."
     sensitivity = tuple(_sensitivity(claim, name, evidence, limits) for name in claim.thresholds)
     return Sentence(claim.name, said.answer, text, said.reasons, claim.rests_on, scope, sensitivity)
@@ -104,7 +104,7 @@ def _sensitivity(claim: Claim, name: str, evidence: Evidence, limits: Thresholds
             last = value
         return last
 
-    below, beyond = ([v for v in _TRIED if v < now], [v for v in _TRIED if v > now])
+    below, beyond = ([v for v in TRIED if v < now], [v for v in TRIED if v > now])
     return Sensitivity(name, furthest(below[::-1]), furthest(beyond))
 
 
@@ -192,7 +192,7 @@ CLAIMS = (
         "further_heads",
         "circuits",
         "verdict",
-        "do further heads matter",
+        "do the variant's further heads help",
         _needing(circuits.further_heads),
         ("accuracy",),
     ),

@@ -101,8 +101,8 @@ class AnswerTokens:
         self._tokenizer, self._n, self._space = tokenizer, 1 if scored == "first" else None, space
         self._known: dict[tuple[str, str], tuple[int, ...]] = {}
 
-    def of(self, prompt: str, answer: str, origin: str) -> tuple[int, ...]:
-        """The answer's tokens after the prompt.
+    def of(self, prompt: str, answer: str, origin: str, called: str = "answer") -> tuple[int, ...]:
+        """The answer's tokens after the prompt; `called`: what it is, in an error.
 
         Raises: InputError if the answer changes the prompt's own tokens, adds none, has one that is unknown, or lacks
         the space before it.
@@ -115,12 +115,12 @@ class AnswerTokens:
                 came = ", ".join(map(repr, self._tokenizer.convert_ids_to_tokens(added))) or "no token"
                 space = "" if answer[:1].isspace() else "; is the space before it missing?"
                 raise InputError(
-                    f"{origin}: the answer {answer!r} must be tokens of its own after {end!r}, all known; it came as "
+                    f"{origin}: the {called} {answer!r} must be tokens of its own after {end!r}, all known; it came as "
                     f"{came}{space}"
                 )
             if self._space and self._lacks_space(end, start, answer):
                 raise InputError(
-                    f"{origin}: the answer {answer!r} has no space before it, and with one it is a token of its own "
+                    f"{origin}: the {called} {answer!r} has no space before it, and with one it is a token of its own "
                     f"after {end!r}; write {' ' + answer!r}, or set `space: false` if it is meant so"
                 )
             self._known[end, answer] = tuple(added[: self._n])
@@ -153,14 +153,20 @@ def pairs_of(
     answer, first = [each[0] for each in right], [[ids[0] for ids in each] for each in right]
     split = any(len(each) > 1 for each in answer)
     foils = [
-        [token for foil in row.answers.foils if (token := _first(tokens, row.clean, foil, row, split)) not in taken]
+        [
+            token
+            for foil in row.answers.foils
+            if (token := _first(tokens, row.clean, foil, row, split, "foil")) not in taken
+        ]
         for row, taken in zip(rows, first, strict=True)
     ]
     if [] in foils:
         row = rows[foils.index([])]
         raise InputError(f"{row.origin}: {row.clean!r} has no foil that begins otherwise than its answer; give one")
     new = [
-        _first(tokens, row.counterfactual, row.new_answers.right[0], row, split) if row.new_answers.right else -1
+        _first(tokens, row.counterfactual, row.new_answers.right[0], row, split, "counterfactual's answer")
+        if row.new_answers.right
+        else -1
         for row in rows
     ]
     if -1 in new and max(new) >= 0:
@@ -192,9 +198,9 @@ def _right(tokens: AnswerTokens, row: PairTexts) -> list[tuple[int, ...]]:
     return list(by_tokens)
 
 
-def _first(tokens: AnswerTokens, prompt: str, answer: str, row: PairTexts, split: bool) -> int:
+def _first(tokens: AnswerTokens, prompt: str, answer: str, row: PairTexts, split: bool, called: str) -> int:
     """The first token of an answer that is no clean prompt's: the only one, unless some of those are split, too."""
-    added = tokens.of(prompt, answer, row.origin)
+    added = tokens.of(prompt, answer, row.origin, called)
     if not split:
         _check_whole(answer, added, row.origin, "and every right answer is one")
     return added[0]

@@ -81,14 +81,14 @@ def _span(text: str, role: str, place: Span | str, origin: str) -> Span:
         found = [each.span() for each in re.finditer(rf"(?<!\w){re.escape(place)}(?!\w)", text)] if place else []
         if len(found) != 1:
             raise InputError(
-                f"{origin}: role {role!r} is at the word {place!r}, which stands {len(found)} times in {text!r}; give "
-                f"its characters, [start, end]"
+                f"{origin}: role {role!r} is at the word {place!r}, which stands {len(found)} times in {text!r}; "
+                + ("give its characters, [start, end]" if found else "name a word of the prompt")
             )
         return found[0]
     if not 0 <= place[0] < place[1] <= len(text):
         raise InputError(
             f"{origin}: role {role!r} is at characters {place[0]} to {place[1]} of a prompt of {len(text)}; give "
-            f"[start, end] with start < end"
+            f"[start, end] with start < end, and end {len(text)} at most"
         )
     return place
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from circuitdiff.circuit import Circuit, total_overlap
@@ -29,6 +29,8 @@ from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.sections.faithfulness_controls import N_KINDS, ControlCircuit, RandomCircuits, controls
 from circuitdiff.tasks import Task
 
+TOO_FAITHFUL = 1.1
+_RANK_P = 0.05  # of a circuit among random ones, above which that is a caution
 _ROWS, _ROWS_AT_HOME = 6, 9  # the circuit and its references, and its controls, under two kinds of means
 
 
@@ -70,7 +72,32 @@ async def run(study: StudyContext, options: FaithfulnessOptions) -> dict[str, di
     known = await circuits(study)
     cells = [(model, name) for model in study.settings.models for name in known]
     results = await study.by_item(cells, lambda cell: _evaluated(study, *cell, known[cell[1]], options))
+    for text in cautions(results):
+        study.warn(text)
     return {name: {model: results[model, name] for model in study.settings.models} for name in known}
+
+
+def cautions(cells: Mapping[tuple[str, str], CircuitInModel]) -> Iterator[str]:
+    """By model and circuit: what a reader must know of those too faithful, or surely no better than random ones."""
+    above: dict[str, list[str]] = {}
+    for (model, circuit), cell in cells.items():
+        if cell.value is not None and cell.value > TOO_FAITHFUL:
+            above.setdefault(model, []).append(f"{circuit} {cell.value:.3f}")
+    for model, circuits_in_it in above.items():
+        yield (
+            f"Faithfulness in {model} is above {TOO_FAITHFUL} ({', '.join(circuits_in_it)}): there a circuit does "
+            f"something that the whole model does not, which is unfaithful, too."
+        )
+    for (model, circuit), cell in cells.items():
+        if cell.random is None:
+            continue
+        own, best, p = cell.circuit_accuracy.value or 0.0, max(cell.random.accuracies), cell.random.rank_p
+        if own <= best if p is None else p > _RANK_P:
+            rank = "" if p is None else f", p = {p:.2g}"
+            yield (
+                f"{circuit} in {model} is not surely better than random circuits of its size: it scores {own:.3f}, "
+                f"the best of {len(cell.random.accuracies)} random ones {best:.3f}{rank}."
+            )
 
 
 async def _evaluated(

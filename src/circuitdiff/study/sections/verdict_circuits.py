@@ -88,6 +88,7 @@ async def _under(
         reverse=more_accurate_by(reverse, base),
         extras_add=more_accurate_by(together, theirs) if len(further) else None,
         extras_alone=more_accurate_by(extras, ablated) if len(further) else None,
+        faithful=_normalised(model, theirs, ablated, "accuracy"),
     )
 
 
