@@ -14,6 +14,7 @@ from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.evidence import Thresholds
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.sections.cross_model import CrossPatchResult
+from circuitdiff.study.verdict import TRIED, Sensitivity
 from helpers.invented_results import accuracy, around, changed, data_of, model, results_of
 from helpers.invented_sections import (
     BASE,
@@ -266,6 +267,22 @@ def test_each_sentence_of_the_page_carries_its_own_scope():
     for sentence, scope in zip(found.sentences, scopes, strict=True):
         line = next(line for line in page.splitlines() if sentence.text.split(",")[0] in line)
         assert f"{scope}." in line or f"{scope}; the same answer" in line
+
+
+def test_reasons_that_a_sentence_has_no_room_for_are_all_on_the_page():
+    found = invented_verdict(("a", "b"))
+    first, second = found.sentences
+    many = (replace(first, reasons=("one", "two", "no <third>")), replace(second, reasons=("one", "two")))
+    page = report_page(results_of(verdict={VARIANT: replace(found, sentences=many)}))
+    assert page.count("<summary>all ") == 1
+    assert "<summary>all 3 reasons</summary><ul><li>one</li><li>two</li><li>no &lt;third&gt;</li></ul>" in page
+
+
+def test_an_answer_that_no_threshold_changes_says_so_in_few_words():
+    assert (
+        verdict.in_words(Sensitivity("share", TRIED[0], TRIED[-1])) == "the same answer for any least share of the gain"
+    )
+    assert verdict.in_words(Sensitivity("share", 0.05, TRIED[-1])).endswith("of 0.05 to 0.98")
 
 
 def test_a_sentence_links_to_its_table_or_to_nothing():
