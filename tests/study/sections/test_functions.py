@@ -350,7 +350,8 @@ def test_a_circuit_is_tested_once_and_only_those_that_are_looked_for_unless_they
 
 
 def test_a_task_without_desiderata_is_said_to_have_none(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(TASK), "desiderata", property(lambda _: ()))
+    without = replace(TASK, desiderata=())
+    monkeypatch.setattr("circuitdiff.study.settings.get_task", lambda *_, **__: without)
     results = results_of(study_of(folder, {}, variants={}), tmp_path / "run")
     assert results.functions == {}
     assert any("no desiderata are written for the task entity_tracking" in warning for warning in results.warnings)
