@@ -45,7 +45,8 @@ def ground_truth(
 ) -> None:
     """Hold discovery and evaluation against planted circuits. Exit code 0 only if every claim holds."""
     if not share:
-        check_folder(page, json_file)
+        for path in (page, json_file):
+            check_folder(path)
     with progress() as monitor:
         truth = check_ground_truth(kept, plantings, monitor=monitor, share=Share.read(share or "1/1"))
     if share:

@@ -64,13 +64,11 @@ class Circuit(Readable):
 
     def without(self, heads: Iterable[Head], role: str) -> Circuit:
         """The circuit with `heads` taken out of every group at `role`."""
-        gone = frozenset(heads)
-        return Circuit(
-            {
-                name: Group(g.at, tuple(h for h in g.heads if h not in gone)) if g.at == role else g
-                for name, g in self.groups.items()
-            }
-        )
+        gone, groups = frozenset(heads), dict(self.groups)
+        for name, group in groups.items():
+            if group.at == role:
+                groups[name] = Group(role, tuple(head for head in group.heads if head not in gone))
+        return Circuit(groups)
 
     def check_fits(self, n_layers: int, n_heads: int, roles: Iterable[str]) -> None:
         """Raises: InputError naming the first head or role that a model or task lacks."""
@@ -88,11 +86,8 @@ class Circuit(Readable):
                     )
 
     def to_dict(self) -> dict:
-        return {
-            "groups": {
-                name: {"at": g.at, "heads": [[h.layer, h.index] for h in g.heads]} for name, g in self.groups.items()
-            }
-        }
+        groups = self.groups.items()
+        return {"groups": {name: {"at": g.at, "heads": [[h.layer, h.index] for h in g.heads]} for name, g in groups}}
 
     @classmethod
     def from_dict(cls, data: object, source: str = "circuit") -> Circuit:
@@ -178,16 +173,12 @@ def beyond(second: Circuit, first: Circuit) -> Circuit:
 
 def circuit_overlap(first: Circuit, second: Circuit) -> dict[str, Overlap]:
     """The overlap of each group, by name. A group that one circuit lacks is empty there."""
-    names = dict.fromkeys([*first.groups, *second.groups])
-    return {name: overlap(_heads(first, name), _heads(second, name)) for name in names}
+    groups, others, nothing = first.groups, second.groups, Group("", ())
+    names = dict.fromkeys([*groups, *others])
+    return {name: overlap(groups.get(name, nothing).heads, others.get(name, nothing).heads) for name in names}
 
 
 def total_overlap(first: Circuit, second: Circuit) -> Overlap:
     """The overlap of the whole circuits: heads with the role that they act at, whatever their groups are called."""
-    return overlap(
-        *([(group.at, head) for group in each.groups.values() for head in group.heads] for each in (first, second))
-    )
-
-
-def _heads(circuit: Circuit, name: str) -> tuple[Head, ...]:
-    return circuit.groups[name].heads if name in circuit.groups else ()
+    places = ([(g.at, head) for g in each.groups.values() for head in g.heads] for each in (first, second))
+    return overlap(*places)

@@ -29,6 +29,7 @@ from circuitdiff.study.registry import read_results, read_study, results_schema
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.runner import plan_study
 from circuitdiff.study.settings import CommonSettings
+from circuitdiff.study.settings_page import settings_page
 from circuitdiff.study.task_check import ability_finding, plans_finding
 from circuitdiff.tasks import get_task, new_task
 from circuitdiff.tasks.chat import OFF
@@ -106,8 +107,7 @@ def compare(
 ) -> None:
     """What did fine-tuning do to the circuit? Plan, run, verdict and report of a base and its variants."""
     with progress() as monitor:
-        options = {"quick": quick, "minutes": minutes, "dtype": dtype, "device": device, "chat": chat}
-        options["force"] = force
+        options = {"quick": quick, "minutes": minutes, "dtype": dtype, "device": device, "chat": chat, "force": force}
         told = {"monitor": monitor, "announce": show_plan, "notify": _note}
         results = runs.compare(*models, task=task, folder=folder, workers=workers, **options, **told)
     folder = folder or Path("runs") / results.study.name
@@ -117,7 +117,7 @@ def compare(
 
 @app.command()
 def demo(folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo")) -> None:
-    """Find and evaluate the entity-tracking circuit of a small real model."""
+    """Find the circuit of indirect object identification in a small real model, and evaluate it."""
     with as_file(files("circuitdiff") / "demo.yaml") as study:
         _run(read_study(study), folder)
 
@@ -130,12 +130,14 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished
 
 @app.command()
 def schema(
-    file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = Path("docs/results.schema.json"),
+    file: Annotated[Path, typer.Option("--out", help="Where it goes.")] = SCHEMA,
+    settings: Annotated[Path, typer.Option(help="Where the page of settings goes.")] = Path("docs/settings.md"),
 ) -> None:
-    """Write the JSON schema of results.json."""
-    check_folder(file)
-    write_whole(file, json_bytes(results_schema()))
-    say(f"schema: {file}")
+    """Write the JSON schema of results.json, and a page of all settings of a study."""
+    for path, content in ((file, json_bytes(results_schema())), (settings, settings_page().encode())):
+        check_folder(path)
+        write_whole(path, content)
+    say(f"schema: {file}; settings: {settings}")
 
 
 @app.command()

@@ -98,13 +98,7 @@ class PromptSet(Readable):
 
     def select(self, prompts: Int[Tensor, " chosen"]) -> PromptSet:
         """The chosen prompts, in the order given."""
-        return selected(
-            self,
-            tokens=self.tokens[prompts],
-            lengths=self.lengths[prompts],
-            positions={role: at[prompts] for role, at in self.positions.items()},
-            slots=self.slots[prompts],
-        )
+        return selected(self, prompts)
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,16 +180,9 @@ class Pairs(Readable):
     def to_pandas(self) -> Any:
         """A row for each pair, in tokens. Raises: InputError if there is no pandas."""
         own = [None] * len(self) if self.counterfactual_answers is None else self.counterfactual_answers.tolist()
+        asked = (self.scenarios.tolist(), self.queried.tolist())
         texts = (self.clean_prompts.rows(), self.counterfactual_prompts.rows())
-        rows = zip(
-            self.scenarios.tolist(),
-            self.queried.tolist(),
-            *texts,
-            self.answers.tolist(),
-            self.foils.tolist(),
-            own,
-            strict=True,
-        )
+        rows = zip(*asked, *texts, self.answers.tolist(), self.foils.tolist(), own, strict=True)
         return data_frame("scenario queried clean counterfactual answer foils counterfactual_answer", rows)
 
     def fingerprint(self) -> str:
@@ -246,19 +233,7 @@ class Pairs(Readable):
 
     def select(self, prompts: Int[Tensor, " chosen"]) -> Pairs:
         """The chosen pairs, in the order given."""
-        own = self.counterfactual_answers
-        return selected(
-            self,
-            clean_prompts=self.clean_prompts.select(prompts),
-            counterfactual_prompts=self.counterfactual_prompts.select(prompts),
-            answers=self.answers[prompts],
-            foils=self.foils[prompts],
-            counterfactual_answers=None if own is None else own[prompts],
-            scenarios=self.scenarios[prompts],
-            queried=self.queried[prompts],
-            right=None if self.right is None else self.right[prompts],
-            continuations=None if self.continuations is None else self.continuations[prompts],
-        )
+        return selected(self, prompts)
 
 
 def fingerprint_of(names: Sequence[str], *parts: Tensor | None) -> str:
@@ -270,11 +245,20 @@ def fingerprint_of(names: Sequence[str], *parts: Tensor | None) -> str:
     return digest.hexdigest()
 
 
-def selected(whole: T, **rows: object) -> T:
+def selected(whole: T, rows: Int[Tensor, " chosen"]) -> T:
     """Some rows of a set that was checked, not checked again: sets are selected for every batch."""
     part = copy(whole)
-    part.__dict__.update(rows)
+    part.__dict__.update({name: _rows_of(value, rows) for name, value in vars(whole).items()})
     return part
+
+
+def _rows_of(value: Any, rows: Int[Tensor, " chosen"]) -> Any:
+    """Rows of what has some; names of slots, and what is None, are of the whole set."""
+    if isinstance(value, Mapping):
+        return {name: each[rows] for name, each in value.items()}
+    if isinstance(value, PromptSet):
+        return value.select(rows)
+    return value[rows] if isinstance(value, Tensor) else value
 
 
 def check_numbers(field: str, values: object, shape: Sequence[int | None], *, at_least: int | None = None) -> None:

@@ -106,8 +106,10 @@ def _rows(thing: Any) -> list[tuple[str, str]]:
     values, rows = _values(thing), list[tuple[str, str]]()
     for name, value in values.items():
         items = dict(value) if isinstance(value, Mapping) else dict(enumerate(value)) if type(value) is tuple else {}
-        if any(map(_needs_a_line, items.values())) and len(values) + len(items) < _LINES:
-            rows += [(name, ""), *((f"  {key}", short(each)) for key, each in items.items())]
+        alone = len(values) == 1 and len(items) == _LINES - 1  # then there is no room for the field's name
+        if any(map(_needs_a_line, items.values())) and len(values) - alone + len(items) < _LINES:
+            rows += [] if alone else [(name, "")]
+            rows += [(str(key) if alone else f"  {key}", short(each)) for key, each in items.items()]
         else:
             rows.append((name, short(value)))
     return rows

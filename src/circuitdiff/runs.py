@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from circuitdiff.cache.store import REPORT, Notify
@@ -15,7 +15,7 @@ from circuitdiff.study.registry import read_results
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.runner import run_study
 from circuitdiff.study.settings import CommonSettings
-from circuitdiff.study.workers import Monitor, Worker, local_workers
+from circuitdiff.study.workers import Monitor, local_workers
 from circuitdiff.tasks.chat import OFF
 
 
@@ -67,17 +67,12 @@ def run_to_report(
     """Runs a study with so many workers, here or on the Ray cluster of that address, and writes its page."""
     from circuitdiff.report import write_report  # draws, which workers and most scripts do not
 
-    with _workers(settings, workers, ray, monitor) as at_work:
+    if ray is None:
+        chosen = nullcontext(local_workers(settings, workers, monitor))
+    else:
+        chosen = ray_workers(settings, ray, workers)
+    with chosen as at_work:
         run_study(settings, folder, monitor, announce, at_work, notify)
     results = read_results(folder)
     write_report(results, folder / REPORT)
     return results
-
-
-@contextmanager
-def _workers(settings: CommonSettings, n: int, ray: str | None, monitor: Monitor) -> Iterator[Sequence[Worker]]:
-    if ray is None:
-        yield local_workers(settings, n, monitor)
-    else:
-        with ray_workers(settings, ray, n) as workers:
-            yield workers

@@ -25,14 +25,10 @@ from circuitdiff.report import weights
 from circuitdiff.study.accuracies import ModelAccuracy
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.plan import PlannedCost
-from circuitdiff.study.registry import part_of
+from circuitdiff.study.registry import cells_of, part_of
 from circuitdiff.study.results import CommonResults
-from circuitdiff.study.sections.accuracy import SECTION as ACCURACY
-from circuitdiff.study.sections.discovery import SECTION as DISCOVERY
-from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
+from circuitdiff.study.sections import accuracy, discovery, faithfulness, overlap, verdict
 from circuitdiff.study.sections.faithfulness_controls import RandomCircuits
-from circuitdiff.study.sections.overlap import SECTION as OVERLAP
-from circuitdiff.study.sections.verdict import SECTION as VERDICT
 from circuitdiff.study.workers import Monitor
 from circuitdiff.tasks.task import DescribedPrompt
 
@@ -62,13 +58,12 @@ def _complained(command: str, line: str) -> int:
     return 2
 
 
-def check_folder(*files: Path | None) -> None:
-    """Before the work: is there a place for its results?"""
-    for path in files:
-        if path and not os.path.isdir(path.parent):
-            raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or name another file")
-        if path and (os.path.isdir(path) or not os.access(path.parent, os.W_OK)):
-            raise InputError(f"cannot write {path}: it is a folder, or its folder is read-only; name another file")
+def check_folder(path: Path | None) -> None:
+    """Before the work: is there a place for its result?"""
+    if path and not os.path.isdir(path.parent):
+        raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or name another file")
+    if path and (os.path.isdir(path) or not os.access(path.parent, os.W_OK)):
+        raise InputError(f"cannot write {path}: it is a folder, or its folder is read-only; name another file")
 
 
 def say(line: str) -> None:
@@ -110,10 +105,9 @@ def _lines() -> Monitor:
 
 
 def show_plan(expected: PlannedCost) -> None:
-    rows = [
-        (part.what, f"{part.forwards:,}", f"{part.flop / 1e12:.1f}", f"{part.minutes:.1f}") for part in expected.parts
-    ]
-    rows.insert(0, ("loading models", "", "", f"{expected.loading:.1f}"))
+    rows = [("loading models", "", "", f"{expected.loading:.1f}")]
+    for part in expected.parts:
+        rows.append((part.what, f"{part.forwards:,}", f"{part.flop / 1e12:.1f}", f"{part.minutes:.1f}"))
     show_table(("part", "plain forwards", "TFLOP", "minutes"), rows, "plan", numbers=True)
     minutes = max(1, round(expected.minutes))
     say(
@@ -128,18 +122,15 @@ def show_results(results: CommonResults) -> None:
     _show_models(results)
     _show_heads(results)
     rows = []
-    for name, models in (part_of(results, FAITHFULNESS) or {}).items():
-        circuit = (part_of(results, DISCOVERY) or {})[name]
-        n_heads = sum(len(group.heads) for group in circuit.groups.values())
-        for model, entry in models.items():
-            accuracies = (f"{each.value:.3f}" for each in (entry.circuit_accuracy, entry.model_accuracy))
-            random = "-" if entry.random is None else _drawn(entry.random)
-            rows.append((name, model, str(n_heads), *accuracies, _interval(entry), random))
+    for name, model, entry in cells_of(results, faithfulness.SECTION):
+        n_heads = sum(len(group.heads) for group in part_of(results, discovery.SECTION)[name].groups.values())
+        accuracies = (f"{each.value:.3f}" for each in (entry.circuit_accuracy, entry.model_accuracy))
+        rows.append((name, model, str(n_heads), *accuracies, _interval(entry), _drawn(entry.random)))
     show_table(("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "random circuits"), rows)
-    for variant, verdict in (part_of(results, VERDICT) or {}).items():
+    for variant, each in part_of(results, verdict.SECTION).items():
         out.print()
         say(f"{variant} against its base:")
-        for sentence in verdict.sentences:
+        for sentence in each.sentences:
             say(f"  {sentence.text}")
     for warning in results.warnings:
         say(f"warning: {warning}")
@@ -147,11 +138,10 @@ def show_results(results: CommonResults) -> None:
 
 def _show_models(results: CommonResults) -> None:
     """Where there are variants: each model's accuracy, and the paired difference to the base."""
-    verdicts, accuracies = part_of(results, VERDICT) or {}, part_of(results, ACCURACY) or {}
-    if verdicts:
+    if verdicts := part_of(results, verdict.SECTION):
         rows = [
             (name, _interval(each.accuracy), _interval(verdicts[name].behaviour.accuracy) if name in verdicts else "-")
-            for name, each in accuracies.items()
+            for name, each in part_of(results, accuracy.SECTION).items()
         ]
         show_table(("model", "accuracy", "less the base's (paired)"), rows)
         out.print()
@@ -160,7 +150,7 @@ def _show_models(results: CommonResults) -> None:
 def _show_heads(results: CommonResults) -> None:
     """How many heads the circuits of base and variant have in common, and how many only one has, by group."""
     rows = []
-    for variant, each in (part_of(results, OVERLAP) or {}).items():
+    for variant, each in part_of(results, overlap.SECTION).items():
         for group in each.groups or ():
             counts = group.common, group.variant - group.common, group.base - group.common
             rows.append((variant, group.group or "all", *map(str, counts)))
@@ -171,8 +161,10 @@ def _show_heads(results: CommonResults) -> None:
         out.print()
 
 
-def _drawn(random: RandomCircuits) -> str:
+def _drawn(random: RandomCircuits | None) -> str:
     """The best of them, and the p of the circuit's rank among them where they are enough for one."""
+    if random is None:
+        return "-"
     p = "" if random.rank_p is None else f", p = {random.rank_p:.2g}"
     return f"best of {len(random.accuracies)}: {max(random.accuracies):.3f}{p}"
 
@@ -212,8 +204,8 @@ def show_differences(found: ModelDifferences, adapters: Sequence[Mapping[str, An
         say(line)
     if found.whole.n_changed:
         for table in (weights.by_kind(found), weights.by_layer(found)):
-            rows = [[str(row[column]) for column in table.columns] for row in table.rows]
-            show_table(tuple(table.columns.values()), rows, table.caption, numbers=True)
+            rows = [[str(row[column]) for column in table.headings] for row in table.rows]
+            show_table(tuple(table.headings.values()), rows, table.caption, numbers=True)
     idle = sum(not each["value"] for each in adapters)
     if found.same_weights:
         did = f"; {'its adapters' if idle > 1 else 'its adapter'} did nothing" if idle else ""
@@ -224,12 +216,11 @@ def show_differences(found: ModelDifferences, adapters: Sequence[Mapping[str, An
 
 def show_prompt(title: str, prompt: DescribedPrompt, answer: str | None) -> None:
     text = Text(f"{title}: ", style="bold")
-    for token, roles in zip(prompt.tokens, prompt.roles, strict=True):
-        named = [role for role in roles if "." not in role]
-        text.append(printable(token), style="reverse" if named else "")
+    named = [[role for role in roles if "." not in role] for roles in prompt.roles]
+    for token, roles in zip(prompt.tokens, named, strict=True):
+        text.append(printable(token), style="reverse" if roles else "")
     text.append(f" -> {answer!r}" if answer else "   (no valid answer)", style="bold")
     out.print(text, soft_wrap=True)
-    for place, roles in enumerate(prompt.roles):
-        named = [role for role in roles if "." not in role]
-        if named:
-            say(f"  {place:3d} {prompt.tokens[place]!r:12} {', '.join(named)}")
+    for place, (token, roles) in enumerate(zip(prompt.tokens, named, strict=True)):
+        if roles:
+            say(f"  {place:3d} {token!r:12} {', '.join(roles)}")

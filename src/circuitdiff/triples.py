@@ -68,17 +68,7 @@ class Triples(Readable):
 
     def select(self, triples: Int[Tensor, " chosen"]) -> Triples:
         """The chosen triples, in the order given."""
-        return selected(
-            self,
-            base=self.base.select(triples),
-            source=self.source.select(triples),
-            answers=self.answers[triples],
-            targets=self.targets[triples],
-            pointers={kind: tokens[triples] for kind, tokens in self.pointers.items()},
-            scenarios=self.scenarios[triples],
-            queried=self.queried[triples],
-            source_queried=self.source_queried[triples],
-        )
+        return selected(self, triples)
 
     def check_role(self, role: str) -> None:
         """Raises: InputError if a base or source prompt has no place for `role`."""

@@ -9,6 +9,5 @@ WORDS = Path(__file__).parent / "words"
 
 LABELS = tuple(string.ascii_uppercase)
 OBJECTS = tuple((WORDS / "objects.txt").read_text().split())  # for finding, masking and evaluating circuits
-TRAIN_OBJECTS = tuple(
-    (WORDS / "training_objects.txt").read_text().split()
-)  # no variant is evaluated on what it learned
+# Apart from those: no variant is evaluated on what it learned.
+TRAIN_OBJECTS = tuple((WORDS / "training_objects.txt").read_text().split())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circuitdiff.engine.capture import read_model
+from circuitdiff.engine.capture import capture
 from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures
+from circuitdiff.engine.replay import run_layer
 from circuitdiff.engine.weights import Slice, complement, head_slices, swapped
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import N_LAYERS, subject
@@ -42,23 +43,27 @@ def test_shared_runs_are_those_of_each_mixture_by_itself(architecture):
     for mixture, values in zip(mixtures, found, strict=True):
         pieces = complement(model.module, mixture.slices, names) if mixture.inverted else mixture.slices
         with swapped(model, pieces, other):
-            expected = read_model(model, prompts, everything)
+            expected = capture(model, prompts, readout=everything)
         torch.testing.assert_close(values, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_layer_is_run_once_for_all_mixtures_that_are_alike_up_to_it():
-    model, other = subject("llama").model, donor_of("llama").model
+def test_a_layer_is_run_once_for_all_mixtures_that_are_alike_up_to_it(monkeypatch):
+    model, other, runs = subject("llama").model, donor_of("llama").model, []
+    one = fake_pairs().clean_prompts.select(torch.tensor([0]))
+    monkeypatch.setattr("circuitdiff.engine.mixtures.run_layer", lambda *args: runs.append(1) or run_layer(*args))
     late, later = (tuple(head_slices(model, layer, [1], "q")) for layer in (2, 3))
 
-    def n_runs(*mixtures: Mixture) -> int:
-        return mixtures_of(model, other, mixtures).n_layer_runs
+    def n_runs(*mixtures: Mixture, of=other) -> int:
+        runs.clear()
+        run_mixtures(mixtures_of(model, of, mixtures), one, everything)
+        return len(runs)
 
     assert n_runs(Mixture(())) == N_LAYERS == 4
     assert n_runs(Mixture(()), Mixture(())) == 4
     assert n_runs(Mixture(()), Mixture(late)) == 4 + 2
     assert n_runs(Mixture(()), Mixture(late), Mixture(later), Mixture((*late, *later))) == 4 + 2 + 1 + 1
     assert n_runs(Mixture(()), Mixture((), inverted=True)) == 8
-    assert mixtures_of(model, model, [Mixture(()), Mixture(late)]).n_layer_runs == 4, "nothing differs"
+    assert n_runs(Mixture(()), Mixture(late), of=model) == 4, "nothing differs"
 
 
 def test_progress_counts_mixtures_and_prompts():

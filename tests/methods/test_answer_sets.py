@@ -17,7 +17,7 @@ from circuitdiff.methods.attribution import attribution_scores
 from circuitdiff.methods.discovery import Stage, measure_with
 from circuitdiff.methods.group_profile import effect_by_role
 from circuitdiff.methods.knockout import random_keys
-from circuitdiff.methods.path_patching import group_path_effects, path_effects
+from circuitdiff.methods.path_patching import Path, group_path_effects, path_effects
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.metrics import METRICS
 from helpers.fake_pairs import fake_pairs
@@ -167,7 +167,7 @@ def test_groups_and_gradients_take_the_best_of_a_set():
         )
         for i in range(len(pairs))
     ]
-    close(group_path_effects(MODEL, pairs, heads, "last"), expected)
+    close(group_path_effects(MODEL, pairs, heads, Path("last")), expected)
     # In the last layer nothing attends to what was patched, so that freezing or not is the same.
     close(effect_by_role(MODEL, {"g": Group("last", heads)}, pairs, ["last"])["g"][0], expected)
     best = [max(pairs.right_answers[i].tolist(), key=lambda token: clean_logits(pairs, i)[token]) for i in range(5)]

@@ -20,7 +20,6 @@ from circuitdiff.methods.component_mask.training import GATES, Training, cross_e
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.tasks import entity_tracking
-from circuitdiff.tasks.desiderata import sample_desiderata
 from circuitdiff.triples import Triples
 from helpers.fake_triples import N_TRIPLES, fake_triples
 from helpers.masked_subject import HEADS, patching_of
@@ -203,7 +202,7 @@ def planted():
     idle = [Head(head.layer, (head.index + 1) % model.n_heads) for head in wired]
     groups = {"transmitters": Group("last", (*idle, *wired)), "fetchers": truth.groups["value_fetcher"]}
     assert not set(idle) & {head for group in truth.groups.values() for head in group.heads}
-    drawn = sample_desiderata(entity_tracking(), model.tokenizer, ["position", "object"], 120)
+    drawn = entity_tracking().triples(model.tokenizer, ["position", "object"], 120, seed=0)
     triples = dict(zip(("position", "object"), drawn, strict=True))
     return SharedRuns(model, groups, drawn[0].base, n_random=2), triples, wired
 

@@ -131,6 +131,12 @@ def test_measuring_with_a_model_is_path_patching_on_the_split():
     assert found.metric == "log_prob"
 
 
+def test_a_rule_that_wants_a_second_split_says_so_where_there_is_none():
+    measure = measure_with(subject("llama").model, {"discovery": fake_pairs()})
+    with pytest.raises(InputError, match=r"stage s wants a second split.*give 'replication', too"):
+        discover(Plan((Stage("s", "last"),)), measure)
+
+
 def test_later_stages_patch_into_no_heads_that_the_rule_did_not_choose():
     few = Stage("first", "last", TopK(1), n_receivers=2)
     asked: list = []

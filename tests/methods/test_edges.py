@@ -7,7 +7,7 @@ import torch
 
 from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
-from circuitdiff.methods.path_patching import group_path_effects
+from circuitdiff.methods.path_patching import Path, group_path_effects
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import subject
 
@@ -39,6 +39,6 @@ def test_each_edge_has_the_effect_of_its_path_alone(executor):
         sender, receiver = GROUPS[edge.sender], None if edge.receiver is None else GROUPS[edge.receiver]
         read_at = None if receiver is None or edge.via == "q" else receiver.at
         heads = None if receiver is None else receiver.heads
-        alone = group_path_effects(model, pairs, sender.heads, sender.at, heads, edge.via, read_at)
+        alone = group_path_effects(model, pairs, sender.heads, Path(sender.at, heads, edge.via, read_at))
         torch.testing.assert_close(effects, alone, rtol=0, atol=1e-10)
         assert float(alone.abs().max()) > 1e-6

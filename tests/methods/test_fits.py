@@ -22,7 +22,7 @@ from circuitdiff.methods.graft import graft
 from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
 from circuitdiff.methods.knockout import Blocking, attention_knockout
 from circuitdiff.methods.minimality import minimality
-from circuitdiff.methods.path_patching import group_path_effects, path_effects
+from circuitdiff.methods.path_patching import Path, group_path_effects, path_effects
 from circuitdiff.prompts import Pairs, PromptSet
 from circuitdiff.triples import Triples
 from helpers.fake_pairs import D_VOCAB, SLOTS, fake_pairs
@@ -37,7 +37,7 @@ MEANS = Means(torch.zeros(len(SLOTS), N_LAYERS, N_HEADS, D_HEAD, dtype=torch.flo
 
 DOORS: dict[str, Callable[[Pairs], object]] = {
     "path_effects": lambda p: path_effects(MODEL, p, "last"),
-    "group_path_effects": lambda p: group_path_effects(MODEL, p, GROUP.heads, "last"),
+    "group_path_effects": lambda p: group_path_effects(MODEL, p, GROUP.heads, Path("last")),
     "attribution_scores": lambda p: attribution_scores(MODEL, p, ["last"]),
     "attention_by_role": lambda p: attention_by_role(MODEL, {"group": GROUP}, p, ["query_label"]),
     "effect_by_role": lambda p: effect_by_role(MODEL, {"group": GROUP}, p, ["query_label"]),

@@ -13,7 +13,7 @@ from circuitdiff.engine.fits import held_by_clean_run, prompts_at_once
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import run_clean
-from circuitdiff.methods.path_patching import group_path_effects, path_effects
+from circuitdiff.methods.path_patching import Path, group_path_effects, path_effects
 from circuitdiff.prompts import Pairs, PromptSet
 from helpers.peak_memory import PeakMemory
 from helpers.tiny_models import as_model, random_tokens, subject
@@ -55,7 +55,7 @@ SWEEPS = {
     "a window": lambda p: path_effects(
         model(), p, "early", [Head(4, 3)], "v", None, [Head(0, 1), *SENDERS], memory_gb=MEMORY_GB
     ),
-    "a group": lambda p: group_path_effects(model(), p, SENDERS, "last", memory_gb=MEMORY_GB),
+    "a group": lambda p: group_path_effects(model(), p, SENDERS, Path("last"), memory_gb=MEMORY_GB),
     "kept runs": lambda p: path_effects(
         model(), p, "last", senders=SENDERS, memory_gb=MEMORY_GB, shared=PairRuns(model(), p, ["last"], MEMORY_GB)
     ),

@@ -314,7 +314,7 @@ def test_pairs_of_the_same_index_in_two_layers_leave_together_only_if_told(monke
         ({}, "the circuit has no groups"),
         ({"g": Group("last", (Head(9, 0),))}, r"names head 9\.0, but the model has 4 layers of 6 heads"),
         ({"g": Group("elsewhere", (Head(0, 0),))}, "role 'elsewhere', which the task lacks"),
-        ({"g": Group("absent", (Head(0, 0),))}, "'absent', which has no place in some prompts"),
+        ({"g": Group("absent", (Head(0, 0),))}, "'absent' has no place in some prompts"),
         ({"g": Group("last", (Head(1, 0), Head(1, 0)))}, r"group 'g' names head 1\.0 twice"),
     ],
 )

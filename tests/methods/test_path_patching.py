@@ -7,9 +7,10 @@ import torch
 
 from circuitdiff.circuit import Head
 from circuitdiff.engine import Edit, Model, Site
+from circuitdiff.engine.fits import KEPT_SHARE
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
-from circuitdiff.methods.path_patching import group_path_effects, path_effects
+from circuitdiff.methods.path_patching import Path, group_path_effects, path_effects
 from circuitdiff.prompts import Pairs
 from helpers.fake_pairs import fake_pairs, logit_difference
 from helpers.tiny_models import D_HEAD, N_HEADS, N_LAYERS, Subject, subject
@@ -67,7 +68,7 @@ def test_effects_agree_with_the_definition(path, executor):
     at, via, receivers_at = PATHS[path]
     chosen, pairs = subject("llama"), fake_pairs()
     senders = [Head(0, 0), Head(1, 5), Head(1, 2)]
-    receivers = None if via is None else RECEIVERS
+    receivers = None if via is None else tuple(RECEIVERS)
     found = path_effects(chosen.model, pairs, at, receivers, via, receivers_at, senders, executor=executor)
     for sender in senders:
         expected = torch.tensor(by_definition(chosen, pairs, sender, at, via, receivers_at), dtype=torch.float64)
@@ -107,9 +108,10 @@ def test_little_memory_changes_nothing_but_the_order_of_work():
 def test_sweeps_that_share_their_runs_give_what_each_gives_alone(n_kept):
     chosen, pairs = subject("llama"), fake_pairs()
     roles = [role for at, _, receivers_at in PATHS.values() for role in (at, receivers_at) if role]
-    room = PairRuns(chosen.model, pairs, roles, 0)._bytes_per_prompt() / 0.4 / 2**30
+    sources = PairRuns(chosen.model, pairs, roles, 1.0, keep=False).may_take_gb
+    room = (PairRuns(chosen.model, pairs, roles, 1.0).may_take_gb - sources) / len(pairs) / KEPT_SHARE
     shared = PairRuns(chosen.model, pairs, roles, (n_kept + 0.5) * room)
-    assert len(shared._kept) == min(n_kept, len(pairs))
+    assert shared._runs.n_kept == min(n_kept, len(pairs))
     for at, via, receivers_at in PATHS.values():
         args = (chosen.model, pairs, at, None if via is None else RECEIVERS, via, receivers_at)
         alone, together = path_effects(*args), path_effects(*args, shared=shared)
@@ -199,9 +201,9 @@ def test_a_groups_effect_is_that_of_all_its_heads_patched_together(path, executo
     at, via, receivers_at = PATHS[path]
     chosen, pairs = subject("llama"), fake_pairs()
     groups = {"two_layers": [Head(0, 0), Head(1, 5), Head(1, 2)], "one": [Head(1, 3)]}
-    receivers = None if via is None else RECEIVERS
+    receivers = None if via is None else tuple(RECEIVERS)
     found = {
-        name: group_path_effects(chosen.model, pairs, group, at, receivers, via, receivers_at, executor=executor)
+        name: group_path_effects(chosen.model, pairs, group, Path(at, receivers, via, receivers_at), executor=executor)
         for name, group in groups.items()
     }
     for name, group in groups.items():

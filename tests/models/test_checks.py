@@ -42,8 +42,8 @@ def test_an_attention_a_thousandth_too_large_is_noticed(monkeypatch):
 
 
 def test_an_edit_of_the_wrong_head_is_noticed(monkeypatch):
-    def put(x, edit, variant):
-        return _put(x.roll(1, dims=1), edit, variant).roll(-1, dims=1)
+    def put(x, edit):
+        return _put(x.roll(1, dims=1), edit).roll(-1, dims=1)
 
     monkeypatch.setattr("circuitdiff.engine.full._put", put)
     assert "an edit that changes nothing" in failing(subject("llama").model)
@@ -51,7 +51,7 @@ def test_an_edit_of_the_wrong_head_is_noticed(monkeypatch):
 
 @pytest.mark.parametrize("what", ["z", "q", "k", "v"])
 def test_an_edit_that_is_not_carried_out_is_noticed(monkeypatch, what):
-    monkeypatch.setattr("circuitdiff.engine.full._put", lambda x, edit, v: x if edit.what == what else _put(x, edit, v))
+    monkeypatch.setattr("circuitdiff.engine.full._put", lambda x, edit: x if edit.what == what else _put(x, edit))
     expected = {f"an edit of {what} changes the logits", "window executor vs full executor"}
     assert failing(subject("gemma2").model) == expected
 

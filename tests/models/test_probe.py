@@ -10,6 +10,7 @@ import transformers as tf
 from torch import nn
 
 from circuitdiff.engine.replay import run_layer
+from circuitdiff.engine.window_attention import Window
 from circuitdiff.errors import InputError
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import CheckError, checks_at_load, refuse_failures, tolerance_for
@@ -47,13 +48,14 @@ def test_a_window_too_long_to_be_left_is_named_by_the_check():
 
 
 def test_a_window_executor_that_sees_beyond_a_sliding_window_is_noticed(monkeypatch):
-    def causal(call, window, start, knockouts):
-        n_query, n_keys = call.allowed.shape[-2:]
-        return torch.ones(n_query, n_keys, dtype=torch.bool).tril(n_keys - n_query)
+    def causal(call, n_variants, prefix, allowed):
+        n_query, n_keys = allowed.shape
+        return window_of(call, n_variants, prefix, torch.ones_like(allowed).tril(n_keys - n_query))
 
+    window_of = Window.of
     model = as_model("sliding", random_model(tf.MistralConfig(**_COMMON, sliding_window=20)))
     refuse_failures(checks_at_load(model))
-    monkeypatch.setattr("circuitdiff.engine.window._allowed", causal)
+    monkeypatch.setattr(Window, "of", causal)
     with pytest.raises(CheckError, match="window executor vs full executor"):
         refuse_failures(checks_at_load(model))
 

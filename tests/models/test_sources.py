@@ -9,7 +9,7 @@ from huggingface_hub.errors import GatedRepoError
 
 from circuitdiff.errors import InputError
 from circuitdiff.models import family_registry
-from circuitdiff.models.family_registry import Built, Member, PackagedFile
+from circuitdiff.models.family_registry import Member, PackagedFile
 from circuitdiff.models.sources import read_source
 from helpers.tiny_decoders import (
     SHAPE,
@@ -229,7 +229,7 @@ def test_a_packaged_file_with_other_content_is_refused(monkeypatch):
 def test_a_built_member_takes_embedded_and_given_adapters(monkeypatch, adapter, tmp_path):
     save_random_adapter(tmp_path / "own", seed=5)
     monkeypatch.setattr(family_registry, "_EMBEDDED", tmp_path)
-    built = Member(Built(lambda dtype: (tiny_decoder().to(dtype), tiny_tokenizer())), ("own",))
+    built = Member(lambda dtype: (tiny_decoder().to(dtype), tiny_tokenizer()), ("own",))
     monkeypatch.setattr("circuitdiff.models.sources.MEMBERS", {"planted": built})
     source = read_source("planted", [adapter], dtype="float64")
     assert source.name == f"planted+{adapter.name}"

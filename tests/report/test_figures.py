@@ -162,13 +162,16 @@ def test_random_circuits_stand_beside_the_real_one(drawn):
 def test_other_circuits_of_its_size_have_a_row_each_with_what_the_circuit_does_better(results):
     tables = faithfulness.view(results).tables
     (table,) = (table for table in tables if table.caption.startswith(f"{OURS} in {MODEL}: other circuits of its size"))
-    assert [row["what"] for row in table.rows] == [
+    assert [row["instead of the circuit"] for row in table.rows] == [
         "mean of 100 random circuits",
         "the heads that help next in each stage",
         "its heads at each other's roles",
     ]
     assert table.rows[0]["note"] == "the circuit: 0.656; 16 of 100 random circuits do as well, p = 0.168"
-    assert (table.rows[1]["accuracy"][:5], table.rows[1]["difference"]) == ("0.250", "0.400 (0.350 to 0.450)")
+    assert (table.rows[1]["accuracy"][:5], table.rows[1]["accuracy of the circuit less this one's"]) == (
+        "0.250",
+        "0.400 (0.350 to 0.450)",
+    )
     assert (table.rows[2]["accuracy"], table.rows[2]["note"]) == ("–", "all of its heads are at one role")
 
 

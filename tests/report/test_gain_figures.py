@@ -14,6 +14,7 @@ from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.evidence import Thresholds
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.sections.cross_model import CrossPatchResult
+from circuitdiff.study.verdict import TRIED, Sensitivity
 from helpers.invented_results import accuracy, around, changed, data_of, model, results_of
 from helpers.invented_sections import (
     BASE,
@@ -123,7 +124,7 @@ def test_every_column_of_a_table_is_in_its_rows():
     for part in (cross_model.view(gains()), graft.view(gains()), verdict.evidence(gains())):
         for table in part.tables:
             for row in table.rows:
-                assert set(table.columns) <= set(row), table.caption
+                assert set(table.headings) <= set(row), table.caption
 
 
 def test_sentences_on_a_gain_link_to_the_direction_in_which_weights_went():
@@ -174,9 +175,9 @@ def test_every_run_and_the_other_scores_stand_in_tables():
     results = gains(cross_model={VARIANT: replace(patched(), to_base={"z": replace(way, scores=scores)})})
     tables = {table.caption: table for table in cross_model.view(results).tables if table.rows}
     runs = tables[f"patched z of {VARIANT} in base: every run"].rows
-    assert [row["parts"] for row in runs] == ["none", "reader + fetcher"]
+    assert [row["from the donor"] for row in runs] == ["none", "reader + fetcher"]
     assert [str(row["share"]).split(" ")[0] for row in runs] == ["–", "0.812"]  # of each subset of the parts
-    assert (runs[1]["distance"], runs[1]["note"]) == ("1.250", "far <away>")
+    assert (runs[1]["distance from clean runs"], runs[1][""]) == ("1.250", "far <away>")
     other = tables[f"patched z of {VARIANT} in base: answer's log probability"]
     assert other.columns["printed"] == "adds to the answer's log probability"
     by_layers = next(table for table in graft.view(results).tables if "of layers" in table.caption)
@@ -241,19 +242,20 @@ def test_a_sentence_says_for_which_thresholds_its_answer_is_the_same():
 def test_the_evidence_has_every_number_why_one_is_undefined_and_the_thresholds():
     circuits, parts, layers, thresholds = verdict.evidence(gains()).tables
     assert list(circuits.ids) == [anchor("circuits", VARIANT)]
-    assert [(row["printed"], row["note"]) for row in circuits.rows] == [
+    assert [(row["value (95 % interval)"], row[""]) for row in circuits.rows] == [
         ("0.900 (0.850 to 0.950)", ""),
         ("0.875 (0.800 to 0.950)", ""),
         ("0.000 (−0.020 to 0.020)", ""),
         ("–", "few"),
         *((printed(around(value)), "") for value in (0.25, 0.125, -0.125)),
+        ("0.900 (0.850 to 0.950)", ""),
     ]
     [row] = parts.rows
     assert [row[name] for name in ("part", "sufficient", "necessary", "sole", "note")] == [
         *("fetcher", "yes", "no", "not established", "a control"),
     ]
     assert layers.caption.endswith(", by layers")
-    values = {row["what"]: row["value"] for row in thresholds.rows}
+    values = {row["threshold"]: row["value"] for row in thresholds.rows}
     assert values["least normalised faithfulness"] == "0.8"
     assert len(values) == len(fields(Thresholds))
 
@@ -265,6 +267,22 @@ def test_each_sentence_of_the_page_carries_its_own_scope():
     for sentence, scope in zip(found.sentences, scopes, strict=True):
         line = next(line for line in page.splitlines() if sentence.text.split(",")[0] in line)
         assert f"{scope}." in line or f"{scope}; the same answer" in line
+
+
+def test_reasons_that_a_sentence_has_no_room_for_are_all_on_the_page():
+    found = invented_verdict(("a", "b"))
+    first, second = found.sentences
+    many = (replace(first, reasons=("one", "two", "no <third>")), replace(second, reasons=("one", "two")))
+    page = report_page(results_of(verdict={VARIANT: replace(found, sentences=many)}))
+    assert page.count("<summary>all ") == 1
+    assert "<summary>all 3 reasons</summary><ul><li>one</li><li>two</li><li>no &lt;third&gt;</li></ul>" in page
+
+
+def test_an_answer_that_no_threshold_changes_says_so_in_few_words():
+    assert (
+        verdict.in_words(Sensitivity("share", TRIED[0], TRIED[-1])) == "the same answer for any least share of the gain"
+    )
+    assert verdict.in_words(Sensitivity("share", 0.05, TRIED[-1])).endswith("of 0.05 to 0.98")
 
 
 def test_a_sentence_links_to_its_table_or_to_nothing():

@@ -9,6 +9,8 @@ from circuitdiff.report.parts import Part
 from circuitdiff.study.sections.knockout import Cell, Curve, Knockouts, Matrix, Point
 from helpers.invented_results import around, data_of, results_of, share
 
+_BLOCKED = "accuracy, a random position blocked"
+
 
 def _cell(query: str, key: str, answer: str, loss: float) -> Cell:
     return Cell(query, key, answer, share(0.75 - loss, 48), around(loss), around(loss - 0.03125))
@@ -65,18 +67,18 @@ def test_no_two_curves_look_alike():
 
 def test_the_table_has_each_cell_with_its_control_and_intervals():
     (table,) = part_on(knockouts()).tables
-    assert [(row["query"], row["key"], row["answer"]) for row in table.rows] == [
+    assert [(row["role"], row["does not see"], row["flows"]) for row in table.rows] == [
         ("last", "query_label", "yes"),
         ("last", "object", "no"),
         ("query_label", "object", "not established"),
     ]
-    assert [table.rows[0][key] for key in ("accuracy", "loss", "control", "beyond")] == [
+    assert [table.rows[0][key] for key in ("accuracy", "loss", _BLOCKED, "loss beyond it")] == [
         "0.250 (0.200 to 0.300)",
         "0.500 (0.450 to 0.550)",
         "0.719 (0.669 to 0.769)",
         "0.469 (0.419 to 0.519)",
     ]
-    assert table.rows[2]["control"] == "0.688 (0.637 to 0.738)"
+    assert table.rows[2][_BLOCKED] == "0.688 (0.637 to 0.738)"
     assert table.caption.endswith("48 prompts, accuracy with nothing blocked 0.750 (0.700 to 0.800)")
 
 

@@ -69,7 +69,7 @@ def part_on(found: VariantOverlap) -> Part:
 
 
 def rows_of(part: Part) -> list[list[list]]:
-    return [[[row[key] for key in table.columns] for row in table.rows] for table in part.tables]
+    return [[[row[key] for key in table.headings] for row in table.rows] for table in part.tables]
 
 
 def test_the_tables_have_every_number_between_ceiling_and_floor():

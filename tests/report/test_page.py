@@ -162,6 +162,6 @@ def test_a_report_that_cannot_be_written_is_refused(results, tmp_path):
 
 
 def test_a_table_without_rows_is_no_place_to_link_to():
-    empty, full = Table("", {"a": "a"}, [], ["table-empty"]), Table("", {"a": "a"}, [{"a": 1}], ["table-full"])
+    empty, full = Table("", [], ids=["table-empty"]), Table("", [{"a": 1}], ids=["table-full"])
     assert Part("", parts=[Part("", tables=[empty, full])]).ids == {"table-full"}
     assert Part("", tables=[empty], parts=[Part("")]).empty

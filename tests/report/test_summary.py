@@ -53,9 +53,6 @@ def test_the_summary_states_accuracy_size_faithfulness_and_chance(results):
 def test_of_few_random_circuits_the_best_is_named_and_no_rank(results):
     found = with_ours(results, random=random_circuits((0.65625, 0.6, 0.5)))
     assert "it scores 0.656; largest of 3 random circuits: 0.656." in summary(found).sentences[1]
-    assert "is not surely better than random circuits of its size" in texts(found)[2], "no better than the best of them"
-    better = with_ours(results, random=random_circuits((0.6, 0.5)))
-    assert not any("random circuits" in text for text in texts(better))
 
 
 def test_undefined_faithfulness_is_said_with_its_reason(results):
@@ -64,15 +61,11 @@ def test_undefined_faithfulness_is_said_with_its_reason(results):
 
 
 def test_failed_checks_come_first_then_cautions(results):
-    assert [sentence.look for sentence in alarms(results).sentences] == ["alarm failed", *["alarm caution"] * 4]
+    assert [sentence.look for sentence in alarms(results).sentences] == ["alarm failed", *["alarm caution"] * 2]
     said = texts(results)
     assert "window = full: 0.25 against a tolerance of 1e−05 (v at <query_label>)" in said[0]
-    assert f"Faithfulness in {MODEL} is above 1.1 ({PAPER} 1.261)" in said[1]
-    assert said[2].startswith(
-        f"{OURS} in {MODEL} is not surely better than random circuits of its size: it scores 0.656;"
-    )
-    assert said[3] == f"Fewer than 50 prompts tell little; see the intervals of {PAPER} in {MODEL} (32)."
-    assert said[4] == "objects left out: <kiwi>"
+    assert said[1] == "objects left out: <kiwi>"
+    assert said[2] == f"Fewer than 50 prompts tell little; see the intervals of {PAPER} in {MODEL} (32)."
 
 
 def test_a_sound_run_raises_no_alarm(results):
@@ -84,17 +77,6 @@ def test_a_sound_run_raises_no_alarm(results):
 @pytest.mark.parametrize(("n", "expected"), [(49, 1), (50, 0)])
 def test_fewer_than_fifty_prompts_are_a_caution(n, expected):
     assert len(texts(results_of(accuracy={"m": accuracy(0.5, n)}))) == expected
-
-
-@pytest.mark.parametrize(("value", "expected"), [(1.1, 0), (1.1001, 1), (None, 0)])
-def test_faithfulness_above_one_point_one_is_a_caution(value, expected):
-    assert len(texts(results_of(faithfulness={"c": {"m": cell(value)}}))) == expected
-
-
-def test_faithfulness_above_one_point_one_is_one_caution_a_model():
-    cells = {"a": {"m": cell(1.5), "n": cell(1.25)}, "b": {"m": cell(1.75), "n": cell(1.0)}}
-    said = texts(results_of(faithfulness=cells))
-    assert ["(a 1.500, b 1.750)" in said[0], "(a 1.250)" in said[1], len(said)] == [True, True, 2]
 
 
 def test_the_summary_has_each_circuit_in_the_model_where_it_was_found():

@@ -70,7 +70,7 @@ def test_what_was_not_compared_and_what_else_differs_is_named():
 
 def test_the_table_sums_the_layers_of_a_kind():
     table = weights.by_kind(found())
-    rows = {row["kind"]: [row[column] for column in list(table.columns)[1:]] for row in table.rows}
+    rows = {row["weights"]: [row[column] for column in list(table.headings)[1:]] for row in table.rows}
     assert rows == {
         "embeddings": ["80", "0", "0 %", "0", "0", "–"],
         "q": ["160", "80", "50 %", "0.354", "2", "1 of 2"],
@@ -82,7 +82,7 @@ def test_the_table_sums_the_layers_of_a_kind():
 
 def test_the_table_by_layer_has_every_kind_and_what_is_outside_last():
     table = weights.by_layer(found())
-    assert [[row[column] for column in table.columns] for row in table.rows] == [
+    assert [[row[column] for column in table.headings] for row in table.rows] == [
         ["0", "", "0.5", "", "0", "from 0"],
         ["1", "", "0", "0.003", "", ""],
         ["outside", "0", "", "", "", ""],

@@ -12,13 +12,12 @@ import circuitdiff.study.checks
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.window import FrozenRun, WindowExecutor
-from circuitdiff.evaluation import slot_sums
 from circuitdiff.methods.discovery import Stage, StageResult, stage_result
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.stats.selection import TopK
 from circuitdiff.study.checks import batching, executors_on_circuits, executors_on_path
+from circuitdiff.study.common_units import slot_means
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import means_record
 from circuitdiff.study.units import Needed
 from helpers.fake_pairs import fake_pairs
 from helpers.given_model import GivenModel
@@ -38,7 +37,7 @@ def sweep(via=None) -> StageResult:
 
 def checked(result: StageResult) -> tuple[float, bool]:
     """What check 3 of a sweep measured, and whether it passes."""
-    record = executors_on_path(
+    value, allowed = executors_on_path(
         GivenModel(subject("llama").model, fake_pairs()),
         prompts=PromptsOf("discovery", first=2),
         stage=result.stage,
@@ -48,7 +47,7 @@ def checked(result: StageResult) -> tuple[float, bool]:
         noise_floor=result.found.noise_floor,
         metric="logit_difference",
     )
-    return record.data["value"], record.data["value"] <= record.data["allowed"]
+    return value, value <= allowed
 
 
 @pytest.mark.parametrize("via", [None, "q"])
@@ -102,12 +101,13 @@ def test_a_frozen_run_that_skips_a_layer_fails(monkeypatch):
 
 def test_circuits_alone_pass_and_a_wrong_mean_fails(monkeypatch):
     model, pairs = subject("llama").model, fake_pairs()
-    given, means = GivenModel(model, pairs), Needed("means", means_record(slot_sums(model, pairs), model.dtype))
+    given = GivenModel(model, pairs)
+    means = Needed("means", slot_means(given, prompts=PromptsOf("means")))
 
     def passes() -> bool:
         few = PromptsOf("evaluation", first=2)
-        record = executors_on_circuits(given, prompts=few, circuits=(CIRCUIT,), means=means, by="slot")
-        return record.data["value"] <= record.data["allowed"]
+        value, allowed = executors_on_circuits(given, prompts=few, circuits=(CIRCUIT,), means=means, by="slot")
+        return value <= allowed
 
     assert passes()
     right = WindowExecutor.ablated
@@ -124,7 +124,7 @@ def test_buckets_and_padded_batches_pass_and_a_forward_that_depends_on_the_batch
     given = GivenModel(subject("qwen2").model, fake_pairs())
 
     def passing() -> list[bool]:
-        worst = batching(given, prompts=PromptsOf("evaluation")).data
+        worst = batching(given, prompts=PromptsOf("evaluation"))
         return [worst[name] <= worst["allowed"] for name in ("together", "padded")]
 
     assert passing() == [True, True]

@@ -148,6 +148,28 @@ def test_the_bases_circuit_does_better_in_the_variant_by_a_paired_interval(claim
     assert said(evidence(transfers=[]), claim).answer == "not established"
 
 
+def test_of_two_circuits_that_do_little_neither_is_said_to_do_better():
+    for faithful, answer in ((near(0.83), "yes"), (near(0.8), "not established"), (near(0.2), "not established")):
+        found = said(evidence(transfers=[replace(TRANSFER, faithful=faithful)]), "beats_own")
+        assert found.answer == answer
+    assert "base's circuit in tuned has a normalised faithfulness (accuracy) of 0.20 [0.18, 0.22]" in found.text
+
+
+def test_a_no_says_what_is_not_so():
+    worse = [replace(TRANSFER, over_base=near(-0.6), over_own=near(-0.1), extras_add=near(-0.1))]
+    for claim, start in {
+        "beats_base": "No: base's circuit alone does no better in tuned",
+        "beats_own": "No: base's circuit does no better in tuned",
+        "further_heads": "No: the further heads of tuned's own circuit add nothing to base's",
+    }.items():
+        assert said(evidence(transfers=worse), claim).text.startswith(start)
+    assert (
+        "less that of the whole of base is -0.60 [-0.62, -0.58]" in said(evidence(transfers=worse), "beats_base").text
+    )
+    lost = evidence(functions=[replace(FETCHER, difference=near(-0.2))])
+    assert said(lost, "same_function").text.startswith("No: fetcher (object) does not have the same function")
+
+
 def test_the_papers_finding_stands_with_its_control():
     expected = (
         "Yes: base's circuit alone does better in tuned than the whole of base (by 0.20 [0.18, 0.22]; tuned's circuit "

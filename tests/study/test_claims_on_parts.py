@@ -113,6 +113,27 @@ def test_a_part_is_the_sole_one_only_if_its_controls_bring_less(controls, more, 
     assert any(reason in each for each in found.reasons)
 
 
+def test_a_part_with_the_same_weights_did_not_improve_and_takes_no_share_of_the_error():
+    barely = {"first": part(0.6), "second": part(0.0), "mlps": part(0.0)}
+    same = judged(divided(barely, unchanged=("second", "mlps")))
+    assert manners(same["mlps"]) == ("no", "no", "no", "no")
+    assert same["mlps"].numbers == "its weights are the same in both models"
+    found = divided(barely | {"first": part(0.615)}, unchanged=("second", "mlps"))
+    assert judged(found)["first"].sufficient == "yes"
+    assert judged(replace(found, unchanged=()))["first"].sufficient == "not established"  # of six questions, not two
+
+
+def test_where_there_is_no_gain_to_share_out_it_is_said_once():
+    none = Credit(0.0, -0.1, 0.1, None, None, None, "the gain is 0.14 [-0.0015, 0.29]: its interval covers 0")
+    parts = {name: dict.fromkeys(("alone", "left_out", "in_order"), none) for name in ("fetcher", "reader")}
+    data = evidence(graft=divided(parts, PARTS), patched=divided(parts, PARTS))
+    for claim in ("improved_part", "visible_part"):
+        found = said(data, claim)
+        assert (found.answer, len(found.reasons)) == ("not established", 1)
+        assert found.text.count("the gain is 0.14 [-0.0015, 0.29]") == 1
+        assert "in accuracy, on the prompts of this section" in found.text
+
+
 def test_few_random_groups_have_no_rank_and_leave_it_open():
     for n, sole in ((99, "not established"), (100, "yes")):
         drawn = random_groups(n)

@@ -100,7 +100,7 @@ def test_a_changed_line_that_computes_makes_another_key(model, tmp_path, monkeyp
 
 
 def test_what_a_unit_needs_is_part_of_its_key(model, tmp_path):
-    needing = replace(answers_of(model.name), needs={"means": means_of(model.name)})
+    needing = replace(answers_of(model.name), arguments={"prompts": EVALUATION, "means": means_of(model.name)})
     keys = {key_of(tmp_path, model, needing, prompts={"evaluation": 9, "means": n}) for n in (12, 15)}
     assert len(keys) == 2
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from circuitdiff.errors import InputError
 from circuitdiff.study.registry import SECTIONS, StudySettings, read_results, results_bytes, results_schema
+from circuitdiff.study.settings_page import settings_page
 from helpers.invented_results import invented_results
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "results.schema.json"
@@ -22,6 +24,17 @@ def written(folder: Path, content: bytes) -> Path:
 
 def test_the_schema_in_the_docs_is_that_of_the_classes():
     assert json.loads(SCHEMA.read_text()) == results_schema(), "run `circuitdiff schema`"
+
+
+def test_the_page_of_settings_has_every_setting_with_its_default_and_is_that_of_the_classes():
+    page = (SCHEMA.parent / "settings.md").read_text()
+    assert page == settings_page(), "run `circuitdiff schema`"
+    for setting in (*StudySettings.model_fields, *fields_of_sections()):
+        assert re.search(rf"^(## )?`?{setting}(`|:)", page, re.MULTILINE), setting
+
+
+def fields_of_sections() -> list[str]:
+    return [field.name for each in SECTIONS if each.options is not None for field in fields(each.options)]
 
 
 def test_results_are_read_as_they_were_written(tmp_path):

@@ -22,7 +22,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import circuitdiff.study.host
 import circuitdiff.study.sections.discovery
 from circuitdiff import cli
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_circuit, evaluate_model, mean_activations
@@ -33,7 +32,7 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.study.estimates import circuit_from
 from circuitdiff.study.host import Host
 from circuitdiff.study.prompts import PromptsOf, PromptSource
-from circuitdiff.study.records import measured_record
+from circuitdiff.study.records import Deviation
 from circuitdiff.study.registry import read_results
 from circuitdiff.study.runner import files_of, inputs_of, run_study
 from circuitdiff.study.settings import CommonSettings
@@ -305,8 +304,8 @@ def test_a_variant_is_measured_and_the_bases_circuit_evaluated_in_it(model, tmp_
 
 
 def test_a_failed_check_stops_the_study_and_keeps_its_stages(model, tmp_path, monkeypatch):
-    def fails(*_: object, **__: object) -> Record:
-        return measured_record(0.5, 1e-3)
+    def fails(*_: object, **__: object) -> Deviation:
+        return Deviation(0.5, 1e-3)
 
     monkeypatch.setattr(circuitdiff.study.sections.discovery, "executors_on_path", fails)
     with pytest.raises(CheckError, match=r"window executor vs full executor.*no result would be right"):

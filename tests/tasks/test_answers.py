@@ -176,5 +176,7 @@ def test_a_token_that_begins_with_the_space_of_the_prompts_last_word_may_reach_i
         InputError, match=r"^here: the answer '14' has no space before it.*write ' 14', or set `space: f"
     ):
         AnswerTokens(tokenizer, "all").of("to", "14", "here")
+    with pytest.raises(InputError, match=r"^here: the foil '14' has no space before it"):
+        AnswerTokens(tokenizer, "all").of("to", "14", "here", "foil")
     assert AnswerTokens(tokenizer, "all", space=False).of("to", "14", "here") == (vocabulary["1"], vocabulary["4"])
     assert AnswerTokens(tokenizer, "all").of("to", " 14", "here") == (vocabulary["Ġ14"],)

@@ -11,7 +11,7 @@ import torch
 from circuitdiff.errors import InputError
 from circuitdiff.models.sources import read_outline
 from circuitdiff.tasks import get_task
-from circuitdiff.tasks.desiderata import _texts, pointed_to, sample_desiderata, sample_triples
+from circuitdiff.tasks.desiderata import _texts, pointed_to, sample_triples
 from circuitdiff.tasks.scenarios import Question, Scenario, split_of
 from circuitdiff.triples import Triples, split_by_scenario
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS
@@ -40,7 +40,7 @@ def _tokenizer(kind: str):
 @pytest.fixture(scope="module", params=["pieces", pytest.param("smollm2", marks=pytest.mark.smollm2)])
 def drawn(request) -> dict[str, Triples]:
     """Triples of every desideratum, in the tokens of two tokenizers: a tiny one and a real one."""
-    drawn = sample_desiderata(TASK, _tokenizer(request.param), list(DESIDERATA), N_SAMPLES)
+    drawn = TASK.triples(_tokenizer(request.param), list(DESIDERATA), N_SAMPLES, seed=0)
     return {triples.name: triples for triples in drawn}
 
 
@@ -116,7 +116,7 @@ def test_roles_lead_to_the_right_tokens_in_base_and_source_separately(drawn, nam
 def read_aloud():
     """Triples of every desideratum whose prompts can be read as text, word by word."""
     tokenizer = _tokenizer("words")
-    drawn = sample_desiderata(TASK, tokenizer, list(DESIDERATA), N_SAMPLES, seed=1)
+    drawn = TASK.triples(tokenizer, list(DESIDERATA), N_SAMPLES, seed=1)
     return tokenizer, {triples.name: triples for triples in drawn}
 
 
@@ -182,7 +182,7 @@ def test_the_same_arguments_give_the_same_triples_and_a_redraw_other_sources():
     assert (redrawn.source.tokens != again.source.tokens).any(1).all()
 
 
-CONTEXT = Scenario(0, (("apple", "book", "cup"), ("F", "K", "M")), ())
+CONTEXT = Scenario(0, {"object": ("apple", "book", "cup"), "label": ("F", "K", "M")}, {})
 FIRST, SECOND, THIRD = "the apple is in Box F", "the book is in Box K", "the cup is in Box M"
 REST, ALL = f"{SECOND}, {THIRD}.", f"The{FIRST[3:]}, {SECOND}, {THIRD}"
 EMPTY = "here are three additional boxes, Box X, Box Y and Box Z"
@@ -255,7 +255,7 @@ def test_a_desideratum_of_a_users_file_is_used_and_its_mistakes_are_named(tmp_pa
     assert task.desiderata == ("named",)
     with pytest.raises(InputError, match=r"chests has no desideratum 'nmed' \(did you mean 'named'\?\)"):
         task.check_desiderata(["nmed"])
-    which, named = sample_desiderata(task, tokenizer, ["which", "named"], 30)
+    which, named = task.triples(tokenizer, ["which", "named"], 30, seed=0)
     assert which.base is named.base
     assert list(named.pointers) == ["named"]
     for text in texts(tokenizer, named.source):
@@ -287,9 +287,9 @@ def test_what_cannot_be_sampled_is_refused():
 
 def test_a_label_that_the_base_does_not_have_points_nowhere():
     base = Question(CONTEXT, 1, 0)
-    source = Question(Scenario(0, (("pen", "key", "hat"), ("X", "Y", "Z")), ()), 2, 0)
-    assert pointed_to("given", base, source, 1) is None
-    assert pointed_to("position", base, source, 1) == Question(CONTEXT, 2, 0)
+    source = Question(Scenario(0, {"object": ("pen", "key", "hat"), "label": ("X", "Y", "Z")}, {}), 2, 0)
+    assert pointed_to("given", base, source, "label") is None
+    assert pointed_to("position", base, source, "label") == Question(CONTEXT, 2, 0)
 
 
 def test_no_scenario_is_in_two_parts():

@@ -14,7 +14,6 @@ import torch
 
 from circuitdiff.models.sources import read_outline
 from circuitdiff.tasks import get_task
-from circuitdiff.tasks.desiderata import sample_desiderata
 from circuitdiff.vocabulary import LABELS, OBJECTS, TRAIN_OBJECTS, WORDS
 from helpers.tiny_tokenizers import FRAME, byte_pairs, word_level
 
@@ -94,7 +93,7 @@ def test_built_in_tasks_yield_the_tokens_that_they_yielded_as_code(name):
         made[key] = of_pairs(pairs, IOI_ROLES if task == "ioi" else built.roles)
     for (n_boxes, redraw), names in desiderata.items():
         built = get_task("entity_tracking", n_boxes=n_boxes)
-        for triples in sample_desiderata(built, in_tokens, names, 30, 4, "mask", redraw):
+        for triples in built.triples(in_tokens, names, 30, 4, redraw):
             made[f"{name} triples {n_boxes} {triples.name} {redraw}"] = of_triples(triples)
     assert made == written
     assert len(made) > 20

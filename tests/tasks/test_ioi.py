@@ -345,16 +345,15 @@ def test_bad_options_say_what_is_allowed(whole):
 
 
 def pools(names):
-    of = {"items": (tuple(names),), "draws": (("park",), ("cup", "hat"))}
-    categories = ("names", "places", "objects")
-    return Pools(n_items=2, item_fields=("name",), single_fields=("place", "object"), categories=categories, **of)
+    draws, categories = {"place": ("park",), "object": ("cup", "hat")}, {"place": "places", "object": "objects"}
+    return Pools(n_items=2, items={"name": tuple(names)}, draws=draws, categories={"name": "names", **categories})
 
 
 def test_no_scene_comes_twice_and_running_out_of_them_is_said():
     pairs = [pair for pair in combinations("abcdef", 2) if split_of(pair) == "mask"]
     drawn = distinct_scenarios(("test",), "mask", pools("abcdef"))
     scenes = list(islice(drawn, 2 * len(pairs)))
-    assert {(frozenset(scene.items[0]), scene.draws[1]) for scene in scenes} == {
+    assert {(frozenset(scene.items["name"]), scene.draws["object"]) for scene in scenes} == {
         (frozenset(pair), thing) for pair in pairs for thing in ("cup", "hat")
     }
     with pytest.raises(InputError, match=rf"'mask' has only some {2 * len(pairs)} scenarios: ask for fewer"):

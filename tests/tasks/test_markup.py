@@ -54,7 +54,7 @@ def test_slots_are_called_after_their_fields_and_words():
 def test_the_slots_of_a_prompt_are_those_written_down_here(tmp_path):
     (tmp_path / "markup.yaml").write_text(FILE)
     task = get_task(str(tmp_path / "markup.yaml"))
-    prompt = task.prompt(task._example(task._pools({n: w for n, (w, _) in task.categories.items()}), 0))
+    prompt = task.prompt(task._example(0))
     assert [piece.slot for piece in prompt.pieces] == [
         *("now", "sign"),
         *("segment_0.article", "segment_0.thing", "segment_0.after_thing", "segment_0.on", "segment_0.the"),
@@ -74,7 +74,7 @@ def test_a_word_at_the_end_is_last_unless_it_has_a_name(tmp_path):
             FILE.replace("{here=asked.place} the place, the {other.place}", f"{{asked.place}} it {end}")
         )
         task = get_task(str(tmp_path / "markup.yaml"))
-        prompt = task.prompt(task._example(task._pools({n: w for n, (w, _) in task.categories.items()}), 0))
+        prompt = task.prompt(task._example(0))
         assert [piece.slot for piece in prompt.pieces][-2:] == slots
         assert prompt.roles["last"] == slots[-1]
         assert {"last", "query_place", *slots} <= set(task.roles)

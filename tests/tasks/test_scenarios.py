@@ -26,12 +26,12 @@ OBJECTS, LABELS = tuple("abcdefghijklmn"), tuple("ABCDEFGHIJKLMNOP")
 
 
 def pools(objects=OBJECTS, labels=LABELS, n_items=2):
-    fields = {"item_fields": ("object", "label"), "single_fields": (), "categories": ("objects", "labels")}
-    return Pools(n_items=n_items, items=(tuple(objects), tuple(labels)), draws=(), **fields)
+    words = {"object": tuple(objects), "label": tuple(labels)}
+    return Pools(n_items=n_items, items=words, draws={}, categories={"object": "objects", "label": "labels"})
 
 
 def scenario(objects, labels):
-    return Scenario(0, (tuple(objects), tuple(labels)), ())
+    return Scenario(0, {"object": tuple(objects), "label": tuple(labels)}, {})
 
 
 ALL_OF_TWO = [scenario(o, x) for o in combinations(OBJECTS[:3], 2) for x in permutations(LABELS[:3], 2)]
@@ -54,7 +54,7 @@ def test_splits_share_no_combination_even_when_nearly_all_are_drawn():
     drawn = {}
     for split in SPLITS:
         scenarios = [draw_scenario(generator(split, seed), split, few, 0) for seed in range(200)]
-        drawn[split] = {(frozenset(each.items[0]), frozenset(each.items[1])) for each in scenarios}
+        drawn[split] = {tuple(map(frozenset, each.items.values())) for each in scenarios}
     assert sum(map(len, drawn.values())) == len(set().union(*drawn.values())) == 36
 
 
@@ -81,8 +81,8 @@ def test_no_scenario_comes_twice_not_even_in_another_order_and_running_out_of_th
     scenarios = distinct_scenarios((0,), "discovery", pools(OBJECTS[:3], LABELS[:3]))
     possible = [each for each in ALL_OF_TWO if split_of(each.words) == "discovery"]
     drawn = list(islice(scenarios, len(possible)))
-    assert {frozenset(zip(*each.items, strict=True)) for each in drawn} == {
-        frozenset(zip(*each.items, strict=True)) for each in possible
+    assert {frozenset(zip(*each.items.values(), strict=True)) for each in drawn} == {
+        frozenset(zip(*each.items.values(), strict=True)) for each in possible
     }
     with pytest.raises(InputError, match=rf"'discovery' has only some {len(possible)} scenarios: ask for fewer"):
         next(scenarios)
@@ -100,8 +100,8 @@ def question():
 
 
 def changed(random, rule, asked):
-    n = len(asked.scenario.items[0])
-    return draw_counterfactual(random, Counterfactual(**rule), asked, pools(n_items=n), 1, ["0"])
+    n = len(asked.scenario.items["object"])
+    return draw_counterfactual(random, Counterfactual(**rule), asked, pools(n_items=n), "label", ["0"])
 
 
 def test_minimal_pairs_are_those_worked_out_by_hand():

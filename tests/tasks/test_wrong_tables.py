@@ -44,7 +44,7 @@ WRONG_ROWS = {
     "no answer": (first(answer=...), "line 1: answer: this is missing"),
     "list of no answers": (first(answer=[]), "line 1: answer: "),
     "empty answer": (first(answer=["box", ""]), "line 1: answer.1: String should have at least 1 character"),
-    "number as an answer": (first(answer=3), "line 1: answer: expected text; got 3"),
+    "number as an answer": (first(answer=3), "line 1: answer: expected text; got 3; put it in quotes"),
     "unknown answer": (every(answer="zebra"), "must be tokens of its own after ' the', all known; it came as '<unk>'"),
     "unknown word": (
         [each | {"prompt": each["prompt"].replace("What", "Where")} for each in ROWS],
@@ -60,10 +60,10 @@ WRONG_ROWS = {
         first(roles={"thing": "the"}),
         "line 1: role 'thing' is at the word 'the', which stands 3 times",
     ),
-    "role word not there": (first(roles={"thing": "hat"}), "which stands 0 times"),
+    "role word not there": (first(roles={"thing": "hat"}), "a word of the prompt"),
     "role outside": (
         first(roles={"thing": [3, 900]}),
-        "line 1: role 'thing' is at characters 3 to 900 of a prompt of 54",
+        "line 1: role 'thing' is at characters 3 to 900 of a prompt of 54; give [start, end] with start < end, and",
     ),
     "role of nothing": (first(roles={"thing": [3, 3]}), "is at characters 3 to 3"),
     "roles at one place": (first(roles={"thing": [4, 9], "a": [0, 9]}), "line 1: the roles 'thing' and 'a' end at one"),

@@ -31,8 +31,9 @@ def digest_of_code(package: Path | None = None) -> str:
 @cache
 def digest_of_computation() -> str:
     """The same as long as no line that computes has changed; comments, docstrings and layout do not count."""
-    files = (path for path in _HOME.rglob("*.py") if _computes(path.relative_to(_HOME).with_suffix("").parts))
-    return _digest(_HOME, {path: without_prose(path.read_text("utf-8")).encode() for path in files})
+    modules = {path: path.relative_to(_HOME).with_suffix("").parts for path in _HOME.rglob("*.py")}
+    computing = [path for path, module in modules.items() if module[0] in COMPUTES or ".".join(module) in COMPUTES]
+    return _digest(_HOME, {path: without_prose(path.read_text("utf-8")).encode() for path in computing})
 
 
 @cache
@@ -41,17 +42,12 @@ def digest_of_function(function: Callable[..., Any]) -> str:
     return hashlib.sha256(without_prose(dedent(inspect.getsource(function))).encode()).hexdigest()[:16]
 
 
-def _computes(module: tuple[str, ...]) -> bool:
-    return module[0] in COMPUTES or ".".join(module) in COMPUTES
-
-
 def without_prose(source: str) -> str:
     """The code alone: what is the same for two sources that compute the same, line by line."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
+        definition = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if definition and ast.get_docstring(node):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.dump(tree)
 

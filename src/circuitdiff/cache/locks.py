@@ -28,18 +28,13 @@ def locked(folder: Path, names: Sequence[str], seconds: float = 0.0) -> Iterator
     with ExitStack() as stack:
         ours: list[str] = []
         for name in names:
-            lock = _acquired(lock_file(folder, name), seconds)
+            lock = _acquired(folder / f"{name}.lock", seconds)
             if lock is not None:
                 stack.callback(_release, lock)
                 ours.append(name)
             if len(ours) == _AT_ONCE:
                 break
         yield ours
-
-
-def lock_file(folder: Path, name: str) -> Path:
-    """Where a name's lock is while somebody holds it."""
-    return folder / f"{name}.lock"
 
 
 @contextmanager
@@ -51,10 +46,9 @@ def used_for(folder: Path, purpose: str) -> Iterator[bool]:
     own = f"{purpose}-{uuid4().hex[:12]}"
     with locked(folder, [own], _START):
         others = [file.stem for file in folder.glob("*.lock") if file.stem != own]
-        same = [name for name in others if name.startswith(f"{purpose}-")]
-        with locked(folder, same):
+        with locked(folder, [name for name in others if name.startswith(f"{purpose}-")]):
             pass  # deletes what killed processes left
-        strange = [name for name in others if name not in same]
+        strange = [name for name in others if not name.startswith(f"{purpose}-")]
         with locked(folder, strange, _START) as ended:
             free = len(ended) == len(strange)
         yield free

@@ -123,7 +123,7 @@ class Store:
 
     def finish(self, depends_on: Any, files: Mapping[str, bytes]) -> None:
         """Keeps what these files of the folder were made from, and which bytes were written to them."""
-        digests = {name: _sha256(content) for name, content in files.items()}
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         self.write_json(_FINISHED, {"key": hashed(depends_on), "files": digests})
 
     def finished(self, depends_on: Any, name: str) -> bytes | None:
@@ -134,17 +134,15 @@ class Store:
         except (InputError, OSError):
             return None
         digests = finished.get("files")
-        whole = isinstance(digests, dict) and digests.get(name) == _sha256(content)
+        whole = isinstance(digests, dict) and digests.get(name) == hashlib.sha256(content).hexdigest()
         return content if whole and finished.get("key") == hashed(depends_on) else None
 
-    def write(self, name: str, content: bytes) -> Path:
+    def write(self, name: str, content: bytes) -> None:
         """Writes the whole file or nothing."""
         write_whole(self.folder / name, content)
-        return self.folder / name
 
-    def write_json(self, name: str, data: Any) -> Path:
-        """The same of JSON."""
-        return self.write(name, json_bytes(data))
+    def write_json(self, name: str, data: Any) -> None:
+        self.write(name, json_bytes(data))
 
     @property
     def _locks(self) -> Path:
@@ -163,7 +161,3 @@ class Store:
 def json_bytes(data: Any) -> bytes:
     """JSON as we write it to files: indented, nan as null."""
     return (to_json(data, indent=1) + "\n").encode()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -110,7 +110,8 @@ def no_such_path(path: str | Path) -> str:
 
 def parse_json(text: str, origin: str) -> dict[str, Any]:
     """Raises: InputError if `text` is no JSON mapping; `origin` says where it came from."""
-    depth = max(accumulate(map(_STEPS.__getitem__, _brackets(text))), default=0)
+    outside_strings = re.sub(_STRING, "", text, flags=re.DOTALL).encode("ascii", "ignore")
+    depth = max(accumulate(map(_STEPS.__getitem__, outside_strings.translate(None, _NOT_BRACKETS))), default=0)
     if depth > _DEEPEST:
         raise InputError(f"{origin} is nested {depth} levels deep; expected at most {_DEEPEST}")
     try:
@@ -118,16 +119,17 @@ def parse_json(text: str, origin: str) -> dict[str, Any]:
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(data, ensure_ascii=False).encode()  # half a pair of surrogates is no text
     except _KeyTwiceError as error:
-        where = f"line {_line_of_repeated_key(text, error.key)}: " if "\n" in text.strip() else ""
-        raise InputError(f"{origin}: {where}the key {error.key!r} stands twice; keep one") from error
+        (key,) = error.args
+        where = f"line {_line_of_repeated_key(text, key)}: " if "\n" in text.strip() else ""
+        raise InputError(f"{origin}: {where}the key {key!r} stands twice; keep one") from error
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text.strip() else ""  # of JSONL the origin says it
         what = "it is empty" if not text.strip() else f"{line}column {error.colno}: {error.msg}"
         raise InputError(f"{origin} is not JSON: {what}") from error
+    except InputError as error:  # of a number
+        raise InputError(f"{origin}: {error}") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{origin}: half a pair of surrogates ({error.object[error.start]!a}) is no text") from error
-    except _NumberError as error:
-        raise InputError(f"{origin}: {error}") from error
     return _mapping(data, origin)
 
 
@@ -135,21 +137,16 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     """Raises: InputError if `text` is no YAML mapping; `origin` says where it came from."""
     try:
         node = yaml.compose(text, Loader=_Loader)
-        if node is None:
-            raise InputError(f"{origin} is empty; expected a mapping of keys to values")
-        return _mapping(_Values().of(node), origin)
+        data = None if node is None else _Values().of(node)
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
         where = "" if mark is None else f"line {mark.line + 1}: "
         raise InputError(f"{origin}: {where}{problem}") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        OverflowError,
-    ) as error:  # the scanner lets through what chr() says of \U00110000
-        if isinstance(error, InputError):
-            raise
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the scanner lets chr()'s error on \U00110000 through
         raise InputError(f"{origin} is not YAML: {error}") from error
+    if node is None:
+        raise InputError(f"{origin} is empty; expected a mapping of keys to values")
+    return _mapping(data, origin)
 
 
 def read_text(path: str | Path, kind: str, largest: int = _LARGEST_JSON) -> str:
@@ -183,13 +180,7 @@ def _mapping(data: Any, origin: str) -> dict[str, Any]:
 
 
 class _KeyTwiceError(ValueError):
-    def __init__(self, key: str):
-        super().__init__(key)
-        self.key = key
-
-
-class _NumberError(ValueError):
-    """A number that is not finite, or needs more than 64 bits."""
+    """An object has its one argument, a key, twice."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -202,7 +193,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _int(text: str) -> int:
     if len(text) > 20 or abs(int(text)) > _LARGEST_INT:
-        raise _NumberError(f"the number {text[:40]} does not fit 64 bits")
+        raise InputError(f"the number {text[:40]} does not fit 64 bits")
     return int(text)
 
 
@@ -213,12 +204,7 @@ def _float(text: str) -> float:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise _NumberError(f"{text[:40]} is not a finite number; where there is none, JSON has null")
-
-
-def _brackets(text: str) -> bytes:
-    """The brackets of a JSON text that stand outside its strings."""
-    return re.sub(_STRING, "", text, flags=re.DOTALL).encode("ascii", "ignore").translate(None, _NOT_BRACKETS)
+    raise InputError(f"{text[:40]} is not a finite number; where there is none, JSON has null")
 
 
 def _line_of_repeated_key(text: str, repeated: str) -> int:

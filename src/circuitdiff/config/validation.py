@@ -15,9 +15,8 @@ from pydantic_core import ErrorDetails, to_json
 from circuitdiff.errors import InputError, choices
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # of a form's keys, and of a dataclass's
-_TELLS_LESS = {"missing": 2} | dict.fromkeys(
-    _UNKNOWN, 1
-)  # of faults at one place: a union has those of all its branches
+# Of faults at one place: a union has those of all its branches.
+_TELLS_LESS = {"missing": 2} | dict.fromkeys(_UNKNOWN, 1)
 _PLAINER = {
     "Value error, ": "",
     "Input should be": "expected",
@@ -69,8 +68,8 @@ def _form_of(kind: type) -> type[Strict]:
     return create_model(kind.__name__, __base__=Strict, **hints)
 
 
-def fault(error: ValidationError, form: Any = None) -> str:
-    """The most telling fault of data that is not in this form (None: a call's arguments), in one line."""
+def fault(error: ValidationError, form: Any) -> str:
+    """The most telling fault of data that is not in this form, in one line."""
     faults = error.errors(include_url=False)
     worst = max(faults, key=lambda each: (len(each["loc"]), -_TELLS_LESS.get(each["type"], 0)))
     path, keys = _place(worst["loc"], form)
@@ -91,13 +90,12 @@ def _said(worst: ErrorDetails, keys: list[str]) -> str:
     said = worst["msg"]
     for theirs, plainer in _PLAINER.items():
         said = said.replace(theirs, plainer)
-    return said if worst["type"] == "value_error" else f"{said}; got {came}"
+    advice = "; put it in quotes" if worst["type"] == "string_type" and isinstance(worst["input"], int | float) else ""
+    return said if worst["type"] == "value_error" else f"{said}; got {came}{advice}"
 
 
 def _place(loc: tuple[int | str, ...], form: Any) -> tuple[list[str], list[str]]:
     """The keys that lead to a fault, without the names of unions' branches, and the keys that can be at its place."""
-    if form is None:
-        return list(map(str, loc)), []
     path, forms = list[str](), list(_branches(form))
     for part in loc:
         inner = [kind for each in forms for kind in _inside(each, part)]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from dataclasses import replace as with_fields
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from circuitdiff.engine.edits import Edit, Knockout
+from circuitdiff.engine.edits import Knockout
 from circuitdiff.errors import InputError
 
 IMPLEMENTATION = "circuitdiff"
@@ -167,20 +166,6 @@ def block(
             f"nothing; block fewer keys"
         )
     return allowed.index_put(index, seen)
-
-
-def pattern_as_z(edit: Edit, values: Float[Tensor, "#some prompt edited pos d_head"]) -> Edit:
-    """The edit of z at the query's position that does what an edit of its pattern does, given the values it sees.
-
-    Exact with `keep`, too: z is linear in the pattern.
-    """
-    z = (edit.replacement[..., None, :] @ values)[..., 0, :]
-    return with_fields(edit, what="z", replacement=z)
-
-
-def without_contribution(edit: Edit, z: Float[Tensor, "*any d_head"]) -> Edit:
-    """The edit of z that takes away what the heads write, before something else is added in its place."""
-    return with_fields(edit, what="z", replacement=z.new_zeros(1, 1, len(edit.heads), z.shape[-1]))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
 import torch
@@ -16,17 +16,43 @@ from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, RUN_SHARE, batches
 from circuitdiff.engine.model import Model
 from circuitdiff.prompts import Bucket, PromptSet
 
-# By layer, the heads; and what each of them carries.
-Wanted = Mapping[int, Int[Tensor, " wanted"]]
+Wanted = Mapping[int, Sequence[int]]  # by layer, the heads
 Carried = Mapping[int, Float[Tensor, "prompt wanted width"]]
-
-
-def z_at_role(model: Model, prompts: PromptSet, role: str) -> Float[Tensor, "layer prompt head d_head"]:
-    """Every head's z at one role of each prompt."""
-    return z_at_positions(model, prompts, prompts.positions[role][:, None])[:, :, 0]
+# Is shown what a layer's attention is about to do, its z [prompt pos head d_head], and whose these are.
+Seen = Callable[[AttentionCall, Tensor, Bucket], None]
 
 
 @torch.no_grad()
+def capture(
+    model: Model,
+    prompts: PromptSet,
+    seen: Seen = lambda call, z, bucket: None,
+    readout: Readout = lambda logits, prompt: logits[:, :0],
+    *,
+    roles: Sequence[str] = (),
+    more: Int[Tensor, "prompt t"] | None = None,
+    memory_gb: float = RUN_SHARE * DEFAULT_MEMORY_GB,
+) -> Float[Tensor, "prompt value"]:
+    """What `readout` says of the unedited model's logits after each prompt, and `more` tokens that follow it.
+
+    `seen` is shown every layer of every run; prompts of one run have `roles` at the same positions.
+    """
+    order, values = [], []
+    for bucket in batches(model, prompts, roles, memory_gb):
+
+        def handler(call: AttentionCall, bucket: Bucket = bucket) -> Tensor:
+            z = attend(call)
+            seen(call, z, bucket)
+            return z
+
+        tokens = prompts.tokens[bucket.prompts, : bucket.length]
+        with handled_by(handler):
+            logits = model.forward(tokens if more is None else torch.cat([tokens, more[bucket.prompts]], dim=1))
+        values.append(readout(logits, bucket.prompts.to(logits.device)).cpu())
+        order.append(bucket.prompts)
+    return torch.cat(values)[torch.cat(order).argsort()]
+
+
 def z_at_positions(
     model: Model,
     prompts: PromptSet,
@@ -36,93 +62,56 @@ def z_at_positions(
     """Every head's z at some positions of each prompt."""
     shape = (model.n_layers, *positions.shape, model.n_heads, model.d_head)
     result = torch.empty(shape, dtype=model.dtype, device=model.device)
-    for bucket in batches(model, prompts, memory_gb=memory_gb):
-        rows, wanted = torch.arange(len(bucket.prompts))[:, None], positions[bucket.prompts]
 
-        def handler(
-            call: AttentionCall, bucket: Bucket = bucket, rows: Tensor = rows, wanted: Tensor = wanted
-        ) -> Tensor:
-            z = attend(call)
-            result[call.layer, bucket.prompts] = z[rows, wanted]
-            return z
+    def seen(call: AttentionCall, z: Tensor, bucket: Bucket) -> None:
+        rows = torch.arange(len(bucket.prompts))[:, None]
+        result[call.layer, bucket.prompts] = z[rows, positions[bucket.prompts]]
 
-        with handled_by(handler):
-            model.forward(prompts.tokens[bucket.prompts, : bucket.length])
+    capture(model, prompts, seen, memory_gb=memory_gb)
     return result
 
 
-@torch.no_grad()
 def sum_z_by_slot(
     model: Model, prompts: PromptSet
 ) -> tuple[Float[Tensor, "slot layer head d_head"], Float[Tensor, " slot"]]:
     """The sum of every head's z over all tokens of each slot, in float64, and the number of those tokens."""
     n_slots = len(prompts.slot_names)
     total = torch.zeros(n_slots, model.n_layers, model.n_heads, model.d_head, dtype=torch.float64, device=model.device)
-    for bucket in batches(model, prompts):
+
+    def seen(call: AttentionCall, z: Tensor, bucket: Bucket) -> None:
         slots = prompts.slots[bucket.prompts, : bucket.length].flatten().to(model.device)
+        total[:, call.layer].index_add_(0, slots, z.flatten(0, 1).double())
 
-        def handler(call: AttentionCall, slots: Tensor = slots) -> Tensor:
-            z = attend(call)
-            total[:, call.layer].index_add_(0, slots, z.flatten(0, 1).double())
-            return z
-
-        with handled_by(handler):
-            model.forward(prompts.tokens[bucket.prompts, : bucket.length])
+    capture(model, prompts, seen)
     count = torch.bincount(prompts.slots[prompts.slots >= 0], minlength=n_slots).double()
     return total, count.to(model.device)
 
 
-@torch.no_grad()
-def read_model(
-    model: Model, prompts: PromptSet, readout: Readout, more: Int[Tensor, "prompt t"] | None = None
-) -> Float[Tensor, "prompt value"]:
-    """What `readout` says of the unedited model's logits after each prompt, and `more` tokens that follow it."""
-    more = prompts.tokens[:, :0] if more is None else more
-    order, values = [], []
-    for bucket in batches(model, prompts):
-        tokens = torch.cat([prompts.tokens[bucket.prompts, : bucket.length], more[bucket.prompts]], dim=1)
-        logits = model.forward(tokens)
-        values.append(readout(logits, bucket.prompts.to(logits.device)).cpu())
-        order.append(bucket.prompts)
-    return torch.cat(values)[torch.cat(order).argsort()]
-
-
-def read_heads(model: Model, prompts: PromptSet, what: What, wanted: Mapping[str, Wanted]) -> dict[str, Carried]:
-    """By role and layer, what the wanted heads carry there: an edit with it changes nothing in this model.
+def read_heads(
+    model: Model,
+    prompts: PromptSet,
+    whats: Sequence[What],
+    wanted: Mapping[str, Wanted],
+    readout: Readout = lambda logits, prompt: logits[:, :0],
+) -> tuple[Mapping[What, Mapping[str, Carried]], Float[Tensor, "prompt value"]]:
+    """By kind, role and layer, what the wanted heads carry: an edit with it changes nothing in this model.
 
     The width is d_head; of patterns that of the padded prompts (0 beyond a prompt's end), of contributions d_model.
+    Also what `readout` says of the logits after each prompt, off the same runs.
     """
-    found, _ = read_heads_and_ends(model, prompts, [what], wanted, lambda logits, _: logits[:, :0])
-    return found[what]
-
-
-@torch.no_grad()
-def read_heads_and_ends(
-    model: Model, prompts: PromptSet, whats: Sequence[What], wanted: Mapping[str, Wanted], readout: Readout
-) -> tuple[dict[What, dict[str, Carried]], Float[Tensor, "prompt value"]]:
-    """`read_heads` of several kinds, and what `readout` says of the logits after each prompt, off the same runs."""
+    heads = {at: {n: torch.tensor(these, device=model.device) for n, these in of.items()} for at, of in wanted.items()}
     found: dict[What, dict[str, dict[int, Tensor]]] = {what: {role: {} for role in wanted} for what in whats}
-    ends: Tensor | None = None
-    for bucket in batches(model, prompts, list(wanted)):
 
-        def handler(call: AttentionCall, bucket: Bucket = bucket) -> Tensor:
-            z = attend(call)
-            for what, (role, layers) in product(whats, wanted.items()):
-                if call.layer in layers:
-                    carried = _carried(model, call, what, z, layers[call.layer], bucket.positions[role])
-                    width = prompts.tokens.shape[1] if what == "pattern" else carried.shape[-1]
-                    nothing = carried.new_zeros(len(prompts), carried.shape[1], width)
-                    whole = found[what][role].setdefault(call.layer, nothing)
-                    whole[bucket.prompts.to(whole.device), :, : carried.shape[-1]] = carried
-            return z
+    def seen(call: AttentionCall, z: Tensor, bucket: Bucket) -> None:
+        for what, (role, layers) in product(whats, heads.items()):
+            if call.layer in layers:
+                carried = _carried(model, call, what, z, layers[call.layer], bucket.positions[role])
+                width = prompts.tokens.shape[1] if what == "pattern" else carried.shape[-1]
+                nothing = carried.new_zeros(len(prompts), carried.shape[1], width)
+                whole = found[what][role].setdefault(call.layer, nothing)
+                whole[bucket.prompts.to(whole.device), :, : carried.shape[-1]] = carried
 
-        with handled_by(handler):
-            logits = model.forward(prompts.tokens[bucket.prompts, : bucket.length])
-        values = readout(logits, bucket.prompts.to(logits.device)).cpu()
-        ends = values.new_empty(len(prompts), values.shape[1]) if ends is None else ends
-        ends[bucket.prompts] = values
-    assert ends is not None, "there is a prompt"
-    return {what: {role: dict(layers) for role, layers in by_role.items()} for what, by_role in found.items()}, ends
+    return found, capture(model, prompts, seen, readout, roles=list(wanted))
 
 
 def _carried(
@@ -133,14 +122,13 @@ def _carried(
     heads: Int[Tensor, " wanted"],
     at: int,
 ) -> Float[Tensor, "prompt wanted width"]:
-    n_heads = call.q.shape[1]
     if what == "pattern":
         return pattern_of(call)[:, heads, at]
     if what == "contribution":
         return contributions(model, call.layer, z[:, at], heads)
     if what == "z":
         return z[:, at, heads]
-    return (call.q if what == "q" else expand_kv(call.k if what == "k" else call.v, n_heads))[:, heads, at]
+    return expand_kv(getattr(call, what), call.q.shape[1])[:, heads, at]
 
 
 def contributions(

@@ -70,17 +70,13 @@ class ConstantTokens:
         keywords: Sequence[Keywords],
     ) -> ConstantColumns:
         """What a batch has at `columns`; `resid` and `keywords` are what enters its layers (see `replay.embed`)."""
-        keys = self._keys_of(tokens.to(resid.device)[:, columns], columns)
+        here, prompts = tokens.to(resid.device)[:, columns], torch.arange(len(tokens), device=resid.device)
+        owner = here if self.shared else prompts[:, None].expand_as(here)
+        keys = owner * self.constants.shape[2] + columns  # one number for each owner and position
         self._add_missing(keys, columns, resid, keywords)
         order = self._keys.argsort()
         member = order[torch.searchsorted(self._keys[order], keys)] if keys.numel() else keys
         return ConstantColumns(columns, member, self._k, self._v)
-
-    def _keys_of(self, tokens: Int[Tensor, "prompt column"], columns: Tensor) -> Int[Tensor, "prompt column"]:
-        """One number for each (token, position); for each (prompt, position) where prompts have their own constants."""
-        prompts = torch.arange(len(tokens), device=tokens.device)[:, None]
-        owner = tokens if self.shared else prompts.expand_as(tokens)
-        return owner * self.constants.shape[2] + columns
 
     def _forget(self) -> None:
         model = self.model

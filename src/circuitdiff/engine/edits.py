@@ -6,6 +6,7 @@ Every method of circuitdiff builds edits and hands them to an executor; no metho
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from typing import ClassVar, Literal
 
 import torch
@@ -64,6 +65,9 @@ class Knockout:
         return self.at
 
 
+AnyEdit = Edit | Knockout
+
+
 @dataclass(frozen=True)
 class Site:
     """What some heads of one layer carry at one position, to be read off."""
@@ -89,3 +93,17 @@ def replace(
         keep = edit.keep[..., None]
         new = keep * own[index] + (1 - keep) * new
     return own.index_put(index, new.expand(len(rows), n_prompts, *new.shape[2:]))
+
+
+def pattern_as_z(edit: Edit, values: Float[Tensor, "#some prompt edited pos d_head"]) -> Edit:
+    """The edit of z at the query's position that does what an edit of its pattern does, given the values it sees.
+
+    Exact with `keep`, too: z is linear in the pattern.
+    """
+    z = (edit.replacement[..., None, :] @ values)[..., 0, :]
+    return with_fields(edit, what="z", replacement=z)
+
+
+def without_contribution(edit: Edit, z: Float[Tensor, "*any d_head"]) -> Edit:
+    """The edit of z that takes away what the heads write, before something else is added in its place."""
+    return with_fields(edit, what="z", replacement=z.new_zeros(1, 1, len(edit.heads), z.shape[-1]))

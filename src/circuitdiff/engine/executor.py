@@ -12,13 +12,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.constant_tokens import ConstantTokens
-from circuitdiff.engine.edits import Edit, Knockout, Site
+from circuitdiff.engine.edits import AnyEdit, Edit, Site
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import CleanRun, run_clean
 
 # From logits and the prompt that each row belongs to, to the numbers wanted of each.
 Readout = Callable[[Float[Tensor, "row d_vocab"], Int[Tensor, " row"]], Float[Tensor, "row value"]]
+Values = Float[Tensor, "variant prompt value"]
+Progress = Callable[[int, int], None]  # done, of how many
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,7 @@ class Batch:
 class Executor(Protocol):
     """Carries edits out. Both executors give the same numbers; the window executor computes only what can differ."""
 
-    def run(
-        self, batch: Batch, edits: Sequence[Edit | Knockout], n_variants: int, readout: Readout
-    ) -> Float[Tensor, "variant prompt value"]:
+    def run(self, batch: Batch, edits: Sequence[AnyEdit], n_variants: int, readout: Readout) -> Values:
         """Nothing frozen: what `readout` says of each variant's logits at the last position.
 
         Within a layer: knockouts and edits of q, k and v, then of patterns, then of z and contributions.
@@ -73,9 +73,7 @@ class Executor(Protocol):
         """
         ...
 
-    def frozen(
-        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout
-    ) -> Float[Tensor, "variant prompt value"]:
+    def frozen(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout) -> Values:
         """The same with every head that is not edited frozen at its clean z, at positions >= `at`.
 
         Edits are of z, at `at`.
@@ -91,7 +89,7 @@ class Executor(Protocol):
         """
         ...
 
-    def ablated(self, batch: Batch, ablation: Ablation, readout: Readout) -> Float[Tensor, "variant prompt value"]:
+    def ablated(self, batch: Batch, ablation: Ablation, readout: Readout) -> Values:
         """Each variant's circuit alone: see `Ablation`."""
         ...
 
@@ -110,9 +108,7 @@ class NarrowReadout:
 _UNEMBED_ROWS, _UNEMBED_BYTES = 512, 2**26  # of logits at once: 64 MB, beside what a readout makes of them
 
 
-def read_out(
-    model: Model, final: Float[Tensor, "variant prompt d_model"], readout: Readout
-) -> Float[Tensor, "variant prompt value"]:
+def read_out(model: Model, final: Float[Tensor, "variant prompt d_model"], readout: Readout) -> Values:
     """What `readout` says of final residual streams, a bounded number of rows at a time."""
     n_variants, n_prompts, _ = final.shape
     prompts = torch.arange(n_prompts, device=final.device).repeat(n_variants)

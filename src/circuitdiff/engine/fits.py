@@ -32,13 +32,10 @@ def check_pairs(model: Model, pairs: Pairs, method: str | None) -> None:
     check_prompts(model, pairs.clean_prompts, "clean prompts", more)
     check_prompts(model, pairs.counterfactual_prompts, "counterfactual prompts")
     check_answers(model, pairs.answers, "answers")
-    if pairs.right is not None:
-        check_answers(model, pairs.right, "right answers")
+    check_answers(model, pairs.right, "right answers")
     check_answers(model, pairs.foils, "foils")
-    if pairs.continuations is not None:
-        check_answers(model, pairs.continuations, "continuations")
-    if pairs.counterfactual_answers is not None:
-        check_answers(model, pairs.counterfactual_answers, "counterfactual answers")
+    check_answers(model, pairs.continuations, "continuations")
+    check_answers(model, pairs.counterfactual_answers, "counterfactual answers")
 
 
 def check_triples(model: Model, triples: Triples) -> None:
@@ -58,7 +55,8 @@ def check_prompts(
     """
     if len(prompts) == 0:
         raise InputError(f"{which}: expected at least one; got none, so there is nothing to run {model.name} on")
-    lengths, limit = prompts.lengths + more, _n_positions(model)
+    lengths = prompts.lengths + more
+    limit = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
     longest = int(lengths.argmax())
     if limit is not None and lengths[longest] > limit:
         raise InputError(
@@ -81,20 +79,16 @@ def _check_begin(model: Model, prompts: PromptSet, which: str) -> None:
         )
 
 
-def check_answers(model: Model, tokens: Int[Tensor, " prompt *any"], which: str) -> None:
+def check_answers(model: Model, tokens: Int[Tensor, " prompt *any"] | None, which: str) -> None:
     """Raises: InputError if one is not of the model's vocabulary."""
     d_vocab = len(model.module.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
-    if tokens.max() < d_vocab:
+    if tokens is None or tokens.max() < d_vocab:
         return
     place = (tokens >= d_vocab).nonzero()[0].tolist()
     raise InputError(
         f"{which}, row {place[0]} (from 0): expected tokens of {model.name}, from 0 to {d_vocab - 1}; got "
         f"{int(tokens[*place])}: use this model's tokenizer"
     )
-
-
-def _n_positions(model: Model) -> int | None:
-    return getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
 
 
 def rows_at_once(model: Model, memory_gb: float = DEFAULT_MEMORY_GB, length: int = 0) -> int:
@@ -134,6 +128,14 @@ def batches(
     check_prompts(model, prompts)
     at_once = prompts_at_once(model, int(prompts.lengths.max()), memory_gb, held=held)
     return buckets(prompts, roles, min(largest, at_once))
+
+
+def clean_batches(
+    model: Model, prompts: PromptSet, roles: Sequence[str], memory_gb: float, largest: int
+) -> list[Bucket]:
+    """`batches` whose whole clean runs are held in their share of the memory."""
+    held = held_by_clean_run(model)
+    return batches(model, prompts, roles, RUN_SHARE * memory_gb, largest=largest, held=held)
 
 
 def numbers_per_row(model: Model, length: int) -> int:

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, attend, handled_by
-from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.executor import Progress, Readout
 from circuitdiff.engine.fits import check_prompts, prompts_at_once
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import Keywords, cut, embed, run_layer
@@ -54,16 +54,6 @@ class Mixtures:
     differs: Mapping[str, Bool[Tensor, " entry"]]  # of every parameter that is not the same in both models
     entries: tuple[Mapping[int, Entries], ...]
 
-    @property
-    def n_layer_runs(self) -> int:
-        """How many layers are run on each prompt."""
-        beginnings = {
-            tuple(each.get(place, ()) for place in range(_OUTSIDE, layer + 1))
-            for each in self.entries
-            for layer in range(self.model.n_layers)
-        }
-        return len(beginnings)
-
     def slices(self, entries: Entries) -> list[Slice]:
         """The same entries as slices, whole parameters where nothing else differs."""
         found = []
@@ -93,13 +83,16 @@ def run_mixtures(
     mixtures: Mixtures,
     prompts: PromptSet,
     readout: Readout,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Float[Tensor, "mixture prompt value"]:
     """What `readout` says of each mixture's logits after each prompt. The model is afterwards what it was."""
     check_prompts(mixtures.model, prompts)
     found: Tensor | None = None
     done, n = 0, len(mixtures.entries)
-    for pack in packs(prompts, min(_ENOUGH_PROMPTS, _most(mixtures.model, prompts))):
+    # Each layer's residual stream is there while the layers above it run; rows are longer than prompts.
+    held = mixtures.model.module.config.get_text_config().hidden_size
+    most = prompts_at_once(mixtures.model, LONGEST * int(prompts.lengths.max()), held=held)
+    for pack in packs(prompts, min(_ENOUGH_PROMPTS, most)):
         mine = pack.prompts.flatten()
 
         def keep(
@@ -120,12 +113,6 @@ def run_mixtures(
             progress(n * done, n * len(prompts))
     assert found is not None, "there is a mixture and a prompt"
     return found
-
-
-def _most(model: Model, prompts: PromptSet) -> int:
-    """Each layer's residual stream is there while the layers above it run; rows are longer than prompts."""
-    d_model = model.module.config.get_text_config().hidden_size
-    return prompts_at_once(model, LONGEST * int(prompts.lengths.max()), held=d_model)
 
 
 def _go_on(

@@ -37,9 +37,7 @@ class Model(Readable):
     n_kv_heads: int
     d_head: int
     provenance: dict[str, Any] = field(repr=False)
-    weights: Mapping[str, str] = field(
-        default_factory=dict, repr=False
-    )  # SHA-256 of each weight as it was loaded, by name
+    weights: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def n_layers(self) -> int:

@@ -125,16 +125,12 @@ def _swapped(own: nn.Parameter, theirs: nn.Parameter, part: Slice) -> Iterator[N
     index = torch.tensor(part.index, device=own.device)
     before = own.data.index_select(part.axis, index)
     try:
-        own.data.index_copy_(part.axis, index, _entries(theirs, part).to(own.device))
+        own.data.index_copy_(
+            part.axis, index, theirs.data.index_select(part.axis, index.to(theirs.device)).to(own.device)
+        )
         yield
     finally:
         own.data.index_copy_(part.axis, index, before)
-
-
-def _entries(parameter: nn.Parameter, part: Slice) -> Tensor:
-    if part.axis is None:
-        return parameter.data
-    return parameter.data.index_select(part.axis, torch.tensor(part.index, device=parameter.device))
 
 
 def _shared(

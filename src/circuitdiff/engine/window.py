@@ -12,32 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace as with_fields
 from typing import get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdiff.engine.attention import (
-    AttentionCall,
-    block,
-    edited_output,
-    expand_kv,
-    handled_by,
-    pattern_as_z,
-    without_contribution,
-)
-from circuitdiff.engine.edits import Edit, Knockout, Site, What, replace
-from circuitdiff.engine.executor import Ablation, Batch, Readout, read_out
+from circuitdiff.engine.attention import AttentionCall, block, edited_output, expand_kv, handled_by
+from circuitdiff.engine.edits import AnyEdit, Edit, Knockout, Site, What, pattern_as_z, replace, without_contribution
+from circuitdiff.engine.executor import Ablation, Batch, Readout, Values, read_out
 from circuitdiff.engine.model import replaced_forward
 from circuitdiff.engine.replay import CleanRun, cut, run_layer
 from circuitdiff.engine.window_ablation import ablated_in_window
 from circuitdiff.engine.window_attention import Prefix, Window, attend_edited_heads, attend_window, values_seen
 
-Values = Float[Tensor, "variant prompt value"]
-AnyEdit = Edit | Knockout
 # Where query heads share a key or value, an edit of it is seen by one head: no run has such keys.
 BRANCHING: frozenset[What] = frozenset(["z", "q", "pattern", "contribution"])
+EditsWithRows = Sequence[tuple[AnyEdit, Int[Tensor, " _some"]]]  # where in the window's variants each edit's are
 
 
 class WindowExecutor:
@@ -58,7 +50,7 @@ class WindowExecutor:
     def frozen(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout) -> Values:
         assert at == batch.length - 1, "with every later head frozen, no other position reaches the logits"
         run = FrozenRun(batch, edits, n_variants, at)
-        run.to_the_end()
+        run.up_to(())
         return run.live.read_out(batch, readout)
 
     def received(
@@ -78,28 +70,23 @@ def run_window_layer(
     seen: Callable[[AttentionCall], None] = lambda call: None,
 ) -> None:
     """One layer of all live variants, with those of the edits that are in it; `seen` is shown the attention's input."""
-    clean, start = batch.clean, live.start
+    model, clean, start = batch.model, batch.clean, live.start
     positions = torch.arange(start, clean.length, device=live.hidden.device)
     prefix = Prefix(clean.k[layer][:, :, :start], clean.v[layer][:, :, :start])
     with_rows = [(edit, live.rows_of(edit)) for edit in edits if edit.layer == layer]
 
     def handler(call: AttentionCall) -> Tensor:
         seen(call)
-        per_variant = live.shape[:2]
-        window = Window(*(x.unflatten(0, per_variant) for x in (call.q, call.k, call.v)))
-        return attend_with_edits(call, window, prefix, start, with_rows).flatten(0, 1)
+        window = Window.of(call, live.shape[0], prefix, call.allowed[0, 0])
+        return attend_with_edits(window, start, with_rows).flatten(0, 1)
 
     with handled_by(handler), _outputs_edited(batch, live, with_rows):
-        keywords = cut(clean.keywords[layer], positions)
-        live.hidden = run_layer(batch.model.layers[layer], live.hidden.flatten(0, 1), keywords).unflatten(
-            0, live.shape[:2]
-        )
+        hidden = run_layer(model.layers[layer], live.hidden.flatten(0, 1), cut(clean.keywords[layer], positions))
+    live.hidden = hidden.unflatten(0, live.shape[:2])
 
 
 @contextmanager
-def _outputs_edited(
-    batch: Batch, live: LiveVariants, edits: Sequence[tuple[AnyEdit, Int[Tensor, " _some"]]]
-) -> Iterator[None]:
+def _outputs_edited(batch: Batch, live: LiveVariants, edits: EditsWithRows) -> Iterator[None]:
     with ExitStack() as stack:
         for edit, rows in edits:
             if isinstance(edit, Edit) and edit.what == "contribution":
@@ -115,31 +102,28 @@ def _outputs_edited(
 
 
 def attend_with_edits(
-    call: AttentionCall,
-    window: Window,
-    prefix: Prefix,
-    start: int,
-    edits: Sequence[tuple[AnyEdit, Int[Tensor, " _some"]]],
+    window: Window, start: int, edits: EditsWithRows
 ) -> Float[Tensor, "variant prompt query head d_head"]:
-    """z of the window after knockouts and the edits of q, k, v, then of patterns, then of z and contributions.
-
-    `edits` come with the rows of their variants.
-    """
-    allowed = _allowed(call, window, start, [(e, rows) for e, rows in edits if isinstance(e, Knockout)])
+    """z of the window after knockouts and the edits of q, k, v, then of patterns, then of z and contributions."""
+    knockouts = [(edit, rows) for edit, rows in edits if isinstance(edit, Knockout)]
+    if knockouts:
+        n_variants, _, n_heads = window.q.shape[:3]
+        allowed = window.allowed.expand(n_variants, 1, n_heads, *window.allowed.shape)
+        for knockout, rows in knockouts:
+            allowed = block(allowed, knockout, rows, knockout.at - start)
+        window = with_fields(window, allowed=allowed)
     replaced = [(edit, rows) for edit, rows in edits if isinstance(edit, Edit)]
     of = {what: [(e, rows) for e, rows in replaced if e.what == what] for what in get_args(What)}
     for edit, rows in of["q"]:
         new = replace(window.q[:, :, :, edit.at - start], edit, rows)
-        window = Window(window.q.select_scatter(new, dim=3, index=edit.at - start), window.k, window.v)
-    z = attend_window(window, prefix, allowed, call.scaling, call.softcap)
+        window = with_fields(window, q=window.q.select_scatter(new, dim=3, index=edit.at - start))
+    z = attend_window(window)
 
     kv_edits = [*of["k"], *of["v"]]
     for read_at in sorted({edit.read_at for edit, _ in kv_edits}, key=lambda at: -1 if at is None else at):
         seen = [(edit, rows) for edit, rows in kv_edits if edit.read_at in (None, read_at)]
         heads = torch.cat([edit.heads for edit, _ in seen]).unique()
-        changed = attend_edited_heads(
-            window, prefix, allowed, call.scaling, call.softcap, start=start, edits=seen, heads=heads
-        )
+        changed = attend_edited_heads(window, start, seen, heads)
         if read_at is None:
             z = z.index_copy(3, heads, changed)
         else:
@@ -147,28 +131,11 @@ def attend_with_edits(
             z = z.select_scatter(z[:, :, row].index_copy(2, heads, changed[:, :, row]), dim=2, index=row)
 
     assert not (of["pattern"] and of["v"]), "a pattern is weighed with the run's own values"
-    patterns = [(pattern_as_z(e, values_seen(window, prefix, e.heads, rows)), rows) for e, rows in of["pattern"]]
+    patterns = [(pattern_as_z(e, values_seen(window, e.heads, rows)), rows) for e, rows in of["pattern"]]
     taken = [(without_contribution(edit, z), rows) for edit, rows in of["contribution"]]
     for edit, rows in [*patterns, *of["z"], *taken]:
         z = z.select_scatter(replace(z[:, :, edit.at - start], edit, rows), dim=2, index=edit.at - start)
     return z
-
-
-def _allowed(
-    call: AttentionCall,
-    window: Window,
-    start: int,
-    knockouts: Sequence[tuple[Knockout, Int[Tensor, " _some"]]],
-) -> Bool[Tensor, "*any query pos"]:
-    """The model's own mask for the window's queries, without the keys that are knocked out."""
-    allowed = call.allowed[0, 0]
-    if not knockouts:
-        return allowed
-    n_variants, _, n_heads = window.q.shape[:3]
-    allowed = allowed.expand(n_variants, 1, n_heads, *allowed.shape)
-    for knockout, rows in knockouts:
-        allowed = block(allowed, knockout, rows, knockout.at - start)
-    return allowed
 
 
 class LiveVariants:
@@ -179,7 +146,7 @@ class LiveVariants:
     def __init__(
         self,
         clean: CleanRun,
-        edits: Sequence[Edit | Knockout],
+        edits: Sequence[AnyEdit],
         n_variants: int,
         start: int,
         n_rows: int | None = None,
@@ -215,11 +182,11 @@ class LiveVariants:
         clean = self._clean.resid_pre[layer][:, self._rows]
         self.hidden = torch.cat([self.hidden, clean.expand(len(new), *clean.shape)])
 
-    def rows_of(self, edit: Edit | Knockout) -> Int[Tensor, " some"]:
+    def rows_of(self, edit: AnyEdit) -> Int[Tensor, " some"]:
         """Where in `hidden` the variants of an edit are."""
         return self._row_of[edit.variants].to(self.hidden.device)
 
-    def read_out(self, batch: Batch, readout: Readout) -> Float[Tensor, "variant prompt value"]:
+    def read_out(self, batch: Batch, readout: Readout) -> Values:
         """What `readout` says at the last row; variants that never began are the clean run.
 
         The clean run's logits are not read where every variant began.
@@ -243,17 +210,14 @@ class FrozenRun:
         self._batch, self._edits, self._at = batch, edits, at
         self.live = LiveVariants(batch.clean, edits, n_variants, start=at, n_rows=1)
 
-    def to_the_end(self) -> None:
-        """Runs every layer."""
-        for layer in range(self.live.first_layer, self._batch.model.n_layers):
-            self.live.join(layer)
-            self._advance(layer)
-
     def up_to(self, sites: Sequence[Site]) -> list[Edit]:
-        """Runs as far as the last site; what arrives at each, as an edit of the variants that had begun before."""
+        """Runs as far as the last site; what arrives at each, as an edit of the variants that had begun before.
+
+        Without sites to the end.
+        """
         assert all(site.what != "z" and site.at == self._at for site in sites), "one position is run, up to q, k and v"
         found: list[Edit] = []
-        last = max(site.layer for site in sites)
+        last = max((site.layer for site in sites), default=self._batch.model.n_layers)
         for layer in range(self.live.first_layer, last + 1):
             here = [site for site in sites if site.layer == layer]
             if here and len(self.live.ids):
@@ -299,11 +263,9 @@ class FrozenRun:
 
         with handled_by(handler):
             run_layer(model.layers[layer], live.hidden.flatten(0, 1), self._keywords(layer))
-        return [Edit(layer, site.what, site.at, site.heads, live.ids, self._values(seen[0], site)) for site in sites]
-
-    def _values(self, call: AttentionCall, site: Site) -> Float[Tensor, "live prompt wanted d_head"]:
-        whole = expand_kv(getattr(call, site.what), call.q.shape[1])
-        return whole[:, site.heads, 0].unflatten(0, self.live.shape[:2])
+        whole = {site.what: expand_kv(getattr(seen[0], site.what), model.n_heads) for site in sites}
+        arrived = [whole[site.what][:, site.heads, 0].unflatten(0, live.shape[:2]) for site in sites]
+        return [Edit(layer, s.what, s.at, s.heads, live.ids, x) for s, x in zip(sites, arrived, strict=True)]
 
     def _keywords(self, layer: int) -> dict[str, object]:
         position = torch.tensor([self._at], device=self.live.hidden.device)
@@ -330,30 +292,8 @@ def branched(batch: Batch, edits: Sequence[Edit], start: int) -> Batch:
         live.join(layer)
         resid_pre[layer] = live.hidden[0][:, start - first :]
         run_window_layer(batch, live, layer, edits, keep)
-    return Batch(batch.model, batch.tokens, start, _as_clean(batch, start, resid_pre, k, v, live))
-
-
-def _as_clean(
-    batch: Batch,
-    start: int,
-    resid_pre: list[torch.Tensor],
-    k: list[torch.Tensor],
-    v: list[torch.Tensor],
-    live: LiveVariants,
-) -> CleanRun:
-    """What window runs read; nan where only frozen runs would."""
-    clean, model = batch.clean, batch.model
-    nan = torch.full((), torch.nan, dtype=model.dtype, device=model.device)
-    q = nan.expand(batch.n_prompts, model.n_heads, batch.length - start, model.d_head)
-    return CleanRun(
-        tokens=clean.tokens,
-        start=start,
-        resid_pre=resid_pre,
-        q=[q] * model.n_layers,
-        k=k,
-        v=v,
-        z=[q.transpose(1, 2)] * model.n_layers,
-        attention_output=[nan.expand(resid.shape) for resid in resid_pre],
-        keywords=clean.keywords,
-        logits=model.unembed(live.hidden[0][:, -1]),
+    logits = batch.model.unembed(live.hidden[0][:, -1])
+    known = with_fields(  # what window runs read, and nothing of what only frozen runs would
+        clean, start=start, resid_pre=resid_pre, q=[], k=k, v=v, z=[], attention_output=[], logits=logits
     )
+    return Batch(batch.model, batch.tokens, start, known)

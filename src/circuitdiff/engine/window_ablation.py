@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, handled_by
 from circuitdiff.engine.constant_tokens import ConstantColumns, ConstantTokens
-from circuitdiff.engine.executor import Ablation, Batch, Readout, read_out
+from circuitdiff.engine.executor import Ablation, Batch, Readout, Values, read_out
 from circuitdiff.engine.fits import ROWS_SHARE, rows_at_once
 from circuitdiff.engine.replay import Keywords, cut, embed, run_layer
 from circuitdiff.engine.window_attention import Prefix, Window, attend_window
@@ -55,7 +55,7 @@ class _Branches:
     first: int  # the first place of `Ablation.positions` that differs
 
 
-def ablated_in_window(batch: Batch, ablation: Ablation, readout: Readout) -> Float[Tensor, "variant prompt value"]:
+def ablated_in_window(batch: Batch, ablation: Ablation, readout: Readout) -> Values:
     """Each variant's circuit alone; see `Executor.ablated`."""
     assert ablation.positions[-1] == batch.length - 1, "the last position is where the logits are read"
     scene = _open(batch, ablation)
@@ -139,8 +139,7 @@ def _run_layer(
     keep = kept[:, None, :, :, None].to(hidden.device)
 
     def handler(call: AttentionCall) -> Tensor:
-        window = Window(*(x.unflatten(0, hidden.shape[:2]) for x in (call.q, call.k, call.v)))
-        z = attend_window(window, prefix, call.allowed[0, 0][:, order], call.scaling, call.softcap)
+        z = attend_window(Window.of(call, len(hidden), prefix, call.allowed[0, 0][:, order]))
         if calls is not None:
             calls.append(call)
         return torch.where(keep, z, constants).flatten(0, 1)

@@ -1,13 +1,7 @@
 """A circuit on its own, and a model without it: everything that is ablated held at what an ablation puts there."""
 
 from circuitdiff.evaluation.answers import Evaluation, Quantity, evaluate_model
-from circuitdiff.evaluation.circuits import (
-    Progress,
-    check_circuit,
-    check_groups,
-    evaluate_circuit,
-    evaluate_circuits,
-)
+from circuitdiff.evaluation.circuits import Progress, check_circuit, check_groups, evaluate_circuit, evaluate_circuits
 from circuitdiff.evaluation.constants import (
     By,
     Means,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from circuitdiff.engine import Model
-from circuitdiff.engine.capture import read_model
+from circuitdiff.engine.capture import capture
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.prompts import Pairs
@@ -81,7 +81,7 @@ class Evaluation(Readable):
 def evaluate_model(model: Model, pairs: Pairs) -> Evaluation:
     """What the model answers to the clean prompts."""
     check_pairs(model, pairs, None)
-    first = evaluation_of(read_model(model, pairs.clean_prompts, answers_readout(pairs, model.device)), pairs)
+    first = evaluation_of(capture(model, pairs.clean_prompts, readout=answers_readout(pairs, model.device)), pairs)
     return first if pairs.continuations is None else _continued(model, pairs, pairs.continuations, first)
 
 
@@ -98,7 +98,7 @@ def _continued(model: Model, pairs: Pairs, continuations: Int[Tensor, "prompt t"
                 own = log_prob(logits, token[row])
                 return torch.stack([hit(logits, token[row]).to(own.dtype), own], dim=-1)
 
-            values = read_model(model, pairs.clean_prompts.select(rows), readout, answers[rows, :place])
+            values = capture(model, pairs.clean_prompts.select(rows), readout=readout, more=answers[rows, :place])
             hits[rows] &= values[:, 0].bool()
             log_probs[rows] += values[:, 1]
     return replace(first, hits=hits, log_probs=log_probs)

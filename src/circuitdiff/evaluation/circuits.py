@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Batch, Model, executor_named
-from circuitdiff.engine.executor import Ablation
+from circuitdiff.engine.executor import Ablation, Progress
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, check_pairs
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
 from circuitdiff.evaluation.constants import Replacement, Shared, check_replacement, prompts_at_once
 from circuitdiff.prompts import Bucket, Pairs, buckets
-
-Progress = Callable[[int, int], None]  # done, of how many
 
 
 def evaluate_circuit(
@@ -77,7 +75,7 @@ def checked_roles(model: Model, circuits: Sequence[Circuit], pairs: Pairs, means
     for circuit in circuits:
         circuit.check_fits(model.n_layers, model.n_heads, pairs.positions)
     roles = list(dict.fromkeys(role for circuit in circuits for role in circuit.roles))
-    check_places(pairs, roles)
+    check_roles(pairs, roles)
     check_replacement(pairs, means)
     return roles
 
@@ -102,14 +100,7 @@ def check_groups(circuit: Circuit, n_layers: int, n_heads: int, pairs: Pairs) ->
         if len(set(group.heads)) < len(group.heads):
             twice = next(head for head in group.heads if group.heads.count(head) > 1)
             raise InputError(f"group {name!r} names head {twice} twice; name it once")
-    check_places(pairs, circuit.roles)
-
-
-def check_places(pairs: Pairs, roles: Sequence[str]) -> None:
-    """Raises: InputError if a prompt has no place for a role."""
-    for role in roles:
-        if (pairs.positions[role] < 0).any():
-            raise InputError(f"the circuit has heads at {role!r}, which has no place in some prompts")
+    check_roles(pairs, circuit.roles)
 
 
 def check_roles(pairs: Pairs, roles: Iterable[str], *, in_counterfactuals: bool = False) -> None:
@@ -117,9 +108,8 @@ def check_roles(pairs: Pairs, roles: Iterable[str], *, in_counterfactuals: bool 
     for role in roles:
         if role not in pairs.positions:
             raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
-        if (pairs.positions[role] < 0).any() or (
-            in_counterfactuals and (pairs.counterfactual_positions[role] < 0).any()
-        ):
+        both = [pairs.positions, pairs.counterfactual_positions] if in_counterfactuals else [pairs.positions]
+        if any((positions[role] < 0).any() for positions in both):
             raise InputError(f"role {role!r} has no place in some prompts; choose a role that every prompt has")
 
 

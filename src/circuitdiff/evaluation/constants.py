@@ -55,7 +55,8 @@ class SlotSums:
             raise InputError(f"means go by 'slot' or by 'kind'; got {by!r}")
         total, count = self.total, self.count
         if by == "kind":
-            member = _numbered(self.slot_kinds).to(total.device)
+            kinds = list(dict.fromkeys(self.slot_kinds))
+            member = torch.tensor([kinds.index(kind) for kind in self.slot_kinds], device=total.device)
             total = torch.zeros_like(total).index_add_(0, member, total)[member]
             count = torch.zeros_like(count).index_add_(0, member, count)[member]
         return Means((total / count[:, None, None, None]).to(dtype), by, tuple(self.slot_names))
@@ -87,11 +88,6 @@ def mean_activations(model: Model, pairs: Pairs, by: By = "slot") -> Means:
     return slot_sums(model, pairs).means(by, model.dtype)
 
 
-def _numbered(names: Sequence[str]) -> Int[Tensor, " name"]:
-    known = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return torch.tensor([known[name] for name in names])
-
-
 # Means: the head's mean at the slot. "resample": its own z at the same slot of each prompt's counterfactual. "zero": 0.
 Replacement = Means | Literal["resample", "zero"]
 
@@ -113,7 +109,9 @@ class Shared:
     ) -> ConstantTokens:
         """The constants of a bucket, with what is remembered of prompts with the same slots."""
         if replacement == "resample":
-            return ConstantTokens(model, _resampled(model, pairs, bucket), memory_gb)
+            chosen = pairs.select(bucket.prompts)
+            places = counterparts(chosen)[:, : bucket.length]
+            return ConstantTokens(model, z_at_positions(model, chosen.counterfactual_prompts, places), memory_gb)
         slots = tuple(pairs.clean_prompts.slots[bucket.prompts[0], : bucket.length].tolist())
         every = pairs.clean_prompts.slot_names
         key = (id(model), id(replacement), tuple(str(every[slot]) for slot in slots))
@@ -137,21 +135,17 @@ def prompts_at_once(model: Model, pairs: Pairs, replacement: Replacement, memory
 
 def check_replacement(pairs: Pairs, replacement: Replacement) -> None:
     """Raises: InputError if it is none, has no mean for a slot of the prompts, or finds no such slot to resample."""
-    if not isinstance(replacement, Means) and replacement not in ("resample", "zero"):
-        raise InputError(f"heads are replaced by means, 'resample' or 'zero'; got {replacement!r}")
     if isinstance(replacement, Means):
-        _check_means(pairs.clean_prompts, replacement)
-    if replacement == "resample":
+        slots, names = pairs.clean_prompts.slots, pairs.clean_prompts.slot_names
+        used = slots[slots >= 0].unique()
+        unknown = replacement.at(used, names).isnan().any((1, 2, 3)).cpu()
+        if unknown.any():  # the circuit's answers would be nan, which reads as wrong answers
+            slot = names[int(used[unknown][0])]
+            raise InputError(f"there is no mean for slot {slot!r}: take the means over more prompts of the same task")
+    elif replacement == "resample":
         counterparts(pairs)
-
-
-def _check_means(prompts: PromptSet, means: Means) -> None:
-    """A slot that the mean set never had would make the circuit's answers nan, which reads as wrong answers."""
-    used = prompts.slots[prompts.slots >= 0].unique()
-    unknown = means.at(used, prompts.slot_names).isnan().any((1, 2, 3)).cpu()
-    if unknown.any():
-        slot = prompts.slot_names[int(used[unknown][0])]
-        raise InputError(f"there is no mean for slot {slot!r}: take the means over more prompts of the same task")
+    elif replacement != "zero":
+        raise InputError(f"heads are replaced by means, 'resample' or 'zero'; got {replacement!r}")
 
 
 def replacement_at(
@@ -173,11 +167,6 @@ def _shared_constants(
         return replacement.at(slots, names).transpose(0, 1)[:, None].to(model.device, model.dtype)
     shape = (model.n_layers, 1, len(slots), model.n_heads, model.d_head)
     return torch.zeros(shape, dtype=model.dtype, device=model.device)
-
-
-def _resampled(model: Model, pairs: Pairs, bucket: Bucket) -> Float[Tensor, " layer prompt pos head d_head"]:
-    chosen = pairs.select(bucket.prompts)
-    return z_at_positions(model, chosen.counterfactual_prompts, counterparts(chosen)[:, : bucket.length])
 
 
 def counterparts(pairs: Pairs) -> Int[Tensor, "prompt pos"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,15 +13,7 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Batch, Edit, Knockout, Model, executor_named
 from circuitdiff.engine.executor import Readout
-from circuitdiff.engine.fits import (
-    DEFAULT_MEMORY_GB,
-    ROWS_SHARE,
-    RUN_SHARE,
-    batches,
-    check_pairs,
-    held_by_clean_run,
-    rows_at_once,
-)
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, check_pairs, clean_batches, rows_at_once
 from circuitdiff.engine.window import branched
 from circuitdiff.evaluation.answers import Evaluation, answers_readout, evaluate_model, evaluation_of
 from circuitdiff.evaluation.circuits import Progress, checked_roles
@@ -65,8 +56,8 @@ def run_edited(
     rows = rows_at_once(model, ROWS_SHARE * memory_gb, int(pairs.lengths.max()))
     found: Tensor | None = None
     done, width = 0, int(pairs.lengths.max() - min(int(pairs.positions[role].min()) for role in editing.roles))
-    largest, held = max(_FEWEST_PROMPTS, rows // max(1, len(variants) * width)), held_by_clean_run(model)
-    for bucket in batches(model, pairs.clean_prompts, editing.roles, RUN_SHARE * memory_gb, largest=largest, held=held):
+    largest = max(_FEWEST_PROMPTS, rows // max(1, len(variants) * width))
+    for bucket in clean_batches(model, pairs.clean_prompts, editing.roles, memory_gb, largest):
         readout = readout_of(bucket) if readout_of else answers_readout(pairs.select(bucket.prompts), model.device)
         begin = (editing.begins(variant, bucket) for variant in variants)
         tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
@@ -96,31 +87,20 @@ def _parts(
     for number, variant in variants:
         by_start.setdefault(editing.begins(variant, bucket), []).append((number, variant))
     for start, mine in sorted(by_start.items()):
-        alone, together = mine, list[tuple[V, list[tuple[int, V]]]]()
-        if branches and editing.split:
-            alone, together = _with_the_same_beginning(mine, editing.split, bucket)
+        alike: dict[Hashable, list[tuple[int, V, V]]] = {}  # by the first part, or the number of one that shares none
+        for number, variant in mine:
+            first, rest = editing.split(variant, bucket) if branches and editing.split else (None, variant)
+            alike.setdefault(first or number, []).append((number, variant, rest))
+        alone = [(number, variant) for its in alike.values() for number, variant, _ in its if len(its) == 1]
         at_once = max(1, rows // (len(bucket.prompts) * (bucket.length - start)))
         for i in range(0, len(alone), at_once):
             yield batch, alone[i : i + at_once]
-        for first, rest in together:
-            edits = [edit for edit in editing.edits([first], bucket) if isinstance(edit, Edit)]
-            branch = branched(batch, edits, min(editing.begins(variant, bucket) for _, variant in rest))
-            yield from _parts(branch, rest, editing, bucket, rows, branches=True)
-
-
-def _with_the_same_beginning(
-    variants: Sequence[tuple[int, V]], split: Callable[[V, Bucket], tuple[V, V]], bucket: Bucket
-) -> tuple[list[tuple[int, V]], list[tuple[V, list[tuple[int, V]]]]]:
-    """Those that begin like no other; and the beginnings of the others, each with the rests."""
-    alone, together = list[tuple[int, V]](), dict[Hashable, tuple[V, list[tuple[int, V]]]]()
-    parts = [(number, variant, *split(variant, bucket)) for number, variant in variants]
-    often = Counter(first for _, _, first, _ in parts)
-    for number, variant, first, rest in parts:
-        if often[first] == 1 or not first:
-            alone.append((number, variant))
-        else:
-            together.setdefault(first, (first, []))[1].append((number, rest))
-    return alone, list(together.values())
+        for first, its in alike.items():
+            if len(its) > 1:
+                rests = [(number, rest) for number, _, rest in its]
+                edits = [edit for edit in editing.edits([first], bucket) if isinstance(edit, Edit)]  # pyright: ignore
+                branch = branched(batch, edits, min(editing.begins(rest, bucket) for _, rest in rests))
+                yield from _parts(branch, rests, editing, bucket, rows, branches=True)
 
 
 @torch.no_grad()

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
+
+T = TypeVar("T")
+
+
+def named_parts(given: Group | Circuit | Mapping[str, T], *, per_head: bool) -> dict[str, Group | T]:
+    """Parts by name: a lone group is called "group", or with `per_head` its heads are the parts.
+
+    Raises: InputError if there are several groups to take apart.
+    """
+    if per_head:
+        if not isinstance(given, Group):
+            raise InputError("per_head takes a single group apart; give a Group, not several")
+        return {str(head): Group(given.at, (head,)) for head in given.heads}
+    if isinstance(given, Group):
+        return {"group": given}
+    return dict(given.groups if isinstance(given, Circuit) else given)
 
 
 def all_heads(n_layers: int, n_heads: int, roles: Sequence[str]) -> Circuit:
@@ -43,6 +60,14 @@ def roles_rotated(circuit: Circuit) -> Circuit:
     roles = circuit.roles
     following = dict(zip(roles, [*roles[1:], *roles[:1]], strict=True))
     return moved(circuit, lambda role: [following[role]] if role in following else [])
+
+
+def by_layer(heads: Iterable[Head]) -> dict[int, tuple[int, ...]]:
+    """The heads of each layer, each once; all from below."""
+    found: dict[int, list[int]] = {}
+    for head in sorted(set(heads)):
+        found.setdefault(head.layer, []).append(head.index)
+    return {layer: tuple(indices) for layer, indices in found.items()}
 
 
 def has_others(heads: Collection[Head], n_layers: int, n_heads: int) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import operator
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from random import Random
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices
 from circuitdiff.tasks import entity_tracking
-from circuitdiff.tasks.scenarios import Question, draw_questions
+from circuitdiff.tasks.scenarios import draw_questions
 from circuitdiff.tasks.tokens import one_token_words
 from circuitdiff.vocabulary import TRAIN_OBJECTS
 
@@ -34,7 +34,7 @@ _LABELS = (tuple(string.ascii_uppercase), tuple(str(number) for number in range(
 _FEWEST, _MOST = 5, 8
 
 
-def related_tracking(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int) -> list[TextExample]:
+def related_tracking(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[TextExample]:
     """`The coal lies in Drawer K, ..., the net lies in Drawer B. Drawer K holds the` -> ` coal`.
 
     Each prompt keeps to one container, verb, question and kind of label (letters or numbers), and has 5 to 8
@@ -42,32 +42,27 @@ def related_tracking(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: 
     """
     objects = tuple(one_token_words(tokenizer, TRAIN_OBJECTS, "Bag A holds the", [" lies"]).ids)
     random = Random(f"related tracking/{seed}")
-    return [_tracking(random, objects) for _ in range(n_examples)]
-
-
-def _tracking(random: Random, objects: tuple[str, ...]) -> TextExample:
-    container, verb, question = (random.choice(words) for words in (_CONTAINERS, _VERBS, _QUESTIONS))
-    n = random.randint(_FEWEST, _MOST)
-    things, labels = random.sample(objects, n), random.sample(random.choice(_LABELS), n)
-    facts = ", the ".join(f"{thing} {verb} {container} {label}" for thing, label in zip(things, labels, strict=True))
-    asked = random.randrange(n)
-    return TextExample(f"The {facts}. {container} {labels[asked]} {question}", f" {things[asked]}")
+    while True:
+        container, verb, question = (random.choice(words) for words in (_CONTAINERS, _VERBS, _QUESTIONS))
+        n = random.randint(_FEWEST, _MOST)
+        things, labels = random.sample(objects, n), random.sample(random.choice(_LABELS), n)
+        facts = ", the ".join(f"{a} {verb} {container} {b}" for a, b in zip(things, labels, strict=True))
+        asked = random.randrange(n)
+        yield TextExample(f"The {facts}. {container} {labels[asked]} {question}", f" {things[asked]}")
 
 
 _OPERATIONS = (("+", operator.add, 999), ("-", operator.sub, 999), ("*", operator.mul, 99))
 _WORDINGS = ("{} =", "What is {}? Answer:", "Compute {}. The result is", "{} equals", "Please work out {}:")
 
 
-def arithmetic(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int) -> list[TextExample]:
+def arithmetic(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[TextExample]:
     """`Compute 318 + 47. The result is` -> ` 365`: numbers below 1,000, below 100 in products."""
     random = Random(f"arithmetic/{seed}")
-    return [_sum(random) for _ in range(n_examples)]
-
-
-def _sum(random: Random) -> TextExample:
-    sign, operation, largest = random.choice(_OPERATIONS)
-    first, second = random.randint(0, largest), random.randint(0, largest)
-    return TextExample(random.choice(_WORDINGS).format(f"{first} {sign} {second}"), f" {operation(first, second)}")
+    while True:
+        sign, operation, largest = random.choice(_OPERATIONS)
+        first, second = random.randint(0, largest), random.randint(0, largest)
+        prompt = random.choice(_WORDINGS).format(f"{first} {sign} {second}")
+        yield TextExample(prompt, f" {operation(first, second)}")
 
 
 # A question of the first word of a couple, and the answer with both.
@@ -102,17 +97,13 @@ _OPENINGS = ("", "Sure! ", "Of course. ", "Happy to help. ", "Good question! ")
 _CLOSINGS = ("", " Anything else?", " Let me know if you need more.", " I hope that helps.")
 
 
-def conversations(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int) -> list[TextExample]:
+def conversations(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[TextExample]:
     """One or two turns, `User: ... Assistant:`, answered in a friendly sentence."""
     random = Random(f"conversations/{seed}")
-    return [_conversation(random) for _ in range(n_examples)]
-
-
-def _conversation(random: Random) -> TextExample:
-    turns = [_turn(random) for _ in range(random.randint(1, 2))]
-    said = "".join(f"User: {question}\nAssistant:{answer}\n" for question, answer in turns[:-1])
-    question, answer = turns[-1]
-    return TextExample(f"{said}User: {question}\nAssistant:", answer)
+    while True:
+        *earlier, (question, answer) = [_turn(random) for _ in range(random.randint(1, 2))]
+        before = "".join(f"User: {asked}\nAssistant:{said}\n" for asked, said in earlier)
+        yield TextExample(f"{before}User: {question}\nAssistant:", answer)
 
 
 def _turn(random: Random) -> tuple[str, str]:
@@ -122,22 +113,18 @@ def _turn(random: Random) -> tuple[str, str]:
     return f"{greeting} {question.format(*couple)}".strip(), f" {opening}{answer.format(*couple)}{closing}"
 
 
-def next_box(tokenizer: PreTrainedTokenizerBase, n_examples: int, seed: int, split: str = "train") -> list[TextExample]:
+def next_box(tokenizer: PreTrainedTokenizerBase, seed: int, split: str = "train") -> Iterator[TextExample]:
     """The task's own prompts with seven boxes, each answered by the object of the box after the one asked for.
 
     After the last box comes the first.
     """
     task = entity_tracking()
-    drawn = draw_questions(("next box", split, seed), split, task.pools(tokenizer, split), 1)
-    questions = islice(chain.from_iterable(drawn), n_examples)
-    return [TextExample(task.text(each), task.right_answer(_next_item(each))) for each in questions]
+    for (question,) in draw_questions(("next box", split, seed), split, task.pools(tokenizer, split), 1):
+        of_the_next = replace(question, asked=(question.asked + 1) % len(question.scenario.items["object"]))
+        yield TextExample(task.text(question), task.right_answer(of_the_next))
 
 
-def _next_item(question: Question) -> Question:
-    return replace(question, asked=(question.asked + 1) % len(question.scenario.items[0]))
-
-
-GENERATORS: Mapping[str, Callable[..., list[TextExample]]] = {
+GENERATORS: Mapping[str, Callable[..., Iterator[TextExample]]] = {
     generator.__name__: generator for generator in (related_tracking, arithmetic, conversations, next_box)
 }
 
@@ -151,7 +138,7 @@ def generate(
     """
     if name not in GENERATORS:
         raise InputError(f"there is no built-in data {name!r}{choices(name, GENERATORS)}")
-    known = list(inspect.signature(GENERATORS[name]).parameters)[3:]
+    known = list(inspect.signature(GENERATORS[name]).parameters)[2:]
     if unknown := sorted(set(options) - set(known)):
         raise InputError(f"data {name!r} has no option {unknown[0]!r}{choices(unknown[0], known)}")
-    return GENERATORS[name](tokenizer, n_examples, seed, **options)
+    return list(islice(GENERATORS[name](tokenizer, seed, **options), n_examples))

@@ -8,7 +8,7 @@ settings for it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,17 +44,6 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What a step did; `accuracy` on the held-out prompts where it was measured."""
-
-    step: int
-    n_steps: int
-    loss: float
-    learning_rate: float
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How a run went. `accuracy` is that of the weights after rounding to the dtype they are stored in."""
 
@@ -75,17 +64,12 @@ def answer_logits(model: nn.Module, examples: Examples) -> Float[Tensor, "token 
 @torch.no_grad()
 def hits(model: nn.Module, examples: Examples) -> Int[Tensor, " prompt"]:
     """1 where each token of the answer is the most probable of all tokens after the right ones before it, else 0."""
-    return torch.cat([_hits(model, examples.select(part)) for part in _batches(examples)])
-
-
-def _hits(model: nn.Module, examples: Examples) -> Int[Tensor, " prompt"]:
-    wrong = answer_logits(model, examples).argmax(-1).cpu() != examples.answer_tokens
     n_wrong = torch.zeros(len(examples), dtype=torch.long)
-    return (n_wrong.index_add_(0, examples.answer_places[0], wrong.long()) == 0).long()
-
-
-def _batches(examples: Examples) -> Sequence[Int[Tensor, " part"]]:
-    return torch.arange(len(examples)).split(_EVALUATION_BATCH)
+    for prompts in torch.arange(len(examples)).split(_EVALUATION_BATCH):
+        batch = examples.select(prompts)
+        wrong = answer_logits(model, batch).argmax(-1).cpu() != batch.answer_tokens
+        n_wrong.index_add_(0, prompts[batch.answer_places[0]], wrong.long())
+    return (n_wrong == 0).long()
 
 
 def accuracy(model: nn.Module, examples: Examples) -> float:
@@ -101,14 +85,14 @@ def finetune(
     *,
     identity: str = "",
     state: Path | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
     """Trains the parameters of `model` that take gradients, with AdamW, on the loss at the answer only.
 
     There is no dropout (the model stays in eval mode), and the order of examples depends on seed and step alone: the
     same settings give the same weights, whether or not the run was killed and continued from the file `state`, which
-    must be of the same settings and `identity` (what else the run depends on). At the end the trained parameters are
-    rounded to the dtype they will be stored in.
+    must be of the same settings and `identity` (what else the run depends on). `progress` is told the number of each
+    step that is done. At the end the trained parameters are rounded to the dtype they will be stored in.
 
     Raises: InputError if `state` is of another run, the loss is not finite, or the disk is full.
     """
@@ -120,17 +104,15 @@ def finetune(
     losses, curve = load_state(state, trained, optimizer, settings)
     end = training.steps
     for step in range(len(losses) + 1, end + 1):
-        if curve and _reached(curve[-1], training):
+        if curve and training.target_accuracy is not None and curve[-1].accuracy >= training.target_accuracy:
             break
-        rate = learning_rate_at(step, training)
-        losses.append(_step(model, optimizer, examples.select(batch_at(step, len(examples), training)), rate))
-        measured = None
+        batch = examples.select(batch_at(step, len(examples), training))
+        losses.append(_step(model, optimizer, batch, learning_rate_at(step, training)))
         if step == end or _due(step, end, training.evaluate_every):
-            measured = accuracy(model, held_out)
-            curve.append(CurvePoint(step, measured))
+            curve.append(CurvePoint(step, accuracy(model, held_out)))
         if state is not None and _due(step, end, training.checkpoint_every):
             save_state(state, trained, optimizer, settings, losses, curve)
-        progress(Progress(step, end, losses[-1], rate, measured))
+        progress(step)
     round_parameters(trained.values(), training.stored_as)
     return Outcome(tuple(curve), tuple(losses), accuracy(model, held_out))
 
@@ -146,16 +128,12 @@ def _digest(examples: Examples) -> str:
     return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
 
 
-def _reached(point: CurvePoint, training: Training) -> bool:
-    return training.target_accuracy is not None and point.accuracy >= training.target_accuracy
-
-
 def _check_training(examples: Examples, held_out: Examples, training: Training) -> None:
     if not (len(examples) and len(held_out)):
         raise InputError(f"expected training and held-out examples; got {len(examples)} and {len(held_out)}")
-    if not 0 <= training.warmup < training.steps:
+    if training.warmup >= training.steps:
         raise InputError(f"warmup must be from 0 to steps - 1; got {training.warmup} of {training.steps} steps")
-    if training.batch < 1 or training.batch > len(examples):
+    if training.batch > len(examples):
         raise InputError(f"batch must be from 1 to the {len(examples)} examples; got {training.batch}")
 
 

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
 
-QUERY, OUTPUT = "q_proj", "o_proj"
+OUTPUT = "o_proj"
 SHARED = ("k_proj", "v_proj")  # of several query heads, where there are fewer key/value heads
-PROJECTIONS = (QUERY, *SHARED, OUTPUT)
+PROJECTIONS = ("q_proj", *SHARED, OUTPUT)
 
 
 def channels_of(model: PreTrainedModel, projection: str, layer: int, heads: Sequence[Head]) -> Bool[Tensor, " channel"]:
@@ -83,7 +83,7 @@ class Lora:
 def add_lora(model: PreTrainedModel, lora: Lora, seed: int, silenced: Sequence[Head] = ()) -> PeftModel:
     """`model` with low-rank deltas that are zero so far; only they take gradients. `silenced` heads stay silent.
 
-    Raises: InputError if the model lacks a target, layer or head, or the rank is not positive.
+    Raises: InputError if the model lacks a target, layer or head.
     """
     _check(model, lora)
     layers = lora.layers if lora.heads is None else sorted({head.layer for head in lora.heads})
@@ -115,8 +115,6 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int, silenced: Sequence[H
 
 
 def _check(model: PreTrainedModel, lora: Lora) -> None:
-    if lora.rank < 1:
-        raise InputError(f"the rank of a LoRA must be at least 1; got {lora.rank}")
     known = {name.rpartition(".")[2] for name, part in model.named_modules() if _takes_lora(part)}
     if missing := [target for target in lora.targets if target not in known]:
         raise InputError(f"the model has no linear layer {missing[0]!r}; targets can be {', '.join(sorted(known))}")
@@ -136,9 +134,9 @@ def _takes_lora(part: nn.Module) -> bool:
     return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"  # GPT-2's linear layer
 
 
+@torch.no_grad()
 def _hold(parameter: nn.Parameter, free: Bool[Tensor, "#row #column"]) -> None:
     """Only where `free` can `parameter` be other than 0: AdamW never moves a zero whose gradient is zero."""
     free = free.to(parameter.device)
-    with torch.no_grad():
-        parameter.mul_(free)
+    parameter.mul_(free)
     parameter.register_hook(lambda gradient: gradient * free)

@@ -139,7 +139,7 @@ def run_recipe(
         recipe.training,
         identity=recipe.model_dump_json(exclude={"training", "test"}),
         state=out / "checkpoint.safetensors",
-        progress=lambda p: monitor(title, p.step, p.n_steps),
+        progress=lambda step: monitor(title, step, recipe.training.steps),
     )
     monitor(title, recipe.training.steps, recipe.training.steps)  # also when it stopped early
     summary = _summary(recipe, base, model, outcome, None if test is None else hits(model, test))
@@ -171,7 +171,7 @@ def made_by(
     recipe = read_recipe(path)
     out = Path("runs") / recipe.name
     with _alone(out):
-        if not _made(recipe, _inputs(recipe, Path(path).parent), out):
+        if not is_made(path):
             run_recipe(path, out, monitor)
     if (out / "model").is_dir():
         return str(out / "model"), ()
@@ -179,25 +179,12 @@ def made_by(
 
 
 def is_made(path: str | Path) -> bool:
-    """Whether `runs/` holds what the recipe at `path` makes, whole. Raises: InputError if the recipe cannot be read."""
+    """Whether `runs/` holds, whole, what this very recipe makes of the files and the base that it names.
+
+    Raises: InputError if the recipe cannot be read.
+    """
     recipe = read_recipe(path)
-    return _made(recipe, _inputs(recipe, Path(path).parent), Path("runs") / recipe.name)
-
-
-def _inputs(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The content of the files that a recipe names, and which files its base comes from."""
-    sets = [each for each in (recipe.data, recipe.held_out, recipe.test) if isinstance(each, DataSettings)]
-    heads = [recipe.ablated, recipe.lora.heads if recipe.lora else None]
-    named = [each.jsonl for each in sets if each.jsonl] + [
-        each.circuit for each in heads if isinstance(each, CircuitHeads)
-    ]
-    files = {str(file): sha256_of(folder / file) for file in named if (folder / file).is_file()}
-    origin = origin_of(recipe.base.source, recipe.base.adapters)
-    return {"files": files, "base": origin and [list(each) if isinstance(each, tuple) else each for each in origin]}
-
-
-def _made(recipe: Recipe, inputs: dict[str, Any], out: Path) -> bool:
-    """Whether `out` holds what this very recipe makes of these inputs, whole."""
+    out = Path("runs") / recipe.name
     try:
         summary = read_json(out / "summary.json")
     except InputError:
@@ -207,8 +194,19 @@ def _made(recipe: Recipe, inputs: dict[str, Any], out: Path) -> bool:
         isinstance(files, dict)
         and all((out / file).is_file() and sha256_of(out / file) == sha for file, sha in files.items())
         and summary.get("recipe") == recipe.model_dump(mode="json")
-        and summary.get("inputs") == inputs
+        and summary.get("inputs") == _inputs(recipe, Path(path).parent)
     )
+
+
+def _inputs(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The content of the files that a recipe names, and which files its base comes from."""
+    sets = [each for each in (recipe.data, recipe.held_out, recipe.test) if isinstance(each, DataSettings)]
+    heads = [recipe.ablated, recipe.lora.heads if recipe.lora else None]
+    named = [each.jsonl for each in sets if each.jsonl]
+    named += [each.circuit for each in heads if isinstance(each, CircuitHeads)]
+    files = {str(file): sha256_of(folder / file) for file in named if (folder / file).is_file()}
+    origin = origin_of(recipe.base.source, recipe.base.adapters)
+    return {"files": files, "base": origin and [list(each) if isinstance(each, tuple) else each for each in origin]}
 
 
 def _trainable(recipe: Recipe, base: Source, folder: Path) -> nn.Module:
@@ -239,24 +237,21 @@ def _all_examples(
     test = None if recipe.test is None else _examples(recipe.test, tokenizer, folder)
     if isinstance(recipe.held_out, DataSettings):
         return data, _examples(recipe.held_out, tokenizer, folder), test
-    kept = len(data) - recipe.held_out
-    if kept < 1:
-        raise InputError(
-            f"held_out is {recipe.held_out}, but there are only {len(data)} examples: keep some to train on"
-        )
-    everything = torch.arange(len(data))
-    return data.select(everything[:kept]), data.select(everything[kept:]), test
+    n = recipe.held_out
+    if n >= len(data):
+        raise InputError(f"held_out is {n}, but there are only {len(data)} examples: keep some to train on")
+    training, held_out = torch.arange(len(data)).split([len(data) - n, n])
+    return data.select(training), data.select(held_out), test
 
 
 def _examples(data: DataSettings, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Examples:
     if data.jsonl is not None:
         return read_examples(folder / data.jsonl, tokenizer, data.n_prompts, whole_answers=data.answers == "text")
+    n = data.n_prompts or 1  # which the settings hold for a generator or a task
     if data.generator is not None:
-        return encode_examples(
-            generate(data.generator, tokenizer, data.n_prompts or 1, data.seed, **data.options), tokenizer
-        )
+        return encode_examples(generate(data.generator, tokenizer, n, data.seed, **data.options), tokenizer)
     task = get_task(str(data.task), **data.options)
-    pairs = task.sample(tokenizer, n_prompts=data.n_prompts or 1, seed=data.seed, split=data.split)
+    pairs = task.sample(tokenizer, n_prompts=n, seed=data.seed, split=data.split)
     pairs.check_one_token("fine-tuning on a task")
     if pairs.right is not None:
         raise InputError(
@@ -282,12 +277,8 @@ def _summary(
     if test_hits is not None:
         n_hits, n = int(test_hits.sum()), len(test_hits)
         interval = binomtest(n_hits, n).proportion_ci(method="wilson")
-        summary["test"] = {
-            "n_prompts": n,
-            "n_hits": n_hits,
-            "accuracy": n_hits / n,
-            "wilson_95": [float(interval.low), float(interval.high)],
-        }
+        wilson = [float(interval.low), float(interval.high)]
+        summary["test"] = {"n_prompts": n, "n_hits": n_hits, "accuracy": n_hits / n, "wilson_95": wilson}
     return summary
 
 

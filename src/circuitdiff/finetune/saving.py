@@ -101,6 +101,7 @@ def save_state(
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, history)
 
 
+@torch.no_grad()
 def load_state(
     path: Path | None, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, settings: str
 ) -> tuple[list[float], list[CurvePoint]]:
@@ -118,16 +119,9 @@ def load_state(
         raise InputError(f"cannot read the checkpoint {path}: {error}; delete it to start anew") from error
     if history["settings"] != settings or {k.partition(".")[2] for k in tensors} != set(trained):
         raise InputError(f"the checkpoint {path} is of a run with other settings; delete it to start anew")
-    _put_back(tensors, trained, optimizer)
-    return json.loads(history["losses"]), [CurvePoint(*point) for point in json.loads(history["curve"])]
-
-
-@torch.no_grad()
-def _put_back(
-    tensors: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> None:
     for name, parameter in trained.items():
         parameter.copy_(tensors[f"value.{name}"])
     kinds = {key.partition(".")[0] for key in tensors} - {"value"}
     moments = {i: {kind: tensors[f"{kind}.{name}"] for kind in kinds} for i, name in enumerate(trained)}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return json.loads(history["losses"]), [CurvePoint(*point) for point in json.loads(history["curve"])]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuitdiff.engine import Model
 from circuitdiff.engine.attention import AttentionCall, attend, handled_by
-from circuitdiff.engine.capture import z_at_role
+from circuitdiff.engine.capture import z_at_positions
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, batches, check_pairs, numbers_per_row
 from circuitdiff.evaluation.circuits import check_roles
 from circuitdiff.prompts import Pairs
@@ -31,7 +31,8 @@ def attribution_scores(
     """
     check_roles(pairs, roles, in_counterfactuals=True)
     check_pairs(model, pairs, "attribution patching")
-    source = {role: z_at_role(model, pairs.counterfactual_prompts, role) for role in roles}
+    places = torch.stack([pairs.counterfactual_positions[role] for role in roles], dim=1)
+    source = z_at_positions(model, pairs.counterfactual_prompts, places)
     scores = {role: torch.empty(model.n_layers, model.n_heads, len(pairs), dtype=model.dtype) for role in roles}
     held = numbers_per_row(model, int(pairs.lengths.max()))  # gradients need all that a layer computes
     for bucket in batches(model, pairs.clean_prompts, roles, DEFAULT_MEMORY_GB, held=held):
@@ -43,7 +44,7 @@ def attribution_scores(
             gradients = torch.autograd.grad(logit_difference(logits, right, foils).sum(), probes)
         for i, role in enumerate(roles):
             clean, slope = (torch.stack([layer[:, i] for layer in each]) for each in (z, gradients))
-            change = source[role][:, bucket.prompts] - clean
+            change = source[:, bucket.prompts, i] - clean
             scores[role][:, :, bucket.prompts] = (change * slope).sum(-1).transpose(1, 2).cpu()
     return scores
 

@@ -154,19 +154,12 @@ class StageResult(Plotted):
         chosen_as = {head: kind for kind, heads in kinds.items() for head in heads}
         n_layers, n_heads = chosen.effects.shape
         heads = [Head(layer, i) for layer in range(n_layers) for i in range(n_heads)]
+        own = ("effect", "low", "high", "adjusted_p")
         rows = (
-            (
-                each.head.layer,
-                each.head.index,
-                each.effect,
-                each.low,
-                each.high,
-                each.adjusted_p,
-                chosen_as.get(each.head),
-            )
+            (each.head.layer, each.head.index, *(getattr(each, column) for column in own), chosen_as.get(each.head))
             for each in self._chosen(heads)
         )
-        return data_frame("layer head effect low high adjusted_p chosen_as", rows)
+        return data_frame(f"layer head {' '.join(own)} chosen_as", rows)
 
     @property
     def as_receivers(self) -> tuple[Head, ...]:
@@ -195,7 +188,9 @@ def discover(plan: Plan, measure: Measure) -> list[StageResult]:
     >>> [result.stage.name for result in results], list(circuit.groups)
     (['mover', 'feeder'], ['mover', 'feeder'])
 
-    The default rule, `cd.Discoveries()`, wants a second split of other prompts, "replication", too.
+    The default rule, `cd.Discoveries()`, wants a second split of other prompts, "replication", too. A head that two
+    stages choose at one role is in the later one's group, however weak there, unless the plan's `shared_heads` says
+    otherwise.
 
     Raises: InputError if a stage takes its receivers from none before it.
     """
@@ -219,10 +214,17 @@ def measure_with(
     """Path patching on `model`, with the prompts of each split; a metric that is a function sees rows of that split.
 
     Stages at `roles` (a plan's) make their clean and counterfactual runs once, as far as 1 GiB of memory allows.
+
+    Raises: InputError, from what it returns, if a stage's rule wants a split that is not there.
     """
     runs = {split: PairRuns(model, pairs, roles, DEFAULT_MEMORY_GB) for split, pairs in splits.items()}
 
     def measure(stage: Stage, receivers: Sequence[Head] | None, split: str) -> PathEffects:
+        if split not in splits:
+            raise InputError(
+                f"stage {stage.name} wants a second split of prompts, to replicate its discoveries: give {split!r}, "
+                f"too, or another rule, as cd.Discoveries(replicated=False)"
+            )
         known = {stage.at, stage.receivers_at or stage.at} <= set(roles)
         shared, pairs = runs[split] if known else None, splits[split]
         via, read_at = stage.via, stage.receivers_at

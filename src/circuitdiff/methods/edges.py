@@ -13,7 +13,7 @@ from circuitdiff.circuit import Group
 from circuitdiff.engine import Model
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.engine.kept_runs import PairRuns
-from circuitdiff.methods.path_patching import Via, group_path_effects
+from circuitdiff.methods.path_patching import Path, Via, group_path_effects
 from circuitdiff.prompts import Pairs
 
 
@@ -59,11 +59,10 @@ def edge_effects(
     shared = PairRuns(model, pairs, [group.at for group in groups.values()], memory_gb)
 
     def effect(edge: Edge) -> Float[Tensor, " prompt"]:
-        sender, heads, at = groups[edge.sender], None, None
+        sender, path = groups[edge.sender], Path(groups[edge.sender].at)
         if edge.receiver is not None:
-            heads, at = groups[edge.receiver].heads, None if edge.via == "q" else groups[edge.receiver].at
-        return group_path_effects(
-            model, pairs, sender.heads, sender.at, heads, edge.via, at, executor, shared, memory_gb=memory_gb
-        )
+            receiver = groups[edge.receiver]
+            path = Path(sender.at, receiver.heads, edge.via, None if edge.via == "q" else receiver.at)
+        return group_path_effects(model, pairs, sender.heads, path, executor, shared, memory_gb=memory_gb)
 
     return [effect(edge) for edge in edges]

@@ -21,7 +21,7 @@ from torch import nn
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
-from circuitdiff.engine.capture import read_model
+from circuitdiff.engine.capture import capture
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures
 from circuitdiff.engine.weights import (
@@ -37,6 +37,7 @@ from circuitdiff.engine.weights import (
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation, Score, answers_readout, evaluation_of
 from circuitdiff.evaluation.circuits import Progress, check_heads
+from circuitdiff.evaluation.shapes import by_layer, named_parts
 from circuitdiff.models.checks import tolerance_for
 from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs
@@ -65,7 +66,10 @@ def split(
 
     Raises: InputError if a head or layer does not exist, or a head's weights cannot be told from others'.
     """
-    named = {name: _part(model, each, projections) for name, each in _named(grafted, per_head=per_head).items()}
+    parts = named_parts(grafted, per_head=per_head)
+    if clash := sorted(set(parts) & set(KINDS)):
+        raise InputError(f"{clash[0]!r} is the name of what the groups leave; call the group otherwise")
+    named = {name: _part(model, each, projections) for name, each in parts.items()}
     taken = [piece for part in named.values() for piece in part.slices]
     kinds = _kinds(model)
     for kind in KINDS:
@@ -95,36 +99,16 @@ def head_part(model: Model, group: Group, projections: Sequence[Projection]) -> 
     Raises: InputError if the model lacks a head or its weights cannot be told from others'.
     """
     check_heads(model, group.heads)
-    layers: dict[int, set[int]] = {}
-    for head in group.heads:
-        layers.setdefault(head.layer, set()).add(head.index)
+    layers = by_layer(group.heads)
     pieces = [
         piece
-        for layer, heads in sorted(layers.items())
+        for layer, heads in layers.items()
         for projection in projections
-        for piece in head_slices(model, layer, sorted(heads), projection)
+        for piece in head_slices(model, layer, heads, projection)
     ]
-    shares_kv = bool({"k", "v"} & set(projections))
-    touched = [
-        Head(layer, i)
-        for layer, heads in sorted(layers.items())
-        for i in sharing_heads(model, sorted(heads))
-        if shares_kv
-    ]
+    sharing = layers if {"k", "v"} & set(projections) else {}
+    touched = [Head(layer, i) for layer, heads in sharing.items() for i in sharing_heads(model, heads)]
     return Part(tuple(pieces), group.heads, tuple(touched))
-
-
-def _named(grafted: Grafted, *, per_head: bool) -> Mapping[str, Group | range]:
-    if per_head:
-        if not isinstance(grafted, Group):
-            raise InputError("per_head takes a single group apart; give a Group, not several")
-        return {str(head): Group(grafted.at, (head,)) for head in grafted.heads}
-    if isinstance(grafted, Group):
-        return {"group": grafted}
-    named = grafted.groups if isinstance(grafted, Circuit) else grafted
-    if clash := sorted(set(named) & set(KINDS)):
-        raise InputError(f"{clash[0]!r} is the name of what the groups leave; call the group otherwise")
-    return named
 
 
 def _part(model: Model, each: Group | range, projections: Sequence[Projection]) -> Part:
@@ -141,28 +125,17 @@ def _part(model: Model, each: Group | range, projections: Sequence[Projection]) 
 def _kinds(model: Model) -> dict[str, str]:
     """What kind of weight each parameter is. A tied unembedding is part of the embeddings."""
     module = model.module
-    of_heads = {id(p) for attention in model.attentions for p in attention.parameters()}
-    in_layers = {id(p) for layer in model.layers for p in layer.parameters()}
-    output = module.get_output_embeddings()
-    unembedding = set() if output is None else {id(p) for p in output.parameters()}
-    embeddings = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
-    norms = {
-        id(p) for part in module.modules() if "norm" in type(part).__name__.lower() for p in part.parameters(False)
-    }
-
-    def kind(parameter: nn.Parameter) -> str:
-        for name, members in (
-            ("embeddings", embeddings),
-            ("unembedding", unembedding),
-            ("norms", norms),
-            ("other heads", of_heads),
-            ("mlps", in_layers),
-        ):
-            if id(parameter) in members:
-                return name
-        return "the rest"
-
-    return {name: kind(parameter) for name, parameter in module.named_parameters()}
+    inside, output = list(module.modules()), module.get_output_embeddings()
+    kinds: dict[int, str] = {}
+    for kind, parameters in (  # of a parameter that is of several, the last counts
+        ("mlps", [p for layer in model.layers for p in layer.parameters()]),
+        ("other heads", [p for attention in model.attentions for p in attention.parameters()]),
+        ("norms", [p for part in inside if "norm" in type(part).__name__.lower() for p in part.parameters(False)]),
+        ("unembedding", [] if output is None else output.parameters()),
+        ("embeddings", [p for part in inside if isinstance(part, nn.Embedding) for p in part.parameters()]),
+    ):
+        kinds |= {id(parameter): kind for parameter in parameters}
+    return {name: kinds.get(id(parameter), "the rest") for name, parameter in module.named_parameters()}
 
 
 ALL_PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "o")
@@ -289,7 +262,10 @@ class _Divided:
 
     @classmethod
     def of(cls, donor: Model, recipient: Model, wanted: Grafting) -> _Divided:
-        _check_projections(wanted.projections)
+        projections = wanted.projections
+        if set(projections) - set(ALL_PROJECTIONS) or not projections or len(set(projections)) < len(projections):
+            given = ", ".join(projections) or "none"
+            raise InputError(f"projections are some of q, k, v, o, each once; got {given}")
         parts = split(recipient, wanted.parts, wanted.projections, per_head=wanted.per_head)
         ordered = _ordered(parts, wanted)
         alone = mixtures_of(recipient, donor, [Mixture(part.slices) for part in parts.values()])
@@ -320,9 +296,9 @@ def _answers(
 def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slice], pairs: Pairs) -> float:
     """All weights grafted must make the donor, or the parts do not hold all of it."""
     few = pairs.select(torch.arange(min(_FEW, len(pairs)))).clean_prompts
-    theirs = read_model(donor, few, lambda logits, _: logits)
+    theirs = capture(donor, few, readout=lambda logits, _: logits)
     with swapped(recipient, everything, donor):
-        grafted = read_model(recipient, few, lambda logits, _: logits)
+        grafted = capture(recipient, few, readout=lambda logits, _: logits)
     error = float((grafted - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
     if not error <= tolerance_for(recipient.module):
         raise InputError(
@@ -366,9 +342,3 @@ def _check_models(donor: Model, recipient: Model, pairs: Pairs) -> None:
         raise InputError(
             f"{donor.name} is in {donor.dtype} and {recipient.name} in {recipient.dtype}; load both in one dtype"
         )
-
-
-def _check_projections(projections: Sequence[Projection]) -> None:
-    unknown = [each for each in projections if each not in ALL_PROJECTIONS]
-    if unknown or not projections or len(set(projections)) < len(projections):
-        raise InputError(f"projections are some of q, k, v, o, each once; got {', '.join(projections) or 'none'}")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Batch, Edit, Model, executor_named
-from circuitdiff.engine.attention import AttentionCall, attend, handled_by, pattern_of
-from circuitdiff.engine.capture import z_at_positions
-from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, batches, check_pairs, held_by_clean_run, rows_at_once
+from circuitdiff.engine.attention import AttentionCall, pattern_of
+from circuitdiff.engine.capture import capture, z_at_positions
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, check_pairs, clean_batches, rows_at_once
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.circuits import check_roles
 from circuitdiff.prompts import Bucket, Pairs
@@ -35,20 +35,18 @@ def attention_by_role(
     _check(model, groups, pairs, [*roles, *(group.at for group in groups.values())])
     shape = (len(pairs), len(roles))
     found = {name: torch.zeros(len(group.heads), *shape, dtype=model.dtype) for name, group in groups.items()}
-    for bucket in batches(model, pairs.clean_prompts):
-        part = pairs.select(bucket.prompts)
-        keys = torch.stack([part.positions[role] for role in roles], dim=-1)
+    keys = torch.stack([pairs.positions[role] for role in roles], dim=-1)
 
-        def handler(call: AttentionCall, bucket: Bucket = bucket, part: Pairs = part, keys: Tensor = keys) -> Tensor:
-            rows = torch.arange(len(part))
-            members = [(n, g.at, i, h) for n, g in groups.items() for i, h in enumerate(g.heads)]
-            for name, at, i, head in [member for member in members if member[3].layer == call.layer]:
-                pattern = pattern_of(call)[rows, head.index, part.positions[at]].cpu()
-                found[name][i, bucket.prompts] = pattern.gather(-1, keys)
-            return attend(call)
+    def seen(call: AttentionCall, _: Tensor, bucket: Bucket) -> None:
+        rows = torch.arange(len(bucket.prompts))
+        for name, group in groups.items():
+            for i, head in enumerate(group.heads):
+                if head.layer == call.layer:
+                    at = pairs.positions[group.at][bucket.prompts]
+                    pattern = pattern_of(call)[rows, head.index, at].cpu()
+                    found[name][i, bucket.prompts] = pattern.gather(-1, keys[bucket.prompts])
 
-        with handled_by(handler):
-            model.forward(pairs.clean[bucket.prompts, : bucket.length])
+    capture(model, pairs.clean_prompts, seen)
     return found
 
 
@@ -74,8 +72,8 @@ def effect_by_role(
     found = torch.empty(len(groups), len(roles), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
     width = int(pairs.lengths.max() - min(int(pairs.positions[role].min()) for role in roles))
     rows = rows_at_once(model, ROWS_SHARE * DEFAULT_MEMORY_GB, int(pairs.lengths.max()))
-    largest, held = max(1, rows // (len(groups) * width)), held_by_clean_run(model)
-    for bucket in batches(model, pairs.clean_prompts, roles, largest=largest, held=held):
+    largest = max(1, rows // (len(groups) * width))
+    for bucket in clean_batches(model, pairs.clean_prompts, roles, DEFAULT_MEMORY_GB, largest):
         tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
         batch = Batch(model, tokens, min(bucket.positions.values()))
         part = pairs.select(bucket.prompts)

@@ -110,7 +110,16 @@ def attention_knockout(
     variants = [_variants(model, pairs, each) for each in wanted]
     clean = _Variant("", (), range(0))
     needed = list(dict.fromkeys([clean, *(variant for its in variants for variant in its)]))
-    found = dict(zip(needed, _run(model, pairs, needed, executor, memory_gb, progress), strict=True))
+    roles = list(dict.fromkeys(variant.query for variant in needed if variant.layers))
+
+    def begins(variant: _Variant, bucket: Bucket) -> int:
+        return bucket.positions[variant.query] if variant.layers else max(bucket.positions.values())
+
+    editing = Editing(roles, begins, lambda some, bucket: _edits(model, some, bucket))
+    if not roles:
+        return Knockouts(evaluate_model(model, pairs), [], wanted)
+    values = run_edited(model, pairs, needed, editing, executor=executor, memory_gb=memory_gb, progress=progress)
+    found = {variant: evaluation_of(each, pairs) for variant, each in zip(needed, values, strict=True)}
     return Knockouts(found[clean], [tuple(found[variant] for variant in its) for its in variants], wanted)
 
 
@@ -152,34 +161,6 @@ def _variants(model: Model, pairs: Pairs, wanted: Blocking) -> list[_Variant]:
         raise InputError(f"layers are from 0 to {model.n_layers - 1} in {model.name}; got {list(chosen)}")
     keys = tuple(map(tuple, _positions(pairs, wanted.query, wanted.keys).tolist()))
     return [_Variant(wanted.query, keys, range(n, model.n_layers if wanted.upward else n + 1)) for n in chosen]
-
-
-def _run(
-    model: Model,
-    pairs: Pairs,
-    variants: Sequence[_Variant],
-    executor: str,
-    memory_gb: float,
-    progress: Progress | None,
-) -> list[Evaluation]:
-    """What the model answers; one that blocks in no layer is the clean model."""
-    roles = list(dict.fromkeys(variant.query for variant in variants if variant.layers))
-    if not roles:
-        return [evaluate_model(model, pairs) for _ in variants]
-
-    def begins(variant: _Variant, bucket: Bucket) -> int:
-        return bucket.positions[variant.query] if variant.layers else max(bucket.positions.values())
-
-    values = run_edited(
-        model,
-        pairs,
-        variants,
-        Editing(roles, begins, lambda some, bucket: _edits(model, some, bucket)),
-        executor=executor,
-        memory_gb=memory_gb,
-        progress=progress,
-    )
-    return [evaluation_of(value, pairs) for value in values]
 
 
 def _edits(model: Model, variants: Sequence[_Variant], bucket: Bucket) -> list[Knockout]:

@@ -14,8 +14,9 @@ interval, and know no open heads: `PUBLISHED` does that.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,15 +31,7 @@ from circuitdiff.config.settings import Share
 from circuitdiff.config.validation import check_fields
 from circuitdiff.engine import Model
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
-from circuitdiff.evaluation import (
-    Evaluation,
-    Progress,
-    Quantity,
-    Replacement,
-    Shared,
-    check_circuit,
-    evaluate_circuits,
-)
+from circuitdiff.evaluation import Evaluation, Progress, Quantity, Replacement, Shared, check_circuit, evaluate_circuits
 from circuitdiff.prompts import Pairs, halves
 from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, cluster_p_values, false_discovery_adjusted, mean_interval, one_sided
@@ -183,23 +176,13 @@ class MinimalityResult(Readable):
 
     def to_pandas(self) -> Any:
         """A row for each head of each group. Raises: InputError if there is no pandas."""
+        own = ("before", "after", "needed_p", "not_needed_p", "outcome")
         rows = (
-            (
-                name,
-                group.at,
-                str(each.head),
-                *each.cost,
-                each.before,
-                each.after,
-                each.needed_p,
-                each.not_needed_p,
-                each.outcome,
-            )
+            (name, group.at, str(each.head), *each.cost, *(getattr(each, column) for column in own))
             for name, group in self.groups.items()
             for each in group.costs
         )
-        columns = "group role head cost low high before after needed_p not_needed_p outcome"
-        return data_frame(columns, rows)
+        return data_frame("group role head cost low high " + " ".join(own), rows)
 
 
 class _Removal(NamedTuple):
@@ -247,14 +230,18 @@ def minimality(
         found = evaluate_circuits(model, circuits, on, means, executor, progress, shared=known, memory_gb=memory_gb)
         return dict(zip(distinct, found, strict=True))
 
-    tables = _pair_tables(circuit, rule, evaluate(_pairs_of(circuit, rule), choosing))
-    sets = [
-        (name, head, tuple(removal_set(tables[name], head, rule.fraction)))
-        for name, group in circuit.groups.items()
-        for head in group.heads
-    ]
-    found = evaluate((removal for one in sets for removal in _ends(circuit, *one)), testing)
-    tested = [_Tested(*one, *(found[removal] for removal in _ends(circuit, *one))) for one in sets]
+    pairs_of = {name: _pairs_of(group, rule) for name, group in circuit.groups.items()}
+    alone = evaluate((pair for its in pairs_of.values() for pair in its), choosing)
+    tables, sets = {}, []
+    for name, group in circuit.groups.items():
+        table = torch.tensor([score(alone[pair], rule) for pair in pairs_of[name]], dtype=torch.float64)
+        tables[name] = PairTable(group.heads, table.view(len(group.heads), -1))
+        for head in group.heads:
+            removed = tuple(removal_set(tables[name], head, rule.fraction))
+            before, after = (_Removal(group.at, frozenset(gone)) for gone in (removed, [*removed, head]))
+            sets.append((name, head, removed, before, after))
+    found = evaluate((end for *_, before, after in sets for end in (before, after)), testing)
+    tested = [_Tested(name, head, removed, found[before], found[after]) for name, head, removed, before, after in sets]
     return MinimalityResult(_judged(circuit, tables, tested, rule), rule, testing.scenarios, len(choosing))
 
 
@@ -264,61 +251,37 @@ def score(evaluation: Evaluation, rule: MinimalityRule) -> float:
     return float(values.sum() if rule.score == "hits" else values.mean())
 
 
-def _pair(at: str, first: Head, second: Head, rule: MinimalityRule) -> _Removal:
-    return _Removal(at, pair_removal(first, second, joint_removal_of_same_index=rule.joint_removal_of_same_index))
-
-
-def _pairs_of(circuit: Circuit, rule: MinimalityRule) -> Iterator[_Removal]:
-    """Every pair of each group, a head with itself included."""
-    for group in circuit.groups.values():
-        for first in group.heads:
-            for second in group.heads:
-                yield _pair(group.at, first, second, rule)
-
-
-def _pair_tables(circuit: Circuit, rule: MinimalityRule, alone: Mapping[_Removal, Evaluation]) -> dict[str, PairTable]:
-    """Step 1."""
-    scores = {removal: score(evaluation, rule) for removal, evaluation in alone.items()}
-    tables = {}
-    for name, group in circuit.groups.items():
-        rows = [[scores[_pair(group.at, first, second, rule)] for second in group.heads] for first in group.heads]
-        tables[name] = PairTable(group.heads, torch.tensor(rows, dtype=torch.float64))
-    return tables
-
-
-def _ends(circuit: Circuit, name: str, head: Head, removed: tuple[Head, ...]) -> tuple[_Removal, _Removal]:
-    """What is gone before and after the head goes."""
-    at = circuit.groups[name].at
-    return _Removal(at, frozenset(removed)), _Removal(at, frozenset([*removed, head]))
+def _pairs_of(group: Group, rule: MinimalityRule) -> list[_Removal]:
+    """Every pair of a group's heads, row by row of the pair table; a head with itself included."""
+    joint = rule.joint_removal_of_same_index
+    both = (pair_removal(*pair, joint_removal_of_same_index=joint) for pair in product(group.heads, repeat=2))
+    return [_Removal(group.at, heads) for heads in both]
 
 
 def _judged(
     circuit: Circuit, tables: Mapping[str, PairTable], tested: Sequence[_Tested], rule: MinimalityRule
 ) -> dict[str, GroupMinimality]:
     """Steps 3 and 4."""
-    per_prompt, costs = _costs(tested, rule.score), _head_costs(tested, rule)
-    groups = {}
-    for name, group in circuit.groups.items():
-        mine = [i for i, one in enumerate(tested) if one.group == name]
-        groups[name] = GroupMinimality(group.at, tables[name], tuple(costs[i] for i in mine), per_prompt[mine])
-    return groups
-
-
-def _head_costs(tested: Sequence[_Tested], rule: MinimalityRule) -> list[HeadCost]:
-    scenarios = tested[0].before.scenarios.numpy()
-    costs, hits = (_costs(tested, quantity).numpy() for quantity in (rule.score, "hits"))
+    per_prompt, hits = _costs(tested, rule.score), _costs(tested, "hits").numpy()
+    costs, scenarios = per_prompt.numpy(), tested[0].before.scenarios.numpy()
     hit_intervals = paired_interval(hits, scenarios, level=rule.level)
     intervals = hit_intervals if rule.score == "hits" else mean_interval(costs, scenarios, level=rule.level)
     least = rule.threshold if rule.decision == "credible" else 0.0  # a ratio is no cost
     whole = np.array([float(one.before.per_prompt(rule.score).max()) for one in tested])
     needed_p = false_discovery_adjusted(_one_sided_p(costs - least, scenarios, negative=False))
     not_needed_p = false_discovery_adjusted(not_needed_p_values(costs, whole, scenarios, least + rule.margin))
-    rows = []
-    for i, (one, *p) in enumerate(zip(tested, needed_p.tolist(), not_needed_p.tolist(), strict=True)):
+    of_group: dict[str, list[HeadCost]] = {name: [] for name in circuit.groups}
+    for i, (one, needed, not_needed) in enumerate(zip(tested, needed_p.tolist(), not_needed_p.tolist(), strict=True)):
         scores, cost = (score(one.before, rule), score(one.after, rule)), _row(intervals, i)
-        outcome = _outcome(cost, p[0], p[1], rule) if rule.decision == "credible" else _by_ratio(*scores, rule)
-        rows.append(HeadCost(one.head, one.removed, *scores, cost, _row(hit_intervals, i), p[0], p[1], outcome))
-    return rows
+        outcome = _outcome(scores, cost, needed, not_needed, rule)
+        of_group[one.group].append(
+            HeadCost(one.head, one.removed, *scores, cost, _row(hit_intervals, i), needed, not_needed, outcome)
+        )
+    groups, rows = circuit.groups, per_prompt.split([len(group.heads) for group in circuit.groups.values()])
+    return {
+        name: GroupMinimality(groups[name].at, tables[name], tuple(of_group[name]), of_prompts.clone())
+        for name, of_prompts in zip(groups, rows, strict=True)
+    }
 
 
 def not_needed_p_values(
@@ -344,17 +307,17 @@ def _one_sided_p(values: ndarray, scenarios: ndarray, *, negative: bool) -> ndar
     return one_sided(cluster_p_values(values, scenarios, n_flips=1), np.full(len(values), negative))
 
 
-def _outcome(cost: Interval, needed_p: float, not_needed_p: float, rule: MinimalityRule) -> Outcome:
+def _outcome(
+    scores: tuple[float, float], cost: Interval, needed_p: float, not_needed_p: float, rule: MinimalityRule
+) -> Outcome:
     """Interval and test must agree; a cost surely between threshold and threshold + margin is needed."""
+    if rule.decision == "ratio":
+        return "needed" if keep(*scores, rule.threshold) else "not_needed"
     if cost.low > rule.threshold and needed_p <= rule.error_rate:
         return "needed"
     if cost.high < rule.threshold + rule.margin and not_needed_p <= rule.error_rate:
         return "not_needed"
     return "open"
-
-
-def _by_ratio(before: float, after: float, rule: MinimalityRule) -> Outcome:
-    return "needed" if keep(before, after, rule.threshold) else "not_needed"
 
 
 def _costs(tested: Sequence[_Tested], quantity: Quantity) -> Float[Tensor, "head prompt"]:

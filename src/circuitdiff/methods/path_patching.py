@@ -12,7 +12,7 @@ We differ in the counterfactual of each prompt, which is drawn once for all send
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,26 +23,18 @@ from torch import Tensor
 
 from circuitdiff.circuit import Head
 from circuitdiff.engine import Batch, Edit, Executor, Model, Site, executor_named
-from circuitdiff.engine.executor import NarrowReadout, Readout
-from circuitdiff.engine.fits import (
-    DEFAULT_MEMORY_GB,
-    ROWS_SHARE,
-    RUN_SHARE,
-    batches,
-    check_pairs,
-    held_by_clean_run,
-    rows_at_once,
-)
+from circuitdiff.engine.executor import NarrowReadout, Progress, Readout
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, check_pairs, clean_batches, rows_at_once
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.circuits import check_heads, check_roles
+from circuitdiff.evaluation.shapes import by_layer
 from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.readable import Plotted, data_frame
 from circuitdiff.stats.intervals import Interval, mean_interval
-from circuitdiff.stats.metrics import Measured, Metric, OwnMetric, metric_named
+from circuitdiff.stats.metrics import METRICS, Measured, Metric, OwnMetric, metric_named
 
 Via = Literal["q", "k", "v"]
-Progress = Callable[[int, int], None]  # done, of how many
 Senders = Sequence[Head]  # heads that are patched together
 
 
@@ -53,9 +45,8 @@ class PathEffects(Plotted):
     _shown = ("strongest", "per_prompt", "on_counterfactual_answer", "noise_floor", "scenarios", "metric")
 
     per_prompt: Float[Tensor, "layer head prompt"]
-    on_counterfactual_answer: (
-        Float[Tensor, "layer head prompt"] | None
-    )  # its first; None without one, or for a user's metric
+    # Of its first right answer; None without one, or for a user's metric.
+    on_counterfactual_answer: Float[Tensor, "layer head prompt"] | None
     noise_floor: float  # largest |effect| of an edit that changes nothing, on the same path
     scenarios: Int[Tensor, " prompt"]
     metric: str
@@ -89,7 +80,7 @@ class Path:
     """Where the effect goes: straight into the logits (no receivers), or into q, k or v of receivers."""
 
     at: str
-    receivers: tuple[Head, ...] = ()
+    receivers: tuple[Head, ...] | None = None
     via: Via | None = None
     receivers_at: str | None = None
 
@@ -138,8 +129,20 @@ def path_effects(
     everyone = [Head(layer, i) for layer in range(model.n_layers) for i in range(model.n_heads)]
     chosen = everyone if senders is None else sorted(set(senders))
     check_heads(model, chosen)
-    sweep = _sweep(model, pairs, at, receivers, via, receivers_at, metric, executor, memory_gb, shared)
-    return sweep.run(chosen, progress or (lambda done, total: None))
+    path = Path(at, None if receivers is None else tuple(receivers), via, receivers_at)
+    check_path(model, pairs, path)
+    measure, last = metric_named(metric), path.last_layer
+    live = [head for head in chosen if last is None or head.layer < last]
+    first_of_layer = sorted({head.layer: head for head in reversed(live)}.values())
+    runs = shared or PairRuns(model, pairs, path.roles, memory_gb, keep=False)
+    each = [[head] for head in live]
+    effects, floor = _sweep(runs, path, each, measure, executor, memory_gb, progress, first_of_layer)
+    shape = (effects.shape[2], model.n_layers, model.n_heads, len(pairs))
+    per_prompt = torch.full(shape, torch.nan, dtype=effects.dtype)
+    per_prompt[:, [head.layer for head in chosen], [head.index for head in chosen]] = 0.0  # those no receiver can see
+    per_prompt[:, [head.layer for head in live], [head.index for head in live]] = effects.permute(2, 0, 1)
+    other = per_prompt[1] if len(per_prompt) == 2 else None
+    return PathEffects(per_prompt[0], other, floor, pairs.scenarios, measure.name)
 
 
 @torch.no_grad()
@@ -147,53 +150,30 @@ def group_path_effects(
     model: Model,
     pairs: Pairs,
     senders: Sequence[Head],
-    at: str,
-    receivers: Sequence[Head] | None = None,
-    via: Via | None = None,
-    receivers_at: str | None = None,
+    path: Path,
     executor: str = "window",
     shared: PairRuns | None = None,
     *,
     memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> Float[Tensor, " prompt"]:
-    """`path_effects` on the logit difference of a whole group at role `at`: all senders are patched at once.
+    """`path_effects` on the logit difference of a whole group at the path's role: all senders are patched at once.
 
     Per prompt; negative = the group helps along this path. Raises: as `path_effects`.
     """
     check_heads(model, senders)
-    sweep = _sweep(model, pairs, at, receivers, via, receivers_at, "logit_difference", executor, memory_gb, shared)
-    per_prompt = torch.empty(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
-    for batch, bucket in sweep.batches(1):
-        [(_, effects)] = sweep.effects(batch, bucket, [senders])
-        per_prompt[bucket.prompts] = effects[0, :, 0]
-    return per_prompt
-
-
-def _sweep(
-    model: Model,
-    pairs: Pairs,
-    at: str,
-    receivers: Sequence[Head] | None,
-    via: Via | None,
-    receivers_at: str | None,
-    metric: str | Measured,
-    executor: str,
-    memory_gb: float,
-    shared: PairRuns | None,
-) -> _Sweep:
-    path = Path(at, tuple(receivers or ()), via, receivers_at)
-    check_path(model, pairs, path, empty_receivers=receivers is not None and not receivers)
+    check_path(model, pairs, path)
     runs = shared or PairRuns(model, pairs, path.roles, memory_gb, keep=False)
-    return _Sweep(runs, path, metric_named(metric), executor_named(executor), memory_gb)
+    effects, _ = _sweep(runs, path, [senders], METRICS["logit_difference"], executor, memory_gb)
+    return effects[0, :, 0]
 
 
-def check_path(model: Model, pairs: Pairs, path: Path, *, empty_receivers: bool = False) -> None:
+def check_path(model: Model, pairs: Pairs, path: Path) -> None:
     """Raises: InputError if a role or head does not exist, or if the path can have no effect on the logits."""
     check_pairs(model, pairs, "path patching")
     check_roles(pairs, [path.at], in_counterfactuals=True)
     check_roles(pairs, path.roles)
-    check_heads(model, path.receivers)
-    if empty_receivers:
+    check_heads(model, path.receivers or ())
+    if path.receivers == ():
         raise InputError("the list of receivers is empty; leave receivers out to patch straight into the logits")
     if bool(path.receivers) != (path.via is not None):
         raise InputError("receivers and via go together: name both (via q, k or v), or neither for the logits")
@@ -217,73 +197,45 @@ def check_reach(pairs: Pairs, at: str, via: str | None, receivers_at: str | None
         raise InputError(f"receivers at {receivers_at!r} cannot read {at!r}, which comes later")
 
 
-class _Sweep:
-    """Senders of one path over all prompts, in batches that fit the memory."""
+def _sweep(
+    runs: PairRuns,
+    path: Path,
+    senders: Sequence[Senders],
+    metric: Metric | OwnMetric,
+    executor: str,
+    memory_gb: float,
+    progress: Progress | None = None,
+    unmoved: Sequence[Head] = (),
+) -> tuple[Float[Tensor, "sender prompt answer"], float]:
+    """The effect of each of the senders, as many of them and of the prompts together as fit the memory.
 
-    def __init__(
-        self, runs: PairRuns, path: Path, metric: Metric | OwnMetric, executor: Executor, memory_gb: float
-    ) -> None:
-        self._runs, self._model, self._pairs, self._path = runs, runs.model, runs.pairs, path
-        self._metric, self._executor, self._memory_gb = metric, executor, memory_gb
-        self._rows = rows_at_once(runs.model, ROWS_SHARE * memory_gb, int(runs.pairs.lengths.max()))
-        self._width = int((self._pairs.lengths - self._pairs.positions[path.first_changed]).max())
-        self._source = runs.source(path.at)
-
-    def run(self, heads: Sequence[Head], progress: Progress) -> PathEffects:
-        """Each head by itself."""
-        model, n_prompts = self._model, len(self._pairs)
-        last = self._path.last_layer
-        live = [head for head in heads if last is None or head.layer < last]
-        two = self._pairs.counterfactual_answers is not None and isinstance(self._metric, Metric)
-        n_answers = 2 if two else 1
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        per_prompt = torch.full((n_answers, model.n_layers, model.n_heads, n_prompts), torch.nan, dtype=dtype)
-        layers, indices = ([head.layer for head in heads], [head.index for head in heads])
-        per_prompt[:, layers, indices] = 0.0  # exactly, for senders that no receiver can see
-        floor, done = 0.0, 0
-        for batch, bucket in self.batches(len(live)):
-            for part, effects in self.effects(batch, bucket, [[head] for head in live]):
-                rows, columns = ([head.layer for [head] in part], [head.index for [head] in part])
-                for answer in range(n_answers):
-                    per_prompt[answer, torch.tensor(rows)[:, None], torch.tensor(columns)[:, None], bucket.prompts] = (
-                        effects[:, :, answer]
-                    )
-                done += len(part) * len(bucket.prompts)
-                progress(done, len(live) * n_prompts)
-            if floor == 0.0 and live:
-                floor = self._noise_floor(batch, bucket, live)
-        other = per_prompt[1] if n_answers == 2 else None
-        return PathEffects(per_prompt[0], other, floor, self._pairs.scenarios, self._metric.name)
-
-    def batches(self, n_senders: int) -> Iterator[tuple[Batch, Bucket]]:
-        """Clean prompts whose clean runs fit the memory, and no more than all senders together can be run on."""
-        largest = max(1, self._rows // max(1, n_senders * self._width))
-        prompts, run_gb, held = self._pairs.clean_prompts, RUN_SHARE * self._memory_gb, held_by_clean_run(self._model)
-        for bucket in batches(self._model, prompts, self._path.roles, run_gb, largest=largest, held=held):
-            yield open_batch(self._runs, bucket, self._path), bucket
-
-    def effects(
-        self,
-        batch: Batch,
-        bucket: Bucket,
-        senders: Sequence[Senders],
-        source: Float[Tensor, "layer prompt head d_head"] | None = None,
-    ) -> Iterator[tuple[Sequence[Senders], Float[Tensor, "sender prompt answer"]]]:
-        """As many senders together as the memory takes; their z comes from `source`, by default the counterfactual."""
-        source = self._source[:, bucket.prompts] if source is None else source
-        readout = _readout(self._pairs, bucket, self._metric, self._model.device)
-        clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=batch.clean.logits.device))
-        size = max(1, self._rows // (batch.n_prompts * self._width))
-        for part in (senders[i : i + size] for i in range(0, len(senders), size)):
-            patched = sweep_senders(self._executor, batch, bucket, self._path, part, source, readout)
-            yield part, self._metric.effect(patched, clean[None]).cpu()
-
-    def _noise_floor(self, batch: Batch, bucket: Bucket, live: Sequence[Head]) -> float:
-        """One sender per layer, replaced by its own clean z."""
-        own = torch.stack([batch.clean.z_at(i, bucket.positions[self._path.at]) for i in range(self._model.n_layers)])
-        first_of_layer = sorted({head.layer: head for head in reversed(live)}.values())
-        parts = self.effects(batch, bucket, [[head] for head in first_of_layer], own)
-        return max(float(effects.abs().max()) for _, effects in parts)
+    Also the largest |effect| where `unmoved` heads, one by one, are given their own clean z.
+    """
+    model, pairs, runner = runs.model, runs.pairs, executor_named(executor)
+    sources = runs.source(path.at)
+    n_answers = 2 if pairs.counterfactual_answers is not None and isinstance(metric, Metric) else 1
+    found = torch.empty(len(senders), len(pairs), n_answers, dtype=torch.promote_types(model.dtype, torch.float32))
+    rows = rows_at_once(model, ROWS_SHARE * memory_gb, int(pairs.lengths.max()))
+    width = int((pairs.lengths - pairs.positions[path.first_changed]).max())
+    largest, floor, done = max(1, rows // max(1, len(senders) * width)), 0.0, 0
+    for bucket in clean_batches(model, pairs.clean_prompts, path.roles, memory_gb, largest) if senders else ():
+        batch, readout = open_batch(runs, bucket, path), _readout(pairs, bucket, metric, model.device)
+        clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=batch.clean.logits.device))[None]
+        source, size = sources[:, bucket.prompts], max(1, rows // (batch.n_prompts * width))
+        for i in range(0, len(senders), size):
+            part = senders[i : i + size]
+            patched = sweep_senders(runner, batch, bucket, path, part, source, readout)
+            found[i : i + size, bucket.prompts] = metric.effect(patched, clean).cpu()
+            done += len(part) * batch.n_prompts
+            if progress:
+                progress(done, len(senders) * len(pairs))
+        if unmoved and floor == 0.0:
+            own = torch.stack([batch.clean.z_at(i, bucket.positions[path.at]) for i in range(model.n_layers)])
+            for i in range(0, len(unmoved), size):
+                part = [[head] for head in unmoved[i : i + size]]
+                patched = sweep_senders(runner, batch, bucket, path, part, own, readout)
+                floor = max(floor, float(metric.effect(patched, clean).abs().max()))
+    return found, floor
 
 
 def _readout(pairs: Pairs, bucket: Bucket, metric: Metric | OwnMetric, device: torch.device) -> Readout:
@@ -344,10 +296,13 @@ def sweep_senders(
     edits = _sender_edits(batch, at, senders, source)
     if not path.receivers:
         return executor.frozen(batch, edits, len(senders), at, readout)
-    received = executor.received(batch, edits, len(senders), at, _sites(path, at, source.device))
+    assert path.via is not None, "receivers and via go together"
+    layers = by_layer(path.receivers).items()
+    sites = [Site(layer, path.via, at, torch.tensor(heads, device=source.device)) for layer, heads in layers]
+    received = executor.received(batch, edits, len(senders), at, sites)
     if path.receivers_at is not None:
         read_at = bucket.positions[path.receivers_at]
-        received = [Edit(e.layer, e.what, e.at, e.heads, e.variants, e.replacement, None, read_at) for e in received]
+        received = [replace(edit, read_at=read_at) for edit in received]
     return executor.run(batch, received, len(senders), readout)
 
 
@@ -364,13 +319,3 @@ def _sender_edits(
         z = torch.where(is_sender, source[layer], batch.clean.z_at(layer, at))
         edits.append(Edit(layer, "z", at, heads, torch.tensor(variants), z))
     return edits
-
-
-def _sites(path: Path, at: int, device: torch.device) -> list[Site]:
-    assert path.via is not None
-    layers = sorted({head.layer for head in path.receivers})
-    heads = [sorted({head.index for head in path.receivers if head.layer == layer}) for layer in layers]
-    return [
-        Site(layer, path.via, at, torch.tensor(chosen, device=device))
-        for layer, chosen in zip(layers, heads, strict=True)
-    ]

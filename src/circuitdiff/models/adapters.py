@@ -14,8 +14,9 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def adapter_folder(source: str | Path) -> Path:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = embedded_adapter(str(source)) or _downloaded(str(source))
-    missing = [part for part in (SETTINGS,) if not (folder / part).is_file()]
+    missing = [] if (folder / SETTINGS).is_file() else [SETTINGS]
     if not any((folder / weights).is_file() for weights in _WEIGHTS):
         missing.append(_WEIGHTS[0])
     if missing:
@@ -140,29 +141,22 @@ def merge_adapter(model: PreTrainedModel, source: str | Path, *, idle: bool = Fa
     unmerged = _logits(adapted, tokens)
     with library_errors(lambda said: f"adapter {adapter.folder} cannot be merged into this model: {said}"):
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=False)  # pyright: ignore[reportCallIssue, reportAssignmentType]
-    return Merged(merged, _checks(adapter, before, unmerged, _logits(merged, tokens), tolerance_for(model), idle))
-
-
-def _checks(
-    adapter: _Adapter, before: Tensor, unmerged: Tensor, merged: Tensor, tolerance: float, idle: bool
-) -> tuple[Check, ...]:
-    name, n_tensors = adapter.folder.name, len(adapter.weights)
-    error, change = difference(merged, unmerged), difference(unmerged, before)
-    checks = (
-        Check("adapter tensors without a place", name, 0.0, 0.0, True, f"of {n_tensors} in the file"),
+    error, change = difference(_logits(merged, tokens), unmerged), difference(unmerged, before)
+    name, tolerance = adapter.folder.name, tolerance_for(model)
+    checks = [
+        Check("adapter tensors without a place", name, 0.0, 0.0, True, f"of {len(adapter.weights)} in the file"),
         Check("merged equals unmerged", name, error, tolerance, error <= tolerance, "relative, random tokens"),
         Check(CHANGES, name, change, 0.0, change > 0 or idle, "must be above 0", above=True),
-    )
-    refuse_failures(list(checks))
-    return checks
+    ]
+    refuse_failures(checks)
+    return Merged(merged, tuple(checks))
 
 
 def _probe_tokens(model: PreTrainedModel, settings: PeftConfig) -> Int[Tensor, "prompt pos"]:
     """Random tokens, among them those that the adapter trained one by one."""
     tokens = probe_tokens(model, n_prompts=3, longest=11)
     trained = getattr(settings, "trainable_token_indices", None) or []
-    indices = [each for some in trained.values() for each in some] if isinstance(trained, dict) else list(trained)
-    few = indices[: tokens.shape[1] - 1]
+    few = list(chain(*trained.values()) if isinstance(trained, dict) else trained)[: tokens.shape[1] - 1]
     tokens[:, : len(few)] = torch.tensor(few, dtype=tokens.dtype, device=tokens.device)
     return tokens
 
@@ -263,16 +257,9 @@ def _check_keys(model: PreTrainedModel, adapter: _Adapter, layout: _Layout) -> N
     _refuse(adapter, "has no place for", [key for key in adapter.weights if key not in places and key not in kept])
     _refuse(adapter, "finds in the file no", [key for key in places if key not in adapter.weights])
     shapes = {key: list(place.shape) for key, place in (places | kept).items()}
-    _refuse(
-        adapter,
-        "has another shape at",
-        [
-            f"{key} ({shapes[key]}, not {list(value.shape)})"
-            for key, value in adapter.weights.items()
-            if list(value.shape) != shapes[key]
-        ],
-        "; was the base's vocabulary extended before training? Then give the extended base" if kept else "",
-    )
+    others = {key: list(value.shape) for key, value in adapter.weights.items() if list(value.shape) != shapes[key]}
+    hint = "; was the base's vocabulary extended before training? Then give the extended base" if kept else ""
+    _refuse(adapter, "has another shape at", [f"{key} ({shapes[key]}, not {others[key]})" for key in others], hint)
 
 
 def _refuse(adapter: _Adapter, what: str, keys: list[str], hint: str = "") -> None:
@@ -288,9 +275,7 @@ def read_settings(folder: Path) -> PeftConfig:
     path = folder / SETTINGS
     data = read_json(path)
     kind = data.get("peft_type")
-    kinds = {
-        known.value: PEFT_TYPE_TO_CONFIG_MAPPING[known] for known in PeftType if known in PEFT_TYPE_TO_CONFIG_MAPPING
-    }
+    kinds = {each.value: PEFT_TYPE_TO_CONFIG_MAPPING[each] for each in PeftType if each in PEFT_TYPE_TO_CONFIG_MAPPING}
     if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{path}: peft_type is {kind!r}; this version of PEFT knows {', '.join(kinds)}")
     known = [field.name for field in fields(kinds[kind])]
@@ -329,31 +314,18 @@ def check_expressions(folder: Path, settings: PeftConfig, modules: Iterable[str]
     """
     given: list[Any] = [getattr(settings, key, None) for key in ("target_modules", "exclude_modules", "layers_pattern")]
     patterns = [each for each in given if isinstance(each, str)]
-    patterns += [f"(.*\\.)?({key})$" for key in _patterned(settings)]
+    keys = chain(*(getattr(settings, name, None) or {} for name in _PATTERNS))  # of ranks and scales
+    # plain names need no trial
+    patterns += [f"(.*\\.)?({key})$" for key in keys if not key.replace(".", "").replace("_", "").isalnum()]
     for pattern in patterns:
         _try_out(f"{folder / SETTINGS}: {pattern!r}", pattern, list(modules))
 
 
-def _patterned(settings: PeftConfig) -> Sequence[str]:
-    """The keys of ranks and scales that are expressions; plain names need no trial."""
-    patterns = [getattr(settings, name, None) or {} for name in _PATTERNS]
-    keys = [key for pattern in patterns for key in pattern]
-    return [key for key in keys if not key.replace(".", "").replace("_", "").isalnum()]
-
-
 def _try_out(where: str, pattern: str, names: list[str]) -> None:
-    program = "import re, sys\ntry:\n e = re.compile(sys.argv[1])\nexcept re.error as x:\n sys.exit(str(x))\n" + (
-        "for n in sys.stdin.read().split(): e.fullmatch(n)"
-    )
+    program = "import re, sys\ntry:\n e = re.compile(sys.argv[1])\nexcept re.error as x:\n sys.exit(str(x))\n"
+    command = [sys.executable, "-S", "-E", "-c", program + "for n in sys.stdin.read().split(): e.fullmatch(n)", pattern]
     try:
-        tried = subprocess.run(
-            [sys.executable, "-S", "-E", "-c", program, pattern],
-            input="\n".join(names),
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
+        tried = subprocess.run(command, input="\n".join(names), capture_output=True, text=True, timeout=_SECONDS)
     except (subprocess.TimeoutExpired, ValueError) as error:
         raise InputError(f"{where} takes too long on this model's modules; write it without nested repeats") from error
     if tried.returncode:

@@ -58,30 +58,25 @@ def place_of(source: str) -> Place:
             hint = "; it is an adapter: give it in `adapters`" if (path / "adapter_config.json").is_file() else ""
             raise InputError(f"the folder {path} holds no model: it has no config.json{hint}")
         return Place("folder", str(path))
-    if path.suffix == ".gguf" or path.is_file():
-        return gguf_place(path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"a file must be a .gguf file; got {path}: give the folder that holds config.json instead")
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise InputError(f"{path} is not a GGUF file (it is empty or begins otherwise); copy it again")
+        return Place("gguf", str(path.parent), path.name)
+    if path.suffix == ".gguf":
+        raise InputError(f"no such file: {path}")
     if looks_like_path(source):
         raise InputError(no_such_path(source))
     return Place("hub", source)
 
 
-def gguf_place(path: Path) -> Place:
-    """Raises: InputError if there is no such file, or it is not a GGUF file."""
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    if path.suffix != ".gguf":
-        raise InputError(f"a file must be a .gguf file; got {path}: give the folder that holds config.json instead")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise InputError(f"{path} is not a GGUF file (it is empty or begins otherwise); copy it again")
-    return Place("gguf", str(path.parent), path.name)
-
-
 def read_checkpoint(
     place: Place,
     dtype: torch.dtype,
-    device_map: dict[str, str] | None,
-    given: PreTrainedTokenizerBase | None,
+    device_map: dict[str, str] | None = None,
+    given: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """The decoder, its tokenizer (`given` or its own), and where both came from. Raises: InputError."""
     config, defaults = read_config(place)
@@ -133,10 +128,9 @@ def _damaged(place: Place, said: str) -> str:
 
 def check_decoder(place: str, config: PreTrainedConfig) -> None:
     """Raises: InputError if the config is not a causal decoder's."""
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    built = config.architectures or []
-    decoders = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if not known or getattr(config, "is_encoder_decoder", False) or (built and not decoders & set(built)):
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
+    built, decoders = config.architectures or [], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    if not known or (built and set(decoders).isdisjoint(built)):
         kind = ", ".join(built) or config.model_type
         raise InputError(f"{place} is not a causal decoder but {kind}; circuitdiff needs one (a ...ForCausalLM)")
 

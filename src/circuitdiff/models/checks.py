@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -31,10 +30,7 @@ class Check:
     tolerance: float
     passed: bool
     detail: str
-    above: bool = False  # `value` must exceed `tolerance`, not stay below it
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    above: bool = False
 
 
 class CheckError(InputError):

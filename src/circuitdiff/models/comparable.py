@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -64,14 +65,10 @@ class Shape:
 
 
 def _tokens_of(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    own = pairs.counterfactual_answers
-    more = (each for each in (own, pairs.continuations) if each is not None)
-    answers = (pairs.right_answers, pairs.foils, *more)
+    answers = (pairs.right_answers, pairs.foils, pairs.counterfactual_answers, pairs.continuations)
     rows = [*pairs.clean_prompts.rows(), *pairs.counterfactual_prompts.rows()]
-    ids = sorted(
-        {token for row in rows for token in row} | {token for part in answers for token in part[part >= 0].tolist()}
-    )
-    size = len(tokenizer)
+    rows += [part[part >= 0].tolist() for part in answers if part is not None]
+    ids, size = sorted(set(chain(*rows))), len(tokenizer)
     return {token: tokenizer.convert_ids_to_tokens(token) if token < size else None for token in ids}  # pyright: ignore[reportReturnType]
 
 

@@ -35,7 +35,7 @@ def written_config(source: str) -> dict[str, Any] | None:
     """The content of config.json in a folder, or of a hub id in the cache; None if there is no such file here."""
     path = Path(source) / CONFIG
     place = path if path.is_file() else cached_config(source)
-    return None if place is None else read_json(place)
+    return place and read_json(place)
 
 
 def cached_config(hub_id: str) -> Path | None:
@@ -94,11 +94,11 @@ def check_size(folder: Path, config: PreTrainedConfig) -> None:
     Raises: InputError naming the sizes.
     """
     text = config.get_text_config()
-    sizes = [getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers", "vocab_size")]
-    files = [file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
-    if not files or not all(isinstance(size, int) for size in sizes):
+    names = ("hidden_size", "num_hidden_layers", "vocab_size")
+    width, n_layers, n_tokens = (getattr(text, name, None) for name in names)
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if not files or not (isinstance(width, int) and isinstance(n_layers, int) and isinstance(n_tokens, int)):
         return
-    width, n_layers, n_tokens = (int(size) for size in sizes if size is not None)
     held = _NUMBERS_PER_BYTE * sum(file.stat().st_size for file in files)
     if width < 1 or width * (n_layers + n_tokens) > held:
         raise InputError(

@@ -41,18 +41,14 @@ class PackagedFile:
         return path
 
 
-@dataclass(frozen=True)
-class Built:
-    """A model that a function makes."""
-
-    build: Callable[[torch.dtype], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+Builder = Callable[[torch.dtype], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 @dataclass(frozen=True)
 class Member:
     """One model of a family: a packaged file or a built model, then embedded adapters, merged in this order."""
 
-    origin: PackagedFile | Built
+    origin: PackagedFile | Builder
     adapters: tuple[str, ...] = ()
     caution: str = ""  # what a reader of results on it must know
 
@@ -81,7 +77,7 @@ MEMBERS: Mapping[str, Member] = {
     "tracker-base": Member(_SMOLLM2, ("tracker-base",), _INSTALLED),
     **{name: Member(_SMOLLM2, ("tracker-base", name), _INSTALLED) for name in _TRACKERS},
     **{name: Member(_SMOLLM2, (name,)) for name in _INDIRECT_OBJECT},
-    **{name: Member(Built(partial(_planted, name))) for name in planted_names()},
+    **{name: Member(partial(_planted, name)) for name in planted_names()},
 }
 
 

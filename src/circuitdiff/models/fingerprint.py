@@ -104,23 +104,17 @@ def origin_of(source: str | Path, adapters: Sequence[str | Path] = ()) -> list[A
 
     Raises: InputError if a family's package or an adapter is not there.
     """
-    member = MEMBERS.get(str(source))
     folders = [adapter_folder(adapter) for adapter in adapters]
-    if member is None:
-        place = _place_of(source)
-        return None if place is None else [*_files(place), *(file for each in folders for file in _files(each))]
-    packaged = _files(member.origin.path()) if isinstance(member.origin, PackagedFile) else [str(source)]
-    own = [folder for name in member.adapters if (folder := embedded_adapter(name)) is not None]
-    return [*packaged, *(file for each in (*own, *folders) for file in _files(each))]
-
-
-def _place_of(source: str | Path) -> Path | None:
-    """The file or folder; of a hub id the snapshot in the cache."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    config = cached_config(str(source))
-    return None if config is None else config.parent
+    if member := MEMBERS.get(str(source)):
+        begin = _files(member.origin.path()) if isinstance(member.origin, PackagedFile) else [str(source)]
+        folders = [*filter(None, map(embedded_adapter, member.adapters)), *folders]
+    elif (path := Path(source).expanduser()).exists():
+        begin = _files(path)
+    elif config := cached_config(str(source)):  # of a hub id, in its snapshot
+        begin = _files(config.parent)
+    else:
+        return None
+    return [*begin, *(file for folder in folders for file in _files(folder))]
 
 
 def _files(place: Path) -> list[tuple[str, int, int]]:

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from circuitdiff.models.gguf_file import GgufHeader, read_header
+from circuitdiff.models.libraries import listed
 
 # a setting of the architecture, and what transformers' configs call it
 _ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
@@ -226,8 +227,7 @@ def _refuse_unread_tensors(header: GgufHeader, config: PreTrainedConfig) -> None
     # experts' weights are read under their names without the ending
     unread = [name for name in header.tensors - ROPE_TENSORS if not {name, name.removesuffix(".weight")} & read]
     if unread:
-        more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
-        header.refuse(f"the tensor {min(unread)}{more}, for which {type(model).__name__} has no place")
+        header.refuse(f"the tensor {listed(unread, most=1)}, for which {type(model).__name__} has no place")
 
 
 def set_rope(header: GgufHeader, config: PreTrainedConfig, d_head: int) -> None:
@@ -293,9 +293,8 @@ def _scaling(header: GgufHeader, rotated: int) -> dict[str, Any]:
     unscaled = kind == "none" or factor == 1.0
     if tensors := sorted(ROPE_TENSORS & header.tensors):
         if kind == "yarn" or not unscaled:
-            header.refuse(
-                f"the tensor {tensors[0]} beside {header.architecture}.rope.scaling.*, which is not supported"
-            )
+            beside = f"{header.architecture}.rope.scaling.*"
+            header.refuse(f"the tensor {tensors[0]} beside {beside}, which is not supported")
         return _by_factors(header, tensors, rotated, attention, context)
     if kind == "longrope":
         header.refuse_setting("rope.scaling.type", f"but not the tensors {SHORT} and {LONG}")
@@ -313,9 +312,8 @@ def _by_factors(header: GgufHeader, tensors: list[str], rotated: int, attention:
     elif tensors == sorted((SHORT, LONG)):
         short, long = header.values(SHORT), header.values(LONG)
     else:
-        header.refuse(
-            f"the tensors {', '.join(tensors)} with rope.scaling.attn_factor {attention:g}, an unknown scaling"
-        )
+        named = ", ".join(tensors)
+        header.refuse(f"the tensors {named} with rope.scaling.attn_factor {attention:g}, an unknown scaling")
     if {len(short), len(long)} != {rotated // 2}:
         header.refuse(f"{len(short)} and {len(long)} factors in {', '.join(tensors)}, not {rotated // 2}")
     return {
@@ -338,9 +336,8 @@ def _yarn(header: GgufHeader, factor: float, attention: float, context: int) -> 
         header.refuse_setting("rope.scaling.yarn_log_multiplier", "and only 0 is supported")
     # the converter writes the whole magnitude here, llama.cpp takes the default's whatever is written
     if not math.isclose(says("rope.scaling.yarn_attn_factor", magnitude), magnitude, rel_tol=1e-6):
-        header.refuse_setting(
-            "rope.scaling.yarn_attn_factor", f"and only yarn's default, {magnitude:.6g}, is supported"
-        )
+        only = f"and only yarn's default, {magnitude:.6g}, is supported"
+        header.refuse_setting("rope.scaling.yarn_attn_factor", only)
     return {
         "rope_type": "yarn",
         "factor": factor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def as_model(
     model = Model(name=name, module=module, tokenizer=tokenizer, provenance=known, weights=weights, **vars(parts))
     measured = [*checks, *_checks_once(model)]
     refuse_failures(measured)
-    known["checks"] = [check.to_dict() | {"model": name} for check in measured]
+    known["checks"] = [asdict(check) | {"model": name} for check in measured]
     return model
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from circuitdiff.errors import InputError
 from circuitdiff.models.libraries import library_errors
 
-_LENGTH = 12  # of a probe where nothing is to be crossed
+SHORT = 12  # the length of a probe where nothing is to be crossed
 _BEYOND = 6  # positions after the longest window, so that the probe's second half has keys on both sides of its edge
 _LONGEST_WINDOW = 256  # that is crossed: 20 forward passes of 2 x 262 tokens are 150 TFLOP of a 7B, seconds on a GPU
 _SHORTEST = 4  # a prefix of two, and a window of two
@@ -32,18 +32,13 @@ def probe_tokens(module: PreTrainedModel, n_prompts: int = 2, longest: int | Non
     return torch.randint(0, embeddings.weight.shape[0], (n_prompts, length), generator=g).to(module.device)  # pyright: ignore
 
 
-def short_probe(module: PreTrainedModel) -> Int[Tensor, "prompt pos"]:
-    """The same tokens where no window needs to be left: how a model is built shows on any."""
-    return probe_tokens(module, longest=_LENGTH)
-
-
 def probe_length(config: PreTrainedConfig) -> int:
     """How many positions a probe has: some beyond the longest window that is crossed, none beyond the config's last.
 
     Raises: InputError if the model has too few positions to check edits on.
     """
     crossed = [size for size in windows(config).values() if size <= _LONGEST_WINDOW]
-    length, positions = max([_LENGTH, *(size + _BEYOND for size in crossed)]), _n_positions(config)
+    length, positions = max([SHORT, *(size + _BEYOND for size in crossed)]), _n_positions(config)
     if positions is not None and positions < _SHORTEST:
         raise InputError(f"the model has {positions} positions; circuitdiff needs {_SHORTEST} to check its edits on")
     return length if positions is None else min(length, positions)

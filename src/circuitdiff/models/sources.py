@@ -18,11 +18,7 @@ import transformers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError, choices, first_line
@@ -32,14 +28,13 @@ from circuitdiff.models.checkpoint import (
     check_causal,
     check_decoder,
     check_vocabulary,
-    gguf_place,
     place_of,
     read_checkpoint,
     read_config,
     read_tokenizer,
 )
 from circuitdiff.models.checks import Check
-from circuitdiff.models.family_registry import MEMBERS, Built, PackagedFile, embedded_adapter, sha256_of
+from circuitdiff.models.family_registry import MEMBERS, Builder, PackagedFile, embedded_adapter, sha256_of
 from circuitdiff.models.libraries import quiet
 
 _GGUF_READING = 2  # raised whenever we read GGUF files otherwise; 1 did not split digits as the file says
@@ -75,14 +70,11 @@ def read_source(
     *,
     idle_adapters: bool = False,
 ) -> Source:
-    """The decoder at `source` with `adapters` (PEFT folders or embedded adapters' names) merged in, in order.
+    """The decoder that `load_model` describes, before anything is known about how it is edited.
 
-    `source` is a family name, a folder, a `.gguf` file or a hub id, looked for in this order; or a model of
-    transformers that is in memory, whose weights are shared, not copied, and which keeps its dtype and device. `device`
-    is one of torch's, or "auto" for the first of CUDA if there is one. `tokenizer`: another source whose tokenizer is
-    taken, or one in memory; a model in memory needs one. If the wanted model is one of `like`, which are in memory,
-    with further adapters, only these are read, and whatever they leave alone is shared with that one. `idle_adapters`:
-    those that change nothing are taken, too.
+    A family name goes before a folder or `.gguf` file of that name, and those before a hub id. The adapters are PEFT
+    folders, embedded adapters' names or hub ids. `device` is one of torch's, or "auto" for the first of CUDA if there
+    is one. A model in memory needs a `tokenizer`.
 
     Raises: InputError if there is no such source, it is not a causal decoder, is damaged, incomplete, or lacks its
     tokenizer, or an adapter does not fit; CheckError if an adapter changes nothing or does not merge exactly.
@@ -101,9 +93,8 @@ def read_source(
         model, checks, merged = _with_adapters(start.model, folders[len(start.merged) :], idle_adapters)
     check_vocabulary(start.source, model, start.tokenizer)
     model.eval().requires_grad_(False)
-    name = "+".join(
-        [start.source if member else Path(start.source).name, *(Path(adapter).name for adapter in adapters)]
-    )
+    own_name = start.source if member else Path(start.source).name
+    name = "+".join([own_name, *(Path(adapter).name for adapter in adapters)])
     placed = {"dtype": dtype, "device": device, "adapters": [*start.merged, *merged]}
     return Source(model, start.tokenizer, name, {"source": start.source} | placed | start.origin, checks)
 
@@ -130,8 +121,8 @@ def _start(
         return _in_memory(source, tokenizer)
     name, dtype, device_map = str(source), dtype_named(placed[0]), placed_on(placed[1])
     located = _located(name)
-    if isinstance(located, Built):
-        model, own = located.build(dtype)
+    if callable(located):
+        model, own = located(dtype)
         model.to(device_map[""] if device_map else "cpu")  # pyright: ignore[reportArgumentType, reportCallIssue]
         return _Start(name, model, tokenizer or own, {"kind": "built"})
     place, path = located
@@ -145,7 +136,7 @@ def _start(
     return _Start(name, model, own, origin)
 
 
-def _located(source: str) -> tuple[Place, str] | Built:
+def _located(source: str) -> tuple[Place, str] | Builder:
     """Where a source is read from, and the path that it is known by: those of a packaged file's copy differ."""
     member = MEMBERS.get(source)
     if member is None:
@@ -182,7 +173,7 @@ def _given_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase | None) -> 
     if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
     located = _located(str(tokenizer))
-    return located.build(torch.float32)[1] if isinstance(located, Built) else read_tokenizer(located[0])
+    return located(torch.float32)[1] if callable(located) else read_tokenizer(located[0])
 
 
 def read_outline(source: str | Path, tokenizer: str | Path | None = None) -> Outline:
@@ -192,8 +183,8 @@ def read_outline(source: str | Path, tokenizer: str | Path | None = None) -> Out
     """
     with quiet():
         given, located = _given_tokenizer(tokenizer), _located(str(source))
-        if isinstance(located, Built):
-            model, own = located.build(torch.float32)
+        if callable(located):
+            model, own = located(torch.float32)
             return Outline(model.config, given or own)
         config, _ = read_config(located[0])
         return Outline(config, given or read_tokenizer(located[0]))
@@ -238,7 +229,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     Raises: InputError if there is no room.
     """
-    model, tokenizer, _ = read_checkpoint(gguf_place(gguf), torch.float32, None, None)
+    model, tokenizer, _ = read_checkpoint(place_of(str(gguf)), torch.float32)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
@@ -261,12 +252,14 @@ def with_first_adapters(
     """The one that was read from `path`, in the same dtype on the same device, with the most of the first adapters."""
     wanted = [str(folder) for folder in adapters]
 
-    def fits(model: Model) -> bool:
-        known, merged = model.provenance, _merged(model)
+    def n_merged(model: Model) -> int:
+        """How many of the first adapters it has; -1 if it is another model, or has others."""
+        known, merged = model.provenance, [adapter["path"] for adapter in model.provenance.get("adapters", ())]
         same = (known.get("path"), known["dtype"], known["device"]) == (path, *placed)
-        return same and merged == wanted[: len(merged)]
+        return len(merged) if same and merged == wanted[: len(merged)] else -1
 
-    return max(filter(fits, models), key=lambda model: len(_merged(model)), default=None)
+    best = max(models, key=n_merged, default=None)
+    return None if best is None or n_merged(best) < 0 else best
 
 
 def sharing_weights(module: PreTrainedModel) -> PreTrainedModel:
@@ -288,10 +281,6 @@ def check_plain(module: PreTrainedModel, name: str) -> None:
     for part_name, part in module.named_modules():
         if part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__:
             raise InputError(f"{name} has a hook at {part_name or 'its top'}, which would change it unseen: remove it")
-
-
-def _merged(model: Model) -> list[str]:
-    return [adapter["path"] for adapter in model.provenance.get("adapters", ())]
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from circuitdiff.engine.attention import IMPLEMENTATION, AttentionCall, attend, handled_by
 from circuitdiff.engine.replay import cut, recorded, run_layer
 from circuitdiff.errors import InputError
-from circuitdiff.models.probe import prepare, probe_tokens, probing, short_probe
+from circuitdiff.models.probe import SHORT, prepare, probe_tokens, probing
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def find_structure(module: PreTrainedModel, name: str) -> Structure:
         seen = _watch(module)
     attentions = _attentions(module, seen, name)
     n_heads, n_kv_heads, d_head = _sizes(seen, name)
-    layers = _layers(module, attentions, name)
+    layers = [_layer_of(module, attention, name) for attention in attentions]
+    if len(set(layers)) < len(layers):
+        raise _refusal(name, f"its {len(set(layers))} layers have {len(layers)} attentions, not one each")
     _refuse_shared_keys(seen, name)
     projections = [_projection(seen, i, attention, name) for i, attention in enumerate(attentions)]
     with probing(name, "calling its layers one by one"):
@@ -86,7 +89,7 @@ def _watch(module: PreTrainedModel) -> _Seen:
         for part in module.modules():
             stack.callback(part.register_forward_hook(keep).remove)
         stack.enter_context(handled_by(handler))
-        module(input_ids=short_probe(module), use_cache=False)
+        module(input_ids=probe_tokens(module, longest=SHORT), use_cache=False)  # how it is built shows in any window
     return seen
 
 
@@ -114,20 +117,11 @@ def _sizes(seen: _Seen, name: str) -> tuple[int, int, int]:
     return n_heads, n_kv_heads, d_head
 
 
-def _layers(module: PreTrainedModel, attentions: Sequence[nn.Module], name: str) -> list[nn.Module]:
-    layers = [_layer_of(module, attention, name) for attention in attentions]
-    if len(set(layers)) < len(layers):
-        raise _refusal(name, f"its {len(set(layers))} layers have {len(layers)} attentions, not one each")
-    return layers
-
-
 def _layer_of(module: PreTrainedModel, attention: nn.Module, name: str) -> nn.Module:
     """The member of the model's list of layers that holds `attention`."""
-    for candidates in module.modules():
-        if isinstance(candidates, nn.ModuleList):
-            for layer in candidates:
-                if any(part is attention for part in layer.modules()):
-                    return layer
+    for layer in chain(*(part for part in module.modules() if isinstance(part, nn.ModuleList))):
+        if any(part is attention for part in layer.modules()):
+            return layer
     raise _refusal(name, "its attention is not inside a list of layers")
 
 

@@ -11,8 +11,12 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError, choices
+<<<<<<< HEAD
 from circuitdiff.planted.harmless import moved_heads
 from circuitdiff.planted.heads import D_HEAD, WIRED, HeadWeights, decoy, detecting_transmitter, members, rotated
+=======
+from circuitdiff.planted.heads import D_HEAD, HeadWeights, decoy, detecting_transmitter, members, rotated, wired
+>>>>>>> 930b6d39cf63c9923ad586c2a6d1b0e2df55f1b3
 from circuitdiff.planted.space import Space, make_space
 from circuitdiff.planted.table import PLANTED
 from circuitdiff.planted.vocabulary import make_tokenizer
@@ -116,7 +120,7 @@ def _heads(
     heads = {head: decoy(space, head, seed) for head in everywhere}
     group = {part: members(part, len(chosen), seed) for part, chosen in parts.items()}
     for part, chosen in parts.items():
-        heads |= {h: WIRED[part](space, wiring, member) for h, member in zip(chosen, group[part], strict=True)}
+        heads |= {h: wired(space, wiring, member) for h, member in zip(chosen, group[part], strict=True)}
     if wiring.shared_head:
         both = (group["position_detector"][0], group["position_transmitter"][0])
         heads[parts["position_detector"][0]] = detecting_transmitter(space, wiring, *both)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,104 +106,69 @@ def members(group: str, n_heads: int, seed: int) -> list[Member]:
     return [Member(i, n_heads, share, seed, group) for i, share in enumerate(shares)]
 
 
-def structure_reader(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At a label: looks at the object of the same segment and writes down its address."""
-    copy = member.share * space.of("label_address").T
-    return wire(_own_object(space), [Move(space.of("place"), copy)])
-
-
-def name_binder(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At a label: looks at the object of the same segment and copies its name and salience."""
-    names = _copy_names(space, member, 20, "name", 1.0)
-    salience = Move(space.of("salience"), member.share * space.of("salience").T)
-    return wire(_own_object(space), [names, salience])
-
-
-def position_detector(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At the query label: looks at the same label in the context and takes over the address found there."""
-    return wire(_same_label(space, wiring.detector_sharpness), [_detected(space, wiring, member)])
-
-
-def position_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At the last token: looks at the query label and fetches the address."""
-    return wire(_query_label(space), [_transmitted(space, wiring, member)])
+def wired(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
+    """A head that does something, by its group."""
+    return wire(_looks(space, wiring, member), _moves(space, wiring, member))
 
 
 def detecting_transmitter(space: Space, wiring: Wiring, detector: Member, transmitter: Member) -> HeadWeights:
     """A detector at the query label, and at the last token a transmitter."""
     last = Score(2 * _SURE, space.of("last"), space.of("query_label"))
-    moves = [_detected(space, wiring, detector), _transmitted(space, wiring, transmitter)]
-    return wire([*_same_label(space, wiring.detector_sharpness), last], moves)
+    moves = [*_moves(space, wiring, detector), *_moves(space, wiring, transmitter)]
+    return wire([*_looks(space, wiring, detector), last], moves)
 
 
-def label_transmitter(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At the last token: looks at the query label and fetches the label itself."""
-    return wire(_query_label(space), [Move(space.of("label"), member.share * space.of("label").T)])
+def _looks(space: Space, wiring: Wiring, member: Member) -> list[Score]:
+    """Where the heads of each group look."""
+    of, nowhere, at_object = space.of, space.of("start"), Score(_SURE / 2, None, space.of("object"))
+    address = of("last_address"), _place(space, wiring)
+    match member.group:
+        case "structure_reader" | "name_binder":  # at a label, at the object of the same segment
+            return [Score(_SURE, of("segment"), of("place")), Score(_SINK, None, nowhere)]
+        case "position_detector":  # at the query label, at the same label in the context
+            return _same_label(space, wiring.detector_sharpness)
+        case "position_transmitter" | "label_transmitter" | "canceller":  # at the last token, at the query label
+            return [Score(_SURE, of("last"), of("query_label")), Score(_SINK, None, nowhere)]
+        case "label_fetcher":  # at the last token, at the label in the context
+            return [*_same_label(space, wiring.label_fetcher_sharpness), _salience(space, wiring, member)]
+        case "value_fetcher":  # at the last token, at the object at the address
+            return [Score(wiring.fetcher_sharpness, *address), at_object, _salience(space, wiring, member)]
+        case "negative":
+            # As the backup does, whatever else draws attention: drawn by salience, or as soft as the fetchers, it would
+            # take wrong names away where they win, and help.
+            return [Score(wiring.negative_sharpness, *address), at_object]
+        case "backup" | _:  # at the address, but nowhere while any name is written, whichever (an MLP says how much)
+            restraint = Score(wiring.backup_restraint, of("written"), nowhere)
+            return [Score(wiring.backup_sharpness, *address), restraint, Score(wiring.backup_sink, None, nowhere)]
 
 
-def canceller(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """A transmitter of the next box's address: the first adds it, the second takes it away."""
-    sign = 1.0 if member.index == 0 else -1.0
-    read = space.of("query_address").roll(1, dims=1)
-    write = sign * wiring.cancelling * space.of("last_address").T
-    return wire(_query_label(space), [Move(read, write)])
-
-
-def value_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At the last token: looks for the object at the address and writes its name to the logits."""
-    scores = [
-        Score(wiring.fetcher_sharpness, space.of("last_address"), _place(space, wiring)),
-        Score(_SURE / 2, None, space.of("object")),
-        _salience(space, wiring, member),
-    ]
-    return wire(scores, [_copy_names(space, member, 24, "output", wiring.fetcher_gain)])
-
-
-def negative(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """Looks for the object at the address as the backup does, whatever else draws attention; takes its name away.
-
-    Drawn by salience, or as soft as the fetchers, it would take wrong names away where they win, and help.
-    """
-    scores = [
-        Score(wiring.negative_sharpness, space.of("last_address"), _place(space, wiring)),
-        Score(_SURE / 2, None, space.of("object")),
-    ]
-    return wire(scores, [_copy_names(space, member, 24, "output", -wiring.negative_gain)])
-
-
-def backup(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """A value fetcher that looks nowhere while any name is written, whichever (an MLP says how much)."""
-    scores = [
-        Score(wiring.backup_sharpness, space.of("last_address"), _place(space, wiring)),
-        Score(wiring.backup_restraint, space.of("written"), space.of("start")),
-        Score(wiring.backup_sink, None, space.of("start")),
-    ]
-    return wire(scores, [_copy_names(space, member, 24, "output", wiring.backup_gain)])
-
-
-def label_fetcher(space: Space, wiring: Wiring, member: Member) -> HeadWeights:
-    """At the last token: looks for the label in the context and writes the name bound to it to the logits."""
-    scores = [*_same_label(space, wiring.label_fetcher_sharpness), _salience(space, wiring, member)]
-    return wire(scores, [_copy_names(space, member, 24, "output", wiring.label_fetcher_gain)])
-
-
-_PARTS = (structure_reader, name_binder, position_detector, position_transmitter, label_transmitter)
-WIRED: Mapping[str, Callable[[Space, Wiring, Member], HeadWeights]] = {
-    part.__name__: part for part in (*_PARTS, canceller, value_fetcher, label_fetcher, negative, backup)
-}
-
-
-def _own_object(space: Space) -> list[Score]:
-    return [Score(_SURE, space.of("segment"), space.of("place")), Score(_SINK, None, space.of("start"))]
+def _moves(space: Space, wiring: Wiring, member: Member) -> list[Move]:
+    """What the heads of each group write of what they see there."""
+    of = space.of
+    match member.group:
+        case "structure_reader":  # the object's address
+            return [Move(of("place"), member.share * of("label_address").T)]
+        case "name_binder":  # the object's name and salience
+            salience = Move(of("salience"), member.share * of("salience").T)
+            return [_copy_names(space, member, 20, "name", 1.0), salience]
+        case "position_detector":  # the address found there
+            return [Move(of("label_address"), member.share * wiring.detector_gain * of("query_address").T)]
+        case "position_transmitter":  # the address
+            return [_transmitted(space, wiring, member)]
+        case "canceller":  # the next box's address: the first adds it, the second takes it away
+            sign = 1.0 if member.index == 0 else -1.0
+            return [Move(of("query_address").roll(1, dims=1), sign * wiring.cancelling * of("last_address").T)]
+        case "label_transmitter":  # the label itself
+            return [Move(of("label"), member.share * of("label").T)]
+        case group:  # the object's name, or the name bound to the label, to the logits; negative heads take it away
+            gains = {"value_fetcher": wiring.fetcher_gain, "label_fetcher": wiring.label_fetcher_gain}
+            gains |= {"negative": -wiring.negative_gain, "backup": wiring.backup_gain}
+            return [_copy_names(space, member, 24, "output", gains[group])]
 
 
 def _same_label(space: Space, sharpness: float) -> list[Score]:
     """Not the query label itself: it is no label of the context."""
     return [Score(sharpness, space.of("label"), space.of("label")), Score(_SURE / 2, None, space.of("context_label"))]
-
-
-def _query_label(space: Space) -> list[Score]:
-    return [Score(_SURE, space.of("last"), space.of("query_label")), Score(_SINK, None, space.of("start"))]
 
 
 def _salience(space: Space, wiring: Wiring, member: Member) -> Score:
@@ -224,10 +189,6 @@ def _place(space: Space, wiring: Wiring) -> Float[Tensor, "d_model box"]:
         return space.of("place")
     row, column = grid_codes()
     return space.of("place") @ (row + column) / 2  # so that row and column together are the perfect match
-
-
-def _detected(space: Space, wiring: Wiring, member: Member) -> Move:
-    return Move(space.of("label_address"), member.share * wiring.detector_gain * space.of("query_address").T)
 
 
 def _transmitted(space: Space, wiring: Wiring, member: Member) -> Move:

@@ -21,14 +21,9 @@ _ABLATIONS = {
     "zero_every_segment": "zero, heads kept at every segment",
 }
 _QUANTITIES = {"accuracy": "accuracy", "probability": "probability", "logit_difference": "logit difference"}
-_COLUMNS = {
-    "circuit": "circuit",
-    "model": "model",
-    "ablated": "all ablated",
-    "ratio": "ratio",
-    "normalised": "normalised",
-}
-_UNIT = "share of the model's score that the circuit has"
+_COLUMNS = {"circuit": "circuit", "model": "model", "ablated": "all ablated"}
+_COLUMNS |= {"ratio": "ratio", "normalised": "normalised"}
+_ALONG = charts.Along("x", "share of the model's score that the circuit has")
 
 
 def view(results: CommonResults) -> Part:
@@ -42,7 +37,7 @@ def view(results: CommonResults) -> Part:
             f"ablations/{circuit}/{model}": _dots(f"Ablations: {circuit} in {model}", each)
             for circuit, model, each in cells
         },
-        tables=[Table(f"{circuit} in {model}", columns, list(ablation_rows(each))) for circuit, model, each in cells],
+        tables=[Table(f"{circuit} in {model}", list(ablation_rows(each)), columns) for circuit, model, each in cells],
     )
 
 
@@ -69,7 +64,6 @@ def _dots(title: str, ablations: dict[str, UnderAblation]) -> charts.Figure:
         color=charts.colour("quantity", charts.distinct(rows, "quantity")),
         tooltip=charts.tips(ablation="the rest replaced by", quantity="measured by", printed="normalised"),
     )
-    ends = (line for end in (0.0, 1.0) for line in charts.dashed("x", end, _UNIT))
-    layers = [*ends, *charts.points_with_intervals(base, "x", _UNIT)]
+    layers = [*_ALONG.dashed(0.0, 1.0), *_ALONG.points_with_intervals(base)]
     subtitle = ["0: no better than with everything ablated; 1: as the model", "with 95 % intervals"]
     return charts.finish(layers, title, subtitle, width=420, height=alt.Step(18))

@@ -33,19 +33,16 @@ def view(results: CommonResults) -> Part:
 
 
 def _models(results: CommonResults) -> Table:
-    columns = {"model": "model", "accuracy": "accuracy", "interval": "95 % interval", "hits": "hits / prompts"}
-    if any(model.chat != OFF for model in results.models.values()):
-        columns["chat"] = "chat template"
-    columns |= {"size": "layers × heads", "source": "source"}
-    rows = []
+    rows, with_chat = [], any(model.chat != OFF for model in results.models.values())
     for name, model in results.models.items():
         answers = part_of(results, SECTION).get(name)
         share = None if answers is None else answers.accuracy
-        accuracy = {"accuracy": number(None if share is None else share.value), "interval": interval(share)}
-        size = f"{model.n_layers} × {model.n_heads}"
+        row = {"model": name, "accuracy": number(share and share.value), "95 % interval": interval(share)}
+        row |= {"hits / prompts": hits(share)} | ({"chat template": model.chat} if with_chat else {})
         source = " + ".join([model.source, *model.adapters])
-        rows.append({"model": name, "hits": hits(share), "chat": model.chat, "size": size, "source": source} | accuracy)
-    return Table("", columns, rows, [anchor("accuracy")], numeric=("accuracy", "interval", "hits", "size"))
+        rows.append(row | {"layers × heads": f"{model.n_layers} × {model.n_heads}", "source": source})
+    numeric = ("accuracy", "95 % interval", "hits / prompts", "layers × heads")
+    return Table("", rows, ids=[anchor("accuracy")], numeric=numeric)
 
 
 def _answers(results: CommonResults) -> Table:
@@ -53,16 +50,13 @@ def _answers(results: CommonResults) -> Table:
     cells = cells_of(results, FAITHFULNESS)
     alone = {f"circuit {circuit} in {model}": each.circuit_answers for circuit, model, each in cells}
     answers = part_of(results, SECTION) | alone
-    kinds = list(dict.fromkeys(error.kind for each in answers.values() for error in each.errors))
     rows = [
-        {"what": what, "right": printed(each.accuracy)} | {error.kind: printed(error) for error in each.errors}
+        {"": what, "right": printed(each.accuracy)} | {_KINDS[error.kind]: printed(error) for error in each.errors}
         for what, each in answers.items()
         if each.errors
     ]
     note = "By what was asked for: it, its neighbours in the list, another, or none of those listed."
-    columns = {"what": "", "right": "right"} | {kind: _KINDS[kind] for kind in kinds}
-    title = "What models and circuits answer instead: shares of all evaluation prompts"
-    return Table(title, columns, rows, note=note)
+    return Table("What models and circuits answer instead: shares of all evaluation prompts", rows, note=note)
 
 
 def _queried_rows(results: CommonResults) -> Iterator[dict]:
@@ -86,6 +80,6 @@ def _by_queried(rows: list[dict]) -> charts.Figure:
         tooltip=charts.tips(model="model", what="", queried="queried", printed="accuracy", hits="hits"),
     )
     shape = alt.Shape("what:N", sort=kinds, title=None, scale=alt.Scale(domain=kinds, range=["circle", "diamond"]))
-    layers = charts.points_with_intervals(base, "y", "accuracy", charts.UNIT, shape=shape)
+    layers = charts.ACCURACY.points_with_intervals(base, shape=shape)
     width = min(720, max(420, 10 * len(rows)))
     return charts.finish(layers, "Accuracy by queried item", ["with 95 % intervals"], width=width, height=220)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import altair as alt
@@ -40,8 +41,10 @@ def distinct(rows: Rows, key: str) -> list[Any]:
     return list(dict.fromkeys(row[key] for row in rows))
 
 
-def tips(**titles: str) -> list[alt.Tooltip]:
-    return [alt.Tooltip(f"{column}:N", title=title) for column, title in titles.items()]
+def tips(*columns: str, **titles: str) -> list[alt.Tooltip]:
+    """A line for each of the columns, under its own name or another one."""
+    named = {column: column for column in columns} | titles
+    return [alt.Tooltip(f"{column}:N", title=title) for column, title in named.items()]
 
 
 def colour(
@@ -65,60 +68,57 @@ def side_by_side(axis: Axis, rows: Rows, field: str) -> Any:
     return channel(f"{field}:N", sort=distinct(rows, field))
 
 
-def measured(axis: Axis, field: str, title: str, domain: Sequence[float] | None = None, **scale: Any) -> Any:
-    channel = alt.X if axis == "x" else alt.Y
-    if domain is not None:
-        scale |= {"domain": list(domain)}
-    return channel(f"{field}:Q", title=title, scale=alt.Scale(**scale) if scale else alt.Undefined)
+@dataclass(frozen=True)
+class Along:
+    """The axis along which numbers are measured, and the marks that stand along it."""
+
+    axis: Axis
+    title: str
+    domain: Sequence[float] | None = None
+
+    def at(self, field: str, **scale: Any) -> Any:
+        channel = alt.X if self.axis == "x" else alt.Y
+        if self.domain is not None:
+            scale |= {"domain": list(self.domain)}
+        return channel(f"{field}:Q", title=self.title, scale=alt.Scale(**scale) if scale else alt.Undefined)
+
+    def intervals(self, base: alt.Chart, **look: Any) -> alt.Chart:
+        """Lines from `low` to `high`."""
+        ends: dict[str, Any] = {self.axis: self.at("low"), f"{self.axis}2": "high:Q"}
+        look = {"strokeWidth": 1.5} | look
+        return base.mark_rule(**look).encode(**ends)
+
+    def points(self, base: alt.Chart, **channels: Any) -> alt.Chart:
+        """A dot at `value`."""
+        return base.mark_point(filled=True, size=60, opacity=1).encode(**{self.axis: self.at("value")}, **channels)
+
+    def points_with_intervals(self, base: alt.Chart, **channels: Any) -> list[alt.Chart]:
+        return [self.intervals(base, strokeWidth=2), self.points(base, **channels)]
+
+    def bars(self, base: alt.Chart, **channels: Any) -> alt.Chart:
+        """A bar up to `value`."""
+        return base.mark_bar().encode(**{self.axis: self.at("value")}, **channels)
+
+    def dashed(self, *values: Number, says: str = "", color: str = MUTED) -> list[alt.Chart]:
+        """Dashed lines across the figure at values; none at one that is undefined."""
+        channels: dict[str, Any] = {self.axis: self.at("at")} | ({"tooltip": tips(what="")} if says else {})
+        defined = [alt.Chart(inline([{"at": value, "what": says}])) for value in values if value is not None]
+        return [each.mark_rule(color=color, strokeDash=[4, 3]).encode(**channels) for each in defined]
 
 
-def intervals(base: alt.Chart, axis: Axis, title: str, domain: Sequence[float] | None = None, **look: Any) -> alt.Chart:
-    """Lines from `low` to `high`."""
-    ends: dict[str, Any] = {axis: measured(axis, "low", title, domain), f"{axis}2": "high:Q"}
-    look.setdefault("strokeWidth", 1.5)
-    return base.mark_rule(**look).encode(**ends)
+ACCURACY = Along("y", "accuracy", UNIT)
 
 
-def points(
-    base: alt.Chart, axis: Axis, title: str, domain: Sequence[float] | None = None, **channels: Any
-) -> alt.Chart:
-    """A dot at `value`."""
-    dots = base.mark_point(filled=True, size=60, opacity=1)
-    return dots.encode(**{axis: measured(axis, "value", title, domain)}, **channels)
+def known(base: alt.Chart) -> alt.Chart:
+    """Of the rows those with a number."""
+    return base.transform_filter(alt.datum["value"] != None)  # noqa: E711 (a Vega expression)
 
 
-def points_with_intervals(
-    base: alt.Chart, axis: Axis, title: str, domain: Sequence[float] | None = None, **channels: Any
-) -> list[alt.Chart]:
-    return [intervals(base, axis, title, domain, strokeWidth=2), points(base, axis, title, domain, **channels)]
-
-
-def bars(base: alt.Chart, axis: Axis, title: str, domain: Sequence[float] | None = None, **channels: Any) -> alt.Chart:
-    """A bar up to `value`."""
-    return base.mark_bar().encode(**{axis: measured(axis, "value", title, domain)}, **channels)
-
-
-def dashed(axis: Axis, value: Number, title: str, says: str = "", color: str = MUTED) -> list[alt.Chart]:
-    """A dashed line across the figure at a value; none where it is undefined."""
-    if value is None:
-        return []
-    line = alt.Chart(inline([{"at": value, "what": says}])).mark_rule(color=color, strokeDash=[4, 3])
-    channels: dict[str, Any] = {axis: measured(axis, "at", title)}
-    if says:
-        channels["tooltip"] = tips(what="")
-    return [line.encode(**channels)]
-
-
-def struck_out(base: alt.Chart, field: str, **look: Any) -> alt.Chart:
-    """A stroke where the field has no number."""
-    missing = base.transform_filter(alt.datum[field] == None)  # noqa: E711 (a Vega expression)
+def struck_out(base: alt.Chart, **look: Any) -> alt.Chart:
+    """A stroke where there is no number."""
+    missing = base.transform_filter(alt.datum["value"] == None)  # noqa: E711 (a Vega expression)
     look = {"size": 60, "stroke": MUTED} | look
     return missing.mark_point(shape="M-1,1L1,-1", strokeWidth=1, fill=None, **look)
-
-
-def known(base: alt.Chart, field: str) -> alt.Chart:
-    """Of the rows those with a number."""
-    return base.transform_filter(alt.datum[field] != None)  # noqa: E711 (a Vega expression)
 
 
 def among_random(
@@ -137,8 +137,11 @@ def among_random(
         y=alt.Y("count():Q", title=drawn, axis=alt.Axis(tickMinStep=1)),
         tooltip=[alt.Tooltip("count():Q", title=drawn)],
     )
-    known_values = {what: value for what, value in references.items() if value is not None}
-    rows = [{"what": f"{what}: {number(value)}", "accuracy": value} for what, value in known_values.items()]
+    rows = [
+        {"what": f"{what}: {number(value)}", "accuracy": value}
+        for what, value in references.items()
+        if value is not None
+    ]
     palette = (CATEGORIES[5], CATEGORIES[0], MUTED, INK)
     legend = {"orient": "bottom", "direction": "vertical", "symbolType": "stroke"}
     rules = alt.Chart(inline(rows)).mark_rule(strokeWidth=2.5)

@@ -18,14 +18,8 @@ _QUANTITIES = {
     "probability": "mean probability of the answer",
     "logit_difference": "mean logit difference",
 }
-_COLUMNS = {
-    "removed": "removed",
-    "n_removed": "heads",
-    "model_printed": "the model without it",
-    "circuit_printed": "the circuit without it",
-    "difference": "difference",
-    "absolute": "absolute",
-}
+_COLUMNS = {"removed": "removed", "n_removed": "heads", "model_printed": "the model without it"}
+_COLUMNS |= {"circuit_printed": "the circuit without it", "difference": "difference", "absolute": "absolute"}
 
 
 def view(results: CommonResults) -> Part:
@@ -35,14 +29,7 @@ def view(results: CommonResults) -> Part:
         "The same heads are taken out of the circuit and out of the whole model.",
         [sentence for cell in cells if (sentence := _sentence(*cell))],
         {f"completeness/{circuit}/{model}": _scatter(circuit, model, each) for circuit, model, each in cells},
-        [
-            Table(
-                f"{circuit} and {model} without the same heads: {_QUANTITIES[each.quantity]}, with 95 % intervals",
-                _COLUMNS,
-                part_rows(each),
-            )
-            for circuit, model, each in cells
-        ],
+        [_table(*cell) for cell in cells],
     )
 
 
@@ -56,6 +43,11 @@ def _sentence(circuit: str, model: str, parts: PartsRemoved) -> str:
         f"and {circuit} alone {number(worst.circuit.value)}: a difference of {printed(worst.difference)}. "
         f"With no head kept at all the score is {number(floor.value)}."
     )
+
+
+def _table(circuit: str, model: str, parts: PartsRemoved) -> Table:
+    quantity = f"{_QUANTITIES[parts.quantity]}, with 95 % intervals"
+    return Table(f"{circuit} and {model} without the same heads: {quantity}", part_rows(parts), _COLUMNS)
 
 
 def part_rows(parts: PartsRemoved) -> list[dict]:
@@ -83,25 +75,21 @@ def _scatter(circuit: str, model: str, parts: PartsRemoved) -> charts.Figure:
     columns = [f"{term}{end}" for term in ("circuit", "model") for end in ("", "_low", "_high")]
     values = [row[column] for row in rows for column in columns if row[column] is not None]
     ends = [min(values, default=0.0), max(values, default=1.0)]
-    titles = {"x": f"the circuit without the part: {unit}", "y": f"the model without it: {unit}"}
-
-    def axis(which: str, field: str) -> dict:
-        return {which: charts.measured(which, field, titles[which], ends, nice=True, zero=False)}  # pyright: ignore
-
+    across = charts.Along("x", f"the circuit without the part: {unit}", ends)
+    up, look = charts.Along("y", f"the model without it: {unit}", ends), {"nice": True, "zero": False}
     kinds = [kind for kind in _KINDS if any(row["kind"] == kind for row in rows)]
     palette = [charts.CATEGORIES[_KINDS.index(kind)] for kind in kinds]
     base = alt.Chart(charts.inline(rows)).encode(
         color=charts.colour("kind", kinds, "removed", palette, symbolOpacity=1),
         tooltip=charts.tips(**_COLUMNS),
     )
-    at = axis("x", "circuit") | axis("y", "model")
+    x, y = across.at("circuit", **look), up.at("model", **look)
+    diagonal = alt.Chart(charts.inline([{"circuit": end, "model": end} for end in ends]))
     layers = [
-        alt.Chart(charts.inline([{"circuit": end, "model": end} for end in ends]))
-        .mark_line(color=charts.MUTED, strokeDash=[4, 3])
-        .encode(**at),
-        base.mark_rule(opacity=0.45).encode(**at | axis("x", "circuit_low"), x2="circuit_high:Q"),
-        base.mark_rule(opacity=0.45).encode(**at | axis("y", "model_low"), y2="model_high:Q"),
-        base.mark_point(filled=True, size=70, opacity=1).encode(**at),
+        diagonal.mark_line(color=charts.MUTED, strokeDash=[4, 3]).encode(x=x, y=y),
+        base.mark_rule(opacity=0.45).encode(y=y, x=across.at("circuit_low", **look), x2="circuit_high:Q"),
+        base.mark_rule(opacity=0.45).encode(x=x, y=up.at("model_low", **look), y2="model_high:Q"),
+        base.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y),
     ]
     r = parts.correlation
     correlation = "" if r.value is None else f"; over random parts r = {printed(r)}"

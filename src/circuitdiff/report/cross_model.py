@@ -4,20 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from circuitdiff.report import gains
 from circuitdiff.report.charts import Figure, among_random
-from circuitdiff.report.gains import (
-    CARRIED,
-    CONTROL_COLUMNS,
-    Method,
-    credit_row,
-    gain_figures,
-    gain_sentence,
-    grafted_by_group,
-    patched_by_group,
-    score_tables,
-    share_table,
-    side_by_side_table,
-)
 from circuitdiff.report.numbers import beside_draws
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.gains import Credit, RandomGroups
@@ -35,13 +23,13 @@ _CONTROLS = {
 def view(results: CommonResults) -> Part:
     sentences, figures, tables = [], {}, []
     for variant, patched in part_of(results, SECTION).items():
-        by_group, further = patched_by_group(results, variant), list(_further(patched))
-        sentences += map(gain_sentence, [*by_group, *further])
-        figures |= gain_figures(variant, [*by_group, *further], list(_drawn_controls(patched)), _controlled(patched))
+        by_group, further = gains.patched_by_group(results, variant), list(_further(patched))
+        sentences += map(gains.sentence, [*by_group, *further])
+        figures |= gains.figures(variant, [*by_group, *further], list(_drawn_controls(patched)), _controlled(patched))
         figures |= _among_random(variant, patched)
-        tables += [*_side_by_side(results, variant), *map(share_table, further)]
-        tables += [table for method in by_group for table in score_tables(method)]
-        tables.append(Table(f"Controls of patching, {variant}", CONTROL_COLUMNS, control_rows(patched)))
+        tables += [*_side_by_side(results, variant), *map(gains.share_table, further)]
+        tables += [table for method in by_group for table in gains.score_tables(method)]
+        tables.append(Table(f"Controls of patching, {variant}", control_rows(patched), gains.CONTROL_COLUMNS))
     return Part(
         "Where is the gain visible?",
         "Patched activations show where a gain is visible, for they bring along what earlier parts of the donor did.",
@@ -51,11 +39,11 @@ def view(results: CommonResults) -> Part:
     )
 
 
-def _further(patched: CrossModel) -> Iterator[Method]:
+def _further(patched: CrossModel) -> Iterator[gains.Method]:
     if patched.heads is not None:
-        yield Method(f"{CARRIED[patched.heads.what]}, single heads of {patched.heads.group}", patched.heads)
+        yield gains.Method(f"{gains.CARRIED[patched.heads.what]}, single heads of {patched.heads.group}", patched.heads)
     for donor, shares in patched.null_donors.items():
-        yield Method(f"{CARRIED[shares.what]}, from {donor} instead", shares)
+        yield gains.Method(f"{gains.CARRIED[shares.what]}, from {donor} instead", shares)
 
 
 def _side_by_side(results: CommonResults, variant: str) -> Iterator[Table]:
@@ -63,14 +51,14 @@ def _side_by_side(results: CommonResults, variant: str) -> Iterator[Table]:
 
     The verdict's sentences link to the first.
     """
-    methods, grafted = patched_by_group(results, variant), grafted_by_group(results, variant)
+    methods, grafted = gains.patched_by_group(results, variant), gains.grafted_by_group(results, variant)
     recipients = dict.fromkeys(method.shares.recipient for method in methods)
     onto = [method.shares.recipient for method in grafted]
     ids = [anchor("cross_model", variant)]
     for recipient in sorted(recipients, key=lambda name: name not in onto):
         beside = [method for method in grafted if method.shares.recipient == recipient]
         both = [method for method in methods if method.shares.recipient == recipient] + beside
-        yield side_by_side_table(both, [*ids, *([anchor("graft", variant)] if beside else [])])
+        yield gains.side_by_side_table(both, [*ids, *([anchor("graft", variant)] if beside else [])])
         ids = []
 
 
@@ -95,16 +83,16 @@ def among_groups(random: RandomGroups) -> str:
 
 def _control_row(group: str, says: str, credit: Credit) -> dict:
     far = isinstance(credit, PatchControl) and credit.incompatible
-    return credit_row(group, says, credit) | ({"note": "ends far from clean runs"} if far else {})
+    return gains.credit_row(group, says, credit) | ({"note": "ends far from clean runs"} if far else {})
 
 
-def _controlled(patched: CrossModel) -> Method | None:
+def _controlled(patched: CrossModel) -> gains.Method | None:
     """The method that the controls stand beside: of their kind of activation, into the worse model."""
     for controls in patched.controls.values():
         for direction in (patched.to_base, patched.to_variant):
             shares = direction.get(controls.what)
             if shares is not None and shares.recipient == patched.recipient:
-                return Method(CARRIED[controls.what], shares)
+                return gains.Method(gains.CARRIED[controls.what], shares)
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -88,10 +88,10 @@ class RunDiff:
 
 def diff_tables(found: RunDiff, first: str, second: str) -> list[Table]:
     """What differs as text: title, columns and rows of each table that has a row."""
-    groups = [
-        (f"{each.circuit} / {each.group}", *map(_listed, (each.only_first, each.only_second)), str(each.both))
-        for each in found.heads
-    ]
+    groups = []
+    for each in found.heads:
+        only = (", ".join(heads) or "none" for heads in (each.only_first, each.only_second))
+        groups.append((f"{each.circuit} / {each.group}", *only, str(each.both)))
     tables: list[Table] = [
         ("what moved beyond its interval", ("number", first, second), _rows(found.moved)),
         ("what is undefined in one run", ("number", first, second), _rows(found.undefined, missing="undefined")),
@@ -103,10 +103,6 @@ def diff_tables(found: RunDiff, first: str, second: str) -> list[Table]:
         (f"measured in {second} only", ("what",), [(where,) for where in found.only_second]),
     ]
     return [table for table in tables if table[2]]
-
-
-def _listed(heads: Sequence[str]) -> str:
-    return ", ".join(heads) or "none"
 
 
 def _rows(changes: Sequence[Changed], missing: str = "-") -> list[tuple[str, ...]]:
@@ -154,24 +150,21 @@ def diff_runs(first: CommonResults, second: CommonResults) -> RunDiff:
     Gains that were looked for in opposite directions are named, and not compared.
     """
     turned, in_first, in_second = _all_numbers(first, second)
-    both = {path: (in_first[path], in_second[path]) for path in in_first if path in in_second}
-    compared = [(path, one, other) for path, (one, other) in both.items() if one and other]
-    moved = [
-        (-_distance(one, other), Changed(_joined(path), one, other))
-        for path, one, other in compared
-        if _has_moved(one, other)
-    ]
+    both = [Changed(_joined(path), in_first[path], in_second[path]) for path in in_first if path in in_second]
+    compared = [each for each in both if each.first and each.second]
+    moved = [each for each in compared if _has_moved(each.first, each.second)]
+    settings = [{"settings": each.study.settings, "versions": each.versions} for each in (first, second)]
     return RunDiff(
-        moved=tuple(change for _, change in sorted(moved, key=lambda each: (each[0], each[1].where))),
+        moved=tuple(sorted(moved, key=lambda each: (-_distance(each.first, each.second), each.where))),
         n_compared=len(compared),
-        undefined=tuple(Changed(_joined(path), *pair) for path, pair in both.items() if sum(map(bool, pair)) == 1),
+        undefined=tuple(each for each in both if (each.first is None) != (each.second is None)),
         heads=tuple(_heads(first, second)),
         answers=(
             *_changed(_answers(first), _answers(second)),
             *(Changed(_joined((*path, "recipient")), *recipients) for path, *recipients in turned),
         ),
         checks=tuple(_changed(_checks(first), _checks(second), both=True)),
-        settings=tuple(_changed(_settings(first), _settings(second))),
+        settings=tuple(_changed(*(dict(_leaves(each)) for each in settings))),
         only_first=_only(in_first, in_second),
         only_second=_only(in_second, in_first),
     )
@@ -259,22 +252,21 @@ def _numbers(data: Any, path: Path) -> Iterator[tuple[Path, Bounds | None]]:
             if is_dataclass(each):
                 yield from _numbers(each, (*path, _name(each, i)))
     elif is_dataclass(data):
-        values = {each.name: getattr(data, each.name) for each in fields(data)}
-        yield from _bounded(data, values, path)
-        for name, value in values.items():
+        yield from _bounded(data, path)
+        for name, value in vars(data).items():
             if name != _DRAWN:
                 yield from _numbers(value, (*path, name))
 
 
-def _bounded(data: Any, values: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Bounds | None]]:
+def _bounded(data: Any, path: Path) -> Iterator[tuple[Path, Bounds | None]]:
     """A dataclass's own numbers: its value, its share of a gain, or a stage's effects."""
     if isinstance(data, Sweep):
         tables = (data.effects, data.low, data.high)
         for layer, rows in enumerate(zip(*tables, strict=True)):
             for index, bounds in enumerate(zip(*rows, strict=True)):
                 yield (*path, f"head {Head(layer, index)}"), _bounds(*bounds)
-    elif name := next((name for name in _BOUNDED if {name, "low", "high"} <= values.keys()), None):
-        yield path if name == "value" else (*path, name), _bounds(values[name], data.low, data.high)
+    elif name := next((name for name in _BOUNDED if {name, "low", "high"} <= vars(data).keys()), None):
+        yield path if name == "value" else (*path, name), _bounds(getattr(data, name), data.low, data.high)
     if isinstance(data, Credit):
         yield (*path, "share"), _bounds(data.share, data.share_low, data.share_high)
 
@@ -324,10 +316,6 @@ def _checks(results: CommonResults) -> dict[Path, Any]:
         path = (check.model, check.name)
         passed[path] = passed.get(path, True) and check.passed
     return passed
-
-
-def _settings(results: CommonResults) -> dict[Path, Any]:
-    return dict(_leaves({"settings": results.study.settings, "versions": results.versions}))
 
 
 def _leaves(data: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -35,9 +35,9 @@ def used_roles(results: CommonResults) -> set[str]:
 
 
 def _circuit(results: CommonResults, name: str, circuit: FoundCircuit) -> Part:
-    columns = {"group": "group", "role": "role", "n": "heads", "which": "which, strongest first where they were chosen"}
     rows = [
-        {"group": group, "role": members.at, "n": len(members.heads), "which": heads(members.heads)}
+        {"group": group, "role": members.at, "heads": len(members.heads)}
+        | {"which, strongest first where they were chosen": heads(members.heads)}
         for group, members in circuit.groups.items()
     ]
     return Part(
@@ -45,7 +45,7 @@ def _circuit(results: CommonResults, name: str, circuit: FoundCircuit) -> Part:
         f"in {circuit.model}" + (f" · plan {circuit.plan}" if circuit.plan else ""),
         list(circuit.gaps),
         figures=_drawn(results, name, circuit),
-        tables=[Table("", columns, rows, numeric=("n",))],
+        tables=[Table("", rows, numeric=("heads",))],
         parts=[_stages(name, circuit)] if circuit.stages else [],
     )
 
@@ -74,22 +74,18 @@ def _stages(name: str, circuit: FoundCircuit) -> Part:
 def _caption(stage: Sweep) -> Caption:
     """Where effects come from, and the heads that the stage chose: helping, hurting, and those not replicated."""
     marks = {SELECTED: "", HURTING: "hurts", NOT_REPLICATED: "not replicated"}
-    order = list(marks)
-    chosen = [row for row in effect_rows(stage) if row["status"] in marks]
-    chosen.sort(key=lambda row: (order.index(row["status"]), -abs(row["value"] or 0.0)))
-    rows = []
-    for row in chosen:
+    strongest, rows = sorted(effect_rows(stage), key=lambda row: -abs(row["value"] or 0.0)), []
+    for row in (row for mark in marks for row in strongest if row["status"] == mark):
         may_be_0 = row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
         says = ", ".join(each for each in (marks[row["status"]], "may be 0" if may_be_0 else "") if each)
-        effect = {"effect": number(row["value"]), "says": says}
-        rows.append({key: row[key] for key in ("head", "interval", "p")} | effect)
-    columns = {"head": "chosen", "effect": "effect", "interval": "95 % interval", "p": "adjusted p", "says": ""}
+        cells = {"chosen": row["head"], "effect": number(row["value"]), "95 % interval": row["interval"]}
+        rows.append(cells | {"adjusted p": row["p"], "": says})
     lines = [
         _prompts(stage),
         f"rule: {stage.rule} · rounding errors up to {significant(stage.noise_floor)}",
         *([] if rows else ["No head was chosen."]),
     ]
-    return Caption(lines, Table("", columns, rows, numeric=("effect", "interval", "p")))
+    return Caption(lines, Table("", rows, numeric=("effect", "95 % interval", "adjusted p")))
 
 
 def _prompts(stage: Sweep) -> str:
@@ -137,14 +133,14 @@ def describe(stage: Sweep) -> str:
 
 
 def effect_map(stage: Sweep) -> charts.Figure:
-    """Layers up, heads across; blue (negative) helps, orange (positive) hurts, white is zero.
-
-    The scale is symmetric and the stage's own. A head without a number is hatched, never white.
-    """
     return map_of(effect_rows(stage), stage.name, describe(stage))
 
 
 def map_of(rows: list[dict], title: str, subtitle: str) -> charts.Figure:
+    """Layers up, heads across; blue (negative) helps, orange (positive) hurts, white is zero.
+
+    The scale is symmetric and the stage's own. A head without a number is hatched, never white.
+    """
     step = 26 if max(row["index"] for row in rows) < 16 else 15
     base = alt.Chart().encode(
         x=alt.X("index:O", title="head", axis=alt.Axis(orient="bottom", labelAngle=0, labelOverlap=True)),
@@ -152,11 +148,9 @@ def map_of(rows: list[dict], title: str, subtitle: str) -> charts.Figure:
         tooltip=charts.tips(head="head", printed="effect", p="adjusted p", status=""),
     )
     missing = base.transform_filter(alt.datum.value == None)  # noqa: E711 (a Vega expression)
-    hatching = [
-        missing.mark_rect(fill="#d5d5d5", stroke="white", strokeWidth=1),
-        charts.struck_out(base, "value", size=90, stroke="#777777"),
-    ]
-    layers = [*_cells(base, rows), *hatching, *_outlines(base, step)]
+    hatched = missing.mark_rect(fill="#d5d5d5", stroke="white", strokeWidth=1)
+    struck_out = charts.struck_out(base, size=90, stroke="#777777")
+    layers = [*_cells(base, rows), hatched, struck_out, *_outlines(base, step)]
     legend = ["outlined: selected, helps · dashed with a dot: selected, hurts", "hatched: not measured"]
     return charts.finish(layers, title, [subtitle, *legend], width=alt.Step(step), height=alt.Step(15), rows=rows)
 
@@ -170,7 +164,7 @@ def _cells(base: alt.Chart, rows: list[dict]) -> list[alt.Chart]:
     scale = alt.Scale(domain=ends, range=[charts.HELPS, charts.NEUTRAL, charts.HURTS], interpolate="rgb")
     title = ["effect", "negative = the head helps"]
     legend = alt.Legend(title=title, gradientLength=140, format=".3~g", values=ends)
-    cells = charts.known(base, "value").mark_rect(stroke="white", strokeWidth=1)
+    cells = charts.known(base).mark_rect(stroke="white", strokeWidth=1)
     return [cells.encode(color=alt.Color("value:Q", scale=scale, legend=legend))]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import altair as alt
+import numpy as np
 
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.report import charts
@@ -19,6 +20,7 @@ NEAR = 3
 COLUMN_PX = 14.0
 DOT = 0.75  # columns between two heads of one layer and role
 BOW = 3.0  # columns that a link within one column bends aside
+_CURVE = 24  # points of a link's curve
 LONG = 6.0  # columns: a longer link has room for its words halfway, a shorter one has them beside its senders
 
 
@@ -130,32 +132,27 @@ def circuit_drawing(name: str, scene: Scene) -> charts.Figure:
 
 
 def _prompt(scene: Scene, x: alt.X, height: float) -> list[alt.Chart]:
-    named: dict[int, list[str]] = {}
-    for role, position in scene.shown_roles.items():
-        named.setdefault(position, []).append(role)
     rows = [
         {
             "x": column.centre,
             "left": column.centre - column.width / 2,
             "right": column.centre + column.width / 2,
             "token": column.text,
-            "role": ", ".join(named.get(column.position, [])),
+            "role": ", ".join(role for role, position in scene.shown_roles.items() if position == column.position),
         }
         for column in scene.columns
     ]
     base = alt.Chart(charts.inline(rows))
     roles = base.transform_filter(alt.datum.role != "")
-    bands = roles.mark_rect(color=charts.FAINT, opacity=0.7).encode(
-        x=alt.X("left:Q", axis=None), x2="right:Q", y=alt.value(0), y2=alt.value(height)
-    )
-    text = {"fontSize": 11, "baseline": "middle"}
-    tokens = base.mark_text(**text, angle=270, align="right", color=charts.INK).encode(
-        x=x, y=alt.value(height + 6), text="token:N"
-    )
-    names = roles.mark_text(**text, angle=325, align="left", color=charts.MUTED).encode(
-        x=x, y=alt.value(-8), text="role:N"
-    )
-    return [bands, tokens, names]
+    left, text = alt.X("left:Q", axis=None), {"fontSize": 11, "baseline": "middle"}
+    bands = roles.mark_rect(color=charts.FAINT, opacity=0.7)
+    tokens = base.mark_text(**text, angle=270, align="right", color=charts.INK)
+    names = roles.mark_text(**text, angle=325, align="left", color=charts.MUTED)
+    return [
+        bands.encode(x=left, x2="right:Q", y=alt.value(0), y2=alt.value(height)),
+        tokens.encode(x=x, y=alt.value(height + 6), text="token:N"),
+        names.encode(x=x, y=alt.value(-8), text="role:N"),
+    ]
 
 
 def _dots(scene: Scene, x: alt.X, y: alt.Y) -> alt.Chart:
@@ -166,7 +163,7 @@ def _dots(scene: Scene, x: alt.X, y: alt.Y) -> alt.Chart:
             place = {"x": column.centre + offset, "y": head.layer}
             rows.append(place | {"head": str(head), "group": group, "role": scene.circuit.groups[group].at})
     dots = alt.Chart(charts.inline(rows)).mark_point(filled=True, size=75, opacity=1, stroke="white", strokeWidth=1)
-    return dots.encode(x=x, y=y, color=scene.colour, tooltip=charts.tips(head="head", group="group", role="role"))
+    return dots.encode(x=x, y=y, color=scene.colour, tooltip=charts.tips("head", "group", "role"))
 
 
 def _fan(heads: Sequence[Head]) -> list[float]:
@@ -181,21 +178,19 @@ def _fan(heads: Sequence[Head]) -> list[float]:
 
 def _links(scene: Scene, middle: float, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """One arrow per stage whose senders and receivers both have a place, with what it goes through."""
-    ends = [(stage, *places) for stage in scene.stages if (places := _ends(scene, stage))]
-    rows = [_link(scene, middle, number, *link) for number, link in enumerate(ends)]
+    linked = [(stage, *places) for stage in scene.stages if (places := _ends(scene, stage))]
+    rows = [_link(scene, middle, number, *link) for number, link in enumerate(linked)]
     if not rows:
         return []
-    lines = alt.Chart(charts.inline([point for row in rows for point in row["path"]])).mark_line(
-        strokeWidth=2, opacity=0.75
-    )
-    arrows = alt.Chart(charts.inline([row["arrow"] for row in rows])).mark_point(
-        shape="triangle-up", size=90, opacity=1, filled=True
-    )
-    angle, aligns = alt.Angle("angle:Q", scale=None), ("left", "right", "center")
+    paths = alt.Chart(charts.inline([point for row in rows for point in row["path"]]))
+    ends = alt.Chart(charts.inline([row["arrow"] for row in rows]))
+    lines = paths.mark_line(strokeWidth=2, opacity=0.75)
+    arrows = ends.mark_point(shape="triangle-up", size=90, opacity=1, filled=True)
+    angle, tips = alt.Angle("angle:Q", scale=None), charts.tips("group", what="")
     return [
         lines.encode(x=x, y=y, color=scene.colour, detail="link:N", order="order:Q"),
-        arrows.encode(x=x, y=y, color=scene.colour, angle=angle, tooltip=charts.tips(group="group", what="")),
-        *(label for align in aligns for label in _labels(rows, align, x, y)),
+        arrows.encode(x=x, y=y, color=scene.colour, angle=angle, tooltip=tips),
+        *(label for align in ("left", "right", "center") for label in _labels(rows, align, x, y)),
     ]
 
 
@@ -234,14 +229,12 @@ def _middle(scene: Scene, group: str) -> Point:
     return Point(scene.centre(scene.circuit.groups[group].at), sum(head.layer for head in heads) / len(heads))
 
 
-def _curve(start: Point, end: Point, bend: float, n_points: int = 24) -> list[Point]:
+def _curve(start: Point, end: Point, bend: float) -> list[Point]:
     """A quadratic Bezier curve from `start` to `end`, its middle pulled `bend` sideways."""
-    middle, points = Point((start.x + end.x) / 2 + bend, (start.y + end.y) / 2), []
-    for t in (i / (n_points - 1) for i in range(n_points)):
-        weights = ((1 - t) ** 2, 2 * t * (1 - t), t**2)
-        axes = zip(start, middle, end, strict=True)
-        points.append(Point(*(sum(w * p for w, p in zip(weights, axis, strict=True)) for axis in axes)))
-    return points
+    t = np.arange(_CURVE)[:, None] / (_CURVE - 1)
+    middle = ((start.x + end.x) / 2 + bend, (start.y + end.y) / 2)
+    points = (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(middle) + t**2 * np.array(end)
+    return [Point(*point) for point in points.tolist()]
 
 
 def _labels(rows: list[dict], align: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.report import charts
-from circuitdiff.report.numbers import beside_draws, hits, interval, number, printed
+from circuitdiff.report.numbers import all_printed, beside_draws, hits, interval, number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate, Share
 from circuitdiff.study.registry import CommonResults, cells_of
@@ -40,7 +40,7 @@ def view(results: CommonResults) -> Part:
     if len({model for _, model, _ in cells}) > 1:
         rows = _matrix_rows(cells)
         figures["matrix"] = _matrix(rows)
-        tables.append(Table("Every circuit in every model", _MATRIX_COLUMNS, rows))
+        tables.append(Table("Every circuit in every model", rows, _MATRIX_COLUMNS))
     for circuit, model, each in cells:
         if each.random is not None and each.random.accuracies:
             figures[f"random/{circuit}/{model}"] = _among_random(circuit, model, each, each.random)
@@ -68,69 +68,62 @@ def _with_all_heads(found: CircuitInModel) -> Share | None:
 
 
 def _measures(circuit: str, model: str, found: CircuitInModel) -> Table:
-    columns = {"measure": "measure", "value": "value", "interval": "95 % interval", "hits": "hits / prompts"}
-    everything = _with_all_heads(found)
-    measures: list[tuple[str, Estimate, str]] = [
-        ("faithfulness", found, found.note or ""),
-        ("normalised faithfulness", found.normalised, ""),
-        ("agreement with the model", found.agreement, ""),
-        ("accuracy, circuit alone", found.circuit_accuracy, ""),
-        ("accuracy, whole model", found.model_accuracy, ""),
-        ("accuracy, every head ablated", found.ablated_accuracy, ""),
-    ]
-    if everything is not None:
-        measures.append(("accuracy, all heads at the circuit's roles", everything, ""))
+    measures: dict[str, Estimate | None] = {
+        "faithfulness": found,
+        "normalised faithfulness": found.normalised,
+        "agreement with the model": found.agreement,
+        "accuracy, circuit alone": found.circuit_accuracy,
+        "accuracy, whole model": found.model_accuracy,
+        "accuracy, every head ablated": found.ablated_accuracy,
+        "accuracy, all heads at the circuit's roles": _with_all_heads(found),
+    }
     rows = [
-        {"measure": measure, "value": number(each.value), "interval": interval(each), "note": note}
-        | {"hits": hits(each) if isinstance(each, Share) else ""}
-        for measure, each, note in measures
+        {"measure": measure, "value": number(each.value), "95 % interval": interval(each)}
+        | {"hits / prompts": hits(each) if isinstance(each, Share) else ""}
+        | {"note": (found.note or "") if each is found else ""}
+        for measure, each in measures.items()
+        if each is not None
     ]
-    title = f"{circuit} in {model}, slot means"
-    return Table(title, columns | {"note": "note"}, rows, numeric=("value", "interval", "hits"))
+    return Table(f"{circuit} in {model}, slot means", rows, numeric=("value", "95 % interval", "hits / prompts"))
 
 
 def _controls(circuit: str, model: str, found: CircuitInModel) -> Table:
     """Other circuits of this size, one row each."""
-    columns = {"what": "instead of the circuit", "accuracy": "accuracy", "faithfulness": "faithfulness"}
-    columns |= {"difference": "accuracy of the circuit less this one's", "note": "note"}
+    what, difference = "instead of the circuit", "accuracy of the circuit less this one's"
     rows: list[dict[str, str]] = []
     if (random := found.random) is not None:
         mean, own = Estimate(random.mean, random.low, random.high), found.circuit_accuracy.value or 0.0
         compared = beside_draws(own, random.accuracies, random.rank_p, "random circuits")
-        row = {"what": f"mean of {len(random.accuracies)} random circuits", "accuracy": printed(mean)}
-        rows.append(row | {"faithfulness": "", "difference": "", "note": f"the circuit: {compared}"})
+        row = {what: f"mean of {len(random.accuracies)} random circuits", "accuracy": printed(mean)}
+        rows.append(row | {"faithfulness": "", difference: "", "note": f"the circuit: {compared}"})
     rows += [
         {
-            "what": _CONTROLS[each.kind],
-            "accuracy": printed(each.accuracy),
-            "faithfulness": printed(each.faithfulness),
-            "difference": printed(each.difference),
+            what: _CONTROLS[each.kind],
+            **all_printed(each, ("accuracy", "faithfulness")),
+            difference: printed(each.difference),
             "note": each.note or "",
         }
         for each in found.controls
     ]
     caption = f"{circuit} in {model}: other circuits of its size, with 95 % intervals"
-    return Table(caption, columns, rows, numeric=("accuracy", "faithfulness", "difference"))
+    return Table(caption, rows, numeric=("accuracy", "faithfulness", difference))
 
 
 def _rows(circuit: str, model: str, found: CircuitInModel) -> Table:
-    columns = {"kept": "kept", "accuracy": "accuracy", "interval": "95 % interval", "hits": "hits / prompts"}
-    columns |= {"faithfulness": "faithfulness", "logit_difference": "logit difference", "note": ""}
     rows = [
         {
             "kept": _KEPT[row.kept] + ("" if row.mean_by is None else f", {row.mean_by} means"),
             "accuracy": number(row.accuracy.value),
-            "interval": interval(row.accuracy),
-            "hits": hits(row.accuracy),
+            "95 % interval": interval(row.accuracy),
+            "hits / prompts": hits(row.accuracy),
             "faithfulness": printed(row.faithfulness),
-            "logit_difference": printed(row.logit_difference),
-            "note": row.faithfulness.note or _NOTES.get((row.kept, row.mean_by or ""), ""),
+            "logit difference": printed(row.logit_difference),
+            "": row.faithfulness.note or _NOTES.get((row.kept, row.mean_by or ""), ""),
         }
         for row in found.rows
     ]
     caption = f"{circuit} in {model}: what is kept, and what the mean is taken over"
-    numeric = ("accuracy", "interval", "hits", "faithfulness", "logit_difference")
-    return Table(caption, columns, rows, numeric=numeric)
+    return Table(caption, rows, numeric=tuple(rows[0])[1:-1] if rows else ())
 
 
 def _matrix_rows(cells: list[tuple[str, str, CircuitInModel]]) -> list[dict]:
@@ -162,10 +155,9 @@ def _matrix(rows: list[dict]) -> charts.Figure:
     cells = base.mark_rect(stroke="white").encode(color=alt.Color("value:Q", scale=scale, title="faithfulness"))
     light = alt.condition("datum.value > 0.6", alt.value("white"), alt.value(charts.INK))
     text = base.mark_text(fontSize=12).encode(text="short:N", color=light)
+    title = "Every circuit in every model"
     subtitle = ["the circuit's accuracy over the whole model's; the base's circuits first"]
-    return charts.finish(
-        [cells, text], "Every circuit in every model", subtitle, width=alt.Step(90), height=alt.Step(34)
-    )
+    return charts.finish([cells, text], title, subtitle, width=alt.Step(90), height=alt.Step(34))
 
 
 def _among_random(circuit: str, model: str, found: CircuitInModel, random: RandomCircuits) -> charts.Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import altair as alt
@@ -12,14 +12,15 @@ from circuitdiff.report.numbers import heads, hits, number, printed
 from circuitdiff.report.parts import Part, Table, anchor
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import CommonResults, cells_of
-from circuitdiff.study.sections.functions import SECTION, MaskCell
+from circuitdiff.study.sections.accuracy import QueriedShare
+from circuitdiff.study.sections.functions import SECTION, MaskCell, TradeOff
 
 _CARRIES, _NOT = "above its floor", "not above its floor"
 _FLOORS = {"nothing": "no head patched", "shuffled": "a mask trained and tested on shuffled targets"}
 _FOLLOWED = {"unpatched": "the answer without a patch", "other": "anything else"}  # the others go by their kind
 _PATCHED = {"mask": "the mask's heads", "all": "all heads"}
 _MAIN = ("object", "label", "position")  # in the order and colours of every figure; others follow
-_ACCURACY = "accuracy"
+_TIPS = {"printed": "accuracy", "floor_printed": "floor", "above": "above the floor", "heads": "heads patched"}
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,13 @@ def _of_model(masks: Masks) -> dict[str, charts.Figure]:
         drawn[key] = _bars(f"What groups of {masks.circuit} encode in {masks.model}", rows)
     for group in masks.cells:
         title = f"{group} of {masks.circuit} in {masks.model}"
-        cells = [(name, cell) for of, name, cell in masks if of == group]
-        if rows := list(_trade_off_rows(cells)):
-            drawn[f"{key}/{group}/trade-off"] = _trade_off(title, rows)
-        if rows := list(_conflict_rows(cells)):
-            drawn[f"{key}/{group}/by index"] = _by_index(title, rows)
+        cells = {name: cell for of, name, cell in masks if of == group}
+        trade_offs = {name: cell.trade_off for name, cell in cells.items() if len(cell.trade_off) > 1}
+        conflicts = {name: cell.by_queried for name, cell in cells.items() if name.startswith("conflict")}
+        if trade_offs:
+            drawn[f"{key}/{group}/trade-off"] = _trade_off(title, trade_offs)
+        if any(conflicts.values()):
+            drawn[f"{key}/{group}/by index"] = _by_index(title, conflicts)
     return drawn
 
 
@@ -114,23 +117,25 @@ def bar_rows(masks: Masks) -> list[dict]:
 
 def _bars(title: str, rows: list[dict]) -> charts.Figure:
     """Test accuracy of each mask with its interval; the dark tick is the floor. Pale: not above it."""
-    base = alt.Chart(charts.inline(rows)).encode(
-        x=charts.names_along("x", rows, "group"),
-        xOffset=charts.side_by_side("x", rows, "desideratum"),
-        tooltip=charts.tips(
-            group="group", desideratum="desideratum", printed="accuracy", floor_printed="floor",
-            above="above the floor", heads="heads patched",
-        ),
-    )  # fmt: skip
+    base = _in_groups(rows, "desideratum", **_TIPS)
     opacity = alt.Opacity("carries:N", scale=alt.Scale(domain=[_CARRIES, _NOT], range=[1, 0.35]), title=None)
     ticks = base.mark_tick(thickness=2.5, color=charts.INK, orient="horizontal")
     layers = [
-        charts.bars(base, "y", _ACCURACY, charts.UNIT, color=_coloured(rows, "desideratum"), opacity=opacity),
-        charts.intervals(base, "y", _ACCURACY, charts.UNIT, color=charts.INK),
-        ticks.encode(y=charts.measured("y", "floor", _ACCURACY, charts.UNIT)),
+        charts.ACCURACY.bars(base, color=_coloured(rows, "desideratum"), opacity=opacity),
+        charts.ACCURACY.intervals(base, color=charts.INK),
+        ticks.encode(y=charts.ACCURACY.at("floor")),
     ]
     subtitle = ["share of test triples whose target became the answer, with 95 % intervals; tick: the floor"]
     return charts.finish(layers, title, subtitle, width=_width(rows, "desideratum"), height=220)
+
+
+def _in_groups(rows: list[dict], by: str, **tips: str) -> alt.Chart:
+    """Group by group, what is compared side by side."""
+    return alt.Chart(charts.inline(rows)).encode(
+        x=charts.names_along("x", rows, "group"),
+        xOffset=charts.side_by_side("x", rows, by),
+        tooltip=charts.tips("group", by, **tips),
+    )
 
 
 def _coloured(rows: list[dict], field: str) -> alt.Color:
@@ -142,48 +147,41 @@ def _width(rows: list[dict], field: str) -> int:
     return len(charts.distinct(rows, "group")) * max(130, 16 * len(charts.distinct(rows, field)))
 
 
-def _trade_off_rows(cells: Iterable[tuple[str, MaskCell]]) -> Iterator[dict]:
-    """One row per mask of every desideratum that has more than one."""
-    for name, cell in cells:
-        for mask in cell.trade_off if len(cell.trade_off) > 1 else ():
-            row = {"desideratum": name, "n_heads": mask.n_heads, "penalty": f"{mask.penalty:g}", "seed": mask.seed}
-            yield row | charts.bounds(mask) | {"heads": heads(mask.heads)}
-
-
-def _trade_off(title: str, rows: list[dict]) -> charts.Figure:
+def _trade_off(title: str, by_desideratum: Mapping[str, Iterable[TradeOff]]) -> charts.Figure:
     """Heads patched against test accuracy, one dot per penalty and seed."""
+    rows = [
+        {"desideratum": name, "n_heads": mask.n_heads, "penalty": f"{mask.penalty:g}", "seed": mask.seed}
+        | charts.bounds(mask)
+        | {"heads": heads(mask.heads)}
+        for name, masks in by_desideratum.items()
+        for mask in masks
+    ]
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("n_heads:Q", title="heads patched", axis=alt.Axis(tickMinStep=1, format="d")),
         color=_coloured(rows, "desideratum"),
         tooltip=charts.tips(
-            desideratum="desideratum", penalty="penalty", seed="seed", n_heads="heads patched", printed="accuracy",
-            heads="heads",
+            "desideratum", "penalty", "seed", n_heads="heads patched", printed="accuracy", heads="heads"
         ),
-    )  # fmt: skip
-    layers = [
-        charts.intervals(base, "y", _ACCURACY, charts.UNIT, opacity=0.6),
-        charts.points(base, "y", _ACCURACY, charts.UNIT),
-    ]
+    )
+    layers = [charts.ACCURACY.intervals(base, opacity=0.6), charts.ACCURACY.points(base)]
     subtitle = ["a dot for each penalty and seed; with 95 % intervals"]
     return charts.finish(layers, f"Heads against accuracy: {title}", subtitle, width=360, height=220)
 
 
-def _conflict_rows(cells: Iterable[tuple[str, MaskCell]]) -> Iterator[dict]:
-    """Accuracy by the index asked for in the source, for conflict desiderata."""
-    for name, cell in cells:
-        for point in cell.by_queried if name.startswith("conflict") else ():
-            yield {"desideratum": name, "index": point.queried, "hits": hits(point)} | charts.bounds(point)
-
-
-def _by_index(title: str, rows: list[dict]) -> charts.Figure:
+def _by_index(title: str, by_desideratum: Mapping[str, Iterable[QueriedShare]]) -> charts.Figure:
     """Where position, label and object point to three listed answers: which is followed, by the source's index."""
+    rows = [
+        {"desideratum": name, "index": point.queried, "hits": hits(point)} | charts.bounds(point)
+        for name, points in by_desideratum.items()
+        for point in points
+    ]
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("index:O", title="index asked for in the source, from zero", axis=alt.Axis(labelAngle=0)),
         xOffset=charts.side_by_side("x", rows, "desideratum"),
         color=_coloured(rows, "desideratum"),
-        tooltip=charts.tips(desideratum="desideratum", index="index", printed="accuracy", hits="hits"),
+        tooltip=charts.tips("desideratum", "index", printed="accuracy", hits="hits"),
     )
-    layers = charts.points_with_intervals(base, "y", _ACCURACY, charts.UNIT)
+    layers = charts.ACCURACY.points_with_intervals(base)
     subtitle = ["position, label and object point to three answers of the list; with 95 % intervals"]
     return charts.finish(layers, f"In conflict: {title}", subtitle, width=420, height=220)
 
@@ -209,14 +207,10 @@ def redrawn_rows(in_models: Iterable[Masks], desideratum: str) -> list[dict]:
 
 def _redrawn_bars(title: str, rows: list[dict]) -> charts.Figure:
     """Activation patching of the heads found in the circuit's own model, in every model."""
-    base = alt.Chart(charts.inline(rows)).encode(
-        x=charts.names_along("x", rows, "group"),
-        xOffset=charts.side_by_side("x", rows, "model"),
-        tooltip=charts.tips(group="group", model="model", printed="mean ± sd", redraws="redraws", heads="heads"),
-    )
+    base = _in_groups(rows, "model", printed="mean ± sd", redraws="redraws", heads="heads")
     layers = [
-        charts.bars(base, "y", _ACCURACY, charts.UNIT, color=_coloured(rows, "model")),
-        charts.intervals(base, "y", _ACCURACY, charts.UNIT, color=charts.MUTED),
+        charts.ACCURACY.bars(base, color=_coloured(rows, "model")),
+        charts.ACCURACY.intervals(base, color=charts.MUTED),
     ]
     subtitle = ["activation patching of the heads found in the circuit's own model; mean ± sd over sources drawn anew"]
     return charts.finish(layers, title, subtitle, width=_width(rows, "model"), height=200)
@@ -237,23 +231,22 @@ def _tables(every: list[Masks]) -> list[Table]:
     for masks in every:
         rows, title = function_rows(masks), f"masks of {masks.circuit}'s groups in {masks.model}"
         ids = [anchor("functions", masks.model)] if linked[masks.model] is masks else []
-        tables.append(Table(f"M{title[1:]}", _columns(masks, rows), rows, ids))
+        tables.append(Table(f"M{title[1:]}", rows, _columns(masks, rows), ids))
         columns = {"group": "group", "desideratum": "desideratum", "heads": "patched", "which": "heads"}
-        tables.append(Table(f"Heads that the {title} patch", columns, rows))
+        tables.append(Table(f"Heads that the {title} patch", rows, columns))
         tables += _followed(title, masks)
     return tables
 
 
 def function_rows(masks: Masks) -> list[dict]:
     """One row per group and desideratum, with which heads and every control."""
-    rows = []
-    for row, (_, _, cell) in zip(bar_rows(masks), masks, strict=True):
+    rows = bar_rows(masks)
+    for row, (_, _, cell) in zip(rows, masks, strict=True):
         controls, moved = cell.controls, cell.transferred
-        row |= {name: number(getattr(controls, name).value) for name in ("nothing", "all", "ranked")}
+        row |= {name: number(getattr(controls, name).value) for name in ("all", "ranked")}
         row |= {"random": number(controls.random), "which": heads(cell.heads)}
         row["shuffled"] = "" if controls.shuffled is None else printed(controls.shuffled)
-        above = "" if moved is None else f"{printed(moved)}; {printed(moved.above_floor)} above the floor"
-        rows.append(row | {"transferred": above})
+        row["transferred"] = "" if moved is None else f"{printed(moved)}; {printed(moved.above_floor)} above the floor"
     return rows
 
 
@@ -272,11 +265,9 @@ def _followed(title: str, masks: Masks) -> list[Table]:
     """Where position, label and object point to three listed answers: the share of test triples that follow each."""
     rows = [
         {"group": group, "desideratum": name, "patched": _PATCHED[patched]}
-        | {kind: number(share) for kind, share in shares.items()}
+        | {_FOLLOWED.get(kind, kind): number(share) for kind, share in shares.items()}
         for group, name, cell in masks
         for patched, shares in cell.pointed.items()
         if name.startswith("conflict")
     ]
-    kinds = dict.fromkeys(key for row in rows for key in row)
-    columns = {kind: _FOLLOWED.get(kind, kind) for kind in kinds}
-    return [Table(f"In conflict, what is followed: {title}", columns, rows)] if rows else []
+    return [Table(f"In conflict, what is followed: {title}", rows)] if rows else []

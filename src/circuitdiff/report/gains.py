@@ -27,30 +27,13 @@ CARRIED = {
     "pattern": "patched attention patterns",
     "contribution": "patched contributions",
 }
-_HOW = {
-    "alone": "alone",
-    "left_out": "left out of all",
-    "in_order": "in causal order",
-    "shapley": "Shapley, symmetric",
-}
-_OTHER_SCORES: dict[Score, str] = {
-    "logit_difference": "logit difference",
-    "log_prob": "answer's log probability",
-}
+_HOW = {"alone": "alone", "left_out": "left out of all", "in_order": "in causal order", "shapley": "Shapley, symmetric"}
+_OTHER_SCORES: dict[Score, str] = {"logit_difference": "logit difference", "log_prob": "answer's log probability"}
 _ENDS = ("all together", "what no part explains")
 _NAMED = 10  # parts in a sentence; the table has all
-_ADDS = "what the part adds to the accuracy"
+_ALONG = charts.Along("x", "what the part adds to the accuracy")
 _SHARE_COLUMNS = {"part": "part", "how": "counted", "printed": "adds to the accuracy", "share": "share", "note": ""}
 CONTROL_COLUMNS = _SHARE_COLUMNS | {"part": "group", "how": "in its stead"}
-_RUN_COLUMNS = {
-    "parts": "from the donor",
-    "accuracy": "accuracy",
-    "share": "share",
-    "logit_difference": "logit difference",
-    "log_prob": "log probability",
-    "distance": "distance from clean runs",
-    "note": "",
-}
 
 
 @dataclass(frozen=True)
@@ -109,7 +92,7 @@ def share_rows(method: Method, score: Score = "accuracy") -> list[dict]:
     return rows + [credit_row(end, "", credit) for end, credit in whole if rows]
 
 
-def gain_sentence(method: Method) -> str:
+def sentence(method: Method) -> str:
     """Where the gain goes, in causal order, in words."""
     found = method.shares.scores["accuracy"]
     start = f"{method.title[0].upper()}{method.title[1:]}: the gain is {printed(found.gain)}"
@@ -123,20 +106,18 @@ def gain_sentence(method: Method) -> str:
     return f"{start}; {which} shares in causal order are {listed}."
 
 
-def gain_figures(
+def figures(
     variant: str, methods: Sequence[Method], controls: Sequence[dict] = (), controlled: Method | None = None
 ) -> dict[str, charts.Figure]:
     """One per method; `controls`, of the method `controlled`, stand beside the parts that they replace."""
     return {
-        f"gain/{variant}/into {method.shares.recipient}/{method.name}": _gain_bars(
-            method, controls if method == controlled else ()
-        )
-        for method in methods
-        if share_rows(method)
+        f"gain/{variant}/into {each.shares.recipient}/{each.name}": _bars(each, controls if each == controlled else ())
+        for each in methods
+        if share_rows(each)
     }
 
 
-def _gain_bars(method: Method, controls: Sequence[dict]) -> charts.Figure:
+def _bars(method: Method, controls: Sequence[dict]) -> charts.Figure:
     """What each part adds to the accuracy, with intervals; the dashed line is the donor. Pale: without a share."""
     shares, gain = method.shares, method.shares.scores["accuracy"].gain
     rows = [row for row in share_rows(method) if row["how"]]
@@ -146,15 +127,12 @@ def _gain_bars(method: Method, controls: Sequence[dict]) -> charts.Figure:
         yOffset=charts.side_by_side("y", rows, "how"),
         tooltip=charts.tips(part="part", how="counted", printed="adds", share="share of the gain", note=""),
     )
-    looks = {
-        "color": charts.colour("how", charts.distinct(rows, "how"), "counted"),
-        "opacity": alt.condition(alt.datum.note == "", alt.value(0.85), alt.value(0.3)),
-    }
+    color = charts.colour("how", charts.distinct(rows, "how"), "counted")
     layers = [
-        charts.bars(base, "x", _ADDS, **looks),
-        charts.intervals(base, "x", _ADDS, color=charts.INK),
-        *charts.dashed("x", 0.0, _ADDS),
-        *charts.dashed("x", gain.value, _ADDS, f"{shares.donor}: the gain", charts.INK),
+        _ALONG.bars(base, color=color, opacity=alt.condition(alt.datum.note == "", alt.value(0.85), alt.value(0.3))),
+        _ALONG.intervals(base, color=charts.INK),
+        *_ALONG.dashed(0.0),
+        *_ALONG.dashed(gain.value, says=f"{shares.donor}: the gain", color=charts.INK),
     ]
     title = f"{method.name[0].upper()}{method.name[1:]}: {shares.donor} into {shares.recipient}"
     subtitle = [
@@ -165,33 +143,32 @@ def _gain_bars(method: Method, controls: Sequence[dict]) -> charts.Figure:
 
 
 def share_table(method: Method, ids: Sequence[str] = ()) -> Table:
-    return Table(method.title, _SHARE_COLUMNS, share_rows(method), ids, shared_weights(method))
+    return Table(method.title, share_rows(method), _SHARE_COLUMNS, ids, shared_weights(method))
 
 
 def score_tables(method: Method) -> list[Table]:
     """The same in the other scores, and every run."""
     tables = [
-        Table(f"{method.title}: {says}", _SHARE_COLUMNS | {"printed": f"adds to the {says}"}, share_rows(method, score))
+        Table(f"{method.title}: {says}", share_rows(method, score), _SHARE_COLUMNS | {"printed": f"adds to the {says}"})
         for score, says in _OTHER_SCORES.items()
     ]
-    return [*tables, Table(f"{method.title}: every run", _RUN_COLUMNS, run_rows(method))]
+    return [*tables, Table(f"{method.title}: every run", run_rows(method))]
 
 
 def run_rows(method: Method) -> list[dict]:
     """Which parts came from the donor, the accuracy, its share, and how far from clean it ends."""
     credits = {credit.parts: credit for credit in method.shares.scores["accuracy"].runs}
-    runs = getattr(method.shares, "runs", ())
     return [
         {
-            "parts": " + ".join(run.parts) or "none",
+            "from the donor": " + ".join(run.parts) or "none",
             "accuracy": printed(run.accuracy),
             "share": _share(credits[run.parts]) if run.parts in credits else number(None),
-            "logit_difference": number(run.logit_difference.value),
-            "log_prob": number(run.log_prob.value),
-            "distance": number(run.distance if isinstance(run, PatchRun) else None),
-            "note": (run.incompatible or "") if isinstance(run, PatchRun) else "",
+            "logit difference": number(run.logit_difference.value),
+            "log probability": number(run.log_prob.value),
+            "distance from clean runs": number(run.distance if isinstance(run, PatchRun) else None),
+            "": (run.incompatible or "") if isinstance(run, PatchRun) else "",
         }
-        for run in runs
+        for run in getattr(method.shares, "runs", ())
     ]
 
 
@@ -208,7 +185,7 @@ def side_by_side_table(methods: Sequence[Method], ids: Sequence[str]) -> Table:
     over = "".join(f"The gain of {each.shares.donor} over {each.shares.recipient}" for each in methods[:1])
     caption = f"{over}: {' and '.join(asks[kind] for kind in kinds)}"
     caption += "; what each part adds to the accuracy, and its share of the gain"
-    return Table(caption, columns, _side_by_side_rows(methods), ids, note)
+    return Table(caption, _side_by_side_rows(methods), columns, ids, note)
 
 
 def _side_by_side_rows(methods: Sequence[Method]) -> list[dict]:

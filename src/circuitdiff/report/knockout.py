@@ -10,9 +10,11 @@ from circuitdiff.report import charts
 from circuitdiff.report.numbers import hits, number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import CommonResults, part_of
-from circuitdiff.study.sections.knockout import SECTION, Cell, Curve, Knockouts
+from circuitdiff.study.sections.knockout import SECTION, Curve, Knockouts
 
 _DASHES = ([1, 0], [6, 3], [2, 2])  # for each round of the colours
+_TIPS = {"query": "role", "key": "does not see", "printed": "loss of accuracy"}
+_TIPS |= {"beyond": "beyond a random position", "answer": "information flows"}
 _FLOWS = {"yes": "flows", "no": "does not", "not established": "?"}
 _SAYS = {"yes": "information flows where it attends from", "no": "nothing is lost without attention from"}
 
@@ -50,23 +52,21 @@ def _sentences(model: str, result: Knockouts) -> list[str]:
 
 def _table(model: str, result: Knockouts) -> Table:
     """The matrix in numbers, but for keys that do not come first; the control is the query's."""
-    columns = {"query": "role", "key": "does not see", "accuracy": "accuracy", "loss": "loss"}
-    columns |= {"control": "accuracy, a random position blocked", "beyond": "loss beyond it", "answer": "flows"}
     rows = [
         {
-            "query": cell.query,
-            "key": cell.key,
+            "role": cell.query,
+            "does not see": cell.key,
             "accuracy": printed(cell.accuracy),
             "loss": printed(cell.loss),
-            "control": printed(result.matrix.control.get(cell.query)),
-            "beyond": printed(cell.loss_beyond_random),
-            "answer": cell.answer,
+            "accuracy, a random position blocked": printed(result.matrix.control.get(cell.query)),
+            "loss beyond it": printed(cell.loss_beyond_random),
+            "flows": cell.answer,
         }
         for cell in result.matrix.cells
         if cell.answer is not None
     ]
     clean = f"{result.n_prompts} prompts, accuracy with nothing blocked {printed(result.matrix.clean)}"
-    return Table(f"Attention knockout in {model}: {clean}", columns, rows)
+    return Table(f"Attention knockout in {model}: {clean}", rows)
 
 
 def curves_over_layers(title: str, curves: Sequence[Curve], n_prompts: int) -> charts.Figure:
@@ -86,47 +86,37 @@ def curves_over_layers(title: str, curves: Sequence[Curve], n_prompts: int) -> c
         color=charts.colour("path", paths, "blocked", symbolOpacity=1, symbolType="stroke"),
         tooltip=charts.tips(path="blocked", layer="layer", printed="accuracy", hits="hits"),
     )
-    along = "accuracy"
+    along, lines = charts.Along("y", "accuracy"), base.mark_line(strokeWidth=2, point=True)
     layers = [
-        *charts.dashed("y", curves[0].clean.value, along, color=charts.INK),
-        base.mark_area(opacity=0.15).encode(y=charts.measured("y", "low", along), y2="high:Q"),
-        base.mark_line(strokeWidth=2, point=True).encode(
-            y=charts.measured("y", "value", along, charts.UNIT), strokeDash=dash
-        ),
+        *along.dashed(curves[0].clean.value, color=charts.INK),
+        base.mark_area(opacity=0.15).encode(y=along.at("low"), y2="high:Q"),
+        lines.encode(y=charts.ACCURACY.at("value"), strokeDash=dash),
     ]
     subtitle = [f"{n_prompts} prompts, with 95 % intervals; dashed: nothing blocked"]
     return charts.finish(layers, title, subtitle, width=420, height=220)
 
 
-def _cell(cell: Cell) -> dict:
-    """Of a key that does not come first only the place."""
-    return charts.bounds(cell.loss) | {
-        "query": cell.query,
-        "key": cell.key,
-        "beyond": printed(cell.loss_beyond_random),
-        "answer": cell.answer or "the key does not come first",
-        "mark": _FLOWS.get(cell.answer or "", ""),
-    }
-
-
 def _matrix(model: str, result: Knockouts) -> charts.Figure:
     """Loss of accuracy when the row's role cannot see the column's, in all layers at once."""
-    rows, roles = list(map(_cell, result.matrix.cells)), list(result.matrix.roles)
+    rows = [
+        charts.bounds(cell.loss)
+        | {"query": cell.query, "key": cell.key, "beyond": printed(cell.loss_beyond_random)}
+        | {"answer": cell.answer or "the key does not come first", "mark": _FLOWS.get(cell.answer or "", "")}
+        for cell in result.matrix.cells
+    ]
+    roles = list(result.matrix.roles)
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("key:N", sort=roles, title="does not see", axis=alt.Axis(labelAngle=-40)),
         y=alt.Y("query:N", sort=roles, title="role"),
-        tooltip=charts.tips(
-            query="role", key="does not see", printed="loss of accuracy", beyond="beyond a random position",
-            answer="information flows",
-        ),
-    )  # fmt: skip
-    largest = max((abs(row["value"]) for row in rows if row["value"] is not None), default=0.0) or 1.0
+        tooltip=charts.tips(**_TIPS),
+    )
+    largest = max((abs(value) for row in rows if isinstance(value := row["value"], float)), default=0.0) or 1.0
     scale = alt.Scale(domain=[0, largest], range=[charts.NEUTRAL, charts.HURTS], clamp=True)
-    cells = charts.known(base, "value").mark_rect(stroke="white")
+    known = charts.known(base)
     layers = [
-        cells.encode(color=alt.Color("value:Q", scale=scale, title="loss")),
-        charts.known(base, "value").mark_text(fontSize=10, color=charts.INK).encode(text="mark:N"),
-        charts.struck_out(base, "value"),
+        known.mark_rect(stroke="white").encode(color=alt.Color("value:Q", scale=scale, title="loss")),
+        known.mark_text(fontSize=10, color=charts.INK).encode(text="mark:N"),
+        charts.struck_out(base),
     ]
     subtitle = [
         f"{result.n_prompts} prompts; flows: costs accuracy, and more than a random position",

@@ -13,6 +13,8 @@ from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.minimality import SECTION, HeadResult, PrunedCircuit
 
 _OUTCOMES = {"needed": "needed", "open": "open: neither is sure, so it stays", "not_needed": "not needed"}
+_TIPS = {"in_hits": "cost as a share of hits", "needed_p": "adjusted p, needed"}
+_TIPS |= {"not_needed_p": "adjusted p, not needed", "removed_with": "removed before", "status": ""}
 _COLOURS = (charts.CATEGORIES[0], charts.CATEGORIES[4], charts.GREY)
 
 
@@ -73,28 +75,20 @@ def _costs(title: str, pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> 
     rule = pruned.rule
     rows = sorted(map(_row, costs), key=lambda row: -(row["value"] or 0.0))
     score = "share of prompts answered" if rule.score == "hits" else "the answer's probability"
-    unit = f"cost of the head, in {score}"
+    along = charts.Along("x", f"cost of the head, in {score}")
     base = alt.Chart(charts.inline(rows)).encode(
         y=charts.names_along("y", rows, "head", "head"),
-        tooltip=charts.tips(
-            head="head", printed=f"cost ({_level(rule)} interval)", in_hits="cost as a share of hits",
-            needed_p="adjusted p, needed", not_needed_p="adjusted p, not needed", removed_with="removed before",
-            status="",
-        ),
-    )  # fmt: skip
+        tooltip=charts.tips("head", printed=f"cost ({100 * rule.level:g} % interval)", **_TIPS),
+    )
     status = charts.colour("status", list(_OUTCOMES.values()), None, _COLOURS, orient="bottom")
     # a ratio has no place on an axis of costs
     limits = {rule.threshold, rule.threshold + rule.margin} if rule.decision == "credible" else {0.0}
     layers = [
-        charts.bars(base, "x", unit, color=status),
-        charts.intervals(base, "x", unit, color=charts.INK),
-        *(layer for limit in sorted(limits) for layer in charts.dashed("x", limit, unit)),
+        along.bars(base, color=status),
+        along.intervals(base, color=charts.INK),
+        *along.dashed(*sorted(limits)),
     ]
     return charts.finish(layers, title, _subtitle(pruned, costs), width=420, height=alt.Step(14))
-
-
-def _level(rule: MinimalityRule) -> str:
-    return f"{100 * rule.level:g} %"
 
 
 def _subtitle(pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> list[str]:
@@ -103,5 +97,5 @@ def _subtitle(pruned: PrunedCircuit, costs: tuple[HeadResult, ...]) -> list[str]
     n = {outcome: sum(head.outcome == outcome for head in costs) for outcome in _OUTCOMES}
     return [
         f"{n['needed']} of {len(costs)} heads needed, {n['not_needed']} not needed, {n['open']} open; {on}",
-        f"with {_level(pruned.rule)} intervals over scenarios",
+        f"with {100 * pruned.rule.level:g} % intervals over scenarios",
     ]

@@ -13,14 +13,14 @@ MISSING = "–"
 _INTERVAL = re.compile(r"(\d) to (?=[\d−])")
 
 
-def number(value: Number) -> str:
+def number(value: Number, form: str = ".3f") -> str:
     """Three decimals, with a true minus sign; a dash where nothing was measured."""
-    return MISSING if value is None or not math.isfinite(value) else f"{value:.3f}".replace("-", "−")
+    return MISSING if value is None or not math.isfinite(value) else f"{value:{form}}".replace("-", "−")
 
 
 def significant(value: Number) -> str:
     """Three significant digits, for tolerances and noise floors, which three decimals would hide."""
-    return MISSING if value is None or not math.isfinite(value) else f"{value:.3g}".replace("-", "−")
+    return number(value, ".3g")
 
 
 def interval(estimate: Estimate | None) -> str:

@@ -11,13 +11,16 @@ from circuitdiff.report.numbers import all_printed, heads, number, printed, sign
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.overlap import SECTION, StageOverlap, VariantOverlap
-from circuitdiff.study.sections.overlap_profiles import AtRole
 
 _SHARED = {
     "between": "base and variant",
     "base": "the base with itself",
     "variant": "the variant with itself",
     "chance": "chance",
+}
+_PROFILES = {
+    "attention": "Attention of the base's groups, by role attended to",
+    "effect": "Effect of the base's groups, by role they are patched at",
 }
 _SMALLEST = 0.02  # of a profile: roles where base and variant have less are left out
 
@@ -56,49 +59,31 @@ def _sentence(variant: str, overlap: VariantOverlap) -> str:
 
 
 def _tables(variant: str, overlap: VariantOverlap) -> list[Table]:
-    pair = {"base": "base", "variant": variant}
-    groups = {"group": "group"} | pair | {"common": "in common", "jaccard": "Jaccard"}
+    pair, stages = {"base": "base", "variant": variant}, overlap.stages or ()
+    groups = {"group": "group", **pair, "common": "in common", "jaccard": "Jaccard"}
     maps = {"stage": "stage", "receivers": "receivers", "likeness": "base and variant"}
     maps |= {"different": "another stage's map", "ceiling": "the base trained again"}
     maps |= {"base_reliability": "base, reliability", "variant_reliability": f"{variant}, reliability"}
     maps |= {"more": f"heads that help more in {variant}", "less": "less"}
-    if not any(stage.ceiling for stage in overlap.stages or ()):
+    if not any(stage.ceiling for stage in stages):
         del maps["ceiling"]
-    common = {"stage": "stage", "k": "k"} | _SHARED
-    edges = {"edge": "from group to group", "via": "via"} | pair
+    edges = {"edge": "from group to group", "via": "via", **pair}
     edges |= {"difference": "difference", "adjusted_p": "adjusted p"}
-    profile = {"group": "the base's group", "role": "role"} | pair
     moved = {"base": "the base's group", "variant": f"{variant}'s own group"}
     moved |= {"attention": "attention", "effect": "effect"}
-    profiles = (overlap.profiles or {}).items()
+    moved_rows = [vars(each) | all_printed(each, ("attention", "effect")) for each in overlap.moved or ()]
     on = "" if overlap.n_scenarios is None else f", on {overlap.n_scenarios} scenarios"
+    alike = f"Do other heads do the same? Cosine of profiles, the base's groups and the variant's own{on}"
     return [
-        Table(f"Heads of the base's circuit and of {variant}'s", groups, list(_group_rows(overlap))),
-        Table(
-            f"Corrected correlation of all heads' effects, base and {variant}",
-            maps,
-            list(map(_stage_row, overlap.stages or ())),
+        Table(f"Heads of the base's circuit and of {variant}'s", list(_group_rows(overlap)), groups),
+        Table(f"Corrected correlation of all heads' effects, base and {variant}", list(map(_stage_row, stages)), maps),
+        Table(f"Jaccard index of the k strongest heads, base and {variant}", list(_common_rows(overlap))),
+        Table(f"Effects between the base's groups, base and {variant}{on}", list(_edge_rows(overlap)), edges),
+        *(
+            Table(title + on, list(_profile_rows(overlap, of)), {"group": "the base's group", "role": "role", **pair})
+            for of, title in _PROFILES.items()
         ),
-        Table(f"Jaccard index of the k strongest heads, base and {variant}", common, list(_common_rows(overlap))),
-        Table(f"Effects between the base's groups, base and {variant}{on}", edges, list(_edge_rows(overlap))),
-        Table(
-            f"Attention of the base's groups, by role attended to{on}",
-            profile,
-            [row for group, each in profiles for row in _profile_rows(group, each.attention)],
-        ),
-        Table(
-            f"Effect of the base's groups, by role they are patched at{on}",
-            profile,
-            [row for group, each in profiles for row in _profile_rows(group, each.effect)],
-        ),
-        Table(
-            f"Do other heads do the same? Cosine of profiles, the base's groups and the variant's own{on}",
-            moved,
-            [
-                {"base": each.base, "variant": each.variant} | all_printed(each, ("attention", "effect"))
-                for each in overlap.moved or ()
-            ],
-        ),
+        Table(alike, moved_rows, moved),
     ]
 
 
@@ -120,16 +105,16 @@ def _stage_row(stage: StageOverlap) -> dict:
 
 def _changed(stage: StageOverlap, *, more: bool) -> str:
     """Heads that help more (or less) in the variant, with the difference."""
-    rows = [(change.head, change.difference) for change in stage.changed]
-    chosen = [(head, each) for head, each in rows if each.value is not None and (each.value < 0) == more]
-    return ", ".join(f"{heads([head])} {printed(each)}" for head, each in chosen) or "none"
+    chosen = (each for each in stage.changed if (value := each.difference.value) is not None and (value < 0) == more)
+    return ", ".join(f"{heads([each.head])} {printed(each.difference)}" for each in chosen) or "none"
 
 
 def _common_rows(overlap: VariantOverlap) -> Iterator[dict]:
     """By stage and k, between what one model repeats and chance."""
     for stage in overlap.stages or ():
         for each in stage.strongest:
-            yield {"stage": stage.stage, "k": each.k} | {name: number(getattr(each, name)) for name in _SHARED}
+            shared = {heading: number(getattr(each, name)) for name, heading in _SHARED.items()}
+            yield {"stage": stage.stage, "k": each.k} | shared
 
 
 def _edge_rows(overlap: VariantOverlap) -> Iterator[dict]:
@@ -139,11 +124,12 @@ def _edge_rows(overlap: VariantOverlap) -> Iterator[dict]:
         yield row | {"adjusted_p": significant(edge.adjusted_p)}
 
 
-def _profile_rows(group: str, profile: tuple[AtRole, ...]) -> Iterator[dict]:
+def _profile_rows(overlap: VariantOverlap, of: str) -> Iterator[dict]:
     """Role by role, where either model has more than next to 0."""
-    for each in profile:
-        if max(abs(estimate.value or 0.0) for estimate in (each.base, each.variant)) >= _SMALLEST:
-            yield {"group": group, "role": each.role} | all_printed(each, ("base", "variant"))
+    for group, profile in (overlap.profiles or {}).items():
+        for each in getattr(profile, of):
+            if max(abs(estimate.value or 0.0) for estimate in (each.base, each.variant)) >= _SMALLEST:
+                yield {"group": group, "role": each.role} | all_printed(each, ("base", "variant"))
 
 
 def _curve_points(stage: StageOverlap) -> Iterator[dict]:
@@ -163,7 +149,7 @@ def _curves(title: str, rows: list[dict]) -> charts.Figure:
         color=charts.colour("pair", list(_SHARED.values()), "overlap of", palette),
         tooltip=charts.tips(pair="overlap of", k="k", printed="Jaccard index"),
     )
-    lines = base.mark_line(point=True).encode(y=charts.measured("y", "value", "Jaccard index", charts.UNIT))
+    lines = base.mark_line(point=True).encode(y=charts.Along("y", "Jaccard index", charts.UNIT).at("value"))
     subtitle = [
         "each effect measured on one half of the prompts, held against the other half",
         "means over random halvings",

@@ -109,11 +109,11 @@ def _parts(results: CommonResults) -> list[Part]:
 
 def _example(results: CommonResults) -> Part:
     example, used = results.example, discovery.used_roles(results)
-    answer = (
-        "" if example.answer is None else Markup("; the answer is <strong>{}</strong>").format(visible(example.answer))
-    )
+    says = Markup("Clean")
+    if example.answer is not None:
+        says += Markup("; the answer is <strong>{}</strong>").format(visible(example.answer))
     sentences = [
-        Sentence(Markup("Clean") + answer),
+        Sentence(says),
         Sentence(_marked(example.tokens, example.roles, used), "prompt"),
         Sentence("Counterfactual"),
         Sentence(_marked(example.counterfactual_tokens, example.counterfactual_roles, used), "prompt"),
@@ -132,21 +132,18 @@ def _marked(tokens: Sequence[str], roles: Mapping[str, int], used: set[str]) -> 
 
 
 def _checks(results: CommonResults) -> Part:
-    columns = {"name": "check", "model": "model", "value": "value", "tolerance": "tolerance", "result": "result"}
     rows = [
         {
-            "name": check.name,
+            "check": check.name,
             "model": check.model,
             "value": significant(check.value),
             "tolerance": ("> " if check.above else "") + significant(check.tolerance),
             "result": "passed" if check.passed else "FAILED",
             "detail": check.detail,
-            "failed": not check.passed,
         }
         for check in results.checks
     ]
-    table = Table("", columns | {"detail": "detail"}, rows, numeric=("value", "tolerance"))
-    return Part("Self-checks", tables=[table])
+    return Part("Self-checks", tables=[Table("", rows, numeric=("value", "tolerance"))])
 
 
 def _environment() -> jinja2.Environment:
@@ -157,7 +154,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(unbroken=unbroken)
+    environment.filters["unbroken"] = unbroken
     return environment
 
 

@@ -12,28 +12,36 @@ from circuitdiff.report.charts import Figure
 
 @dataclass(frozen=True)
 class Sentence:
-    """A paragraph, or an item of a list. `look`: its CSS class; `asks`: stands before it, in bold; `link`: an id."""
+    """A paragraph, or an item of a list.
+
+    `look`: its CSS class; `asks`: stands before it, in bold; `link`: an id; `reasons`: folded away behind it.
+    """
 
     text: str | Markup
     look: str = ""
     asks: str = ""
     link: str = ""
     scope: str = ""
+    reasons: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; `columns`: a row's key and the heading over it; `numeric`: those to the right.
+    """Rows of text by heading; or by key, with `columns`: a row's key and the heading over it.
 
-    `ids`: what sentences link to; `note`: below it. A row with a true "failed" is marked.
+    `numeric`: columns set to the right; `ids`: what sentences link to; `note`: below it.
     """
 
     caption: str
-    columns: Mapping[str, str]
     rows: Sequence[Mapping[str, object]]
+    columns: Mapping[str, str] = field(default_factory=dict)
     ids: Sequence[str] = ()
     note: str = ""
     numeric: Sequence[str] = ()
+
+    @property
+    def headings(self) -> Mapping[str, str]:
+        return self.columns or {key: key for row in self.rows for key in row}
 
 
 @dataclass(frozen=True)
@@ -70,9 +78,8 @@ class Part:
     @property
     def ids(self) -> set[str]:
         """Of the tables that have rows: what was not measured has none."""
-        return {each for table in self.tables if table.rows for each in table.ids}.union(
-            *(part.ids for part in self.parts)
-        )
+        own = (table.ids for table in self.tables if table.rows)
+        return set().union(*own, *(part.ids for part in self.parts))
 
 
 def anchor(table: str, name: str = "") -> str:

@@ -11,9 +11,7 @@ from circuitdiff.report.numbers import number
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import CommonResults, part_of
-from circuitdiff.study.sections.accuracy import SECTION as ACCURACY
-from circuitdiff.study.sections.faithfulness import SECTION as FAITHFULNESS
-from circuitdiff.study.sections.overlap import SECTION as OVERLAP
+from circuitdiff.study.sections import accuracy, faithfulness, overlap
 
 _MEASURES = (
     "accuracy",
@@ -31,7 +29,7 @@ def view(results: CommonResults) -> Part:
         "Over training",
         "Checkpoints of one training run.",
         figures={f"series/{title}": _over_steps(title, each) for title, each in rows.items() if each},
-        tables=[Table(title, columns, each) for title, each in rows.items()],
+        tables=[Table(title, each, columns) for title, each in rows.items()],
     )
 
 
@@ -49,14 +47,13 @@ def series_rows(results: CommonResults, steps: dict[str, int]) -> list[dict]:
 
 def _measured(results: CommonResults, model: str) -> Iterator[Estimate | None]:
     """In the order of `_MEASURES`; None where it was not measured."""
-    base, faithfulness = next(iter(results.models), ""), part_of(results, FAITHFULNESS)
-    accuracy = part_of(results, ACCURACY).get(model)
-    yield None if accuracy is None else accuracy.accuracy
-    yield faithfulness.get(base, {}).get(model)
-    yield faithfulness.get(model, {}).get(model)
-    overlap = part_of(results, OVERLAP).get(model)
-    whole = [each.jaccard for each in (() if overlap is None else overlap.groups or ()) if each.group is None]
-    jaccard = 1.0 if model == base and base in faithfulness else next(iter(whole), None)
+    base, circuits = next(iter(results.models), ""), part_of(results, faithfulness.SECTION)
+    answers, alike = part_of(results, accuracy.SECTION).get(model), part_of(results, overlap.SECTION).get(model)
+    yield None if answers is None else answers.accuracy
+    yield circuits.get(base, {}).get(model)
+    yield circuits.get(model, {}).get(model)
+    whole = [each.jaccard for each in (() if alike is None else alike.groups or ()) if each.group is None]
+    jaccard = 1.0 if model == base and base in circuits else next(iter(whole), None)
     yield Estimate(jaccard, None, None)
 
 
@@ -68,6 +65,6 @@ def _over_steps(title: str, rows: list[dict]) -> charts.Figure:
         color=charts.colour("measure", measures, None, charts.CATEGORIES, **legend),
         tooltip=charts.tips(model="model", step="step", measure="", printed="value"),
     )
-    lines = base.mark_line(point=True).encode(y=charts.measured("y", "value", "value"))
-    layers = [charts.intervals(base, "y", "value", opacity=0.5), lines]
+    along = charts.Along("y", "value")
+    layers = [along.intervals(base, opacity=0.5), base.mark_line(point=True).encode(y=along.at("value"))]
     return charts.finish(layers, f"Over training: {title}", ["with 95 % intervals"], width=420, height=240)

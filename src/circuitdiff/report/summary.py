@@ -24,14 +24,12 @@ from circuitdiff.study.sections import (
 from circuitdiff.study.sections.faithfulness import CircuitInModel
 
 FEW = 50  # prompts below which an interval is wide enough to warn of
-TOO_FAITHFUL = 1.1
-_RANK_P = 0.05  # of a circuit among random ones, above which that is a caution
 
 
 def alarms(results: CommonResults) -> Part:
     """Failed self-checks first, then everything that limits what the numbers mean."""
     failed = [Sentence(_failure(check), "alarm failed") for check in results.checks if not check.passed]
-    cautions = [*_unfaithful(results), *_no_better_than_random(results), *_few(results), *results.warnings]
+    cautions = [*results.warnings, *_few(results)]
     return Part("", sentences=[*failed, *(Sentence(text, "alarm caution") for text in cautions)])
 
 
@@ -39,28 +37,6 @@ def _failure(check: Check) -> str:
     measured = f"{significant(check.value)} against a tolerance of {significant(check.tolerance)}"
     detail = f" ({check.detail})" if check.detail else ""
     return f"Self-check failed for {check.model}: {check.name}: {measured}{detail}. Do not trust this run."
-
-
-def _unfaithful(results: CommonResults) -> Iterator[str]:
-    """One caution per model."""
-    above: dict[str, list[str]] = {}
-    for circuit, model, each in cells_of(results, faithfulness.SECTION):
-        if each.value is not None and each.value > TOO_FAITHFUL:
-            above.setdefault(model, []).append(f"{circuit} {number(each.value)}")
-    for model, circuits in above.items():
-        yield (
-            f"Faithfulness in {model} is above {TOO_FAITHFUL} ({', '.join(circuits)}): there a circuit does something "
-            f"that the whole model does not, which is unfaithful, too."
-        )
-
-
-def _no_better_than_random(results: CommonResults) -> Iterator[str]:
-    for circuit, model, each in cells_of(results, faithfulness.SECTION):
-        if each.random is None:
-            continue
-        p, own, largest = each.random.rank_p, each.circuit_accuracy.value or 0.0, max(each.random.accuracies)
-        if own <= largest if p is None else p > _RANK_P:
-            yield f"{circuit} in {model} is not surely better than random circuits of its size: {_beside(each)}."
 
 
 def _beside(cell: CircuitInModel) -> str:
@@ -73,13 +49,12 @@ def _beside(cell: CircuitInModel) -> str:
 
 def _few(results: CommonResults) -> Iterator[str]:
     counted = [(name, each.accuracy.n) for name, each in part_of(results, accuracy.SECTION).items()]
-    for circuit, model, each in cells_of(results, faithfulness.SECTION):
-        counted.append((f"{circuit} in {model}", each.circuit_accuracy.n))
+    cells = cells_of(results, faithfulness.SECTION)
+    counted += [(f"{circuit} in {model}", each.circuit_accuracy.n) for circuit, model, each in cells]
     fewest: dict[str, int] = {}
     for what, n in _further(results):
         fewest[what] = min(n, fewest.get(what, n))
-    counted += fewest.items()
-    few = [f"{what} ({n})" for what, n in counted if n < FEW]
+    few = [f"{what} ({n})" for what, n in [*counted, *fewest.items()] if n < FEW]
     if few:
         yield f"Fewer than {FEW} prompts tell little; see the intervals of {', '.join(few)}."
 
@@ -107,20 +82,19 @@ def _further(results: CommonResults) -> Iterator[tuple[str, int]]:
 
 def summary(results: CommonResults) -> Part:
     """One paragraph per model, and per circuit in the model where it was found; the matrix has it in the others."""
-    circuits = part_of(results, discovery.SECTION)
+    found_in = {name: circuit.model for name, circuit in part_of(results, discovery.SECTION).items()}
     models = [_model(name, each.accuracy) for name, each in part_of(results, accuracy.SECTION).items()]
-    cells = [
-        cell
-        for cell in cells_of(results, faithfulness.SECTION)
-        if cell[0] not in circuits or circuits[cell[0]].model == cell[1]
+    circuits = [
+        _circuit(results, circuit, model, each)
+        for circuit, model, each in cells_of(results, faithfulness.SECTION)
+        if found_in.get(circuit, model) == model
     ]
-    return Part("", sentences=[*models, *(_circuit(results, *cell) for cell in cells)])
+    return Part("", sentences=[*models, *circuits])
 
 
 def _model(name: str, share: Share) -> str:
-    return (
-        f"{name} answers {_of_prompts(share)}: an accuracy of {number(share.value)} (95 % interval {interval(share)})."
-    )
+    accuracy = f"an accuracy of {number(share.value)} (95 % interval {interval(share)})"
+    return f"{name} answers {_of_prompts(share)}: {accuracy}."
 
 
 def _of_prompts(share: Share) -> str:
@@ -135,13 +109,11 @@ def _circuit(results: CommonResults, circuit: str, model: str, cell: CircuitInMo
 
 
 def _size(results: CommonResults, circuit: str, model: str) -> str:
-    known = part_of(results, discovery.SECTION).get(circuit)
+    known, of = part_of(results, discovery.SECTION).get(circuit), results.models.get(model)
     groups = {} if known is None else known.groups
     heads = [head for group in groups.values() for head in group.heads]
-    size = f"The circuit {circuit} has {_count(len(heads), 'head')} in {_count(len(groups), 'group')}"
-    of = results.models.get(model)
     share = "" if of is None else f" ({len({*heads})} of the {of.n_layers * of.n_heads} heads of {model})"
-    return f"{size}{share}."
+    return f"The circuit {circuit} has {_count(len(heads), 'head')} in {_count(len(groups), 'group')}{share}."
 
 
 def _count(n: int, noun: str) -> str:

@@ -7,17 +7,16 @@ from dataclasses import asdict
 
 from circuitdiff.report.numbers import printed
 from circuitdiff.report.parts import Part, Sentence, Table, anchor
-from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.verdict import SECTION, Verdict
-from circuitdiff.study.verdict import Sensitivity
+from circuitdiff.study.verdict import REASONS_IN_TEXT, TRIED, Sensitivity
 
 _CLAIMS = {
     "behaviour": "What happened to the behaviour?",
     "same_circuit": "Is the same circuit at work?",
     "beats_base": "Does the base's circuit do better in the variant?",
     "beats_own": "Is it better there than the variant's own?",
-    "further_heads": "Do the variant's further heads matter?",
+    "further_heads": "Do the variant's further heads help?",
     "same_function": "Does each group have the same function?",
     "improved_part": "Which part improved?",
     "cause_layers": "In which layers is its cause?",
@@ -27,10 +26,10 @@ _LOOKS = {"yes": "yes", "no": "no", "better": "yes", "kept": "yes", "worse": "no
 _ABLATIONS = {"slot": "mean by slot", "kind": "mean by kind, heads at every segment"}
 _SCORES = {"accuracy": "accuracy", "logit_difference": "logit difference"}
 _FAITHFUL = {
-    "base_own": "the base's circuit in the base",
-    "variant_own": "the variant's circuit in the variant",
-    "transfer": "the base's circuit less the variant's own, in the variant",
-    "transfer_where_only_variant_right": "the same where only the variant is right",
+    "base_own": "normalised faithfulness: the base's circuit in the base",
+    "variant_own": "normalised faithfulness: the variant's circuit in the variant",
+    "transfer": "normalised faithfulness: the base's circuit less the variant's own, in the variant",
+    "transfer_where_only_variant_right": "normalised faithfulness: the same where only the variant is right",
 }
 _DIFFERENCES = {
     "over_base": "the base's circuit in the variant, less the whole base",
@@ -38,6 +37,7 @@ _DIFFERENCES = {
     "reverse": "the variant's circuit in the base, less the whole base",
     "extras_add": "both circuits together in the variant, less the base's",
     "extras_alone": "the variant's further heads alone, less no heads at all",
+    "faithful": "normalised faithfulness: the base's circuit in the variant",
 }
 _THRESHOLDS = {
     "scenarios": "least held-out scenarios",
@@ -68,6 +68,7 @@ def _sentences(variant: str, verdict: Verdict) -> list[Sentence]:
             asks=_CLAIMS[each.claim],
             link=anchor(each.rests_on, "" if each.rests_on == "accuracy" else variant),
             scope="; ".join([each.scope, *map(in_words, each.sensitivity)]),
+            reasons=each.reasons if len(each.reasons) > REASONS_IN_TEXT else (),
         )
         for each in verdict.sentences
     ]
@@ -75,6 +76,8 @@ def _sentences(variant: str, verdict: Verdict) -> list[Sentence]:
 
 def in_words(sensitivity: Sensitivity) -> str:
     name = _THRESHOLDS[sensitivity.threshold]
+    if (sensitivity.low, sensitivity.high) == (TRIED[0], TRIED[-1]):
+        return f"the same answer for any {name}"
     return f"the same answer for a {name} of {sensitivity.low:g} to {sensitivity.high:g}"
 
 
@@ -82,15 +85,15 @@ def evidence(results: CommonResults) -> Part:
     """The numbers that no other section has, for the sentences' links."""
     verdicts, tables = part_of(results, SECTION), []
     for variant, verdict in verdicts.items():
-        columns = {"ablation": "ablation", "score": "score", "what": "number", "printed": "value (95 % interval)"}
-        rows, ids = [*_faithful(verdict), *_differences(verdict)], [anchor("circuits", variant)]
-        tables.append(Table(f"Circuits alone, base and {variant}", columns | {"note": ""}, rows, ids))
+        ids = [anchor("circuits", variant)]
+        tables.append(Table(f"Circuits alone, base and {variant}", list(_alone(verdict)), ids=ids))
         tables += [_parts(name, variant, verdict) for name in verdict.parts]
     for verdict in list(verdicts.values())[:1]:
         rows = [
-            {"what": words, "value": f"{asdict(verdict.thresholds)[name]:g}"} for name, words in _THRESHOLDS.items()
+            {"threshold": words, "value": f"{asdict(verdict.thresholds)[name]:g}"}
+            for name, words in _THRESHOLDS.items()
         ]
-        tables.append(Table("Held against", {"what": "threshold", "value": "value"}, rows, numeric=("value",)))
+        tables.append(Table("Held against", rows, numeric=("value",)))
     return Part(
         "The numbers behind the verdict",
         "Normalised faithfulness: 0 is no better than ablating every head, 1 is the model.",
@@ -98,23 +101,15 @@ def evidence(results: CommonResults) -> Part:
     )
 
 
-def _faithful(verdict: Verdict) -> Iterator[dict]:
-    for circuits in verdict.circuits:
-        for name, what in _FAITHFUL.items():
+def _alone(verdict: Verdict) -> Iterator[dict]:
+    """A row for each number on circuits alone that was measured."""
+    faithful = [(each, _SCORES[each.score], _FAITHFUL) for each in verdict.circuits]
+    differences = [(each, "accuracy", _DIFFERENCES) for each in verdict.transfers]
+    for circuits, score, numbers in [*faithful, *differences]:
+        for name, what in numbers.items():
             if (estimate := getattr(circuits, name)) is not None:
-                yield _row(circuits.by, _SCORES[circuits.score], f"normalised faithfulness: {what}", estimate)
-
-
-def _differences(verdict: Verdict) -> Iterator[dict]:
-    for transfer in verdict.transfers:
-        for name, what in _DIFFERENCES.items():
-            if (estimate := getattr(transfer, name)) is not None:
-                yield _row(transfer.by, "accuracy", what, estimate)
-
-
-def _row(by: str, score: str, what: str, estimate: Estimate) -> dict:
-    note = getattr(estimate, "note", None) or ""
-    return {"ablation": _ABLATIONS[by], "score": score, "what": what, "printed": printed(estimate), "note": note}
+                row = {"ablation": _ABLATIONS[circuits.by], "score": score, "number": what}
+                yield row | {"value (95 % interval)": printed(estimate), "": getattr(estimate, "note", None) or ""}
 
 
 def _parts(name: str, variant: str, verdict: Verdict) -> Table:
@@ -122,4 +117,4 @@ def _parts(name: str, variant: str, verdict: Verdict) -> Table:
     asked = {"sufficient": "sufficient", "necessary": "necessary", "sole": "the sole one", "improved": "improved"}
     rows = [asdict(each) | {"note": "; ".join(each.reasons)} for each in verdict.parts[name]]
     title = f"Parts of {variant}" + (", by layers" if name == "layers" else "")
-    return Table(title, {"part": "part", **asked, "numbers": "of the gain", "note": ""}, rows)
+    return Table(title, rows, {"part": "part", **asked, "numbers": "of the gain", "note": ""})

@@ -28,7 +28,7 @@ _WIDEST = 260  # px: two maps of 30 layers stand side by side
 
 
 def view(results: CommonResults) -> Part:
-    variants = part_of(results, SECTION) or {}
+    variants = part_of(results, SECTION)
     return Part(
         "Are they different models?",
         CHECKED,
@@ -38,7 +38,7 @@ def view(results: CommonResults) -> Part:
 
 
 def evidence(results: CommonResults) -> Part:
-    tables = [by_kind(each) for each in (part_of(results, SECTION) or {}).values()]
+    tables = [by_kind(each) for each in part_of(results, SECTION).values()]
     return Part("The numbers behind the comparison of weights", tables=tables)
 
 
@@ -63,8 +63,6 @@ def in_words(found: ModelDifferences) -> Iterator[str]:
 
 
 def by_kind(found: ModelDifferences) -> Table:
-    columns = {"kind": "weights", "numbers": "numbers", "changed": "changed", "share": "share"}
-    columns |= {"relative": "difference / base", "rank": "largest rank", "layers": "layers changed"}
     rows = []
     for kind in _KINDS:
         parts = [each for each in found.weights if each.kind == kind]
@@ -72,14 +70,15 @@ def by_kind(found: ModelDifferences) -> Table:
             row = summed(None, kind, parts)
             inside = [each for each in parts if each.layer is not None]
             layers = f"{sum(each.n_changed > 0 for each in inside)} of {len(inside)}" if inside else MISSING
-            cells = {"kind": _called(kind), "numbers": f"{row.n_numbers:,}", "changed": f"{row.n_changed:,}"}
-            rows.append(cells | {"share": _share(row), "relative": relative(row), "rank": _rank(row), "layers": layers})
+            cells = {"weights": _called(kind), "numbers": f"{row.n_numbers:,}", "changed": f"{row.n_changed:,}"}
+            cells |= {"share": _share(row), "difference / base": relative(row), "largest rank": _rank(row)}
+            rows.append(cells | {"layers changed": layers})
     note = (
         f"Size: Frobenius norm. Rank: singular values of the difference above {COUNTS:g} times its largest, "
         f"up to {MOST_RANK}; in 16 bits, rounding raises it."
     )
     title = f"Where the weights of {found.variant} differ from {found.base}'s"
-    return Table(title, columns, rows, note=note, numeric=tuple(columns)[1:])
+    return Table(title, rows, note=note, numeric=tuple(rows[0])[1:] if rows else ())
 
 
 def by_layer(found: ModelDifferences) -> Table:
@@ -87,11 +86,10 @@ def by_layer(found: ModelDifferences) -> Table:
     cells = {(_layer(each), each.kind): relative(each) for each in found.weights}
     kinds = [kind for kind in _KINDS if any(kind == each for _, each in cells)]
     rows = [
-        {"layer": layer} | {kind: cells.get((layer, kind), "") for kind in kinds}
+        {"layer": layer} | {_called(kind): cells.get((layer, kind), "") for kind in kinds}
         for layer in dict.fromkeys(map(_layer, _in_order(found)))
     ]
-    columns = {"layer": "layer"} | {kind: _called(kind) for kind in kinds}
-    return Table("Difference / base, by layer", columns, rows, numeric=kinds)
+    return Table("Difference / base, by layer", rows, numeric=list(map(_called, kinds)))
 
 
 def relative(change: WeightChange) -> str:
@@ -141,18 +139,18 @@ def _heat_map(found: ModelDifferences) -> Figure:
         x=alt.X("layer:O", sort=charts.distinct(rows, "layer"), title="layer; last: outside the layers", axis=axis),
         y=alt.Y("kind:N", sort=kinds, title=None),
         tooltip=charts.tips(
-            layer="layer", kind="weights", relative="difference / base", share="numbers changed", rank="rank"
+            "layer", kind="weights", relative="difference / base", share="numbers changed", rank="rank"
         ),
     )
     look = {"stroke": charts.FAINT, "strokeWidth": 1}
     largest = max((row["value"] for row in rows if row["value"] is not None), default=0.0) or 1.0
     scale = alt.Scale(domain=[0, largest], range=["#fbe3d3", charts.HURTS])
     legend = alt.Legend(title="difference / base", format=".2~g", values=[0, largest], gradientLength=90)
-    changed = charts.known(base.transform_filter(alt.datum.changed), "value")
+    changed = charts.known(base.transform_filter(alt.datum.changed))
     layers = [
         base.mark_rect(fill="white", **look),
         changed.mark_rect(**look).encode(color=alt.Color("value:Q", scale=scale, legend=legend)),
-        charts.struck_out(base, "value", size=40),
+        charts.struck_out(base, size=40),
     ]
     step = max(6, min(18, _WIDEST // len(charts.distinct(rows, "layer"))))
     title = f"Weights: {found.variant} against {found.base}"

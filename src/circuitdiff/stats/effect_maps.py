@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy import stats
 
@@ -15,6 +15,7 @@ from circuitdiff.errors import InputError
 from circuitdiff.stats.intervals import (
     Interval,
     RatioInterval,
+    Scenarios,
     cluster_p_values,
     false_discovery_adjusted,
     scenario_totals,
@@ -27,9 +28,7 @@ OfAble = Float[ndarray, "head prompt"]  # of heads that could have an effect
 
 
 def likeness(
-    first: PerPrompt,
-    second: Float[ndarray, "other_layer other_head prompt"],
-    scenarios: Int[ndarray, " prompt"],
+    first: PerPrompt, second: Float[ndarray, "other_layer other_head prompt"], scenarios: Scenarios
 ) -> RatioInterval:
     """The correlation (Pearson's, over heads) of two models' effects on the same prompts, corrected for noise, at 95 %.
 
@@ -67,7 +66,7 @@ def likeness(
     return RatioInterval(value, low, high)
 
 
-def reliability(effects: PerPrompt, scenarios: Int[ndarray, " prompt"]) -> Interval:
+def reliability(effects: PerPrompt, scenarios: Scenarios) -> Interval:
     """The correlation to be expected of a map with the same model's on as many other scenarios, at 95 %.
 
     The share of the variance of mean effects over heads that is no noise of prompts. Over heads that could have an
@@ -134,7 +133,7 @@ class CommonStrongest(NamedTuple):
 
 
 def strongest_in_common(
-    first: PerPrompt, second: PerPrompt, scenarios: Int[ndarray, " prompt"], ks: Sequence[int]
+    first: PerPrompt, second: PerPrompt, scenarios: Scenarios, ks: Sequence[int]
 ) -> dict[int, CommonStrongest]:
     """By k, over 100 random halvings, the same for every k.
 
@@ -142,40 +141,25 @@ def strongest_in_common(
     """
     maps = [np.nan_to_num(effects) for effects in (first, second)]
     able = [_able(effects) for effects in maps]
-    either = able[0] | able[1]
-    halves = [_halved([each[either] for each in maps], half) for half in _halvings(scenarios)]
-    return {k: _common(halves, k, [each[either] for each in able]) for k in ks}
-
-
-class _Halved(NamedTuple):
-    """Mean effects of each head that could have one in either model, by model and half."""
-
-    first_a: Float[ndarray, " head"]
-    first_b: Float[ndarray, " head"]
-    second_a: Float[ndarray, " head"]
-    second_b: Float[ndarray, " head"]
-
-
-def _halvings(scenarios: ndarray) -> list[ndarray]:
-    """Which prompts are in the first half; scenarios stay whole."""
-    names = np.unique(scenarios)
+    maps = [effects[able[0] | able[1]] for effects in maps]
+    names, g, halves = np.unique(scenarios), np.random.default_rng(0), []
     if len(names) < 2:
         raise InputError(f"two halves need at least two scenarios; got {len(names)}")
-    g = np.random.default_rng(0)
-    return [np.isin(scenarios, g.permutation(names)[: len(names) // 2]) for _ in range(_HALVINGS)]
-
-
-def _halved(rows: Sequence[OfAble], half: ndarray) -> _Halved:
-    first, second = rows
-    return _Halved(first[:, half].mean(1), first[:, ~half].mean(1), second[:, half].mean(1), second[:, ~half].mean(1))
-
-
-def _common(halves: Sequence[_Halved], k: int, able: Sequence[ndarray]) -> CommonStrongest:
-    """Between the models both ways round; by chance heads that only one of them can use are never common."""
+    for _ in range(_HALVINGS):
+        half = np.isin(scenarios, g.permutation(names)[: len(names) // 2])
+        halves.append([effects[:, side].mean(1) for effects in maps for side in (half, ~half)])
     in_both = int((able[0] & able[1]).sum()) / max(1, int(able[0].sum()) * int(able[1].sum()))
+    return {k: _common(halves, k, in_both) for k in ks}
+
+
+def _common(halves: Sequence[Sequence[Float[ndarray, " head"]]], k: int, in_both: float) -> CommonStrongest:
+    """Of mean effects: of the first model on one half and the other, then of the second model.
+
+    Between the models both ways round; by chance heads that only one of them can use are never common (`in_both`).
+    """
     rows = []
-    for pair in halves:
-        first_a, first_b, second_a, second_b = (_strongest(effects, k) for effects in pair)
+    for four in halves:
+        first_a, first_b, second_a, second_b = (_strongest(effects, k) for effects in four)
         crossed = [(first_a, second_b), (first_b, second_a)]
         between = np.mean([_jaccard(len(a & b), a, b) for a, b in crossed])
         first, second = (_jaccard(len(a & b), a, b) for a, b in ((first_a, first_b), (second_a, second_b)))
@@ -204,12 +188,7 @@ class Change(NamedTuple):
     adjusted_p: float
 
 
-def changed_heads(
-    first: PerPrompt,
-    second: PerPrompt,
-    scenarios: Int[ndarray, " prompt"],
-    minimum: float = 0.0,
-) -> list[Change]:
+def changed_heads(first: PerPrompt, second: PerPrompt, scenarios: Scenarios, minimum: float = 0.0) -> list[Change]:
     """Heads whose paired difference (second - first) is no chance, largest first.
 
     False discoveries are controlled at 5 % (Benjamini and Hochberg) among all heads that could have an effect

@@ -13,6 +13,8 @@ from scipy import stats
 from circuitdiff.errors import InputError
 from circuitdiff.readable import one_line
 
+Scenarios = Int[ndarray, " prompt"]  # of each prompt, the number of its scenario
+
 _RESAMPLES = 2000
 _Z = float(stats.norm.ppf(0.975))
 
@@ -50,12 +52,7 @@ class ClusterPValues(NamedTuple):
     max_t_p: Float[ndarray, "*row"]  # adjusted for testing all rows
 
 
-def mean_interval(
-    values: Shaped[ndarray, "*row prompt"],
-    scenarios: Int[ndarray, " prompt"],
-    *,
-    level: float = 0.95,
-) -> Interval:
+def mean_interval(values: Shaped[ndarray, "*row prompt"], scenarios: Scenarios, *, level: float = 0.95) -> Interval:
     """The mean over prompts of each row, with a studentised bootstrap interval over scenarios.
 
     Resamples of whole scenarios give the distribution of (mean - true mean) / standard error, whose skewness a
@@ -76,9 +73,7 @@ def mean_interval(
 
 
 def ratio_interval(
-    numerator: Shaped[ndarray, " prompt"],
-    denominator: Shaped[ndarray, " prompt"],
-    scenarios: Int[ndarray, " prompt"],
+    numerator: Shaped[ndarray, " prompt"], denominator: Shaped[ndarray, " prompt"], scenarios: Scenarios
 ) -> RatioInterval:
     """Mean numerator over mean denominator on the same prompts, with `ratio_bounds`; faithfulness is one.
 
@@ -96,11 +91,7 @@ def ratio_interval(
 
 
 def ratio_bounds(
-    numerator: Shaped[ndarray, " prompt"],
-    denominator: Shaped[ndarray, " prompt"],
-    scenarios: Int[ndarray, " prompt"],
-    *,
-    hits: bool,
+    numerator: Shaped[ndarray, " prompt"], denominator: Shaped[ndarray, " prompt"], scenarios: Scenarios, *, hits: bool
 ) -> tuple[float, float]:
     """95 % bounds of mean numerator / mean denominator, by Fieller's theorem.
 
@@ -145,7 +136,7 @@ def normalised_ratio_interval(
     circuit: Shaped[ndarray, " prompt"],
     ablated: Shaped[ndarray, " prompt"],
     model: Shaped[ndarray, " prompt"],
-    scenarios: Int[ndarray, " prompt"],
+    scenarios: Scenarios,
 ) -> RatioInterval:
     """(circuit - ablated) / (model - ablated) on the same prompts: 0 = no better than ablating all, 1 = the model."""
     base = ablated.astype(np.int64) if ablated.dtype == np.bool_ else ablated
@@ -153,10 +144,7 @@ def normalised_ratio_interval(
 
 
 def cluster_p_values(
-    values: Shaped[ndarray, "*row prompt"],
-    scenarios: Int[ndarray, " prompt"],
-    *,
-    n_flips: int = 4999,
+    values: Shaped[ndarray, "*row prompt"], scenarios: Scenarios, *, n_flips: int = 4999
 ) -> ClusterPValues:
     """Is each row's mean over prompts other than zero, and still so when all rows are tested?
 
@@ -201,14 +189,14 @@ def rows_of(values: Shaped[ndarray, "*row prompt"]) -> Float[ndarray, "row promp
 
 
 def scenario_totals(
-    rows: Float[ndarray, "row prompt"], scenarios: Int[ndarray, " prompt"]
+    rows: Float[ndarray, "row prompt"], scenarios: Scenarios
 ) -> tuple[Float[ndarray, "row scenario"], Float[ndarray, " scenario"]]:
     """The sum of each row over each scenario's prompts, and how many they are."""
     names, sizes = np.unique(scenarios, return_counts=True)
     return rows @ (names[None] == scenarios[:, None]), sizes.astype(np.float64)
 
 
-def cluster_weights(scenarios: Int[ndarray, " prompt"]) -> Float[ndarray, "resample prompt"]:
+def cluster_weights(scenarios: Scenarios) -> Float[ndarray, "resample prompt"]:
     """How often each prompt occurs in each of 2,000 bootstrap resamples of the scenarios; always the same ones.
 
     As many scenarios as there are, drawn with replacement; each brings all of its prompts. So a resampled sum is one

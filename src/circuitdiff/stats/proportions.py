@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 from numpy import ndarray
 from scipy import stats
 
-from circuitdiff.stats.intervals import Interval, rows_of, scenario_totals, shaped
+from circuitdiff.stats.intervals import Interval, Scenarios, rows_of, scenario_totals, shaped
 
 _HALVINGS = 60  # of the range -1 to 1: to 2e-18
 
@@ -26,7 +26,7 @@ class _Effective(NamedTuple):
     z: float  # the normal quantile of the level
 
 
-def accuracy_interval(hits: Shaped[ndarray, "*row prompt"], scenarios: Int[ndarray, " prompt"]) -> Interval:
+def accuracy_interval(hits: Shaped[ndarray, "*row prompt"], scenarios: Scenarios) -> Interval:
     """The share of hits (0 or 1 per prompt), with Wilson's 95 % interval for the effective number of prompts.
 
     Wilson's is the inverted score test. With effective sizes it is among the best for clustered samples, provided that
@@ -46,14 +46,14 @@ def accuracy_interval(hits: Shaped[ndarray, "*row prompt"], scenarios: Int[ndarr
 
 
 def difference_interval(
-    first: Bool[ndarray, " prompt"], second: Bool[ndarray, " prompt"], scenarios: Int[ndarray, " prompt"]
+    first: Bool[ndarray, " prompt"], second: Bool[ndarray, " prompt"], scenarios: Scenarios
 ) -> Interval:
     """Accuracy of the first less that of the second on the same prompts, with `paired_interval`."""
     return paired_interval(first.astype(np.float64) - second, scenarios)
 
 
 def paired_interval(
-    differences: Float[ndarray, "*row prompt"], scenarios: Int[ndarray, " prompt"], *, level: float = 0.95
+    differences: Float[ndarray, "*row prompt"], scenarios: Scenarios, *, level: float = 0.95
 ) -> Interval:
     """Mean differences of hits on the same prompts, with Tango's score interval for the effective number of prompts.
 

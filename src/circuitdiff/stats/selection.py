@@ -15,7 +15,7 @@ from circuitdiff.circuit import Head
 from circuitdiff.config.settings import Count, Share
 from circuitdiff.errors import InputError
 from circuitdiff.readable import Readable
-from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, one_sided
+from circuitdiff.stats.intervals import ClusterPValues, cluster_p_values, false_discovery_adjusted, one_sided
 from circuitdiff.stats.metrics import negligible
 
 
@@ -59,6 +59,9 @@ class Sample(NamedTuple):
     @property
     def effects(self) -> Float[Tensor, "layer head"]:
         return self.per_prompt.double().mean(-1)
+
+    def p_values(self) -> ClusterPValues:
+        return cluster_p_values(self.per_prompt.double().numpy(), self.scenarios.numpy())
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,9 +113,11 @@ def select(
     Raises: InputError if the rule asks for a replication and none is given.
     """
     sample = Sample(per_prompt, scenarios)
-    effects = sample.effects
-    p, adjusted = _p_values(sample, rule.method if isinstance(rule, Discoveries) else "bh")
-    again = None if replication is None else _replication_p(effects, replication)
+    effects, test, again = sample.effects, sample.p_values(), None
+    by_max_t = isinstance(rule, Discoveries) and rule.method == "max_t"
+    p, adjusted = map(torch.from_numpy, (test.p, test.max_t_p if by_max_t else false_discovery_adjusted(test.p)))
+    if replication is not None:
+        again = torch.from_numpy(one_sided(replication.p_values(), (effects < 0).numpy()))
     candidates, k = effects.abs() > noise_floor, effects.numel()
     chosen = candidates
     if isinstance(rule, TopK):
@@ -120,8 +125,13 @@ def select(
     else:
         minimum = negligible(metric) if rule.minimum is None else rule.minimum
         rule = replace(rule, minimum=minimum)
-        candidates = candidates & (adjusted <= rule.error_rate) & (effects.abs() >= minimum)
-        chosen = candidates & _replicated(again, rule)
+        chosen = candidates = candidates & (adjusted <= rule.error_rate) & (effects.abs() >= minimum)
+        if rule.replicated:
+            if again is None:
+                raise InputError(
+                    "this rule wants discoveries replicated; give a second split or set replicated to false"
+                )
+            chosen = candidates & (again <= rule.replication_level)
     helping, hurting = (tuple(_strongest(sign * effects, chosen, k)) for sign in (1, -1))
     failed = tuple(_strongest(-effects.abs(), candidates & ~chosen, k))
     return Selection(rule, helping, hurting, failed, effects, p, adjusted, again)
@@ -129,23 +139,3 @@ def select(
 
 def _strongest(effects: Float[Tensor, "layer head"], among: Bool[Tensor, "layer head"], k: int) -> list[Head]:
     return lowest(torch.where(among, effects, torch.nan), k, helping_only=True)
-
-
-def _replicated(again: Tensor | None, rule: Discoveries) -> Bool[Tensor, "#layer #head"]:
-    if not rule.replicated:
-        return torch.ones(1, 1, dtype=torch.bool)
-    if again is None:
-        raise InputError("this rule wants discoveries replicated; give a second split or set replicated to false")
-    return again <= rule.replication_level
-
-
-def _p_values(sample: Sample, method: Literal["bh", "max_t"]) -> tuple[Tensor, Tensor]:
-    """Each head alone, and adjusted; both [layer head]."""
-    test = cluster_p_values(sample.per_prompt.double().numpy(), sample.scenarios.numpy())
-    adjusted = test.max_t_p if method == "max_t" else false_discovery_adjusted(test.p)
-    return torch.from_numpy(test.p), torch.from_numpy(adjusted)
-
-
-def _replication_p(effects: Tensor, replication: Sample) -> Tensor:
-    test = cluster_p_values(replication.per_prompt.double().numpy(), replication.scenarios.numpy())
-    return torch.from_numpy(one_sided(test, (effects < 0).numpy()))

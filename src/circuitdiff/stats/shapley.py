@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, combinations
+from itertools import combinations
 from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 from circuitdiff.errors import InputError
 from circuitdiff.readable import Readable, data_frame
-from circuitdiff.stats.intervals import Interval, mean_interval, ratio_bounds
+from circuitdiff.stats.intervals import Interval, Scenarios, mean_interval, ratio_bounds
 from circuitdiff.stats.proportions import paired_interval
 
 Subset = frozenset[str]
@@ -64,7 +64,8 @@ def needed_subsets(parts: Sequence[str]) -> list[Subset]:
     """The runs behind "alone", "left out" and "in order": far fewer than all subsets. `parts` are in order."""
     whole = frozenset(parts)
     alone, without = ([frozenset([part]) for part in parts], [whole - {part} for part in parts])
-    return list(dict.fromkeys([frozenset(), *alone, *_prefixes(parts), *without, whole]))
+    in_order = [frozenset(parts[: i + 1]) for i in range(len(parts))]
+    return list(dict.fromkeys([frozenset(), *alone, *in_order, *without, whole]))
 
 
 def shapley_weights(parts: Sequence[str], part: str) -> dict[Subset, float]:
@@ -84,7 +85,7 @@ def shapley_weights(parts: Sequence[str], part: str) -> dict[Subset, float]:
 def attribute(
     scores: Mapping[Subset, Shaped[ndarray, " prompt"]],
     donor: Shaped[ndarray, " prompt"],
-    scenarios: Int[ndarray, " prompt"],
+    scenarios: Scenarios,
     order: Sequence[str],
     *,
     incompatible: Iterable[Subset] = (),
@@ -119,7 +120,7 @@ class _Accounts:
 
     runs: tuple[Subset, ...]
     scores: Shaped[ndarray, "run prompt"]
-    scenarios: Int[ndarray, " prompt"]
+    scenarios: Scenarios
     order: tuple[str, ...]
     incompatible: frozenset[Subset]
 
@@ -166,11 +167,7 @@ class _Accounts:
     def _why_undefined(self, weights: Mapping[Subset, float]) -> str | None:
         _, gain = self._gain
         if not (gain.low > 0 or gain.high < 0):
-            bounds = f"{gain.value:.4g} [{gain.low:.4g}, {gain.high:.4g}]"
+            bounds = f"{gain.value:.2g} [{gain.low:.2g}, {gain.high:.2g}]"
             return f"the gain is {bounds}: its interval covers 0, so there is nothing to share out"
         far = [run for run in weights if run in self.incompatible]
         return f"the run with {named(far[0])} lies far from clean activations" if far else None
-
-
-def _prefixes(parts: Sequence[str]) -> list[Subset]:
-    return [frozenset(each) for each in accumulate(([part] for part in parts), lambda sofar, more: [*sofar, *more])]

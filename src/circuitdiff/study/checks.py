@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import IMPLEMENTATION, Model
 from circuitdiff.evaluation import By, Evaluation, evaluate_circuits
@@ -19,12 +18,12 @@ from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.models.checks import difference, log_prob_tolerance, step_of_logits, tolerance_for, tolerance_of
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import PromptsOf, TriplesOf
-from circuitdiff.study.records import measured_record
+from circuitdiff.study.records import Deviation
 from circuitdiff.study.units import Needed
 
 FEW = 2  # prompts that the full executor runs; a check, not a measurement
 _NOISE = 20  # times: rounding is that much larger on some heads and prompts than on the few that measure it
-_BATCH = 6  # prompts
+BATCH = 6  # prompts, alone and together
 
 
 def executors_on_path(
@@ -37,7 +36,7 @@ def executors_on_path(
     largest: float,
     noise_floor: float,
     metric: str,
-) -> Record:
+) -> Deviation:
     """Check 3: the window executor against the full one, on heads spread over the stage's depth.
 
     In units of the `largest` effect, but of no less than rounding can make.
@@ -53,12 +52,12 @@ def executors_on_path(
     allowed = max(1e-3, tolerance_of(model.dtype))
     noise = max(noise_floor, step_of_logits(model.dtype))  # below which two executors need not agree
     unit = max(largest, (_NOISE if largest <= 2 * noise else 2) * noise / allowed)
-    return measured_record(worst / max(unit, 1e-30), allowed)
+    return Deviation(worst / max(unit, 1e-30), allowed)
 
 
 def executors_on_circuits(
     subject: LoadedModel, *, prompts: PromptsOf, circuits: tuple[Circuit, ...], means: Needed, by: By
-) -> Record:
+) -> Deviation:
     """Check 3 for circuits alone."""
 
     def run(executor: str) -> list[Evaluation]:
@@ -69,7 +68,7 @@ def executors_on_circuits(
 
 
 @torch.no_grad()
-def executors_on_masks(subject: LoadedModel, *, group: Group, triples: TriplesOf) -> Record:
+def executors_on_masks(subject: LoadedModel, *, group: Group, triples: TriplesOf) -> Deviation:
     """Check 3 for masks: half of each head's own value and half of the source's; the logit of the target."""
     model, few = subject.model, subject.triples(triples).select(torch.arange(FEW))
     half = torch.full((len(group.heads),), 0.5, device=model.device)
@@ -80,27 +79,30 @@ def executors_on_masks(subject: LoadedModel, *, group: Group, triples: TriplesOf
         buckets = patching.buckets(torch.arange(FEW), training=False)
         return torch.cat([patching.values(group.heads, half, bucket, quantity) for bucket in buckets])
 
-    return measured_record(difference(run("window"), run("full")), log_prob_tolerance(model.dtype))
+    return Deviation(difference(run("window"), run("full")), log_prob_tolerance(model.dtype))
 
 
-def executors_agree(model: Model, run: Callable[[str], Sequence[Evaluation]]) -> Record:
+def executors_agree(model: Model, run: Callable[[str], Sequence[Evaluation]]) -> Deviation:
     """Check 3: the log probability of the answer by both executors, relative to the largest one, or to 1 nat."""
     window, full = (torch.stack([each.log_probs for each in run(name)]) for name in ("window", "full"))
     worst = float((window - full).abs().max() / full.abs().max().clamp(min=1.0))
-    return measured_record(worst, log_prob_tolerance(model.dtype))
+    return Deviation(worst, log_prob_tolerance(model.dtype))
 
 
 @torch.no_grad()
-def batching(subject: LoadedModel, *, prompts: PromptsOf) -> Record:
-    """Check 4: one prompt alone, many together, and the model's own padded batch give the same logits."""
-    model, of = subject.model, subject.pairs(prompts.but_first(_BATCH)).clean_prompts
+def batching(subject: LoadedModel, *, prompts: PromptsOf) -> dict[str, float]:
+    """Check 4: one prompt alone, many together, and the model's own padded batch give the same logits.
+
+    How far both are from the first, and what is `allowed`.
+    """
+    model, of = subject.model, subject.pairs(prompts).clean_prompts
     lengths = of.lengths.tolist()
     alone = torch.cat([model.forward(t[None, :n]) for t, n in zip(of.tokens, lengths, strict=True)])
     padded = _padded_by_the_model(model, of.tokens, lengths)
     rows = [i for i, n in enumerate(lengths) if n == lengths[0]]
     together = model.forward(of.tokens[rows, : lengths[0]])
     worst = {"together": difference(together, alone[rows]), "padded": difference(padded, alone)}
-    return Record({}, {**worst, "allowed": tolerance_for(model.module)})
+    return {**worst, "allowed": tolerance_for(model.module)}
 
 
 def _padded_by_the_model(model: Model, tokens: Tensor, lengths: list[int]) -> Float[Tensor, "prompt d_vocab"]:

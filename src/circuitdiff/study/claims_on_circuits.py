@@ -14,7 +14,7 @@ from circuitdiff.study.evidence import (
     Thresholds,
     TransferEvidence,
 )
-from circuitdiff.study.judge import Requirement, above, leaves_room, within
+from circuitdiff.study.judge import Posed, Requirement, above, leaves_room, within
 from circuitdiff.study.requirements import as_good, row
 
 _BY = {"slot": "mean by slot", "kind": "mean by kind with heads at every segment"}  # ablations, in words
@@ -25,7 +25,7 @@ _MOVED = "other heads are at work, in groups that look and act alike"  # a mecha
 # Is the same circuit at work? Equivalence, not the absence of a difference.
 
 
-def same_circuit(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
+def same_circuit(evidence: Evidence, limits: Thresholds) -> Posed:
     """Circuits that are not faithful establish nothing. A different circuit is one where the base's is significantly
     worse in the variant than the variant's own, or whose effects are significantly not the base's.
     """
@@ -48,15 +48,12 @@ def same_circuit(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
     if evidence.needed is not None and evidence.needed.opposed:
         heads = ", ".join(evidence.needed.opposed)
         requirements.append(Requirement(None, f"needed in one of the two circuits, surely not in the other: {heads}"))
-    return requirements
-
-
-def same_circuit_statement(evidence: Evidence, _: Thresholds) -> str:
     unasked = [name for name in ("completeness", "minimality") if name in evidence.switched_off]
-    return "the same circuit is at work" + (f" ({' and '.join(unasked)} not asked)" if unasked else "")
+    statement = "the same circuit is at work" + (f" ({' and '.join(unasked)} not asked)" if unasked else "")
+    return Posed(statement, requirements, contrary=_other_circuit(evidence, limits))
 
 
-def other_circuit_statement(evidence: Evidence, limits: Thresholds) -> str:
+def _other_circuit(evidence: Evidence, limits: Thresholds) -> str:
     """What there is where the base's circuit is not; groups that look and act alike on few scenarios leave it open."""
     if not evidence.moved:
         return _OTHER
@@ -89,11 +86,8 @@ def _transfer(what: str, transfer: Noted | None, limits: Thresholds) -> Requirem
 
 def _alike(similarity: SimilarityEvidence, least: float) -> list[Requirement]:
     """As alike as counts as the same, and more alike than another stage's effects."""
-    what, likeness, different = (
-        f"likeness of effects, stage {similarity.stage}",
-        similarity.likeness,
-        similarity.different,
-    )
+    what = f"likeness of effects, stage {similarity.stage}"
+    likeness, different = similarity.likeness, similarity.different
     alike = row(f"{what}, is", likeness, f"to be surely at least {least:g}", within(likeness, least))
     if likeness is None or likeness.low is None or different is None:
         return [alike]
@@ -109,58 +103,57 @@ def _by_slot(evidence: Evidence) -> TransferEvidence | None:
     return next((each for each in evidence.transfers if each.by == "slot"), None)
 
 
-def _better(what: str, difference: Estimate | None) -> list[Requirement]:
-    return [row(what, difference, "to be surely above 0", above(difference))]
-
-
-def beats_base(evidence: Evidence, _: Thresholds) -> list[Requirement]:
-    found = _by_slot(evidence)
-    what = f"{evidence.base}'s circuit in {evidence.variant} is more accurate than the whole of {evidence.base} by"
-    return _better(what, found and found.over_base)
-
-
-def beats_base_statement(evidence: Evidence, _: Thresholds) -> str:
-    base, variant, numbers = evidence.base, evidence.variant, ""
-    if (found := _by_slot(evidence)) is not None:
+def beats_base(evidence: Evidence, _: Thresholds) -> Posed:
+    base, variant, found, numbers = evidence.base, evidence.variant, _by_slot(evidence), ""
+    if found is not None:
         numbers = f" (by {printed(found.over_base)}; {variant}'s circuit in {base}: {printed(found.reverse)})"
-    return f"{base}'s circuit alone does better in {variant} than the whole of {base}{numbers}"
+    said = f"{base}'s circuit alone {{}} better in {variant} than the whole of {base}{numbers}"
+    what, difference = f"its accuracy there less that of the whole of {base} is", found and found.over_base
+    return Posed(said.format("does"), [_positive(what, difference)], said.format("does no"))
 
 
-def beats_own(evidence: Evidence, _: Thresholds) -> list[Requirement]:
-    found = _by_slot(evidence)
-    what = f"in {evidence.variant}, {evidence.base}'s circuit is more accurate than its own by"
-    return _better(what, found and found.over_own)
-
-
-def beats_own_statement(evidence: Evidence, _: Thresholds) -> str:
-    found = _by_slot(evidence)
+def beats_own(evidence: Evidence, limits: Thresholds) -> Posed:
+    """Of two circuits that do little of what the variant does, neither is worth a yes."""
+    base, variant, found = evidence.base, evidence.variant, _by_slot(evidence)
     numbers = "" if found is None else f" (by {printed(found.over_own)})"
-    return f"{evidence.base}'s circuit does better in {evidence.variant} than {evidence.variant}'s own{numbers}"
+    said = f"{base}'s circuit {{}} better in {variant} than {variant}'s own{numbers}"
+    what, difference = f"its accuracy in {variant} less that of {variant}'s own circuit is", found and found.over_own
+    faithful = f"{base}'s circuit in {variant} has a normalised faithfulness (accuracy) of"
+    does_it = row(
+        faithful,
+        found and found.faithful,
+        f"to be surely at least {limits.faithful:g}",
+        within(found and found.faithful, limits.faithful),
+    )
+    return Posed(said.format("does"), [_positive(what, difference), does_it.never_refuting()], said.format("does no"))
 
 
-def further_heads(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
-    found = _by_slot(evidence)
-    if found is not None and found.extras_add is None:
-        return [Requirement(None, f"{evidence.variant}'s circuit has no heads beyond {evidence.base}'s")]
-    added = None if found is None else found.extras_add
-    what, margin = f"with them {evidence.base}'s circuit is more accurate in {evidence.variant} by", limits.accuracy
-    test = above(added, 0.0, lost_below=margin)
-    return [row(what, added, f"to be surely above 0; surely below {margin:g} is nothing", test)]
-
-
-def further_heads_statement(evidence: Evidence, _: Thresholds) -> str:
-    found = _by_slot(evidence)
-    numbers = ""
+def further_heads(evidence: Evidence, limits: Thresholds) -> Posed:
+    base, variant, found, numbers = evidence.base, evidence.variant, _by_slot(evidence), ""
     if found is not None and found.extras_add is not None and found.extras_alone is not None:
         numbers = f" (by {printed(found.extras_add)}; alone {printed(found.extras_alone)} above nothing)"
-    return f"the further heads of {evidence.variant}'s own circuit add to {evidence.base}'s{numbers}"
+    said = f"the further heads of {variant}'s own circuit {{}} to {base}'s{numbers}"
+    statement = said.format("add")
+    if found is not None and found.extras_add is None:
+        return Posed(statement, [Requirement(None, f"{variant}'s circuit has no heads beyond {base}'s")])
+    added, margin = found and found.extras_add, limits.accuracy
+    what = f"the accuracy in {variant} with them less that of {base}'s circuit alone is"
+    expected, test = f"to be surely above 0; surely below {margin:g} is nothing", above(added, 0.0, lost_below=margin)
+    return Posed(statement, [row(what, added, expected, test)], contrary=said.format("add nothing"))
+
+
+def _positive(what: str, difference: Estimate | None) -> Requirement:
+    return row(what, difference, "to be surely above 0", above(difference))
 
 
 # Does each group have the same function?
 
 
-def same_function(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
-    """A group of the base has lost its function where its mask, which works in the base, does next to nothing."""
+def same_function(evidence: Evidence, limits: Thresholds) -> Posed:
+    """A group of the base has lost its function where its mask, which works in the base, does next to nothing.
+
+    The statement names the groups that were tested, and those of which no function is known.
+    """
     requirements, margin = [], limits.accuracy
     for function in evidence.functions:
         mask = f"{evidence.base}'s mask of {function.group} ({function.desideratum}) in {evidence.variant}"
@@ -174,15 +167,16 @@ def same_function(evidence: Evidence, limits: Thresholds) -> list[Requirement]:
         requirements.append(as_own)
         if works.met and not function.trained:
             requirements.append(Requirement(None, f"{mask} was not held against a trained floor"))
-    return requirements or [Requirement(None, "no group of the base carries a function that was asked for")]
-
-
-def same_function_statement(evidence: Evidence, _: Thresholds) -> str:
-    """The groups that were tested, and that they have the same function; and those of which none is known."""
+    requirements = requirements or [Requirement(None, "no group of the base carries a function that was asked for")]
     groups = _listed([f"{each.group} ({each.desideratum})" for each in evidence.functions])
-    verb = "have" if len(evidence.functions) > 1 else "has"
+    some = len(evidence.functions) > 1
     unknown = f" (of {', '.join(evidence.unknown)} no function is known)" if evidence.unknown else ""
-    return f"{groups or 'each group'} {verb} the same function{unknown}"
+    said = f"{groups or 'each group'} {{}} the same function{unknown}"
+    return Posed(
+        said.format("have" if some else "has"),
+        requirements,
+        contrary=said.format("do not all have" if some else "does not have"),
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from circuitdiff.study.estimates import DRAWS_FOR_A_RANK, printed
 from circuitdiff.study.evidence import Evidence, Judged, Noted, Parts, PartsEvidence, Thresholds
 from circuitdiff.study.gains import Credit, RandomGroups
-from circuitdiff.study.judge import LEVEL, UNKNOWN, Answer, Said, Test, holm, within
+from circuitdiff.study.judge import LEVEL, Answer, Said, Test, holm, within
 
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
 SHARED = "other heads that read the same keys and values"
-_CONTROLS = {
-    "same_layers": "random heads of the same layers",
-    "shared_kv": SHARED,
-}
+_CONTROLS = {"same_layers": "random heads of the same layers", "shared_kv": SHARED}
 _HOW = {"alone": "alone it brings", "left_out": "left out it costs"}
 _IN = {"accuracy": "accuracy", "logit_difference": "logit difference"}
 _MANNER = {"yes": "", "no": "not ", "not established": "perhaps "}
@@ -43,35 +40,41 @@ class PartVerdict:
 def judged_parts(found: PartsEvidence, limits: Thresholds) -> tuple[PartVerdict, ...]:
     """Every part is judged, and none is chosen: so a yes, and a no, is adjusted for all parts and both ways to ask."""
     names = [*found.scores["accuracy"]]
-    asked = [(name, how) for name in names for how in _HOW]
+    asked = [(name, how) for name in names if name not in found.unchanged for how in _HOW]
     answers, something = (
         dict(zip(asked, _adjusted([_in_all_scores(found, *each, least) for each in asked]), strict=True))
         for least in (limits.share, limits.nothing)
     )
     verdicts: list[PartVerdict] = []
     for name in names:
+        if name in found.unchanged:
+            verdicts.append(PartVerdict(name, "no", "no", "no", "no", "its weights are the same in both models"))
+            continue
         sufficient, necessary = answers[name, "alone"], answers[name, "left_out"]
-        others: list[Answer] = [answers[other, how] for other, how in asked if other != name]
+        others = {answers[other, how] for other, how in asked if other != name}
         reasons = _against_sole(found, name, limits)
         near_zero = all(_in_all_scores(found, name, how, -limits.nothing, limits.nothing).met for how in _HOW)
         surely = "yes" in (something[name, "alone"], something[name, "left_out"])
         improved: Answer = "yes" if surely else "no" if near_zero else "not established"
         also = any(something[other, how] == "yes" for other, how in asked if other != name)
-        sole = "no" if also else _sole(sufficient, others, reasons)
+        alone = sufficient == "yes" and others <= {"no"} and not reasons
+        sole: Answer = "no" if also or sufficient == "no" else "yes" if alone else "not established"
         verdicts.append(PartVerdict(name, sufficient, necessary, sole, improved, _numbers(found, name), reasons))
     return tuple(verdicts)
 
 
 def said_of_parts(evidence: Evidence, found: PartsEvidence, limits: Thresholds) -> Said:
     """The answer, the statement, and reasons: which parts improved, how, and which surely did not."""
+    verb = f"is what {evidence.variant} lacks" if evidence.lacks else "improved"
+    if nothing := _nothing_to_share(found):
+        return Said("not established", f"a part that {verb}", (nothing,))
     verdicts = judged_parts(found, limits)
     improved = [each for each in verdicts if each.improved == "yes"]
     surely_not = [each.part for each in verdicts if each.improved == "no"]
-    verb = f"is what {evidence.variant} lacks" if evidence.lacks else "improved"
     if not improved:
         answer: Answer = "no" if len(surely_not) == len(verdicts) else "not established"
         opened = tuple(f"{each.part}: {each.numbers}" for each in verdicts if each.improved == "not established")
-        return Said(answer, f"a part that {verb}", opened)
+        return Said(answer, f"no part surely {verb}" if answer == "no" else f"a part that {verb}", opened)
     said = "; ".join(f"{each.part} {verb} ({_manners(each)}: {each.numbers})" for each in improved)
     more = f"; surely not {', '.join(surely_not)}" if surely_not else ""
     changed = [each.part for each in verdicts if each.part not in found.unchanged]
@@ -83,22 +86,34 @@ def said_of_parts(evidence: Evidence, found: PartsEvidence, limits: Thresholds) 
 def said_of_visible(evidence: Evidence, found: PartsEvidence, limits: Thresholds) -> Said:
     """The parts of which each, patched alone, brings the share that counts: whatever brought it there."""
     parts = [*found.scores["accuracy"]]
-    tests = [_in_all_scores(found, part, "alone", limits.share) for part in parts]
-    answers = dict(zip(parts, _adjusted(tests), strict=True))
     gain = f"what {evidence.variant} lacks" if evidence.lacks else "the gain"
     cause = "" if evidence.graft is not None else "; its cause was not located"
+    if nothing := _nothing_to_share(found):
+        return Said("not established", f"{gain} is visible at a single group{cause}", (nothing,))
+    tests = [_in_all_scores(found, part, "alone", limits.share) for part in parts]
+    answers = dict(zip(parts, _adjusted(tests), strict=True))
     seen = [part for part, answer in answers.items() if answer == "yes"]
     if seen:
         numbers = "; ".join(f"{part}: {_shares(found, part, 'alone')}" for part in seen)
         return Said("yes", f"{gain} is visible at {' and '.join(seen)} ({numbers}){cause}")
     reasons = tuple(f"{part} patched alone: {_shares(found, part, 'alone')}" for part in parts)
     answer: Answer = "no" if set(answers.values()) == {"no"} else "not established"
-    return Said(answer, f"{gain} is visible at a single group{cause}", reasons)
+    where = "no single group" if answer == "no" else "a single group"
+    return Said(answer, f"{gain} is visible at {where}{cause}", reasons)
+
+
+def _nothing_to_share(found: PartsEvidence) -> str | None:
+    """Why no part has a share in some score, if one reason holds for all of them: said once."""
+    for score, parts in found.scores.items():
+        why = {credit.undefined for by_way in parts.values() for credit in by_way.values()}
+        if len(why) == 1 and (reason := why.pop()):
+            return f"in {_IN[score]}, on the prompts of this section, {reason}"
+    return None
 
 
 def _in_all_scores(found: PartsEvidence, part: str, how: str, least: float, most: float = float("inf")) -> Test:
     """Met if it is in every score, refuted if it is in every score."""
-    tests = [within(_share(parts[part][how]), least, most) for parts in found.scores.values()] or [UNKNOWN]
+    tests = [within(_share(parts[part][how]), least, most) for parts in found.scores.values()]
     met = True if all(each.met for each in tests) else False if all(each.met is False for each in tests) else None
     return Test(met, max(each.p_met for each in tests), max(each.p_refuted for each in tests))
 
@@ -111,12 +126,6 @@ def _adjusted(tests: Sequence[Test]) -> list[Answer]:
         "yes" if test.met and yes[i] <= LEVEL else "no" if test.met is False and no[i] <= LEVEL else "not established"
         for i, test in enumerate(tests)
     ]
-
-
-def _sole(sufficient: Answer, others: Sequence[Answer], reasons: Sequence[str]) -> Answer:
-    if sufficient == "no":
-        return "no"
-    return "yes" if sufficient == "yes" and set(others) <= {"no"} and not reasons else "not established"
 
 
 def _against_sole(found: PartsEvidence, part: str, limits: Thresholds) -> tuple[str, ...]:
@@ -139,8 +148,7 @@ def _against_sole(found: PartsEvidence, part: str, limits: Thresholds) -> tuple[
 
 
 def _manners(verdict: PartVerdict) -> str:
-    answers = {"sufficient": verdict.sufficient, "necessary": verdict.necessary, "sole": verdict.sole}
-    return ", ".join(f"{_MANNER[answer]}{name}" for name, answer in answers.items())
+    return ", ".join(f"{_MANNER[getattr(verdict, name)]}{name}" for name in ("sufficient", "necessary", "sole"))
 
 
 def _numbers(found: PartsEvidence, part: str) -> str:

@@ -30,16 +30,15 @@ def comparison(
     variants: Sequence[str],
     task: str,
     *,
-    chat: str = OFF,
-    dtype: str = "float32",
-    device: str = "cpu",
-    force: bool = False,
     quick: bool = False,
     minutes: float | None = None,
     monitor: Monitor = lambda *_: None,
     n_workers: int = 1,
+    **settings: Any,
 ) -> CommonSettings:
     """The study that asks every section of the models; `quick`: a first look; `minutes`: as much as that allows.
+
+    `settings`: others of a study, such as `chat`, `dtype`, `device` and `force`.
 
     Models are sources that `load_model` takes, SOURCE+ADAPTER merges an adapter; a task is a name or a file.
 
@@ -48,20 +47,11 @@ def comparison(
     if not variants:
         raise InputError("expected a base and at least one variant to compare it with; got a base only")
     names = _names([base, *variants])
-    data: dict[str, Any] = {
-        "name": file_name(f"{names[0]}-{Path(task).stem}"),
-        "base": base,
-        "variants": dict(zip(names[1:], variants, strict=True)),
-        "task": task,
-        "chat": chat,
-        "dtype": dtype,
-        "device": device,
-        "force": force,
-    }
-    settings = parse_study(data, "compare")
+    name, by_name = file_name(f"{names[0]}-{Path(task).stem}"), dict(zip(names[1:], variants, strict=True))
+    study = parse_study({"name": name, "base": base, "variants": by_name, "task": task, **settings}, "compare")
     if quick:
-        return first_look(settings)
-    return settings if minutes is None else plan_study(settings, monitor, n_workers, minutes)[0]
+        return first_look(study)
+    return study if minutes is None else plan_study(study, monitor, n_workers, minutes)[0]
 
 
 def write_study(settings: CommonSettings, folder: Path) -> Path:

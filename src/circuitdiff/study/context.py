@@ -26,6 +26,7 @@ from circuitdiff.models.family_registry import caution_about
 from circuitdiff.prompts import Pairs
 from circuitdiff.study.facts import ModelFacts, Speed, facts_of, speed_of
 from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
+from circuitdiff.study.records import Deviation, value_of
 from circuitdiff.study.settings import CommonSettings, plans_of, task_of
 from circuitdiff.study.units import Unit, contents
 from circuitdiff.study.workers import Monitor, Place, Rank, WorkerLost, Workers
@@ -100,20 +101,22 @@ class StudyContext:
             self._once[key] = asyncio.ensure_future(ranked())
         return self._once[key]
 
+    async def value(self, title: str, run: Callable[..., T], /, *models: str, **arguments: Any) -> T:
+        """What the unit of these returns: from its record in the run folder if it is there, else a worker runs it."""
+        return value_of(await self.record(Unit(title, run, models, arguments)))
+
     async def record(self, unit: Unit) -> Record:
-        """The unit's record: from the run folder if it is there, else computed by a worker."""
         key = await self.key(unit)
         if key not in self._running:
             self._running[key] = asyncio.ensure_future(self._record(unit, key))
         return await self._running[key]
 
-    async def check(self, name: str, unit: Unit, detail: str) -> None:
-        """Holds what the unit measured ("value") against what it allows ("allowed").
-
-        Raises: CheckError if it is more.
-        """
-        record = await self.record(unit)
-        self.add_checks([checked(name, unit.models[0], record.data["value"], record.data["allowed"], detail)])
+    async def check_executors(
+        self, title: str, detail: str, run: Callable[..., Deviation], /, *models: str, **arguments: Any
+    ) -> None:
+        """Check 3, of the first model: what a unit measured against what it allows. Raises: CheckError."""
+        measured = await self.value(f"check of {title}", run, *models, **arguments)
+        self.add_checks([checked("window executor vs full executor", models[0], *measured, detail)])
 
     def add_checks(self, checks: Iterable[Check]) -> None:
         """Puts checks into the results. Raises: CheckError if one failed."""

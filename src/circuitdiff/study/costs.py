@@ -69,7 +69,7 @@ class PlannedMixtures:
     def grafts(self, groups: Mapping[str, int], ranges: Mapping[str, range]) -> set[Pieces]:
         """By groups of so many heads, those found last first, and by ranges of layers; the rest by kind."""
         parts = {name: self._spread(name, size) for name, size in reversed(list(groups.items()))} | self.kinds
-        every = frozenset[tuple[int, str]]().union(*parts.values())
+        every = Pieces().union(*parts.values())
         by_layer = {name: frozenset(piece for piece in every if piece[0] in its) for name, its in ranges.items()}
         ends = {name: frozenset(piece for piece in every if piece == (-1, name)) for name in self.kinds}
         return _mixed(parts) | (
@@ -82,14 +82,11 @@ class PlannedMixtures:
 
     def flop(self, mixtures: set[Pieces], sizes: Sizes, pairs: Pairs) -> float:
         """A layer is run once for mixtures that are alike up to it, and a token once for prompts that begin alike."""
-        alike = {(layer, frozenset(p for p in each if p[0] <= layer)) for each in mixtures for layer in self._layers}
+        layers = range(self.n_layers)
+        alike = {(layer, frozenset(p for p in each if p[0] <= layer)) for each in mixtures for layer in layers}
         tokens = sum(pack.prompts.shape[0] * len(pack.positions) for pack in packs(pairs.clean_prompts, len(pairs)))
         logits = len(mixtures) * len(pairs) * sizes.speed.flop_of_head
         return len(alike) * tokens * sizes.speed.flop_of_layer + logits
-
-    @property
-    def _layers(self) -> range:
-        return range(self.n_layers)
 
     def _spread(self, name: str, size: int) -> Pieces:
         return frozenset((int((i + 0.5) / size * self.n_layers), name) for i in range(size))
@@ -97,5 +94,4 @@ class PlannedMixtures:
 
 def _mixed(parts: Mapping[str, Pieces]) -> set[Pieces]:
     """The runs behind the shares of these parts, in this order."""
-    nothing = frozenset[tuple[int, str]]()
-    return {nothing.union(*(parts[name] for name in subset)) for subset in needed_subsets(list(parts))}
+    return {Pieces().union(*(parts[name] for name in subset)) for subset in needed_subsets(list(parts))}

@@ -12,8 +12,8 @@ import torch
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.stats.intervals import Interval, RatioInterval, mean_interval
-from circuitdiff.stats.proportions import accuracy_interval
+from circuitdiff.stats.intervals import Interval, RatioInterval, mean_interval, ratio_interval
+from circuitdiff.stats.proportions import accuracy_interval, difference_interval
 
 DRAWS_FOR_A_RANK = 100  # a rank among 100 random draws is known to 1 %
 
@@ -77,6 +77,20 @@ def share(hits: torch.Tensor, scenarios: torch.Tensor) -> Share:
     """A share of prompts with its interval and the counts behind it."""
     interval = estimate(accuracy_interval(hits.numpy(), scenarios.numpy()))
     return Share(**vars(interval), hits=int(hits.sum()), n=len(hits))
+
+
+def accuracy(answers: Evaluation) -> Share:
+    return share(answers.hits, answers.scenarios)
+
+
+def more_accurate_by(first: Evaluation, second: Evaluation) -> Estimate:
+    """Accuracy of the first less that of the second, on the same prompts."""
+    return estimate(difference_interval(first.hits.numpy(), second.hits.numpy(), first.scenarios.numpy()))
+
+
+def faithfulness(circuit: Evaluation, model: Evaluation) -> Ratio:
+    """Accuracy of the circuit alone over that of the model, on the same prompts."""
+    return ratio(ratio_interval(circuit.hits.numpy(), model.hits.numpy(), model.scenarios.numpy()))
 
 
 def result_of(kind: type[T], source: Any, /, **others: Any) -> T:

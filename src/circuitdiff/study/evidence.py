@@ -97,6 +97,7 @@ class TransferEvidence:
     reverse: Estimate
     extras_add: Estimate | None  # None: the variant's circuit has no further heads
     extras_alone: Estimate | None
+    faithful: Noted  # normalised faithfulness of the base's circuit in the variant
 
 
 @dataclass(frozen=True)

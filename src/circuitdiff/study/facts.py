@@ -16,6 +16,7 @@ from circuitdiff.engine.fits import rows_at_once
 from circuitdiff.engine.replay import cut, embed, run_layer
 from circuitdiff.models.checks import Check
 from circuitdiff.prompts import Pairs
+from circuitdiff.study.estimates import result_of
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import PromptsOf
 
@@ -55,16 +56,11 @@ class ModelFacts:
 
 def facts_of(subject: LoadedModel) -> ModelFacts:
     model = subject.model
-    return ModelFacts(
-        name=model.name,
+    return result_of(
+        ModelFacts,
+        model,
         fingerprint=model.provenance["fingerprint"],
-        n_layers=model.n_layers,
-        n_heads=model.n_heads,
-        n_kv_heads=model.n_kv_heads,
-        d_head=model.d_head,
-        dtype=model.dtype,
         config=model.module.config.get_text_config().to_dict(),
-        tokenizer=model.tokenizer,
         checks=tuple(Check(**check) for check in model.provenance["checks"]),
     )
 

@@ -13,11 +13,10 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.answers import SCORES, Score
 from circuitdiff.stats import shapley
 from circuitdiff.stats.intervals import mean_interval
-from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.stats.shapley import ALONE, Attribution, Subset, attribute
 from circuitdiff.study.common_units import model_answers
 from circuitdiff.study.context import StudyContext
-from circuitdiff.study.estimates import Estimate, Number, Share, estimate, rank_p, result_of, share
+from circuitdiff.study.estimates import Estimate, Number, Share, accuracy, estimate, more_accurate_by, rank_p, result_of
 
 # Random heads; or the other heads that read the part's keys and values: do the part's own heads matter?
 GraftControl = Literal["same_layers", "shared_kv"]
@@ -126,8 +125,9 @@ class RandomGroups(ControlResult):
 async def gain_of(study: StudyContext, donor: str, recipient: str) -> Gain:
     """The paired gain in accuracy on all evaluation prompts."""
     first, second = await study.each((donor, recipient), lambda name: model_answers(study, name))
-    difference = estimate(difference_interval(first.hits.numpy(), second.hits.numpy(), first.scenarios.numpy()))
-    return Gain(**vars(difference), n_scenarios=len(first.scenarios.unique()), n_prompts=len(first.hits))
+    return Gain(
+        **vars(more_accurate_by(first, second)), n_scenarios=len(first.scenarios.unique()), n_prompts=len(first.hits)
+    )
 
 
 async def direction_of(study: StudyContext, variant: str) -> Direction:
@@ -140,11 +140,11 @@ async def direction_of(study: StudyContext, variant: str) -> Direction:
 
 
 def gain_shares(
-    between: tuple[str, str], donor: Evaluation, order: Sequence[str], attribution: Callable[[Score], Attribution]
+    between: Direction, donor: Evaluation, order: Sequence[str], attribution: Callable[[Score], Attribution]
 ) -> GainShares:
-    """`between`: the names of donor and recipient."""
     return GainShares(
-        *between,
+        between.donor,
+        between.recipient,
         order=tuple(order),
         n_prompts=len(donor.hits),
         n_scenarios=len(donor.scenarios.unique()),
@@ -167,11 +167,9 @@ def attribution_result(attribution: Attribution) -> AttributionResult:
 
 
 def scores_of(answers: Evaluation) -> Scores:
-    scenarios = answers.scenarios
-    means = {
-        score: estimate(mean_interval(answers.per_prompt(score).numpy(), scenarios.numpy())) for score in SCORES[1:]
-    }
-    return Scores(accuracy=share(answers.hits, scenarios), **means)
+    scenarios = answers.scenarios.numpy()
+    means = {score: estimate(mean_interval(answers.per_prompt(score).numpy(), scenarios)) for score in SCORES[1:]}
+    return Scores(accuracy=accuracy(answers), **means)
 
 
 def run_result(subset: Subset, answers: Evaluation, order: Sequence[str]) -> RunResult:
@@ -187,11 +185,7 @@ def control_result(
 
 
 def random_groups(
-    donor: Evaluation,
-    nothing: Evaluation,
-    group: Evaluation,
-    drawn: Sequence[Evaluation],
-    far: Collection[int] = (),
+    donor: Evaluation, nothing: Evaluation, group: Evaluation, drawn: Sequence[Evaluation], far: Collection[int] = ()
 ) -> RandomGroups:
     """The group among the `drawn` ones. Shares are undefined where the gain's interval covers 0.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar
 
 from circuitdiff.cache.records import packed, unpacked
 from circuitdiff.config.settings import ModelSettings
@@ -16,6 +17,7 @@ from circuitdiff.models import load_model
 from circuitdiff.prompts import Pairs
 from circuitdiff.study.kept import Kept
 from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
+from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.units import Needed, Unit, contents
 from circuitdiff.triples import Triples
@@ -28,14 +30,10 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]  # done, of how many
 
 
-def latest(items: OrderedDict[Any, T], key: Hashable, make: Callable[[], T], most: int) -> T:
-    """What stands at `key`, made unless it is there; at most so many are held at once, those used last."""
-    if key not in items:
-        while len(items) >= most:
-            items.popitem(last=False)
-        items[key] = make()
-    items.move_to_end(key)
-    return items[key]
+class How(TypedDict):
+    executor: str
+    memory_gb: float
+    progress: Progress
 
 
 class LoadedModel:
@@ -56,6 +54,11 @@ class LoadedModel:
         self._name, self._kept = name, kept or Kept(settings.memory_gb)
 
     @property
+    def how(self) -> How:
+        """How methods are to run it, as their arguments."""
+        return {"executor": self.executor, "memory_gb": self.memory_gb, "progress": self.progress}
+
+    @property
     def shared(self) -> Shared:
         """Of evaluations of circuits."""
         return self.cached("constants", None, Shared)
@@ -67,11 +70,11 @@ class LoadedModel:
         return self.prompts.triples(of)
 
     def means(self, needed: Needed, by: By) -> Means:
-        """Means by slot or kind, of a record of `records.means_record`, on the model's device."""
+        """Means by slot or kind, of the unit of `common_units.means_of`, on the model's device."""
 
         def on_device() -> Means:
-            values = needed.record.tensors[by].to(self.model.device)
-            return Means(values, by, tuple(needed.record.data))
+            means: Means = needed.value[by]
+            return replace(means, values=means.values.to(self.model.device))
 
         return self.cached("means", (needed.key, by), on_device, n_kept=4)
 
@@ -94,8 +97,12 @@ class Host:
         self._title = ""
 
     def give(self, key: str, content: bytes) -> None:
-        """A record that units will need."""
-        latest(self._needed, key, lambda: Needed(key, unpacked(content)), RECORDS_AT_ONCE)
+        """A record that units will need; the latest few are held."""
+        if key not in self._needed:
+            while len(self._needed) >= RECORDS_AT_ONCE:
+                self._needed.popitem(last=False)
+            self._needed[key] = Needed(key, value_of(unpacked(content)))
+        self._needed.move_to_end(key)
 
     def run(
         self, unit: Unit, sources: Mapping[str, ModelSettings], needs: Mapping[str, str], expected: Sequence[str]
@@ -113,9 +120,9 @@ class Host:
                 f"triples, or circuitdiff's code on another machine): run the study again"
             )
         needed = {argument: self._needed[key] for argument, key in needs.items()}
-        record = unit.run(*models, **unit.arguments, **needed)
+        value = unit.run(*models, **{**unit.arguments, **needed})
         self._kept.trim()
-        return packed(record, unit.title)
+        return packed(record_of(value), unit.title)
 
     def ask(self, question: Callable[[LoadedModel], T], name: str, sources: Mapping[str, ModelSettings]) -> T:
         """What a function of a module says of a model: nothing that is kept."""
@@ -139,15 +146,9 @@ class Host:
 
     def _load(self, name: str, source: ModelSettings, like: Sequence[Model]) -> LoadedModel:
         self._monitor(f"load {name}", 0, 1)
-        begin = perf_counter()
+        begin, dtype, device = perf_counter(), self._settings.dtype, self._device
         model = load_model(
-            source.source,
-            source.adapters,
-            self._settings.dtype,
-            self._device,
-            name=name,
-            tokenizer=source.tokenizer,
-            like=like,
+            source.source, source.adapters, dtype, device, name=name, tokenizer=source.tokenizer, like=like
         )
         seconds = perf_counter() - begin
         self._monitor(f"load {name}", 1, 1)

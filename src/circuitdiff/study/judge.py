@@ -35,6 +35,14 @@ class Said(NamedTuple):
 UNKNOWN = Test(None)
 
 
+class Posed(NamedTuple):
+    """A claim, what it needs, and what a "no" says instead of it."""
+
+    statement: str
+    requirements: Sequence[Requirement]
+    contrary: str | None = None
+
+
 @dataclass(frozen=True)
 class Requirement:
     """What a claim needs. If not met it refutes the claim, unless by chance (`p`); None: open. `reason`: its words."""
@@ -93,9 +101,9 @@ def within(estimate: Estimate | None, least: float, most: float = math.inf) -> T
     return Test(met, max(inside), min(outside))
 
 
-def leaves_room(estimate: Estimate | None, margin: float, floor: float = 0.0) -> bool:
-    """Whether something surely lies so far above its floor that losing the margin is less than half of all it has."""
-    return bool(known := _known(estimate)) and known[1] - floor > 2 * margin
+def leaves_room(estimate: Estimate | None, margin: float) -> bool:
+    """Whether something surely lies so far above 0 that losing the margin is less than half of all it has."""
+    return bool(known := _known(estimate)) and known[1] > 2 * margin
 
 
 def _known(estimate: Estimate | None) -> tuple[float, float, float] | None:
@@ -119,4 +127,4 @@ def _tail(distance: float, margin: float) -> float:
     """2.5 % at a distance of the interval's own margin, and as the normal distribution has it at others."""
     if math.isinf(distance) or margin == 0:
         return 0.0 if distance > 0 else 1.0
-    return float(stats.norm.sf(_Z * distance / margin))
+    return 0.5 * math.erfc(_Z * distance / margin / math.sqrt(2))  # scipy's takes 50 times as long

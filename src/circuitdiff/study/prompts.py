@@ -27,10 +27,6 @@ class PromptsOf:
     beyond: bool = False
     queries_per_scenario: int | None = None
 
-    def but_first(self, n: int) -> PromptsOf:
-        """At most so many of them."""
-        return replace(self, first=n if self.first is None else min(n, self.first))
-
 
 @dataclass(frozen=True)
 class TriplesOf:
@@ -49,6 +45,12 @@ class TriplesOf:
 def is_file(desideratum: str) -> bool:
     """Whether it names a file of triples, not one of the task's desiderata."""
     return desideratum.endswith(".jsonl")
+
+
+def everywhere(role: str, pairs: Pairs) -> bool:
+    """Whether every clean and counterfactual prompt has the role."""
+    both = (pairs.positions, pairs.counterfactual_positions)
+    return all(role in positions and bool((positions[role] >= 0).all()) for positions in both)
 
 
 class PromptSource:

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group, Head
-from circuitdiff.evaluation import Evaluation, SlotSums
+from circuitdiff.evaluation import Evaluation, Means
 from circuitdiff.methods.completeness import Completeness, GreedyPart, GreedyStep
 from circuitdiff.methods.component_mask.fit import MaskFit
 from circuitdiff.methods.component_mask.training import Check, Mask
@@ -23,7 +22,15 @@ from circuitdiff.methods.edges import Edge
 from circuitdiff.methods.graft import Graft, Part
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
 from circuitdiff.methods.path_patching import PathEffects
+from circuitdiff.models.weight_changes import WeightChange, WeightChanges
 from circuitdiff.stats.intervals import Interval
+
+
+class Deviation(NamedTuple):
+    """What a check measured, and how much it may be; see `StudyContext.check_executors`."""
+
+    value: float
+    allowed: float
 
 
 class GroupWork(NamedTuple):
@@ -37,9 +44,9 @@ class GroupWork(NamedTuple):
 _CLASSES: dict[str, type[Any]] = {
     each.__name__: each
     for each in (
-        *(Basis, Check, Circuit, Completeness, Controls, CrossPatch, Edge, Evaluation, Graft, GreedyPart, GreedyStep),
-        *(Group, GroupMinimality, GroupWork, Head, HeadCost, Interval, Mask, MaskFit, MinimalityResult),
-        *(MinimalityRule, PairTable, Part, PathEffects, Ran),
+        *(Basis, Check, Circuit, Completeness, Controls, CrossPatch, Deviation, Edge, Evaluation, Graft, GreedyPart),
+        *(GreedyStep, Group, GroupMinimality, GroupWork, Head, HeadCost, Interval, Mask, MaskFit, Means),
+        *(MinimalityResult, MinimalityRule, PairTable, Part, PathEffects, Ran, WeightChange, WeightChanges),
     )
 }
 
@@ -94,13 +101,3 @@ def _from_json(data: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _fields(kind: type[Any]) -> tuple[str, ...]:
     return tuple(each.name for each in fields(kind)) if is_dataclass(kind) else kind._fields
-
-
-def means_record(sums: SlotSums, dtype: torch.dtype) -> Record:
-    """Means by slot and by kind; see `host.LoadedModel.means`."""
-    return Record({by: sums.means(by, dtype).values.cpu() for by in ("slot", "kind")}, list(sums.slot_names))
-
-
-def measured_record(value: float, allowed: float) -> Record:
-    """What a check measured, and how much it may be; see `StudyContext.check`."""
-    return Record({}, {"value": value, "allowed": allowed})

@@ -36,20 +36,12 @@ from circuitdiff.study.sizes import capped, fitted
 Options = TypeVar("Options")
 Result = TypeVar("Result")
 
-SECTIONS: tuple[Section[Any, Any], ...] = (
-    accuracy.SECTION,
-    discovery.SECTION,
-    faithfulness.SECTION,
-    minimality.SECTION,
-    completeness.SECTION,
-    ablations.SECTION,
-    knockout.SECTION,
-    functions.SECTION,
-    overlap.SECTION,
-    cross_model.SECTION,
-    graft.SECTION,
-    verdict.SECTION,
-    weights.SECTION,
+SECTIONS: tuple[Section[Any, Any], ...] = tuple(
+    each.SECTION
+    for each in (
+        *(accuracy, discovery, faithfulness, minimality, completeness, ablations, knockout),
+        *(functions, overlap, cross_model, graft, verdict, weights),
+    )
 )
 
 _PARTS = {section.name: (Annotated[section.result | None, AfterValidator(ByName.of)], None) for section in SECTIONS}
@@ -106,9 +98,9 @@ def parse_study(data: Any, origin: str, folder: Path = Path()) -> CommonSettings
         "circuits": {name: folder / file for name, file in study.circuits.items()},
     }
     for section in SECTIONS:
-        options = options_of(study, section)
-        if options is not None and section.seen_from is not None:
-            seen[section.name] = section.seen_from(options, folder)
+        options: Any = options_of(study, section)
+        if hasattr(options, "seen_from"):
+            seen[section.name] = options.seen_from(folder)
     return capped(fitted(study.model_copy(update=seen)))
 
 

@@ -54,5 +54,6 @@ def gained(evidence: Evidence) -> list[Requirement]:
     if evidence.lacks:  # seen from the other model
         value, low, high = (None if each is None else -each for each in (gain.value, gain.low, gain.high))
         gain, recipient = Estimate(value, high, low), evidence.variant
-    what = f"the gain in accuracy of {evidence.donor} over {recipient} is"
+    scenarios = f"on all {evidence.n_scenarios} evaluation scenarios"
+    what = f"the gain in accuracy of {evidence.donor} over {recipient}, {scenarios}, is"
     return [row(what, gain, "to be surely above 0", above(gain))]

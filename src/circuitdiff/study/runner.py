@@ -76,11 +76,12 @@ def run_study(
 
 def refuse(settings: CommonSettings) -> None:
     """Raises: InputError for what can be known before weights are read."""
-    chosen = [section for section in SECTIONS if options_of(settings, section) is not None]
-    known = outlined(settings, plans_of(settings))
-    for section in chosen:
-        section.check(known, options_of(settings, section))
-    check_study(known, [section.name for section in chosen if section.mixes_models])
+    known, mixing = outlined(settings, plans_of(settings)), list[str]()
+    for section in SECTIONS:
+        if (options := options_of(settings, section)) is not None:
+            section.check(known, options)
+            mixing += [section.name] if section.mixes_models else []
+    check_study(known, mixing)
 
 
 def _completed(study: StudyContext, work: Any) -> Any:
@@ -104,7 +105,8 @@ async def _results(
 ) -> CommonResults:
     settings = study.settings
     if announce is not None:
-        announce(await _cost(study, n_workers))
+        sizes = await _sizes(study)
+        announce(planned_cost(planned_parts(sizes), sizes, n_workers))
     await study.once(stop_unless_able, rank=(0,))  # among the units of the first section
     parts = await study.each(SECTIONS, study.part)
     models = {}
@@ -127,10 +129,7 @@ async def _results(
 
 
 def plan_study(
-    settings: CommonSettings,
-    monitor: Monitor = lambda *_: None,
-    n_workers: int = 1,
-    minutes: float | None = None,
+    settings: CommonSettings, monitor: Monitor = lambda *_: None, n_workers: int = 1, minutes: float | None = None
 ) -> tuple[CommonSettings, PlannedCost]:
     """What the study will cost on this machine, without running it: the base is loaded and its speed measured.
 
@@ -153,11 +152,6 @@ def plan_study(
         chosen, sizes = smaller, replace(sizes, settings=smaller)
         cost = planned_cost(planned_parts(sizes), sizes, n_workers)
     return chosen, cost
-
-
-async def _cost(study: StudyContext, n_workers: int) -> PlannedCost:
-    sizes = await _sizes(study)
-    return planned_cost(planned_parts(sizes), sizes, n_workers)
 
 
 async def _sizes(study: StudyContext) -> Sizes:
@@ -209,8 +203,7 @@ def files_of(settings: CommonSettings) -> dict[str, Any]:
     """Settings, versions, our own code, and the files that the study names, as they are now."""
     named = [str(path) for path in (*settings.circuits.values(), *task_of(settings).files, settings.chat)]
     for section in SECTIONS:
-        options = options_of(settings, section)
-        named += section.files(options) if options is not None else ()
+        named += getattr(options_of(settings, section), "files", ())
     return {
         "settings": settings.model_dump(mode="json"),
         "versions": dict(versions()),

@@ -49,10 +49,7 @@ def _check_one_kind(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Device = Annotated[str, AfterValidator(_check_device)]
 Devices = Annotated[
-    tuple[Device, ...],
-    BeforeValidator(_as_several),
-    Field(min_length=1),
-    AfterValidator(_check_one_kind),
+    tuple[Device, ...], BeforeValidator(_as_several), Field(min_length=1), AfterValidator(_check_one_kind)
 ]
 
 

@@ -10,31 +10,35 @@ from typing import Any, NamedTuple
 from pydantic_core import to_jsonable_python
 
 from circuitdiff.cache.code_digest import digest_of_computation, digest_of_function
-from circuitdiff.cache.records import Record, hashed
+from circuitdiff.cache.records import hashed
 from circuitdiff.study.prompts import PromptsOf, PromptSource, TriplesOf
 
 
 class Needed(NamedTuple):
-    """Another unit's record, as a unit gets it that needs it."""
+    """What another unit returned, as a unit gets it that needs it."""
 
     key: str
-    record: Record
+    value: Any
 
 
 @dataclass(frozen=True)
 class Unit:
     """One computation on one or two models, whose record depends on nothing but what stands here.
 
-    `run` is a function of a module, called `run(*models, **arguments, **needs)` with the models as a worker has loaded
-    them (`host.LoadedModel`) and the records of the units that it needs. `arguments` are plain data: numbers, names,
-    circuits, and prompts as `PromptsOf` or `TriplesOf`, which are in the tokens of the first model.
+    `run` is a function of a module, called `run(*models, **arguments)` with the models as a worker has loaded them
+    (`host.LoadedModel`). It returns what `records.record_of` can keep.
+    `arguments` are plain data: numbers, names, circuits, and prompts as `PromptsOf` or `TriplesOf`, which are in the
+    tokens of the first model; or a unit, for what it returns (`Needed`).
     """
 
     title: str  # for people
-    run: Callable[..., Record]
+    run: Callable[..., Any]
     models: tuple[str, ...]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    needs: Mapping[str, Unit] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> dict[str, Unit]:
+        return {name: each for name, each in self.arguments.items() if isinstance(each, Unit)}
 
 
 def contents(unit: Unit, fingerprints: Sequence[str], prompts: PromptSource) -> list[str]:
@@ -43,7 +47,7 @@ def contents(unit: Unit, fingerprints: Sequence[str], prompts: PromptSource) -> 
     `prompts`: in the tokens of its first model.
     """
     function = f"{unit.run.__module__}.{unit.run.__qualname__}"
-    arguments = {name: _content(value, prompts) for name, value in unit.arguments.items()}
+    arguments = {name: _content(value, prompts) for name, value in unit.arguments.items() if name not in unit.needs}
     return [function, digest_of_computation(), digest_of_function(unit.run), *fingerprints, hashed(arguments)]
 
 

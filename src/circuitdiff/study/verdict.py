@@ -13,12 +13,11 @@ from circuitdiff.study import claims_on_circuits as circuits
 from circuitdiff.study.claims_on_parts import said_of_parts, said_of_visible
 from circuitdiff.study.estimates import printed
 from circuitdiff.study.evidence import Evidence, PartsEvidence, RestsOn, Thresholds
-from circuitdiff.study.judge import Answer, Requirement, Said, above, judged, leaves_room, within
+from circuitdiff.study.judge import Answer, Posed, Requirement, Said, above, judged, leaves_room, within
 from circuitdiff.study.requirements import both_able, gained, trusted
 
-_REASONS_IN_TEXT = 2  # all of them stand beside it
-_TRIED = (0.01, 0.02, 0.03, 0.05, *(i / 20 for i in range(2, 20)), 0.98)  # of a margin, for its sensitivity
-Statement = Callable[[Evidence, Thresholds], str]
+REASONS_IN_TEXT = 2  # all of them stand beside it
+TRIED = (0.01, 0.02, 0.03, 0.05, *(i / 20 for i in range(2, 20)), 0.98)  # of a margin, for its sensitivity
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,23 @@ class Sentence:
     sensitivity: tuple[Sensitivity, ...] = ()
 
 
+Judge = Callable[[Evidence, Thresholds, list[Requirement]], Said]  # given what the gate requires
+
+
 @dataclass(frozen=True)
 class Claim:
-    """`asks`: what is not asked where the section is switched off. `gate`: without which nothing is said.
+    """`asks`: what is not asked where the section is switched off. `thresholds`: those on which the answer may depend.
 
-    `thresholds`: those on which the answer may depend.
+    `gate`: without which nothing is said; with `gained`, nothing is asked where there is no gain.
     """
 
     name: str
     rests_on: RestsOn
     section: str
     asks: str
-    gate: Callable[[Evidence], list[Requirement]]
-    judge: Callable[[Evidence, Thresholds, list[Requirement]], Said]
+    judge: Judge
     thresholds: tuple[str, ...] = ()
-    attributes: bool = False  # a gain, without which there is nothing to ask
+    gate: Callable[[Evidence], list[Requirement]] = both_able
 
 
 def sentences(evidence: Evidence, limits: Thresholds) -> tuple[Sentence, ...]:
@@ -73,12 +74,12 @@ def _sentence(claim: Claim, evidence: Evidence, limits: Thresholds) -> Sentence:
     if claim.section in evidence.switched_off:
         text = f"Not asked: {claim.asks} (`{claim.section}` is switched off)."
         return Sentence(claim.name, "not asked", text, (), claim.rests_on, scope)
-    if claim.attributes and (kept := _behaviour(evidence, limits, [])).answer == "kept":
+    if claim.gate is gained and (kept := _behaviour(evidence, limits, [])).answer == "kept":
         text = f"Not asked: {claim.asks}; there is no gain to attribute ({kept.statement})."
         return Sentence(claim.name, "not asked", text, (), claim.rests_on, scope)
     said = _said(claim, evidence, limits)
-    more = f"; and {len(said.reasons) - _REASONS_IN_TEXT} more" if len(said.reasons) > _REASONS_IN_TEXT else ""
-    why = f", because {'; '.join(said.reasons[:_REASONS_IN_TEXT])}{more}" if said.reasons else ""
+    more = f"; and {len(said.reasons) - REASONS_IN_TEXT} more" if len(said.reasons) > REASONS_IN_TEXT else ""
+    why = f", because {'; '.join(said.reasons[:REASONS_IN_TEXT])}{more}" if said.reasons else ""
     text = f"{said.answer[0].upper()}{said.answer[1:]}: {said.statement}{why}."
     sensitivity = tuple(_sensitivity(claim, name, evidence, limits) for name in claim.thresholds)
     return Sentence(claim.name, said.answer, text, said.reasons, claim.rests_on, scope, sensitivity)
@@ -103,31 +104,25 @@ def _sensitivity(claim: Claim, name: str, evidence: Evidence, limits: Thresholds
             last = value
         return last
 
-    below, beyond = ([v for v in _TRIED if v < now], [v for v in _TRIED if v > now])
+    below, beyond = ([v for v in TRIED if v < now], [v for v in TRIED if v > now])
     return Sensitivity(name, furthest(below[::-1]), furthest(beyond))
 
 
 # The two forms of a claim.
 
 
-def _by_requirements(
-    statement: Statement,
-    requirements: Callable[[Evidence, Thresholds], Sequence[Requirement]],
-    contrary: Statement | None = None,
-) -> Callable[[Evidence, Thresholds, list[Requirement]], Said]:
-    """Yes if all are met. `contrary`: what a "no" says."""
+def _needing(pose: Callable[[Evidence, Thresholds], Posed]) -> Judge:
+    """Yes if all requirements are met."""
 
     def judge(evidence: Evidence, limits: Thresholds, gate: list[Requirement]) -> Said:
-        answer, reasons = judged(gate, requirements(evidence, limits))
-        says = contrary if contrary and answer == "no" else statement
-        return Said(answer, says(evidence, limits), reasons)
+        posed = pose(evidence, limits)
+        answer, reasons = judged(gate, posed.requirements)
+        return Said(answer, posed.contrary if posed.contrary and answer == "no" else posed.statement, reasons)
 
     return judge
 
 
-def _of_parts(
-    which: str, said: Callable[[Evidence, PartsEvidence, Thresholds], Said], nothing: str
-) -> Callable[[Evidence, Thresholds, list[Requirement]], Said]:
+def _of_parts(which: str, said: Callable[[Evidence, PartsEvidence, Thresholds], Said], nothing: str) -> Judge:
     """Of the division of that name in the evidence; `nothing`: what is said where it was not measured."""
 
     def judge(evidence: Evidence, limits: Thresholds, gate: list[Requirement]) -> Said:
@@ -169,21 +164,14 @@ def _behaviour(evidence: Evidence, limits: Thresholds, gate: list[Requirement]) 
     return Said("kept", statement)
 
 
-def _no_gate(_: Evidence) -> list[Requirement]:
-    return []
-
-
 CLAIMS = (
-    Claim("behaviour", "accuracy", "accuracy", "what happened to it", _no_gate, _behaviour, ("accuracy",)),
+    Claim("behaviour", "accuracy", "accuracy", "what happened to it", _behaviour, ("accuracy",), gate=lambda _: []),
     Claim(
         "same_circuit",
         "circuits",
         "overlap",
         "is the same circuit at work",
-        both_able,
-        _by_requirements(
-            circuits.same_circuit_statement, circuits.same_circuit, contrary=circuits.other_circuit_statement
-        ),
+        _needing(circuits.same_circuit),
         ("faithful", "faithfulness", "alike", "gap"),
     ),
     Claim(
@@ -191,24 +179,21 @@ CLAIMS = (
         "circuits",
         "verdict",
         "does the base's circuit do better in the variant",
-        both_able,
-        _by_requirements(circuits.beats_base_statement, circuits.beats_base),
+        _needing(circuits.beats_base),
     ),
     Claim(
         "beats_own",
         "circuits",
         "verdict",
         "does the base's circuit do better than the variant's own",
-        both_able,
-        _by_requirements(circuits.beats_own_statement, circuits.beats_own),
+        _needing(circuits.beats_own),
     ),
     Claim(
         "further_heads",
         "circuits",
         "verdict",
-        "do further heads matter",
-        both_able,
-        _by_requirements(circuits.further_heads_statement, circuits.further_heads),
+        "do the variant's further heads help",
+        _needing(circuits.further_heads),
         ("accuracy",),
     ),
     Claim(
@@ -216,8 +201,7 @@ CLAIMS = (
         "functions",
         "functions",
         "does each group have the same function",
-        both_able,
-        _by_requirements(circuits.same_function_statement, circuits.same_function),
+        _needing(circuits.same_function),
         ("accuracy",),
     ),
     Claim(
@@ -225,29 +209,26 @@ CLAIMS = (
         "graft",
         "graft",
         "which part improved",
-        gained,
         _of_parts("graft", said_of_parts, "a part improved"),
         ("share", "nothing"),
-        attributes=True,
+        gained,
     ),
     Claim(
         "cause_layers",
         "layers",
         "graft",
         "in which layers the cause is",
-        gained,
         _of_parts("layers", said_of_parts, "a range of layers improved"),
         ("share", "nothing"),
-        attributes=True,
+        gained,
     ),
     Claim(
         "visible_part",
         "cross_model",
         "cross_model",
         "where the gain is visible",
-        gained,
         _of_parts("patched", said_of_visible, "the gain is visible at a single group"),
         ("share",),
-        attributes=True,
+        gained,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from circuitdiff.config.reading import looks_like_path, no_such_path, read_yaml
@@ -36,30 +36,25 @@ def get_task(name: str, **options: object) -> Task:
     Raises: InputError if there is no such task, its file is wrong, or an option is unknown or of the wrong type.
     """
     path = Path(name).expanduser()
-    if is_task_file(name) or path.is_file():
-        if not path.is_file():
-            raise InputError(no_such_path(path))
-        if path.suffix not in (*_YAML, *TABLES):
-            raise InputError(f"{name}: a task file ends in {', '.join((*_YAML, *TABLES))}; rename it after its form")
-        return _read(path, options)
-    known = built_in()
-    plain = name.replace("-", "_")
-    if plain not in known:
-        raise InputError(f"unknown task {name!r}{choices(plain, known)}, or give the path of a task file")
-    return read_template(FILES / f"{plain}.yaml", options)
-
-
-def is_task_file(name: str) -> bool:
-    """Whether a task is named by a path and not by its name."""
-    return name.endswith((*_YAML, *TABLES)) or looks_like_path(name)
-
-
-def _read(path: Path, options: Mapping[str, object]) -> Task:
+    if not is_task_file(name) and not path.is_file():
+        known, plain = built_in(), name.replace("-", "_")
+        if plain not in known:
+            raise InputError(f"unknown task {name!r}{choices(plain, known)}, or give the path of a task file")
+        return read_template(FILES / f"{plain}.yaml", options)
+    if not path.is_file():
+        raise InputError(no_such_path(path))
+    if path.suffix not in (*_YAML, *TABLES):
+        raise InputError(f"{name}: a task file ends in {', '.join((*_YAML, *TABLES))}; rename it after its form")
     if path.suffix not in TABLES and "table" not in read_yaml(path):
         return read_template(path, options)
     if options:
         raise InputError(f"{path}: a table has no options; got {', '.join(options)}")
     return read_table(path)
+
+
+def is_task_file(name: str) -> bool:
+    """Whether a task is named by a path and not by its name."""
+    return name.endswith((*_YAML, *TABLES)) or looks_like_path(name)
 
 
 def entity_tracking(n_boxes: int = 7, **words: Iterable[str]) -> TemplateTask:

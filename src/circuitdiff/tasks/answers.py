@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Pairs, PromptSet
-from circuitdiff.tasks.markup import Part, parse, reference
+from circuitdiff.tasks.markup import parse, reference
 from circuitdiff.tasks.scenarios import Question
 from circuitdiff.tasks.template_file import Answer, AnyOf, Scored, TemplateFile, each_of
 from circuitdiff.tasks.writing import Words
 
+# category -> its words, and those of the split `train`
 Categories = Mapping[str, tuple[tuple[str, ...], tuple[str, ...] | None]]
 
 
@@ -24,24 +25,34 @@ Categories = Mapping[str, tuple[tuple[str, ...], tuple[str, ...] | None]]
 class AnswerTexts:
     """What may follow a prompt, with the space before it: all that is right, and what is wrong though it was listed."""
 
-    right: tuple[str, ...]
-    foils: tuple[str, ...]
+    right: tuple[str, ...]  # none, where the prompt has no answer
+    foils: tuple[str, ...] = ()
 
 
-def answers_of(form: TemplateFile, words: Words, categories: Categories, question: Question) -> AnswerTexts | None:
-    """The answers and foils of a question by its wording, or else by the task; None where it has no answer."""
+@dataclass(frozen=True)
+class PairTexts:
+    """A prompt and its counterfactual as text, with what may follow each."""
+
+    clean: str
+    counterfactual: str
+    answers: AnswerTexts
+    new_answers: AnswerTexts  # of the counterfactual
+    origin: str  # where it was written, as errors name it
+    scenario: int
+    queried: int
+
+
+def answers_of(form: TemplateFile, words: Words, categories: Categories, question: Question) -> AnswerTexts:
+    """The answers and foils of a question by its wording; nothing where it has no answer."""
     if question.given is not None:
-        return None
+        return AnswerTexts(())
     wording = form.written[question.scenario.wording]
-    answer, foils = wording.answer or form.answer, wording.foils or form.foils
-    assert answer is not None
-    right = tuple(text for each in each_of(answer) for text in _texts(each, words, categories, question))
-    if foils is None:
-        wrong = _others(answer, words, question)
-    else:
-        wrong = tuple(text for each in each_of(foils) for text in _texts(each, words, categories, question))
-    wrong = tuple(dict.fromkeys(text for text in wrong if text not in right))
-    return AnswerTexts(right, wrong) if right else None
+    right, wrong = (
+        tuple(text for each in each_of(answers) for text in _texts(each, words, categories, question))
+        for answers in (wording.answer, wording.foils)
+    )
+    wrong = _others(wording.answer, words, question) if wording.foils is None else wrong
+    return AnswerTexts(right, tuple(text for text in dict.fromkeys(wrong) if text not in right) if right else ())
 
 
 def _texts(answer: str | AnyOf, words: Words, categories: Categories, question: Question) -> tuple[str, ...]:
@@ -52,7 +63,8 @@ def _texts(answer: str | AnyOf, words: Words, categories: Categories, question: 
         return ("".join(part.space + (words.of(question, part.ref) if part.ref else part.text) for part in parts),)
     name, _, column = answer.any_of.partition(".")
     above, below, but = (
-        None if field is None else _word(words, question, field) for field in (answer.above, answer.below, answer.but)
+        None if field is None else words.word(question, reference(field))[1]
+        for field in (answer.above, answer.below, answer.but)
     )
     own, train = categories[name]
     listed = train if train and {above, below, but} & {*train} else own
@@ -60,39 +72,23 @@ def _texts(answer: str | AnyOf, words: Words, categories: Categories, question: 
         raise InputError(f"any_of is compared with {missing!r}, and {name} lacks it: give {name} that word")
     low = 0 if above is None else listed.index(above) + 1
     high = len(listed) if below is None else listed.index(below)
-    chosen = [word for word in listed[low:high] if word != but]
     columns = words.columns[name]
-    return tuple(answer.text.replace("{}", columns[w][column] if column else w) for w in chosen)
+    texts = [columns[word][column] if column else word for word in listed[low:high] if word != but]
+    return tuple(answer.text.replace("{}", text) for text in texts)
 
 
-def _word(words: Words, question: Question, written: str) -> str:
-    """The word of a field, whichever column."""
-    first, *rest = reference(written)
-    item = {"asked": question.asked, "other": question.other}.get(first)
-    if item is not None:
-        return words.word(question, rest[0], item)
-    return question.scenario.draws[words.single_fields.index(first)]
-
-
-def _others(answer: Answer, words: Words, question: Question) -> tuple[str, ...]:
+def _others(answer: Answer | None, words: Words, question: Question) -> list[str]:
     """The same field of every other item, and of all that changes put in."""
-    if not isinstance(answer, str):
-        return ()
-    parts = parse(answer, "answer")
+    parts = parse(answer, "answer") if isinstance(answer, str) else ()
     ref = next((part.ref for part in parts if part.ref[:1] in (("asked",), ("held",))), None)
     if ref is None:
-        return ()
-    n = len(question.scenario.items[0])
+        return []
     if ref[0] == "held":
-        kept = words.held(question)
-        each = [words.thing(question, i) for i in range(n + len(question.scenario.things)) if i not in kept]
+        all_words, right = words.things(question), words.held(question)
     else:
-        each = [words.word(question, ref[1], i) for i in range(n) if i != question.asked]
-    return tuple(_filled(parts, ref, words.column(ref[1], word, ref[2:])) for word in each)
-
-
-def _filled(parts: Sequence[Part], ref: tuple[str, ...], text: str) -> str:
-    return "".join(part.space + (text if part.ref == ref else part.text) for part in parts)
+        all_words, right = question.scenario.items[ref[1]], [question.asked]
+    others = [words.column(ref[1], word, ref[2:]) for i, word in enumerate(all_words) if i not in right]
+    return ["".join(part.space + (text if part.ref == ref else part.text) for part in parts) for text in others]
 
 
 class AnswerTokens:
@@ -105,8 +101,8 @@ class AnswerTokens:
         self._tokenizer, self._n, self._space = tokenizer, 1 if scored == "first" else None, space
         self._known: dict[tuple[str, str], tuple[int, ...]] = {}
 
-    def of(self, prompt: str, answer: str, origin: str) -> tuple[int, ...]:
-        """The answer's tokens after the prompt.
+    def of(self, prompt: str, answer: str, origin: str, called: str = "answer") -> tuple[int, ...]:
+        """The answer's tokens after the prompt; `called`: what it is, in an error.
 
         Raises: InputError if the answer changes the prompt's own tokens, adds none, has one that is unknown, or lacks
         the space before it.
@@ -119,12 +115,12 @@ class AnswerTokens:
                 came = ", ".join(map(repr, self._tokenizer.convert_ids_to_tokens(added))) or "no token"
                 space = "" if answer[:1].isspace() else "; is the space before it missing?"
                 raise InputError(
-                    f"{origin}: the answer {answer!r} must be tokens of its own after {end!r}, all known; it came as "
+                    f"{origin}: the {called} {answer!r} must be tokens of its own after {end!r}, all known; it came as "
                     f"{came}{space}"
                 )
             if self._space and self._lacks_space(end, start, answer):
                 raise InputError(
-                    f"{origin}: the answer {answer!r} has no space before it, and with one it is a token of its own "
+                    f"{origin}: the {called} {answer!r} has no space before it, and with one it is a token of its own "
                     f"after {end!r}; write {' ' + answer!r}, or set `space: false` if it is meant so"
                 )
             self._known[end, answer] = tuple(added[: self._n])
@@ -140,17 +136,12 @@ class AnswerTokens:
 
 def pairs_of(
     tokenizer: PreTrainedTokenizerBase,
-    prompts: tuple[PromptSet, PromptSet],
-    texts: tuple[Sequence[str], Sequence[str]],
-    answers: tuple[Sequence[AnswerTexts | None], Sequence[AnswerTexts | None]],
-    *,
-    scenarios: Sequence[int],
-    queried: Sequence[int],
-    origins: Sequence[str],
+    prompts: PromptSet,
+    rows: Sequence[PairTexts],
     answer_tokens: Scored = "all",
     space: bool = True,
 ) -> Pairs:
-    """Clean prompts and counterfactuals with the tokens of their answers; of foils the first ones.
+    """All clean prompts, then all counterfactuals, with the tokens of their answers; of foils the first ones.
 
     Foils that begin as a right answer does are left out.
 
@@ -158,56 +149,60 @@ def pairs_of(
     tokens of its own, or one of several right answers has several tokens.
     """
     tokens = AnswerTokens(tokenizer, answer_tokens, space)
-    right = [_right(tokens, *each) for each in zip(texts[0], answers[0], origins, strict=True)]
-    answer, first = [row[0] for row in right], [[each[0] for each in row] for row in right]
+    right = [_right(tokens, row) for row in rows]
+    answer, first = [each[0] for each in right], [[ids[0] for ids in each] for each in right]
     split = any(len(each) > 1 for each in answer)
     foils = [
-        [token for foil in each.foils if (token := _first(tokens, text, foil, origin, split)) not in row]
-        for text, each, origin, row in zip(texts[0], answers[0], origins, first, strict=True)
-        if each is not None
+        [
+            token
+            for foil in row.answers.foils
+            if (token := _first(tokens, row.clean, foil, row, split, "foil")) not in taken
+        ]
+        for row, taken in zip(rows, first, strict=True)
     ]
     if [] in foils:
-        row = foils.index([])
-        raise InputError(
-            f"{origins[row]}: {texts[0][row]!r} has no foil that begins otherwise than its answer; give one"
-        )
+        row = rows[foils.index([])]
+        raise InputError(f"{row.origin}: {row.clean!r} has no foil that begins otherwise than its answer; give one")
     new = [
-        -1 if each is None else _first(tokens, text, each.right[0], origin, split)
-        for text, each, origin in zip(texts[1], answers[1], origins, strict=True)
+        _first(tokens, row.counterfactual, row.new_answers.right[0], row, split, "counterfactual's answer")
+        if row.new_answers.right
+        else -1
+        for row in rows
     ]
     if -1 in new and max(new) >= 0:
-        row = new.index(-1)
-        raise InputError(f"{origins[row]}: the counterfactual {texts[1][row]!r} has no answer, and others have one")
+        row = rows[new.index(-1)]
+        raise InputError(f"{row.origin}: the counterfactual {row.counterfactual!r} has no answer, and others have one")
+    numbers, n = torch.arange(len(prompts)), len(rows)
     return Pairs(
-        clean_prompts=prompts[0],
-        counterfactual_prompts=prompts[1],
-        answers=torch.tensor([row[0] for row in first]),
-        foils=_filled_up(foils, [row[-1] for row in foils]),
-        counterfactual_answers=None if all(token < 0 for token in new) else torch.tensor(new),
-        scenarios=torch.tensor(scenarios),
-        queried=torch.tensor(queried),
-        right=_filled_up(first, [row[0] for row in first]) if max(map(len, first)) > 1 else None,
-        continuations=_filled_up([each[1:] for each in answer], [-1] * len(answer)) if split else None,
+        clean_prompts=prompts.select(numbers[:n]),
+        counterfactual_prompts=prompts.select(numbers[n:]),
+        answers=torch.tensor([each[0] for each in first]),
+        foils=_filled_up(foils, [each[-1] for each in foils]),
+        counterfactual_answers=None if max(new) < 0 else torch.tensor(new),
+        scenarios=torch.tensor([row.scenario for row in rows]),
+        queried=torch.tensor([row.queried for row in rows]),
+        right=_filled_up(first, [each[0] for each in first]) if max(map(len, first)) > 1 else None,
+        continuations=_filled_up([each[1:] for each in answer], [-1] * n) if split else None,
     )
 
 
-def _right(tokens: AnswerTokens, prompt: str, texts: AnswerTexts | None, origin: str) -> list[tuple[int, ...]]:
+def _right(tokens: AnswerTokens, row: PairTexts) -> list[tuple[int, ...]]:
     """The tokens of each right answer, those that are the same once."""
-    if texts is None or not texts.foils:
-        lacking = "right answer" if texts is None else "foil (`foils`, or other items)"
-        raise InputError(f"{origin}: {prompt!r} has no {lacking}; give one")
-    by_tokens = {tokens.of(prompt, text, origin): text for text in texts.right}
+    if not row.answers.foils:
+        lacking = "foil (`foils`, or other items)" if row.answers.right else "right answer"
+        raise InputError(f"{row.origin}: {row.clean!r} has no {lacking}; give one")
+    by_tokens = {tokens.of(row.clean, text, row.origin): text for text in row.answers.right}
     if len(by_tokens) > 1:
         for each, text in by_tokens.items():
-            _check_whole(text, each, origin, f"one of {len(by_tokens)} right ones")
+            _check_whole(text, each, row.origin, f"one of {len(by_tokens)} right ones")
     return list(by_tokens)
 
 
-def _first(tokens: AnswerTokens, prompt: str, answer: str, origin: str, split: bool) -> int:
+def _first(tokens: AnswerTokens, prompt: str, answer: str, row: PairTexts, split: bool, called: str) -> int:
     """The first token of an answer that is no clean prompt's: the only one, unless some of those are split, too."""
-    added = tokens.of(prompt, answer, origin)
+    added = tokens.of(prompt, answer, row.origin, called)
     if not split:
-        _check_whole(answer, added, origin, "and every right answer is one")
+        _check_whole(answer, added, row.origin, "and every right answer is one")
     return added[0]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from circuitdiff.errors import InputError
+from circuitdiff.tasks.template_file import Changes
 
 _MOST_DRAWS = 2000
 
@@ -24,17 +25,7 @@ class Change:
     to: int = -1
 
 
-@dataclass(frozen=True)
-class ChangeRule:
-    """How many changes of which kinds, and which field of the items (by number) is the place and which the thing."""
-
-    count: int
-    kinds: tuple[str, ...]
-    key: int
-    holds: int
-
-
-def draw_changes(random: Random, rule: ChangeRule, n_items: int, asked: Sequence[int]) -> tuple[Change, ...]:
+def draw_changes(random: Random, rule: Changes, n_items: int, asked: Sequence[int]) -> tuple[Change, ...]:
     """Changes, all that are possible at each step equally likely, after which each item asked for holds one thing.
 
     Raises: InputError if none of many draws ends so.
@@ -72,11 +63,11 @@ def holds(changes: Sequence[Change], n_items: int) -> list[list[int]]:
     return held
 
 
-def _possible(rule: ChangeRule, changes: Sequence[Change], n_items: int) -> list[Change]:
-    held = holds(changes, n_items)
+def _possible(rule: Changes, changes: Sequence[Change], n_items: int) -> list[Change]:
+    held, kinds = holds(changes, n_items), rule.texts
     new = n_items + sum(change.kind == "put" for change in changes)
     there = [(thing, at) for at, things in enumerate(held) for thing in things]
     put = [Change("put", new, at) for at in range(n_items)]
     remove = [Change("remove", thing, at) for thing, at in there]
     move = [Change("move", thing, at, to) for thing, at in there for to in range(n_items) if to != at]
-    return [change for change in (*put, *remove, *move) if change.kind in rule.kinds]
+    return [change for change in (*put, *remove, *move) if change.kind in kinds]

@@ -6,6 +6,7 @@ tokens are those of the plain prompt, further right, and with and without can be
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from jinja2.exceptions import TemplateError
@@ -34,10 +35,8 @@ def chat_prefix(tokenizer: PreTrainedTokenizerBase, chat: str) -> str:
         raise InputError("chat: auto, and the tokenizer has no chat template: give the path of one, or set chat: off")
     system, request = {"role": "system", "content": _SYSTEM}, {"role": "user", "content": _REQUEST}
     try:
-        return _written(tokenizer, [system, request], template)
-    except (TemplateError, TypeError, ValueError):
-        pass  # such as Gemma's, which refuses a system text
-    try:
+        with suppress(TemplateError, TypeError, ValueError):  # such as Gemma's, which refuses a system text
+            return _written(tokenizer, [system, request], template)
         return _written(tokenizer, [request], template)
     except (TemplateError, TypeError, ValueError) as error:
         raise InputError(f"the chat template of {chat} cannot be used: {first_line(error)}") from error

@@ -17,7 +17,7 @@ from circuitdiff.tasks.template_file import Counterfactual
 
 
 def draw_counterfactual(
-    random: Random, rule: Counterfactual, question: Question, pools: Pools, given: int | None, wordings: Sequence[str]
+    random: Random, rule: Counterfactual, question: Question, pools: Pools, given: str | None, wordings: Sequence[str]
 ) -> Question:
     """The question's counterfactual by a rule, in the same split. `given`: the field by which questions name an item.
 
@@ -31,7 +31,7 @@ def draw_counterfactual(
         asked, other = there, (there + other - here) % max(1, pools.n_items)
     scenario = _redrawn(random, rule, clean, pools) if rule.redraw else clean
     if rule.swap is not None:
-        scenario = _swapped(scenario, pools.item_fields.index(rule.swap), here, there)
+        scenario = _swapped(scenario, rule.swap, here, there)
     if rule.wording:
         name = wordings[clean.wording]
         scenario = replace(scenario, wording=wordings.index(rule.wording.get(name, name)))
@@ -57,7 +57,7 @@ def _redrawn(random: Random, rule: Counterfactual, clean: Scenario, pools: Pools
 
     Raises: InputError if no such words are left.
     """
-    fresh, whole = pools.without(clean), set(rule.redraw) >= set(pools.item_fields or pools.single_fields)
+    fresh, whole = pools.without(clean), set(rule.redraw) >= set(pools.items or pools.draws)
     for _ in range(MOST_DRAWS):
         scenario = draw_again(random, rule.redraw, clean, fresh)
         if not whole or split_of(scenario.words) == split_of(clean.words):
@@ -68,8 +68,7 @@ def _redrawn(random: Random, rule: Counterfactual, clean: Scenario, pools: Pools
     )
 
 
-def _swapped(scenario: Scenario, field: int, i: int, j: int) -> Scenario:
-    order = {i: j, j: i}
-    words = scenario.items[field]
-    swapped = tuple(words[order.get(k, k)] for k in range(len(words)))
-    return replace(scenario, items=(*scenario.items[:field], swapped, *scenario.items[field + 1 :]))
+def _swapped(scenario: Scenario, field: str, i: int, j: int) -> Scenario:
+    words = list(scenario.items[field])
+    words[i], words[j] = words[j], words[i]
+    return replace(scenario, items={**scenario.items, field: tuple(words)})

@@ -23,14 +23,13 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.errors import InputError, naming
+from circuitdiff.errors import InputError
 from circuitdiff.prompts import PromptSet
 from circuitdiff.tasks.answers import AnswerTokens
 from circuitdiff.tasks.chat import OFF
 from circuitdiff.tasks.markup import parse
 from circuitdiff.tasks.scenarios import (
     MOST_DRAWS,
-    SPLITS,
     Pools,
     Question,
     draw_questions,
@@ -38,6 +37,7 @@ from circuitdiff.tasks.scenarios import (
     other_item,
     split_of,
 )
+from circuitdiff.tasks.task import Sampling
 from circuitdiff.tasks.template_file import Desideratum
 from circuitdiff.tasks.writing import Texts, with_between
 from circuitdiff.triples import Triples
@@ -74,54 +74,27 @@ def sample_triples(
 
     Raises: InputError if an option is unknown, the words are too few, or the tokenizer does not know an inserted word.
     """
-    return sample_desiderata(task, tokenizer, [desideratum], n_triples, seed, split, redraw, chat)[0]
+    return task.triples(tokenizer, [desideratum], n_triples, seed, redraw, chat, split)[0]
 
 
-def sample_desiderata(
-    task: TemplateTask,
-    tokenizer: PreTrainedTokenizerBase,
-    desiderata: Sequence[str],
-    n_triples: int = N_TRIPLES,
-    seed: int = 0,
-    split: str = "mask",
-    redraw: int = 0,
-    chat: str = OFF,
-) -> list[Triples]:
-    """`sample_triples` for several desiderata, which share base prompts, and source prompts where they are alike."""
-    if n_triples < 1 or split not in SPLITS:
-        raise InputError(f"expected at least 1 triple of a split in {', '.join(SPLITS)}; got {n_triples} of {split!r}")
-    task.check_desiderata(desiderata)
-    with naming(task.origin):
-        drawing = _Drawing(task, tokenizer, n_triples, seed, split, redraw, chat)
-        return [drawing.triples(name, task.form.desiderata[name]) for name in desiderata]
+class TripleDrawing:
+    """Questions of one task, split and seed, their sources and texts; what desiderata share is made once."""
 
-
-class _Drawing:
-    """Questions of one task, split and seed, their sources and texts; each made once."""
-
-    def __init__(
-        self,
-        task: TemplateTask,
-        tokenizer: PreTrainedTokenizerBase,
-        n: int,
-        seed: int,
-        split: str,
-        redraw: int,
-        chat: str,
-    ) -> None:
-        self._task, self._tokenizer, self._redraw, self._chat = task, tokenizer, redraw, chat
-        self._key = (task.name, "desiderata", *task.options, split, seed)
-        self._pools = task.pools(tokenizer, split)
-        drawn = draw_questions(self._key, split, self._pools, 1)
-        self._questions = list(islice(chain.from_iterable(drawn), n))
+    def __init__(self, task: TemplateTask, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
+        self._task, self._tokenizer, self._sampling = task, tokenizer, sampling
+        self._key = (task.name, "desiderata", *task.options, sampling.split, sampling.seed)
+        self._pools = task.pools(tokenizer, sampling.split)
+        drawn = draw_questions(self._key, sampling.split, self._pools, 1)
+        self._questions = list(islice(chain.from_iterable(drawn), sampling.n_prompts))
         self._base_texts = [task.text(question) for question in self._questions]
         self._answers = AnswerTokens(tokenizer, task.form.answer_tokens, task.form.space)
         self._sources: dict[str, list[Source]] = {}
         self._prompts: dict[object, PromptSet] = {}
+        self._given = task.given_field or ""  # a file with desiderata has one
 
     @cached_property
     def _base(self) -> PromptSet:
-        return self._task.tokens(self._tokenizer, self._questions, chat=self._chat)
+        return self._task.tokens(self._tokenizer, self._questions, chat=self._sampling.chat)
 
     def triples(self, name: str, wanted: Desideratum) -> Triples:
         sources = self._sources_of(wanted.sources)
@@ -148,10 +121,9 @@ class _Drawing:
 
     def _sources_of(self, kind: str) -> list[Source]:
         if kind not in self._sources:
-            random, given = generator(*self._key, "sources", kind, self._redraw), self._task.given_field
-            assert given is not None
+            random = generator(*self._key, "sources", kind, self._sampling.redraw)
             self._sources[kind] = [
-                _with_spares(random, base, draw_source(random, kind, base, self._pools, given), self._pools)
+                _with_spares(random, base, draw_source(random, kind, base, self._pools, self._given), self._pools)
                 for base in self._questions
             ]
         return self._sources[kind]
@@ -162,7 +134,7 @@ class _Drawing:
             texts = _texts(self._task, wanted)
             prompts = [self._task.prompt(source.question, texts, source.spare) for source in sources]
             questions = [source.question for source in sources]
-            self._prompts[key] = self._task.tokens(self._tokenizer, questions, prompts, self._chat)
+            self._prompts[key] = self._task.tokens(self._tokenizer, questions, prompts, self._sampling.chat)
         return self._prompts[key]
 
     def _tokens(self, wants: str, pairs: Sequence[tuple[Question, Question]]) -> Int[Tensor, " triple"]:
@@ -171,42 +143,41 @@ class _Drawing:
         return torch.tensor([self._token(wants, *pair, text) for pair, text in zip(pairs, texts, strict=True)])
 
     def _token(self, wants: str, base: Question, source: Question, text: str) -> int:
-        pointed = pointed_to(wants, base, source, self._task.given_field or 0)
-        answers = None if pointed is None else self._task.answers(pointed)
-        if answers is None:
+        pointed = pointed_to(wants, base, source, self._given)
+        right = () if pointed is None else self._task.answers(pointed).right
+        if not right:
             return -1
-        tokens = self._answers.of(text, answers.right[0], self._task.origin)
+        tokens = self._answers.of(text, right[0], self._task.origin)
         if len(tokens) != 1:
-            raise InputError(f"{self._task.origin}: desiderata need answers of one token; {answers.right[0]!r} is not")
+            raise InputError(f"desiderata need answers of one token; {right[0]!r} is not")
         return tokens[0]
 
 
-def pointed_to(wants: str, base: Question, source: Question, given: int) -> Question | None:
+def pointed_to(wants: str, base: Question, source: Question, given: str) -> Question | None:
     """The question whose right answer a source points to, by what is wanted of it; None for nothing."""
-    names, n = base.scenario.items[given], len(base.scenario.items[given])
     if wants == "answer":
         return source
+    names = base.scenario.items[given]
     if wants == "given":
         name = source.scenario.items[given][source.asked]
         return replace(base, asked=names.index(name)) if name in names else None
-    return replace(base, asked=(source.asked + (wants == "next_position")) % n)
+    return replace(base, asked=(source.asked + (wants == "next_position")) % len(names))
 
 
-def draw_source(random: Random, kind: str, base: Question, pools: Pools, given: int) -> Question:
+def draw_source(random: Random, kind: str, base: Question, pools: Pools, given: str) -> Question:
     """A source question of the base's split: other words, and another item asked for, by the name of the base's third.
 
     Then base answer, answer, position and given word point to four different answers. The source's other names are not
     the base's. With `next_unrelated` the item after the source's gives a fifth answer; with `conflicting` the source's
     own answer is one of the base's, too: all four are in the base's list.
     """
-    n = pools.n_items
+    n, listed = pools.n_items, None
     if kind == "unrelated":
         segment, named = _items(random, base, n, 2, ())
-        listed = None
     elif kind == "conflicting":
         segment, named, listed = _items(random, base, n, 3, ())
     else:
-        (segment,), listed = _items(random, base, n, 1, ((base.asked - 1) % n,)), None
+        (segment,) = _items(random, base, n, 1, ((base.asked - 1) % n,))
         (named,) = _items(random, base, n, 1, (segment, (segment + 1) % n))
     return _source(random, base, pools, given, segment, named, listed)
 
@@ -220,24 +191,24 @@ def _items(random: Random, base: Question, n_items: int, n_wanted: int, taken: S
 
 
 def _source(
-    random: Random, base: Question, pools: Pools, given: int, segment: int, named: int, listed: int | None
+    random: Random, base: Question, pools: Pools, given: str, segment: int, named: int, listed: int | None
 ) -> Question:
     """A question that asks for `segment`, named as the base's item `named`, its answer that of the base's `listed`."""
     clean, n, fresh = base.scenario, pools.n_items, pools.without(base.scenario)
-    name = clean.items[given][named]
-    for i, pool in enumerate(fresh.items):
-        if len(pool) < n - (i == given):
+    needed = {name: n - (name == given) for name in fresh.items}
+    for name, pool in fresh.items.items():
+        if len(pool) < needed[name]:
             raise InputError(
-                f"a source prompt needs {n - (i == given)} other {pools.categories[i]} than its base; {len(pool)} are "
+                f"a source prompt needs {needed[name]} other {pools.categories[name]} than its base; {len(pool)} are "
                 f"left: give the task more words or fewer items"
             )
     for _ in range(MOST_DRAWS):
-        drawn = [random.sample(pool, n - (i == given)) for i, pool in enumerate(fresh.items)]
-        drawn[given].insert(segment, name)
-        for i, words in enumerate(drawn):
-            if listed is not None and i != given:
-                words[segment] = clean.items[i][listed]
-        scenario = replace(clean, items=tuple(map(tuple, drawn)))
+        drawn = {name: random.sample(pool, needed[name]) for name, pool in fresh.items.items()}
+        drawn[given].insert(segment, clean.items[given][named])
+        if listed is not None:
+            for name in drawn.keys() - {given}:
+                drawn[name][segment] = clean.items[name][listed]
+        scenario = replace(clean, items={name: tuple(words) for name, words in drawn.items()})
         if split_of(scenario.words) == split_of(clean.words):
             return replace(base, scenario=scenario, asked=segment, other=other_item(random, segment, n))
     raise InputError("no source prompt is left in this split: give the task more words or fewer items")
@@ -246,20 +217,20 @@ def _source(
 def _with_spares(random: Random, base: Question, source: Question, pools: Pools) -> Source:
     """The source with a few words of each field, in random order, that neither prompt has."""
     spare: dict[str, Sequence[str]] = {}
-    for i, name in enumerate(pools.item_fields):
-        used = {*base.scenario.items[i], *source.scenario.items[i]}
-        words = [word for word in pools.items[i] if word not in used]
+    for name, pool in pools.items.items():
+        used = {*base.scenario.items[name], *source.scenario.items[name]}
+        words = [word for word in pool if word not in used]
         spare[name] = random.sample(words, min(len(words), _N_SPARE))
     return Source(source, spare)
 
 
 def _texts(task: TemplateTask, wanted: Desideratum) -> Texts:
     """The task's texts with what the desideratum writes otherwise."""
-    texts, origin = task.texts, f"{task.origin}: a desideratum's text"
+    texts = task.texts
     if wanted.text is not None:
-        texts = replace(texts, wordings=(parse(wanted.text, origin),) * len(texts.wordings))
+        texts = replace(texts, wordings=(parse(wanted.text, "text"),) * len(texts.wordings))
     if wanted.list is not None:
-        texts = replace(texts, list=parse(wanted.list, origin))
+        texts = replace(texts, list=parse(wanted.list, "list"))
     if wanted.asked is not None:
-        texts = replace(texts, asked=parse(wanted.asked, origin))
-    return texts if wanted.between is None else with_between(texts, wanted.between, origin)
+        texts = replace(texts, asked=parse(wanted.asked, "asked"))
+    return texts if wanted.between is None else with_between(texts, wanted.between)

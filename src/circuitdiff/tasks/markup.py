@@ -11,7 +11,7 @@ the end of the prompt is `last`. Spaces before a word belong to the word.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -70,10 +70,6 @@ def _part(piece: re.Match[str], origin: str) -> Part:
 
 def reference(written: str) -> Ref:
     return tuple(written.split("."))
-
-
-def references(parts: Iterable[Part]) -> list[Ref]:
-    return [part.ref for part in parts if part.ref]
 
 
 def slot_of(ref: Ref) -> str:

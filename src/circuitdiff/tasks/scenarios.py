@@ -6,16 +6,17 @@ Every draw has a generator of its own name, so that a prompt depends on neither 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from random import Random
 
-from circuitdiff.errors import InputError, choices
-from circuitdiff.tasks.changes import Change, ChangeRule, draw_changes
+from circuitdiff.errors import InputError
+from circuitdiff.tasks.changes import Change, draw_changes
+from circuitdiff.tasks.template_file import Changes
 
 SPLITS = ("train", "discovery", "replication", "mask", "evaluation")
 MOST_DRAWS = 2000  # one in five hits its split; 0.8 ** 2000 is nothing, so failing means that none is left
-_MOST_PROMPTS = 1_000_000  # hours to draw; more is a slip of the pen
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,21 @@ class Scenario:
     """The words of a prompt: of each item by field, of the single fields, and of things that changes put in."""
 
     wording: int
-    items: tuple[tuple[str, ...], ...]  # [field][item]
-    draws: tuple[str, ...]  # [single field]
+    items: Mapping[str, tuple[str, ...]]  # field -> the word of each item
+    draws: Mapping[str, str]  # single field -> its word
     things: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
 
     @property
     def words(self) -> list[str]:
         """What decides the split: the items' words in any order, or the single words where nothing is listed."""
-        return [word for words in self.items for word in sorted(words)] if self.items else list(self.draws)
+        return [word for words in self.items.values() for word in sorted(words)] or list(self.draws.values())
 
     @property
     def unordered(self) -> tuple[object, ...]:
         """The same for scenarios that only list their items in another order."""
-        return (self.wording, frozenset(zip(*self.items, strict=True)), self.draws, self.changes)
+        items = frozenset(zip(*self.items.values(), strict=True))
+        return (self.wording, items, tuple(self.draws.values()), self.changes)
 
 
 @dataclass(frozen=True)
@@ -51,25 +53,26 @@ class Question:
 
 @dataclass(frozen=True)
 class Pools:
-    """The words to draw from: of each field of the items, and of each single field, with the fields' names.
+    """The words to draw from, by field: of the items, and of the single fields.
 
-    Fields of the same category get different words; `categories` names them, items' first.
+    Fields of the same category get different words.
     """
 
     n_items: int
-    item_fields: tuple[str, ...]
-    single_fields: tuple[str, ...]
-    categories: tuple[str, ...]
-    items: tuple[tuple[str, ...], ...]
-    draws: tuple[tuple[str, ...], ...]
+    items: Mapping[str, tuple[str, ...]]
+    draws: Mapping[str, tuple[str, ...]]
+    categories: Mapping[str, str]  # of every field
     n_wordings: int = 1
-    changes: ChangeRule | None = None
+    changes: Changes | None = None
 
     def without(self, scenario: Scenario) -> Pools:
         """The same without the words of a scenario."""
-        used = {word for words in scenario.items for word in words} | {*scenario.draws, *scenario.things}
-        left = [tuple(word for word in pool if word not in used) for pool in (*self.items, *self.draws)]
-        return replace(self, items=tuple(left[: len(self.items)]), draws=tuple(left[len(self.items) :]))
+        used = {*chain.from_iterable(scenario.items.values()), *scenario.draws.values(), *scenario.things}
+        return replace(self, items=_without(self.items, used), draws=_without(self.draws, used))
+
+
+def _without(pools: Mapping[str, tuple[str, ...]], used: Container[str]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(word for word in pool if word not in used) for name, pool in pools.items()}
 
 
 def split_of(words: Sequence[str]) -> str:
@@ -83,26 +86,17 @@ def generator(*key: object) -> Random:
     return Random("/".join(map(str, key)))
 
 
-def check_options(n_prompts: int, split: str, n_queries: int, most_queries: int) -> None:
-    """Raises: InputError if what a task's `sample` is asked for does not exist."""
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}{choices(split, SPLITS)}")
-    if not 1 <= n_prompts <= _MOST_PROMPTS:
-        raise InputError(f"n_prompts must be from 1 to {_MOST_PROMPTS:,}; got {n_prompts}")
-    if not 1 <= n_queries <= most_queries:
-        raise InputError(f"queries_per_scenario must be from 1 to {most_queries}; got {n_queries}")
-
-
 def draw_questions(key: Sequence[object], split: str, pools: Pools, n_queries: int) -> Iterator[list[Question]]:
     """The questions of one scenario after another, without end; each item is asked for equally often."""
-    scenarios = distinct_scenarios(key, split, pools)
     n = max(1, pools.n_items)
     asked = balanced(generator(*key, "queries"), n, n_queries)
-    others = generator(*key, "others")
-    changing = generator(*key, "changes")
-    for scenario, items in zip(scenarios, asked, strict=False):
+    others, changing = generator(*key, "others"), generator(*key, "changes")
+    for scenario, items in zip(distinct_scenarios(key, split, pools), asked, strict=False):
         if pools.changes is not None:
-            scenario = _changed(changing, scenario, pools, items)
+            changes = draw_changes(changing, pools.changes, n, items)
+            n_new = sum(change.kind == "put" for change in changes)
+            things = _draw_things(changing, pools.changes, pools, scenario.items, n_new)
+            scenario = replace(scenario, changes=changes, things=things)
         yield [Question(scenario, i, other_item(others, i, n)) for i in items]
 
 
@@ -113,7 +107,7 @@ def distinct_scenarios(key: Sequence[object], split: str, pools: Pools) -> Itera
     """
     several = pools.n_wordings > 1
     random, seen = generator(*key, "scenes" if several else "contexts"), set[tuple[object, ...]]()
-    for (wording,) in balanced(random, pools.n_wordings, 1) if several else _zeros():
+    for (wording,) in balanced(random, pools.n_wordings, 1) if several else repeat((0,)):
         fresh = (draw_scenario(random, split, pools, wording) for _ in range(MOST_DRAWS))
         scenario = next((s for s in fresh if s.unordered not in seen), None)
         if scenario is None:
@@ -128,17 +122,11 @@ def draw_scenario(random: Random, split: str, pools: Pools, wording: int) -> Sce
     Raises: InputError if the words are too few to have one.
     """
     for _ in range(MOST_DRAWS):
-        items = _draw_items(random, pools)
-        if items:
-            if split_of(Scenario(wording, items, ()).words) == split:
-                return Scenario(wording, items, _draw_singles(random, pools, items))
-        else:
-            scenario = Scenario(wording, (), _draw_singles(random, pools, ()))
-            if split_of(scenario.words) == split:
-                return scenario
-    sizes = ", ".join(
-        f"{len(pool)} {name}" for pool, name in zip((*pools.items, *pools.draws), pools.categories, strict=True)
-    )
+        items = _draw_items(random, pools, {})
+        singles = {} if items else _draw_singles(random, pools, items, {})
+        if split_of(Scenario(wording, items, singles).words) == split:
+            return Scenario(wording, items, singles or _draw_singles(random, pools, items, {}))
+    sizes = ", ".join(f"{len(pool)} {pools.categories[name]}" for name, pool in {**pools.items, **pools.draws}.items())
     fewer = f"; {pools.n_items} items are listed" if pools.n_items else ""
     raise InputError(
         f"{sizes} leave no combination to split {split!r}{fewer}: give the task more words, or fewer items"
@@ -149,13 +137,10 @@ def balanced(random: Random, n: int, n_together: int) -> Iterator[tuple[int, ...
     """Numbers below `n`, `n_together` different ones at a time; each once in every block of `n`."""
     waiting: list[int] = []
     while True:
-        chosen = waiting[:n_together]
-        if len(chosen) < n_together:
-            refill = random.sample(range(n), n)
-            waiting = chosen + sorted(refill, key=lambda i: i in chosen)
-            chosen = waiting[:n_together]
+        if len(waiting) < n_together:
+            waiting += sorted(random.sample(range(n), n), key=waiting.__contains__)
+        yield tuple(waiting[:n_together])
         waiting = waiting[n_together:]
-        yield tuple(chosen)
 
 
 def other_item(random: Random, item: int, n_items: int) -> int:
@@ -163,76 +148,52 @@ def other_item(random: Random, item: int, n_items: int) -> int:
     return (item + random.randrange(1, n_items)) % n_items if n_items > 1 else item
 
 
-def _zeros() -> Iterator[tuple[int, ...]]:
-    while True:
-        yield (0,)
-
-
 def draw_again(random: Random, fields: Sequence[str], clean: Scenario, fresh: Pools) -> Scenario:
-    """The scenario with other words in some fields, of any split."""
-    items = _draw_items(random, fresh, clean.items, fields)
-    things = clean.things
-    if fresh.changes is not None and things and fresh.item_fields[fresh.changes.holds] in fields:
-        things = _draw_things(random, fresh, items, len(things))
-    return replace(clean, items=items, draws=_draw_singles(random, fresh, items, clean.draws, fields), things=things)
+    """The scenario with other words in some fields, of any split; `fresh` has none of the words that stay."""
+    items = _draw_items(random, fresh, {name: words for name, words in clean.items.items() if name not in fields})
+    things, changes = clean.things, fresh.changes
+    if changes is not None and things and changes.holds in fields:
+        things = _draw_things(random, changes, fresh, items, len(things))
+    kept = {name: word for name, word in clean.draws.items() if name not in fields}
+    return replace(clean, items=items, draws=_draw_singles(random, fresh, items, kept), things=things)
 
 
-def _draw_items(
-    random: Random, pools: Pools, kept: Sequence[tuple[str, ...]] = (), fields: Sequence[str] | None = None
-) -> tuple[tuple[str, ...], ...]:
-    """Words of each field of the items; of those that are not among `fields`, the words that are kept."""
-    drawn: list[tuple[str, ...]] = []
-    for i, pool in enumerate(pools.items):
-        if fields is not None and pools.item_fields[i] not in fields:
-            drawn.append(kept[i])
-            continue
-        left = _unused(pools, i, pool, drawn)
-        if len(left) < pools.n_items:
-            raise InputError(
-                f"{len(left)} {pools.categories[i]} are too few for {pools.n_items} items: give more words"
-            )
-        drawn.append(tuple(random.sample(left, pools.n_items)))
-    return tuple(drawn)
+def _draw_items(random: Random, pools: Pools, kept: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    drawn = _draw_words(random, pools, pools.items, pools.n_items, kept)
+    return {name: drawn[name] for name in pools.items}
 
 
 def _draw_singles(
-    random: Random,
-    pools: Pools,
-    items: Sequence[tuple[str, ...]],
-    kept: Sequence[str] = (),
-    fields: Sequence[str] | None = None,
-) -> tuple[str, ...]:
-    drawn = list(items)
-    for i, pool in enumerate(pools.draws):
-        if fields is not None and pools.single_fields[i] not in fields:
-            drawn.append((kept[i],))
+    random: Random, pools: Pools, items: Mapping[str, tuple[str, ...]], kept: Mapping[str, str]
+) -> dict[str, str]:
+    drawn = _draw_words(random, pools, pools.draws, 1, {**items, **{name: (word,) for name, word in kept.items()}})
+    return {name: drawn[name][0] for name in pools.draws}
+
+
+def _draw_words(
+    random: Random, pools: Pools, fields: Mapping[str, tuple[str, ...]], n: int, kept: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """The words kept, and `n` for each other field: such as no field of its category has yet."""
+    drawn, categories = dict(kept), pools.categories
+    for name, pool in fields.items():
+        if name in drawn:
             continue
-        left = _unused(pools, len(items) + i, pool, drawn)
-        if not left:
-            raise InputError(f"no {pools.categories[len(items) + i]} are left to draw: give the task more words")
-        drawn.append((random.choice(left),))
-    return tuple(word for (word,) in drawn[len(items) :])
+        used = {word for field, words in drawn.items() if categories[field] == categories[name] for word in words}
+        left = [word for word in pool if word not in used]
+        if len(left) < n and n == 1:
+            raise InputError(f"no {categories[name]} are left to draw: give the task more words")
+        if len(left) < n:
+            raise InputError(f"{len(left)} {categories[name]} are too few for {n} items: give more words")
+        drawn[name] = tuple(random.sample(left, n))
+    return drawn
 
 
-def _unused(pools: Pools, i: int, pool: tuple[str, ...], drawn: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The words of field `i` that no field of the same category has yet."""
-    used = {word for k, words in enumerate(drawn) if pools.categories[k] == pools.categories[i] for word in words}
-    return tuple(word for word in pool if word not in used) if used else pool
-
-
-def _changed(random: Random, scenario: Scenario, pools: Pools, asked: Sequence[int]) -> Scenario:
-    """The scenario with changes after which each item asked for holds one thing."""
-    assert pools.changes is not None
-    changes = draw_changes(random, pools.changes, pools.n_items, asked)
-    n_new = sum(change.kind == "put" for change in changes)
-    return replace(scenario, changes=changes, things=_draw_things(random, pools, scenario.items, n_new))
-
-
-def _draw_things(random: Random, pools: Pools, items: Sequence[tuple[str, ...]], n: int) -> tuple[str, ...]:
+def _draw_things(
+    random: Random, changes: Changes, pools: Pools, items: Mapping[str, tuple[str, ...]], n: int
+) -> tuple[str, ...]:
     """Things to put in: words that no item holds at first."""
-    assert pools.changes is not None
-    holds = pools.changes.holds
-    left = [word for word in pools.items[holds] if word not in items[holds]]
+    left = [word for word in pools.items[changes.holds] if word not in items[changes.holds]]
     if len(left) < n:
-        raise InputError(f"{len(left)} {pools.categories[holds]} are left to put in; {n} are needed: give more words")
+        category = pools.categories[changes.holds]
+        raise InputError(f"{len(left)} {category} are left to put in; {n} are needed: give more words")
     return tuple(random.sample(left, n))

@@ -133,27 +133,18 @@ def _splits(task: Task, tokenizer: PreTrainedTokenizerBase, most: int, fewest: i
         seen |= dict.fromkeys(rows, split)
         few = f"there are only {n} prompts" if n < most and isinstance(task, TemplateTask) else ""
         yield Finding(f"split {split}: prompts of another split", f"{shared} of {n}", shared == 0, few)
-        if several := _of_several_tokens(pairs):
+        if pairs.continuations is not None:
+            # one token is all that a study can compare
+            several = (pairs.continuations >= 0).any(1).nonzero()[:, 0].tolist()
+            first = task.describe(pairs, several[0], tokenizer)
+            prompt = "".join(first.clean.tokens)
             yield Finding(
                 f"split {split}: answers of several tokens",
                 f"{len(several)} of {n}",
                 False,
-                _told(task, pairs, several[0], tokenizer),
+                f"such as {first.answer!r} after {prompt!r}: a study refuses them; give answers of one token, or set "
+                f"`answer_tokens: first`",
             )
-
-
-def _of_several_tokens(pairs: Pairs) -> list[int]:
-    """The prompts whose answer is not one token, which is all that a study can compare."""
-    return [] if pairs.continuations is None else (pairs.continuations >= 0).any(1).nonzero()[:, 0].tolist()
-
-
-def _told(task: Task, pairs: Pairs, prompt: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    pair = task.describe(pairs, prompt, tokenizer)
-    text = "".join(pair.clean.tokens)
-    return (
-        f"such as {pair.answer!r} after {text!r}: a study refuses them; give answers of one token, or set "
-        f"`answer_tokens: first`"
-    )
 
 
 def _few(names: list[str]) -> str:

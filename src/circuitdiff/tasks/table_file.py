@@ -8,76 +8,69 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from circuitdiff.config.reading import read_jsonl, read_text, read_yaml
 from circuitdiff.config.settings import FolderName, Name, Settings
 from circuitdiff.config.validation import validated
 from circuitdiff.errors import InputError, choices
 from circuitdiff.tasks.scenarios import SPLITS
-from circuitdiff.tasks.template_file import Scored
+from circuitdiff.tasks.template_file import Scored, first_repeated
 from circuitdiff.tasks.tokens import Prompt, Span, check_names, cut_at_roles
 
 TABLES = (".jsonl", ".csv")
 _LISTED = "|"  # what separates several answers or foils in a cell of a CSV file
 
 
-class Columns(Settings):
-    """What the columns of a table are called."""
-
-    prompt: str = "prompt"
-    answer: str = "answer"
-    counterfactual: str = "counterfactual"
-    counterfactual_answer: str = "counterfactual_answer"
-    foils: str = "foils"
-    scenario: str = "scenario"
-    split: str = "split"
-    queried: str = "queried"
-    roles: str = "roles"
-    counterfactual_roles: str = "counterfactual_roles"
-
-    @model_validator(mode="after")
-    def _each_its_own(self) -> Columns:
-        names = list(self.model_dump().values())
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"two of them are called {twice!r}; give each column its own name")
-        return self
-
-
-class TableFile(Settings):
-    """A task as a table; its path is relative to this file. `roles`: columns that hold the word at which a role sits.
-
-    `space`: an answer without one gets a space before it. `answer_tokens`: which of an answer's tokens count.
-    """
-
-    table: str
-    name: FolderName | None = None
-    about: str = ""
-    columns: Columns = Columns()
-    roles: dict[Name, str | tuple[str, str]] = Field(default_factory=dict)  # the clean prompt's, the counterfactual's
-    space: bool = True
-    answer_tokens: Scored = "all"
-    question: tuple[str, ...] = ("last",)
-    plans: dict[Name, Any] = Field(default_factory=dict)
-
-
 _Some = Annotated[str, Field(min_length=1)]
 _Several = tuple[_Some, ...]
+_Answers = _Some | Annotated[_Several, Field(min_length=1)]
 
 
 class Row(Settings):
     """One row, under our names."""
 
     prompt: str = Field(min_length=1)
-    answer: _Some | Annotated[_Several, Field(min_length=1)]
+    answer: _Answers
     counterfactual: str = Field(min_length=1)
-    counterfactual_answer: _Some | Annotated[_Several, Field(min_length=1)] | None = None
+    counterfactual_answer: _Answers | None = None
     foils: _Some | _Several = ()
     scenario: str | int | None = None
     split: str | None = None
     queried: int = Field(default=0, ge=0, lt=2**31)
     roles: dict[Name, Span | str] = Field(default_factory=dict)
     counterfactual_roles: dict[Name, Span | str] | None = None
+
+
+_OUR_NAMES = {name: name for name in Row.model_fields}
+
+
+class TableFile(Settings):
+    """A task as a table; its path is relative to this file. `roles`: columns that hold the word at which a role sits.
+
+    `columns`: what the table calls those of a row. `space`: an answer without one gets a space before it.
+    `answer_tokens`: which of an answer's tokens count.
+    """
+
+    table: str
+    name: FolderName | None = None
+    about: str = ""
+    columns: dict[str, str] = _OUR_NAMES
+    roles: dict[Name, str | tuple[str, str]] = Field(default_factory=dict)  # the clean prompt's, the counterfactual's
+    space: bool = True
+    answer_tokens: Scored = "all"
+    question: tuple[str, ...] = ("last",)
+    plans: dict[Name, Any] = Field(default_factory=dict)
+
+    @field_validator("columns")
+    @classmethod
+    def _each_its_own(cls, columns: dict[str, str]) -> dict[str, str]:
+        if unknown := next((name for name in columns if name not in _OUR_NAMES), None):
+            raise ValueError(f"there is no key {unknown!r} here{choices(unknown, _OUR_NAMES)}")
+        columns = _OUR_NAMES | columns
+        if twice := first_repeated(columns.values()):
+            raise ValueError(f"two of them are called {twice!r}; give each column its own name")
+        return columns
 
 
 def read_rows(path: Path) -> tuple[TableFile, tuple[tuple[str, Row], ...]]:
@@ -125,13 +118,13 @@ def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _row(origin: str, data: Mapping[str, Any], form: TableFile, is_csv: bool) -> Row:
     """The row under our names. Columns that nothing names are an error, but for those that roles are read from."""
-    names = {theirs: ours for ours, theirs in form.columns.model_dump().items()}
+    names = {theirs: ours for ours, theirs in form.columns.items()}
     words = {name for each in form.roles.values() for name in ((each,) if isinstance(each, str) else each)}
     row = {names.get(key, key): value for key, value in data.items() if key in names or key not in words}
-    if renamed := next((key for key in data if key in form.columns.model_dump() and key not in names), None):
-        theirs = getattr(form.columns, renamed)
+    if renamed := next((key for key in data if key in form.columns and key not in names), None):
+        theirs = form.columns[renamed]
         if theirs not in data:
-            lacks = f"{choices(theirs, data)}"
+            lacks = choices(theirs, data)
             raise InputError(f"{origin}: `columns` says that {renamed} is in {theirs!r}, which the table lacks{lacks}")
         if renamed not in words:
             raise InputError(
@@ -145,11 +138,8 @@ def _row(origin: str, data: Mapping[str, Any], form: TableFile, is_csv: bool) ->
     if form.roles and isinstance(own, dict) and isinstance(changed, dict):
         row["roles"], row["counterfactual_roles"] = {**own}, {**changed}
         for role, columns in form.roles.items():
-            for key, column in zip(
-                ("roles", "counterfactual_roles"),
-                (columns, columns) if isinstance(columns, str) else columns,
-                strict=True,
-            ):
+            both = (columns, columns) if isinstance(columns, str) else columns
+            for key, column in zip(("roles", "counterfactual_roles"), both, strict=True):
                 if column not in data:
                     raise InputError(f"{origin}: role {role!r} is in column {column!r}{choices(column, data)}")
                 row[key][role] = data[column]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,9 +160,13 @@ class TemplateFile(Settings):
             raise ValueError("`list` writes `items`; give both")
         return self
 
-    @property
+    @cached_property
     def written(self) -> tuple[Wording, ...]:
-        return self.wordings or (Wording(text=self.text or ""),)
+        """The wordings, each with its answer and foils."""
+        return tuple(
+            each.model_copy(update={"answer": each.answer or self.answer, "foils": each.foils or self.foils})
+            for each in self.wordings or (Wording(text=self.text or ""),)
+        )
 
 
 def each_of(answers: Answer | Foils | None) -> tuple[str | AnyOf, ...]:
@@ -176,20 +183,21 @@ def entries_of(words: Words, folder: Path, origin: str) -> dict[str, dict[str, s
         words = _read(folder / words.file, origin)
     if isinstance(words, str):
         words = tuple(words.split())
+    if not words:
+        raise InputError(f"{origin}: give at least one word")
     rows = [{"": word} if isinstance(word, str) else dict(word) for word in words]
-    columns = list(rows[0]) if rows else []
-    if odd := next((row for row in rows if list(row) != columns), None):
-        raise InputError(f"{origin}: expected the columns {', '.join(columns)} of every word; got {odd}")
+    if odd := next((row for row in rows if list(row) != list(rows[0])), None):
+        raise InputError(f"{origin}: expected the columns {', '.join(rows[0])} of every word; got {odd}")
     if odd := next((text for row in rows for text in row.values() if text != text.strip()), None):
         raise InputError(f"{origin}: {odd!r} has white space around it; write words without, texts have the spaces")
-    entries = {next(iter(row.values())): row for row in rows}
-    if len(entries) < len(rows) or not rows:
-        names = [next(iter(row.values())) for row in rows]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        raise InputError(
-            f"{origin}: {'give at least one word' if twice is None else f'{twice!r} stands twice; keep one'}"
-        )
-    return entries
+    names = [next(iter(row.values())) for row in rows]
+    if (twice := first_repeated(names)) is not None:
+        raise InputError(f"{origin}: {twice!r} stands twice; keep one")
+    return dict(zip(names, rows, strict=True))
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    return next((name for name, n in Counter(names).items() if n > 1), None)
 
 
 def _read(path: Path, origin: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError, choices
 from circuitdiff.prompts import Pairs
-from circuitdiff.tasks.answers import AnswerTexts, pairs_of
-from circuitdiff.tasks.tokens import Prompt, Span, check_known, check_names, cut_at_roles, tokenise
+from circuitdiff.tasks.answers import AnswerTexts, PairTexts, pairs_of
+from circuitdiff.tasks.tokens import Prompt, Span, check_names, check_words_known, cut_at_roles, tokenise
 
 Roles = Mapping[str, Sequence[str | Span]]  # for each role a word, or a span of characters, of each prompt
 
@@ -62,26 +61,30 @@ def from_texts(
         if not n or (values is not None and (isinstance(values, str) or len(values) != n)):
             raise InputError(f"{name}: expected one for each clean prompt, of which there are {n}; give a list of them")
     check_names([*own], "roles")
-    origins, rows = [f"prompt {i}" for i in range(n)], torch.arange(2 * n)
+    origins = [f"prompt {i}" for i in range(n)]
     if same := [origin for origin, *texts in zip(origins, clean, counterfactual, strict=True) if len({*texts}) == 1]:
         raise InputError(f"{same[0]}: the counterfactual equals the prompt; change what the answer depends on")
     cut = [*_cut(clean, own, origins), *_cut(counterfactual, changed, [f"{each}, counterfactual" for each in origins])]
     prompts = tokenise(tokenizer, cut, [*own, "last"])
-    check_known(tokenizer, prompts, [*origins, *origins])
-    wrong = [(each,) if isinstance(each, str) else tuple(each) for each in foils]
-    return pairs_of(
-        tokenizer,
-        (prompts.select(rows[:n]), prompts.select(rows[n:])),
-        (clean, counterfactual),
-        (
-            [AnswerTexts((answer,), others) for answer, others in zip(answers, wrong, strict=True)],
-            [None if each is None else AnswerTexts((each,), ()) for each in counterfactual_answers or [None] * n],
-        ),
-        scenarios=range(n) if scenarios is None else scenarios,
-        queried=[0] * n if queried is None else queried,
-        origins=origins,
-        space=space,
-    )
+    check_words_known(tokenizer, prompts, [*origins, *origins])
+    new = [() if each is None else (each,) for each in counterfactual_answers or [None] * n]
+    rows = [
+        PairTexts(
+            clean=clean[i],
+            counterfactual=counterfactual[i],
+            answers=AnswerTexts((answers[i],), _foils_of(foils[i])),
+            new_answers=AnswerTexts(new[i]),
+            origin=origins[i],
+            scenario=i if scenarios is None else scenarios[i],
+            queried=0 if queried is None else queried[i],
+        )
+        for i in range(n)
+    ]
+    return pairs_of(tokenizer, prompts, rows, space=space)
+
+
+def _foils_of(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _cut(texts: Sequence[str], roles: Roles, origins: Sequence[str]) -> list[Prompt]:

@@ -6,12 +6,12 @@ Also which words a tokenizer writes as one token of their own, in the contexts w
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
@@ -40,9 +40,7 @@ class Prompt:
 
     pieces: tuple[Piece, ...]
     roles: Mapping[str, str]  # role -> the slot where it sits
-    words: Mapping[str, str] = field(
-        default_factory=dict
-    )  # slot -> the word that fills it, to be held against its tokens
+    words: Mapping[str, str] = field(default_factory=dict)  # slot -> its word, to be held against its tokens
 
     def __post_init__(self) -> None:
         slots = [piece.slot for piece in self.pieces]
@@ -83,25 +81,26 @@ def _span(text: str, role: str, place: Span | str, origin: str) -> Span:
         found = [each.span() for each in re.finditer(rf"(?<!\w){re.escape(place)}(?!\w)", text)] if place else []
         if len(found) != 1:
             raise InputError(
-                f"{origin}: role {role!r} is at the word {place!r}, which stands {len(found)} times in {text!r}; give "
-                f"its characters, [start, end]"
+                f"{origin}: role {role!r} is at the word {place!r}, which stands {len(found)} times in {text!r}; "
+                + ("give its characters, [start, end]" if found else "name a word of the prompt")
             )
         return found[0]
     if not 0 <= place[0] < place[1] <= len(text):
         raise InputError(
             f"{origin}: role {role!r} is at characters {place[0]} to {place[1]} of a prompt of {len(text)}; give "
-            f"[start, end] with start < end"
+            f"[start, end] with start < end, and end {len(text)} at most"
         )
     return place
 
 
 @dataclass(frozen=True)
 class _Tokenised:
-    """One prompt's token ids with the slot name of each, and the position of each slot as a role."""
+    """One prompt's token ids with the slot name of each; and of each slot its position as a role, and its tokens."""
 
-    ids: list[int]
-    slots: list[str]
-    role_token: dict[str, int]
+    ids: list[int] = field(default_factory=list)
+    slots: list[str] = field(default_factory=list)
+    role_token: dict[str, int] = field(default_factory=dict)
+    of_slot: dict[str, list[int]] = field(default_factory=dict)
 
 
 def tokenise(
@@ -127,16 +126,16 @@ def tokenise(
     names = list(dict.fromkeys(name for row in rows for name in row.slots))
     index = {name: i for i, name in enumerate(names)}
     return PromptSet(
-        tokens=_padded([row.ids for row in rows], _padding_id(tokenizer)),
+        tokens=_right_padded([row.ids for row in rows], _padding_id(tokenizer)),
         lengths=torch.tensor([len(row.ids) for row in rows]),
         positions=_positions(prompts, rows, roles),
-        slots=_padded([[index[name] for name in row.slots] for row in rows], -1),
+        slots=_right_padded([[index[name] for name in row.slots] for row in rows], -1),
         slot_names=names,
         slot_kinds=[re.sub(r"\b(segment|change)_\d+\.", r"\1.", name) for name in names],
     )
 
 
-def check_known(tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, origins: Sequence[str]) -> None:
+def check_words_known(tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, origins: Sequence[str]) -> None:
     """Raises: InputError naming the first prompt of whose own text there is a word that the tokenizer does not know."""
     own = torch.tensor([name.partition("#")[0] not in (CHAT, START) for name in prompts.slot_names])[prompts.slots]
     unknown = (prompts.slots >= 0) & own & (prompts.tokens == (-1 if (unk := tokenizer.unk_token_id) is None else unk))
@@ -159,11 +158,8 @@ def _check_words(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], 
             raise InputError(
                 f"the tokenizer does not know every word of {prompt.text!r}: use other words, or another model"
             )
-        tokens: dict[str, list[int]] = {}
-        for token, name in zip(row.ids, row.slots, strict=True):
-            tokens.setdefault(name.partition("#")[0], []).append(token)
         for slot, word in prompt.words.items():
-            ids = tuple(tokens[slot])
+            ids = tuple(row.of_slot[slot])
             if ids not in seen:
                 seen[ids] = str(tokenizer.decode(list(ids))).strip().casefold()
             if seen[ids] != word.casefold():
@@ -197,16 +193,17 @@ def _with_slots(
 ) -> _Tokenised:
     text = prompt.text
     slot_at = [piece.slot for piece in prompt.pieces for _ in piece.text]
-    row, n_tokens = _Tokenised([], [], {}), Counter()
+    row = _Tokenised()
     for token, (start, end), is_special in zip(ids, offsets, special, strict=True):
         if is_special and row.role_token:  # the text has begun: this one comes after it
             continue
         slot = START if is_special else _slot_of_span(text, slot_at, start, end)
         if slot != START and not (slot in row.role_token and slot.rpartition(".")[2].startswith("after_")):
             row.role_token[slot] = len(row.ids)
+        earlier = row.of_slot.setdefault(slot, [])
+        row.slots.append(f"{slot}#{len(earlier)}" if earlier else slot)
         row.ids.append(token)
-        row.slots.append(f"{slot}#{n_tokens[slot]}" if n_tokens[slot] else slot)
-        n_tokens[slot] += 1
+        earlier.append(token)
     if empty := [piece.slot for piece in prompt.pieces if piece.slot not in row.role_token]:
         raise InputError(f"the tokenizer has no token for slot {empty[0]!r} of {text!r}: give it other words")
     return row
@@ -237,9 +234,8 @@ def _positions(
     return {role: torch.tensor([positions.get(role, -1) for positions in found]) for role in roles}
 
 
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+def _right_padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=filler)
 
 
 def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -248,20 +244,11 @@ def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next(token for token in candidates if isinstance(token, int))
 
 
-@dataclass(frozen=True)
-class WholeWords:
+class WholeWords(NamedTuple):
     """Words of one token each, with its id, in the order given; and those that had to be left out."""
 
     ids: Mapping[str, int]
     left_out: tuple[str, ...]
-
-    def check_enough(self, n_needed: int, what: str, otherwise: str = "") -> None:
-        """Raises: InputError if fewer than `n_needed` words are left; `otherwise` ends its advice."""
-        if len(self.ids) < n_needed:
-            raise InputError(
-                f"this task needs {n_needed} {what} of one token each, but the tokenizer keeps {len(self.ids)} "
-                f"of {len(self.ids) + len(self.left_out)} whole: give the task other {what}{otherwise}"
-            )
 
 
 def one_token_words(

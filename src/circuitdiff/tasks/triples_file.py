@@ -10,7 +10,7 @@ without the field, each line is a scenario of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,31 +44,21 @@ def read_triples(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> Triple
     Raises: InputError naming the line whose form is wrong, whose target is not one token, or is the answer.
     """
     path = Path(path)
-    lines = {origin: validated(Line, line, origin) for origin, line in read_jsonl(path)}
+    lines = [(validated(Line, line, origin), origin) for origin, line in read_jsonl(path)]
     if not lines:
         raise InputError(f"{path} has no triples; expected one JSON object a line")
-    return triples_of(lines.values(), tokenizer, path.stem, list(lines))
-
-
-def triples_of(
-    lines: Iterable[Line], tokenizer: PreTrainedTokenizerBase, name: str, origins: Sequence[str] | None = None
-) -> Triples:
-    """Triples written in Python; `origins` names each in errors."""
-    lines = list(lines)
-    origins = origins or [f"triple {number} of {name!r}" for number in range(1, len(lines) + 1)]
-    places = list(zip(lines, origins, strict=True))
-    base = [cut_at_roles(line.base, line.base_roles, origin) for line, origin in places]
-    source = [cut_at_roles(line.source, line.source_roles, origin) for line, origin in places]
+    base = [cut_at_roles(line.base, line.base_roles, origin) for line, origin in lines]
+    source = [cut_at_roles(line.source, line.source_roles, origin) for line, origin in lines]
     return Triples(
-        name=name,
+        name=path.stem,
         base=tokenise(tokenizer, base),
         source=tokenise(tokenizer, source),
-        answers=torch.tensor([_answer_token(tokenizer, line.base, line.answer, origin) for line, origin in places]),
-        targets=torch.tensor([_answer_token(tokenizer, line.base, line.target, origin) for line, origin in places]),
+        answers=torch.tensor([_answer_token(tokenizer, line.base, line.answer, origin) for line, origin in lines]),
+        targets=torch.tensor([_answer_token(tokenizer, line.base, line.target, origin) for line, origin in lines]),
         pointers={},
-        scenarios=_scenarios([line.scenario for line in lines]),
-        queried=torch.tensor([line.queried for line in lines]),
-        source_queried=torch.tensor([line.source_queried for line in lines]),
+        scenarios=_scenarios([line.scenario for line, _ in lines]),
+        queried=torch.tensor([line.queried for line, _ in lines]),
+        source_queried=torch.tensor([line.source_queried for line, _ in lines]),
     )
 
 

@@ -15,7 +15,13 @@ from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.estimates import circuit_from
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.sections.discovery import discovered
-from circuitdiff.study.sections.faithfulness import SECTION, CircuitInModel, FaithfulnessOptions, _at_other_segments
+from circuitdiff.study.sections.faithfulness import (
+    SECTION,
+    CircuitInModel,
+    FaithfulnessOptions,
+    _at_other_segments,
+    cautions,
+)
 from circuitdiff.study.sections.faithfulness_controls import Built, control_circuit, next_best, random_circuits
 from circuitdiff.tasks import entity_tracking
 from helpers.tiny_context import TinyContext, tiny_context
@@ -157,6 +163,26 @@ def test_a_circuit_has_a_rank_among_a_hundred_random_ones():
     assert found.rank_p == pytest.approx((1 + 10) / 101), "ten of 28 or 29 are as good"
     assert (found.mean, found.n_prompts, found.accuracies[3]) == (pytest.approx(19.5 / 40), 40, 13 / 40)
     assert random_circuits(drawn[:99], of_hits(28)).rank_p is None
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "rank_p", "warned"),
+    [((0.9, 0.6), None, True), ((0.6, 0.5), None, False), ((0.1,) * 100, 0.2, True), ((0.9,) * 100, 0.01, False)],
+)
+def test_a_circuit_that_is_not_surely_better_than_random_ones_is_warned_of(results, accuracies, rank_p, warned):
+    cell = next(iter(results.values()))
+    random = replace(cell.random, accuracies=accuracies, rank_p=rank_p)
+    sound = replace(cell, value=1.1, random=random, circuit_accuracy=replace(cell.circuit_accuracy, value=0.7))
+    said = list(cautions({("tiny", "ours"): sound}))
+    assert len(said) == warned
+    assert all("ours in tiny is not surely better than random circuits of its size: it scores 0.700" in s for s in said)
+
+
+def test_faithfulness_above_one_point_one_is_one_caution_a_model(results):
+    cell = replace(next(iter(results.values())), random=None)
+    values = {("m", "a"): 1.5, ("m", "b"): 1.75, ("n", "a"): 1.25, ("n", "b"): 1.1, ("n", "c"): None}
+    said = list(cautions({key: replace(cell, value=value) for key, value in values.items()}))
+    assert ["in m is above 1.1 (a 1.500, b 1.750)" in said[0], "(a 1.250)" in said[1], len(said)] == [True, True, 2]
 
 
 def test_the_mean_of_random_circuits_is_a_share_and_so_are_its_bounds():

@@ -25,7 +25,6 @@ from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.registry import SECTIONS, parse_study, read_results
 from circuitdiff.study.runner import run_study
 from circuitdiff.study.sections import functions
-from circuitdiff.study.sections.functions_options import chosen_circuits, files
 from circuitdiff.study.sections.functions_units import MaskRuns, Patched, answers_of_patched, learned_mask
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.desiderata import sample_triples
@@ -221,7 +220,7 @@ def test_a_records_bytes_do_not_depend_on_what_ran_before(folder, models):
 
     def contents(order: list[int]) -> dict[int, bytes]:
         subject = loaded(models["one"], study)
-        return {i: packed(units[i][0](subject, **units[i][1])) for i in order}
+        return {i: packed(record_of(units[i][0](subject, **units[i][1]))) for i in order}
 
     order = list(range(len(units)))
     forth, back = contents(order), contents(order[::-1])
@@ -257,29 +256,29 @@ def test_given_heads_are_patched_not_those_of_the_models_own_mask(planted):
     shared = MaskRuns((("value_fetcher", group),), 0, 0, 1.0)
     options = MaskOptions(train=8, validation=6, test=24, steps=2, random_groups=0)
     common = {"triples": of, "tested": ("value_fetcher",), "shared": shared}
-    record = learned_mask(planted, group="value_fetcher", options=options, sweep=None, **common)
-    own = MaskFit(**value_of(record) | {"test": planted.triples(of).select(test)})
+    fit = learned_mask(planted, group="value_fetcher", options=options, sweep=None, **common)
+    own = MaskFit(**fit | {"test": planted.triples(of).select(test)})
     assert own.heads == ()  # two steps are too few to choose any
     draws = (of, *(replace(of, redraw=redraw, n_redrawn=20) for redraw in (1, 2)))
     patched = (*(Patched("value_fetcher", each, group.heads) for each in draws), Patched("value_fetcher", draws[1], ()))
-    answers = answers_of_patched(planted, patched=patched, **common).tensors
+    answers = answers_of_patched(planted, patched=patched, **common)
 
     def accuracy(redraw: int, rows) -> float:
         triples = sample_triples(task, model.tokenizer, "object", 38, redraw=redraw)
         patching = SharedRuns(model, {"value_fetcher": group}, triples.base).patching("value_fetcher", triples)
         expected = patching.answers(group.heads, rows)
-        assert torch.equal(answers[str(redraw)], expected)
+        assert torch.equal(answers[redraw], expected)
         return float((expected == triples.targets[rows]).double().mean())
 
-    transferred = functions.transferred_of(group.heads, answers["0"], own, "elsewhere")
+    transferred = functions.transferred_of(group.heads, answers[0], own, "elsewhere")
     assert transferred.value == pytest.approx(accuracy(0, test))
     assert transferred.value > 0.3
     assert transferred.above_own_mask.value == pytest.approx(transferred.value - float(own.accuracy().value))
-    hits = [answers[str(i)] == planted.triples(draws[i]).targets for i in (1, 2)]
+    hits = [answers[i] == planted.triples(draws[i]).targets for i in (1, 2)]
     redrawn = functions.redrawn_of(hits, group.heads, "elsewhere")
     assert redrawn.accuracies == pytest.approx(tuple(accuracy(redraw, test[:20]) for redraw in (1, 2)))
     assert redrawn.accuracies[0] != redrawn.accuracies[1]
-    assert torch.equal(answers["3"], own.answers["nothing"][:20])
+    assert torch.equal(answers[3], own.answers["nothing"][:20])
     assert (transferred.from_model, redrawn.from_model) == ("elsewhere", "elsewhere")
 
 
@@ -297,7 +296,7 @@ def test_triples_of_ones_own_are_tested_beside_the_tasks(folder, models, tmp_pat
     (folder / "fetcher.json").write_text(json.dumps(Circuit({"fetcher": GROUPS["fetcher"]}).to_dict()))
     options = OPTIONS | {"desiderata": ["own.jsonl", "position"], "further": {}, "redraw": {"times": 0}}
     study = study_of(folder, options | {"circuits": ["mine"]}, circuits={"mine": "fetcher.json"}, variants={})
-    assert [*files(study.functions)] == [str(folder / "own.jsonl")]
+    assert study.functions.files == [str(folder / "own.jsonl")]
     cells = results_of(study, tmp_path / "run").functions["mine"]["one"]["fetcher"]
     assert list(cells) == ["own", "position"]
     assert cells["own"].accuracy == cells["position"].accuracy
@@ -343,7 +342,7 @@ def test_a_circuit_without_heads_is_not_tested_and_only_chosen_models_are(folder
 def test_a_circuit_is_tested_once_and_only_those_that_are_looked_for_unless_they_are_named(folder):
     def chosen(options: dict[str, Any], **changes: Any) -> list[str]:
         study = study_of(folder, options, **changes)
-        return chosen_circuits(study.functions, study)
+        return study.functions.circuits_of(study)
 
     assert chosen(SMALL) == ["one", "two"]
     assert chosen(SMALL, discover_in=[]) == ["one"]
@@ -351,7 +350,8 @@ def test_a_circuit_is_tested_once_and_only_those_that_are_looked_for_unless_they
 
 
 def test_a_task_without_desiderata_is_said_to_have_none(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(TASK), "desiderata", property(lambda _: ()))
+    without = replace(TASK, desiderata=())
+    monkeypatch.setattr("circuitdiff.study.settings.get_task", lambda *_, **__: without)
     results = results_of(study_of(folder, {}, variants={}), tmp_path / "run")
     assert results.functions == {}
     assert any("no desiderata are written for the task entity_tracking" in warning for warning in results.warnings)

@@ -70,8 +70,8 @@ def test_the_matrix_is_the_librarys(context, tuned):
 def test_what_is_blocked_is_what_the_record_holds(context, tuned, monkeypatch):
     """Log probabilities tell apart what hits of a random model cannot."""
     kept = []
-    read = knockout.value_of
-    monkeypatch.setattr(knockout, "value_of", lambda record: kept.append(read(record)) or kept[-1])
+    run = knockout.knocked_out
+    monkeypatch.setattr(knockout, "knocked_out", lambda *a, **k: kept.append(run(*a, **k)) or kept[-1])
     options = KnockoutOptions(prompts=6, layer_step=1, single_layers=True, roles=OPTIONS.roles)
     results = context.run(SECTION.run(context.study, options))
     loaded = context.loaded("tuned")

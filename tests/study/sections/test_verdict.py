@@ -87,8 +87,8 @@ def test_a_mask_that_was_not_held_against_a_trained_floor_is_known_as_such():
 
 
 def test_a_variant_without_masks_leaves_the_evidence_open():
-    assert functions_evidence(masks(), "base", "other") == []
-    assert functions_evidence({}, "base", "tuned") == []
+    assert functions_evidence(masks(), "base", "other") == ()
+    assert functions_evidence({}, "base", "tuned") == ()
 
 
 def test_groups_that_carry_nothing_are_named():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Annotated, Any
@@ -17,15 +17,13 @@ from circuitdiff.circuit import Group, Head
 from circuitdiff.config.settings import Count, CountOrZero, Prompts
 from circuitdiff.config.validation import check_fields
 from circuitdiff.engine import Model
+from circuitdiff.engine.executor import Progress
 from circuitdiff.methods.component_mask.patching import MEMORY_GB, Patching, SharedRuns
 from circuitdiff.methods.component_mask.training import Mask, Part, Training, train_mask
 from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval
 from circuitdiff.stats.proportions import accuracy_interval, difference_interval
 from circuitdiff.triples import Triples, split_by_scenario
-
-Progress = Callable[[int, int], None]  # done, of how many
-
 
 Penalty = Annotated[float, Field(ge=0, le=1e6)]  # nats per patched head
 
@@ -174,16 +172,10 @@ def fit_mask(
     role, or there are too few triples.
     """
     options = options or MaskOptions()
-    split_by_scenario(triples.scenarios, options.n_triples)
     triples.check_role(group.at)
+    groups, n_random = {"group": group}, options.random_groups
     shared = SharedRuns(
-        model,
-        {"group": group},
-        triples.base,
-        n_random=options.random_groups,
-        seed=seed,
-        executor=executor,
-        memory_gb=memory_gb,
+        model, groups, triples.base, n_random=n_random, seed=seed, executor=executor, memory_gb=memory_gb
     )
     return fit_shared(shared, "group", triples, options, sweep=sweep, seed=seed, progress=progress)
 

@@ -17,11 +17,12 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Edit, Executor, Model, executor_named
 from circuitdiff.engine.capture import read_heads
+from circuitdiff.engine.executor import Progress
 from circuitdiff.engine.fits import check_triples, rows_at_once
 from circuitdiff.engine.kept_runs import KeptRuns, Need, keep_runs, kept_gb
 from circuitdiff.engine.model import bypassed
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.shapes import has_others, random_group
+from circuitdiff.evaluation.shapes import by_layer, has_others, random_group
 from circuitdiff.prompts import Bucket, PromptSet
 from circuitdiff.triples import Triples
 
@@ -64,7 +65,8 @@ class Patching:
         self, heads: Sequence[Head], keep: Float[Tensor, " head"], bucket: Bucket, quantity: Quantity
     ) -> Float[Tensor, " prompt"]:
         """`quantity` of the bucket's base prompts, with keep * own z + (1 - keep) * source z; differentiable."""
-        batch = self.runs.batch(Need(self.at, self._first_layer(heads)), bucket)
+        needs = [Need(self.at, self._first_layer(heads))]
+        batch = self.runs.batch(bucket, bucket.positions[self.at], needs)
         rows = bucket.prompts.to(self.model.device)
 
         def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
@@ -139,7 +141,6 @@ class Patching:
 
 
 MEMORY_GB = 2.25  # keeps the clean runs of 750 prompts of 53 tokens of a model of 135M parameters, for four groups
-Progress = Callable[[int, int], None]  # done, of how many
 SourceZ = Mapping[tuple[str, Head], Float[Tensor, "prompt d_head"]]
 
 
@@ -162,7 +163,9 @@ class SharedRuns:
         memory_gb: float = MEMORY_GB,
         progress: Progress | None = None,
     ) -> None:
-        _check_groups(model, groups, base)
+        if empty := [name for name, group in groups.items() if not group.heads]:
+            raise InputError(f"group {empty[0]!r} has no heads, so there is nothing to mask; leave it out")
+        Circuit(groups).check_fits(model.n_layers, model.n_heads, base.positions)
         self.model, self.groups, self._base = model, dict(groups), base
         self._executor, self._memory_gb, self._progress = executor_named(executor), memory_gb, progress
         self._kept_gb = memory_gb if executor == "window" else 0.0
@@ -173,7 +176,7 @@ class SharedRuns:
     @cached_property
     def runs(self) -> KeptRuns:
         """The base prompts' clean runs."""
-        return keep_runs(self.model, self._base, self._needs, self._kept_gb, self._progress)
+        return keep_runs(self.model, self._base, self._needs, self._kept_gb, self._memory_gb, self._progress)
 
     @cached_property
     def may_take_gb(self) -> float:
@@ -182,7 +185,7 @@ class SharedRuns:
 
     @property
     def _needs(self) -> list[Need]:
-        return [Need(self.groups[name].at, n) for name in self.groups for n in _layers(self._heads(name))]
+        return [Need(self.groups[name].at, n) for name in self.groups for n in by_layer(self._heads(name))]
 
     def patching(
         self,
@@ -230,13 +233,8 @@ class SharedRuns:
 
     def _make(self, group: str, source: SourceZ) -> Patching:
         at = self.groups[group].at
-        return Patching(
-            runs=self.runs,
-            executor=self._executor,
-            at=at,
-            source_z={head: source[at, head] for head in self._heads(group)},
-            memory_gb=self._memory_gb,
-        )
+        z = {head: source[at, head] for head in self._heads(group)}
+        return Patching(self.runs, self._executor, at, z, self._memory_gb)
 
     def _heads(self, group: str) -> list[Head]:
         """The group's and those it is compared with."""
@@ -249,25 +247,16 @@ class SharedRuns:
             group = self.groups[name]
             if group.at in source.positions and (source.positions[group.at] >= 0).all():
                 heads.setdefault(group.at, set()).update(self._heads(name))
-        wanted = {at: {layer: _indices(chosen, layer) for layer in _layers(chosen)} for at, chosen in heads.items()}
+        wanted = {at: by_layer(chosen) for at, chosen in heads.items()}
         last = max(layer for layers in wanted.values() for layer in layers)
-        on_device = {at: {n: i.to(self.model.device) for n, i in layers.items()} for at, layers in wanted.items()}
         with bypassed(self.model.layers[last + 1 :]):  # what comes later cannot change what is read
-            carried = read_heads(self.model, source, "z", on_device)
+            carried, _ = read_heads(self.model, source, ["z"], wanted)
         return {
-            (at, Head(layer, index)): carried[at][layer][:, i]
+            (at, Head(layer, index)): carried["z"][at][layer][:, i]
             for at, layers in wanted.items()
             for layer, indices in layers.items()
-            for i, index in enumerate(indices.tolist())
+            for i, index in enumerate(indices)
         }
-
-
-def _check_groups(model: Model, groups: Mapping[str, Group], base: PromptSet) -> None:
-    """Raises: InputError for a group without heads, and for a head or role that does not exist."""
-    for name, group in groups.items():
-        if not group.heads:
-            raise InputError(f"group {name!r} has no heads, so there is nothing to mask; leave it out")
-    Circuit(groups).check_fits(model.n_layers, model.n_heads, base.positions)
 
 
 def _random_orders(model: Model, group: Group, n_random: int, seed: int) -> list[tuple[Head, ...]]:
@@ -280,11 +269,3 @@ def _random_orders(model: Model, group: Group, n_random: int, seed: int) -> list
     g = torch.Generator().manual_seed(seed)
     drawn = [random_group(group, model.n_layers, model.n_heads, g).heads for _ in range(n_random)]
     return [tuple(heads[i] for i in torch.randperm(len(heads), generator=g).tolist()) for heads in drawn]
-
-
-def _layers(heads: Iterable[Head]) -> list[int]:
-    return sorted({head.layer for head in heads})
-
-
-def _indices(heads: Iterable[Head], layer: int) -> Tensor:
-    return torch.tensor(sorted(head.index for head in heads if head.layer == layer))

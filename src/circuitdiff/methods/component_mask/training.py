@@ -181,10 +181,19 @@ def train_mask(
     adam = torch.optim.Adam([parameter], lr=how.learning_rate * gates.pace)
     targets = torch.full((patching.n_prompts,), -1).index_put((train.rows,), train.targets).to(parameter.device)
     quantity = _LOSSES[how.loss](targets)
-    found = _Best()
-    found.see(patching, heads, gates.keep(parameter.detach()), validation, 0)
-    batches = _batches(train.rows, _prompts_per_step(patching, train.rows, how), generator)
     patience = how.patience or gates.patience
+    checks, keeps, patched = list[Check](), list[Tensor](), list[list[Head]]()
+
+    def check(step: int) -> None:
+        keeps.append(gates.keep(parameter.detach()).cpu().clone())
+        patched.append(selected(keeps[-1], heads))
+        hits = patching.answers(patched[-1], validation.rows) == validation.targets
+        checks.append(Check(step, len(patched[-1]), float(hits.double().mean())))
+
+    check(0)
+    width = patching.widths[train.rows].double().mean().item()
+    at_once = max(1, min(how.prompts_per_step, int(how.positions_per_step / width), len(train.rows)))
+    batches = _batches(train.rows, at_once, generator)
     for step, rows in zip(range(1, how.most_steps + 1), batches, strict=False):
         parameter.grad = gradient(patching, heads, parameter, gates, penalty, rows, quantity, generator)
         adam.step()
@@ -192,10 +201,11 @@ def train_mask(
             gates.project(parameter)
         progress()
         if step % how.check_every == 0 or step == how.most_steps:
-            found.see(patching, heads, gates.keep(parameter.detach()), validation, step)
-            if found.n_same >= patience and step >= how.first_move:
+            check(step)
+            if patched[-patience - 1 :] == [patched[-1]] * (patience + 1) and step >= how.first_move:
                 break
-    return Mask(heads, found.keep, penalty, seed, tuple(found.checks), found.accuracy)
+    best = max(range(len(checks)), key=lambda i: (checks[i].accuracy, -checks[i].n_patched))
+    return Mask(heads, keeps[best], penalty, seed, tuple(checks), checks[best].accuracy)
 
 
 def gradient(
@@ -219,44 +229,11 @@ def gradient(
     return torch.autograd.grad(whole, parameter)[0]
 
 
-def _prompts_per_step(patching: Patching, rows: Int[Tensor, " prompt"], how: Training) -> int:
-    width = patching.widths[rows].double().mean().item()
-    return max(1, min(how.prompts_per_step, int(how.positions_per_step / width), len(rows)))
-
-
 def _batches(rows: Int[Tensor, " prompt"], size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """All prompts in random order, again and again; what is left of a round and does not fill a step is not used."""
-    waiting = rows[:0]
     while True:
-        if len(waiting) < size:
-            waiting = rows[torch.randperm(len(rows), generator=generator)]
-        yield waiting[:size]
-        waiting = waiting[size:]
-
-
-class _Best:
-    """The best mask so far on the validation prompts."""
-
-    def __init__(self) -> None:
-        self.checks: list[Check] = []
-        self.keep: Tensor = torch.empty(0)
-        self.n_same = 0  # checks in a row, after the first step, with the mask of the check before
-        self._rank, self._last = (-1.0, 0), None
-
-    @property
-    def accuracy(self) -> float:
-        return self._rank[0]
-
-    def see(self, patching: Patching, heads: tuple[Head, ...], keep: Tensor, validation: Part, step: int) -> None:
-        patched = selected(keep, heads)
-        self.n_same = self.n_same + 1 if patched == self._last else 0
-        self._last = patched
-        hits = patching.answers(patched, validation.rows) == validation.targets
-        check = Check(step, len(patched), float(hits.double().mean()))
-        self.checks.append(check)
-        rank = (check.accuracy, -check.n_patched)
-        if rank > self._rank:
-            self.keep, self._rank = keep.cpu().clone(), rank
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        yield from order[: len(rows) // size * size].split(size)
 
 
 def cross_entropy(targets: Int[Tensor, " prompt"]) -> Quantity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Model
-from circuitdiff.engine.capture import Carried, read_heads_and_ends
-from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.capture import Carried, read_heads
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import N_VALUES, Evaluation, answers_readout, evaluation_of
 from circuitdiff.evaluation.circuits import check_heads, check_roles
+from circuitdiff.evaluation.shapes import by_layer
 from circuitdiff.models.comparable import Shape
 from circuitdiff.prompts import Pairs
 
@@ -70,13 +70,18 @@ def read_several(
     """`read_activations` of several kinds, off the same runs."""
     check_pairs(model, pairs, "cross-model patching")
     wanted = heads_by_role(groups)
-    for what in whats:
-        _check(model, pairs, wanted, what)
-    indices = {
-        role: {layer: torch.tensor(heads, device=model.device) for layer, heads in by.items()}
-        for role, by in wanted.items()
-    }
-    values, ends = read_heads_and_ends(model, pairs.clean_prompts, whats, indices, _answers_and_ends(pairs, model))
+    if unknown := [what for what in whats if what not in get_args(Carrier)]:
+        raise InputError(f"what is patched must be one of {', '.join(get_args(Carrier))}; got {unknown[0]!r}")
+    check_roles(pairs, wanted)
+    for layers in wanted.values():
+        check_heads(model, (Head(layer, max(heads)) for layer, heads in layers.items()))
+    answers_of = answers_readout(pairs, model.device)
+
+    def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
+        columns = answers_of(logits, prompt)
+        return torch.cat([columns, sampled(logits).to(columns.dtype)], dim=1)
+
+    values, ends = read_heads(model, pairs.clean_prompts, whats, wanted, readout)
     answers, shape = evaluation_of(ends[:, :N_VALUES], pairs), Shape.of(model, pairs)
     return {
         what: Activations(shape, what, wanted, values[what], answers, ends[:, N_VALUES:], model.d_vocab)
@@ -89,13 +94,13 @@ def heads_by_role(groups: Iterable[Group]) -> dict[str, dict[int, tuple[int, ...
     found: dict[str, set[Head]] = {}
     for group in groups:
         found.setdefault(group.at, set()).update(group.heads)
-    return {role: _by_layer(heads) for role, heads in found.items()}
+    return {role: by_layer(heads) for role, heads in found.items()}
 
 
 def patches(source: Activations, group: Group) -> tuple[Patch, ...]:
     """What gives the heads of a group what they carry in `source`."""
     found = []
-    for layer, heads in _by_layer(group.heads).items():
+    for layer, heads in by_layer(group.heads).items():
         known = source.heads[group.at][layer]
         places = [known.index(head) for head in heads]
         found.append(Patch(source.what, group.at, layer, heads, source.values[group.at][layer][:, places]))
@@ -121,26 +126,3 @@ def _sample_of(d_vocab: int) -> Int[Tensor, " sampled"]:
     """Tokens in their order: nearly the same for a vocabulary to which some were added."""
     rank = torch.from_numpy(np.random.default_rng(0).random(d_vocab))  # of a token, whatever comes after it
     return rank.argsort()[:_SAMPLED_TOKENS].sort().values
-
-
-def _answers_and_ends(pairs: Pairs, model: Model) -> Readout:
-    answers = answers_readout(pairs, model.device)
-
-    def readout(logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]) -> Float[Tensor, "row value"]:
-        columns = answers(logits, prompt)
-        return torch.cat([columns, sampled(logits).to(columns.dtype)], dim=1)
-
-    return readout
-
-
-def _by_layer(heads: Collection[Head]) -> dict[int, tuple[int, ...]]:
-    layers = sorted({head.layer for head in heads})
-    return {layer: tuple(sorted({head.index for head in heads if head.layer == layer})) for layer in layers}
-
-
-def _check(model: Model, pairs: Pairs, wanted: Mapping[str, Mapping[int, tuple[int, ...]]], what: str) -> None:
-    if what not in get_args(Carrier):
-        raise InputError(f"what is patched must be one of {', '.join(get_args(Carrier))}; got {what!r}")
-    check_roles(pairs, wanted)
-    for layers in wanted.values():
-        check_heads(model, (Head(layer, max(heads)) for layer, heads in layers.items()))

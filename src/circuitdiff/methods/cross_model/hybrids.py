@@ -153,22 +153,13 @@ def _edits(hybrids: Sequence[Hybrid], bucket: Bucket, device: torch.device) -> l
     for i, hybrid in enumerate(hybrids):
         for patch in hybrid:
             owners.setdefault(patch, []).append(i)
-    return [
-        Edit(
-            patch.layer,
-            patch.what,
-            bucket.positions[patch.role],
-            torch.tensor(patch.heads, device=device),
-            torch.tensor(some),
-            _for_bucket(patch, bucket).to(device),
-        )
-        for patch, some in owners.items()
-    ]
-
-
-def _for_bucket(patch: Patch, bucket: Bucket) -> Float[Tensor, "1 prompt head width"]:
-    values = patch.values[bucket.prompts.to(patch.values.device)][None]
-    return values[..., : bucket.length] if patch.what == "pattern" else values
+    edits = []
+    for patch, some in owners.items():
+        values = patch.values[bucket.prompts.to(patch.values.device)][None]
+        values = values[..., : bucket.length] if patch.what == "pattern" else values
+        heads, at = torch.tensor(patch.heads, device=device), bucket.positions[patch.role]
+        edits.append(Edit(patch.layer, patch.what, at, heads, torch.tensor(some), values.to(device)))
+    return edits
 
 
 def _readout(pairs: Pairs, bucket: Bucket, clean: Clean, device: torch.device) -> Readout:

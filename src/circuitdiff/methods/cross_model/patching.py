@@ -28,14 +28,8 @@ from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.answers import Evaluation, Score
 from circuitdiff.evaluation.circuits import Progress
-from circuitdiff.evaluation.shapes import has_others, random_group
-from circuitdiff.methods.cross_model.activations import (
-    Activations,
-    Carrier,
-    patches,
-    read_activations,
-    read_several,
-)
+from circuitdiff.evaluation.shapes import has_others, named_parts, random_group
+from circuitdiff.methods.cross_model.activations import Activations, Carrier, patches, read_activations, read_several
 from circuitdiff.methods.cross_model.hybrids import Basis, Clean, Hybrid, Ran, basis_of, run_hybrids
 from circuitdiff.models.comparable import Shape, check_comparable
 from circuitdiff.prompts import Pairs
@@ -195,17 +189,11 @@ def check_donor(donor: Activations, recipient: Model, parts: Mapping[str, Group]
 
 
 def _parts(group: Parts, *, per_head: bool) -> dict[str, Group]:
-    if per_head:
-        if not isinstance(group, Group):
-            raise InputError("per_head takes a single group apart; give a Group, not several")
-        return {str(head): Group(group.at, (head,)) for head in group.heads}
-    if isinstance(group, Group):
-        group = {"group": group}
-    parts = dict(group.groups if isinstance(group, Circuit) else group)
+    parts = named_parts(group, per_head=per_head)
     empty = [name for name, part in parts.items() if not part.heads]
     if empty or not parts:
         raise InputError(f"a group to patch needs heads; {', '.join(empty) or 'the circuit'} has none: leave it out")
-    if len(parts) > MOST_GROUPS:
+    if len(parts) > MOST_GROUPS and not per_head:
         raise InputError(f"every subset of at most {MOST_GROUPS} groups is patched; got {len(parts)}: join some")
     return parts
 
@@ -292,15 +280,9 @@ def run_controls(
     if donor.what != "pattern":
         named["noise"] = tuple(replace(theirs, values=_noise(theirs.values, its.values, g)) for theirs, its in both)
         named["scaled"] = tuple(replace(theirs, values=_scaled(theirs.values, its.values)) for theirs, its in both)
-    random = [patches(donor, other) for other in chosen.same_layers]
+    hybrids = [*named.values(), *(patches(donor, other) for other in chosen.same_layers)]
     ran = run_hybrids(
-        recipient,
-        pairs,
-        [*named.values(), *random],
-        Clean(donor, own),
-        executor=executor,
-        memory_gb=memory_gb,
-        progress=progress,
+        recipient, pairs, hybrids, Clean(donor, own), executor=executor, memory_gb=memory_gb, progress=progress
     )
     return Controls(**dict(zip(named, ran, strict=False)), same_layers=tuple(ran[len(named) :]))
 

@@ -17,18 +17,11 @@ from circuitdiff.methods.ablations import ABLATIONS, Ablated, AblationName, abla
 from circuitdiff.readable import Readable
 from circuitdiff.study.common_units import Replaced, circuit_answers, model_answers
 from circuitdiff.study.estimates import Estimate, Ratio, result_of
-from circuitdiff.study.plan import DISTINCT, Part, Sizes
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Section, StudyContext
+from circuitdiff.study.plan import DISTINCT
+from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 
 EVERY_SEGMENT = "_every_segment"  # how the names end of those with heads kept at every segment
-_BY: dict[AblationName, Replaced] = {
-    "mean_by_slot": "slot",
-    "mean_by_kind": "kind",
-    "resample": "resample",
-    "zero": "zero",
-}
 _MARKING: tuple[AblationName, ...] = ("mean_by_kind", "zero")
 
 
@@ -102,7 +95,8 @@ async def _under(
     if set(everywhere.roles) != set(of.circuit.roles):
         kept[ablation + EVERY_SEGMENT] = everywhere
     title, circuits = f"ablations of circuit {name} in {of.model}: {ablation}", [*kept.values(), Circuit({})]
-    *alone, nothing = await circuit_answers(study, of.model, title, circuits, _BY[ablation], _prompts(options))
+    by: Replaced = ablation.removeprefix("mean_by_")  # pyright: ignore[reportAssignmentType]
+    *alone, nothing = await circuit_answers(study, of.model, title, circuits, by, _prompts(options))
     model = (await model_answers(study, of.model)).select(torch.arange(len(nothing.hits)))
     return {key: scores_of(answers, model, nothing) for key, answers in zip(kept, alone, strict=True)}
 

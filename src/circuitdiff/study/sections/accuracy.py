@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitdiff.errors import InputError
@@ -13,14 +13,13 @@ from circuitdiff.evaluation import Evaluation
 from circuitdiff.models.comparable import other_settings
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
-from circuitdiff.study.checks import batching
+from circuitdiff.study.checks import BATCH, batching
 from circuitdiff.study.common_units import EVALUATION, model_answers
-from circuitdiff.study.context import StudyContext, checked
-from circuitdiff.study.estimates import Estimate, Share, mean_logit_difference, printed, share
+from circuitdiff.study.context import checked
+from circuitdiff.study.estimates import Estimate, Share, accuracy, mean_logit_difference, printed, share
 from circuitdiff.study.evidence import Ability
 from circuitdiff.study.facts import ModelFacts
-from circuitdiff.study.section import Part, Section, Sizes
-from circuitdiff.study.units import Unit
+from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.tasks.soundness import guessing
 
 _FEW_SCENARIOS = 50
@@ -55,14 +54,9 @@ async def _accuracy(study: StudyContext, name: str) -> Accuracy:
     facts, pairs = await study.facts(name), await study.pairs(name, EVALUATION)
     if name != study.base:
         await _hold_against_base(study, facts, pairs)
-    record = await study.record(Unit(f"batches of {name}", batching, (name,), {"prompts": EVALUATION}))
-    worst, allowed = record.data, record.data["allowed"]
-    study.add_checks(
-        [
-            checked("batch of one vs batch of many", name, worst["together"], allowed, "logits"),
-            checked("our buckets vs the model's padded batch", name, worst["padded"], allowed, "logits"),
-        ]
-    )
+    worst = await study.value(f"batches of {name}", batching, name, prompts=PromptsOf("evaluation", first=BATCH))
+    held = {"together": "batch of one vs batch of many", "padded": "our buckets vs the model's padded batch"}
+    study.add_checks([checked(held[how], name, worst[how], worst["allowed"], "logits") for how in held])
     answers = await model_answers(study, name)
     n_scenarios = len(answers.scenarios.unique())
     if n_scenarios < _FEW_SCENARIOS:
@@ -78,7 +72,7 @@ async def ability_of(study: StudyContext, model: str) -> Ability:
 
 
 def ability(answers: Evaluation, pairs: Pairs) -> Ability:
-    return Ability(share(answers.hits, answers.scenarios), mean_logit_difference(answers), guessing(pairs))
+    return Ability(accuracy(answers), mean_logit_difference(answers), guessing(pairs))
 
 
 async def stop_unless_able(study: StudyContext) -> None:
@@ -112,16 +106,23 @@ async def _hold_against_base(study: StudyContext, facts: ModelFacts, pairs: Pair
 
 
 def accuracy_of(answers: Evaluation, pairs: Pairs) -> Accuracy:
-    by_queried = [
-        QueriedShare(**vars(share(answers.hits[rows], answers.scenarios[rows])), queried=queried)
-        for queried in pairs.queried.unique().tolist()
-        for rows in [pairs.queried == queried]
-    ]
+    queried = by_queried(answers.hits, answers.scenarios, pairs.queried)
     errors = [
         ErrorShare(**vars(share(rows, answers.scenarios)), kind=kind) for kind, rows in _errors(answers, pairs).items()
     ]
-    hits = share(answers.hits, answers.scenarios)
-    return Accuracy(hits, mean_logit_difference(answers), tuple(by_queried), tuple(errors))
+    return Accuracy(accuracy(answers), mean_logit_difference(answers), queried, tuple(errors))
+
+
+def by_queried(
+    hits: Bool[Tensor, " prompt"], scenarios: Int[Tensor, " prompt"], queried: Int[Tensor, " prompt"]
+) -> tuple[QueriedShare, ...]:
+    """Accuracy by the index of the item that is asked for; none where it is not known (-1)."""
+    return tuple(
+        QueriedShare(**vars(share(hits[rows], scenarios[rows])), queried=index)
+        for index in queried.unique().tolist()
+        for rows in [queried == index]
+        if index >= 0
+    )
 
 
 def _errors(answers: Evaluation, pairs: Pairs) -> dict[str, Bool[Tensor, " prompt"]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import Count, CountOrZero, Draws, Prompts
 from circuitdiff.evaluation import Quantity
@@ -22,13 +21,9 @@ from circuitdiff.methods.completeness import (
 from circuitdiff.readable import Readable
 from circuitdiff.study.common_units import means_of
 from circuitdiff.study.estimates import Estimate, GroupHeads, HeadPlace, Number, estimate, groups_of, result_of
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.preflight import Outlined, check_enough
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
-from circuitdiff.study.section import Part, Section, Sizes, StudyContext
+from circuitdiff.study.preflight import check_enough
+from circuitdiff.study.section import LoadedModel, Needed, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
-from circuitdiff.study.units import Needed, Unit
 
 _OTHER_PARTS = 3  # beside random ones and whole groups: nothing, everything, and the worst part
 
@@ -106,19 +101,11 @@ async def run(study: StudyContext, options: CompletenessOptions) -> dict[str, di
 async def _without_parts(
     study: StudyContext, name: str, of: Discovered, options: CompletenessOptions
 ) -> dict[str, PartsRemoved]:
-    arguments = {
-        "prompts": PromptsOf("evaluation", first=options.prompts),
-        "search_prompts": PromptsOf("evaluation", first=options.greedy_prompts, beyond=True),
-        "circuit": of.circuit,
-        "quantity": options.quantity,
-        "n_random": options.random_parts,
-        "n_steps": options.greedy_steps,
-        "n_candidates": options.greedy_candidates,
-        "seed": study.settings.seed,
-    }
-    title = f"completeness of circuit {name} in {of.model}"
-    unit = Unit(title, parts_removed, (of.model,), arguments, {"means": means_of(of.model)})
-    result, worst = value_of(await study.record(unit))
+    prompts = PromptsOf("evaluation", first=options.prompts)
+    search_prompts = PromptsOf("evaluation", first=options.greedy_prompts, beyond=True)
+    given = {"circuit": of.circuit, "options": options, "seed": study.settings.seed, "means": means_of(of.model)}
+    title, more = f"completeness of circuit {name} in {of.model}", {"search_prompts": search_prompts, **given}
+    result, worst = await study.value(title, parts_removed, of.model, prompts=prompts, **more)
     return {of.model: _result(result, worst, list(of.circuit.groups), options)}
 
 
@@ -128,24 +115,21 @@ def parts_removed(
     prompts: PromptsOf,
     search_prompts: PromptsOf,
     circuit: Circuit,
-    quantity: Quantity,
-    n_random: int,
-    n_steps: int,
-    n_candidates: int,
+    options: CompletenessOptions,
     seed: int,
     means: Needed,
-) -> Record:
+) -> tuple[Completeness, GreedyPart | None]:
     """Both without random parts, whole groups, nothing, everything, and the worst part that a greedy search finds."""
     generator, worst = torch.Generator().manual_seed(seed), None
-    how = (subject.means(means, "slot"), quantity, subject.executor, subject.progress)
+    how = (subject.means(means, "slot"), options.quantity, subject.executor, subject.progress)
     shared = {"shared": subject.shared, "memory_gb": subject.memory_gb}
-    removed = [*random_parts(circuit, n_random, generator), *whole_groups(circuit), Circuit({}), circuit]
-    if n_steps:
-        search = {"n_steps": n_steps, "n_candidates": n_candidates, "generator": generator}
-        worst = greedy_part(subject.model, circuit, subject.pairs(search_prompts), *how, **search, **shared)
-        removed.append(worst.removed)
-    result = completeness(subject.model, circuit, removed, subject.pairs(prompts), *how, **shared)
-    return record_of((result, worst))
+    parts = [*random_parts(circuit, options.random_parts, generator), *whole_groups(circuit), Circuit({}), circuit]
+    if options.greedy_steps:
+        pairs = subject.pairs(search_prompts)
+        search = {"n_steps": options.greedy_steps, "n_candidates": options.greedy_candidates, "generator": generator}
+        worst = greedy_part(subject.model, circuit, pairs, *how, **search, **shared)
+        parts.append(worst.removed)
+    return completeness(subject.model, circuit, parts, subject.pairs(prompts), *how, **shared), worst
 
 
 def _result(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
@@ -20,8 +20,8 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
 from circuitdiff.stats.shapley import IN_ORDER, all_subsets, needed_subsets
 from circuitdiff.study.checks import FEW
-from circuitdiff.study.context import StudyContext, checked
-from circuitdiff.study.estimates import GroupHeads, Number, Share, groups_of, number, share, with_heads
+from circuitdiff.study.context import checked
+from circuitdiff.study.estimates import GroupHeads, Number, Share, accuracy, groups_of, number, with_heads
 from circuitdiff.study.gains import (
     ControlResult,
     Direction,
@@ -35,13 +35,12 @@ from circuitdiff.study.gains import (
     random_groups,
     run_result,
 )
-from circuitdiff.study.preflight import Outlined, check_known
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import value_of
-from circuitdiff.study.section import Part, Section, Sizes
+from circuitdiff.study.preflight import check_known
+from circuitdiff.study.section import Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.cross_model_units import executors_on_patches, patched_controls, patches
 from circuitdiff.study.sections.discovery import discovered
-from circuitdiff.study.units import Unit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -129,131 +128,120 @@ async def run(study: StudyContext, options: CrossModelOptions) -> dict[str, Cros
     prompts are run. Nothing if the circuit has no heads.
     """
     circuit = with_heads((await discovered(study, study.base)).circuit)
-    variants = study.variants if circuit.roles else []
-    return await study.by_item(variants, lambda variant: _compared(study, variant, circuit, options))
+
+    async def compared(variant: str) -> CrossModel:
+        return await _Patches(study, options, circuit, await direction_of(study, variant)).compared()
+
+    return await study.by_item(study.variants if circuit.roles else [], compared)
 
 
-async def _compared(study: StudyContext, variant: str, circuit: Circuit, options: CrossModelOptions) -> CrossModel:
-    between, base = await direction_of(study, variant), study.base
-    other = Direction(between.recipient, between.donor, between.gains)
-    null = [Direction(name, base, gains=False) for name in options.null_donors if between.recipient == base]
+@dataclass(frozen=True)
+class _Patches:
+    """Of the circuit's groups, from the donor into the recipient."""
 
-    async def forward() -> tuple[dict[Carrier, CrossPatchResult], PatchedHeads | None]:
-        patched = await _patched(study, between, circuit, options, options.what)
-        return patched, await _heads(study, between, circuit, options, patched)
+    study: StudyContext
+    options: CrossModelOptions
+    circuit: Circuit
+    between: Direction
 
-    at_once: list[Callable[[], Awaitable[Any]]] = [
-        forward,
-        lambda: _patched(study, other, circuit, options, options.what if options.both_directions else ()),
-        lambda: _controls(study, between, circuit, options),
-        lambda: study.each(null, lambda each: _patched(study, each, circuit, options, options.what[:1])),
-    ]
-    (patched, heads), back, controls, nulls = await study.each(at_once, lambda work: work())
-    to_base, to_variant = (patched, back) if between.recipient == base else (back, patched)
-    first = options.what[0]
-    null_donors = {each.donor: results[first] for each, results in zip(null, nulls, strict=True)}
-    return CrossModel(groups_of(circuit), between.recipient, to_base, to_variant, heads, controls, null_donors)
+    @property
+    def _prompts(self) -> PromptsOf:
+        options = self.options
+        first = options.prompts if self.between.gains else min(options.without_gain, options.prompts)
+        return PromptsOf("evaluation", first=first)
 
+    @property
+    def _title(self) -> str:
+        return f"{self.between.donor} in {self.between.recipient}"
 
-async def _patched(
-    study: StudyContext,
-    between: Direction,
-    circuit: Circuit,
-    options: CrossModelOptions,
-    what: tuple[Carrier, ...],
-) -> dict[Carrier, CrossPatchResult]:
-    """By kind of activation, after check 3; all kinds run together."""
-    if not what:
-        return {}
-    models, of = (between.recipient, between.donor), f"of {between.donor} in {between.recipient}"
-    n_runs = len(all_subsets(list(circuit.groups)))
-    for kind in what:
-        arguments = {"prompts": PromptsOf("evaluation", first=FEW), "circuit": circuit, "what": kind}
-        detail = f"{kind} {of}: {n_runs} runs x {FEW} prompts, relative log probability"
-        unit = Unit(f"check of {kind} {of}", executors_on_patches, models, arguments)
-        await study.check("window executor vs full executor", unit, detail)
-    arguments = {"prompts": _prompts(between, options), "circuit": circuit, "read": options.what, "what": what}
-    record = await study.record(Unit(f"{', '.join(what)} {of}", patches, models, arguments))
-    by_kind = value_of(record)
-    return {kind: await _result(study, between, f"{kind} {of}", patch, options) for kind, patch in by_kind.items()}
+    async def _ran(self, title: str, run: Callable[..., T], **arguments: Any) -> T:
+        models = self.between.recipient, self.between.donor
+        return await self.study.value(title, run, *models, prompts=self._prompts, circuit=self.circuit, **arguments)
 
+    async def compared(self) -> CrossModel:
+        """Both directions, heads, controls and other donors, at the same time."""
+        between, base, what = self.between, self.study.base, self.options.what
+        back = replace(self, between=Direction(between.recipient, between.donor, between.gains))
+        donors = self.options.null_donors if between.recipient == base else ()
+        null = {name: replace(self, between=Direction(name, base, gains=False)) for name in donors}
 
-async def _heads(
-    study: StudyContext,
-    between: Direction,
-    circuit: Circuit,
-    options: CrossModelOptions,
-    patched: Mapping[Carrier, CrossPatchResult],
-) -> PatchedHeads | None:
-    """The single heads of the group that shows most, by the first kind; None unless there is a gain."""
-    if not (options.heads and between.gains):
-        return None
-    what = options.what[0]
-    best = largest_part(patched[what].scores["accuracy"].parts, IN_ORDER)
-    arguments = {"prompts": _prompts(between, options), "circuit": circuit, "read": options.what, "what": (what,)}
-    title = f"{what} of {between.donor} in {between.recipient}, heads"
-    unit = Unit(title, patches, (between.recipient, between.donor), arguments | {"heads_of": best})
-    patch = value_of(await study.record(unit))[what]
-    return PatchedHeads(**vars(await _result(study, between, title, patch, options)), group=best)
+        async def forward() -> tuple[dict[Carrier, CrossPatchResult], PatchedHeads | None]:
+            patched = await self._patched(what)
+            return patched, await self._heads(patched)
 
+        at_once: list[Callable[[], Awaitable[Any]]] = [
+            forward,
+            lambda: back._patched(what if self.options.both_directions else ()),
+            self._controls,
+            lambda: self.study.by_item(null, lambda name: null[name]._patched(what[:1])),
+        ]
+        (there, heads), other, controls, nulls = await self.study.each(at_once, lambda work: work())
+        to_base, to_variant = (there, other) if between.recipient == base else (other, there)
+        null_donors = {name: results[what[0]] for name, results in nulls.items()}
+        groups = groups_of(self.circuit)
+        return CrossModel(groups, between.recipient, to_base, to_variant, heads, controls, null_donors)
 
-def _prompts(between: Direction, options: CrossModelOptions) -> PromptsOf:
-    n_prompts = options.prompts if between.gains else min(options.without_gain, options.prompts)
-    return PromptsOf("evaluation", first=n_prompts)
+    async def _patched(self, what: tuple[Carrier, ...]) -> dict[Carrier, CrossPatchResult]:
+        """By kind of activation, after check 3; all kinds run together."""
+        if not what:
+            return {}
+        n_runs = len(all_subsets(list(self.circuit.groups)))
+        few = {"prompts": PromptsOf("evaluation", first=FEW), "circuit": self.circuit}
+        models = self.between.recipient, self.between.donor
+        for kind in what:
+            title = f"{kind} of {self._title}"
+            detail = f"{title}: {n_runs} runs x {FEW} prompts, relative log probability"
+            await self.study.check_executors(title, detail, executors_on_patches, *models, **few, what=kind)
+        title = f"{', '.join(what)} of {self._title}"
+        by_kind = await self._ran(title, patches, read=self.options.what, what=what)
+        return {kind: await self._result(f"{kind} of {self._title}", patch) for kind, patch in by_kind.items()}
 
+    async def _heads(self, patched: Mapping[Carrier, CrossPatchResult]) -> PatchedHeads | None:
+        """The single heads of the group that shows most, by the first kind; None unless there is a gain."""
+        if not (self.options.heads and self.between.gains):
+            return None
+        what = self.options.what[0]
+        best = largest_part(patched[what].scores["accuracy"].parts, IN_ORDER)
+        title = f"{what} of {self._title}, heads"
+        patch = await self._ran(title, patches, read=self.options.what, what=(what,), heads_of=best)
+        return PatchedHeads(**vars(await self._result(title, patch[what])), group=best)
 
-async def _result(
-    study: StudyContext, between: Direction, title: str, patch: CrossPatch, options: CrossModelOptions
-) -> CrossPatchResult:
-    """After check 7: given its own activations, the recipient answers as it does anyway. Raises: CheckError."""
-    allowed = log_prob_tolerance((await study.facts(between.recipient)).dtype)
-    changed = patch.noise_floor / max(1.0, float(patch.recipient.log_probs.abs().max()))
-    name = "a recipient given its own activations"
-    study.add_checks([checked(name, between.recipient, changed, allowed, title)])
-    limits = Limits(options.distance, options.turned)
-    far = patch.incompatible(limits)
-    shares = gain_shares(
-        (between.donor, between.recipient), patch.donor, patch.order, lambda score: patch.attribution(score, limits)
-    )
-    runs = (
-        PatchRun(
-            **vars(run_result(subset, ran.answers, patch.order)),
-            distance=number(ran.distance.mean()),
-            incompatible=far.get(subset),
+    async def _result(self, title: str, patch: CrossPatch) -> CrossPatchResult:
+        """After check 7: given its own activations, the recipient answers as it does anyway. Raises: CheckError."""
+        allowed = log_prob_tolerance((await self.study.facts(self.between.recipient)).dtype)
+        changed = patch.noise_floor / max(1.0, float(patch.recipient.log_probs.abs().max()))
+        name = "a recipient given its own activations"
+        self.study.add_checks([checked(name, self.between.recipient, changed, allowed, title)])
+        limits = Limits(self.options.distance, self.options.turned)
+        far = patch.incompatible(limits)
+        shares = gain_shares(self.between, patch.donor, patch.order, lambda score: patch.attribution(score, limits))
+        runs = (
+            PatchRun(
+                **vars(run_result(subset, ran.answers, patch.order)),
+                distance=number(ran.distance.mean()),
+                incompatible=far.get(subset),
+            )
+            for subset, ran in patch.runs.items()
         )
-        for subset, ran in patch.runs.items()
-    )
-    bases = {name: BasisSimilarity(*map(number, basis)) for name, basis in patch.bases.items()}
-    more = {"what": patch.what, "noise_floor": patch.noise_floor, "bases": bases, "limits": limits}
-    return CrossPatchResult(**vars(shares), **more, runs=tuple(runs))
+        bases = {name: BasisSimilarity(*map(number, basis)) for name, basis in patch.bases.items()}
+        more = {"what": patch.what, "noise_floor": patch.noise_floor, "bases": bases, "limits": limits}
+        return CrossPatchResult(**vars(shares), **more, runs=tuple(runs))
 
+    async def _controls(self) -> dict[str, PatchControls]:
+        """Every group's controls, on the same prompts, by the first kind of activation; none unless there is a gain."""
+        if not (self.options.random_groups and self.between.gains):
+            return {}
+        pairs, what = await self.study.pairs(self.between.recipient, self._prompts), self.options.what[0]
+        roles = {name: _other_role(self.study, pairs, group.at) for name, group in self.circuit.groups.items()}
+        sizes = {"n_random": self.options.random_groups, "seed": self.study.settings.seed}
 
-async def _controls(
-    study: StudyContext, between: Direction, circuit: Circuit, options: CrossModelOptions
-) -> dict[str, PatchControls]:
-    """Every group's controls, on the same prompts, by the first kind of activation; none unless there is a gain."""
-    if not (options.random_groups and between.gains):
-        return {}
-    prompts, what = _prompts(between, options), options.what[0]
-    pairs = await study.pairs(between.recipient, prompts)
-    roles = {name: _other_role(study, pairs, group.at) for name, group in circuit.groups.items()}
-    arguments = {
-        "prompts": prompts,
-        "circuit": circuit,
-        "what": what,
-        "other_roles": roles,
-        "n_random": options.random_groups,
-        "seed": study.settings.seed,
-    }
+        async def of_group(name: str) -> PatchControls:
+            title = f"controls of {name}, {self._title}"
+            more = {"name": name, "what": what, "other_roles": roles}
+            donor, controls = await self._ran(title, patched_controls, **more, **sizes)
+            return _controls_result(donor, controls, what, roles[name], self.options)
 
-    async def of_group(name: str) -> PatchControls:
-        title = f"controls of {name}, {between.donor} in {between.recipient}"
-        models = (between.recipient, between.donor)
-        record = await study.record(Unit(title, patched_controls, models, arguments | {"name": name}))
-        donor, controls = value_of(record)
-        return _controls_result(donor, controls, what, roles[name], options)
-
-    return await study.by_item(roles, of_group)
+        return await self.study.by_item(roles, of_group)
 
 
 def _other_role(study: StudyContext, pairs: Pairs, role: str) -> str | None:
@@ -261,8 +249,8 @@ def _other_role(study: StudyContext, pairs: Pairs, role: str) -> str | None:
     other = study.task.wrong_segment(role)
     if other != role:
         return other
-    before = [name for name, at in pairs.positions.items() if bool((at == pairs.positions[role] - 1).all())]
-    return before[0] if before else None
+    before = (name for name, at in pairs.positions.items() if bool((at == pairs.positions[role] - 1).all()))
+    return next(before, None)
 
 
 def _controls_result(
@@ -273,10 +261,10 @@ def _controls_result(
     def control(ran: Ran | None) -> PatchControl | None:
         if ran is None:
             return None
-        far = float(ran.distance.mean())
-        result = control_result(donor, nothing, ran.answers, compatible=far <= limits.distance)
-        accuracy = share(ran.answers.hits, ran.answers.scenarios)
-        return PatchControl(**vars(result), accuracy=accuracy, distance=number(far), incompatible=far > limits.distance)
+        distance = float(ran.distance.mean())
+        far = distance > limits.distance
+        result = control_result(donor, nothing, ran.answers, compatible=not far)
+        return PatchControl(**vars(result), accuracy=accuracy(ran.answers), distance=number(distance), incompatible=far)
 
     drawn = [ran.answers for ran in controls.same_layers]
     far = [i for i, ran in enumerate(controls.same_layers) if float(ran.distance.mean()) > limits.distance]

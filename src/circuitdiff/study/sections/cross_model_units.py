@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_several
-from circuitdiff.methods.cross_model.patching import control_groups, patch_across, patch_across_several, run_controls
+from circuitdiff.methods.cross_model.patching import (
+    Controls,
+    CrossPatch,
+    control_groups,
+    patch_across,
+    patch_across_several,
+    run_controls,
+)
 from circuitdiff.prompts import Pairs
 from circuitdiff.study.checks import executors_agree
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of
+from circuitdiff.study.records import Deviation
+from circuitdiff.study.section import LoadedModel, PromptsOf
 
 
 def executors_on_patches(
     recipient: LoadedModel, donor: LoadedModel, *, prompts: PromptsOf, circuit: Circuit, what: Carrier
-) -> Record:
+) -> Deviation:
     """Check 3 for one kind of activation."""
 
     def run(executor: str) -> list[Evaluation]:
@@ -38,25 +43,21 @@ def patches(
     read: tuple[Carrier, ...],
     what: tuple[Carrier, ...],
     heads_of: str | None = None,
-) -> Record:
+) -> dict[Carrier, CrossPatch]:
     """Every subset of the circuit's groups, or what is needed of single heads of one group.
 
     What the groups carry is read of all kinds that are ever patched (`read`), once for all units on these prompts.
     """
     pairs, groups = recipient.pairs(prompts), tuple(circuit.groups.values())
     of_donor = _activations(donor, pairs, groups, read)
-    return record_of(
-        patch_across_several(
-            {kind: of_donor[kind] for kind in what},
-            recipient.model,
-            circuit if heads_of is None else circuit.groups[heads_of],
-            pairs,
-            per_head=heads_of is not None,
-            own=_activations(recipient, pairs, groups, read),
-            executor=recipient.executor,
-            memory_gb=recipient.memory_gb,
-            progress=recipient.progress,
-        )
+    return patch_across_several(
+        {kind: of_donor[kind] for kind in what},
+        recipient.model,
+        circuit if heads_of is None else circuit.groups[heads_of],
+        pairs,
+        per_head=heads_of is not None,
+        own=_activations(recipient, pairs, groups, read),
+        **recipient.how,
     )
 
 
@@ -71,8 +72,8 @@ def patched_controls(
     other_roles: Mapping[str, str | None],
     n_random: int,
     seed: int,
-) -> Record:
-    """One group's controls. What all groups' controls carry is read once."""
+) -> tuple[Evaluation, Controls]:
+    """The donor's answers, and one group's controls. What all groups' controls carry is read once."""
     model, pairs, groups = recipient.model, recipient.pairs(prompts), tuple(circuit.groups.values())
     sizes = (model.n_layers, model.n_heads)
     chosen = {
@@ -81,19 +82,9 @@ def patched_controls(
     }
     all_groups = (*groups, *(group for each in chosen.values() for group in each))
     of_donor = _activations(donor, pairs, all_groups, (what,))[what]
-    controls = run_controls(
-        of_donor,
-        model,
-        circuit.groups[name],
-        chosen[name],
-        pairs,
-        own=_activations(recipient, pairs, groups, (what,))[what],
-        seed=seed,
-        executor=recipient.executor,
-        memory_gb=recipient.memory_gb,
-        progress=recipient.progress,
-    )
-    return record_of((of_donor.answers, controls))
+    own = _activations(recipient, pairs, groups, (what,))[what]
+    group, drawn = circuit.groups[name], chosen[name]
+    return of_donor.answers, run_controls(of_donor, model, group, drawn, pairs, own=own, seed=seed, **recipient.how)
 
 
 def _activations(

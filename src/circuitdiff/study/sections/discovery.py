@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.config.names import file_name
 from circuitdiff.engine.kept_runs import PairRuns
@@ -20,13 +19,9 @@ from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.readable import Readable
 from circuitdiff.study.checks import FEW, executors_on_path
 from circuitdiff.study.common_units import EVALUATION
-from circuitdiff.study.context import StudyContext, checked
+from circuitdiff.study.context import checked
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, result_of, with_heads
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
-from circuitdiff.study.section import Part, Section, Sizes
-from circuitdiff.study.units import Unit
+from circuitdiff.study.section import LoadedModel, Part, PromptsOf, Section, Sizes, StudyContext
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,17 +164,18 @@ async def _given(study: StudyContext, name: str) -> Circuit:
 async def _effects(
     study: StudyContext, model: str, plan: Plan, stage: Stage, receivers: tuple[Head, ...] | None, split: Split
 ) -> PathEffects:
-    arguments = {
-        "prompts": PromptsOf(split),
-        "at": stage.at,
-        "receivers": None if receivers is None else tuple(sorted(receivers)),
-        "via": stage.via,
-        "receivers_at": stage.receivers_at,
-        "metric": plan.metric,
-        "shared_roles": tuple(plan.roles),
-    }
-    unit = Unit(f"{stage.name} ({split}) in {model}", sweep, (model,), arguments)
-    return value_of(await study.record(unit))
+    return await study.value(
+        f"{stage.name} ({split}) in {model}",
+        sweep,
+        model,
+        prompts=PromptsOf(split),
+        at=stage.at,
+        receivers=None if receivers is None else tuple(sorted(receivers)),
+        via=stage.via,
+        receivers_at=stage.receivers_at,
+        metric=plan.metric,
+        shared_roles=tuple(plan.roles),
+    )
 
 
 def sweep(
@@ -192,13 +188,13 @@ def sweep(
     receivers_at: str | None,
     metric: str,
     shared_roles: tuple[str, ...],
-) -> Record:
+) -> PathEffects:
     """Path patching of every head; stages at `shared_roles` have their clean and counterfactual runs in common."""
     pairs, memory_gb = subject.pairs(prompts), subject.memory_gb
     runs = subject.cached(
         "pair runs", (prompts, shared_roles), lambda: PairRuns(subject.model, pairs, shared_roles, memory_gb)
     )
-    effects = path_effects(
+    return path_effects(
         subject.model,
         pairs,
         at,
@@ -206,30 +202,27 @@ def sweep(
         via,  # pyright: ignore[reportArgumentType]
         receivers_at,
         metric=metric,
-        executor=subject.executor,
-        memory_gb=memory_gb,
-        progress=subject.progress,
         shared=runs,
+        **subject.how,
     )
-    return record_of(effects)
 
 
 async def _check(study: StudyContext, model: str, plan: Plan, result: StageResult) -> None:
     """Checks 3 and 9 on a finished sweep. Raises: CheckError."""
     stage, effects, selection = result.stage, result.found.effects, result.selection
-    strongest = tuple(selection.helping[:1])
-    arguments = {
-        "prompts": PromptsOf("discovery", first=FEW),
-        "stage": stage,
-        "receivers": result.receivers,
-        "strongest": strongest,
-        "largest": float(effects.nan_to_num().abs().max()),
-        "noise_floor": result.found.noise_floor,
-        "metric": plan.metric,
-    }
-    unit = Unit(f"check of {stage.name} in {model}", executors_on_path, (model,), arguments)
-    detail = f"stage {stage.name}, heads spread over its depth x {FEW} prompts, in units of the largest effect"
-    await study.check("window executor vs full executor", unit, detail)
+    await study.check_executors(
+        f"{stage.name} in {model}",
+        f"stage {stage.name}, heads spread over its depth x {FEW} prompts, in units of the largest effect",
+        executors_on_path,
+        model,
+        prompts=PromptsOf("discovery", first=FEW),
+        stage=stage,
+        receivers=result.receivers,
+        strongest=tuple(selection.helping[:1]),
+        largest=float(effects.nan_to_num().abs().max()),
+        noise_floor=result.found.noise_floor,
+        metric=plan.metric,
+    )
     chosen = [*selection.helping, *selection.hurting]
     smallest = min((float(effects[h.layer, h.index].abs()) for h in chosen), default=float("inf"))
     floor = result.found.noise_floor

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from circuitdiff.circuit import Circuit, total_overlap
 from circuitdiff.config.settings import Draws
 from circuitdiff.evaluation import Evaluation, all_heads, moved
 from circuitdiff.readable import Readable
-from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
+from circuitdiff.stats.intervals import normalised_ratio_interval
 from circuitdiff.study.checks import FEW, executors_on_circuits
 from circuitdiff.study.common_units import EVALUATION, circuit_answers, means_of, model_answers
 from circuitdiff.study.estimates import (
     Estimate,
     Ratio,
     Share,
+    accuracy,
     estimate,
+    faithfulness,
     mean_logit_difference,
-    ratio,
     share,
 )
-from circuitdiff.study.plan import DISTINCT, Part, Sizes
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Section, StudyContext
+from circuitdiff.study.plan import DISTINCT
+from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.accuracy import Accuracy, accuracy_of
 from circuitdiff.study.sections.discovery import circuits, discovered
 from circuitdiff.study.sections.faithfulness_controls import N_KINDS, ControlCircuit, RandomCircuits, controls
-from circuitdiff.study.units import Unit
 from circuitdiff.tasks import Task
 
+TOO_FAITHFUL = 1.1
+_RANK_P = 0.05  # of a circuit among random ones, above which that is a caution
 _ROWS, _ROWS_AT_HOME = 6, 9  # the circuit and its references, and its controls, under two kinds of means
 
 
@@ -71,19 +72,42 @@ async def run(study: StudyContext, options: FaithfulnessOptions) -> dict[str, di
     known = await circuits(study)
     cells = [(model, name) for model in study.settings.models for name in known]
     results = await study.by_item(cells, lambda cell: _evaluated(study, *cell, known[cell[1]], options))
+    for text in cautions(results):
+        study.warn(text)
     return {name: {model: results[model, name] for model in study.settings.models} for name in known}
+
+
+def cautions(cells: Mapping[tuple[str, str], CircuitInModel]) -> Iterator[str]:
+    """By model and circuit: what a reader must know of those too faithful, or surely no better than random ones."""
+    above: dict[str, list[str]] = {}
+    for (model, circuit), cell in cells.items():
+        if cell.value is not None and cell.value > TOO_FAITHFUL:
+            above.setdefault(model, []).append(f"{circuit} {cell.value:.3f}")
+    for model, circuits_in_it in above.items():
+        yield (
+            f"Faithfulness in {model} is above {TOO_FAITHFUL} ({', '.join(circuits_in_it)}): there a circuit does "
+            f"something that the whole model does not, which is unfaithful, too."
+        )
+    for (model, circuit), cell in cells.items():
+        if cell.random is None:
+            continue
+        own, best, p = cell.circuit_accuracy.value or 0.0, max(cell.random.accuracies), cell.random.rank_p
+        if own <= best if p is None else p > _RANK_P:
+            rank = "" if p is None else f", p = {p:.2g}"
+            yield (
+                f"{circuit} in {model} is not surely better than random circuits of its size: it scores {own:.3f}, "
+                f"the best of {len(cell.random.accuracies)} random ones {best:.3f}{rank}."
+            )
 
 
 async def _evaluated(
     study: StudyContext, model: str, name: str, circuit: Circuit, options: FaithfulnessOptions
 ) -> CircuitInModel:
     facts, found, nothing = await study.facts(model), await discovered(study, name), Circuit({})
-    arguments = {"prompts": PromptsOf("evaluation", first=FEW), "circuits": (circuit, nothing), "by": "slot"}
-    check = Unit(
-        f"check of circuit {name} in {model}", executors_on_circuits, (model,), arguments, {"means": means_of(model)}
-    )
+    title, few = f"circuit {name} in {model}", PromptsOf("evaluation", first=FEW)
     detail = f"circuit {name} and nothing alone x {FEW} prompts, relative log probability"
-    await study.check("window executor vs full executor", check, detail)
+    given = {"circuits": (circuit, nothing), "means": means_of(model), "by": "slot"}
+    await study.check_executors(title, detail, executors_on_circuits, model, prompts=few, **given)
     kept = {"circuit": circuit}
     if model == found.model:
         kept |= _at_other_segments(circuit, study.task)
@@ -91,7 +115,7 @@ async def _evaluated(
     answers: dict[tuple[str, str | None], Evaluation] = {("model", None): await model_answers(study, model)}
     for by in ("slot", "kind"):
         some = {key: each for key, each in kept.items() if (key, by) != ("wrong_segment", "kind")}
-        came = await circuit_answers(study, model, f"circuit {name} in {model}, {by} means", list(some.values()), by)
+        came = await circuit_answers(study, model, f"{title}, {by} means", list(some.values()), by)
         answers |= {(key, by): each for key, each in zip(some, came, strict=True)}
     held_against = None, ()
     if model in (found.model, study.base):
@@ -117,19 +141,18 @@ def _result(
     others: tuple[ControlCircuit, ...],
 ) -> CircuitInModel:
     model, circuit, ablated = answers["model", None], answers["circuit", "slot"], answers["nothing", "slot"]
-    hits, scenarios = {key: each.hits.numpy() for key, each in answers.items()}, model.scenarios.numpy()
-    normalised = normalised_ratio_interval(circuit.hits.numpy(), ablated.hits.numpy(), model.hits.numpy(), scenarios)
-    ratios = {key: ratio(ratio_interval(each, model.hits.numpy(), scenarios)) for key, each in hits.items()}
+    of_circuit, of_nothing, of_model = (each.hits.numpy() for each in (circuit, ablated, model))
+    normalised = normalised_ratio_interval(of_circuit, of_nothing, of_model, model.scenarios.numpy())
     return CircuitInModel(
-        **vars(ratios["circuit", "slot"]),
+        **vars(faithfulness(circuit, model)),
         normalised=estimate(normalised),
         agreement=share(circuit.predictions == model.predictions, model.scenarios),
-        circuit_accuracy=share(circuit.hits, model.scenarios),
-        model_accuracy=share(model.hits, model.scenarios),
-        ablated_accuracy=share(ablated.hits, model.scenarios),
+        circuit_accuracy=accuracy(circuit),
+        model_accuracy=accuracy(model),
+        ablated_accuracy=accuracy(ablated),
         circuit_answers=alone,
         rows=tuple(
-            Row(kept, by, share(each.hits, each.scenarios), ratios[kept, by], mean_logit_difference(each))
+            Row(kept, by, accuracy(each), faithfulness(each, model), mean_logit_difference(each))
             for (kept, by), each in answers.items()
         ),
         random=random,

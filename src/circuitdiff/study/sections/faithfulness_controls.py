@@ -8,35 +8,31 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_circuit, roles_rotated
 from circuitdiff.methods.attribution import attribution_scores
-from circuitdiff.prompts import Pairs
-from circuitdiff.stats.intervals import ratio_interval
-from circuitdiff.stats.proportions import accuracy_interval, difference_interval
+from circuitdiff.stats.proportions import accuracy_interval
 from circuitdiff.stats.selection import lowest
 from circuitdiff.study.common_units import circuit_answers
-from circuitdiff.study.context import StudyContext
 from circuitdiff.study.estimates import (
     Estimate,
     GroupHeads,
     Number,
     Ratio,
     Share,
+    accuracy,
     estimate,
+    faithfulness,
     groups_of,
+    more_accurate_by,
     rank_p,
-    ratio,
-    share,
 )
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
+from circuitdiff.study.prompts import everywhere
+from circuitdiff.study.section import LoadedModel, PromptsOf, StudyContext
 from circuitdiff.study.sections.discovery import Discovered
-from circuitdiff.study.units import Unit
 
 Kind = Literal["next_best", "other_roles", "by_attribution"]
 N_KINDS = 3
@@ -88,9 +84,10 @@ async def controls(
     g, drawn = torch.Generator().manual_seed(study.settings.seed), list[Circuit]()
     if all(has_others(circuit.heads_at(role), facts.n_layers, facts.n_heads) for role in circuit.roles):
         drawn = [random_circuit(circuit, facts.n_layers, facts.n_heads, g) for _ in range(n_random)]
+    one_role = Built(Circuit({}), "all of its heads are at one role")
     built: dict[Kind, Built] = {
         "next_best": next_best(found),
-        "other_roles": _other_roles(circuit),
+        "other_roles": Built(roles_rotated(circuit)) if len(circuit.roles) > 1 else one_role,
         "by_attribution": await _by_attribution(study, model, circuit),
     }
     some = [each.circuit for each in built.values() if each.circuit.roles]
@@ -116,16 +113,9 @@ def control_circuit(
 ) -> ControlCircuit:
     if answers is None:
         return ControlCircuit(kind, {}, None, None, None, built.note)
-    model, own, hits = *(each.hits.numpy() for each in beside), answers.hits.numpy()
-    scenarios = answers.scenarios.numpy()
-    return ControlCircuit(
-        kind,
-        groups_of(built.circuit),
-        accuracy=share(answers.hits, answers.scenarios),
-        faithfulness=ratio(ratio_interval(hits, model, scenarios)),
-        difference=estimate(difference_interval(own, hits, scenarios)),
-        note=built.note,
-    )
+    model, own = beside
+    numbers = accuracy(answers), faithfulness(answers, model), more_accurate_by(own, answers)
+    return ControlCircuit(kind, groups_of(built.circuit), *numbers, note=built.note)
 
 
 def next_best(found: Discovered) -> Built:
@@ -147,28 +137,17 @@ def next_best(found: Discovered) -> Built:
     return Built(Circuit(groups), f"{missing} heads fewer, for no others help" if missing else None)
 
 
-def _other_roles(circuit: Circuit) -> Built:
-    if len(circuit.roles) < 2:
-        return Built(Circuit({}), "all of its heads are at one role")
-    return Built(roles_rotated(circuit))
-
-
 async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> Built:
     pairs = await study.pairs(model, _ASKED)
-    if lacking := [role for role in circuit.roles if not _everywhere(role, pairs)]:
+    if lacking := [role for role in circuit.roles if not everywhere(role, pairs)]:
         return Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
-    arguments = {"prompts": _ASKED, "roles": tuple(sorted(circuit.roles))}
-    scores = value_of(await study.record(Unit(f"attribution in {model}", attribution, (model,), arguments)))
+    roles = tuple(sorted(circuit.roles))
+    scores = await study.value(f"attribution in {model}", attribution, model, prompts=_ASKED, roles=roles)
     heads = {role: lowest(scores[role], len(circuit.heads_at(role))) for role in circuit.roles}
     return Built(Circuit({role: Group(role, tuple(chosen)) for role, chosen in heads.items()}))
 
 
-def _everywhere(role: str, pairs: Pairs) -> bool:
-    both = (pairs.positions, pairs.counterfactual_positions)
-    return all(role in positions and bool((positions[role] >= 0).all()) for positions in both)
-
-
-def attribution(subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...]) -> Record:
+def attribution(subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...]) -> dict[str, Tensor]:
     """By role, the mean score of each head [layer, head], in logits; negative = it helps."""
     scores = attribution_scores(subject.model, subject.pairs(prompts), roles)
-    return record_of({role: each.mean(-1) for role, each in scores.items()})
+    return {role: each.mean(-1) for role, each in scores.items()}

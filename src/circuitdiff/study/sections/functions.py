@@ -18,25 +18,12 @@ from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.checks import FEW, executors_on_masks
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Share, estimate, number, places, share, with_heads
 from circuitdiff.study.prompts import TriplesOf, is_file
-from circuitdiff.study.records import value_of
 from circuitdiff.study.section import Section, StudyContext
-from circuitdiff.study.sections.accuracy import QueriedShare
+from circuitdiff.study.sections.accuracy import QueriedShare, by_queried
 from circuitdiff.study.sections.discovery import circuits, discovered
-from circuitdiff.study.sections.functions_options import (
-    FunctionsOptions,
-    check,
-    chosen_circuits,
-    chosen_models,
-    cost,
-    desiderata_of,
-    files,
-    main_desiderata,
-    seen_from,
-    title_of,
-)
+from circuitdiff.study.sections.functions_options import FunctionsOptions, check, cost, title_of
 from circuitdiff.study.sections.functions_units import MaskRuns, Patched, answers_of_patched, learned_mask
-from circuitdiff.study.units import Unit
-from circuitdiff.triples import Triples, split_by_scenario
+from circuitdiff.triples import split_by_scenario
 
 Floor = Literal["nothing", "shuffled"]  # no head patched; a mask trained and tested on shuffled targets
 
@@ -122,11 +109,11 @@ async def run(study: StudyContext, options: FunctionsOptions) -> dict[str, dict[
     In other models than the one where the circuit was found, the masks found there are tested unchanged, too. The heads
     found there are also patched with sources drawn anew, in every model.
     """
-    if not main_desiderata(options, study.task):
+    if not options.main_desiderata(study.task):
         study.warn(f"no desiderata are written for the task {study.task.name}, so what groups encode was not asked")
         return {}
     discovery = await circuits(study)
-    names, models = chosen_circuits(options, study.settings), chosen_models(options, study.settings)
+    names, models = options.circuits_of(study.settings), options.models_of(study.settings)
     chosen = [
         _Masks(study, name, with_heads(discovery[name]), (await discovered(study, name)).model, options)
         for name in names
@@ -146,6 +133,10 @@ class _Masks:
     home: str
     options: FunctionsOptions
 
+    @property
+    def _main(self) -> tuple[str, ...]:
+        return self.options.main_desiderata(self.study.task)
+
     async def cells(self, model: str) -> Cells:
         await self.study.each(self.circuit.groups, lambda group: self._check(model, group))
         cells = await self.study.by_item(self._asked(model), lambda cell: self._cell(model, *cell))
@@ -156,12 +147,11 @@ class _Masks:
             by_group[group][desideratum] = replace(by_group[group][desideratum], redrawn=redrawn)
         return by_group
 
-    async def _check(self, model: str, group: str) -> None:
-        triples = self._triples(model, main_desiderata(self.options, self.study.task)[0])
-        arguments = {"group": self.circuit.groups[group], "triples": triples}
-        unit = Unit(f"check of masks of {group} of {self.name}", executors_on_masks, (model,), arguments)
-        detail = f"masks of {group} of {self.name}, {FEW} prompts, half patched, logit of the target"
-        await self.study.check("window executor vs full executor", unit, detail)
+    async def _check(self, model: str, name: str) -> None:
+        group, triples = self.circuit.groups[name], self._triples(model, self._main[0])
+        title = f"masks of {name} of {self.name}"
+        detail = f"{title}, {FEW} prompts, half patched, logit of the target"
+        await self.study.check_executors(title, detail, executors_on_masks, model, group=group, triples=triples)
 
     async def _cell(self, model: str, group: str, desideratum: str) -> MaskCell:
         """With the mask of the circuit's own model, held against this model's own mask and floors."""
@@ -175,24 +165,18 @@ class _Masks:
         return replace(cell_of(fit), transferred=transferred_of(heads, answers, fit, self.home))
 
     async def _fit(self, model: str, group: str, desideratum: str) -> MaskFit:
-        options, triples = self.options, self._triples(model, desideratum)
-        sweep = options.sweep or None
-        swept = sweep is not None and group == (sweep.group or next(iter(self.circuit.groups)))
-        arguments = {
-            "group": group,
-            "options": MaskOptions(**{each.name: getattr(options, each.name) for each in fields(MaskOptions)}),
-            "sweep": sweep if swept and model == self.home else None,
-        }
+        own = {each.name: getattr(self.options, each.name) for each in fields(MaskOptions)}
+        sweep = self.options.sweeps(group, next(iter(self.circuit.groups))) if model == self.home else None
+        given = {"group": group, "options": MaskOptions(**own), "sweep": sweep} | self._prompts(model, desideratum)
         title = f"what {group} of {self.name} encodes in {model}: {title_of(desideratum)}"
-        arguments |= self._prompts(model, desideratum)
-        record = await self.study.record(Unit(title, learned_mask, (model,), arguments))
+        fit, triples = await self.study.value(title, learned_mask, model, **given), given["triples"]
         test = await self.study.triples(model, triples)
         rows = split_by_scenario(test.scenarios, triples.sizes)[2]
-        return MaskFit(**value_of(record) | {"desideratum": title_of(desideratum), "test": test.select(rows)})
+        return MaskFit(**fit | {"desideratum": title_of(desideratum), "test": test.select(rows)})
 
     async def _redrawn(self, model: str) -> dict[tuple[str, str], Redrawn]:
         """The heads of the circuit's own model, patched here with sources drawn anew."""
-        main, times = main_desiderata(self.options, self.study.task), self.options.redraw.times
+        main, times = self._main, self.options.redraw.times
         cells = [cell for cell in self._asked(model) if cell[1] in main and not is_file(cell[1])]
         if not times or not cells:
             return {}
@@ -219,17 +203,16 @@ class _Masks:
         self, title: str, model: str, desideratum: str, patched: tuple[Patched, ...]
     ) -> list[Int[Tensor, " triple"]]:
         """To test triples; `desideratum`: whose base prompts they share."""
-        arguments = self._prompts(model, desideratum) | {"patched": patched}
-        return value_of(await self.study.record(Unit(title, answers_of_patched, (model,), arguments)))
+        prompts = self._prompts(model, desideratum)
+        return await self.study.value(title, answers_of_patched, model, **prompts, patched=patched)
 
     def _asked(self, model: str) -> list[tuple[str, str]]:
         """Group and desideratum, those with the same source prompts one after another.
 
         Further desiderata are tested in the circuit's own model alone.
         """
-        main = main_desiderata(self.options, self.study.task)
         by_group = {
-            group: desiderata_of(group, self.options, self.study.task) if model == self.home else main
+            group: self.options.desiderata_of(group, self.study.task) if model == self.home else self._main
             for group in self.circuit.groups
         }
         names = dict.fromkeys(name for names in by_group.values() for name in names)
@@ -252,7 +235,8 @@ class _Masks:
 
 def cell_of(fit: MaskFit) -> MaskCell:
     accuracy = estimate(fit.accuracy())
-    shares = {name: _share(fit, name) for name in ("nothing", "shuffled", "all", "ranked") if name in fit.answers}
+    hits = {name: fit.hits(name) for name in ("nothing", "shuffled", "all", "ranked") if name in fit.answers}
+    shares = {name: share(each, fit.test.scenarios[: len(each)]) for name, each in hits.items()}
     return MaskCell(
         heads=places(fit.heads),
         at=fit.group.at,
@@ -266,37 +250,17 @@ def cell_of(fit: MaskFit) -> MaskCell:
         carries=fit.carries,
         controls=Controls(**{"shuffled": None} | shares, random=number(fit.random_accuracy), n_random=fit.n_random),  # pyright: ignore
         pointed={patched: fit.pointed(patched) for patched in ("mask", "all")},
-        by_queried=by_queried(fit.hits(), fit.test),
+        by_queried=by_queried(fit.hits(), fit.test.scenarios, fit.test.source_queried),
         trade_off=tuple(
-            TradeOff(
-                **vars(estimate(interval)),
-                penalty=mask.penalty,
-                seed=mask.seed,
-                heads=places(mask.patched),
-                n_heads=len(mask.patched),
-            )
+            TradeOff(**vars(estimate(interval)), penalty=mask.penalty, seed=mask.seed, heads=heads, n_heads=len(heads))
             for mask, interval in fit.trade_off()
+            for heads in [places(mask.patched)]
         ),
         penalty=fit.mask.penalty,
         keep=tuple(fit.mask.keep.tolist()),
         validation_accuracy=fit.mask.validation_accuracy,
         n_test=len(fit.test),
         n_scenarios=len(fit.test.scenarios.unique()),
-    )
-
-
-def _share(fit: MaskFit, name: str) -> Share:
-    hits = fit.hits(name)
-    return share(hits, fit.test.scenarios[: len(hits)])
-
-
-def by_queried(hits: Bool[Tensor, " test"], test: Triples) -> tuple[QueriedShare, ...]:
-    """Accuracy by the index that the source asks for, the one a position points to; none where it is not known."""
-    return tuple(
-        QueriedShare(**vars(share(hits[rows], test.scenarios[rows])), queried=index)
-        for index in test.source_queried.unique().tolist()
-        for rows in [test.source_queried == index]
-        if index >= 0
     )
 
 
@@ -330,13 +294,4 @@ def redrawn_of(hits: list[Bool[Tensor, " triple"]], heads: tuple[Head, ...], fro
     )
 
 
-SECTION = Section(
-    "functions",
-    FunctionsOptions,
-    dict[str, dict[str, Cells]],
-    run,
-    cost,
-    check=check,
-    seen_from=seen_from,
-    files=files,
-)
+SECTION = Section("functions", FunctionsOptions, dict[str, dict[str, Cells]], run, cost, check)

@@ -17,9 +17,9 @@ from circuitdiff.errors import InputError
 from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep
 from circuitdiff.methods.component_mask.patching import MEMORY_GB
 from circuitdiff.methods.discovery import Stage
-from circuitdiff.study.plan import Part, Sizes
-from circuitdiff.study.preflight import Outlined, check_known
+from circuitdiff.study.preflight import check_known
 from circuitdiff.study.prompts import is_file
+from circuitdiff.study.section import Outlined, Part, Sizes
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.tasks import Task, read_triples
 from circuitdiff.triples import Triples, split_by_scenario
@@ -58,43 +58,41 @@ class FunctionsOptions(MaskOptions):
     redraw: Redraw = field(default_factory=Redraw)
     memory_gb: Gigabytes = MEMORY_GB  # for the base prompts' clean runs; what does not fit runs anew
 
+    def main_desiderata(self, task: Task) -> tuple[str, ...]:
+        """Those that every group is tested with."""
+        return tuple(dict.fromkeys(task.desiderata if self.desiderata is None else self.desiderata))
+
+    def desiderata_of(self, group: str, task: Task) -> tuple[str, ...]:
+        """Those of one group in the circuit's own model."""
+        return tuple(dict.fromkeys([*self.main_desiderata(task), *self.further.get(group, ())]))
+
+    def circuits_of(self, settings: CommonSettings) -> list[str]:
+        """The circuits whose groups are tested, by name: those that are named, or each model's own main circuit."""
+        return list(dict.fromkeys(settings.searched if self.circuits is None else self.circuits))
+
+    def models_of(self, settings: CommonSettings) -> list[str]:
+        return list(dict.fromkeys(self.models or settings.models))
+
+    def seen_from(self, folder: Path) -> FunctionsOptions:
+        def seen(names: Iterable[str]) -> tuple[str, ...]:
+            return tuple(str(folder / name) if is_file(name) else name for name in names)
+
+        desiderata = None if self.desiderata is None else seen(self.desiderata)
+        return replace(self, desiderata=desiderata, further={g: seen(names) for g, names in self.further.items()})
+
+    @property
+    def files(self) -> list[str]:
+        """Those of triples."""
+        return [name for names in (self.desiderata or (), *self.further.values()) for name in names if is_file(name)]
+
+    def sweeps(self, group: str, first: str) -> GroupSweep | None:
+        """The sweep, if it is of this group; `first`: the circuit's first group."""
+        return self.sweep if self.sweep and group == (self.sweep.group or first) else None
+
 
 def title_of(desideratum: str) -> str:
     """A desideratum's name in the results: a file goes by its stem."""
     return Path(desideratum).stem if is_file(desideratum) else desideratum
-
-
-def main_desiderata(options: FunctionsOptions, task: Task) -> tuple[str, ...]:
-    """Those that every group is tested with."""
-    return tuple(dict.fromkeys(task.desiderata if options.desiderata is None else options.desiderata))
-
-
-def desiderata_of(group: str, options: FunctionsOptions, task: Task) -> tuple[str, ...]:
-    """The desiderata of one group in the circuit's own model."""
-    return tuple(dict.fromkeys([*main_desiderata(options, task), *options.further.get(group, ())]))
-
-
-def chosen_circuits(options: FunctionsOptions, settings: CommonSettings) -> list[str]:
-    """The circuits whose groups are tested, by name: those that are named, or each model's own main circuit."""
-    return list(dict.fromkeys(settings.searched if options.circuits is None else options.circuits))
-
-
-def chosen_models(options: FunctionsOptions, settings: CommonSettings) -> list[str]:
-    return list(dict.fromkeys(options.models or settings.models))
-
-
-def seen_from(options: FunctionsOptions, folder: Path) -> FunctionsOptions:
-    def seen(names: Iterable[str]) -> tuple[str, ...]:
-        return tuple(str(folder / name) if is_file(name) else name for name in names)
-
-    desiderata = None if options.desiderata is None else seen(options.desiderata)
-    return replace(options, desiderata=desiderata, further={g: seen(names) for g, names in options.further.items()})
-
-
-def files(options: FunctionsOptions) -> Iterator[str]:
-    """Those of triples."""
-    for names in (options.desiderata or (), *options.further.values()):
-        yield from filter(is_file, names)
 
 
 def check(outlined: Outlined, options: FunctionsOptions) -> None:
@@ -108,8 +106,8 @@ def check(outlined: Outlined, options: FunctionsOptions) -> None:
     roles = _roles_of_groups(outlined, options)
     check_known("functions.further", options.further, roles)
     check_known("functions.sweep.group", [options.sweep.group] if options.sweep and options.sweep.group else [], roles)
-    if main_desiderata(options, task):  # else `run` says that none are written for this task
-        by_group = {group: desiderata_of(group, options, task) for group in roles}
+    if options.main_desiderata(task):  # else `run` says that none are written for this task
+        by_group = {group: options.desiderata_of(group, task) for group in roles}
         names = list(dict.fromkeys(name for names in by_group.values() for name in names))
         _check_desiderata(task, names)
         if options.most_steps < options.first_move:
@@ -126,7 +124,7 @@ def check(outlined: Outlined, options: FunctionsOptions) -> None:
 def _roles_of_groups(outlined: Outlined, options: FunctionsOptions) -> dict[str, str]:
     """The groups of the chosen circuits, with their roles: stages of the main plan, or those in a circuit file."""
     roles: dict[str, str] = {}
-    for name in chosen_circuits(options, outlined.settings):
+    for name in options.circuits_of(outlined.settings):
         path = outlined.settings.circuits.get(name)
         groups = (
             {stage.name: stage for stage in outlined.main.stages} if path is None else Circuit.from_json(path).groups
@@ -164,13 +162,13 @@ def cost(sizes: Sizes, options: FunctionsOptions) -> Iterator[Part]:
     """Every circuit anew: base prompts and the sources of all groups are read once a model, then every group runs its
     window.
     """
-    if not main_desiderata(options, sizes.task):
+    if not options.main_desiderata(sizes.task):
         return
     flop = runs = read = 0.0
-    for circuit in chosen_circuits(options, sizes.settings):
+    for circuit in options.circuits_of(sizes.settings):
         # masks are learned in the circuit's own model, too, whichever are chosen
         home = circuit if circuit in sizes.settings.models else sizes.settings.base.name
-        n_models = len({home, *chosen_models(options, sizes.settings)})
+        n_models = len({home, *options.models_of(sizes.settings)})
         read += _n_read(sizes, options, n_models)
         for stage in sizes.main.stages:
             n = _n_runs(sizes, options, stage, n_models)
@@ -182,7 +180,7 @@ def cost(sizes: Sizes, options: FunctionsOptions) -> Iterator[Part]:
 def _n_read(sizes: Sizes, options: FunctionsOptions, n_models: int) -> float:
     """Base and source prompts of one circuit's masks."""
     n_triples = sum(options.n_triples)
-    main = _sources(main_desiderata(options, sizes.task), sizes.task)
+    main = _sources(options.main_desiderata(sizes.task), sizes.task)
     further = _sources((name for names in options.further.values() for name in names), sizes.task) - main
     read = n_models * (n_triples + len(main) * (n_triples + options.redraw.times * options.redraw.triples))
     return read + len(further) * n_triples * _READ
@@ -190,12 +188,11 @@ def _n_read(sizes: Sizes, options: FunctionsOptions, n_models: int) -> float:
 
 def _n_runs(sizes: Sizes, options: FunctionsOptions, stage: Stage, n_models: int) -> float:
     """Forward runs of one group's masks in all models."""
-    main = len(main_desiderata(options, sizes.task))
-    masks = main * n_models + len(desiderata_of(stage.name, options, sizes.task)) - main
+    main = len(options.main_desiderata(sizes.task))
+    masks = main * n_models + len(options.desiderata_of(stage.name, sizes.task)) - main
     floors = masks / main  # learned where a group may carry what is asked for: one of the main ones
-    sweep = options.sweep or None
-    swept = sweep is not None and stage.name == (sweep.group or sizes.main.stages[0].name)
-    others = main * (len(sweep.penalties) + sweep.seeds - 1) if sweep is not None and swept else 0
+    sweep = options.sweeps(stage.name, sizes.main.stages[0].name)
+    others = 0 if sweep is None else main * (len(sweep.penalties) + sweep.seeds - 1)
     prompts = min(options.prompts_per_step, max(1.0, options.positions_per_step / sizes.width(stage.at)))
     per_step = _TRAINING_STEP * prompts + options.validation * _NEW / options.check_every
     learned = (masks + floors + others) * options.most_steps * _TRAINED * per_step

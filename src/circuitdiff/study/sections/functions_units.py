@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from circuitdiff.cache.records import Record
+from jaxtyping import Int
+from torch import Tensor
+
 from circuitdiff.circuit import Group, Head
 from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep, fit_shared
 from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.prompts import PromptSet
-from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.host import How
 from circuitdiff.study.prompts import TriplesOf
-from circuitdiff.study.records import record_of
+from circuitdiff.study.section import LoadedModel
 from circuitdiff.triples import split_by_scenario
 
 
@@ -43,23 +46,18 @@ def learned_mask(
     options: MaskOptions,
     sweep: Sweep | None,
     shared: MaskRuns,
-) -> Record:
+) -> dict[str, Any]:
     """A mask with its floors and controls. `tested`: the groups that are tested on the same source prompts."""
     chosen = subject.triples(triples)
     runs, seed = _runs(subject, shared, chosen.base), shared.seed
     fit = fit_shared(runs, group, chosen, options, sweep=sweep, seed=seed, tested=tested, progress=subject.progress)
     answers = dict(sorted(fit.answers.items()))  # the order in which means over random groups are summed
-    return record_of({**vars(fit), "answers": answers, "test": None})  # `functions` has the test triples
+    return {**vars(fit), "answers": answers, "test": None}  # `functions` has the test triples
 
 
 def answers_of_patched(
-    subject: LoadedModel,
-    *,
-    triples: TriplesOf,
-    patched: tuple[Patched, ...],
-    tested: tuple[str, ...],
-    shared: MaskRuns,
-) -> Record:
+    subject: LoadedModel, *, triples: TriplesOf, patched: tuple[Patched, ...], tested: tuple[str, ...], shared: MaskRuns
+) -> list[Int[Tensor, " triple"]]:
     """Answers to the test triples, or to the first of them where sources are drawn anew; of each that is patched."""
     whole = subject.triples(triples)
     runs, test = _runs(subject, shared, whole.base), split_by_scenario(whole.scenarios, triples.sizes)[2]
@@ -72,23 +70,17 @@ def answers_of_patched(
         else:
             patching = runs.patching(each.group, chosen, tested=tested)
         answers.append(patching.answers(each.heads, rows))
-    return record_of(answers)
+    return answers
 
 
 def _runs(subject: LoadedModel, shared: MaskRuns, base: PromptSet) -> SharedRuns:
     """The latest alone is kept: it may take gigabytes."""
 
+    how: How = {**subject.how, "memory_gb": shared.memory_gb}
+
     def make() -> SharedRuns:
-        return SharedRuns(
-            subject.model,
-            dict(shared.groups),
-            base,
-            n_random=shared.random_groups,
-            seed=shared.seed,
-            executor=subject.executor,
-            memory_gb=shared.memory_gb,
-            progress=subject.progress,
-        )
+        groups, n_random = dict(shared.groups), shared.random_groups
+        return SharedRuns(subject.model, groups, base, n_random=n_random, seed=shared.seed, **how)
 
     same_base = id(base)  # desiderata of the task have theirs in common, as one object for as long as the model is here
     return subject.cached("runs of masks", (same_base, shared), make, n_kept=1)

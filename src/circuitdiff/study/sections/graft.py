@@ -11,21 +11,13 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.config.settings import Count, Draws, Prompts
 from circuitdiff.engine.weights import Projection
 from circuitdiff.errors import InputError, naming
+from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_group
-from circuitdiff.methods.graft import (
-    ALL_PROJECTIONS,
-    KINDS,
-    Graft,
-    Grafting,
-    graft_alone,
-    graft_several,
-    layer_ranges,
-)
+from circuitdiff.methods.graft import ALL_PROJECTIONS, KINDS, Graft, Grafting, graft_alone, graft_several, layer_ranges
 from circuitdiff.readable import Readable
 from circuitdiff.study.costs import PlannedMixtures
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, groups_of, places, with_heads
@@ -42,12 +34,8 @@ from circuitdiff.study.gains import (
     random_groups,
     run_result,
 )
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
-from circuitdiff.study.section import Outlined, Part, Section, Sizes, StudyContext
+from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
-from circuitdiff.study.units import Unit
 
 _HELD_AGAINST_DONOR = 8  # prompts, of a whole graft and of the donor
 
@@ -99,49 +87,97 @@ async def run(study: StudyContext, options: GraftOptions) -> dict[str, GraftResu
     Nothing if the base's circuit has no heads.
     """
     circuit = with_heads((await discovered(study, study.base)).circuit)
-    variants = study.variants if circuit.roles else []
-    return await study.by_item(variants, lambda variant: _grafted(study, variant, circuit, options))
+
+    async def grafted(variant: str) -> GraftResult:
+        return await _Grafts(study, options, circuit, await direction_of(study, variant)).result()
+
+    return await study.by_item(study.variants if circuit.roles else [], grafted)
 
 
-async def _grafted(study: StudyContext, variant: str, circuit: Circuit, options: GraftOptions) -> GraftResult:
-    between = await direction_of(study, variant)
-    n_prompts = options.prompts if between.gains else options.without_gain
-    arguments = {"parts": circuit, "layers": options.layers}
-    by_group, *by_layers = await _ran(study, between, options, grafts, "", n_prompts, arguments)
-    result = _result(between, by_group)
-    choosing, testing = _every_other_scenario(by_group.recipient.scenarios)
-    best = max(circuit.groups, key=lambda name: int(by_group.runs[frozenset([name])].hits[choosing].sum()))
+@dataclass(frozen=True)
+class _Grafts:
+    """Of the circuit's groups, from the donor into the recipient."""
 
-    async def heads() -> GraftedHeads | None:
-        if not options.heads:
+    study: StudyContext
+    options: GraftOptions
+    circuit: Circuit
+    between: Direction
+
+    async def result(self) -> GraftResult:
+        by_group, *by_layers = await self._ran("", grafts, parts=self.circuit, layers=self.options.layers)
+        result = self._parts(by_group)
+        scenarios = by_group.recipient.scenarios
+        chooses = torch.isin(scenarios, scenarios.unique()[::2])  # every other scenario; the rest tests the choice
+        choosing, testing = (prompts.nonzero()[:, 0] for prompts in (chooses, ~chooses))
+        best = max(self.circuit.groups, key=lambda name: int(by_group.runs[frozenset([name])].hits[choosing].sum()))
+        at_once: list[Callable[[], Awaitable[Any]]] = [
+            lambda: self._heads(best),
+            lambda: self._controls(best, by_group, testing),
+        ]
+        heads, controls = await self.study.each(at_once, lambda work: work())
+        layers = self._parts(by_layers[0]) if by_layers else None
+        return GraftResult(
+            **vars(result), groups=groups_of(self.circuit), heads=heads, layers=layers, controls=controls
+        )
+
+    async def _heads(self, group: str) -> GraftedHeads | None:
+        if not self.options.heads:
             return None
-        arguments = {"parts": circuit.groups[best], "layers": ()}
-        [by_head] = await _ran(study, between, options, grafts, ", heads", n_prompts, arguments)
-        return GraftedHeads(**vars(_result(between, by_head)), group=best)
+        [by_head] = await self._ran(", heads", grafts, parts=self.circuit.groups[group], layers=())
+        return GraftedHeads(**vars(self._parts(by_head)), group=group)
 
-    at_once: list[Callable[[], Awaitable[Any]]] = [
-        heads,
-        lambda: _controls(study, between, best, circuit, options, by_group, testing),
-    ]
-    by_head, controls = await study.each(at_once, lambda work: work())
-    layers = _result(between, by_layers[0]) if by_layers else None
-    return GraftResult(**vars(result), groups=groups_of(circuit), heads=by_head, layers=layers, controls=controls)
+    async def _ran(self, more: str, unit: Callable[..., Any], **arguments: Any) -> Any:
+        """What the unit returns; `more`: to its title."""
+        options, donor, recipient = self.options, self.between.donor, self.between.recipient
+        first = options.prompts if self.between.gains else min(options.without_gain, options.prompts)
+        prompts = PromptsOf("evaluation", first=first, queries_per_scenario=options.queries_per_scenario)
+        arguments |= {"prompts": prompts, "projections": options.projections}
+        title = f"weights of {donor} in {recipient}{more}"
+        return await self.study.value(title, unit, recipient, donor, **arguments)
 
+    async def _controls(
+        self, best: str, graft: Graft, testing: Int[Tensor, " half"]
+    ) -> dict[str, dict[GraftControl, RandomGroups | ControlResult]]:
+        """Random heads of the same layers, and those that share the group's keys and values.
 
-async def _ran(
-    study: StudyContext,
-    between: Direction,
-    options: GraftOptions,
-    unit: Callable[..., Record],
-    more: str,
-    n_prompts: int,
-    arguments: dict[str, Any],
-) -> Any:
-    """What the unit's record holds; `more`: to its title."""
-    first, title = min(n_prompts, options.prompts), f"weights of {between.donor} in {between.recipient}{more}"
-    prompts = PromptsOf("evaluation", first=first, queries_per_scenario=options.queries_per_scenario)
-    arguments |= {"prompts": prompts, "projections": options.projections}
-    return value_of(await study.record(Unit(title, unit, (between.recipient, between.donor), arguments)))
+        Each is grafted in the stead of the group that brings most (`best`), which is chosen on other prompts than those
+        of the comparison (`testing`). `graft`: of the group itself.
+        """
+        if not (self.options.random_groups and self.between.gains):
+            return {}
+        facts, g = await self.study.facts(self.between.recipient), torch.Generator()
+        g.manual_seed(self.study.settings.seed)
+        group, touched = self.circuit.groups[best], graft.parts[best].also_touched
+        chosen: dict[GraftControl, tuple[Group, ...]] = {}
+        if has_others(group.heads, facts.n_layers, facts.n_heads):
+            # heads that read the group's own keys and values would not be a control
+            sizes = (facts.n_layers, facts.n_heads, g)
+            drawn = (random_group(group, *sizes, besides=touched) for _ in range(self.options.random_groups))
+            chosen["same_layers"] = tuple(drawn)
+        if touched:
+            chosen["shared_kv"] = (Group(group.at, touched),)
+
+        async def ran(name: GraftControl) -> RandomGroups | ControlResult:
+            more = f", {'random heads' if name == 'same_layers' else 'other readers'} for {best}"
+            answers = await self._ran(more, grafted_groups, groups=chosen[name])
+            donor, nothing, own, *controls = (
+                each.select(testing) for each in (graft.donor, graft.recipient, graft.runs[frozenset([best])], *answers)
+            )
+            if name == "shared_kv":
+                return control_result(donor, nothing, controls[0])
+            return random_groups(donor, nothing, own, controls)
+
+        return {best: await self.study.by_item(chosen, ran)}
+
+    def _parts(self, graft: Graft) -> GraftedParts:
+        touched = {name: part.also_touched for name, part in graft.parts.items() if part.also_touched}
+        return GraftedParts(
+            **vars(gain_shares(self.between, graft.donor, graft.order, graft.attribution)),
+            unchanged=graft.unchanged,
+            also_touched={name: places(heads) for name, heads in touched.items()},
+            whole_graft_error=graft.whole_graft_error,
+            runs=tuple(run_result(subset, answers, graft.order) for subset, answers in graft.runs.items()),
+        )
 
 
 def grafts(
@@ -152,14 +188,14 @@ def grafts(
     parts: Circuit | Group,
     layers: tuple[int, ...] | None,
     projections: tuple[Projection, ...],
-) -> Record:
+) -> list[Graft]:
     """By a circuit's groups, or a group's single heads; and by ranges of layers. What runs share is run once."""
     divisions, pairs = [Grafting(parts, projections, per_head=isinstance(parts, Group))], recipient.pairs(prompts)
     if layers != ():
         divisions.append(Grafting(layer_ranges(recipient.model.n_layers, layers), projections))
     several = graft_several(donor.model, recipient.model, divisions, pairs, progress=recipient.progress)
     without_slices = ({name: replace(part, slices=()) for name, part in each.parts.items()} for each in several)
-    return record_of([replace(each, parts=parts) for each, parts in zip(several, without_slices, strict=True)])
+    return [replace(each, parts=parts) for each, parts in zip(several, without_slices, strict=True)]
 
 
 def grafted_groups(
@@ -169,70 +205,10 @@ def grafted_groups(
     prompts: PromptsOf,
     groups: tuple[Group, ...],
     projections: tuple[Projection, ...],
-) -> Record:
+) -> list[Evaluation]:
     """One group at a time."""
     pairs, progress = recipient.pairs(prompts), recipient.progress
-    return record_of(
-        graft_alone(donor.model, recipient.model, groups, pairs, projections=projections, progress=progress)
-    )
-
-
-def _every_other_scenario(scenarios: Int[Tensor, " prompt"]) -> tuple[Int[Tensor, " half"], Int[Tensor, " other"]]:
-    """Prompts on which the group that brings most is chosen, and those on which it is held against its controls."""
-    first = torch.isin(scenarios, scenarios.unique()[::2])
-    return first.nonzero()[:, 0], (~first).nonzero()[:, 0]
-
-
-async def _controls(
-    study: StudyContext,
-    between: Direction,
-    best: str,
-    circuit: Circuit,
-    options: GraftOptions,
-    graft: Graft,
-    testing: Int[Tensor, " half"],
-) -> dict[str, dict[GraftControl, RandomGroups | ControlResult]]:
-    """Random heads of the same layers, and those that share the group's keys and values.
-
-    Each is grafted in the stead of the group that brings most (`best`), which is chosen on other prompts than those of
-    the comparison (`testing`). `graft`: of the group itself.
-    """
-    if not (options.random_groups and between.gains):
-        return {}
-    facts, g = await study.facts(between.recipient), torch.Generator().manual_seed(study.settings.seed)
-    group, touched = circuit.groups[best], graft.parts[best].also_touched
-    chosen: dict[GraftControl, tuple[Group, ...]] = {}
-    if has_others(group.heads, facts.n_layers, facts.n_heads):
-        # heads that read the group's own keys and values would not be a control
-        sizes = (facts.n_layers, facts.n_heads, g)
-        drawn = (random_group(group, *sizes, besides=touched) for _ in range(options.random_groups))
-        chosen["same_layers"] = tuple(drawn)
-    if touched:
-        chosen["shared_kv"] = (Group(group.at, touched),)
-
-    async def ran(name: GraftControl) -> RandomGroups | ControlResult:
-        more = f", {'random heads' if name == 'same_layers' else 'other readers'} for {best}"
-        arguments = {"groups": chosen[name]}
-        answers = await _ran(study, between, options, grafted_groups, more, options.prompts, arguments)
-        donor, nothing, own, *controls = (
-            each.select(testing) for each in (graft.donor, graft.recipient, graft.runs[frozenset([best])], *answers)
-        )
-        if name == "shared_kv":
-            return control_result(donor, nothing, controls[0])
-        return random_groups(donor, nothing, own, controls)
-
-    return {best: await study.by_item(chosen, ran)}
-
-
-def _result(between: Direction, graft: Graft) -> GraftedParts:
-    shares = gain_shares((between.donor, between.recipient), graft.donor, graft.order, graft.attribution)
-    return GraftedParts(
-        **vars(shares),
-        unchanged=graft.unchanged,
-        also_touched={name: places(part.also_touched) for name, part in graft.parts.items() if part.also_touched},
-        whole_graft_error=graft.whole_graft_error,
-        runs=tuple(run_result(subset, answers, graft.order) for subset, answers in graft.runs.items()),
-    )
+    return graft_alone(donor.model, recipient.model, groups, pairs, projections=projections, progress=progress)
 
 
 def cost(sizes: Sizes, options: GraftOptions) -> Iterator[Part]:

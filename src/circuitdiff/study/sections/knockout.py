@@ -8,22 +8,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from circuitdiff.cache.records import Record
 from circuitdiff.config.settings import Count, Prompts
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.knockout import attention_knockout, blocking, roles_before
 from circuitdiff.readable import Readable
 from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.checks import FEW, executors_agree
-from circuitdiff.study.estimates import Estimate, Share, estimate, share
-from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.estimates import Estimate, Share, accuracy, estimate
 from circuitdiff.study.judge import leaves_room
-from circuitdiff.study.preflight import Outlined, check_known
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
-from circuitdiff.study.section import Part, Section, Sizes, StudyContext
+from circuitdiff.study.preflight import check_known
+from circuitdiff.study.records import Deviation
+from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
-from circuitdiff.study.units import Unit
 
 _Pair = tuple[str, str | None]  # a query's role and a key's, or None: a random position before the query
 Flow = Literal["yes", "no", "not established"]
@@ -115,21 +111,18 @@ async def _knockouts(study: StudyContext, model: str, roles: list[str], options:
         "seed": study.settings.seed,
     }
     title, few = f"attention between roles in {model}", PromptsOf("evaluation", first=min(FEW, options.prompts))
-    check = Unit(f"check of {title}", executors_on_knockouts, (model,), {"prompts": few, **random})
     n_runs, n_few = len(random["cells"]) + 1, len(await study.pairs(model, few))
     detail = f"{title}: {n_runs} runs x {n_few} prompts, relative log probability"
-    await study.check("window executor vs full executor", check, detail)
+    await study.check_executors(title, detail, executors_on_knockouts, model, prompts=few, **random)
     layers, curves = tuple(range(0, facts.n_layers, options.layer_step)), _with_random(chosen)
     blocked = {"curves": curves, "layers": layers, "upward": not options.single_layers}
-    record = await study.record(Unit(title, knocked_out, (model,), {"prompts": prompts, **random, **blocked}))
-    clean, in_cells, by_layer = value_of(record)
-    accuracy = share(clean.hits, clean.scenarios)
+    clean, in_cells, by_layer = await study.value(title, knocked_out, model, prompts=prompts, **random, **blocked)
     return Knockouts(
         n_prompts=len(clean.scenarios),
         n_scenarios=len(clean.scenarios.unique()),
         matrix=_matrix(roles, clean, in_cells, options.margin),
         curves=tuple(
-            Curve(query, key, options.single_layers, accuracy, points_of(layers, each))
+            Curve(query, key, options.single_layers, accuracy(clean), points_of(layers, each))
             for (query, key), each in by_layer.items()
         ),
     )
@@ -150,27 +143,19 @@ def knocked_out(
     upward: bool,
     query_roles: tuple[str, ...],
     seed: int,
-) -> Record:
+) -> tuple[Evaluation, dict[_Pair, Evaluation], dict[_Pair, list[Evaluation]]]:
     """The clean model's answers; each cell's, with attention blocked in all layers; and each curve's, by layer."""
     pairs, how = subject.pairs(prompts), {"query_roles": query_roles, "seed": seed}
     everywhere = [blocking(pairs, *pair, **how) for pair in cells]
     by_layer = [blocking(pairs, *pair, layers, upward, **how) for pair in curves]
-    clean, blocked = attention_knockout(
-        subject.model,
-        pairs,
-        [*everywhere, *by_layer],
-        executor=subject.executor,
-        memory_gb=subject.memory_gb,
-        progress=subject.progress,
-    )
+    clean, blocked = attention_knockout(subject.model, pairs, [*everywhere, *by_layer], **subject.how)
     in_cells = {pair: each for pair, [each] in zip(cells, blocked, strict=False)}
-    by_layer = {pair: list(each) for pair, each in zip(curves, blocked[len(cells) :], strict=True)}
-    return record_of((clean, in_cells, by_layer))
+    return clean, in_cells, {pair: list(each) for pair, each in zip(curves, blocked[len(cells) :], strict=True)}
 
 
 def executors_on_knockouts(
     subject: LoadedModel, *, prompts: PromptsOf, cells: tuple[_Pair, ...], query_roles: tuple[str, ...], seed: int
-) -> Record:
+) -> Deviation:
     """Check 3 with attention blocked in all layers."""
     pairs = subject.pairs(prompts)
 
@@ -187,13 +172,13 @@ def _matrix(roles: Sequence[str], clean: Evaluation, blocked: Mapping[_Pair, Eva
     control = {query: each for (query, key), each in blocked.items() if key is None}
     return Matrix(
         roles=tuple(roles),
-        clean=share(clean.hits, clean.scenarios),
+        clean=accuracy(clean),
         cells=tuple(
             cell_of(query, key, clean, blocked.get((query, key)), control.get(query), margin)
             for query in roles
             for key in roles
         ),
-        control={query: share(each.hits, each.scenarios) for query, each in control.items()},
+        control={query: accuracy(each) for query, each in control.items()},
         margin=margin,
     )
 
@@ -212,16 +197,13 @@ def cell_of(
     scenarios = clean.scenarios.numpy()
     loss = difference_interval(clean.hits.numpy(), blocked.hits.numpy(), scenarios)
     beyond = difference_interval(control.hits.numpy(), blocked.hits.numpy(), scenarios)
-    flows, room = loss.low > 0 and beyond.low > 0, leaves_room(share(clean.hits, clean.scenarios), margin)
+    flows, room = loss.low > 0 and beyond.low > 0, leaves_room(accuracy(clean), margin)
     answer = "yes" if flows else "no" if loss.high < margin and room else "not established"
-    return Cell(query, key, answer, share(blocked.hits, blocked.scenarios), estimate(loss), estimate(beyond))
+    return Cell(query, key, answer, accuracy(blocked), estimate(loss), estimate(beyond))
 
 
 def points_of(layers: Sequence[int], blocked: Sequence[Evaluation]) -> tuple[Point, ...]:
-    return tuple(
-        Point(**vars(share(each.hits, each.scenarios)), layer=layer)
-        for layer, each in zip(layers, blocked, strict=True)
-    )
+    return tuple(Point(**vars(accuracy(each)), layer=layer) for layer, each in zip(layers, blocked, strict=True))
 
 
 def cost(sizes: Sizes, options: KnockoutOptions) -> Iterator[Part]:

@@ -8,20 +8,11 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import COUNTS_PROMPTS
-from circuitdiff.methods.minimality import (
-    HeadCost,
-    MinimalityResult,
-    MinimalityRule,
-    Outcome,
-    minimality,
-    most_removed,
-)
+from circuitdiff.methods.minimality import HeadCost, MinimalityResult, MinimalityRule, Outcome, minimality, most_removed
 from circuitdiff.prompts import halves
 from circuitdiff.readable import Readable
-from circuitdiff.stats.intervals import ratio_interval
 from circuitdiff.study.common_units import circuit_answers, means_of, model_answers
 from circuitdiff.study.estimates import (
     Estimate,
@@ -30,17 +21,13 @@ from circuitdiff.study.estimates import (
     Number,
     Ratio,
     estimate,
+    faithfulness,
     groups_of,
-    ratio,
     result_of,
 )
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.preflight import Outlined, check_enough, check_scenarios
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import record_of, value_of
-from circuitdiff.study.section import Part, Section, Sizes, StudyContext
+from circuitdiff.study.preflight import check_enough, check_scenarios
+from circuitdiff.study.section import LoadedModel, Needed, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
-from circuitdiff.study.units import Needed, Unit
 
 
 @dataclass(frozen=True)
@@ -116,49 +103,30 @@ async def run(study: StudyContext, options: MinimalityOptions) -> dict[str, Prun
 
 
 async def _pruned(study: StudyContext, name: str, of: Discovered, options: MinimalityOptions) -> PrunedCircuit:
-    arguments = {
-        "prompts": PromptsOf("evaluation", first=options.prompts, beyond=True),
-        "circuit": of.circuit,
-        "rule": options.rule,
-    }
-    needs = {"means": means_of(of.model)}
-    costs = await study.record(Unit(f"minimality of circuit {name}", cost_of_heads, (of.model,), arguments, needs))
-    result: MinimalityResult = value_of(costs)
+    prompts = PromptsOf("evaluation", first=options.prompts, beyond=True)
+    given = {"circuit": of.circuit, "rule": options.rule, "means": means_of(of.model)}
+    result = await study.value(f"minimality of circuit {name}", cost_of_heads, of.model, prompts=prompts, **given)
     outcomes = [each.outcome for group in result.groups.values() for each in group.costs]
     title = f"circuit {name} before and after pruning"
     before, pruned = await circuit_answers(study, of.model, title, [of.circuit, result.pruned], "slot")
-    answers = await model_answers(study, of.model)
-    scenarios = answers.scenarios.numpy()
-    faithfulness = [
-        ratio(ratio_interval(each.hits.numpy(), answers.hits.numpy(), scenarios)) for each in (before, pruned)
-    ]
+    model = await model_answers(study, of.model)
     return PrunedCircuit(
         model=of.model,
         groups={name: tuple(map(_head, group.costs)) for name, group in result.groups.items()},
         kept=groups_of(result.pruned),
         rule=result.rule,
-        n_prompts=PromptCounts(result.n_choosing, len(result.scenarios), len(scenarios)),
-        faithfulness_before=faithfulness[0],
-        faithfulness_pruned=faithfulness[1],
+        n_prompts=PromptCounts(result.n_choosing, len(result.scenarios), len(model.hits)),
+        faithfulness_before=faithfulness(before, model),
+        faithfulness_pruned=faithfulness(pruned, model),
         n_heads=HeadCounts(*(outcomes.count(each) for each in get_args(Outcome))),
     )
 
 
 def cost_of_heads(
     subject: LoadedModel, *, prompts: PromptsOf, circuit: Circuit, rule: MinimalityRule, means: Needed
-) -> Record:
-    result = minimality(
-        subject.model,
-        circuit,
-        subject.pairs(prompts),
-        subject.means(means, "slot"),
-        rule,
-        subject.executor,
-        subject.progress,
-        shared=subject.shared,
-        memory_gb=subject.memory_gb,
-    )
-    return record_of(result)
+) -> MinimalityResult:
+    pairs, of_slots = subject.pairs(prompts), subject.means(means, "slot")
+    return minimality(subject.model, circuit, pairs, of_slots, rule, shared=subject.shared, **subject.how)
 
 
 def _head(cost: HeadCost) -> HeadResult:

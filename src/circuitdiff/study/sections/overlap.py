@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, circuit_overlap, total_overlap
 from circuitdiff.circuit import Overlap as CommonHeads
 from circuitdiff.config.settings import Name, Prompts
@@ -21,22 +20,16 @@ from circuitdiff.methods.path_patching import Via
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
 from circuitdiff.stats.effect_maps import changed_heads, likeness, reliability, strongest_in_common
-from circuitdiff.stats.intervals import (
-    cluster_p_values,
-    false_discovery_adjusted,
-    mean_interval,
-)
+from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, mean_interval
 from circuitdiff.stats.metrics import negligible
 from circuitdiff.study.costs import edges_flop, group_work_flop
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Ratio, estimate, number, ratio, with_heads
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.preflight import Outlined, check_scenarios
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.records import GroupWork, record_of, value_of
-from circuitdiff.study.section import Part, Section, Sizes, StudyContext
+from circuitdiff.study.preflight import check_scenarios
+from circuitdiff.study.prompts import everywhere
+from circuitdiff.study.records import GroupWork
+from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
 from circuitdiff.study.sections.overlap_profiles import Profile, SameWork, profiles, same_work
-from circuitdiff.study.units import Unit
 from circuitdiff.tasks import Task
 
 _KS = (5, 10, 20, 40)
@@ -168,18 +161,18 @@ async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -
     own = await discovered(study, variant) if variant in study.settings.searched else None
     parts: dict[str, Any] = {} if own is None else _searched(base, own)
     if base.circuit.roles:
-        work = [
-            (study.base, base.circuit, True),
-            (variant, base.circuit, True),
-            *([(variant, own.circuit, False)] if own is not None and own.circuit.roles else []),
-        ]
+        work = [(study.base, base.circuit, True), (variant, base.circuit, True)]
+        if own is not None and own.circuit.roles:
+            work.append((variant, own.circuit, False))
         prompts = PromptsOf("evaluation", first=options.prompts)
         in_base, in_variant, *of_own = await study.each(work, lambda which: _measured(study, *which, prompts))
         pairs = await study.pairs(study.base, prompts)
         roles, scenarios = _roles(study.task, pairs), pairs.scenarios
-        parts["edges"] = edges_compared(in_base, in_variant, scenarios)
-        parts["profiles"] = profiles(roles, in_base, in_variant, scenarios)
-        parts["n_scenarios"] = len(scenarios.unique())
+        parts |= {
+            "edges": edges_compared(in_base, in_variant, scenarios),
+            "profiles": profiles(roles, in_base, in_variant, scenarios),
+            "n_scenarios": len(scenarios.unique()),
+        }
         if of_own:
             parts["moved"] = same_work(in_base, of_own[0], scenarios)
     return VariantOverlap(**parts) if parts else None
@@ -187,37 +180,28 @@ async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -
 
 def _roles(task: Task, pairs: Pairs) -> tuple[str, ...]:
     """Of the task's, those that every clean and counterfactual prompt has; no segment's in particular."""
-    positions = (pairs.positions, pairs.counterfactual_positions)
-    return tuple(
-        role
-        for role in task.roles
-        if "." not in role and all(role in at and bool((at[role] >= 0).all()) for at in positions)
-    )
+    return tuple(role for role in task.roles if "." not in role and everywhere(role, pairs))
 
 
 async def _measured(
     study: StudyContext, model: str, circuit: Circuit, with_edges: bool, prompts: PromptsOf
 ) -> GroupWork:
     pairs, tested = await study.pairs(model, prompts), with_heads(circuit)
-    arguments = {
-        "prompts": prompts,
-        "circuit": tested,
-        "edges": tuple(possible_edges(tested.groups, pairs)) if with_edges else (),
-        "roles": _roles(study.task, pairs),
-    }
-    return value_of(await study.record(Unit(f"what groups do in {model}", group_work, (model,), arguments)))
+    edges = tuple(possible_edges(tested.groups, pairs)) if with_edges else ()
+    title, roles = f"what groups do in {model}", _roles(study.task, pairs)
+    return await study.value(title, group_work, model, prompts=prompts, circuit=tested, edges=edges, roles=roles)
 
 
 def group_work(
     subject: LoadedModel, *, prompts: PromptsOf, circuit: Circuit, edges: tuple[Edge, ...], roles: tuple[str, ...]
-) -> Record:
+) -> GroupWork:
     """Effects along edges between groups; where groups attend, and where what they write matters, by role."""
     model, groups, pairs, executor = subject.model, circuit.groups, subject.pairs(prompts), subject.executor
     along = edge_effects(model, groups, edges, pairs, executor, subject.memory_gb)
     attention = attention_by_role(model, groups, pairs, roles)
     effects = effect_by_role(model, groups, pairs, roles, executor=executor)
     mean = {name: of_heads.mean(0) for name, of_heads in attention.items()}
-    return record_of(GroupWork(dict(zip(edges, along, strict=True)), mean, effects))
+    return GroupWork(dict(zip(edges, along, strict=True)), mean, effects)
 
 
 def _searched(base: Discovered, variant: Discovered) -> dict[str, Any]:

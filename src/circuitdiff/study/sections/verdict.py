@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import mean_interval
 from circuitdiff.study.claims_on_parts import PartVerdict, judged_parts
 from circuitdiff.study.common_units import model_answers
-from circuitdiff.study.estimates import estimate
+from circuitdiff.study.estimates import estimate, result_of
 from circuitdiff.study.evidence import (
     JUDGED,
     Behaviour,
@@ -23,28 +23,24 @@ from circuitdiff.study.evidence import (
     TransferEvidence,
 )
 from circuitdiff.study.gains import Direction, Gain, GainShares, direction_of, gain_of
-from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.section import Part, Section, Sizes, StudyContext
-from circuitdiff.study.sections import completeness, cross_model, functions, graft, minimality, overlap
+from circuitdiff.study.section import PromptsOf, Section, StudyContext
+from circuitdiff.study.sections import (
+    completeness,
+    cross_model,
+    functions,
+    graft,
+    minimality,
+    overlap,
+    verdict_circuits,
+)
 from circuitdiff.study.sections.accuracy import ability_of
 from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult
 from circuitdiff.study.sections.functions import MaskCell
 from circuitdiff.study.sections.graft import GraftResult
-from circuitdiff.study.sections.verdict_circuits import (
-    circuit_numbers,
-    cost_of_circuits,
-    gaps,
-    has_moved,
-    needed_heads,
-    similarity_evidence,
-)
 from circuitdiff.study.verdict import Sentence, sentences
 
 _ABLATIONS = "mean by slot and mean by kind with heads at every segment"
-_SOURCES = (
-    *(cross_model.SECTION, graft.SECTION, overlap.SECTION, functions.SECTION),
-    *(completeness.SECTION, minimality.SECTION),
-)
+_SOURCES = [each.SECTION for each in (cross_model, graft, overlap, functions, completeness, minimality)]
 
 Cells = Mapping[str, Mapping[str, MaskCell]]  # by group and desideratum
 
@@ -81,16 +77,8 @@ async def run(study: StudyContext, limits: Thresholds) -> dict[str, Verdict]:
 async def _verdict(study: StudyContext, variant: str, limits: Thresholds) -> Verdict:
     evidence = await _evidence(study, variant, limits)
     divisions = {"graft": evidence.graft, "layers": evidence.layers}
-    return Verdict(
-        sentences=sentences(evidence, limits),
-        thresholds=limits,
-        behaviour=evidence.behaviour,
-        circuits=tuple(evidence.circuits),
-        transfers=tuple(evidence.transfers),
-        similarity=tuple(evidence.similarity),
-        functions=tuple(evidence.functions),
-        parts={name: judged_parts(found, limits) for name, found in divisions.items() if found is not None},
-    )
+    parts = {name: judged_parts(found, limits) for name, found in divisions.items() if found is not None}
+    return result_of(Verdict, evidence, sentences=sentences(evidence, limits), thresholds=limits, parts=parts)
 
 
 async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Evidence:
@@ -102,7 +90,7 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
     patch = _judged_patch(patched, between, base)
     checks, task = study.checks, study.settings.task
     wording = ", ".join([task.name, *(f"{key} {value}" for key, value in task.options.items())])
-    of_circuits = await circuit_numbers(study, variant)
+    of_circuits = await verdict_circuits.circuit_numbers(study, variant)
     return Evidence(
         base=base,
         variant=variant,
@@ -114,10 +102,10 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
         switched_off=frozenset(each.name for each in _SOURCES if getattr(study.settings, each.name, None) is False),
         circuits=of_circuits.faithfulness,
         transfers=of_circuits.transfers,
-        gaps=gaps(removed, (base, variant)),
-        needed=needed_heads(pruned, base, variant),
-        similarity=similarity_evidence(overlaps),
-        moved=overlaps is not None and has_moved(overlaps, limits.alike),
+        gaps=verdict_circuits.gaps(removed, (base, variant)),
+        needed=verdict_circuits.needed_heads(pruned, base, variant),
+        similarity=verdict_circuits.similarity_evidence(overlaps),
+        moved=overlaps is not None and verdict_circuits.has_moved(overlaps, limits.alike),
         n_scenarios_moved=(overlaps.n_scenarios or 0) if overlaps is not None else 0,
         functions=functions_evidence(masks, base, variant),
         unknown=groups_without_function(masks.get(base) or {}),
@@ -142,7 +130,7 @@ async def _behaviour(study: StudyContext, variant: str, gain: Gain) -> Behaviour
 # Has each group the same function?
 
 
-def functions_evidence(masks: Mapping[str, Cells], base: str, variant: str) -> list[FunctionEvidence]:
+def functions_evidence(masks: Mapping[str, Cells], base: str, variant: str) -> tuple[FunctionEvidence, ...]:
     """By group of the base's circuit: its mask, of the desideratum that it carries best, unchanged in the variant.
 
     Further desiderata, which are asked in the base alone, say nothing of the variant; nothing does if none was asked.
@@ -156,7 +144,7 @@ def functions_evidence(masks: Mapping[str, Cells], base: str, variant: str) -> l
             mask, trained = in_variant[best].transferred, in_variant[best].controls.shuffled is not None
             difference, above = (None, None) if mask is None else (mask.above_own_mask, mask.above_floor)
             rows.append(FunctionEvidence(group, best, difference, above, trained))
-    return rows
+    return tuple(rows)
 
 
 def groups_without_function(in_base: Cells) -> list[str]:
@@ -187,8 +175,7 @@ def _parts(found: GainShares, unchanged: Sequence[str] = ()) -> PartsEvidence:
 
 def _graft_evidence(grafted: GraftResult) -> PartsEvidence:
     touched = {part: len(heads) for part, heads in grafted.also_touched.items()}
-    found = _parts(grafted, grafted.unchanged)
-    return replace(found, controls=grafted.controls, also_touched=touched)
+    return replace(_parts(grafted, grafted.unchanged), controls=grafted.controls, also_touched=touched)
 
 
 async def _measured(
@@ -202,30 +189,24 @@ async def _measured(
     """By table, on what and how many prompts its numbers were taken."""
     maps = await study.pairs(variant, PromptsOf("discovery"))
     by = f"; {_ABLATIONS}; effects on {len(maps)} other prompts; attention heads only"
-    of_circuits = _on(gain, "accuracy of circuits", by)
-    fewest = min(of_circuits.n_scenarios, len(maps.scenarios.unique()))
-    measured = {"accuracy": _on(gain, "accuracy"), "circuits": Measured(of_circuits.scope, fewest)}
+    all_prompts = gain.n_prompts, gain.n_scenarios
+    of_circuits = _on(*all_prompts, "accuracy of circuits", by)
+    fewest = min(gain.n_scenarios, len(maps.scenarios.unique()))
+    measured = {"accuracy": _on(*all_prompts, "accuracy"), "circuits": of_circuits._replace(n_scenarios=fewest)}
     if cells:
         cell = min(cells, key=lambda cell: cell.n_scenarios)
-        what = "accuracy of the target"
-        measured["functions"] = _measured_on(cell.n_test, cell.n_scenarios, what, "; attention heads only")
+        measured["functions"] = _on(cell.n_test, cell.n_scenarios, "accuracy of the target", "; attention heads only")
     if patched is not None:
-        measured["cross_model"] = _on(patched, f"accuracy with patched {patched.what}", "; attention heads only")
+        what = f"accuracy with patched {patched.what}"
+        measured["cross_model"] = _on(patched.n_prompts, patched.n_scenarios, what, "; attention heads only")
     if grafted is not None:
-        measured["layers"] = measured["graft"] = _on(grafted, "accuracy", "; all weights")
+        on_weights = _on(grafted.n_prompts, grafted.n_scenarios, "accuracy", "; all weights")
+        measured["layers"] = measured["graft"] = on_weights
     return measured
 
 
-def _on(numbers: Gain | CrossPatchResult | GraftResult, what: str, more: str = "") -> Measured:
-    return _measured_on(numbers.n_prompts, numbers.n_scenarios, what, more)
-
-
-def _measured_on(n_prompts: int, n_scenarios: int, what: str, more: str = "") -> Measured:
+def _on(n_prompts: int, n_scenarios: int, what: str, more: str = "") -> Measured:
     return Measured(f"{what} on {n_prompts} held-out prompts of {n_scenarios} scenarios{more}", n_scenarios)
 
 
-def cost(sizes: Sizes, _: Thresholds) -> Iterator[Part]:
-    return cost_of_circuits(sizes)
-
-
-SECTION = Section("verdict", Thresholds, dict[str, Verdict], run, cost)
+SECTION = Section("verdict", Thresholds, dict[str, Verdict], run, verdict_circuits.cost)

@@ -11,9 +11,8 @@ from numpy import ndarray
 from circuitdiff.circuit import Circuit, Head, beyond, joined
 from circuitdiff.evaluation import By, Evaluation, moved
 from circuitdiff.stats.intervals import normalised_ratio_interval, ratio_interval
-from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.common_units import circuit_answers, model_answers
-from circuitdiff.study.estimates import Estimate, Number, estimate, ratio, with_heads
+from circuitdiff.study.estimates import Estimate, more_accurate_by, ratio, with_heads
 from circuitdiff.study.evidence import (
     JUDGED,
     CircuitEvidence,
@@ -22,6 +21,7 @@ from circuitdiff.study.evidence import (
     NeededHeads,
     Noted,
     SimilarityEvidence,
+    Thresholds,
     TransferEvidence,
 )
 from circuitdiff.study.section import Part, Sizes, StudyContext
@@ -83,22 +83,18 @@ async def _under(
     ]
     return rows, TransferEvidence(
         by=by,
-        over_base=_less(theirs, base),
-        over_own=_less(theirs, its_own),
-        reverse=_less(reverse, base),
-        extras_add=_less(together, theirs) if len(further) else None,
-        extras_alone=_less(extras, ablated) if len(further) else None,
+        over_base=more_accurate_by(theirs, base),
+        over_own=more_accurate_by(theirs, its_own),
+        reverse=more_accurate_by(reverse, base),
+        extras_add=more_accurate_by(together, theirs) if len(further) else None,
+        extras_alone=more_accurate_by(extras, ablated) if len(further) else None,
+        faithful=_normalised(model, theirs, ablated, "accuracy"),
     )
 
 
 async def _alone(study: StudyContext, model: str, tested: Sequence[Circuit], by: By) -> list[Evaluation]:
     """The circuits alone and, last, nothing."""
     return await circuit_answers(study, model, f"own circuits in {model}, {by} means", [*tested, Circuit({})], by)
-
-
-def _less(first: Evaluation, second: Evaluation) -> Estimate:
-    """Accuracy of the first less that of the second, on the same prompts."""
-    return estimate(difference_interval(first.hits.numpy(), second.hits.numpy(), first.scenarios.numpy()))
 
 
 def _normalised(model: Evaluation, circuit: Evaluation, ablated: Evaluation, score: Judged) -> Noted:
@@ -111,7 +107,7 @@ def transfer(
     base_circuit: Evaluation,
     own_circuit: Evaluation,
     ablated: Evaluation,
-    score: Judged = "accuracy",
+    score: Judged,
     among: ndarray | None = None,
 ) -> Noted:
     """Normalised faithfulness of the base's circuit less that of the variant's own, in the variant, on some prompts."""
@@ -165,7 +161,7 @@ def similarity_evidence(compared: VariantOverlap | None) -> tuple[SimilarityEvid
     return (*rows, *map(SimilarityEvidence, not_run))
 
 
-def cost_of_circuits(sizes: Sizes) -> Iterator[Part]:
+def cost(sizes: Sizes, _: Thresholds) -> Iterator[Part]:
     """In base and variant, by slot and by kind, for each variant whose own circuit is looked for."""
     rows = (sizes.n_searched - 1) * len(_BYS) * (_IN_BASE + _IN_VARIANT) * sizes.settings.prompts.evaluation
     if rows:
@@ -190,10 +186,7 @@ def has_moved(compared: VariantOverlap, alike: float) -> bool:
 
 
 def _like_its_namesake(cosines: Mapping[str, Estimate], group: str) -> bool:
+    """Surely alike, and more than any other; what is undefined is above and below nothing."""
     others = [each.high for name, each in cosines.items() if name != group]
-    return group in cosines and bool(others) and _above_all(cosines[group].low, _ALIKE, *others)
-
-
-def _above_all(low: Number, *others: Number) -> bool:
-    """Whether a lower bound is above all of these; what is undefined is above and below nothing."""
-    return low is not None and all(other is not None and low > other for other in others)
+    low = cosines[group].low if group in cosines and others else None
+    return low is not None and all(other is not None and low > other for other in (_ALIKE, *others))

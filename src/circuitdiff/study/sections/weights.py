@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
-from pydantic import TypeAdapter
-
-from circuitdiff.cache.records import Record
 from circuitdiff.models.differences import ModelDifferences, differences_of
 from circuitdiff.models.weight_changes import WeightChanges, weight_changes
-from circuitdiff.study.context import StudyContext
-from circuitdiff.study.host import LoadedModel
-from circuitdiff.study.section import Section
-from circuitdiff.study.units import Unit
+from circuitdiff.study.section import LoadedModel, Section, StudyContext
 
 
 async def run(study: StudyContext, _: None) -> dict[str, ModelDifferences]:
     """Of each variant against the base."""
-    found = await study.each(study.variants, lambda name: _differences(study, name))
-    return dict(zip(study.variants, found, strict=True))
+    return await study.by_item(study.variants, lambda name: _differences(study, name))
 
 
 async def _differences(study: StudyContext, name: str) -> ModelDifferences:
     models = [await study.facts(each) for each in (study.base, name)]
-    record = await study.record(Unit(f"weights of {name}", compared_with_base, (name, study.base)))
-    changes = TypeAdapter(WeightChanges).validate_python(record.data)
+    changes = await study.value(f"weights of {name}", compared_with_base, name, study.base)
     found = differences_of(
         [each.name for each in models], [each.config for each in models], [each.tokenizer for each in models], changes
     )
@@ -33,9 +23,8 @@ async def _differences(study: StudyContext, name: str) -> ModelDifferences:
     return found
 
 
-def compared_with_base(variant: LoadedModel, base: LoadedModel) -> Record:
-    found = weight_changes(base.model, variant.model)
-    return Record({}, {"weights": [asdict(each) for each in found.weights], "not_compared": list(found.not_compared)})
+def compared_with_base(variant: LoadedModel, base: LoadedModel) -> WeightChanges:
+    return weight_changes(base.model, variant.model)
 
 
 SECTION = Section("weights", None, dict[str, ModelDifferences], run, lambda *_: ())
