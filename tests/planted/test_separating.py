@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from circuitdiff.circuit import Head
 from circuitdiff.methods.attribution import attribution_scores
 from circuitdiff.models.loading import as_model
-from circuitdiff.planted import build_planted
+from circuitdiff.planted import Planted, build_planted
 from circuitdiff.stats.selection import lowest
 from helpers.planted_probe import (
     accuracy,
@@ -69,26 +75,26 @@ def test_of_recoded_addresses_neither_part_alone_is_any_use():
     pairs, base, donor = pairs_of(28), planted("planted-base"), planted("planted-recoded")
     groups = {name: donor.circuit.groups[name].heads for name in ("position_transmitter", "value_fetcher")}
     alone = [accuracy(run(grafted(base, donor, heads), pairs.clean).logits, pairs) for heads in groups.values()]
-    both = accuracy(run(grafted(base, donor, sum(groups.values(), ())), pairs.clean).logits, pairs)
+    both = accuracy(
+        run(grafted(base, donor, (*groups["position_transmitter"], *groups["value_fetcher"])), pairs.clean).logits,
+        pairs,
+    )
     before, after = (accuracy(run(each, pairs.clean).logits, pairs) for each in (base, donor))
     assert max(alone) < before - 0.2 < before < both
     assert abs(both - after) <= 2 / 28  # all but the negative heads, which look at another object
 
 
-def grafted(recipient, donor, heads):
-    model = build_planted(recipient.name, torch.float64).model
+def grafted(recipient: Planted, donor: Planted, heads: Sequence[Head]) -> Planted:
+    model: Any = build_planted(recipient.name, torch.float64).model
+    source: Any = donor.model
     with torch.no_grad():
         for head in heads:
-            mine, theirs = (each.transformer.h[head.layer].attn for each in (model, donor.model))
+            mine, theirs = (each.transformer.h[head.layer].attn for each in (model, source))
             for part in range(3):
                 mine.c_attn.weight[:, columns(head, part)] = theirs.c_attn.weight[:, columns(head, part)]
                 mine.c_attn.bias[columns(head, part)] = theirs.c_attn.bias[columns(head, part)]
             mine.c_proj.weight[columns(head)] = theirs.c_proj.weight[columns(head)]
-    return planted_like(recipient, model)
-
-
-def planted_like(subject, model):
-    return type(subject)(**vars(subject) | {"model": model})
+    return replace(recipient, model=model)
 
 
 def test_each_canceller_helps_and_attribution_does_not_see_it():
@@ -110,7 +116,7 @@ def test_no_gradient_passes_a_saturated_softmax():
     assert not set(transmitters) & set(lowest(scores_of(subject), 6))
 
 
-def scores_of(subject):
+def scores_of(subject: Planted) -> Tensor:
     """Mean attribution of every head at the last token."""
     model = as_model(subject.model, subject.tokenizer, subject.name, {"kind": "built"})
     return attribution_scores(model, pairs_of(28), ["last"])["last"].mean(-1)

@@ -11,12 +11,8 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError, choices
-<<<<<<< HEAD
 from circuitdiff.planted.harmless import moved_heads
-from circuitdiff.planted.heads import D_HEAD, WIRED, HeadWeights, decoy, detecting_transmitter, members, rotated
-=======
 from circuitdiff.planted.heads import D_HEAD, HeadWeights, decoy, detecting_transmitter, members, rotated, wired
->>>>>>> 930b6d39cf63c9923ad586c2a6d1b0e2df55f1b3
 from circuitdiff.planted.space import Space, make_space
 from circuitdiff.planted.table import PLANTED
 from circuitdiff.planted.vocabulary import make_tokenizer

@@ -28,6 +28,38 @@ def _entry(
     return Entry(replace(_BASE, n_heads=heads or _BASE.n_heads, **changes), base, improved, same, note)
 
 
+_AMONG: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("planted-fetchers", "fetchers attend sharply", {"improved": ("value_fetcher",), "fetcher_sharpness": 7.5}),
+    (
+        "planted-transmitters",
+        "transmitters do not leak",
+        {"improved": ("position_transmitter",), "transmitter_leak": 0.0},
+    ),
+    (
+        "planted-detectors",
+        "detectors attend sharply",
+        {"improved": ("position_detector",), "detector_sharpness": 8.0, "detector_gain": 1.2},
+    ),
+    ("planted-mlp", "the last MLP corrects", {"improved": ("mlp",), "mlp_correction": 0.5}),
+    (
+        "planted-both",
+        "fetchers attend sharply, transmitters do not leak",
+        {"improved": ("position_transmitter", "value_fetcher"), "fetcher_sharpness": 7.5, "transmitter_leak": 0.0},
+    ),
+    ("planted-nothing", "no part got better", {}),
+    (
+        "planted-quarter-fetchers",
+        "a quarter of the first",
+        {"improved": ("value_fetcher",), "fetcher_sharpness": 5.325},
+    ),
+    ("planted-half-fetchers", "half of the first", {"improved": ("value_fetcher",), "fetcher_sharpness": 6.05}),
+    (
+        "planted-half-transmitters",
+        "half of the second",
+        {"improved": ("position_transmitter",), "transmitter_leak": 0.15},
+    ),
+)
+
 PLANTED: Mapping[str, Entry] = {
     "planted-base": _entry("addresses; value fetchers attend too softly"),
     # One part got better, or two.
@@ -55,30 +87,8 @@ PLANTED: Mapping[str, Entry] = {
     ),
     # A part, or none, got better, and weights of every other kind moved that do not matter.
     **{
-        f"{name}-among-changes": _entry(
-            f"{note}; weights of every kind moved", improved=improved, harmless=True, **changes
-        )
-        for name, note, improved, changes in (
-            ("planted-fetchers", "fetchers attend sharply", ("value_fetcher",), {"fetcher_sharpness": 7.5}),
-            ("planted-transmitters", "transmitters do not leak", ("position_transmitter",), {"transmitter_leak": 0.0}),
-            (
-                "planted-detectors",
-                "detectors attend sharply",
-                ("position_detector",),
-                {"detector_sharpness": 8.0, "detector_gain": 1.2},
-            ),
-            ("planted-mlp", "the last MLP corrects", ("mlp",), {"mlp_correction": 0.5}),
-            (
-                "planted-both",
-                "fetchers attend sharply, transmitters do not leak",
-                ("position_transmitter", "value_fetcher"),
-                {"fetcher_sharpness": 7.5, "transmitter_leak": 0.0},
-            ),
-            ("planted-nothing", "no part got better", (), {}),
-            ("planted-quarter-fetchers", "a quarter of the first", ("value_fetcher",), {"fetcher_sharpness": 5.325}),
-            ("planted-half-fetchers", "half of the first", ("value_fetcher",), {"fetcher_sharpness": 6.05}),
-            ("planted-half-transmitters", "half of the second", ("position_transmitter",), {"transmitter_leak": 0.15}),
-        )
+        f"{name}-among-changes": _entry(f"{note}; weights of every kind moved", harmless=True, **changes)
+        for name, note, changes in _AMONG
     },
     "planted-recoded": _entry(
         "transmitters, without a leak, write addresses in another code, and fetchers read that: none suffices alone",
