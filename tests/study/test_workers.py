@@ -16,9 +16,11 @@ import pytest
 from circuitdiff.study.workers import Place, Workers
 
 MAIN = """
-import asyncio, os, sys, time
+import asyncio, os, signal, sys, time
 from pathlib import Path
-if __name__ != "__main__":
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes would not hear it
+else:
     Path(__file__).with_name("imports").write_text(str(os.getpid()))  # the worker, before it has torch
 from circuitdiff.errors import InputError
 from circuitdiff.study.registry import parse_study
