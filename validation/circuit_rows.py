@@ -15,6 +15,7 @@ from circuitdiff.methods.component_mask.fit import MaskFit, MaskOptions, fit_sha
 from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.stats.intervals import RatioInterval, normalised_ratio_interval, ratio_interval
 from circuitdiff.stats.proportions import difference_interval
+from circuitdiff.study.evidence import Thresholds
 from validation.subjects import Row, Sizes, Subject, at_most, between, task
 
 _CHANCE = 1 / 7
@@ -78,9 +79,10 @@ def _faithfulness_rows(subject: Subject, whole: Evaluation, came: _Circuits, by:
 
 
 def _as_good(subject: Subject, claim: str, ratio: RatioInterval, detail: str) -> Row:
-    """Not credibly worse than the model. Where both are alike, half of all point estimates fall below 1 by chance."""
-    passed = ratio.undefined is None and ratio.high >= 1.0
-    return Row(subject.model.name, claim, ratio.value, "interval reaches 1.00", passed, detail)
+    """As a verdict has it: an interval that merely reaches 1 is no evidence, and far above 1 is not faithful either."""
+    low, high = Thresholds().faithful, Thresholds().too_faithful
+    passed = ratio.undefined is None and low <= ratio.low and ratio.high <= high
+    return Row(subject.model.name, claim, ratio.value, f"interval within {low:g} and {high:g}", passed, detail)
 
 
 def _wrong_segment(subject: Subject, came: _Circuits) -> Row:

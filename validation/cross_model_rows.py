@@ -38,18 +38,23 @@ _N_RANDOM = 100  # groups of random heads, as many as a verdict asks for
 # Where the planted part is no group of the circuit: which weights it is.
 _KINDS = {"mlp": "mlps", "unembedding": "unembedding", "negative": "other heads"}
 # The improved group, and a later one whose z holds what it did: both show all of the gain alone.
-_SPLIT = {"planted-clearer-addresses": ("position_transmitter", "value_fetcher")}
+_SPLIT = {"planted-transmitters-among-changes": ("position_transmitter", "value_fetcher")}
 _TURNED = "planted-rotated-values"
 
 
 def cross_model_rows(subject: Subject) -> list[Row]:
-    """What is said of a planted variant and its base, on the base's circuit; none for a base or another circuit."""
+    """What is said of a planted variant and its base, on the base's circuit; none for a base or another circuit.
+
+    None either where the improved part's weights are all that differ: what grafts and patches say follows from that.
+    """
     truth = subject.truth
     if truth.base == truth.name or not truth.same_circuit:
         return []
     base, pairs = load_model(truth.base), subject.prompts["evaluation"]
     circuit = _circuit_of_base(subject)
     grafted = graft(subject.model, base, circuit, pairs)
+    if truth.improved_parts and len({*grafted.order} - {*grafted.unchanged}) == 1:
+        return []
     patched = patch_across(subject.model, base, circuit, pairs, what="contribution")
     rows = [_verdict_row(subject, grafted, patched, _controls(subject.model, base, circuit, grafted, pairs))]
     if len(truth.improved_parts) == 1:

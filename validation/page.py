@@ -38,6 +38,9 @@ with an interval above 0 there, and not so elsewhere. In models with one route, 
 
 _PAIRS_TEXT = """## A planted variant and its base
 
+Pairs in which the improved part's weights are all that differ are left out: there grafts say 1.00 and 0.00 by
+identity. In all others weights of every kind are moved, and those that did not improve change nothing that is computed.
+
 Expected: grafting the improved part's weights brings at least 0.9 of the gain, alone and left out last, and no
 other part has a share whose interval does not cover 0; patching contributions in causal order credits the same
 part, or, where it is no head group, leaves the gain unexplained; with z patched, the paper's way, the symmetric
@@ -197,7 +200,7 @@ def _circuit_text(sizes: Sizes) -> str:
         "## The planted circuit on its own\n\n"
         f"On {sizes.evaluation} evaluation prompts; all else at its mean over as many others.\n\n"
         "- *slot means*, *kind means*: accuracy of the circuit over the model's, then normalised by the ablated "
-        "model's accuracy. The circuit is expected to be as good as the model, so the 95 % interval should reach 1.00. "
+        "model's accuracy. The circuit is expected to be as good as the model: a 95 % interval within 0.8 and 1.1. "
         "By kind, addresses survive in the segment asked for alone, so that the answer stands out: the value by slot "
         "is the paper's.\n"
         f"- *random*: share of prompts on which {sizes.random_circuits} random circuits of the same shape prefer the "

@@ -23,7 +23,7 @@ FEW = Sizes(discovery=7, evaluation=50, random_circuits=2, random_prompts=21, tr
 
 
 def test_the_truth_about_a_planted_pair_is_found():
-    rows = cross_model_rows(named_subject("planted-clearer-addresses", FEW))
+    rows = cross_model_rows(named_subject("planted-transmitters-among-changes", FEW))
     assert len(rows) == 11
     assert [row.claim for row in rows if not row.passed] == []
 
@@ -38,7 +38,8 @@ def test_z_in_another_basis_is_incompatible_and_z_of_the_same_weights_is_not():
     assert shares.passed, "without a gain there is none either"
 
 
-def test_nothing_is_claimed_of_a_base_or_of_another_circuit():
+def test_nothing_is_claimed_of_a_base_of_another_circuit_or_of_what_follows_from_equal_weights():
+    assert cross_model_rows(named_subject("planted-clearer-addresses", FEW)) == []
     subject = named_subject("planted-base", FEW)
     assert cross_model_rows(subject) == []
     lexical = replace(subject, truth=build_planted("planted-lexical"))
@@ -63,9 +64,9 @@ def test_a_gain_credited_to_another_part_fails_every_claim():
     assert not any(row.passed for row in patched)
     no_group = _patched_rows("any", "mlps", circuit, wrong)
     assert not any(row.passed for row in no_group)
-    split = _split_rows("planted-clearer-addresses", circuit, credited_to("position_transmitter"))
+    split = _split_rows("planted-transmitters-among-changes", circuit, credited_to("position_transmitter"))
     assert [row.passed for row in split] == [True, True, False, False]
-    later = _split_rows("planted-clearer-addresses", circuit, credited_to("value_fetcher"))
+    later = _split_rows("planted-transmitters-among-changes", circuit, credited_to("value_fetcher"))
     assert not any(row.passed for row in later)
 
 

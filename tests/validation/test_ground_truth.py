@@ -218,8 +218,11 @@ def test_a_circuit_without_its_fetchers_is_not_faithful():
 
 
 def test_a_circuit_is_as_good_as_its_model_where_the_interval_says_so():
-    came = [RatioInterval(0.96, 0.91, 1.01), RatioInterval(0.96, 0.93, 0.99), RatioInterval(*[np.nan] * 3, "chance")]
-    assert [_as_good(planted("planted-base"), "c", ratio, "").passed for ratio in came] == [True, False, False]
+    bounds = {(0.91, 1.01): True, (0.93, 0.99): True, (0.79, 1.02): False, (0.7, 1.3): False, (1.05, 1.11): False}
+    came = {RatioInterval(1.0, *each): passed for each, passed in bounds.items()}
+    came[RatioInterval(np.nan, np.nan, np.nan, "chance")] = False
+    for ratio, passed in came.items():
+        assert _as_good(planted("planted-base"), "c", ratio, "").passed is passed
 
 
 @pytest.mark.parametrize("name", ["planted-permuted-heads", "planted-rotated-values"])
