@@ -46,7 +46,7 @@ def model(n_layers: int = 5, source: str = "models/tiny") -> ModelResult:
 def results_of(**parts: Any) -> CommonResults:
     """Results with these parts and nothing else."""
     header = {
-        "schema_version": 2,
+        "schema_version": 3,
         "study": StudyHeader("boxes & <labels>", "entity_tracking", 7, {"n_boxes": 7}),
         "versions": {"circuitdiff": "0.1.0", "torch": "2.13.0"},
         "warnings": (),

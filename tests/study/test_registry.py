@@ -63,8 +63,8 @@ def test_results_of_no_run_or_damaged_ones_are_refused(tmp_path, content):
 def test_results_of_an_earlier_version_and_of_another_form_are_refused(tmp_path):
     data = json.loads(results_bytes(invented_results()))
     for change, message in (
-        ({"schema_version": 1}, "expected schema_version 2; got 1; run the study again"),
-        ({"schema_version": None}, "expected schema_version 2; got None"),
+        ({"schema_version": 1}, "expected schema_version 3; got 1; run the study again"),
+        ({"schema_version": None}, "expected schema_version 3; got None"),
         ({"cmap": {}}, "there is no key 'cmap' here"),
         ({"accuracy": {"m": {"accuracy": "high"}}}, r"accuracy\.m\.accuracy: .*got 'high'"),
     ):

@@ -15,7 +15,7 @@ from circuitdiff.readable import ByName, Readable, data_frame
 from circuitdiff.study.estimates import Estimate, Number
 from circuitdiff.tasks.task import describe_pair
 
-SCHEMA_VERSION = 2  # 1, without a number, had other names
+SCHEMA_VERSION = 3  # 2 had no faithfulness of the base's circuit in a variant; 1, without a number, had other names
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +54,7 @@ class Example(Readable):
 class CommonResults(Readable, Strict):
     """`registry.Results` adds a part for each section; one that did not run is None."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     study: StudyHeader
     versions: Annotated[dict[str, str], AfterValidator(ByName.of)]
     warnings: tuple[str, ...]
