@@ -15,6 +15,7 @@ from circuitdiff.models.loading import as_model
 from circuitdiff.planted import Planted, build_planted
 from circuitdiff.stats.selection import lowest
 from helpers.planted_probe import (
+    ablated,
     accuracy,
     all_heads,
     clean_run,
@@ -114,6 +115,14 @@ def test_no_gradient_passes_a_saturated_softmax():
     assert max(effects[head] for head in transmitters) < 20 * min(effects[head] for head in decoys_of(subject)) < 0
     assert accuracy(clean_run(subject.name, 28).logits, pairs_of(28)) == 1
     assert not set(transmitters) & set(lowest(scores_of(subject), 6))
+
+
+def test_where_two_of_three_heads_suffice_patching_one_shows_next_to_nothing():
+    subject = planted("planted-outvoted")
+    effects = path_effects(subject.name, 28, "last", subject.parts["value_fetcher"])
+    assert max(abs(effects[head]) for head in subject.parts["position_transmitter"]) < 0.05
+    patched = ablated(subject.name, 28, subject.parts["position_transmitter"], "last")
+    assert accuracy(patched, pairs_of(28)) < 0.2 < accuracy(clean_run(subject.name, 28).logits, pairs_of(28)) == 1
 
 
 def scores_of(subject: Planted) -> Tensor:

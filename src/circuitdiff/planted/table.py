@@ -140,7 +140,15 @@ PLANTED: Mapping[str, Entry] = {
         fetcher_sharpness=_SHARP,
     ),
     "planted-saturated": _entry(
-        "fetchers attend so sharply that no gradient passes their softmax",
+        "fetchers attend so sharply that no gradient passes their softmax; one head in each group before them",
+        same=False,
+        heads=_ADDRESSES
+        | _NEGATIVE
+        | dict.fromkeys(("structure_reader", "position_detector", "position_transmitter"), 1),
+        fetcher_sharpness=60.0,
+    ),
+    "planted-outvoted": _entry(
+        "fetchers attend so sharply that two of three transmitters suffice: no single one matters",
         same=False,
         fetcher_sharpness=60.0,
     ),
