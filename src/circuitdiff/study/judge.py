@@ -127,4 +127,4 @@ def _tail(distance: float, margin: float) -> float:
     """2.5 % at a distance of the interval's own margin, and as the normal distribution has it at others."""
     if math.isinf(distance) or margin == 0:
         return 0.0 if distance > 0 else 1.0
-    return 0.5 * math.erfc(_Z * distance / margin / math.sqrt(2))  # as scipy has it, which takes 340 times as long: every threshold is tried
+    return 0.5 * math.erfc(_Z * distance / margin / math.sqrt(2))  # scipy takes 340 times as long
