@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from circuitdiff.cli import app, main
+from circuitdiff.cli import app
 from circuitdiff.errors import InputError
-from circuitdiff.models.checks import Check
-from circuitdiff.report.diff import Changed, Heads, diff_runs, diff_tables, failures, paired
+from circuitdiff.report.diff import Changed, Heads, diff_runs, diff_tables, paired
 from circuitdiff.study.estimates import Estimate, GroupHeads, Ratio, Share
 from circuitdiff.study.registry import results_bytes
 from circuitdiff.study.results import CommonResults, StudyHeader
-from circuitdiff.study.sections.accuracy import Accuracy
 from circuitdiff.study.sections.completeness import Removed
-from circuitdiff.study.sections.discovery import FoundCircuit, Sweep
 from circuitdiff.study.sections.faithfulness import Row
 from circuitdiff.study.sections.minimality import HeadResult
 from circuitdiff.study.sections.overlap import (
@@ -29,6 +25,7 @@ from circuitdiff.study.sections.overlap import (
 )
 from circuitdiff.study.sections.overlap_profiles import SameWork
 from helpers.invented_results import around, cell, changed, model, random_circuits, results_of
+from helpers.invented_runs import GROUPS, circuit, near, results, sweep
 from helpers.invented_sections import (
     credit,
     grafted,
@@ -39,45 +36,6 @@ from helpers.invented_sections import (
     trade_off,
     verdict,
 )
-
-
-def near(value: float | None, spread: float = 0.1) -> Accuracy:
-    estimate = around(value, spread)
-    return Accuracy(Share(**vars(estimate), hits=0, n=80), Estimate(None, None, None), (), ())
-
-
-def sweep(**different: Any) -> Sweep:
-    tables = {
-        "effects": ((-0.5, 0.0), (None, 0.25)),
-        "adjusted_p": ((0.5, 0.5), (0.5, 0.5)),
-        "low": ((-0.6, -0.1), (None, 0.2)),
-        "high": ((-0.4, 0.1), (None, 0.3)),
-    }
-    plain = {"at": "last", "via": None, "receivers": (), "receivers_from": None, "receivers_at": None}
-    plain |= {"metric": "logit_difference", "split": "discovery", "n_prompts": 70, "n_choosing": 70}
-    plain |= {"noise_floor": 0.0, "selected": (), "hurting": (), "not_replicated": ()}
-    return Sweep("fetcher", **plain | tables | {"rule": "TopK"} | different)
-
-
-GROUPS = {"fetcher": GroupHeads("last", ((1, 0), (1, 1), (2, 3))), "reader": GroupHeads("last", ((0, 1),))}
-
-
-def circuit(
-    stage: Sweep | None = None, groups: dict[str, GroupHeads] | None = None, home: str = "base"
-) -> FoundCircuit:
-    return FoundCircuit(home, "main", "logit_difference", groups or GROUPS, (stage or sweep(),))
-
-
-def results(**parts: Any) -> CommonResults:
-    plain = {
-        "study": StudyHeader("one", "entity_tracking", 0, {"seed": 0, "prompts": {"discovery": 70}}),
-        "versions": {"torch": "2.13.0"},
-        "checks": (Check("same logits", "base", 1e-7, 1.0, True, ""),),
-        "models": {"base": model(), "tuned": model()},
-        "accuracy": {"base": near(0.5), "tuned": near(0.8)},
-        "discovery": {"base": circuit()},
-    }
-    return results_of(**plain | parts)
 
 
 def with_runs(*accuracies: float, **different: Any) -> dict[str, Any]:
@@ -348,85 +306,3 @@ def test_the_command_prints_tables_and_writes_everything(tmp_path):
     assert "accuracy / base / accuracy" in came.output
     assert "1 of 5 numbers with an interval moved beyond it" in came.output
     assert '"n_compared": 5' in (tmp_path / "d.json").read_text()
-
-
-MOVED = results(accuracy={"base": near(0.95), "tuned": near(0.83)})  # 0.45 beyond the interval, and 0.03 within it
-
-
-@pytest.mark.parametrize(
-    ("wanted", "failed"),
-    [
-        ("moved", True),
-        ("accuracy / base / accuracy", True),
-        ("accuracy / tuned / accuracy", False),
-        ("accuracy / *", True),
-        ("accuracy / tune? / *", False),
-        ("accuracy / tuned / accuracy=0.02", True),
-        ("accuracy / tuned / accuracy=0.04", False),
-        ("accuracy / *=0.5", False),
-        ("moved=0.02", True),
-        ("discovery / *", False),
-    ],
-)
-def test_a_named_number_fails_if_it_moved_beyond_its_interval_or_by_more_than_its_limit(wanted, failed):
-    lines = failures(results(), MOVED, [wanted])
-    assert [line.partition(": ")[0] for line in lines] == ([f"--fail-on {wanted}"] if failed else [])
-    assert failures(results(), results(), [wanted]) == []
-
-
-def test_a_failure_names_the_numbers_and_each_wish_has_its_line():
-    lines = failures(results(), MOVED, ["moved", "discovery / *=0", "accuracy / *=0"])
-    assert lines == [
-        "--fail-on moved: accuracy / base / accuracy (0.500 [0.400, 0.600], then 0.950 [0.850, 1.050])",
-        "--fail-on accuracy / *=0: accuracy / base / accuracy (0.500 [0.400, 0.600], then 0.950 [0.850, 1.050]); "
-        "accuracy / tuned / accuracy (0.800 [0.700, 0.900], then 0.830 [0.730, 0.930])",
-    ]
-
-
-@pytest.mark.parametrize("wanted", ["accuracy / base / accuracy", "accuracy / base / *=0.9", "moved"])
-def test_a_number_that_is_undefined_in_one_run_has_moved(wanted):
-    undefined = results(accuracy={"base": near(None), "tuned": near(0.8)})
-    assert len(failures(results(), undefined, [wanted])) == len(failures(undefined, results(), [wanted])) == 1
-    assert failures(undefined, undefined, [wanted]) == []
-
-
-def test_a_bracket_or_an_equals_sign_of_a_name_stands_for_itself():
-    one, other = (results(accuracy={"lr=[12]": near(value), "lr=1": near(0.5)}) for value in (0.5, 0.95))
-    for wanted in ("accuracy / lr=[12] / accuracy", "accuracy / lr=[12] / *", "accuracy / lr=[12] / *=0.4"):
-        assert len(failures(one, other, [wanted])) == 1
-    assert failures(one, other, ["accuracy / lr=1 / *"]) == []
-    cells = [results(faithfulness={"base": {"lr=9": cell(value)}}) for value in (0.5, 0.9)]
-    assert len(failures(*cells, ["faithfulness / base / lr=9"])) == 1, "a name, no limit of 9"
-
-
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ("accuracy / bsae / accuracy", r"no number 'accuracy / bsae / accuracy'.*mean 'accuracy / base / accuracy'"),
-        ("nothing*=0.1", r"no number 'nothing\*' that both runs have; a name is like 'accuracy / base / accuracy'"),
-        ("moved=-1", "expected a change of 0 or more"),
-        ("moved=nan", "expected a change of 0 or more"),
-    ],
-)
-def test_a_name_or_limit_that_cannot_be_is_refused(wanted, message):
-    with pytest.raises(InputError, match=message):
-        failures(results(), MOVED, ["moved", wanted])
-
-
-@pytest.mark.parametrize(("wanted", "code"), [("accuracy / *", 1), ("discovery / *", 0), ("acuracy / *", 2)])
-def test_the_command_ends_with_one_after_the_tables_if_a_wanted_number_moved(
-    tmp_path, monkeypatch, capsys, wanted, code
-):
-    for name, data in (("a", results()), ("b", MOVED)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_bytes(results_bytes(data))
-    monkeypatch.setattr(
-        sys, "argv", ["circuitdiff", "diff", *(str(tmp_path / each) for each in "ab"), "--fail-on", wanted]
-    )
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code in ((code,) if code else (0, None))
-    output = capsys.readouterr()
-    assert ("1 of 5 numbers" in output.out) == (code < 2)
-    assert ("--fail-on accuracy / *: accuracy / base" in output.out) == (code == 1)
-    assert len(output.err.splitlines()) == (code == 2)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from circuitdiff.study.evidence import Measured, Thresholds
-from circuitdiff.study.verdict import sentences
+from circuitdiff.study.verdict import TRIED, sentences
 from helpers.invented_evidence import WELL, ability, behaviour, divided, evidence, part, said
 
 TABLES = {
@@ -169,6 +169,11 @@ def test_an_answer_says_for_which_thresholds_it_is_the_same():
     assert nothing.threshold == "nothing"
     # one part is far from nothing, two lie within 0.1 and 0.15 of it
     assert (nothing.low, nothing.high) == (0.2, 0.75)
+
+
+def test_an_answer_that_rests_on_a_circuits_faithfulness_says_for_which_it_is_the_same():
+    [faithful] = said(evidence(), "beats_own").sensitivity
+    assert (faithful.threshold, faithful.low, faithful.high) == ("faithful", TRIED[0], 0.9)  # 0.93 at least
 
 
 def test_thresholds_are_settings():

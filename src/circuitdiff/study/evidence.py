@@ -88,7 +88,7 @@ class TransferEvidence:
 
     In the variant: the base's circuit less the whole base, and less the variant's own circuit; both circuits together
     less the base's; the variant's further heads alone less nothing at all. In the base: the variant's circuit less the
-    whole base.
+    whole base. `faithful` is no difference: normalised faithfulness of the base's circuit in the variant.
     """
 
     by: By
@@ -97,7 +97,7 @@ class TransferEvidence:
     reverse: Estimate
     extras_add: Estimate | None  # None: the variant's circuit has no further heads
     extras_alone: Estimate | None
-    faithful: Noted  # normalised faithfulness of the base's circuit in the variant
+    faithful: Noted
 
 
 @dataclass(frozen=True)

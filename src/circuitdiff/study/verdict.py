@@ -187,6 +187,7 @@ CLAIMS = (
         "verdict",
         "does the base's circuit do better than the variant's own",
         _needing(circuits.beats_own),
+        ("faithful",),
     ),
     Claim(
         "further_heads",
