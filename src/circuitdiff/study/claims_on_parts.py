@@ -12,6 +12,7 @@ from circuitdiff.study.judge import LEVEL, Answer, Said, Test, holm, within
 
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
+UNCHANGED = "its weights are the same in both models"
 SHARED = "other heads that read the same keys and values"
 _CONTROLS = {"same_layers": "random heads of the same layers", "shared_kv": SHARED}
 _HOW = {"alone": "alone it brings", "left_out": "left out it costs"}
@@ -48,7 +49,7 @@ def judged_parts(found: PartsEvidence, limits: Thresholds) -> tuple[PartVerdict,
     verdicts: list[PartVerdict] = []
     for name in names:
         if name in found.unchanged:
-            verdicts.append(PartVerdict(name, "no", "no", "no", "no", "its weights are the same in both models"))
+            verdicts.append(PartVerdict(name, "no", "no", "no", "no", UNCHANGED))
             continue
         sufficient, necessary = answers[name, "alone"], answers[name, "left_out"]
         others = {answers[other, how] for other, how in asked if other != name}
@@ -85,21 +86,26 @@ def said_of_parts(evidence: Evidence, found: PartsEvidence, limits: Thresholds) 
 
 def said_of_visible(evidence: Evidence, found: PartsEvidence, limits: Thresholds) -> Said:
     """The parts of which each, patched alone, brings the share that counts: whatever brought it there."""
-    parts = [*found.scores["accuracy"]]
     gain = f"what {evidence.variant} lacks" if evidence.lacks else "the gain"
     cause = "" if evidence.graft is not None else "; its cause was not located"
     if nothing := _nothing_to_share(found):
         return Said("not established", f"{gain} is visible at a single group{cause}", (nothing,))
-    tests = [_in_all_scores(found, part, "alone", limits.share) for part in parts]
-    answers = dict(zip(parts, _adjusted(tests), strict=True))
+    answers = visible_parts(found, limits)
     seen = [part for part, answer in answers.items() if answer == "yes"]
     if seen:
         numbers = "; ".join(f"{part}: {_shares(found, part, 'alone')}" for part in seen)
         return Said("yes", f"{gain} is visible at {' and '.join(seen)} ({numbers}){cause}")
-    reasons = tuple(f"{part} patched alone: {_shares(found, part, 'alone')}" for part in parts)
+    reasons = tuple(f"{part} patched alone: {_shares(found, part, 'alone')}" for part in answers)
     answer: Answer = "no" if set(answers.values()) == {"no"} else "not established"
     where = "no single group" if answer == "no" else "a single group"
     return Said(answer, f"{gain} is visible at {where}{cause}", reasons)
+
+
+def visible_parts(found: PartsEvidence, limits: Thresholds) -> dict[str, Answer]:
+    """Does each part, patched alone, bring the share of the gain that counts?"""
+    parts = [*found.scores["accuracy"]]
+    tests = [_in_all_scores(found, part, "alone", limits.share) for part in parts]
+    return dict(zip(parts, _adjusted(tests), strict=True))
 
 
 def _nothing_to_share(found: PartsEvidence) -> str | None:

@@ -13,7 +13,7 @@ from circuitdiff.cache.files import write_whole
 from circuitdiff.config.names import file_name
 from circuitdiff.config.reading import split_adapters
 from circuitdiff.errors import InputError
-from circuitdiff.models.family_registry import MEMBERS
+from circuitdiff.models.family_registry import member_of
 from circuitdiff.study.registry import parse_study
 from circuitdiff.study.runner import plan_study
 from circuitdiff.study.settings import CommonSettings, PromptSettings
@@ -95,7 +95,7 @@ def _names(models: Sequence[str]) -> list[str]:
 
 def _model(model: Any, folder: Path) -> Any:
     named = (model.source, *model.adapters)
-    sources = [_path(each, folder, os.path.exists(each) and each not in MEMBERS) for each in named]
+    sources = [_path(each, folder, os.path.exists(each) and member_of(each) is None) for each in named]
     return {"source": sources[0], **({"adapters": sources[1:]} if sources[1:] else {})}
 
 

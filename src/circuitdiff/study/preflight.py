@@ -14,7 +14,7 @@ from circuitdiff.methods.discovery import Plan
 from circuitdiff.methods.path_patching import check_reach
 from circuitdiff.models.adapters import check_adapter
 from circuitdiff.models.comparable import Shape, differences
-from circuitdiff.models.family_registry import MEMBERS
+from circuitdiff.models.family_registry import member_of
 from circuitdiff.models.sources import Outline, read_outline
 from circuitdiff.prompts import Pairs
 from circuitdiff.study.settings import PURPOSES, SPLIT_OF, CommonSettings, task_of
@@ -148,7 +148,8 @@ def _outlined_models(settings: CommonSettings) -> Iterator[OutlinedModel]:
         # weights that a recipe is yet to make have the shape of those that it starts from
         start = model if model.recipe is None else read_recipe(model.recipe).base
         chat = settings.chat_of(name)
-        origin = (MEMBERS[start.source].origin if start.source in MEMBERS else start.source), start.tokenizer, chat
+        member = member_of(start.source)
+        origin = (start.source if member is None else member.origin), start.tokenizer, chat
         if origin not in known:
             outline = read_outline(start.source, start.tokenizer)
             with naming(name):

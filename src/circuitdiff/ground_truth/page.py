@@ -1,0 +1,186 @@
+"""The page on planted models, in Markdown: where answers are right and plainer ones are not, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from circuitdiff.ground_truth.asked import GroundTruth
+from circuitdiff.ground_truth.plantings import HELD_OUT, Planting, study_of
+from circuitdiff.ground_truth.rivals import ATTRIBUTION, EFFECT, WEIGHTS, Z_PATCHING, FoundHeads
+from circuitdiff.ground_truth.statements import Statement
+from circuitdiff.planted.table import PLANTED
+from circuitdiff.stats.proportions import accuracy_interval
+
+_INTRODUCTION = """# Ground truth
+
+Made by `circuitdiff ground-truth`; do not edit. Circuits and causes are known here, because they were written into the
+weights ([planted.md](planted.md)): so every answer can be right or wrong. Each planted model is asked by a study like
+any other, with the paper's plan ({n} + {n} prompts to discover, {evaluation} to evaluate); truth follows from the
+wiring, never from what came. Where one part got better and *nothing else differs*, a graft says 1.00 there and 0.00
+elsewhere by identity: such models are left out. In most of those that are left, weights of every kind were moved that
+change nothing.
+
+Beside ours stands what plainer methods would have said. Of heads: *attribution* (gradient times change of z) and
+*effect* (path patching, the k strongest), both **told** how many heads there are, which ours is not. Of the part that
+got better: *z-patching* (the groups whose z, patched alone into the base, brings half of the gain: the paper's way) and *weights* (the part whose weights moved most, as a share of their size).
+"""
+_HELD_OUT = """
+The held-out plantings' kinds were fixed, and their seeds drawn and run once, after the last change of what computes;
+they stand here whatever came. Another seed has other places, strengths, codes and decoys.
+"""
+_WHY_WRONG = """
+`planted-outvoted` is meant to be wrong here: two of three transmitters suffice, so that patching a single one changes
+nothing, and no method that patches one head at a time finds any.
+"""
+_OF_HEADS, _OF_PARTS = (ATTRIBUTION, EFFECT), (Z_PATCHING, WEIGHTS)
+
+
+def render_page(truth: GroundTruth) -> str:
+    """The whole page."""
+    heads, said = truth.heads, truth.statements
+    wrong_heads = [each for each in heads if not each.exact]
+    settings = study_of(Planting("planted-base"))
+    parts = [
+        _INTRODUCTION.format(n=settings.prompts.discovery, evaluation=settings.prompts.evaluation),
+        "## Right, where a plainer method is not\n",
+        _causes(each for each in _pairs(said) if _settled(each) and _beaten(each)),
+        "\n",
+        _found(each for each in heads if each.exact and _misled(each)),
+        "\n## Wrong\n",
+        _listed(each for each in said if each.right is False),
+        "\n",
+        _found(wrong_heads),
+        _WHY_WRONG if any(each.model == "planted-outvoted" for each in wrong_heads) else "",
+        "\n## How often is an answer right?\n\n",
+        "Held-out plantings:\n\n",
+        _rates([each for each in said if each.held_out], [each for each in heads if each.held_out]),
+        _HELD_OUT if HELD_OUT else "",
+        "\nPlantings that were looked at while methods and rules were written:\n\n",
+        _rates([each for each in said if not each.held_out], [each for each in heads if not each.held_out]),
+        "\n## What was left open\n\n",
+        _listed(each for each in said if each.right is None),
+        "\n## Whose is the gain? All pairs\n\n",
+        _causes(_pairs(said)),
+        "\n## Which heads? All groups\n\n",
+        _found(heads),
+        "\n## What was planted\n\n",
+        _table(("model", "what it is"), [(f"`{name}`", entry.note) for name, entry in PLANTED.items()]),
+    ]
+    return "".join(parts).rstrip() + "\n"
+
+
+# Whose is the gain?
+
+
+def _pairs(said: Iterable[Statement]) -> list[list[Statement]]:
+    """What is said of each pair's parts."""
+    asked = (each for each in said if each.claim == "improved")
+    return [list(of_pair) for _, of_pair in groupby(asked, lambda each: each.planting)]
+
+
+def _settled(pair: Sequence[Statement]) -> bool:
+    """Exactly the parts that improved are named."""
+    return _names(pair, lambda each: each.ours == "yes") == _names(pair, lambda each: each.true)
+
+
+def _beaten(pair: Sequence[Statement]) -> bool:
+    truth = _names(pair, lambda each: each.true)
+    return any(_named_by(rival, pair) != truth for rival in _OF_PARTS)
+
+
+def _named_by(rival: str, pair: Sequence[Statement]) -> str:
+    return _names(pair, lambda each: each.rivals.get(rival) == "yes")
+
+
+def _names(pair: Sequence[Statement], chosen: Callable[[Statement], bool]) -> str:
+    return ", ".join(each.about for each in pair if chosen(each)) or "none"
+
+
+def _causes(pairs: Iterable[Sequence[Statement]]) -> str:
+    lines = []
+    for pair in pairs:
+        truth = _names(pair, lambda each: each.true)
+        wrong = any(each.right is False for each in pair)
+        ours = _names(pair, lambda each: each.ours == "yes")
+        opened = _names(pair, lambda each: each.right is None)
+        ours += "" if opened == "none" else f" (open: {opened})"
+        rivals = (_named_by(rival, pair) for rival in _OF_PARTS)
+        lines.append((_place(pair[0]), truth, _marked(ours, not wrong), *(_marked(r, r == truth) for r in rivals)))
+    return _table(("variant", "parts that got better", "ours", *_OF_PARTS), lines)
+
+
+# Which heads?
+
+
+def _misled(heads: FoundHeads) -> bool:
+    return any(precision is not None and precision < 1 for precision in heads.rivals.values())
+
+
+def _found(heads: Iterable[FoundHeads]) -> str:
+    lines = []
+    for each in heads:
+        found, planted, common = each.ours
+        ours = f"{common} of {planted}" + (f", and {found - common} more" if found > common else "")
+        rivals = ("–" if (p := each.rivals[name]) is None else _marked(f"{p:.2f}", p == 1) for name in _OF_HEADS)
+        place = f"`{each.model}`" if each.planting == each.model else f"`{each.model}` ({each.planting})"
+        lines.append((place, each.group, _marked(ours, each.exact), *rivals))
+    head = ("model", "group", "planted heads found", *(f"{name}: precision, told k" for name in _OF_HEADS))
+    return _table(head, lines)
+
+
+# How often?
+
+
+def _rates(said: Sequence[Statement], heads: Sequence[FoundHeads]) -> str:
+    if not said:
+        return "None yet.\n"
+    claims = list(dict.fromkeys(each.claim for each in said))
+    lines = [_rate(claim, [each for each in said if each.claim == claim]) for claim in claims]
+    lines.append(_rate("**all**", said))
+    found, planted, common = (sum(each.ours[i] for each in heads) for i in range(3))
+    summary = (
+        f"\nHeads: {common} of {found} that were found are planted there, and {common} of {planted} that are planted "
+        f"were found; {sum(each.exact for each in heads)} of {len(heads)} groups are exact.\n"
+    )
+    return _table(("claim", "asked", "yes: right", "no: right", "open"), lines) + summary
+
+
+def _rate(claim: str, said: Sequence[Statement]) -> tuple[str, ...]:
+    rates = (_share([(each.planting, each.right is True) for each in said if each.ours == a]) for a in ("yes", "no"))
+    return claim, str(len(said)), *rates, _share([(each.planting, each.right is None) for each in said])
+
+
+def _share(hits: Sequence[tuple[str, bool]]) -> str:
+    """With Wilson's 95 % interval for answers that go together where they are of one planting."""
+    if not hits:
+        return "–"
+    _, plantings = np.unique([planting for planting, _ in hits], return_inverse=True)
+    bounds = accuracy_interval(np.array([hit for _, hit in hits], dtype=float), plantings)
+    share = f"{sum(hit for _, hit in hits)} of {len(hits)}"
+    return share if np.isnan(bounds.low) else f"{share} [{float(bounds.low):.2f}, {float(bounds.high):.2f}]"
+
+
+def _listed(said: Iterable[Statement]) -> str:
+    lines = [
+        (_place(each), f"{each.claim} {each.about}".strip(), "yes" if each.true else "no", each.ours, each.text)
+        for each in said
+    ]
+    return _table(("variant", "claim", "truth", "ours", "what was said"), lines) if lines else "None.\n"
+
+
+def _place(said: Statement) -> str:
+    return f"`{said.planting}`"
+
+
+def _marked(text: str, right: bool) -> str:
+    return text if right else f"**{text}** ✗"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    if not lines:
+        return "None.\n"
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
