@@ -25,7 +25,8 @@ change nothing.
 
 Beside ours stands what plainer methods would have said. Of heads: *attribution* (gradient times change of z) and
 *effect* (path patching, the k strongest), both **told** how many heads there are, which ours is not. Of the part that
-got better: *z-patching* (the groups whose z, patched alone into the base, brings half of the gain: the paper's way) and *weights* (the part whose weights moved most, as a share of their size).
+got better: *z-patching* (the groups whose z, patched alone into the base, brings half of the gain: the paper's way) and
+*weights* (the part whose weights moved most, as a share of their size).
 """
 _HELD_OUT = """
 The held-out plantings' kinds were fixed, and their seeds drawn and run once, after the last change of what computes;
