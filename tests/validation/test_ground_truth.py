@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from circuitdiff.methods.attribution import attribution_scores
 
 from circuitdiff.circuit import Head, Overlap
 from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
-from circuitdiff.methods.attribution import attribution_scores
 from circuitdiff.methods.discovery import Plan, Stage, StageResult
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.prompts import Pairs
