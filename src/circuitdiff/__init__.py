@@ -21,6 +21,7 @@ from circuitdiff.evaluation import (
     mean_activations,
 )
 from circuitdiff.methods.ablations import compare_ablations
+from circuitdiff.methods.attribution_patching import Attribution, attribution, path_attribution
 from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
 from circuitdiff.methods.cross_model.patching import Limits, patch_across
@@ -39,6 +40,7 @@ from circuitdiff.tasks import Task
 from circuitdiff.triples import Triples
 
 __all__ = [
+    "Attribution",
     "Blocking",
     "CheckError",
     "Circuit",
@@ -63,6 +65,7 @@ __all__ = [
     "Triples",
     "all_heads",
     "attention_knockout",
+    "attribution",
     "circuit_of",
     "compare",
     "compare_ablations",
@@ -82,6 +85,7 @@ __all__ = [
     "minimality",
     "model_differences",
     "patch_across",
+    "path_attribution",
     "path_effects",
     "tasks",
 ]

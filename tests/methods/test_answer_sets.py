@@ -13,7 +13,7 @@ from circuitdiff.circuit import Group, Head
 from circuitdiff.engine import Edit
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
-from circuitdiff.methods.attribution import attribution_scores
+from circuitdiff.methods.attribution_patching import attribution
 from circuitdiff.methods.discovery import Stage, measure_with
 from circuitdiff.methods.group_profile import effect_by_role
 from circuitdiff.methods.knockout import random_keys
@@ -173,7 +173,7 @@ def test_groups_and_gradients_take_the_best_of_a_set():
     best = [max(pairs.right_answers[i].tolist(), key=lambda token: clean_logits(pairs, i)[token]) for i in range(5)]
     alone = replace(pairs, answers=torch.tensor(best), right=None)
     assert best != pairs.answers.tolist()
-    of_set, of_best = (attribution_scores(MODEL, each, ["last"])["last"] for each in (pairs, alone))
+    of_set, of_best = (attribution(MODEL, each, "last").per_prompt["last"] for each in (pairs, alone))
     torch.testing.assert_close(of_set, of_best, rtol=0, atol=1e-12)
 
 

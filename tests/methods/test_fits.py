@@ -14,7 +14,7 @@ from circuitdiff.engine.model import Model
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Means, evaluate_circuit, evaluate_model, evaluate_without, mean_activations
 from circuitdiff.methods.ablations import compare_ablations
-from circuitdiff.methods.attribution import attribution_scores
+from circuitdiff.methods.attribution_patching import attribution
 from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
 from circuitdiff.methods.cross_model.patching import patch_across
@@ -38,7 +38,7 @@ MEANS = Means(torch.zeros(len(SLOTS), N_LAYERS, N_HEADS, D_HEAD, dtype=torch.flo
 DOORS: dict[str, Callable[[Pairs], object]] = {
     "path_effects": lambda p: path_effects(MODEL, p, "last"),
     "group_path_effects": lambda p: group_path_effects(MODEL, p, GROUP.heads, Path("last")),
-    "attribution_scores": lambda p: attribution_scores(MODEL, p, ["last"]),
+    "attribution": lambda p: attribution(MODEL, p, "last"),
     "attention_by_role": lambda p: attention_by_role(MODEL, {"group": GROUP}, p, ["query_label"]),
     "effect_by_role": lambda p: effect_by_role(MODEL, {"group": GROUP}, p, ["query_label"]),
     "mean_activations": lambda p: mean_activations(MODEL, p),
@@ -124,7 +124,7 @@ WHOLE = ("evaluate_model", "mean_activations")  # what reads all tokens of an an
 def test_what_compares_the_next_token_refuses_longer_answers_by_name(door):
     several = replace(PAIRS, continuations=torch.tensor([[-1], [-1], [3], [-1], [5]]))
     name = {
-        "attribution_scores": "attribution patching",
+        "attribution": "attribution patching",
         "attention_knockout": "attention knockout",
         "graft": "grafting",
     }

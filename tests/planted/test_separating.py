@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from circuitdiff.circuit import Head
-from circuitdiff.methods.attribution import attribution_scores
+from circuitdiff.methods.attribution_patching import attribution
 from circuitdiff.models.loading import as_model
 from circuitdiff.planted import Planted, build_planted
 from circuitdiff.stats.selection import lowest
@@ -128,7 +128,7 @@ def test_where_two_of_three_heads_suffice_patching_one_shows_next_to_nothing():
 def scores_of(subject: Planted) -> Tensor:
     """Mean attribution of every head at the last token."""
     model = as_model(subject.model, subject.tokenizer, subject.name, {"kind": "built"})
-    return attribution_scores(model, pairs_of(28), ["last"])["last"].mean(-1)
+    return attribution(model, pairs_of(28), "last").scores["last"]
 
 
 def test_weights_do_not_depend_on_the_number_of_threads():

@@ -11,7 +11,7 @@ import torch
 from circuitdiff.circuit import Circuit, Head, Overlap, overlap
 from circuitdiff.engine import Model
 from circuitdiff.ground_truth.plantings import PLAN, Planting
-from circuitdiff.methods.attribution import attribution_scores
+from circuitdiff.methods.attribution_patching import attribution
 from circuitdiff.methods.graft import split
 from circuitdiff.planted import Planted
 from circuitdiff.prompts import Pairs
@@ -48,7 +48,7 @@ def found_heads(
 ) -> Iterator[FoundHeads]:
     """Of each of the plan's groups, and of the heads that hurt."""
     roles = list(dict.fromkeys(stage.at for stage in PLAN.stages))
-    by_role = {role: scores.mean(-1) for role, scores in attribution_scores(model, pairs, roles).items()}
+    by_role = attribution(model, pairs, roles).scores
     for stage in (*PLAN.stages, None):
         group, at = ("negative", "last") if stage is None else (stage.name, stage.at)
         sweep = next((each for each in found.stages if each.name == (stage or PLAN.stages[0]).name), None)

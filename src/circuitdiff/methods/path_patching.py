@@ -219,7 +219,7 @@ def _sweep(
     width = int((pairs.lengths - pairs.positions[path.first_changed]).max())
     largest, floor, done = max(1, rows // max(1, len(senders) * width)), 0.0, 0
     for bucket in clean_batches(model, pairs.clean_prompts, path.roles, memory_gb, largest) if senders else ():
-        batch, readout = open_batch(runs, bucket, path), _readout(pairs, bucket, metric, model.device)
+        batch, readout = open_batch(runs, bucket, path), readout_of(pairs, bucket, metric, model.device)
         clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=batch.clean.logits.device))[None]
         source, size = sources[:, bucket.prompts], max(1, rows // (batch.n_prompts * width))
         for i in range(0, len(senders), size):
@@ -238,7 +238,7 @@ def _sweep(
     return found, floor
 
 
-def _readout(pairs: Pairs, bucket: Bucket, metric: Metric | OwnMetric, device: torch.device) -> Readout:
+def readout_of(pairs: Pairs, bucket: Bucket, metric: Metric | OwnMetric, device: torch.device) -> Readout:
     """The metric's quantity for the right answers, then for the counterfactual's answer if it has one."""
     if isinstance(metric, OwnMetric):
         rows = bucket.prompts.to(device)
@@ -292,18 +292,31 @@ def sweep_senders(
     readout: Readout,
 ) -> Float[Tensor, "sender prompt value"]:
     """Both runs of the module's docstring, for every sender: one head or several, whose z `source` replaces."""
-    at = bucket.positions[path.at]
-    edits = _sender_edits(batch, at, senders, source)
+    edits = _sender_edits(batch, bucket.positions[path.at], senders, source)
+    return passed_on(executor, batch, bucket, path, edits, len(senders), readout)
+
+
+def passed_on(
+    executor: Executor,
+    batch: Batch,
+    bucket: Bucket,
+    path: Path,
+    edits: Sequence[Edit],
+    n_variants: int,
+    readout: Readout,
+) -> Float[Tensor, "variant prompt value"]:
+    """What edits of z at the path's role, all other heads frozen, do to the logits, or by what receivers then read."""
+    at, device = bucket.positions[path.at], batch.tokens.device
     if not path.receivers:
-        return executor.frozen(batch, edits, len(senders), at, readout)
+        return executor.frozen(batch, edits, n_variants, at, readout)
     assert path.via is not None, "receivers and via go together"
     layers = by_layer(path.receivers).items()
-    sites = [Site(layer, path.via, at, torch.tensor(heads, device=source.device)) for layer, heads in layers]
-    received = executor.received(batch, edits, len(senders), at, sites)
+    sites = [Site(layer, path.via, at, torch.tensor(heads, device=device)) for layer, heads in layers]
+    received = executor.received(batch, edits, n_variants, at, sites)
     if path.receivers_at is not None:
         read_at = bucket.positions[path.receivers_at]
         received = [replace(edit, read_at=read_at) for edit in received]
-    return executor.run(batch, received, len(senders), readout)
+    return executor.run(batch, received, n_variants, readout)
 
 
 def _sender_edits(

@@ -9,7 +9,7 @@ import torch
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.evaluation import Evaluation, all_heads, evaluate_circuit, evaluate_model, mean_activations
-from circuitdiff.methods.attribution import attribution_scores
+from circuitdiff.methods.attribution_patching import attribution
 from circuitdiff.stats.intervals import ratio_interval
 from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.estimates import circuit_from
@@ -93,7 +93,7 @@ def test_the_same_heads_at_each_others_roles(results):
 def test_heads_by_attribution_are_as_many_at_each_role_as_the_circuits(context, results):
     loaded = context.loaded()
     chosen = circuit_from(results["given"].controls[2].groups)
-    scores = attribution_scores(loaded.model, loaded.pairs(PromptsOf("discovery")), list(GIVEN.roles))
+    scores = attribution(loaded.model, loaded.pairs(PromptsOf("discovery")), list(GIVEN.roles)).per_prompt
     for role, each in scores.items():
         means = {Head(i, j): float(each[i, j].mean()) for i in range(len(each)) for j in range(each.shape[1])}
         assert chosen.heads_at(role) == set(sorted(means, key=lambda head: means[head])[: len(GIVEN.heads_at(role))])

@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_circuit, roles_rotated
-from circuitdiff.methods.attribution import attribution_scores
+from circuitdiff.methods.attribution_patching import attribution as attribution_patching
 from circuitdiff.stats.proportions import accuracy_interval
 from circuitdiff.stats.selection import lowest
 from circuitdiff.study.common_units import circuit_answers
@@ -149,5 +149,4 @@ async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> 
 
 def attribution(subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...]) -> dict[str, Tensor]:
     """By role, the mean score of each head [layer, head], in logits; negative = it helps."""
-    scores = attribution_scores(subject.model, subject.pairs(prompts), roles)
-    return {role: each.mean(-1) for role, each in scores.items()}
+    return attribution_patching(subject.model, subject.pairs(prompts), roles, **subject.how).scores
