@@ -354,7 +354,7 @@ def test_a_circuit_is_tested_once_and_only_those_that_are_looked_for_unless_they
 
 def test_a_groups_main_function_is_the_main_desideratum_that_it_carries_best(folder, monkeypatch):
     cells = {
-        "object": mask(0.75, 0.25),
+        "object": mask(0.9375, 0.5),
         "position": mask(0.875, 0.25),
         "label": mask(0.9375, 0.0, low=1.0),
         "no_comma": mask(1.0, 0.0),
