@@ -98,7 +98,7 @@ class Task(Readable, ABC):
             return self.form.question
         return (*(role for role in self.roles if role.startswith(("query_", "after_query_"))), "last")
 
-    @property
+    @cached_property
     @abstractmethod
     def answer_roles(self) -> tuple[str, ...]:
         """The roles at which the answer itself stands, whatever it is; none if no prompt mentions it."""

@@ -35,7 +35,7 @@ class KnockoutOptions:
     prompts: Prompts = 200  # of the evaluation prompts
     roles: tuple[str, ...] = ()  # of the matrix
     curves: tuple[tuple[str, str], ...] | None = None  # (query, key); default: the matrix's pairs
-    layer_step: Count | None = None  # None: every layer, or the smallest step that leaves curves 24 points
+    layer_step: Count | None = None  # None: the smallest for 24 points a curve at most, so 1 of up to 24 layers
     single_layers: bool = False  # curves of single layers instead of from a layer upward
     query_roles: tuple[str, ...] | None = None  # no random key is there; None: those of the task's question
     margin: Annotated[float, Field(gt=0)] = 0.05  # a loss of accuracy whose interval lies below it is none
