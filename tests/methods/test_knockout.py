@@ -12,11 +12,31 @@ from circuitdiff.engine import Knockout
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.methods import knockout
-from circuitdiff.methods.knockout import EVERYWHERE, Blocking, attention_knockout, blocking, random_keys, roles_before
+from circuitdiff.methods.knockout import (
+    EVERYWHERE,
+    Blocking,
+    attention_knockout,
+    blocking,
+    has_random_keys,
+    random_keys,
+    roles_before,
+)
+from circuitdiff.prompts import Pairs
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import N_HEADS, N_LAYERS, subject
 
 ROLES = ["last", "query_label", "previous_query_label"]
+
+
+def with_role(role: str, at: int) -> Pairs:
+    """The pairs with one more role, at the same place in all."""
+    pairs = fake_pairs()
+    more = {role: torch.full((len(pairs),), at)}
+    clean, other = (
+        replace(each, positions={**each.positions, **more})
+        for each in (pairs.clean_prompts, pairs.counterfactual_prompts)
+    )
+    return replace(pairs, clean_prompts=clean, counterfactual_prompts=other)
 
 
 def by_definition(architecture: str, query: str, keys: list[Tensor], layers: range) -> Tensor:
@@ -117,6 +137,25 @@ def test_random_keys_are_neither_the_answer_nor_the_query_nor_the_first_token():
     assert torch.equal(drawn[5], random_keys(pairs, "last", ["query_label"], seed=5))
 
 
+@pytest.mark.parametrize("at", range(5))
+def test_there_are_random_keys_where_every_prompt_has_a_place_for_one(at):
+    pairs = with_role("early", at)
+    tokens = pairs.clean.clone()
+    tokens[2, 1], tokens[2, 2] = pairs.answers[2], pairs.answers[2] + 1
+    pairs = replace(pairs, clean_prompts=replace(pairs.clean_prompts, tokens=tokens))
+    free = [
+        any(
+            tokens[i, p] not in pairs.right_answers[i] and p != pairs.positions["previous_query_label"][i]
+            for p in range(1, at)
+        )
+        for i in range(len(pairs))
+    ]
+    assert has_random_keys(pairs, "early", ["previous_query_label"]) == all(free) == (at > 2)
+    if not all(free):
+        with pytest.raises(InputError, match="no position before 'early'"):
+            random_keys(pairs, "early", ["previous_query_label"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -135,14 +174,7 @@ def test_what_cannot_be_blocked_is_said_in_one_line(change, message):
 
 
 def test_a_query_left_without_keys_is_an_error_before_anything_runs():
-    pairs = fake_pairs()
-    first = {"first": torch.zeros(5, dtype=torch.long)}
-    clean, other = pairs.clean_prompts, pairs.counterfactual_prompts
-    pairs = replace(
-        pairs,
-        clean_prompts=replace(clean, positions={**clean.positions, **first}),
-        counterfactual_prompts=replace(other, positions={**other.positions, **first}),
-    )
+    pairs = with_role("first", 0)
     with pytest.raises(InputError, match="'first' would see no key"):
         attention_knockout(subject("llama").model, pairs, [Blocking("first", "first")])
     with pytest.raises(InputError, match="no position before 'first'"):

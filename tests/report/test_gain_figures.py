@@ -11,9 +11,10 @@ from circuitdiff.report.gains import GRAFTED
 from circuitdiff.report.numbers import printed
 from circuitdiff.report.page import figures, report_page
 from circuitdiff.report.parts import Part, Table, anchor
+from circuitdiff.study.estimates import GroupHeads
 from circuitdiff.study.evidence import Thresholds
 from circuitdiff.study.results import CommonResults
-from circuitdiff.study.sections.cross_model import CrossPatchResult
+from circuitdiff.study.sections.cross_model import CrossPatchResult, PatchedMaskHeads
 from circuitdiff.study.verdict import TRIED, Sensitivity
 from helpers.invented_results import accuracy, around, changed, data_of, model, results_of
 from helpers.invented_sections import (
@@ -96,6 +97,21 @@ def test_where_a_gain_is_visible_stands_beside_what_caused_it():
     undefined = f"No share is defined: {far} (patched z of reader, {GRAFTED} of reader). "
     assert both.note == f"{undefined}The same in both models: norms."
     assert "norms" not in {part for part, _ in rows}, "a part that is the same in both models says nothing"
+
+
+def test_heads_of_masks_stand_beside_whole_groups_with_how_many_they_are():
+    way, whole = patched().to_base["z"], GroupHeads("last", ((1, 0), (1, 2), (3, 1)))
+    groups = {"reader": whole, "fetcher": GroupHeads("last", ((3, 1),))}
+    masked = PatchedMaskHeads(**vars(way), functions={"fetcher": "object"}, groups=groups)
+    of_masks = replace(patched(), groups={"reader": whole, "fetcher": whole}, mask_heads=masked)
+    results = gains(cross_model={VARIANT: of_masks})
+    table = side_by_side(results)
+    assert list(table.columns.values())[2::2] == ["patched z", "patched z, heads of masks", GRAFTED]
+    row = next(row for row in table.rows if (row["part"], row["how"]) == ("fetcher", "alone"))
+    assert row["share, patched z, heads of masks"] == "0.750 (0.625 to 0.875)"
+    said = "Heads of masks: reader 3 of 3 (carries nothing that was asked), fetcher 1 of 3 (object). "
+    assert said in table.note
+    assert f"{INTO}/patched z, heads of masks" in figures(results)
 
 
 def test_no_number_of_a_gain_stands_in_two_tables():

@@ -246,6 +246,7 @@ def test_wrong_offsets_are_found_out(whole_words, monkeypatch, first, second):
 
 def test_roles_at_every_segment_and_at_a_wrong_one():
     task = entity_tracking(n_boxes=3)
+    assert task.answer_roles == ("correct_object",)
     labels = ["segment_0.label", "segment_1.label", "segment_2.label"]
     for role in ("previous_query_label", "other_label", "segment_1.label"):
         assert task.every_segment(role) == labels

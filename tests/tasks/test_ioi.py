@@ -297,6 +297,7 @@ def test_wrong_offsets_are_found_out(whole, monkeypatch, first, second):
 
 def test_roles_at_every_listed_name_and_at_the_wrong_one():
     task = ioi()
+    assert task.answer_roles == ("io",)
     names, after = (["segment_0.name", "segment_1.name"], ["segment_0.after_name", "segment_1.after_name"])
     assert [task.every_segment(role) for role in ("io", "s1", "segment_1.name")] == [names] * 3
     assert [task.every_segment(role) for role in ("after_io", "after_s1", "segment_0.after_name")] == [after] * 3

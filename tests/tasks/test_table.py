@@ -169,6 +169,15 @@ def test_without_space_answers_are_what_follows_as_it_stands(tmp_path):
     assert {pieces.decode([int(token)]) for token in pairs.answers} == {"s"}
 
 
+def test_roles_at_the_answer_hold_it_in_every_row(tmp_path):
+    assert get_task(jsonl(tmp_path, ROWS)).answer_roles == ("thing",)
+    spans = [row(i) | {"answer": [f" {row(i)['answer']}", "red"]} for i in range(64)]
+    for each in spans:
+        each["roles"] |= {"thing": [4, 4 + len(each["roles"]["thing"])]}
+    assert get_task(jsonl(tmp_path, spans)).answer_roles == ("thing",)
+    assert get_task(jsonl(tmp_path, [*ROWS[:-1], ROWS[-1] | {"answer": "red"}])).answer_roles == ()
+
+
 def test_a_table_has_no_other_segment_no_desiderata_and_no_other_counterfactual(tmp_path, tokenizer):
     task = get_task(jsonl(tmp_path, ROWS))
     assert (task.every_segment("thing"), task.wrong_segment("last")) == (["thing"], "last")

@@ -377,6 +377,21 @@ def test_every_segment_and_a_wrong_one_follow_from_the_files_roles(tmp_path):
     assert task.question_roles == ("query_colour", "after_query_colour", "last")
 
 
+def test_roles_at_the_answer_hold_it_whatever_is_asked_for(tmp_path):
+    def roles(form: str, *changes: tuple[str, str]) -> tuple[str, ...]:
+        return task_of(tmp_path, form, *changes).answer_roles
+
+    assert roles(COLOURED) == ("right",)
+    assert roles(COLOURED, ("right: asked.thing, ", "")) == (), "no item is asked for in every prompt"
+    assert roles(COLOURED, ("right: asked.thing", "right: segment_1.thing")) == ()
+    assert roles(COLOURED, ("right: asked.thing", "right: asked.thing, same: asked.thing")) == ("same",)
+    assert roles(COLOURED, ('answer: " {asked.thing}"', 'answer: " {asked.colour}"')) == ("query_colour",)
+    assert roles(CAPITALS) == ("here_2",), "the country's own name is not the answer"
+    assert roles(WORDED) == ()
+    assert roles(CHANGES) == ()
+    assert roles(CHANGES, ("counterfactuals:", "roles: {there: answer.last}\ncounterfactuals:")) == ("there",)
+
+
 def test_a_file_that_changes_is_read_again(tmp_path, whole):
     before = task_of(tmp_path, COLOURED)
     after = task_of(tmp_path, COLOURED, ("name: coloured", "name: renamed"))

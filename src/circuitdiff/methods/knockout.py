@@ -140,19 +140,28 @@ def random_keys(pairs: Pairs, query: str, query_roles: Iterable[str], *, seed: i
 
     Raises: InputError if a prompt has no such position.
     """
-    check_roles(pairs, [query, *query_roles])
-    g = torch.Generator().manual_seed(seed)
-    place = torch.arange(pairs.clean.shape[1])
-    is_answer = (pairs.clean[:, :, None] == pairs.right_answers[:, None]).any(2)
-    free = (place > 0) & (place < pairs.positions[query][:, None]) & ~is_answer
-    for role in query_roles:
-        free &= place != pairs.positions[role][:, None]
+    free, g = _free(pairs, query, query_roles), torch.Generator().manual_seed(seed)
     if not free.any(1).all():
         raise InputError(
             f"a prompt has no position before {query!r} that is neither its answer nor its query, so no random key "
             f"can be blocked; choose a later query"
         )
     return torch.where(free, torch.rand(free.shape, generator=g), -1.0).argmax(1)
+
+
+def has_random_keys(pairs: Pairs, query: str, query_roles: Iterable[str]) -> bool:
+    """Whether every prompt has a position that `random_keys` could draw."""
+    return bool(_free(pairs, query, query_roles).any(1).all())
+
+
+def _free(pairs: Pairs, query: str, query_roles: Iterable[str]) -> Bool[Tensor, "prompt pos"]:
+    check_roles(pairs, [query, *query_roles])
+    place = torch.arange(pairs.clean.shape[1])
+    is_answer = (pairs.clean[:, :, None] == pairs.right_answers[:, None]).any(2)
+    free = (place > 0) & (place < pairs.positions[query][:, None]) & ~is_answer
+    for role in query_roles:
+        free &= place != pairs.positions[role][:, None]
+    return free
 
 
 def _variants(model: Model, pairs: Pairs, wanted: Blocking) -> list[_Variant]:

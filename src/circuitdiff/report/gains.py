@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import altair as alt
@@ -11,11 +11,11 @@ from circuitdiff.evaluation.answers import Score
 from circuitdiff.report import charts
 from circuitdiff.report.numbers import heads, number, printed
 from circuitdiff.report.parts import Table
-from circuitdiff.study.estimates import Estimate
+from circuitdiff.study.estimates import Estimate, GroupHeads
 from circuitdiff.study.gains import Credit, GainShares
 from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections import cross_model, graft
-from circuitdiff.study.sections.cross_model import PatchRun
+from circuitdiff.study.sections.cross_model import PatchedMaskHeads, PatchRun
 from circuitdiff.study.sections.graft import GraftedParts
 
 GRAFTED = "grafted weights"
@@ -42,6 +42,7 @@ class Method:
 
     name: str
     shares: GainShares
+    note: str = ""
 
     @property
     def title(self) -> str:
@@ -54,10 +55,25 @@ class Method:
 
 
 def patched_by_group(results: CommonResults, variant: str) -> list[Method]:
-    """Into the base, then into the variant, by each kind of activation."""
+    """Into the base, then into the variant, by each kind of activation; and of the groups only the heads of masks."""
     patched = part_of(results, cross_model.SECTION).get(variant)
-    both = () if patched is None else (patched.to_base, patched.to_variant)
-    return [Method(CARRIED[what], shares) for direction in both for what, shares in direction.items()]
+    if patched is None:
+        return []
+    both = (patched.to_base, patched.to_variant)
+    methods = [Method(CARRIED[what], shares) for direction in both for what, shares in direction.items()]
+    if patched.mask_heads is not None:
+        note = _on_masks(patched.groups, patched.mask_heads)
+        methods.append(Method(f"{CARRIED[patched.mask_heads.what]}, heads of masks", patched.mask_heads, note))
+    return methods
+
+
+def _on_masks(groups: Mapping[str, GroupHeads], masked: PatchedMaskHeads) -> str:
+    """How many heads of each group were patched, and for what its mask was learned."""
+    listed = []
+    for name, group in masked.groups.items():
+        carries = masked.functions.get(name, "carries nothing that was asked")
+        listed.append(f"{name} {len(group.heads)} of {len(groups[name].heads)} ({carries})")
+    return f"Heads of masks: {', '.join(listed)}."
 
 
 def grafted_by_group(results: CommonResults, variant: str) -> list[Method]:
@@ -178,8 +194,8 @@ def side_by_side_table(methods: Sequence[Method], ids: Sequence[str]) -> Table:
     columns = {"part": "part", "how": "counted"}
     for method in methods:
         columns |= {method.name: method.name, f"share, {method.name}": "share"}
-    weights = " ".join(filter(None, map(shared_weights, methods)))
-    note = " ".join(filter(None, [_without_share(methods), weights]))
+    weights = map(shared_weights, methods)
+    note = " ".join(filter(None, [_without_share(methods), *(method.note for method in methods), *weights]))
     kinds = dict.fromkeys(isinstance(method.shares, GraftedParts) for method in methods)
     asks = {False: "where it is visible (patched activations)", True: "what caused it (grafted weights)"}
     over = "".join(f"The gain of {each.shares.donor} over {each.shares.recipient}" for each in methods[:1])

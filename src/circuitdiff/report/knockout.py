@@ -15,6 +15,7 @@ from circuitdiff.study.sections.knockout import SECTION, Curve, Knockouts
 _DASHES = ([1, 0], [6, 3], [2, 2])  # for each round of the colours
 _TIPS = {"query": "role", "key": "does not see", "printed": "loss of accuracy"}
 _TIPS |= {"beyond": "beyond a random position", "answer": "information flows"}
+_NOT_RUN = "not run: the key, or any other to hold it against, does not come first"
 _FLOWS = {"yes": "flows", "no": "does not", "not established": "?"}
 _SAYS = {"yes": "information flows where it attends from", "no": "nothing is lost without attention from"}
 
@@ -51,7 +52,7 @@ def _sentences(model: str, result: Knockouts) -> list[str]:
 
 
 def _table(model: str, result: Knockouts) -> Table:
-    """The matrix in numbers, but for keys that do not come first; the control is the query's."""
+    """The matrix in numbers, but for cells that were not run; the control is the query's."""
     rows = [
         {
             "role": cell.query,
@@ -101,7 +102,10 @@ def _matrix(model: str, result: Knockouts) -> charts.Figure:
     rows = [
         charts.bounds(cell.loss)
         | {"query": cell.query, "key": cell.key, "beyond": printed(cell.loss_beyond_random)}
-        | {"answer": cell.answer or "the key does not come first", "mark": _FLOWS.get(cell.answer or "", "")}
+        | {
+            "answer": cell.answer or _NOT_RUN,
+            "mark": _FLOWS.get(cell.answer or "", ""),
+        }
         for cell in result.matrix.cells
     ]
     roles = list(result.matrix.roles)
@@ -120,7 +124,7 @@ def _matrix(model: str, result: Knockouts) -> charts.Figure:
     ]
     subtitle = [
         f"{result.n_prompts} prompts; flows: costs accuracy, and more than a random position",
-        f"does not: significantly less than {number(result.matrix.margin)}; struck out: the key does not come first",
+        f"does not: significantly less than {number(result.matrix.margin)}; struck out: not run",
     ]
     title = f"What each role needs to see in {model}"
     return charts.finish(layers, title, subtitle, width=alt.Step(52), height=alt.Step(26))

@@ -48,6 +48,11 @@ class TableTask(Task):
     def roles(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*(role for _, row in self.rows for role in row.roles), "last"]))
 
+    @cached_property
+    def answer_roles(self) -> tuple[str, ...]:
+        """Those whose word is an answer of its row, in every row."""
+        return tuple(role for role in self.rows[0][1].roles if all(_answers(row, role) for _, row in self.rows))
+
     def check_desiderata(self, names: Iterable[str]) -> None:
         for name in names:
             raise InputError(f"the task {self.name} has no desideratum {name!r}; give JSONL files of triples")
@@ -168,3 +173,10 @@ def _check_splits(rows: Sequence[tuple[str, Row]], scenarios: Sequence[str]) -> 
         where, split = splits.setdefault(scenario, (origin, row.split))
         if split != row.split:
             raise InputError(f"{origin}: its scenario is of another split in {where}; give all its rows the same split")
+
+
+def _answers(row: Row, role: str) -> bool:
+    """Whether an answer of the row stands at the role."""
+    place, answers = row.roles[role], [row.answer] if isinstance(row.answer, str) else row.answer
+    word = place if isinstance(place, str) else row.prompt[slice(*place)]
+    return word.strip() in map(str.strip, answers)

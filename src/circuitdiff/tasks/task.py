@@ -98,6 +98,11 @@ class Task(Readable, ABC):
             return self.form.question
         return (*(role for role in self.roles if role.startswith(("query_", "after_query_"))), "last")
 
+    @cached_property
+    @abstractmethod
+    def answer_roles(self) -> tuple[str, ...]:
+        """The roles at which the answer itself stands, whatever it is; none if no prompt mentions it."""
+
     def check_role(self, role: str) -> None:
         """Raises: InputError if there is no such role."""
         if role not in self.roles:

@@ -8,6 +8,7 @@ several wordings the roles are those that all of them have, and slots carry the 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -28,6 +29,8 @@ from circuitdiff.tasks.tokens import Prompt, WholeWords, one_token_words, tokeni
 from circuitdiff.tasks.writing import Texts, Words, Writer
 from circuitdiff.triples import Triples
 
+_EXAMPLES = 32  # in each wording: enough that no fixed item of a list is the answer's in all
+
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class TemplateTask(Task):
@@ -47,6 +50,19 @@ class TemplateTask(Task):
         with naming(self.origin):
             written = [self.prompt(self._example(i)) for i in range(len(self.texts.wordings))]
         return tuple(role for role in written[0].roles if all(role in each.roles for each in written))
+
+    @cached_property
+    def answer_roles(self) -> tuple[str, ...]:
+        """Those whose word is the answer in every one of many examples; of several at one slot the file's own."""
+        with naming(self.origin):
+            answers = [{text.strip() for text in self.answers(each).right} for each in self._examples]
+            prompts = [(self.prompt(each), right) for each, right in zip(self._examples, answers, strict=True) if right]
+        at_answer: dict[tuple[str, ...], str] = {}
+        for role in self.roles:
+            slots = tuple(prompt.roles.get(role, "") for prompt, _ in prompts)
+            if slots and all(p.words.get(slot) in right for slot, (p, right) in zip(slots, prompts, strict=True)):
+                at_answer[slots] = role
+        return tuple(at_answer.values())
 
     def check_desiderata(self, names: Iterable[str]) -> None:
         for name in names:
@@ -196,9 +212,21 @@ class TemplateTask(Task):
 
     def _example(self, wording: int) -> Question:
         """Some question in one wording, of all words."""
+        return replace_wording(next(self._drawn_examples)[0], wording)
+
+    @property
+    def _drawn_examples(self) -> Iterator[list[Question]]:
         pools = self._pools({name: words for name, (words, _) in self.categories.items()})
-        drawn = draw_questions(self.key("example"), "evaluation", pools, 1)
-        return replace_wording(next(drawn)[0], wording)
+        return draw_questions(self.key("example"), "evaluation", pools, 1)
+
+    @cached_property
+    def _examples(self) -> list[Question]:
+        """Questions that ask for every item, in every wording; fewer of a task that has few."""
+        examples = []
+        with suppress(InputError):  # there are no more
+            for questions in islice(self._drawn_examples, _EXAMPLES * len(self.texts.wordings)):
+                examples += questions
+        return examples
 
     def prompt(
         self, question: Question, texts: Texts | None = None, spare: Mapping[str, Sequence[str]] | None = None

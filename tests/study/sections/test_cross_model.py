@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
+from circuitdiff.methods.component_mask.fit import MaskFit
 from circuitdiff.methods.cross_model.activations import read_several
 from circuitdiff.methods.cross_model.patching import control_groups, patch_across, patch_across_several, run_controls
 from circuitdiff.models.checks import CheckError
@@ -24,11 +26,14 @@ from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.registry import parse_study
-from circuitdiff.study.sections import cross_model
+from circuitdiff.study.sections import cross_model, functions
 from circuitdiff.study.sections.cross_model import SECTION, CrossModelOptions
 from circuitdiff.study.sections.discovery import Discovered
+from circuitdiff.study.sections.functions import MaskCell
 from circuitdiff.study.settings import plans_of
-from helpers.tiny_context import PLANS, TinyContext, tiny_context, tiny_study
+from helpers.invented_sections import mask
+from helpers.tiny_context import PLANS, TinyContext, tiny_context, tiny_study, without_sections
+from helpers.tiny_folder import save_tiny_model
 
 FOUND = Circuit(
     {
@@ -52,9 +57,15 @@ def compared(
     options: CrossModelOptions = OPTIONS,
     donor: str | None = None,
     circuit: Circuit = FOUND,
+    masks: Mapping[str, tuple[str, MaskCell]] | None = None,
 ) -> Any:
-    """Of this circuit; as if the donor were better at 95 %, which nine prompts of a random model do not say."""
+    """Of this circuit, with these masks; as if the donor were better at 95 %, which nine prompts of a random model do
+    not say.
+    """
     base = context.study.base
+
+    async def main_masks(*_: Any) -> Mapping[str, tuple[str, MaskCell]]:
+        return masks or {}
 
     async def discovered(*_: Any) -> Discovered:
         return Discovered(base, None, circuit, ())
@@ -63,6 +74,7 @@ def compared(
         return Direction("tuned", base, gains=True) if donor == "tuned" else Direction(base, "tuned", gains=True)
 
     monkeypatch.setattr(cross_model, "discovered", discovered)
+    monkeypatch.setattr(cross_model, "main_masks", main_masks)
     if donor is not None:
         monkeypatch.setattr(cross_model, "direction_of", direction_of)
     return context.run(SECTION.run(context.study, options)).get("tuned")
@@ -145,6 +157,61 @@ def test_single_heads_of_the_group_that_shows_most_are_the_librarys(context, mon
         assert row.log_prob.value == pytest.approx(float(ran.answers.log_probs.mean()), abs=1e-4)
 
 
+def test_only_the_heads_of_masks_are_patched_beside_whole_groups(context, monkeypatch):
+    """A group without a mask keeps all of its heads."""
+    masks = {"fetcher": ("object", mask(0.75, 0.25, heads=((1, 3),)))}
+    found, (base, tuned) = compared(context, monkeypatch, donor="tuned", masks=masks).mask_heads, both(context)
+    chosen = Circuit(TESTED.groups | {"fetcher": Group("last", (Head(1, 3),))})
+    patch = patch_across(tuned, base, chosen, first(context, 5), what="z")
+    assert (found.donor, found.recipient, found.what, found.order) == ("tuned", base.name, "z", ("reader", "fetcher"))
+    assert (found.functions, circuit_from(found.groups)) == ({"fetcher": "object"}, chosen)
+    for row, (subset, ran) in zip(found.runs, patch.runs.items(), strict=True):
+        assert set(row.parts) == subset
+        assert row.log_prob.value == pytest.approx(float(ran.answers.log_probs.mean()), abs=1e-5)
+    whole = patch_across(tuned, base, TESTED, first(context, 5), what="z").runs[frozenset(["fetcher"])]
+    alone = next(row for row in found.runs if row.parts == ("fetcher",))
+    assert abs(alone.log_prob.value - float(whole.answers.log_probs.mean())) > 1e-4
+    expected = patch.attribution("log_prob").parts["fetcher"]["alone"]
+    assert found.scores["log_prob"].parts["fetcher"]["alone"].value == pytest.approx(expected.value, abs=1e-5)
+
+
+@pytest.mark.parametrize("heads", [None, ((1, 3), (2, 1))], ids=["no mask", "all heads of the group"])
+def test_masks_that_leave_no_head_out_are_not_patched(context, monkeypatch, heads):
+    masks = {} if heads is None else {"fetcher": ("object", mask(0.75, 0.25, heads=heads))}
+    assert compared(context, monkeypatch, donor="tuned", masks=masks).mask_heads is None
+
+
+def test_masks_are_learned_once_whoever_waits_for_them(tmp_path, monkeypatch):
+    """As if each group's first head carried what was asked, which masks of a random model do not say."""
+    small = {"desiderata": ["object"], "train": 6, "validation": 4, "test": 4, "steps": 2, "random_groups": 0}
+    small |= {"sweep": False, "redraw": {"times": 0}}
+    variants = {"second": str(save_tiny_model(tmp_path / "second", seed=1))}
+    more = {"cross_model": {"prompts": 4, "random_groups": 0}, "functions": small, "variants": variants}
+    fresh = tiny_context(tmp_path, **without_sections("cross_model", "functions") | more)
+    cell_of, learned = functions.cell_of, list[str]()
+
+    def carries(fit: MaskFit) -> MaskCell:
+        learned.append(fit.desideratum)
+        cell = cell_of(fit)
+        return replace(cell, heads=cell.group[:1], carries=True)
+
+    async def gains(study: StudyContext, variant: str) -> Direction:
+        return Direction(variant, study.base, gains=True)
+
+    async def parts(study: StudyContext) -> list[Any]:
+        return await study.each((SECTION, functions.SECTION), study.part)
+
+    monkeypatch.setattr(functions, "cell_of", carries)
+    monkeypatch.setattr(cross_model, "direction_of", gains)
+    patched, masks = fresh.run(parts(fresh.study))
+    groups, found = masks[fresh.study.base][fresh.study.base], patched["second"].mask_heads
+    assert len(learned) == sum(len(groups) for models in masks.values() for groups in models.values())
+    assert found.functions == dict.fromkeys(groups, "object")
+    assert {name: group.heads for name, group in found.groups.items()} == {
+        name: cells["object"].heads for name, cells in groups.items()
+    }
+
+
 def test_controls_say_what_was_done_and_are_the_librarys(context, monkeypatch):
     result, (base, tuned) = compared(context, monkeypatch, donor="tuned"), both(context)
     pairs = first(context, 5)
@@ -191,11 +258,12 @@ def test_of_a_variant_that_is_worse_the_base_is_the_donor(context, monkeypatch):
 
 
 def test_without_a_gain_fewer_prompts_are_run_and_neither_heads_nor_controls(context, monkeypatch):
-    result = compared(context, monkeypatch, replace(OPTIONS, without_gain=3))
+    masks = {"fetcher": ("object", mask(0.75, 0.25, heads=((1, 3),)))}
+    result = compared(context, monkeypatch, replace(OPTIONS, without_gain=3), masks=masks)
     for patched in (*result.to_base.values(), *result.to_variant.values(), *result.null_donors.values()):
         assert patched.n_prompts == 3
         assert "covers 0" in (patched.scores["accuracy"].together.undefined or "")
-    assert (result.heads, result.controls) == (None, {})
+    assert (result.heads, result.controls, result.mask_heads) == (None, {}, None)
 
 
 def test_a_second_time_nothing_is_computed_and_the_same_comes_back(context, monkeypatch):
@@ -314,7 +382,13 @@ def test_the_plan_counts_every_subset_the_single_heads_and_the_controls(context)
 
     known = context.run(sizes(context.study))
     [part] = SECTION.cost(known, CrossModelOptions(prompts=10, random_groups=7))
-    assert part.forwards == 10 * (2 * 2 * 4 + 8) + 2 * 7 * 10, "two kinds both ways, three heads; two groups' controls"
-    few = CrossModelOptions(prompts=10, what=("z",), both_directions=False, heads=False, random_groups=0)
+    subsets = (2 * 2 + 1) * 4  # two kinds both ways, and the heads of masks
+    assert part.forwards == 10 * (subsets + 8) + 2 * 7 * 10, "and three heads; two groups' controls"
+    asks_nothing = replace(known, settings=known.settings.model_copy(update={"functions": False}))
+    [unmasked] = SECTION.cost(asks_nothing, CrossModelOptions(prompts=10, random_groups=7))
+    assert part.forwards - unmasked.forwards == 10 * 4
+    few = CrossModelOptions(
+        prompts=10, what=("z",), both_directions=False, heads=False, mask_heads=False, random_groups=0
+    )
     [part] = SECTION.cost(known, few)
     assert part.forwards == 10 * 4

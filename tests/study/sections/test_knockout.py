@@ -13,7 +13,7 @@ from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.sections import knockout
 from circuitdiff.study.sections.discovery import Discovered
-from circuitdiff.study.sections.knockout import SECTION, KnockoutOptions, Knockouts, cell_of
+from circuitdiff.study.sections.knockout import SECTION, KnockoutOptions, Knockouts, cell_of, layers_of
 from circuitdiff.study.settings import plans_of
 from helpers.tiny_context import PLANS, TinyContext, tiny_context
 
@@ -85,6 +85,43 @@ def test_what_is_blocked_is_what_the_record_holds(context, tuned, monkeypatch):
     cell = cells[pair]
     torch.testing.assert_close(cell.log_probs, everywhere.log_probs, rtol=0, atol=1e-5)
     assert float((cell.log_probs - clean.log_probs).abs().max()) > 1e-3
+
+
+def test_by_default_what_the_last_token_reads_at_the_answer_is_asked_in_every_layer(context, tmp_path):
+    """The circuit is at the last token alone."""
+    found = context.run(SECTION.run(context.again(tmp_path).study, KnockoutOptions(prompts=6)))["tuned"]
+    loaded = context.loaded("tuned")
+    pairs, n_layers = loaded.pairs(PromptsOf("evaluation", first=6)), loaded.model.n_layers
+    assert found.matrix.roles == ("last", "correct_object")
+    _, [by_hand] = attention_knockout(loaded.model, pairs, [Blocking("last", "correct_object", range(n_layers))])
+    [curve, random] = found.curves
+    assert [(each.query, each.key) for each in found.curves] == [("last", "correct_object"), ("last", None)]
+    assert [point.layer for point in curve.points] == [point.layer for point in random.points] == [*range(n_layers)]
+    assert [point.hits for point in curve.points] == [int(each.hits.sum()) for each in by_hand]
+    cell = next(cell for cell in found.matrix.cells if cell.answer is not None)
+    assert (cell.query, cell.key) == ("last", "correct_object")
+
+
+def test_curves_have_no_more_points_than_can_be_read_unless_a_step_is_given():
+    by_default = {n: layers_of(n, KnockoutOptions()) for n in (1, 24, 25, 48, 49)}
+    assert {n: (len(layers), layers.step) for n, layers in by_default.items()} == {
+        1: (1, 1),
+        24: (24, 1),
+        25: (13, 2),
+        48: (24, 2),
+        49: (17, 3),
+    }
+    assert layers_of(49, KnockoutOptions(layer_step=5)) == range(0, 49, 5)
+
+
+def test_queries_without_a_random_position_are_left_out_unless_they_are_named(context, tmp_path, monkeypatch):
+    monkeypatch.setattr(knockout, "has_random_keys", lambda pairs, query, avoided: query != "last")
+    context = context.again(tmp_path)
+    found = context.run(SECTION.run(context.study, KnockoutOptions(prompts=6)))["tuned"]
+    assert (found.matrix.control, found.curves) == ({}, ())
+    assert all(cell.answer is None for cell in found.matrix.cells)
+    named = KnockoutOptions(prompts=6, roles=("last", "correct_object"))
+    assert len(context.run(SECTION.run(context.study, named))["tuned"].curves) == 2
 
 
 def test_both_executors_are_checked_on_every_model(context, tuned):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from circuitdiff.circuit import Circuit
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.config.settings import Draws, Prompts
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
@@ -39,6 +39,9 @@ from circuitdiff.study.preflight import check_known
 from circuitdiff.study.section import Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.cross_model_units import executors_on_patches, patched_controls, patches
 from circuitdiff.study.sections.discovery import discovered
+from circuitdiff.study.sections.functions import SECTION as FUNCTIONS
+from circuitdiff.study.sections.functions import main_masks
+from circuitdiff.study.sections.functions_options import FunctionsOptions
 
 T = TypeVar("T")
 
@@ -51,6 +54,7 @@ class CrossModelOptions(Limits):
     what: Annotated[tuple[Carrier, ...], Field(min_length=1)] = ("z", "contribution")
     both_directions: bool = True
     heads: bool = True  # also the single heads of the group with the largest share, if there is a gain
+    mask_heads: bool = True  # also only the heads of each group's mask for its main function, if there is a gain
     random_groups: Draws = 100  # 0: no controls; fewer have no rank
     without_gain: Prompts = 100  # prompts for pairs of models of which none is better at 95 %
     null_donors: tuple[str, ...] = ()  # variants that did not improve
@@ -87,6 +91,14 @@ class PatchedHeads(CrossPatchResult):
 
 
 @dataclass(frozen=True)
+class PatchedMaskHeads(CrossPatchResult):
+    """Of each group the heads of its mask, learned in the base; all heads of a group without a main function."""
+
+    functions: dict[str, str]  # by group, its main function
+    groups: dict[str, GroupHeads]  # what is patched
+
+
+@dataclass(frozen=True)
 class PatchControl(ControlResult):
     accuracy: Share
     distance: Number
@@ -109,7 +121,10 @@ class PatchControls:
 
 @dataclass(frozen=True, repr=False)
 class CrossModel(Readable):
-    """Of a variant. Heads and controls are of the worse of the two models as `recipient`, if the other gains on it."""
+    """Of a variant. Heads, those of masks, and controls are of the worse model as `recipient`, if the other gains.
+
+    `mask_heads`: None, too, if no mask leaves a head of its group out, or what groups encode was not asked.
+    """
 
     groups: dict[str, GroupHeads]  # of the base's circuit
     recipient: str
@@ -118,14 +133,16 @@ class CrossModel(Readable):
     heads: PatchedHeads | None
     controls: dict[str, PatchControls]  # by group
     null_donors: dict[str, CrossPatchResult]
+    mask_heads: PatchedMaskHeads | None = None
 
 
 async def run(study: StudyContext, options: CrossModelOptions) -> dict[str, CrossModel]:
     """Every subset of the groups of the base's circuit, patched from each variant into the base, and back.
 
     From the better model into the worse one, where there is a gain to share out, also the single heads of the group
-    that shows most, and controls of each group; into the base also donors that did not improve. Without a gain fewer
-    prompts are run. Nothing if the circuit has no heads.
+    that shows most, the heads that masks found for each group's main function (the paper patches no others), and
+    controls of each group; into the base also donors that did not improve. Without a gain fewer prompts are run.
+    Nothing if the circuit has no heads.
     """
     circuit = with_heads((await discovered(study, study.base)).circuit)
 
@@ -159,7 +176,7 @@ class _Patches:
         return await self.study.value(title, run, *models, prompts=self._prompts, circuit=self.circuit, **arguments)
 
     async def compared(self) -> CrossModel:
-        """Both directions, heads, controls and other donors, at the same time."""
+        """Both directions, heads, those of masks, controls and other donors, at the same time."""
         between, base, what = self.between, self.study.base, self.options.what
         back = replace(self, between=Direction(between.recipient, between.donor, between.gains))
         donors = self.options.null_donors if between.recipient == base else ()
@@ -172,14 +189,15 @@ class _Patches:
         at_once: list[Callable[[], Awaitable[Any]]] = [
             forward,
             lambda: back._patched(what if self.options.both_directions else ()),
+            self._mask_heads,
             self._controls,
             lambda: self.study.by_item(null, lambda name: null[name]._patched(what[:1])),
         ]
-        (there, heads), other, controls, nulls = await self.study.each(at_once, lambda work: work())
+        (there, heads), other, mask_heads, controls, nulls = await self.study.each(at_once, lambda work: work())
         to_base, to_variant = (there, other) if between.recipient == base else (other, there)
         null_donors = {name: results[what[0]] for name, results in nulls.items()}
         groups = groups_of(self.circuit)
-        return CrossModel(groups, between.recipient, to_base, to_variant, heads, controls, null_donors)
+        return CrossModel(groups, between.recipient, to_base, to_variant, heads, controls, null_donors, mask_heads)
 
     async def _patched(self, what: tuple[Carrier, ...]) -> dict[Carrier, CrossPatchResult]:
         """By kind of activation, after check 3; all kinds run together."""
@@ -193,18 +211,41 @@ class _Patches:
             detail = f"{title}: {n_runs} runs x {FEW} prompts, relative log probability"
             await self.study.check_executors(title, detail, executors_on_patches, *models, **few, what=kind)
         title = f"{', '.join(what)} of {self._title}"
-        by_kind = await self._ran(title, patches, read=self.options.what, what=what)
+        by_kind = await self._ran(title, patches, read=self.options.what, what=what, parts=self.circuit)
         return {kind: await self._result(f"{kind} of {self._title}", patch) for kind, patch in by_kind.items()}
 
     async def _heads(self, patched: Mapping[Carrier, CrossPatchResult]) -> PatchedHeads | None:
         """The single heads of the group that shows most, by the first kind; None unless there is a gain."""
         if not (self.options.heads and self.between.gains):
             return None
+        best = largest_part(patched[self.options.what[0]].scores["accuracy"].parts, IN_ORDER)
+        result = await self._patched_once(", heads", self.circuit.groups[best])
+        return PatchedHeads(**vars(result), group=best)
+
+    async def _mask_heads(self) -> PatchedMaskHeads | None:
+        """Of each group the heads of its mask; None unless there is a gain and a mask that leaves heads out."""
+        if not (self.options.mask_heads and self.between.gains):
+            return None
+        masks = await main_masks(self.study, self.study.base)
+        found = {name: {Head(*place) for place in cell.heads} for name, (_, cell) in masks.items()}
+        chosen = Circuit(
+            {
+                name: Group(group.at, tuple(head for head in group.heads if head in found.get(name, group.heads)))
+                for name, group in self.circuit.groups.items()
+            }
+        )
+        if chosen == self.circuit:
+            return None
+        result = await self._patched_once(", heads of masks", chosen)
+        functions = {name: function for name, (function, _) in masks.items()}
+        return PatchedMaskHeads(**vars(result), functions=functions, groups=groups_of(chosen))
+
+    async def _patched_once(self, more: str, parts: Circuit | Group) -> CrossPatchResult:
+        """By the first kind of activation; `more`: to the title."""
         what = self.options.what[0]
-        best = largest_part(patched[what].scores["accuracy"].parts, IN_ORDER)
-        title = f"{what} of {self._title}, heads"
-        patch = await self._ran(title, patches, read=self.options.what, what=(what,), heads_of=best)
-        return PatchedHeads(**vars(await self._result(title, patch[what])), group=best)
+        title = f"{what} of {self._title}{more}"
+        patch = await self._ran(title, patches, read=self.options.what, what=(what,), parts=parts)
+        return await self._result(title, patch[what])
 
     async def _result(self, title: str, patch: CrossPatch) -> CrossPatchResult:
         """After check 7: given its own activations, the recipient answers as it does anyway. Raises: CheckError."""
@@ -281,14 +322,16 @@ def _controls_result(
 def cost(sizes: Sizes, options: CrossModelOptions) -> Iterator[Part]:
     variants, names = len(sizes.settings.variants), [stage.name for stage in sizes.main.stages]
     directions = 2 if options.both_directions else 1
-    asked = len(options.what) * directions
+    functions: FunctionsOptions | Literal[False] = getattr(sizes.settings, FUNCTIONS.name)
+    masked = bool(options.mask_heads and functions and functions.main_desiderata(sizes.task))
+    asked = len(options.what) * directions + masked
     subsets = asked * len(all_subsets(names))
     heads = len(needed_subsets([str(i) for i in range(max(sizes.groups.values()))])) if options.heads else 0
     widths = [sizes.width(stage.at) for stage in sizes.main.stages]
     rows = options.prompts * (asked * sum(widths) + subsets + heads)  # subsets build on each other
     rows += options.prompts * options.random_groups * sum(widths)
     n = variants * options.prompts
-    passes = n * (directions + 1 + bool(heads)) + options.prompts  # clean runs; both models are read once
+    passes = n * (directions + 1 + bool(heads) + masked) + options.prompts  # clean runs; both models are read once
     flop = sizes.passes(passes) + sizes.runs(variants * rows, 1)
     n_controls = n * options.random_groups * len(names)
     yield Part("cross-model patching", n * (subsets + heads) + n_controls, flop)

@@ -42,20 +42,21 @@ def patches(
     circuit: Circuit,
     read: tuple[Carrier, ...],
     what: tuple[Carrier, ...],
-    heads_of: str | None = None,
+    parts: Circuit | Group,
 ) -> dict[Carrier, CrossPatch]:
-    """Every subset of the circuit's groups, or what is needed of single heads of one group.
+    """Every subset of these groups, or what is needed of single heads of one.
 
-    What the groups carry is read of all kinds that are ever patched (`read`), once for all units on these prompts.
+    What the whole circuit's groups carry is read of all kinds that are ever patched (`read`), once for all units on
+    these prompts.
     """
     pairs, groups = recipient.pairs(prompts), tuple(circuit.groups.values())
     of_donor = _activations(donor, pairs, groups, read)
     return patch_across_several(
         {kind: of_donor[kind] for kind in what},
         recipient.model,
-        circuit if heads_of is None else circuit.groups[heads_of],
+        parts,
         pairs,
-        per_head=heads_of is not None,
+        per_head=isinstance(parts, Group),
         own=_activations(recipient, pairs, groups, read),
         **recipient.how,
     )

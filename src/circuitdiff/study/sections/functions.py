@@ -233,6 +233,30 @@ class _Masks:
         return {"triples": self._triples(model, desideratum), "tested": tested, "shared": shared}
 
 
+def main_function(cells: Mapping[str, MaskCell]) -> str | None:
+    """The desideratum that a group carries best, by accuracy above the floor; None if it carries none of these."""
+    carried = [name for name, cell in cells.items() if cell.carries]
+    return max(carried, key=lambda name: cells[name].above_floor.value or 0.0, default=None)
+
+
+async def main_masks(study: StudyContext, circuit: str) -> dict[str, tuple[str, MaskCell]]:
+    """By group of a model's own circuit its main function, of the main desiderata, and the mask for it.
+
+    Without groups that have none; empty if the section, the circuit or the model is left out.
+    """
+    options: FunctionsOptions | Literal[False] = getattr(study.settings, SECTION.name)
+    results = await study.part(SECTION)
+    if not (options and results):
+        return {}
+    asked = {title_of(name) for name in options.main_desiderata(study.task)}
+    masks = {}
+    for group, cells in results.get(circuit, {}).get(circuit, {}).items():
+        best = main_function({name: cell for name, cell in cells.items() if name in asked})
+        if best is not None:
+            masks[group] = best, cells[best]
+    return masks
+
+
 def cell_of(fit: MaskFit) -> MaskCell:
     accuracy = estimate(fit.accuracy())
     hits = {name: fit.hits(name) for name in ("nothing", "shuffled", "all", "ranked") if name in fit.answers}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from circuitdiff.config.settings import Count, Prompts
 from circuitdiff.evaluation import Evaluation
-from circuitdiff.methods.knockout import attention_knockout, blocking, roles_before
+from circuitdiff.methods.knockout import attention_knockout, blocking, has_random_keys, roles_before
 from circuitdiff.readable import Readable
 from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.checks import FEW, executors_agree
@@ -20,19 +21,21 @@ from circuitdiff.study.preflight import check_known
 from circuitdiff.study.records import Deviation
 from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import discovered
+from circuitdiff.tasks import Task
 
+_MOST_POINTS = 24  # of a curve; each is a run of all layers above it
 _Pair = tuple[str, str | None]  # a query's role and a key's, or None: a random position before the query
 Flow = Literal["yes", "no", "not established"]
 
 
 @dataclass(frozen=True)
 class KnockoutOptions:
-    """Attention knockout; without roles, at the circuit's roles and the last token."""
+    """Attention knockout; without roles, at the last token, the circuit's roles and where the answer itself stands."""
 
     prompts: Prompts = 200  # of the evaluation prompts
     roles: tuple[str, ...] = ()  # of the matrix
     curves: tuple[tuple[str, str], ...] | None = None  # (query, key); default: the matrix's pairs
-    layer_step: Count = 2
+    layer_step: Count | None = None  # None: the smallest for 24 points a curve at most, so 1 of up to 24 layers
     single_layers: bool = False  # curves of single layers instead of from a layer upward
     query_roles: tuple[str, ...] | None = None  # no random key is there; None: those of the task's question
     margin: Annotated[float, Field(gt=0)] = 0.05  # a loss of accuracy whose interval lies below it is none
@@ -40,8 +43,9 @@ class KnockoutOptions:
 
 @dataclass(frozen=True)
 class Cell:
-    """Does information flow from `key` to `query`? All but the names None: the key comes first in no or some prompts.
+    """Does information flow from `key` to `query`?
 
+    All but the names None: the key comes first in no or some prompts, or no position is left to hold it against.
     `loss` and `loss_beyond_random` are of accuracy, against the clean model and against a random position blocked.
     """
 
@@ -89,32 +93,40 @@ class Knockouts(Readable):
 
 
 async def run(study: StudyContext, options: KnockoutOptions) -> dict[str, Knockouts]:
-    """By model, between the roles of the settings or the base's circuit's; nothing if there are none."""
-    roles = options.roles or (await discovered(study, study.base)).circuit.roles
-    if not roles:
+    """By model, between the roles of the settings, or those of the base's circuit and others; nothing without any."""
+    of_circuit = () if options.roles else (await discovered(study, study.base)).circuit.roles
+    if not (options.roles or of_circuit):
         return {}
-    matrix = list(options.roles or dict.fromkeys(["last", *roles]))
+    matrix = _roles(study.task, of_circuit, options)
     return await study.by_item(study.settings.models, lambda model: _knockouts(study, model, matrix, options))
+
+
+def _roles(task: Task, of_circuit: Iterable[str], options: KnockoutOptions) -> list[str]:
+    return list(options.roles or dict.fromkeys(["last", *of_circuit, *task.answer_roles]))
+
+
+def layers_of(n_layers: int, options: KnockoutOptions) -> range:
+    """From which a curve is blocked upward, or where alone."""
+    return range(0, n_layers, options.layer_step or math.ceil(n_layers / _MOST_POINTS))
 
 
 async def _knockouts(study: StudyContext, model: str, roles: list[str], options: KnockoutOptions) -> Knockouts:
     """Raises: InputError if a role does not exist."""
     facts, prompts = await study.facts(model), PromptsOf("evaluation", first=options.prompts)
     pairs = await study.pairs(model, prompts)
+    asked = study.task.question_roles if options.query_roles is None else options.query_roles
+    # one that some prompts lack cannot be avoided there
+    avoided = tuple(role for role in asked if bool((pairs.positions[role] >= 0).all()))
     before = roles_before(pairs, roles)
+    if not options.roles:  # nobody chose a query that comes too early
+        before = [pair for pair in before if has_random_keys(pairs, pair[0], avoided)]
     chosen = before if options.curves is None else options.curves
-    avoided = study.task.question_roles if options.query_roles is None else options.query_roles
-    random = {
-        "cells": _with_random(before),
-        # one that some prompts lack cannot be avoided there
-        "query_roles": tuple(role for role in avoided if bool((pairs.positions[role] >= 0).all())),
-        "seed": study.settings.seed,
-    }
+    random = {"cells": _with_random(before), "query_roles": avoided, "seed": study.settings.seed}
     title, few = f"attention between roles in {model}", PromptsOf("evaluation", first=min(FEW, options.prompts))
     n_runs, n_few = len(random["cells"]) + 1, len(await study.pairs(model, few))
     detail = f"{title}: {n_runs} runs x {n_few} prompts, relative log probability"
     await study.check_executors(title, detail, executors_on_knockouts, model, prompts=few, **random)
-    layers, curves = tuple(range(0, facts.n_layers, options.layer_step)), _with_random(chosen)
+    layers, curves = tuple(layers_of(facts.n_layers, options)), _with_random(chosen)
     blocked = {"curves": curves, "layers": layers, "upward": not options.single_layers}
     clean, in_cells, by_layer = await study.value(title, knocked_out, model, prompts=prompts, **random, **blocked)
     return Knockouts(
@@ -189,8 +201,8 @@ def cell_of(
     """Does information flow from `key` to `query`?
 
     Yes: the 95 % intervals of what blocking it costs, and of that beyond blocking a random position, lie above zero.
-    No: that of what it costs lies below the margin, and there is more than twice the margin to lose. None: the key
-    does not come first in every prompt.
+    No: that of what it costs lies below the margin, and there is more than twice the margin to lose. None: it was not
+    run.
     """
     if blocked is None or control is None:
         return Cell(query, key, None)
@@ -207,9 +219,9 @@ def points_of(layers: Sequence[int], blocked: Sequence[Evaluation]) -> tuple[Poi
 
 
 def cost(sizes: Sizes, options: KnockoutOptions) -> Iterator[Part]:
-    roles = list(options.roles or dict.fromkeys(["last", *(stage.at for stage in sizes.main.stages)]))
+    roles = _roles(sizes.task, (stage.at for stage in sizes.main.stages), options)
     widths = sorted((sizes.width(role) for role in roles), reverse=True)
-    points = sizes.base.n_layers / options.layer_step / 2  # curves run, on average, half of the layers
+    points = len(layers_of(sizes.base.n_layers, options)) / 2  # curves run, on average, half of the layers
     cells = 1.0 if options.single_layers or options.curves is not None else 0.0  # else the curves hold the matrix's
     # a query sees the roles before it, and a random key
     rows = sum((i + 1) * width * (cells + points) for i, width in enumerate(widths) if i)

@@ -35,7 +35,7 @@ from circuitdiff.study.sections import (
 )
 from circuitdiff.study.sections.accuracy import ability_of
 from circuitdiff.study.sections.cross_model import CrossModel, CrossPatchResult
-from circuitdiff.study.sections.functions import MaskCell
+from circuitdiff.study.sections.functions import MaskCell, main_function
 from circuitdiff.study.sections.graft import GraftResult
 from circuitdiff.study.verdict import Sentence, sentences
 
@@ -138,9 +138,8 @@ def functions_evidence(masks: Mapping[str, Cells], base: str, variant: str) -> t
     rows = []
     for group, cells in (masks.get(base) or {}).items() if variant in masks else ():
         in_variant = masks[variant].get(group) or {}
-        carried = [name for name, cell in cells.items() if cell.carries and name in in_variant]
-        if carried:
-            best = max(carried, key=lambda name: cells[name].above_floor.value or 0.0)
+        best = main_function({name: cell for name, cell in cells.items() if name in in_variant})
+        if best is not None:
             mask, trained = in_variant[best].transferred, in_variant[best].controls.shuffled is not None
             difference, above = (None, None) if mask is None else (mask.above_own_mask, mask.above_floor)
             rows.append(FunctionEvidence(group, best, difference, above, trained))
