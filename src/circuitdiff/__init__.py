@@ -21,6 +21,7 @@ from circuitdiff.evaluation import (
     mean_activations,
 )
 from circuitdiff.methods.ablations import compare_ablations
+from circuitdiff.methods.attention import AttentionToRoles, attention_to_roles
 from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
 from circuitdiff.methods.cross_model.patching import Limits, patch_across
@@ -39,6 +40,7 @@ from circuitdiff.tasks import Task
 from circuitdiff.triples import Triples
 
 __all__ = [
+    "AttentionToRoles",
     "Blocking",
     "CheckError",
     "Circuit",
@@ -63,6 +65,7 @@ __all__ = [
     "Triples",
     "all_heads",
     "attention_knockout",
+    "attention_to_roles",
     "circuit_of",
     "compare",
     "compare_ablations",
