@@ -25,7 +25,7 @@ from helpers.tiny_models import D_HEAD, D_MODEL, N_HEADS, N_KV_HEADS, N_LAYERS, 
 
 ROLES = ("last", "query_label", "previous_query_label", "absent")
 CIRCUIT = Circuit(
-    {"other": Group("last", (Head(2, 2),)), "group": Group("query_label", (Head(1, 5), Head(3, 2), Head(1, 0)))}
+    {"other": Group("last", (Head(2, 2),)), "group": Group("query_label", (Head(1, 4), Head(3, 1), Head(1, 5)))}
 )
 
 
