@@ -195,7 +195,8 @@ def _interval(credit: Credit) -> str:
 
 
 # The variants that are better than the base, and its circuit or another one.
-_LEFT_OUT = ("faithfulness", "minimality", "completeness", "ablations", "knockout", "functions", "cross_model", "graft")
+_LEFT_OUT = ("faithfulness", "minimality", "completeness", "ablations", "knockout", "attention", "functions")
+_LEFT_OUT += ("cross_model", "graft")
 JUDGED = ("planted-sharper-fetchers", "planted-clearer-addresses", "planted-new-route")
 
 

@@ -32,7 +32,7 @@ from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, mean_interval
 
-Shares = Float[Tensor, "head prompt column"]  # a column for each role, and one for all other tokens
+PerPrompt = Float[Tensor, "head prompt column"]  # a column for each role, and one for all other tokens
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,8 +45,8 @@ class AttentionToRoles(Readable):
 
     heads: tuple[Head, ...]
     roles: tuple[str, ...]
-    attention: Shares
-    value_weighted: Shares
+    attention: PerPrompt
+    value_weighted: PerPrompt
     scenarios: Int[Tensor, " prompt"]
 
     @property
