@@ -82,7 +82,13 @@ def shown() -> dict[str, Any]:
         cd.completeness(model, MOVER, [MOVER], PAIRS, means),
         *cd.compare_ablations(model, MOVER, PAIRS, {"slot": means, "kind": by_kind}).values(),
         cd.fit_mask(model, CIRCUIT.groups["mover"], fake_triples(), options),
-        *(cd.attention_knockout(model, PAIRS, [blocking]), patched, patched.attribution(), grafted),
+        *(
+            cd.attention_knockout(model, PAIRS, [blocking]),
+            *cd.attention_to_roles(model, MOVER, PAIRS).values(),
+            patched,
+            patched.attribution(),
+            grafted,
+        ),
         *(cd.tasks.entity_tracking(), cd.Task.from_file("ioi"), invented_results()),
     ]
     return {type(each).__name__: each for each in there}

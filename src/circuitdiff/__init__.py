@@ -21,6 +21,7 @@ from circuitdiff.evaluation import (
     mean_activations,
 )
 from circuitdiff.methods.ablations import compare_ablations
+from circuitdiff.methods.attention import AttentionToRoles, attention_to_roles
 from circuitdiff.methods.attribution_patching import Attribution, attribution, path_attribution
 from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
@@ -40,6 +41,7 @@ from circuitdiff.tasks import Task
 from circuitdiff.triples import Triples
 
 __all__ = [
+    "AttentionToRoles",
     "Attribution",
     "Blocking",
     "CheckError",
@@ -65,6 +67,7 @@ __all__ = [
     "Triples",
     "all_heads",
     "attention_knockout",
+    "attention_to_roles",
     "attribution",
     "circuit_of",
     "compare",

@@ -14,12 +14,13 @@ from circuitdiff.engine.model import Model
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Means, evaluate_circuit, evaluate_model, evaluate_without, mean_activations
 from circuitdiff.methods.ablations import compare_ablations
+from circuitdiff.methods.attention import attention_to_roles
 from circuitdiff.methods.attribution_patching import attribution
 from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
 from circuitdiff.methods.cross_model.patching import patch_across
 from circuitdiff.methods.graft import graft
-from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
+from circuitdiff.methods.group_profile import effect_by_role
 from circuitdiff.methods.knockout import Blocking, attention_knockout
 from circuitdiff.methods.minimality import minimality
 from circuitdiff.methods.path_patching import Path, group_path_effects, path_effects
@@ -39,7 +40,7 @@ DOORS: dict[str, Callable[[Pairs], object]] = {
     "path_effects": lambda p: path_effects(MODEL, p, "last"),
     "group_path_effects": lambda p: group_path_effects(MODEL, p, GROUP.heads, Path("last")),
     "attribution": lambda p: attribution(MODEL, p, "last"),
-    "attention_by_role": lambda p: attention_by_role(MODEL, {"group": GROUP}, p, ["query_label"]),
+    "attention_to_roles": lambda p: attention_to_roles(MODEL, CIRCUIT, p),
     "effect_by_role": lambda p: effect_by_role(MODEL, {"group": GROUP}, p, ["query_label"]),
     "mean_activations": lambda p: mean_activations(MODEL, p),
     "evaluate_model": lambda p: evaluate_model(MODEL, p),
@@ -116,7 +117,7 @@ def test_no_prompts_are_refused_in_one_line(door):
         DOORS[door](PAIRS.select(torch.arange(0)))
 
 
-WHOLE = ("evaluate_model", "mean_activations")  # what reads all tokens of an answer, or none
+WHOLE = ("evaluate_model", "mean_activations", "attention_to_roles")  # what reads all tokens of an answer, or none
 
 
 @pytest.mark.usefixtures("_never_runs")

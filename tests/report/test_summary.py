@@ -9,6 +9,7 @@ import pytest
 from circuitdiff.report.numbers import hits, interval, number, printed, significant, unbroken
 from circuitdiff.report.summary import alarms, summary
 from circuitdiff.study.estimates import Estimate, Share
+from circuitdiff.study.sections.attention import CircuitAttention
 from circuitdiff.study.sections.discovery import FoundCircuit
 from circuitdiff.study.sections.knockout import Knockouts, Matrix
 from circuitdiff.study.sections.minimality import PromptCounts
@@ -115,8 +116,10 @@ def test_a_caution_names_each_section_with_the_fewest_prompts_behind_it():
         graft={"v": grafted(n_prompts=50, n_scenarios=50)},
         overlap={"v": VariantOverlap(n_scenarios=10), "w": VariantOverlap()},
         knockout={"m": Knockouts(48, 47, Matrix((), share(0.75), (), {}, 0.05), ())},
+        attention={"c": {"m": CircuitAttention(46, 43, {})}},
     )
     assert texts(found) == [
         "Fewer than 50 prompts tell little; see the intervals of the costs of heads (30), completeness (12), "
-        "the paths between groups and their profiles (10), functions (45), patching (49), knockouts (47)."
+        "the paths between groups and their profiles (10), functions (45), patching (49), knockouts (47), "
+        "attention to roles (43)."
     ]

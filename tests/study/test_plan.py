@@ -68,6 +68,7 @@ SMALL = {
     "minimality": "{prompts: 40}",
     "ablations": "{prompts: 12}",
     "knockout": "{prompts: 12, layer_step: 1}",
+    "attention": "{prompts: 12}",
     "functions": "{desiderata: [position], train: 16, validation: 8, test: 16, steps: 8, random_groups: 1,"
     " control_triples: 8, sweep: false, redraw: {times: 1, triples: 8}}",
     "cross_model": "{prompts: 12, random_groups: 0}",
@@ -81,6 +82,7 @@ OTHER = {
     "faithfulness": "{random_circuits: 1}",
     "minimality": "{prompts: 18, held_out: false, fraction: 0.5}",
     "overlap": "{prompts: 9}",
+    "attention": "{prompts: 18}",
     "graft": "{prompts: 12, random_groups: 0, heads: true, layers: [2, 3]}",
     "plans": """
   main:
@@ -122,8 +124,9 @@ def counted_in_other_shape(tmp_path_factory) -> Flop:
         (["attribution"], ["attribution"]),
         (["completeness"], ["parts_removed"]),
         (["ablations"], ["circuits_alone 5"]),
-        (["circuits of base and variants, for the verdict"], ["circuits_alone 11"]),
+        (["circuits of base and variants, for the verdict"], ["circuits_alone 12"]),
         (["knockouts"], ["knocked_out"]),
+        (["attention to roles"], ["attended"]),
         (["functions"], ["learned_mask", "answers_of_patched"]),
         (["cross-model patching"], ["patches"]),
         (["minimality"], ["cost_of_heads"]),
@@ -140,6 +143,7 @@ def test_the_plan_is_what_torch_counts_within_a_fifth(counted, parts, functions)
     [
         ("minimality", ["cost_of_heads"]),
         ("overlap", ["group_work"]),
+        ("attention to roles", ["attended"]),
         ("grafts", ["grafts", "grafted_heads"]),
     ],
 )
@@ -173,13 +177,13 @@ def test_a_stage_that_two_plans_share_counts_once_and_a_section_that_is_off_not_
 
 def test_every_section_that_runs_is_counted(planned):
     base, _ = planned()
-    further = ["minimality", "completeness", "ablations", "knockouts", "functions"]
+    further = ["minimality", "completeness", "ablations", "knockouts", "attention to roles", "functions"]
     assert list(base)[6:] == further
     both, sizes = planned(variants="{other: planted-base}")
     of_variants = ["overlap", "cross-model patching", "grafts", "circuits of base and variants, for the verdict"]
     assert list(both)[6:] == [*further, *of_variants]
     assert len(sizes.settings.models) == 2
-    for what in ("accuracy and means", "fetcher", "minimality", "knockouts"):
+    for what in ("accuracy and means", "fetcher", "minimality", "knockouts", "attention to roles"):
         assert both[what].flop == pytest.approx(2 * base[what].flop), what
     assert both["every circuit in every model"].flop > 2 * base["every circuit in every model"].flop
 

@@ -33,6 +33,7 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
         "cross_model": "{prompts: 4, random_groups: 2}",
         "graft": "{prompts: 4, random_groups: 2}",
         "knockout": "{prompts: 4, layer_step: 1}",
+        "attention": "{prompts: 3}",
         "overlap": "{prompts: 3}",
     }
     settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", **small)
@@ -41,7 +42,7 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
     for part in (results.overlap, results.cross_model, results.graft, results.verdict):
         assert set(part) == {"second"}
     assert set(results.minimality) == set(results.ablations) == {model.name, "second"}
-    assert set(results.functions) == set(results.knockout) == {model.name, "second"}
+    assert set(results.functions) == set(results.knockout) == set(results.attention) == {model.name, "second"}
     assert all(set(models) == {model.name, "second"} for models in results.functions.values())
     answers = [sentence.answer for sentence in results.verdict["second"].sentences]
     assert set(answers) == {"not established"}  # nine scenarios establish nothing
@@ -60,11 +61,14 @@ def test_without_a_circuit_the_rest_is_measured_and_judged(model, tmp_path):
     other = save_tiny_model(tmp_path / "other", seed=1)
     plans = "{main: {stages: [{name: none, at: last, select: {minimum: 1.0e+9}}]}}"
     knockout = "{roles: [last, query_label], prompts: 4, layer_step: 2}"
-    settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", plans=plans, knockout=knockout)
+    settings = settings_of(
+        tmp_path, model, variants=f"{{second: {other}}}", plans=plans, knockout=knockout, attention="{}"
+    )
     run_study(settings, tmp_path / "run", silent)
     results = read_results(tmp_path / "run")
     assert "has no heads" in " ".join(results.warnings)
     assert set(results.knockout) == {model.name, "second"}
+    assert results.attention == {}
     accuracies = [results.accuracy[name].accuracy.value for name in ("second", model.name)]
     verdict = results.verdict["second"]
     assert verdict.behaviour.accuracy.value == pytest.approx(accuracies[0] - accuracies[1])
@@ -99,6 +103,7 @@ def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path
         "cross_model": "{prompts: 4, random_groups: 2}",
         "graft": "{prompts: 4, random_groups: 2}",
         "knockout": "{prompts: 4, layer_step: 2}",
+        "attention": "{}",
         "overlap": "{prompts: 3}",
     }
     run_study(settings_of(tmp_path, model, variants=variants, plans=stages, **small), tmp_path / "run", silent)
@@ -114,7 +119,7 @@ def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path
             "stage skipped was not run: empty has no heads to patch into",
         )
     sections = ("minimality", "completeness", "ablations", "functions", "cross_model", "graft", "knockout", "overlap")
-    assert all(getattr(results, section) for section in (*sections, "faithfulness", "verdict"))
+    assert all(getattr(results, section) for section in (*sections, "attention", "faithfulness", "verdict"))
     assert results.overlap["second"].not_run == ()
     assert "stage skipped was not run" in report_page(read_results(tmp_path / "run"))
 
@@ -129,11 +134,12 @@ def test_a_study_in_16_bits_passes_its_own_checks(model, tmp_path, dtype):
         "cross_model": "{prompts: 4, random_groups: 2}",
         "graft": "{prompts: 4, random_groups: 1}",
         "knockout": "{prompts: 4}",
+        "attention": "{prompts: 5}",
         "overlap": "{prompts: 3}",
     }
     settings = settings_of(tmp_path, model, dtype=dtype, variants=f"{{tuned: {tuned}}}", **sections)
     run_study(settings, tmp_path / "run", silent)
     results = read_results(tmp_path / "run")
     assert all(check.passed for check in results.checks)
-    sections = ("faithfulness", "functions", "cross_model", "graft", "knockout", "verdict")
+    sections = ("faithfulness", "functions", "cross_model", "graft", "knockout", "attention", "verdict")
     assert all(getattr(results, section) for section in sections)

@@ -106,11 +106,17 @@ def check_groups(circuit: Circuit, n_layers: int, n_heads: int, pairs: Pairs) ->
 def check_roles(pairs: Pairs, roles: Iterable[str], *, in_counterfactuals: bool = False) -> None:
     """Raises: InputError if a role does not exist, or a prompt (or counterfactual) has no place for it."""
     for role in roles:
-        if role not in pairs.positions:
-            raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
+        check_known_roles(pairs, [role])
         both = [pairs.positions, pairs.counterfactual_positions] if in_counterfactuals else [pairs.positions]
         if any((positions[role] < 0).any() for positions in both):
             raise InputError(f"role {role!r} has no place in some prompts; choose a role that every prompt has")
+
+
+def check_known_roles(pairs: Pairs, roles: Iterable[str]) -> None:
+    """Raises: InputError if a role does not exist."""
+    for role in roles:
+        if role not in pairs.positions:
+            raise InputError(f"the task has no role {role!r}; it has {', '.join(sorted(pairs.positions))}")
 
 
 def check_heads(model: Model, heads: Iterable[Head]) -> None:

@@ -1,6 +1,6 @@
-"""What a group of heads does, whichever heads it has: where it attends, and where its output matters.
+"""Where the output of a group of heads matters, whichever heads it has.
 
-A mechanism can move to other heads. Two groups with the same profile do the same job.
+A mechanism can move to other heads. Two groups that attend alike (`attention`) and matter alike do the same job.
 """
 
 from __future__ import annotations
@@ -13,41 +13,12 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.engine import Batch, Edit, Model, executor_named
-from circuitdiff.engine.attention import AttentionCall, pattern_of
-from circuitdiff.engine.capture import capture, z_at_positions
+from circuitdiff.engine.capture import z_at_positions
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, check_pairs, clean_batches, rows_at_once
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.circuits import check_roles
-from circuitdiff.prompts import Bucket, Pairs
+from circuitdiff.prompts import Pairs
 from circuitdiff.stats.metrics import logit_difference
-
-
-@torch.no_grad()
-def attention_by_role(
-    model: Model, groups: Mapping[str, Group], pairs: Pairs, roles: Sequence[str]
-) -> dict[str, Float[Tensor, "head prompt role"]]:
-    """How much attention each group's heads, at the group's role, give to each role of the clean prompts.
-
-    From 0 to 1; what is missing to 1 goes to other tokens. A role that comes later gets 0. One run for all groups.
-
-    Raises: InputError if the model lacks a head or a prompt lacks a role.
-    """
-    _check(model, groups, pairs, [*roles, *(group.at for group in groups.values())])
-    shape = (len(pairs), len(roles))
-    found = {name: torch.zeros(len(group.heads), *shape, dtype=model.dtype) for name, group in groups.items()}
-    keys = torch.stack([pairs.positions[role] for role in roles], dim=-1)
-
-    def seen(call: AttentionCall, _: Tensor, bucket: Bucket) -> None:
-        rows = torch.arange(len(bucket.prompts))
-        for name, group in groups.items():
-            for i, head in enumerate(group.heads):
-                if head.layer == call.layer:
-                    at = pairs.positions[group.at][bucket.prompts]
-                    pattern = pattern_of(call)[rows, head.index, at].cpu()
-                    found[name][i, bucket.prompts] = pattern.gather(-1, keys[bucket.prompts])
-
-    capture(model, pairs.clean_prompts, seen)
-    return found
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from circuitdiff.cache.files import write_whole
 from circuitdiff.report import (
     ablations,
     accuracy,
+    attention,
     completeness,
     cross_model,
     discovery,
@@ -87,6 +88,7 @@ _VIEWS: Sequence[Callable[[CommonResults], Part]] = (
     faithfulness.view,
     series.view,
     overlap.view,
+    attention.view,
     cross_model.view,
     graft.view,
     functions.view,

@@ -29,7 +29,7 @@ class Sentence:
 class Table:
     """Rows of text by heading; or by key, with `columns`: a row's key and the heading over it.
 
-    `numeric`: columns set to the right; `ids`: what sentences link to; `note`: below it.
+    `numeric`: columns set to the right; `ids`: what sentences link to; `note`: below it; `folded`: behind its caption.
     """
 
     caption: str
@@ -38,6 +38,7 @@ class Table:
     ids: Sequence[str] = ()
     note: str = ""
     numeric: Sequence[str] = ()
+    folded: bool = False
 
     @property
     def headings(self) -> Mapping[str, str]:

@@ -11,6 +11,7 @@ from circuitdiff.study.estimates import Share
 from circuitdiff.study.registry import CommonResults, cells_of, part_of
 from circuitdiff.study.sections import (
     accuracy,
+    attention,
     completeness,
     cross_model,
     discovery,
@@ -78,6 +79,8 @@ def _further(results: CommonResults) -> Iterator[tuple[str, int]]:
         yield "grafts", min(grafted.n_prompts, grafted.n_scenarios)
     for blocked in part_of(results, knockout.SECTION).values():
         yield "knockouts", min(blocked.n_prompts, blocked.n_scenarios)
+    for _, _, attended in cells_of(results, attention.SECTION):
+        yield "attention to roles", min(attended.n_prompts, attended.n_scenarios)
 
 
 def summary(results: CommonResults) -> Part:

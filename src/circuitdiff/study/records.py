@@ -13,6 +13,7 @@ from torch import Tensor
 from circuitdiff.cache.records import Record
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.evaluation import Evaluation, Means
+from circuitdiff.methods.attention import AttentionToRoles
 from circuitdiff.methods.completeness import Completeness, GreedyPart, GreedyStep
 from circuitdiff.methods.component_mask.fit import MaskFit
 from circuitdiff.methods.component_mask.training import Check, Mask
@@ -44,8 +45,21 @@ class GroupWork(NamedTuple):
 _CLASSES: dict[str, type[Any]] = {
     each.__name__: each
     for each in (
-        *(Basis, Check, Circuit, Completeness, Controls, CrossPatch, Deviation, Edge, Evaluation, Graft, GreedyPart),
-        *(GreedyStep, Group, GroupMinimality, GroupWork, Head, HeadCost, Interval, Mask, MaskFit, Means),
+        *(AttentionToRoles, Basis, Check, Circuit, Completeness, Controls, CrossPatch, Deviation, Edge, Evaluation),
+        *(
+            Graft,
+            GreedyPart,
+            GreedyStep,
+            Group,
+            GroupMinimality,
+            GroupWork,
+            Head,
+            HeadCost,
+            Interval,
+            Mask,
+            MaskFit,
+            Means,
+        ),
         *(MinimalityResult, MinimalityRule, PairTable, Part, PathEffects, Ran, WeightChange, WeightChanges),
     )
 }

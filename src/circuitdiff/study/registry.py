@@ -18,6 +18,7 @@ from circuitdiff.study.section import Section
 from circuitdiff.study.sections import (
     ablations,
     accuracy,
+    attention,
     completeness,
     cross_model,
     discovery,
@@ -39,7 +40,7 @@ Result = TypeVar("Result")
 SECTIONS: tuple[Section[Any, Any], ...] = tuple(
     each.SECTION
     for each in (
-        *(accuracy, discovery, faithfulness, minimality, completeness, ablations, knockout),
+        *(accuracy, discovery, faithfulness, minimality, completeness, ablations, knockout, attention),
         *(functions, overlap, cross_model, graft, verdict, weights),
     )
 )

@@ -13,9 +13,10 @@ from circuitdiff.circuit import Circuit, circuit_overlap, total_overlap
 from circuitdiff.circuit import Overlap as CommonHeads
 from circuitdiff.config.settings import Name, Prompts
 from circuitdiff.errors import InputError, choices
+from circuitdiff.methods.attention import attention_to_roles
 from circuitdiff.methods.discovery import StageResult
 from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
-from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
+from circuitdiff.methods.group_profile import effect_by_role
 from circuitdiff.methods.path_patching import Via
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
@@ -198,9 +199,10 @@ def group_work(
     """Effects along edges between groups; where groups attend, and where what they write matters, by role."""
     model, groups, pairs, executor = subject.model, circuit.groups, subject.pairs(prompts), subject.executor
     along = edge_effects(model, groups, edges, pairs, executor, subject.memory_gb)
-    attention = attention_by_role(model, groups, pairs, roles)
+    attention = attention_to_roles(model, circuit, pairs, roles, memory_gb=subject.memory_gb)
     effects = effect_by_role(model, groups, pairs, roles, executor=executor)
-    mean = {name: of_heads.mean(0) for name, of_heads in attention.items()}
+    # nothing goes to roles that come after the query
+    mean = {name: each.attention[..., :-1].nan_to_num().mean(0) for name, each in attention.items()}
     return GroupWork(dict(zip(edges, along, strict=True)), mean, effects)
 
 
