@@ -19,7 +19,7 @@ from circuitdiff.planted import build_planted
 from circuitdiff.planted.table import PLANTED
 from circuitdiff.study.registry import read_results
 
-PAIR = Planting("planted-transmitters-among-changes", seed=5)
+PAIR = Planting("planted-detectors-among-changes", seed=5)
 FEW = {"n_prompts": 63, "evaluation": 70}
 
 
@@ -38,12 +38,12 @@ def truth(folder):
 
 def test_a_pair_is_asked_by_a_study_and_its_cause_is_named(truth):
     improved = {each.about: each for each in truth.statements if each.claim == "improved"}
-    assert [part for part, each in improved.items() if each.true] == ["position_transmitter"]
+    assert [part for part, each in improved.items() if each.true] == ["position_detector"]
     assert {"value_fetcher", "mlps", "norms", "embeddings", "other heads"} < set(improved)
     assert [each.ours for each in improved.values() if each.true] == ["yes"]
     assert not [each for each in truth.statements if each.right is False]
     groups = {each.group: each.ours for each in truth.heads}
-    assert groups["position_transmitter"] == Overlap(3, 3, 3)
+    assert groups["position_transmitter"].precision == 1
     assert groups["name_binder"] == Overlap(0, 0, 0)
     assert all(each.model == PAIR.name for each in truth.heads), "the base that many share stands once, by itself"
 
@@ -54,12 +54,12 @@ def test_plainer_methods_name_another_part(truth, folder):
         rival: [each.about for each in truth.statements if each.rivals.get(rival) == "yes"]
         for rival in ("z-patching", "weights")
     }
-    assert named["weights"] != ["position_transmitter"]
-    assert named["z-patching"] == ["position_transmitter", "value_fetcher"]
+    assert named["weights"] != ["position_detector"]
+    assert named["z-patching"] == ["position_detector", "position_transmitter", "value_fetcher"]
     visible = {each.about: each.true for each in truth.statements if each.claim == "gain visible at"}
     assert visible == {
         "structure_reader": False,
-        "position_detector": False,
+        "position_detector": True,
         "position_transmitter": True,
         "value_fetcher": True,
     }
@@ -72,8 +72,7 @@ def test_the_same_answers_about_another_truth_are_wrong(truth, folder):
     other = replace(planted, improved_parts=("value_fetcher",), same_circuit=False)
     said = statements(PAIR, other, results, {})
     wrong = {(each.claim, each.about) for each in said if each.right is False}
-    assert {("improved", "position_transmitter"), ("improved", "value_fetcher")} <= wrong
-    assert ("gain visible at", "position_transmitter") in wrong
+    assert {("improved", "position_detector"), ("gain visible at", "position_transmitter")} <= wrong
     none = statements(PAIR, replace(planted, improved_parts=()), results, {})
     assert ("does better", "") in {(each.claim, each.about) for each in none if each.right is False}
 

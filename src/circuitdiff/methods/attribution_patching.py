@@ -6,8 +6,8 @@
 
 Along a path, as in path patching, every other head is frozen: only what reaches the receivers, or the logits, counts.
 
-Source: Nanda 2023, Attribution patching; Syed et al. 2023 (arXiv:2310.10348); Hanna et al. 2024 (arXiv:2403.17806), whose
-integrated gradients are taken here between activations of heads (nodes), not of edges.
+Source: Nanda 2023, Attribution patching; Syed et al. 2023 (arXiv:2310.10348); Hanna et al. 2024 (arXiv:2403.17806),
+whose integrated gradients are taken here between activations of heads (nodes), not of edges.
 """
 
 from __future__ import annotations
