@@ -125,7 +125,7 @@ def attention_to_roles(
 
     capture(model, pairs.clean_prompts, seen, memory_gb=RUN_SHARE * memory_gb)
     return {
-        name: AttentionToRoles(group.heads, roles, *shares[name], pairs.scenarios)
+        name: AttentionToRoles(group.heads, roles, shares[name][0], shares[name][1], pairs.scenarios)
         for name, group in circuit.groups.items()
     }
 

@@ -63,7 +63,7 @@ def number(value: Any) -> Number:
     return value if math.isfinite(value) else None
 
 
-def estimate(interval: Interval | RatioInterval | Any, row: int | None = None) -> Estimate:
+def estimate(interval: Interval | RatioInterval | Any, row: int | tuple[int, ...] | None = None) -> Estimate:
     """An interval's value and bounds; `row`: of one of many."""
     bounds = (interval.value, interval.low, interval.high)
     return Estimate(*(number(np.asarray(bound) if row is None else np.asarray(bound)[row]) for bound in bounds))

@@ -46,21 +46,8 @@ _CLASSES: dict[str, type[Any]] = {
     each.__name__: each
     for each in (
         *(AttentionToRoles, Basis, Check, Circuit, Completeness, Controls, CrossPatch, Deviation, Edge, Evaluation),
-        *(
-            Graft,
-            GreedyPart,
-            GreedyStep,
-            Group,
-            GroupMinimality,
-            GroupWork,
-            Head,
-            HeadCost,
-            Interval,
-            Mask,
-            MaskFit,
-            Means,
-        ),
-        *(MinimalityResult, MinimalityRule, PairTable, Part, PathEffects, Ran, WeightChange, WeightChanges),
+        *(Graft, GreedyPart, GreedyStep, Group, GroupMinimality, GroupWork, Head, HeadCost, Interval, Mask, MaskFit),
+        *(Means, MinimalityResult, MinimalityRule, PairTable, Part, PathEffects, Ran, WeightChange, WeightChanges),
     )
 }
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from circuitdiff.circuit import circuit_overlap
+from circuitdiff.circuit import Circuit, Group, Head, circuit_overlap
 from circuitdiff.errors import InputError
+from circuitdiff.methods.attention import attention_to_roles
 from circuitdiff.methods.discovery import Stage, StageResult, stage_result
 from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
-from circuitdiff.methods.group_profile import attention_by_role, effect_by_role
+from circuitdiff.methods.group_profile import effect_by_role
 from circuitdiff.methods.path_patching import PathEffects
 from circuitdiff.stats.effect_maps import likeness, reliability
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
@@ -29,6 +30,7 @@ from circuitdiff.study.sections.overlap import (
     _changed,
     _with_ceiling,
     edges_compared,
+    group_work,
 )
 from circuitdiff.study.sections.overlap_profiles import cosine, profiles
 from circuitdiff.study.settings import plans_of
@@ -81,10 +83,10 @@ def test_edges_and_profiles_are_the_librarys(context, results):
         roles = [row.role for row in results["plain"].profiles["fetcher"].attention]
         assert roles
         assert not any("." in role for role in roles)
-        attention = attention_by_role(loaded.model, circuit.groups, pairs, roles)
+        attention = attention_to_roles(loaded.model, circuit, pairs, roles)
         written = effect_by_role(loaded.model, circuit.groups, pairs, roles)
         for group, profile in results["plain"].profiles.items():
-            mean = attention[group].mean((0, 1)).tolist()
+            mean = attention[group].attention.nan_to_num()[..., :-1].mean((0, 1)).tolist()  # to later roles nothing
             assert [getattr(row, of).value for row in profile.attention] == pytest.approx(mean, abs=1e-6)
             mean = written[group].mean(1).tolist()
             assert [getattr(row, of).value for row in profile.effect] == pytest.approx(mean, abs=1e-6)
@@ -157,6 +159,15 @@ def test_how_alike_profiles_of_all_groups_with_heads_are_has_an_interval(context
         for alike in (row.attention, row.effect):
             assert -1 <= alike.low <= alike.value <= alike.high <= 1 + 1e-9
             assert alike.low < alike.high
+
+
+def test_a_group_gives_nothing_to_a_role_that_comes_after_its_own(context):
+    heads, prompts = (Head(0, 1), Head(2, 3)), PromptsOf("evaluation", first=4)
+    circuit = Circuit({"reader": Group("query_label", heads)})
+    work = group_work(context.loaded(), prompts=prompts, circuit=circuit, edges=(), roles=("last", "query_label"))
+    later, at = work.attention["reader"].T
+    assert (later == 0).all()
+    assert (at > 0).all()
 
 
 def test_attention_is_a_share_and_so_are_its_bounds():
