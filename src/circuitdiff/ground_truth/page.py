@@ -46,11 +46,11 @@ def render_page(truth: GroundTruth) -> str:
     settings = study_of(Planting("planted-base"))
     parts = [
         _INTRODUCTION.format(n=settings.prompts.discovery, evaluation=settings.prompts.evaluation),
-        "## Right, where a plainer method is not\n",
+        "## Right, where a plainer method is not\n\n",
         _causes(each for each in _pairs(said) if _settled(each) and _beaten(each)),
         "\n",
         _found(each for each in heads if each.exact and _misled(each)),
-        "\n## Wrong\n",
+        "\n## Wrong\n\n",
         _listed(each for each in said if each.right is False),
         "\n",
         _found(wrong_heads),

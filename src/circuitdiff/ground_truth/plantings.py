@@ -85,7 +85,7 @@ def study_of(planting: Planting, *, n_prompts: int = 105, evaluation: int = 140)
         "cross_model": {"random_groups": 0, "both_directions": False, "heads": False},
         "graft": {"random_groups": 0, "layers": []},
         "functions": False,
-        **dict.fromkeys(("minimality", "completeness", "ablations", "knockout"), False),
+        **dict.fromkeys(("minimality", "completeness", "ablations", "knockout", "attention"), False),
     }
     if planting.held_out or planting.name in _MASKED:
         few = {"train": 60, "validation": 40, "test": 120, "control_triples": 40, "sweep": False}

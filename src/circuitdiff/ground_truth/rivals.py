@@ -99,7 +99,7 @@ def by_weights(base: Model, variant: Model, circuit: Circuit) -> list[str]:
                 for of_model in (ours, theirs)
             )
             moved, size = moved + float((second - first).square().sum()), size + float(first.square().sum())
-        return math.sqrt(moved / size) if size else 0.0
+        return math.sqrt(moved / size) if size else math.inf if moved else 0.0
 
     parts = split(base, circuit, ("q", "k", "v", "o"))
     return [max(parts, key=change)]
