@@ -14,7 +14,17 @@ from helpers.tiny_models import randomise
 from helpers.tiny_tokenizers import FRAME, word_level
 
 N_LAYERS, N_HEADS = 3, 4
-FURTHER = ("minimality", "completeness", "ablations", "functions", "cross_model", "graft", "knockout", "attention")
+FURTHER = (
+    "minimality",
+    "completeness",
+    "ablations",
+    "functions",
+    "cross_model",
+    "graft",
+    "knockout",
+    "attention",
+    "curves",
+)
 CIRCUIT_ONLY = dict.fromkeys(FURTHER, "false")  # of a whole study: discovery, faithfulness, overlap
 
 

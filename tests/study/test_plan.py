@@ -69,6 +69,7 @@ SMALL = {
     "ablations": "{prompts: 12}",
     "knockout": "{prompts: 12, layer_step: 1}",
     "attention": "{prompts: 12}",
+    "curves": "{prompts: 24}",
     "functions": "{desiderata: [position], train: 16, validation: 8, test: 16, steps: 8, random_groups: 1,"
     " control_triples: 8, sweep: false, redraw: {times: 1, triples: 8}}",
     "cross_model": "{prompts: 12, random_groups: 0}",
@@ -83,6 +84,7 @@ OTHER = {
     "minimality": "{prompts: 18, held_out: false, fraction: 0.5}",
     "overlap": "{prompts: 9}",
     "attention": "{prompts: 18}",
+    "curves": "{prompts: 12, steps: 2}",
     "graft": "{prompts: 12, random_groups: 0, heads: true, layers: [2, 3]}",
     "plans": """
   main:
@@ -121,7 +123,8 @@ def counted_in_other_shape(tmp_path_factory) -> Flop:
         (["accuracy and means"], ["model_alone", "slot_means"]),
         (["runs that sweeps share", "fetcher (at last)", "transmitter (at last, via q)"], ["sweep"]),
         (["every circuit in every model"], ["circuits_alone 2"]),
-        (["attribution"], ["attribution"]),
+        (["attribution", "rankings by gradient"], ["attributed"]),
+        (["curves of rankings"], ["circuits_alone 42"]),
         (["completeness"], ["parts_removed"]),
         (["ablations"], ["circuits_alone 5"]),
         (["circuits of base and variants, for the verdict"], ["circuits_alone 12"]),
@@ -178,10 +181,11 @@ def test_a_stage_that_two_plans_share_counts_once_and_a_section_that_is_off_not_
 def test_every_section_that_runs_is_counted(planned):
     base, _ = planned()
     further = ["minimality", "completeness", "ablations", "knockouts", "attention to roles", "functions"]
-    assert list(base)[6:] == further
+    last = ["curves of rankings", "rankings by gradient"]
+    assert list(base)[6:] == [*further, *last]
     both, sizes = planned(variants="{other: planted-base}")
     of_variants = ["overlap", "cross-model patching", "grafts", "circuits of base and variants, for the verdict"]
-    assert list(both)[6:] == [*further, *of_variants]
+    assert list(both)[6:] == [*further, *of_variants, *last]
     assert len(sizes.settings.models) == 2
     for what in ("accuracy and means", "fetcher", "minimality", "knockouts"):
         assert both[what].flop == pytest.approx(2 * base[what].flop), what

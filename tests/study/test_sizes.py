@@ -25,6 +25,7 @@ SIZES = {  # what each section takes at most, and what it takes unless told othe
     "completeness.greedy_prompts": 50,
     "knockout.prompts": 200,
     "attention.prompts": 100,
+    "curves.prompts": 100,
     "functions.train": 300,
     "functions.validation": 150,
     "functions.test": 300,

@@ -34,6 +34,7 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
         "graft": "{prompts: 4, random_groups: 2}",
         "knockout": "{prompts: 4, layer_step: 1}",
         "attention": "{prompts: 3}",
+        "curves": "{prompts: 4, steps: 2}",
         "overlap": "{prompts: 3}",
     }
     settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", **small)
@@ -42,7 +43,13 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
     for part in (results.overlap, results.cross_model, results.graft, results.verdict):
         assert set(part) == {"second"}
     assert set(results.minimality) == set(results.ablations) == {model.name, "second"}
-    assert set(results.functions) == set(results.knockout) == set(results.attention) == {model.name, "second"}
+    assert (
+        set(results.functions)
+        == set(results.knockout)
+        == set(results.attention)
+        == set(results.curves)
+        == {model.name, "second"}
+    )
     assert all(set(models) == {model.name, "second"} for models in results.functions.values())
     answers = [sentence.answer for sentence in results.verdict["second"].sentences]
     assert set(answers) == {"not established"}  # nine scenarios establish nothing
@@ -104,6 +111,7 @@ def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path
         "graft": "{prompts: 4, random_groups: 2}",
         "knockout": "{prompts: 4, layer_step: 2}",
         "attention": "{}",
+        "curves": "{prompts: 4}",
         "overlap": "{prompts: 3}",
     }
     run_study(settings_of(tmp_path, model, variants=variants, plans=stages, **small), tmp_path / "run", silent)
@@ -119,7 +127,7 @@ def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path
             "stage skipped was not run: empty has no heads to patch into",
         )
     sections = ("minimality", "completeness", "ablations", "functions", "cross_model", "graft", "knockout", "overlap")
-    assert all(getattr(results, section) for section in (*sections, "attention", "faithfulness", "verdict"))
+    assert all(getattr(results, section) for section in (*sections, "attention", "curves", "faithfulness", "verdict"))
     assert results.overlap["second"].not_run == ()
     assert "stage skipped was not run" in report_page(read_results(tmp_path / "run"))
 
@@ -135,11 +143,12 @@ def test_a_study_in_16_bits_passes_its_own_checks(model, tmp_path, dtype):
         "graft": "{prompts: 4, random_groups: 1}",
         "knockout": "{prompts: 4}",
         "attention": "{prompts: 5}",
+        "curves": "{prompts: 4, steps: 1}",
         "overlap": "{prompts: 3}",
     }
     settings = settings_of(tmp_path, model, dtype=dtype, variants=f"{{tuned: {tuned}}}", **sections)
     run_study(settings, tmp_path / "run", silent)
     results = read_results(tmp_path / "run")
     assert all(check.passed for check in results.checks)
-    sections = ("faithfulness", "functions", "cross_model", "graft", "knockout", "attention", "verdict")
+    sections = ("faithfulness", "functions", "cross_model", "graft", "knockout", "attention", "curves", "verdict")
     assert all(getattr(results, section) for section in sections)

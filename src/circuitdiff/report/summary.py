@@ -14,6 +14,7 @@ from circuitdiff.study.sections import (
     attention,
     completeness,
     cross_model,
+    curves,
     discovery,
     faithfulness,
     functions,
@@ -79,6 +80,8 @@ def _further(results: CommonResults) -> Iterator[tuple[str, int]]:
         yield "grafts", min(grafted.n_prompts, grafted.n_scenarios)
     for blocked in part_of(results, knockout.SECTION).values():
         yield "knockouts", min(blocked.n_prompts, blocked.n_scenarios)
+    for found in part_of(results, curves.SECTION).values():
+        yield "rankings of heads", min(found.n_prompts, found.n_scenarios)
     for _, _, attended in cells_of(results, attention.SECTION):
         yield "attention to roles", min(attended.n_prompts, attended.n_scenarios)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import By, Evaluation, Means, Replacement, evaluate_circuits, evaluate_model, slot_sums
+from circuitdiff.methods.attribution_patching import attribution
 from circuitdiff.study.context import StudyContext
 from circuitdiff.study.host import LoadedModel
+from circuitdiff.study.plan import Part, Sizes
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.units import Needed, Unit
 
-EVALUATION = PromptsOf("evaluation")
+EVALUATION, DISCOVERY = PromptsOf("evaluation"), PromptsOf("discovery")
 
 Replaced = By | Literal["resample", "zero"]  # by a mean of this kind, another prompt's activation, or nothing
 
@@ -48,6 +53,32 @@ async def circuit_answers(
     return await study.value(
         title, circuits_alone, model, prompts=prompts, circuits=tuple(circuits), by=by, means=means
     )
+
+
+async def attribution_scores(
+    study: StudyContext, model: str, roles: tuple[str, ...], steps: int = 1
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """By role, each head's mean attribution on the prompts of discovery, in logits; negative = it helps."""
+    title = f"attribution in {model}" + (f", {steps} steps" if steps > 1 else "")
+    return await study.value(title, attributed, model, prompts=DISCOVERY, roles=roles, steps=steps)
+
+
+def attributed(
+    subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...], steps: int
+) -> dict[str, Float[Tensor, "layer head"]]:
+    return attribution(subject.model, subject.pairs(prompts), roles, steps=steps, **subject.how).scores
+
+
+def attribution_cost(what: str, sizes: Sizes, asked: Iterable[tuple[Collection[str], int, int]]) -> Part:
+    """Roles, in how many models, in how many steps. Counterfactuals and clean prompts are run once; each step goes
+    through the window of all roles and back.
+    """
+    forwards = flop = 0.0
+    for roles, n_models, steps in asked:
+        n, width = n_models * sizes.settings.prompts.discovery, max(map(sizes.width, roles))
+        forwards += 2 * n * (1 + steps)
+        flop += sizes.passes(2 * n) + sizes.runs(2 * n * steps, width)
+    return Part(what, forwards, flop)
 
 
 def circuits_alone(

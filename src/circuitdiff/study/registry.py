@@ -21,6 +21,7 @@ from circuitdiff.study.sections import (
     attention,
     completeness,
     cross_model,
+    curves,
     discovery,
     faithfulness,
     functions,
@@ -41,7 +42,7 @@ SECTIONS: tuple[Section[Any, Any], ...] = tuple(
     each.SECTION
     for each in (
         *(accuracy, discovery, faithfulness, minimality, completeness, ablations, knockout, attention),
-        *(functions, overlap, cross_model, graft, verdict, weights),
+        *(functions, overlap, cross_model, graft, verdict, weights, curves),
     )
 )
 

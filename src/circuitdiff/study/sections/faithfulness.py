@@ -11,7 +11,7 @@ from circuitdiff.evaluation import Evaluation, all_heads, moved
 from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import normalised_ratio_interval
 from circuitdiff.study.checks import FEW, executors_on_circuits
-from circuitdiff.study.common_units import EVALUATION, circuit_answers, means_of, model_answers
+from circuitdiff.study.common_units import EVALUATION, attribution_cost, circuit_answers, means_of, model_answers
 from circuitdiff.study.estimates import (
     Estimate,
     Ratio,
@@ -161,21 +161,17 @@ def _result(
 
 
 def cost(sizes: Sizes, options: FaithfulnessOptions) -> Iterator[Part]:
-    """Every circuit in every model: a token per role, and per segment in one row.
-
-    Attribution reads counterfactuals once for each role, and goes through the model and back.
-    """
-    n, n_asked = sizes.settings.prompts.evaluation, sizes.settings.prompts.discovery
+    """Every circuit in every model: a token per role, and per segment in one row."""
+    n = sizes.settings.prompts.evaluation
     n_circuits = len(sizes.plans) + sizes.n_searched - 1
     n_controls = (options.random_circuits + N_KINDS) * n * (n_circuits + sizes.n_searched - 1)
     rows = n_circuits * n * (_ROWS_AT_HOME + _ROWS * (sizes.n_models - 1))
     shared = sizes.n_models * 2 * n * sizes.length * DISTINCT
     flop = sizes.runs(rows + n_controls, sizes.n_roles) + sizes.runs(shared, 1)
     yield Part("every circuit in every model", rows + n_controls, flop)
-    roles = [{frozenset(stage.at for stage in plan.stages) for plan in sizes.plans.values()}]  # of the base's circuits
-    roles += [{frozenset(stage.at for stage in sizes.main.stages)}] * (sizes.n_searched - 1)
-    passes = n_asked * sum(len(each) + 2 for of_model in roles for each in of_model)
-    yield Part("attribution", passes, sizes.passes(passes))
+    main, *others = dict.fromkeys(frozenset(stage.at for stage in plan.stages) for plan in sizes.plans.values())
+    asked = [(main, sizes.n_searched, 1), *((roles, 1, 1) for roles in others)]
+    yield attribution_cost("attribution", sizes, asked)
 
 
 SECTION = Section("faithfulness", FaithfulnessOptions, dict[str, dict[str, CircuitInModel]], run, cost)

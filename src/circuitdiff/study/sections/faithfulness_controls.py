@@ -8,15 +8,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_circuit, roles_rotated
-from circuitdiff.methods.attribution_patching import attribution as attribution_patching
 from circuitdiff.stats.proportions import accuracy_interval
 from circuitdiff.stats.selection import lowest
-from circuitdiff.study.common_units import circuit_answers
+from circuitdiff.study.common_units import DISCOVERY, attribution_scores, circuit_answers
 from circuitdiff.study.estimates import (
     Estimate,
     GroupHeads,
@@ -31,12 +29,11 @@ from circuitdiff.study.estimates import (
     rank_p,
 )
 from circuitdiff.study.prompts import everywhere
-from circuitdiff.study.section import LoadedModel, PromptsOf, StudyContext
+from circuitdiff.study.section import StudyContext
 from circuitdiff.study.sections.discovery import Discovered
 
 Kind = Literal["next_best", "other_roles", "by_attribution"]
 N_KINDS = 3
-_ASKED = PromptsOf("discovery")
 
 
 @dataclass(frozen=True)
@@ -138,15 +135,10 @@ def next_best(found: Discovered) -> Built:
 
 
 async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> Built:
-    pairs = await study.pairs(model, _ASKED)
+    pairs = await study.pairs(model, DISCOVERY)
     if lacking := [role for role in circuit.roles if not everywhere(role, pairs)]:
         return Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
     roles = tuple(sorted(circuit.roles))
-    scores = await study.value(f"attribution in {model}", attribution, model, prompts=_ASKED, roles=roles)
+    scores = await attribution_scores(study, model, roles)
     heads = {role: lowest(scores[role], len(circuit.heads_at(role))) for role in circuit.roles}
     return Built(Circuit({role: Group(role, tuple(chosen)) for role, chosen in heads.items()}))
-
-
-def attribution(subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...]) -> dict[str, Tensor]:
-    """By role, the mean score of each head [layer, head], in logits; negative = it helps."""
-    return attribution_patching(subject.model, subject.pairs(prompts), roles, **subject.how).scores
