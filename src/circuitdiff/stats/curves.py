@@ -70,7 +70,7 @@ def _area_to_one(f: Float[ndarray, "draw size"], shares: Float[ndarray, " size"]
     return (pieces * width).sum(1)
 
 
-def _interval(value: float | ndarray, drawn: Float[ndarray, draw * size]) -> Interval:
+def _interval(value: float | ndarray, drawn: Float[ndarray, " draw *size"]) -> Interval:
     """nan where more than 5 % of the resamples are."""
     few = np.isnan(drawn).mean(0) > 0.05
     with np.errstate(all="ignore"):
