@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,10 +15,11 @@ from circuitdiff.engine import Model
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError, choices
-from circuitdiff.methods.path_patching import PathEffects, Via, path_effects
+from circuitdiff.methods.path_patching import Path, PathEffects, Via, path_effects
+from circuitdiff.methods.screening import Screen, Screened, screened_effects
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Plotted, Readable, data_frame
-from circuitdiff.stats.metrics import Measured, MetricName
+from circuitdiff.stats.metrics import Measured, MetricName, negligible
 from circuitdiff.stats.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
 
 Shared = Literal["later", "earlier", "both"]
@@ -38,6 +39,7 @@ class Stage(Readable):
     via: Via | None = None  # of the receivers; None: straight into the logits
     receivers_from: str | None = None  # an earlier stage
     receivers_at: str | None = None  # the role at which receivers read k or v; None: every position
+    screen: Screen | Literal["auto"] | None = None  # measure only heads of strong attribution; None: every head
     n_receivers: Count | None = None  # how many of its strongest heads later stages take as receivers; None: all chosen
 
     @property
@@ -45,6 +47,24 @@ class Stage(Readable):
         """The prompts that its rule needs effects on."""
         second = isinstance(self.select, Discoveries) and self.select.replicated
         return ("discovery", "replication") if second else ("discovery",)
+
+    @property
+    def screened_by(self) -> Screen | None:
+        return Screen() if self.screen == "auto" else self.screen
+
+    def check_screen(self, screen: Screen) -> None:
+        """Raises: InputError if it does not go with the stage's rule."""
+        if isinstance(self.select, TopK) and screen.keep is None:
+            raise InputError(f"stage {self.name!r}: TopK has no minimum to screen by; say `screen: {{keep: N}}`")
+        if isinstance(self.select, Discoveries) and self.select.method == "max_t":
+            raise InputError(f"stage {self.name!r}: max_t needs every head measured; use method bh, or no screen")
+
+    def minimum(self, metric: str | Measured) -> float:
+        """The size that an effect must have to be chosen, in the metric's unit; 0 for `TopK`."""
+        if isinstance(self.select, TopK):
+            return 0.0
+        named = metric if isinstance(metric, str) else ""
+        return negligible(named) if self.select.minimum is None else self.select.minimum
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +102,8 @@ class Plan(Readable):
                     f"stage {stage.name!r} takes its receivers from {stage.receivers_from!r}, which is not an earlier "
                     f"stage{choices(stage.receivers_from, earlier)}"
                 )
+            if (screen := stage.screened_by) is not None:
+                stage.check_screen(screen)
             earlier.append(stage.name)
 
 
@@ -113,6 +135,7 @@ class StageResult(Plotted):
     found: PathEffects  # on the prompts that chose
     replication: PathEffects | None  # on others
     selection: Selection
+    screened: Screened | None = None
 
     @property
     def reported(self) -> PathEffects:
@@ -167,8 +190,9 @@ class StageResult(Plotted):
         return self.selection.helping[: self.stage.n_receivers]
 
 
-# The effects of one stage into the given receivers (None: the logits), on the split of that name.
-Measure = Callable[[Stage, Sequence[Head] | None, str], PathEffects]
+# The effects of one stage into the given receivers (None: the logits), on the split of that name. A stage with a screen
+# is asked for `Screened` on the first split; then, with one more argument, for the effects of some heads on the second.
+Measure = Callable[..., Any]
 
 
 def discover(plan: Plan, measure: Measure) -> list[StageResult]:
@@ -199,9 +223,24 @@ def discover(plan: Plan, measure: Measure) -> list[StageResult]:
     for stage in plan.stages:
         receivers = receivers_of(stage, results)
         if receivers is None or receivers:
-            effects = [measure(stage, receivers, split) for split in stage.splits]
-            results[stage.name] = stage_result(stage, receivers, *effects)
+            first, again = measure(stage, receivers, "discovery"), None
+            if "replication" in stage.splits:
+                again = measure(stage, receivers, "replication", *candidates(stage, first))
+            results[stage.name] = stage_result(stage, receivers, first, again)
     return list(results.values())
+
+
+def candidates(stage: Stage, first: PathEffects | Screened) -> list[list[Head]]:
+    """Of a screened stage, one list: the heads that its rule chooses but for a replication, which are all to replicate.
+
+    Of any other stage none: all heads are.
+    """
+    if not isinstance(first, Screened):
+        return []
+    assert isinstance(stage.select, Discoveries), "nothing else is replicated"
+    once = replace(stage, select=replace(stage.select, replicated=False))
+    chosen = stage_result(once, None, first).selection
+    return [sorted([*chosen.helping, *chosen.hurting])]
 
 
 def measure_with(
@@ -219,7 +258,9 @@ def measure_with(
     """
     runs = {split: PairRuns(model, pairs, roles, DEFAULT_MEMORY_GB) for split, pairs in splits.items()}
 
-    def measure(stage: Stage, receivers: Sequence[Head] | None, split: str) -> PathEffects:
+    def measure(
+        stage: Stage, receivers: Sequence[Head] | None, split: str, senders: Sequence[Head] | None = None
+    ) -> PathEffects | Screened:
         if split not in splits:
             raise InputError(
                 f"stage {stage.name} wants a second split of prompts, to replicate its discoveries: give {split!r}, "
@@ -227,8 +268,13 @@ def measure_with(
             )
         known = {stage.at, stage.receivers_at or stage.at} <= set(roles)
         shared, pairs = runs[split] if known else None, splits[split]
-        via, read_at = stage.via, stage.receivers_at
-        return path_effects(model, pairs, stage.at, receivers, via, read_at, metric=metric, shared=shared)
+        path = Path(stage.at, None if receivers is None else tuple(receivers), stage.via, stage.receivers_at)
+        if stage.screened_by is not None and senders is None:
+            minimum = stage.minimum(metric)
+            return screened_effects(model, pairs, path, stage.screened_by, minimum, metric=metric, shared=shared)
+        return path_effects(
+            model, pairs, path.at, path.receivers, path.via, path.receivers_at, senders, metric, shared=shared
+        )
 
     return measure
 
@@ -253,13 +299,17 @@ def receivers_of(stage: Stage, results: Mapping[str, StageResult]) -> tuple[Head
 
 
 def stage_result(
-    stage: Stage, receivers: tuple[Head, ...] | None, found: PathEffects, again: PathEffects | None = None
+    stage: Stage,
+    receivers: tuple[Head, ...] | None,
+    first: PathEffects | Screened,
+    again: PathEffects | None = None,
 ) -> StageResult:
     """With the heads that the stage's rule supports."""
+    screened = first if isinstance(first, Screened) else None
+    found = first if not isinstance(first, Screened) else first.effects
     second = None if again is None else Sample(again.per_prompt, again.scenarios)
-    first = (found.per_prompt, found.scenarios, stage.select, found.noise_floor)
-    chosen = select(*first, second, metric=found.metric)
-    return StageResult(stage, receivers or (), found, again, chosen)
+    chosen = select(found.per_prompt, found.scenarios, stage.select, found.noise_floor, second, metric=found.metric)
+    return StageResult(stage, receivers or (), found, again, chosen, screened)
 
 
 def circuit_of(results: Sequence[StageResult], shared: Shared) -> Circuit:

@@ -82,10 +82,30 @@ def _caption(stage: Sweep) -> Caption:
         rows.append(cells | {"adjusted p": row["p"], "": says})
     lines = [
         _prompts(stage),
+        *_screened(stage),
         f"rule: {stage.rule} · rounding errors up to {significant(stage.noise_floor)}",
         *([] if rows else ["No head was chosen."]),
     ]
     return Caption(lines, Table("", rows, numeric=("effect", "95 % interval", "adjusted p")))
+
+
+def _screened(stage: Sweep) -> list[str]:
+    """How many heads attribution left out, and how large one that it missed could be."""
+    if (each := stage.screening) is None:
+        return []
+    missed = (
+        ""
+        if each.share_beyond is None or each.largest_left_out is None
+        else (
+            f"; of those left out, by 95 % confidence no more than {each.share_beyond:.0%} have an effect beyond "
+            f"{significant(each.largest_left_out)}"
+        )
+    )
+    return [
+        f"screened by attribution: {each.n_measured} of {each.n_heads} heads were measured. In a random sample of "
+        f"{each.n_sampled}, it ranks them as effects do by {number(each.rank_agreement)} (Spearman), and keeps "
+        f"{each.large_kept} of {each.large_in_sample} whose effect reaches the minimum{missed}"
+    ]
 
 
 def _prompts(stage: Sweep) -> str:

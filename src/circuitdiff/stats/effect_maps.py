@@ -40,8 +40,8 @@ def likeness(
     3. Bias and standard error are the jackknife's over scenarios, bounds Student's. Where noise outweighs effects this
        error is too large rather than too small.
 
-    Over heads that could have an effect in either model. Undefined unless the reliability of both maps is above 0 by
-    its interval: what does not repeat itself is like nothing.
+    Over heads that could have an effect in either model, and were measured in both. Undefined unless the reliability of
+    both maps is above 0 by its interval: what does not repeat itself is like nothing.
 
     Source: Spearman 1904 (doi:10.2307/1412159) for the correction; Efron & Stein 1981 (doi:10.1214/aos/1176345462) for
     the jackknife. The pairs of scenarios are ours: Spearman divides by reliabilities, and lets common noise in.
@@ -57,7 +57,8 @@ def likeness(
             reason = f"the effects of the {name} map are all the same" if np.isnan(value) else reason
             return RatioInterval(np.nan, np.nan, np.nan, reason)
     maps = [np.nan_to_num(effects) for effects in (first, second)]
-    either = _able(maps[0]) | _able(maps[1])
+    both = ~np.isnan(first + second).any(-1)
+    either = (_able(maps[0]) | _able(maps[1])) & both
     across = _products([effects[either] for effects in maps], scenarios).across
     with np.errstate(invalid="ignore", divide="ignore"):
         value, low, high = _jackknife(across[:, 0, 1] / np.sqrt(across[:, 0, 0]) / np.sqrt(across[:, 1, 1]))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
@@ -110,12 +111,15 @@ def select(
 ) -> Selection:
     """Heads that help and heads that hurt, chosen by `rule` from one sweep; none with |mean effect| <= `noise_floor`.
 
+    A head that was not measured counts as one of the sweep, with p = 1.
+
     Raises: InputError if the rule asks for a replication and none is given.
     """
     sample = Sample(per_prompt, scenarios)
     effects, test, again = sample.effects, sample.p_values(), None
     by_max_t = isinstance(rule, Discoveries) and rule.method == "max_t"
-    p, adjusted = map(torch.from_numpy, (test.p, test.max_t_p if by_max_t else false_discovery_adjusted(test.p)))
+    each = np.nan_to_num(test.p, nan=1.0)
+    p, adjusted = map(torch.from_numpy, (each, test.max_t_p if by_max_t else false_discovery_adjusted(each)))
     if replication is not None:
         again = torch.from_numpy(one_sided(replication.p_values(), (effects < 0).numpy()))
     candidates, k = effects.abs() > noise_floor, effects.numel()

@@ -22,7 +22,8 @@ from circuitdiff.methods.cross_model.patching import Controls, CrossPatch
 from circuitdiff.methods.edges import Edge
 from circuitdiff.methods.graft import Graft, Part
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
-from circuitdiff.methods.path_patching import PathEffects
+from circuitdiff.methods.path_patching import Path, PathEffects
+from circuitdiff.methods.screening import Screened
 from circuitdiff.models.weight_changes import WeightChange, WeightChanges
 from circuitdiff.stats.intervals import Interval
 
@@ -47,7 +48,19 @@ _CLASSES: dict[str, type[Any]] = {
     for each in (
         *(AttentionToRoles, Basis, Check, Circuit, Completeness, Controls, CrossPatch, Deviation, Edge, Evaluation),
         *(Graft, GreedyPart, GreedyStep, Group, GroupMinimality, GroupWork, Head, HeadCost, Interval, Mask, MaskFit),
-        *(Means, MinimalityResult, MinimalityRule, PairTable, Part, PathEffects, Ran, WeightChange, WeightChanges),
+        *(
+            Means,
+            MinimalityResult,
+            MinimalityRule,
+            PairTable,
+            Part,
+            Path,
+            PathEffects,
+            Ran,
+            Screened,
+            WeightChange,
+            WeightChanges,
+        ),
     )
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,14 +13,26 @@ from circuitdiff.config.names import file_name
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import naming
 from circuitdiff.evaluation import check_groups
-from circuitdiff.methods.discovery import Plan, Split, Stage, StageResult, circuit_of, gaps, receivers_of, stage_result
-from circuitdiff.methods.path_patching import PathEffects, path_effects
+from circuitdiff.methods.discovery import (
+    Plan,
+    Split,
+    Stage,
+    StageResult,
+    candidates,
+    circuit_of,
+    gaps,
+    receivers_of,
+    stage_result,
+)
+from circuitdiff.methods.path_patching import Path, PathEffects, path_effects
+from circuitdiff.methods.screening import Screen, Screened, screened_effects
 from circuitdiff.readable import Readable
 from circuitdiff.study.checks import FEW, executors_on_path
 from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import checked
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, result_of, with_heads
 from circuitdiff.study.section import LoadedModel, Part, PromptsOf, Section, Sizes, StudyContext
+from circuitdiff.study.sections.discovery_screen import Screening, screening_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +63,7 @@ class Sweep(Readable):
     hurting: tuple[HeadPlace, ...]
     not_replicated: tuple[HeadPlace, ...]
     rule: str
+    screening: Screening | None = None  # None: every head was measured
 
     def __post_init__(self) -> None:
         tables = (self.effects, self.low, self.high, self.adjusted_p)
@@ -146,8 +158,7 @@ async def _discovered(study: StudyContext, name: str) -> Discovered:
     for stage in plan.stages:
         receivers = receivers_of(stage, results)
         if receivers is None or receivers:
-            effects = await study.each(stage.splits, partial(_effects, study, model, plan, stage, receivers))
-            results[stage.name] = stage_result(stage, receivers, *effects)
+            results[stage.name] = stage_result(stage, receivers, *await _measured(study, model, plan, stage, receivers))
             await _check(study, model, plan, results[stage.name])
     return Discovered(model, plan_name, circuit_of(list(results.values()), plan.shared_heads), list(results.values()))
 
@@ -161,50 +172,66 @@ async def _given(study: StudyContext, name: str) -> Circuit:
     return circuit
 
 
-async def _effects(
-    study: StudyContext, model: str, plan: Plan, stage: Stage, receivers: tuple[Head, ...] | None, split: Split
-) -> PathEffects:
-    return await study.value(
-        f"{stage.name} ({split}) in {model}",
-        sweep,
-        model,
-        prompts=PromptsOf(split),
-        at=stage.at,
-        receivers=None if receivers is None else tuple(sorted(receivers)),
-        via=stage.via,
-        receivers_at=stage.receivers_at,
-        metric=plan.metric,
-        shared_roles=tuple(plan.roles),
-    )
+async def _measured(
+    study: StudyContext, model: str, plan: Plan, stage: Stage, receivers: tuple[Head, ...] | None
+) -> tuple[PathEffects | Screened, PathEffects | None]:
+    """On every split that the stage's rule needs; with a screen, only what it chose on the first is measured again."""
+    to = None if receivers is None else tuple(sorted(receivers))
+    path = Path(stage.at, to, stage.via, stage.receivers_at)
+    more = {"path": path, "metric": plan.metric, "shared_roles": tuple(plan.roles)}
+
+    async def on(split: Split, senders: tuple[Head, ...] | None = None) -> PathEffects:
+        title = f"{stage.name} ({split}) in {model}"
+        return await study.value(title, sweep, model, prompts=PromptsOf(split), senders=senders, **more)
+
+    if stage.screened_by is None:
+        first, *again = await study.each(stage.splits, on)
+        return first, next(iter(again), None)
+    by = {"screen": stage.screened_by, "minimum": stage.minimum(plan.metric), "seed": study.settings.seed}
+    title = f"{stage.name} (screened) in {model}"
+    first = await study.value(title, screened_sweep, model, prompts=PromptsOf("discovery"), **more, **by)
+    if "replication" not in stage.splits:
+        return first, None
+    [again] = candidates(stage, first)
+    return first, await on("replication", tuple(again))
 
 
 def sweep(
     subject: LoadedModel,
     *,
     prompts: PromptsOf,
-    at: str,
-    receivers: tuple[Head, ...] | None,
-    via: str | None,
-    receivers_at: str | None,
+    path: Path,
+    senders: tuple[Head, ...] | None,
     metric: str,
     shared_roles: tuple[str, ...],
 ) -> PathEffects:
-    """Path patching of every head; stages at `shared_roles` have their clean and counterfactual runs in common."""
-    pairs, memory_gb = subject.pairs(prompts), subject.memory_gb
-    runs = subject.cached(
-        "pair runs", (prompts, shared_roles), lambda: PairRuns(subject.model, pairs, shared_roles, memory_gb)
-    )
+    """Path patching of these heads, or of every one."""
+    along = (path.at, path.receivers, path.via, path.receivers_at)
+    runs = _shared_runs(subject, prompts, shared_roles)
     return path_effects(
-        subject.model,
-        pairs,
-        at,
-        receivers,
-        via,  # pyright: ignore[reportArgumentType]
-        receivers_at,
-        metric=metric,
-        shared=runs,
-        **subject.how,
+        subject.model, subject.pairs(prompts), *along, senders, metric=metric, shared=runs, **subject.how
     )
+
+
+def screened_sweep(
+    subject: LoadedModel,
+    *,
+    prompts: PromptsOf,
+    path: Path,
+    metric: str,
+    shared_roles: tuple[str, ...],
+    screen: Screen,
+    minimum: float,
+    seed: int,
+) -> Screened:
+    given = {"metric": metric, "seed": seed, "shared": _shared_runs(subject, prompts, shared_roles)}
+    return screened_effects(subject.model, subject.pairs(prompts), path, screen, minimum, **given, **subject.how)
+
+
+def _shared_runs(subject: LoadedModel, prompts: PromptsOf, roles: tuple[str, ...]) -> PairRuns:
+    """Stages at these roles have their clean and counterfactual runs in common."""
+    pairs, memory_gb = subject.pairs(prompts), subject.memory_gb
+    return subject.cached("pair runs", (prompts, roles), lambda: PairRuns(subject.model, pairs, roles, memory_gb))
 
 
 async def _check(study: StudyContext, model: str, plan: Plan, result: StageResult) -> None:
@@ -252,6 +279,7 @@ def sweep_of(result: StageResult) -> Sweep:
         hurting=places(selection.hurting),
         not_replicated=places(selection.not_replicated),
         rule=rule,
+        screening=screening_of(result),
     )
 
 
@@ -283,12 +311,19 @@ def _identity(plan: Plan, stage: Stage) -> tuple[object, ...]:
     """What the effects of a stage follow from: its path, and how the receivers were chosen."""
     sender = next((each for each in plan.stages if each.name == stage.receivers_from), None)
     receivers = None if sender is None else (sender.select, sender.n_receivers, _identity(plan, sender))
-    return stage.at, stage.via, stage.receivers_at, plan.metric, receivers
+    return stage.at, stage.via, stage.receivers_at, plan.metric, stage.screened_by, receivers
 
 
 def _sweep_cost(sizes: Sizes, stage: Stage, n_prompts: int) -> Part:
-    """A sender in layer l costs one token in the layers above, then the second run's window."""
-    runs = n_prompts * sizes.base.n_layers * sizes.base.n_heads
+    """A sender in layer l costs one token in the layers above, then the second run's window.
+
+    A screen measures what it keeps and the sample, and again a tenth; of `auto` nobody knows: a quarter of all heads.
+    """
+    n_heads, screen = sizes.base.n_layers * sizes.base.n_heads, stage.screened_by
+    if screen is not None:
+        kept = n_heads / 4 if screen.keep is None else screen.keep
+        n_heads = min(n_heads, kept + screen.sample + 0.1 * n_heads) / len(stage.splits)
+    runs = n_prompts * n_heads
     width = 0.0 if stage.via is None else sizes.width(stage.receivers_at or stage.at)
     what = f"{stage.name} (at {stage.at}{'' if stage.via is None else f', via {stage.via}'})"
     return Part(what, runs * (1 if stage.via is None else 2), sizes.runs(runs, 1 + width, layers=0.5))

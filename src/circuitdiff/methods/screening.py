@@ -1,0 +1,125 @@
+"""Screening: attribution says which heads path patching measures, and a random sample of heads what that misses.
+
+1. `path_attribution` estimates every head's effect from one gradient.
+2. A random sample of heads is measured exactly, whatever its estimate.
+3. So are the heads of the strongest estimates: as many as asked for; or all whose effect could be as large as the
+   minimum, if estimates of weak heads are off by no more than in the sample.
+
+A head that was left out counts as tested, and as without an effect: leaving out by the same prompts that choose makes
+no p smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitdiff.circuit import Head
+from circuitdiff.config.settings import Count
+from circuitdiff.engine import Model
+from circuitdiff.engine.kept_runs import PairRuns
+from circuitdiff.methods.attribution_patching import path_attribution
+from circuitdiff.methods.path_patching import Path, PathEffects, path_effects
+from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable
+from circuitdiff.stats.metrics import Measured
+from circuitdiff.stats.selection import lowest
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Path patching of the heads with the strongest attribution, and of a random sample.
+
+    `keep`: how many of the strongest; None: as many as could reach the minimum of the stage's rule.
+    """
+
+    keep: Count | None = None
+    sample: Count = 30
+    steps: Count = 1  # of integrated gradients
+
+
+@dataclass(frozen=True, repr=False)
+class Screened(Readable):
+    """Effects of the heads that were measured (nan elsewhere), and what the screen rests on."""
+
+    effects: PathEffects
+    estimates: Float[Tensor, "layer head"]  # attribution, in the metric's unit; 0 where no receiver can see the head
+    strongest: Bool[Tensor, "layer head"]  # kept for their estimate
+    sampled: Bool[Tensor, "layer head"]  # drawn at random; some of them are among the strongest
+
+
+@torch.no_grad()
+def screened_effects(
+    model: Model,
+    pairs: Pairs,
+    path: Path,
+    screen: Screen,
+    minimum: float,
+    *,
+    metric: str | Measured = "logit_difference",
+    seed: int = 0,
+    shared: PairRuns | None = None,
+    **how: Any,
+) -> Screened:
+    """`path_effects` of the heads that come through the screen. `how`: executor, memory and progress, as there.
+
+    Raises: InputError as `path_effects` does.
+    """
+    along = (path.at, path.receivers, path.via, path.receivers_at)
+    given = {"metric": metric, "shared": shared} | how
+    estimates = path_attribution(model, pairs, *along, steps=screen.steps, **given).scores[path.at]
+    last = model.n_layers if path.last_layer is None else path.last_layer
+    live = [Head(layer, i) for layer in range(last) for i in range(model.n_heads)]
+    order = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed)).tolist()
+    sample = [live[i] for i in order[: screen.sample]]
+    exact = path_effects(model, pairs, *along, senders=sample, **given)
+    strongest = _strongest(estimates, exact.effects, live, screen, minimum)
+    rest = [head for head in strongest if head not in sample]
+    effects = exact if not rest else _joined(exact, path_effects(model, pairs, *along, senders=rest, **given), rest)
+    return Screened(effects, estimates, _marked(strongest, estimates), _marked(sample, estimates))
+
+
+def _strongest(
+    estimates: Float[Tensor, "layer head"],
+    exact: Float[Tensor, "layer head"],
+    live: Sequence[Head],
+    screen: Screen,
+    minimum: float,
+) -> list[Head]:
+    """Of the heads that could have an effect, those with the largest |estimate|."""
+    size = torch.full_like(estimates, torch.nan)
+    for head in live:
+        size[head.layer, head.index] = -estimates[head.layer, head.index].abs()
+    if screen.keep is not None:
+        return lowest(size, screen.keep)
+    weak = ~exact.isnan() & (estimates.abs() < minimum)
+    spread = float((exact - estimates)[weak].abs().max()) if weak.any() else 0.0
+    return lowest(size, int((-size + spread >= minimum).sum()))
+
+
+def _joined(first: PathEffects, second: PathEffects, heads: Sequence[Head]) -> PathEffects:
+    """The first, with the effects of further heads; both are of the same path and prompts."""
+    layers, indices = zip(*((head.layer, head.index) for head in heads), strict=True)
+
+    def both(own: Tensor, more: Tensor) -> Tensor:
+        return own.index_put((torch.tensor(layers), torch.tensor(indices)), more[list(layers), list(indices)])
+
+    own, more = first.on_counterfactual_answer, second.on_counterfactual_answer
+    return replace(
+        first,
+        per_prompt=both(first.per_prompt, second.per_prompt),
+        on_counterfactual_answer=None if own is None or more is None else both(own, more),
+        noise_floor=max(first.noise_floor, second.noise_floor),
+    )
+
+
+def _marked(heads: Sequence[Head], like: Tensor) -> Bool[Tensor, "layer head"]:
+    marks = torch.zeros(like.shape, dtype=torch.bool)
+    for head in heads:
+        marks[head.layer, head.index] = True
+    return marks

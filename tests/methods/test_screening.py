@@ -1,0 +1,102 @@
+"""What a screen keeps, what it leaves out, and that leaving out makes no head look better."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from circuitdiff.circuit import Head
+from circuitdiff.errors import InputError
+from circuitdiff.methods.attribution_patching import path_attribution
+from circuitdiff.methods.discovery import Plan, Stage, discover, measure_with
+from circuitdiff.methods.path_patching import Path, path_effects
+from circuitdiff.methods.screening import Screen, screened_effects
+from circuitdiff.stats.selection import Discoveries, TopK, select
+from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import N_HEADS, N_LAYERS, subject
+
+RECEIVERS = (Head(2, 1), Head(3, 4))
+PATHS = {"direct": Path("last"), "via_q": Path("last", RECEIVERS, "q")}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_strongest_by_attribution_and_a_sample_have_their_exact_effects(path):
+    model, pairs, path = subject("llama").model, fake_pairs(), PATHS[path]
+    along = (path.at, path.receivers, path.via, path.receivers_at)
+    exact = path_effects(model, pairs, *along)
+    estimates = path_attribution(model, pairs, *along).scores["last"]
+    found = screened_effects(model, pairs, path, Screen(keep=3, sample=4), 0.0, seed=5)
+    torch.testing.assert_close(found.estimates, estimates)
+    n_live = (path.last_layer or N_LAYERS) * N_HEADS
+    kept = estimates.abs().flatten().argsort(descending=True)[:3].tolist()
+    assert sorted(found.strongest.flatten().nonzero()[:, 0].tolist()) == sorted(kept)
+    assert int(found.sampled.sum()) == 4
+    assert int(found.sampled.flatten()[:n_live].sum()) == 4, "heads that no receiver can see are not drawn"
+    measured = found.strongest | found.sampled
+    assert measured.sum() > 4
+    torch.testing.assert_close(found.effects.per_prompt[measured], exact.per_prompt[measured])
+    other = exact.on_counterfactual_answer
+    if other is not None:
+        torch.testing.assert_close(found.effects.on_counterfactual_answer[measured], other[measured])
+    assert found.effects.per_prompt[~measured].isnan().all()
+    again = screened_effects(model, pairs, path, Screen(keep=3, sample=4), 0.0, seed=6)
+    assert not torch.equal(again.sampled, found.sampled)
+
+
+def test_auto_keeps_all_that_could_reach_the_minimum_given_how_far_estimates_of_weak_heads_are_off():
+    model, pairs = subject("llama").model, fake_pairs()
+    everything = path_effects(model, pairs, "last").effects
+    minimum = 0.9 * float(everything.abs().max())
+    found = screened_effects(model, pairs, PATHS["direct"], Screen(sample=12), minimum)
+    weak = found.sampled & (found.estimates.abs() < minimum)
+    spread = (everything - found.estimates)[weak].abs().max()
+    assert torch.equal(found.strongest, found.estimates.abs() + spread >= minimum)
+    assert 0 < int(found.strongest.sum()) < N_LAYERS * N_HEADS
+
+
+def test_a_head_that_was_left_out_counts_as_tested():
+    """Of 20 heads one is measured: its p is that of one in 20, not of one alone."""
+    g = torch.Generator().manual_seed(0)
+    per_prompt = torch.randn(4, 5, 30, generator=g, dtype=torch.float64) - 0.5
+    scenarios, rule = torch.arange(30), Discoveries(minimum=0.0, replicated=False)
+    alone = torch.full_like(per_prompt, torch.nan)
+    alone[1, 2] = per_prompt[1, 2]
+    found = select(alone, scenarios, rule, 0.0)
+    torch.testing.assert_close(found.adjusted_p[1, 2], (20 * found.p[1, 2]).clamp(max=1))
+    assert (found.adjusted_p.flatten().sort().values[1:] == 1).all()
+    assert {*found.helping, *found.hurting} <= {Head(1, 2)}
+
+
+def plan(**screen) -> Plan:
+    rule = Discoveries(error_rate=1.0, minimum=0.0, replication_level=1.0)
+    stages = [Stage("first", "last", rule, **screen), Stage("second", "last", rule, "q", "first", **screen)]
+    return Plan(tuple(stages))
+
+
+def test_discovery_replicates_only_what_was_chosen_and_finds_the_same_where_all_is_kept():
+    model, pairs = subject("llama").model, fake_pairs()
+    splits = {"discovery": pairs, "replication": pairs}
+    whole = discover(plan(), measure_with(model, splits))
+    kept = discover(plan(screen=Screen(keep=N_LAYERS * N_HEADS)), measure_with(model, splits))
+    assert [each.selection.helping for each in kept] == [each.selection.helping for each in whole]
+    few = discover(plan(screen=Screen(keep=2, sample=1)), measure_with(model, splits))
+    first = few[0]
+    assert first.screened is not None
+    assert first.replication is not None
+    chosen = {*first.selection.helping, *first.selection.hurting, *first.selection.not_replicated}
+    measured = {Head(*place) for place in (~first.replication.per_prompt.isnan().any(-1)).nonzero().tolist()}
+    assert measured == chosen
+    assert 0 < len(chosen) <= 3
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (Stage("s", "last", TopK(3), screen="auto"), "TopK has no minimum"),
+        (Stage("s", "last", Discoveries(method="max_t"), screen=Screen(keep=3)), "max_t needs every head"),
+    ],
+)
+def test_a_screen_goes_with_rules_that_allow_for_it(stage, message):
+    with pytest.raises(InputError, match=message):
+        Plan((stage,)).check()
+    Plan((Stage("s", "last", TopK(3), screen=Screen(keep=9)), Stage("t", "last", screen="auto"))).check()
