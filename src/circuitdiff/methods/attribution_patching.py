@@ -80,8 +80,9 @@ def attribution(
     """The score of every head at each role `at`, along all ways to the logits, from one run forward and back a step.
 
     `steps` of integrated gradients: `keep` in the middles of so many equal parts of (0, 1), all heads of all roles
-    together; 1: at `keep` = 1. Roles at one token are patched once, and have the same scores. In the metric's unit (one of `circuitdiff.stats.metrics.METRICS`); negative = the head
-    helps. A head that saturates (a gradient near zero, and yet needed) scores near zero with one step.
+    together; 1: at `keep` = 1. Roles at one token are patched once, and have the same scores. In the metric's unit (one
+    of `circuitdiff.stats.metrics.METRICS`); negative = the head helps. A head that saturates (a gradient near zero, and
+    yet needed) scores near zero with one step.
 
     Raises: InputError if a role or metric does not exist, a prompt lacks a role, or `steps` is below 1.
     """
