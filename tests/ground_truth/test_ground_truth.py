@@ -19,8 +19,8 @@ from circuitdiff.planted import build_planted
 from circuitdiff.planted.table import PLANTED
 from circuitdiff.study.registry import read_results
 
-PAIR = Planting("planted-detectors-among-changes", seed=5)
-FEW = {"n_prompts": 63, "evaluation": 70}
+PAIR = Planting("planted-detectors-in-noise", seed=5)
+FEW = {"n_prompts": 56, "evaluation": 56}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_plainer_methods_name_another_part(truth, folder):
         rival: [each.about for each in truth.statements if each.rivals.get(rival) == "yes"]
         for rival in ("z-patching", "weights")
     }
-    assert len(named["weights"]) == 1
+    assert named["weights"]
     assert named["z-patching"] == ["position_detector", "position_transmitter", "value_fetcher"]
     visible = {each.about: each.true for each in truth.statements if each.claim == "gain visible at"}
     assert visible == {
@@ -77,37 +77,47 @@ def test_the_same_answers_about_another_truth_are_wrong(truth, folder):
     assert ("does better", "") in {(each.claim, each.about) for each in none if each.right is False}
 
 
-def test_a_base_in_which_no_head_was_found_leaves_its_parts_open(truth, folder):
+def test_a_base_in_which_no_head_was_found_leaves_everything_open(truth, folder):
     results = read_results(folder / study_of(PAIR).name)
     verdict = next(iter(results.verdict.values()))
-    nothing = replace(
-        verdict, parts={}, sentences=tuple(replace(s, answer="not established") for s in verdict.sentences)
-    )
+    unsaid = tuple(replace(each, answer="not established") for each in verdict.sentences)
+    nothing = replace(verdict, parts={}, sentences=unsaid)
     bare = results.model_copy(update={"cross_model": {}, "graft": {}, "verdict": {PAIR.title: nothing}})
-    said = statements(PAIR, build_planted(PAIR.name, seed=PAIR.seed), bare, {})
-    assert {(each.claim, each.ours) for each in said} == {
-        ("does better", "open"),
-        ("same circuit", "open"),
-        ("same functions", "open"),
-    }
+    said = statements(replace(PAIR, held_out=True), build_planted(PAIR.name, seed=PAIR.seed), bare, {})
+    assert {each.ours for each in said} == {"open"}
+    claims = {"does better", "same circuit", "same functions", "improved", "gain visible at", "encodes"}
+    assert {each.claim for each in said} == claims
+    assert len([each for each in said if each.claim == "encodes"]) == 12
 
 
-def test_the_part_whose_weights_moved_most():
-    base = load_model("planted-base")
-    other = load_model("planted-sharper-fetchers")
+def test_a_variant_that_is_worse_has_no_part_that_improved(truth, folder):
+    """Of it the verdict says what it lacks."""
+    results = read_results(folder / study_of(PAIR).name)
+    [(name, verdict)] = results.verdict.items()
+    lost = tuple(replace(s, answer="worse") if s.claim == "behaviour" else s for s in verdict.sentences)
+    bare = results.model_copy(update={"verdict": {name: replace(verdict, sentences=lost)}})
+    said = statements(PAIR, replace(build_planted(PAIR.name), improved_parts=()), bare, {"weights": ["mlps"]})
+    [only] = [each for each in said if each.claim == "improved"]
+    assert (only.about, only.true, only.ours, only.rivals) == ("any part", False, "no", {"weights": "yes"})
+
+
+def test_the_parts_whose_weights_moved_most():
+    base, other = load_model("planted-base"), load_model("planted-sharper-fetchers")
     circuit = build_planted("planted-base").circuit
     assert by_weights(base, other, circuit) == ["value_fetcher"]
     with torch.no_grad():
         other.module.transformer.h[3].mlp.c_fc.weight += 1e4
     assert by_weights(base, other, circuit) == ["mlps"]
+    assert by_weights(base, base, circuit) == []
 
 
 def test_who_is_asked():
     plantings = chosen()
     names = [each.name for each in plantings if not each.held_out]
     assert len(names) == len(set(names))
-    assert not {"planted-sharper-fetchers", "planted-mlp-gain"} & set(names), "there a graft is right by identity"
-    assert {"planted-base", "planted-nothing-among-changes", "planted-two-causes"} <= set(names)
+    by_identity = {"planted-sharper-fetchers", "planted-fetchers-among-changes", "planted-two-causes"}
+    assert not by_identity & set(names), "there a graft is right by identity"
+    assert {"planted-base", "planted-nothing-in-noise", "planted-both-in-noise"} <= set(names)
     assert [(each.name, each.seed) for each in plantings if each.held_out] == list(HELD_OUT)
     for each in plantings:
         same = PLANTED[each.name].same_circuit or each.name in OTHER_ROUTES
@@ -140,6 +150,7 @@ def test_the_page_begins_with_what_tells_methods_apart():
     assert wrong.startswith("Wrong\n\nNone.")
     assert "| **2 of 3** ✗ | 1.00 | 1.00 |" in wrong
     assert "| improved | 2 | 1 of 1 | 1 of 1 | 0 of 2 |" in rest
+    assert "1 of 2 groups are exact" in rest
     assert "Held-out plantings:\n\nNone yet." in rest
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -118,6 +120,29 @@ def test_along_a_path_only_what_the_receivers_get_counts(path, executor):
     if receivers:
         assert (found[3:] == 0).all(), "what the last receiver cannot see"
         assert found[0].abs().max() > 0
+
+
+def test_roles_at_one_token_are_patched_once_and_have_the_same_scores():
+    pairs = fake_pairs()
+    prompts = {
+        name: replace(each, positions=each.positions | {"again": each.positions["last"]})
+        for name in ("clean_prompts", "counterfactual_prompts")
+        for each in [getattr(pairs, name)]
+    }
+    both = attribution(subject("llama").model, replace(pairs, **prompts), ["last", "again"], steps=3).per_prompt
+    alone = attribution(subject("llama").model, pairs, "last", steps=3).per_prompt["last"]
+    torch.testing.assert_close(both["last"], alone)
+    torch.testing.assert_close(both["again"], alone)
+
+
+def test_no_head_comes_before_the_first_layer():
+    found = path_attribution(subject("llama").model, fake_pairs(), "last", [Head(0, 1)], "q")
+    assert (found.per_prompt["last"] == 0).all()
+
+
+def test_a_metric_without_a_gradient_is_refused():
+    with pytest.raises(InputError, match="no gradient"):
+        attribution(subject("llama").model, fake_pairs(), "last", metric=lambda logits, _: logits.argmax(-1).double())
 
 
 def test_the_executors_agree():

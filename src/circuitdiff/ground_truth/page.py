@@ -19,18 +19,21 @@ _INTRODUCTION = """# Ground truth
 Made by `circuitdiff ground-truth`; do not edit. Circuits and causes are known here, because they were written into the
 weights ([planted.md](planted.md)): so every answer can be right or wrong. Each planted model is asked by a study like
 any other, with the paper's plan ({n} + {n} prompts to discover, {evaluation} to evaluate); truth follows from the
-wiring, never from what came. Where one part got better and *nothing else differs*, a graft says 1.00 there and 0.00
-elsewhere by identity: such models are left out. In most of those that are left, weights of every kind were moved that
-change nothing.
+wiring, never from what came.
 
-Beside ours stands what plainer methods would have said. Of heads: *attribution* (gradient times change of z) and
-*effect* (path patching, the k strongest), both **told** how many heads there are, which ours is not. Of the part that
-got better: *z-patching* (the groups whose z, patched alone into the base, brings half of the gain: the paper's way) and
-*weights* (the part whose weights moved most, as a share of their size).
+Where all other parts compute what they did, grafts and patches say 1.00 of the part that got better and 0.00 of the
+others by identity, however their weights were moved. So whose the gain is, and where it is visible, is asked only of
+models in which *every* weight of every part was moved by noise: logits move by one on average, one answer in thirty
+changes.
+
+Beside ours stands what plainer methods would have said. Of heads: *attribution* (gradient times change of z, on the
+prompts that discover) and *effect* (path patching, the strongest), both **told** how many heads there are, which ours
+is not. Of the part that got better: *z-patching* (the groups whose z, patched alone into the base, brings half of the
+gain: the paper's way) and *weights* (the parts whose weights moved most per number).
 """
 _HELD_OUT = """
-The held-out plantings' kinds were fixed, and their seeds drawn and run once, after the last change of what computes;
-they stand here whatever came. Another seed has other places, strengths, codes and decoys.
+Seeds of the held-out plantings were drawn when methods and rules of this page were fixed, and run once; they stand here
+whatever came. Another seed has other places, strengths, codes and decoys.
 """
 _WHY_WRONG = """
 `planted-outvoted` is meant to be wrong here: two of three transmitters suffice, so that patching a single one changes
@@ -128,7 +131,7 @@ def _found(heads: Iterable[FoundHeads]) -> str:
         rivals = ("–" if (p := each.rivals[name]) is None else _marked(f"{p:.2f}", p == 1) for name in _OF_HEADS)
         place = f"`{each.model}`" if each.planting == each.model else f"`{each.model}` ({each.planting})"
         lines.append((place, each.group, _marked(ours, each.exact), *rivals))
-    head = ("model", "group", "planted heads found", *(f"{name}: precision, told k" for name in _OF_HEADS))
+    head = ("model", "group", "planted heads found", *(f"{name}: recall, told k" for name in _OF_HEADS))
     return _table(head, lines)
 
 
@@ -142,9 +145,11 @@ def _rates(said: Sequence[Statement], heads: Sequence[FoundHeads]) -> str:
     lines = [_rate(claim, [each for each in said if each.claim == claim]) for claim in claims]
     lines.append(_rate("**all**", said))
     found, planted, common = (sum(each.ours[i] for each in heads) for i in range(3))
+    there, none = [each for each in heads if each.ours.second], [each for each in heads if not each.ours.second]
     summary = (
         f"\nHeads: {common} of {found} that were found are planted there, and {common} of {planted} that are planted "
-        f"were found; {sum(each.exact for each in heads)} of {len(heads)} groups are exact.\n"
+        f"were found; {sum(each.exact for each in there)} of {len(there)} groups are exact. Where a group has no head, "
+        f"none was found in {sum(each.exact for each in none)} of {len(none)}.\n"
     )
     return _table(("claim", "asked", "yes: right", "no: right", "open"), lines) + summary
 

@@ -25,25 +25,15 @@ PLAN = Plan(
 )
 
 # What each group does is asked where this adds a case: masks take as long as all else together.
-_MASKED = ("planted-transmitters-among-changes", "planted-recoded", "planted-lexical")
-QUICK = ("planted-transmitters-among-changes", "planted-saturated", "planted-outvoted")
+# Those of the base are the same for every variant of it.
+MASKED = "planted-transmitters-in-noise"
+QUICK = (MASKED, "planted-saturated", "planted-outvoted")
 
 # Labels instead of addresses. Other models without the base's circuit are not meant to be held against it.
 OTHER_ROUTES = ("planted-new-route", "planted-lexical")
 
-# Drawn with `secrets.randbelow(10**6)` after the last change of what computes, and run once. None was looked at before.
-HELD_OUT: tuple[tuple[str, int], ...] = (
-    ("planted-fetchers-among-changes", 981866),
-    ("planted-transmitters-among-changes", 709261),
-    ("planted-detectors-among-changes", 93773),
-    ("planted-mlp-among-changes", 468047),
-    ("planted-both-among-changes", 816823),
-    ("planted-nothing-among-changes", 570334),
-    ("planted-half-transmitters-among-changes", 532217),
-    ("planted-recoded", 5540),
-    ("planted-new-route", 186193),
-    ("planted-lexical", 201868),
-)
+# Drawn with `secrets.randbelow(10**6)` when methods and these rules were fixed, and run once.
+HELD_OUT: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,11 +63,13 @@ class Planting:
 def chosen(*, quick: bool = False) -> list[Planting]:
     """Planted models, each once, and those that are held out; or three, for a first look.
 
-    Where one part got better and nothing else differs, whose the gain is follows from that: those are left out.
+    Where all other parts compute just what they did, whose the gain is follows from that: those are left out.
     """
     if quick:
         return [Planting(name) for name in QUICK]
-    telling = [name for name, each in PLANTED.items() if len(each.improved_parts) != 1 or each.wiring.harmless]
+    telling = [
+        name for name, each in PLANTED.items() if each.wiring.noise or not (each.improved_parts or each.wiring.harmless)
+    ]
     return [*map(Planting, telling), *(Planting(*each, held_out=True) for each in HELD_OUT)]
 
 
@@ -96,9 +88,9 @@ def study_of(planting: Planting, *, n_prompts: int = 105, evaluation: int = 140)
         "cross_model": {"random_groups": 0, "both_directions": False, "heads": False},
         "graft": {"random_groups": 0, "layers": []},
         "functions": False,
-        **dict.fromkeys(("minimality", "completeness", "ablations", "knockout", "attention"), False),
+        **dict.fromkeys(("minimality", "completeness", "ablations", "knockout", "attention", "curves"), False),
     }
-    if planting.held_out or planting.name in _MASKED:
+    if planting.held_out or planting.name == MASKED:
         few = {"train": 60, "validation": 40, "test": 120, "control_triples": 40, "sweep": False}
         data["functions"] = {"circuits": [first], "redraw": {"times": 0}, **few}
     return parse_study(data, "ground truth")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,8 +26,9 @@ _SEEN = 0.5  # of the gain: less is not said to be there
 class FoundHeads:
     """The heads of a planted group, and those that were found: how many, and how many in common.
 
-    The rivals are told how many there are: heads with the most negative attribution at the group's role, and with the
-    most negative effect at its stage; most positive for heads that hurt. None where no head is planted.
+    `rivals`: the share of the planted heads among as many with the most negative attribution as are planted at the
+    group's role, in all groups; and with the most negative effect at its stage, as the group has. Most positive for
+    heads that hurt. None where no head is planted, or the stage was not run.
     """
 
     planting: str
@@ -36,7 +36,7 @@ class FoundHeads:
     model: str
     group: str
     ours: Overlap
-    rivals: Mapping[str, float | None]  # precision
+    rivals: Mapping[str, float | None]
 
     @property
     def exact(self) -> bool:
@@ -54,15 +54,12 @@ def found_heads(
         sweep = next((each for each in found.stages if each.name == (stage or PLAN.stages[0]).name), None)
         ours = () if sweep is None else sweep.hurting if stage is None else sweep.selected
         planted = truth.negative if stage is None else _heads(truth.circuit, group)
-        if planted and stage is not None:  # heads of an earlier stage at the same role are no mistake of attribution
-            planted_there = {h for each in truth.circuit.groups.values() if each.at == at for h in each.heads}
-        else:
-            planted_there = set(planted)
+        k = len(planted) if stage is None else len(truth.circuit.heads_at(at))
         sign = -1 if stage is None else 1
         effects = None if sweep is None else torch.tensor(sweep.effects, dtype=torch.float64)
         rivals = {
-            ATTRIBUTION: _precision(sign * by_role[at], len(planted_there), planted_there),
-            EFFECT: None if effects is None else _precision(sign * effects, len(planted), planted),
+            ATTRIBUTION: _recall(sign * by_role[at], k, planted),
+            EFFECT: None if effects is None else _recall(sign * effects, len(planted), planted),
         }
         shared = overlap([Head(*place) for place in ours], planted)
         yield FoundHeads(planting.title, planting.held_out, truth.name, group, shared, rivals)
@@ -72,13 +69,13 @@ def _heads(circuit: Circuit, group: str) -> Sequence[Head]:
     return circuit.groups[group].heads if group in circuit.groups else ()
 
 
-def _precision(scores: torch.Tensor, k: int, planted: Sequence[Head] | set[Head]) -> float | None:
-    return overlap(lowest(scores, k), planted).precision if k else None
+def _recall(scores: torch.Tensor, k: int, planted: Sequence[Head]) -> float | None:
+    return overlap(lowest(scores, k), planted).recall if planted else None
 
 
 def by_z_patching(found: CrossModel | None) -> list[str]:
     """The groups whose z, patched alone, brings half of the gain: the paper's way."""
-    if found is None:  # the base's circuit has no heads
+    if found is None or not found.to_base:  # the base's circuit has no heads; or the variant is surely worse
         return []
     parts = found.to_base["z"].scores["accuracy"].parts
     shares = {name: its["alone"].share for name, its in parts.items()}
@@ -86,11 +83,11 @@ def by_z_patching(found: CrossModel | None) -> list[str]:
 
 
 def by_weights(base: Model, variant: Model, circuit: Circuit) -> list[str]:
-    """The part whose weights have changed most, as a share of their size."""
+    """The parts whose weights have moved most: the mean square of a number's change is at least half of the largest."""
     ours, theirs = (dict(model.module.named_parameters()) for model in (base, variant))
 
     def change(part: str) -> float:
-        moved = size = 0.0
+        moved = n_numbers = 0.0
         for piece in parts[part].slices:
             first, second = (
                 of_model[piece.parameter]
@@ -98,8 +95,9 @@ def by_weights(base: Model, variant: Model, circuit: Circuit) -> list[str]:
                 else of_model[piece.parameter].index_select(piece.axis, torch.tensor(piece.index))
                 for of_model in (ours, theirs)
             )
-            moved, size = moved + float((second - first).square().sum()), size + float(first.square().sum())
-        return math.sqrt(moved / size) if size else math.inf if moved else 0.0
+            moved, n_numbers = moved + float((second - first).square().sum()), n_numbers + first.numel()
+        return moved / n_numbers
 
     parts = split(base, circuit, ("q", "k", "v", "o"))
-    return [max(parts, key=change)]
+    changes = {part: change(part) for part in parts}
+    return [part for part, moved in changes.items() if moved >= max(changes.values()) / 2 and moved > 0]

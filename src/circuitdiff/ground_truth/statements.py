@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
-from circuitdiff.ground_truth.plantings import OTHER_ROUTES, Planting
+from circuitdiff.ground_truth.plantings import MASKED, Planting
 from circuitdiff.planted import Planted
-from circuitdiff.study.claims_on_parts import UNCHANGED, visible_parts
+from circuitdiff.study.claims_on_parts import visible_parts
+from circuitdiff.study.estimates import printed
 from circuitdiff.study.evidence import JUDGED, PartsEvidence
 from circuitdiff.study.results import CommonResults
+from circuitdiff.study.sections.functions import MaskCell
 from circuitdiff.study.sections.verdict import Verdict
 from circuitdiff.study.verdict import Sentence
 
@@ -20,10 +23,11 @@ Claim = Literal["does better", "same circuit", "same functions", "improved", "ga
 _CHAIN = ("structure_reader", "position_detector", "position_transmitter", "value_fetcher")  # each feeds the next
 _PARTS = {"mlp": "mlps", "negative": "other heads"}  # as grafts call them
 _ANSWERS: Mapping[str, Answer] = {"yes": "yes", "better": "yes", **dict.fromkeys(("no", "kept", "worse", "lost"), "no")}
+ANY = "any part"
 _SAID = ("yes", "no")  # of a sentence; else its parts, too, are open
 _MOVED = "planted-permuted-heads"  # computes the same with other heads: is its circuit the same?
-_LOUDER = "planted-louder-fetchers"  # other logits, and perhaps other answers
-_EITHER = ("planted-two-causes", "planted-both-among-changes")  # transmitters alone bring half, more or less
+_EITHER = "planted-both-in-noise"  # transmitters alone bring half, more or less
+_MINIMUM = 0.05  # accuracy above the floor: what is surely less carries nothing
 
 
 @dataclass(frozen=True)
@@ -64,29 +68,35 @@ def statements(
 
     found = []
     better = bool(truth.improved_parts) or planting.name == "planted-new-route"
-    if planting.name not in (_LOUDER, "planted-lexical"):
+    if better or truth.wiring.noise:  # others compute what the base does, or nobody knows
         found.append(of_sentence("does better", said["behaviour"], better))
     if planting.name != _MOVED:
         found.append(of_sentence("same circuit", said["same_circuit"], truth.same_circuit))
         if said["same_function"].answer != "not asked":
             found.append(of_sentence("same functions", said["same_function"], truth.same_circuit))
-    if planting.name not in OTHER_ROUTES:
+    if truth.wiring.noise:  # else all other parts compute just what they did
         found += [
             stated("improved", part, true, ours, said["improved_part"].text, **_named(part, rivals))
-            for part, true, ours in _improved(truth, verdict, said["improved_part"])
+            for part, true, ours in _improved(truth, verdict, said["improved_part"], said["behaviour"])
         ]
         found += [
             stated("gain visible at", group, true, ours, said["visible_part"].text)
             for group, true, ours in _visible(truth, results, variant, said["visible_part"], verdict)
         ]
-    cells = (results.functions or {}).get(base, {}).get(base, {})  # pyright: ignore[reportAttributeAccessIssue]
-    for group, of_group in cells.items():
-        for name, cell in of_group.items():
-            high, above = cell.above_floor.high, cell.above_floor.value
-            ours: Answer = "yes" if cell.carries else "no" if high is not None and high < 0.05 else "open"
+    if planting.held_out or planting.name == MASKED:
+        cells = (results.functions or {}).get(base, {}).get(base, {})  # pyright: ignore[reportAttributeAccessIssue]
+        for group, name in product(_CHAIN, ("object", "position", "label")):
+            cell = cells.get(group, {}).get(name)
             true = name == ("object" if group == "value_fetcher" else "position")
-            found.append(stated("encodes", f"{name} in {group}", true, ours, f"accuracy above the floor {above:.2f}"))
+            found.append(stated("encodes", f"{name} in {group}", true, *_carries(cell)))
     return found
+
+
+def _carries(cell: MaskCell | None) -> tuple[Answer, str]:
+    if cell is None:
+        return "open", "no such group was found"
+    high, text = cell.above_floor.high, f"accuracy above the floor {printed(cell.above_floor)}"
+    return ("yes" if cell.carries else "no" if high is not None and high < _MINIMUM else "open"), text
 
 
 def _answer(said: str) -> Answer:
@@ -94,21 +104,20 @@ def _answer(said: str) -> Answer:
 
 
 def _named(part: str, rivals: Mapping[str, Sequence[str]]) -> dict[str, Answer]:
-    return {rival: "yes" if part in named else "no" for rival, named in rivals.items()}
+    return {rival: "yes" if part in named or (part == ANY and named) else "no" for rival, named in rivals.items()}
 
 
-def _improved(truth: Planted, verdict: Verdict, sentence: Sentence) -> Iterator[tuple[str, bool, Answer]]:
-    """Every part of the graft that could have improved; none where only one part's weights differ: what a graft says
-    then follows from that.
-    """
-    changed = [each for each in verdict.parts.get("graft", ()) if each.numbers != UNCHANGED]
+def _improved(
+    truth: Planted, verdict: Verdict, sentence: Sentence, behaviour: Sentence
+) -> Iterator[tuple[str, bool, Answer]]:
+    """Every part of the graft; where there is no gain to share out, whether any improved."""
     improved = {_PARTS.get(part, part) for part in truth.improved_parts}
-    if len(changed) == 1:
+    parts = verdict.parts.get("graft")
+    worse = behaviour.answer in ("worse", "lost")  # then the verdict says what the variant lacks
+    if sentence.answer == "not asked" or worse or not parts:  # there is no gain; or the base has no circuit
+        yield ANY, bool(improved), "no" if parts else "open"
         return
-    if sentence.answer == "not asked":  # there is no gain
-        yield "any part", bool(improved), "no"
-        return
-    for each in changed:
+    for each in parts:
         yield each.part, each.part in improved, _answer(each.improved) if sentence.answer in _SAID else "open"
 
 
@@ -116,16 +125,18 @@ def _visible(
     truth: Planted, results: CommonResults, variant: str, sentence: Sentence, verdict: Verdict
 ) -> Iterator[tuple[str, bool, Answer]]:
     """A group shows, patched alone, what it or a group before it does better."""
-    patched = (results.cross_model or {}).get(variant)  # pyright: ignore[reportAttributeAccessIssue]
-    if patched is None or sentence.answer == "not asked" or not truth.improved_parts:
+    if not truth.improved_parts:
         return
-    scores = patched.to_base["contribution"].scores
-    found = PartsEvidence({score: scores[score].parts for score in JUDGED})
-    answers = visible_parts(found, verdict.thresholds)
+    patched = (results.cross_model or {}).get(variant)  # pyright: ignore[reportAttributeAccessIssue]
+    scores = {} if patched is None or not patched.to_base else patched.to_base["contribution"].scores
+    answers: Mapping[str, str] = {}
+    if scores and sentence.answer in _SAID:
+        answers = visible_parts(PartsEvidence({score: scores[score].parts for score in JUDGED}), verdict.thresholds)
     first = min(_CHAIN.index(part) if part in _CHAIN else len(_CHAIN) for part in truth.improved_parts)
-    for group, answer in answers.items():
-        if not (truth.name in _EITHER and group == "position_transmitter"):
-            shows = first <= _CHAIN.index(group)
-            if truth.wiring.recoded:  # fetchers read another code than transmitters of the base write
-                shows = group == "value_fetcher"
-            yield group, shows, _answer(answer) if sentence.answer in _SAID else "open"
+    for group in _CHAIN:
+        if truth.name == _EITHER and group == "position_transmitter":
+            continue
+        shows = first <= _CHAIN.index(group)
+        if truth.wiring.recoded:  # fetchers of the base do not read the code that patched transmitters write
+            shows = group == "value_fetcher"
+        yield group, shows, _answer(answers.get(group, "open"))

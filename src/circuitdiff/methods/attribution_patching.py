@@ -6,8 +6,8 @@
 
 Along a path, as in path patching, every other head is frozen: only what reaches the receivers, or the logits, counts.
 
-Source: Nanda 2023, Attribution patching; Syed et al. 2023 (arXiv:2310.10348); Hanna et al. 2024 (arXiv:2403.17806),
-whose integrated gradients are taken here between activations of heads (nodes), not of edges.
+Source: Nanda 2023, Attribution patching; Syed et al. 2023 (arXiv:2310.10348). Integrated gradients as in Hanna et al.
+2024 (arXiv:2403.17806), but between activations of heads, where theirs go between inputs, and for edges.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ def attribution(
     """The score of every head at each role `at`, along all ways to the logits, from one run forward and back a step.
 
     `steps` of integrated gradients: `keep` in the middles of so many equal parts of (0, 1), all heads of all roles
-    together; 1: at `keep` = 1. In the metric's unit (one of `circuitdiff.stats.metrics.METRICS`); negative = the head
-    helps. A head that saturates (a gradient near zero, and yet needed) scores near zero with one step.
+    together; 1: at `keep` = 1. Roles at one token are patched once, and have the same scores. In the metric's unit (one
+    of `circuitdiff.stats.metrics.METRICS`); negative = the head helps. A head that saturates (a gradient near zero, and
+    yet needed) scores near zero with one step.
 
     Raises: InputError if a role or metric does not exist, a prompt lacks a role, or `steps` is below 1.
     """
@@ -150,7 +151,8 @@ def _scores(
     sources = torch.stack([runs.source(role) for role in roles])
     held = numbers_per_row(model, int(pairs.lengths.max())) + held_by_clean_run(model)  # a gradient needs all of it
     done = 0
-    for bucket in batches(model, pairs.clean_prompts, [*roles, *others], memory_gb, held=held):
+    live = bool(n_layers)  # no head comes before a receiver in the first layer
+    for bucket in batches(model, pairs.clean_prompts, [*roles, *others], memory_gb, held=held) if live else ():
         with torch.no_grad():
             batch = runs.batch(bucket, min(bucket.positions[role] for role in (*roles, *others)))
             readout = readout_of(pairs, bucket, measure, model.device)
@@ -185,11 +187,16 @@ def _gradient(
 ) -> Keep:
     """Of the effect by every `keep`, where all of them have this value. A prompt's effect depends on its own alone."""
     one, heads = torch.zeros(1, dtype=torch.long), torch.arange(source.shape[3], device=source.device)
+    first = {bucket.positions[role]: i for i, role in reversed([*enumerate(roles)])}  # roles at one token are one
     with torch.enable_grad():
         keep = torch.full(source.shape[:-1], value, dtype=source.dtype, device=source.device, requires_grad=True)
         edits = [
-            Edit(layer, "z", bucket.positions[role], heads, one, source[i, layer][None], keep[i, layer][None])
+            Edit(layer, "z", at, heads, one, source[i, layer][None], keep[i, layer][None])
             for layer in range(source.shape[1])
-            for i, role in enumerate(roles)
+            for at, i in first.items()
         ]
-        return torch.autograd.grad(effect(edits).sum(), keep)[0]
+        change = effect(edits).sum()
+        if not change.requires_grad:
+            raise InputError("the metric has no gradient, as a count has none; give one that changes smoothly")
+        slope = torch.autograd.grad(change, keep)[0]
+    return slope[[first[bucket.positions[role]] for role in roles]]

@@ -1,4 +1,4 @@
-"""Changes of weights of every kind that change nothing of what a planted model computes."""
+"""Changes of weights of every kind that change nothing of what a planted model computes, or hardly anything."""
 
 from __future__ import annotations
 
@@ -21,6 +21,30 @@ def moved_heads(heads: Mapping[Head, HeadWeights], decoys: set[Head], seed: int)
     """
     moved = {h: _mapped(weights, (seed, "harmless", h)) for h, weights in heads.items()}
     return moved | {h: rotated(moved[h], orthogonal(D_HEAD, key=(seed, "harmless z", h))) for h in decoys}
+
+
+# By kind of tensor, the share of its root mean square that each number moves by: each kind moves logits by some tenths.
+# What multiplies the constant, a thousand times as large as a feature, is moved less.
+_SHARES = {
+    "attn.c_attn.weight": 1e-4,
+    "ln_1.weight": 1e-3,
+    "wte.weight": 1e-3,
+    "c_attn.bias": 3e-3,
+    "lm_head.weight": 2e-3,
+}
+_OTHERS = 3e-3
+_LEAST = 0.02  # root mean square that a tensor of zeros counts with
+
+
+def with_noise(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Every number moved a little at random: every part computes something slightly else, and none anything better."""
+
+    def moved(name: str, weight: Tensor) -> Tensor:
+        size = max(float(weight.square().mean().sqrt()), _LEAST)
+        share = next((share for kind, share in _SHARES.items() if name.endswith(kind)), _OTHERS)
+        return weight + share * size * normal(*weight.shape, key=(seed, "noise", name))
+
+    return {name: moved(name, weight) for name, weight in weights.items()}
 
 
 def _mapped(head: HeadWeights, key: tuple[object, ...]) -> HeadWeights:

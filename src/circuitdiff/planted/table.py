@@ -60,6 +60,11 @@ _AMONG: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ),
 )
 
+_RECODED_NOTE = (
+    "transmitters, without a leak, write addresses in another code, and fetchers read that: none suffices alone"
+)
+_RECODED = {"improved": ("position_transmitter", "value_fetcher"), "recoded": True, "transmitter_leak": 0.0}
+
 PLANTED: Mapping[str, Entry] = {
     "planted-base": _entry("addresses; value fetchers attend too softly"),
     # One part got better, or two.
@@ -90,13 +95,12 @@ PLANTED: Mapping[str, Entry] = {
         f"{name}-among-changes": _entry(f"{note}; weights of every kind moved", harmless=True, **changes)
         for name, note, changes in _AMONG
     },
-    "planted-recoded": _entry(
-        "transmitters, without a leak, write addresses in another code, and fetchers read that: none suffices alone",
-        improved=("position_transmitter", "value_fetcher"),
-        harmless=True,
-        recoded=True,
-        transmitter_leak=0.0,
-    ),
+    "planted-recoded": _entry(_RECODED_NOTE, harmless=True, **_RECODED),
+    # The same, and every number moved a little: no part computes just what it did.
+    **{
+        f"{name}-in-noise": _entry(f"{note}; every weight moved a little", harmless=True, noise=True, **changes)
+        for name, note, changes in (*_AMONG, ("planted-recoded", _RECODED_NOTE, _RECODED))
+    },
     # Nothing got better.
     "planted-permuted-heads": _entry("same logits: heads change places within their layers", permute_heads=True),
     "planted-rotated-values": _entry("same logits: each head's z in another basis", rotate_values=True),

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitdiff.circuit import Head
-from circuitdiff.planted.harmless import moved_rest
+from circuitdiff.planted.harmless import moved_rest, with_noise
 from circuitdiff.planted.heads import D_HEAD, HeadWeights
 from circuitdiff.planted.space import CONSTANT, D_MODEL, N_POSITIONS, SIZES, Space, position_features, token_features
 from circuitdiff.planted.vocabulary import END, N_OBJECTS, OBJECT_IDS, PADDING, TOKENS
@@ -50,7 +50,9 @@ def make_model(
         **_mlp_weights(space, wiring),
         "lm_head.weight": _unembedding(space, wiring, seed),
     }
-    model.load_state_dict(moved_rest(weights, space, seed) if wiring.harmless else weights, strict=True)
+    if wiring.harmless:
+        weights = moved_rest(weights, space, seed)
+    model.load_state_dict(with_noise(weights, seed) if wiring.noise else weights, strict=True)
     return model.eval()
 
 

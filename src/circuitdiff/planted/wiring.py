@@ -106,6 +106,7 @@ class Wiring:
     permute_heads: bool = False
     rotate_values: bool = False
     harmless: bool = False  # weights of every kind moved that do not matter; see planted/harmless.py
+    noise: bool = False  # every number moved a little at random
 
 
 @dataclass(frozen=True)

@@ -64,11 +64,15 @@ def _sentences(name: str, models: Models) -> Iterator[str]:
         by_role: dict[str, list[str]] = {}
         for model, each in models.items():
             columns = [head.to for head in each.groups[group].heads]
-            most = Counter(max(to, key=lambda role, to=to: to[role].value_weighted.value or 0.0) for to in columns)
+            least = max(shares.n_prompts for to in columns for shares in to.values()) / 2  # rarer roles are no rivals
+            largest = [
+                {r: s.value_weighted.value or 0.0 for r, s in to.items() if s.n_prompts > least} for to in columns
+            ]
+            most = Counter(max(each, key=each.__getitem__) for each in largest)
             [(role, n)] = most.most_common(1)
             by_role.setdefault(role, []).append(f"{n} of {len(columns)} heads in {model}")
-        largest = ", ".join(f"{role} ({', '.join(says)})" for role, says in by_role.items())
-        yield f"{group} of {name}: the role with the largest share, weighted by values, is most often {largest}."
+        says = ", ".join(f"{role} ({', '.join(says)})" for role, says in by_role.items())
+        yield f"{group} of {name}: the role with the largest share, weighted by values, is most often {says}."
 
 
 def _rows(models: Models, group: str) -> list[dict]:

@@ -28,8 +28,9 @@ def view(results: CommonResults) -> Part:
         "How good is a ranking of heads?",
         "Circuits of the first heads of a ranking, ever more of them, alone: how much of the logit difference is there "
         "(0: all heads ablated, 1: the whole model). Best is a curve that rises at once and stays at 1: a large area "
-        "under it (CPR), and a small one between it and 1 (CMD). Path patching and the gradient ranked by the prompts "
-        "of discovery; circuits are evaluated on others.",
+        "under it (CPR), and a small one between it and 1 (CMD), over shares as they are, not their logarithm. At the "
+        "right all heads at the circuit's roles are kept, and heads elsewhere still ablated: it need not be 1. Heads "
+        "are ranked on the prompts of discovery, and circuits evaluated on others.",
         figures={f"curves/{model}": _figure(model, each) for model, each in found.items()},
         tables=[Table(f"Areas in {model}", list(_areas(each)), columns) for model, each in found.items()],
     )

@@ -12,7 +12,6 @@ from circuitdiff.study.judge import LEVEL, Answer, Said, Test, holm, within
 
 # Parts of a graft that are no head group.
 NO_HEAD_GROUP = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
-UNCHANGED = "its weights are the same in both models"
 SHARED = "other heads that read the same keys and values"
 _CONTROLS = {"same_layers": "random heads of the same layers", "shared_kv": SHARED}
 _HOW = {"alone": "alone it brings", "left_out": "left out it costs"}
@@ -49,7 +48,7 @@ def judged_parts(found: PartsEvidence, limits: Thresholds) -> tuple[PartVerdict,
     verdicts: list[PartVerdict] = []
     for name in names:
         if name in found.unchanged:
-            verdicts.append(PartVerdict(name, "no", "no", "no", "no", UNCHANGED))
+            verdicts.append(PartVerdict(name, "no", "no", "no", "no", "its weights are the same in both models"))
             continue
         sufficient, necessary = answers[name, "alone"], answers[name, "left_out"]
         others = {answers[other, how] for other, how in asked if other != name}

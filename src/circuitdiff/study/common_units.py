@@ -56,17 +56,17 @@ async def circuit_answers(
 
 
 async def attribution_scores(
-    study: StudyContext, model: str, roles: tuple[str, ...], steps: int = 1
+    study: StudyContext, model: str, roles: tuple[str, ...], steps: int = 1, metric: str = "logit_difference"
 ) -> dict[str, Float[Tensor, "layer head"]]:
-    """By role, each head's mean attribution on the prompts of discovery, in logits; negative = it helps."""
+    """By role, each head's mean attribution on the prompts of discovery, in the metric's unit; negative = it helps."""
     title = f"attribution in {model}" + (f", {steps} steps" if steps > 1 else "")
-    return await study.value(title, attributed, model, prompts=DISCOVERY, roles=roles, steps=steps)
+    return await study.value(title, attributed, model, prompts=DISCOVERY, roles=roles, steps=steps, metric=metric)
 
 
 def attributed(
-    subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...], steps: int
+    subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...], steps: int, metric: str
 ) -> dict[str, Float[Tensor, "layer head"]]:
-    return attribution(subject.model, subject.pairs(prompts), roles, steps=steps, **subject.how).scores
+    return attribution(subject.model, subject.pairs(prompts), roles, steps=steps, metric=metric, **subject.how).scores
 
 
 def attribution_cost(what: str, sizes: Sizes, asked: Iterable[tuple[Collection[str], int, int]]) -> Part:

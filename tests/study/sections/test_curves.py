@@ -65,7 +65,7 @@ def test_a_point_is_the_circuit_of_the_first_heads_alone(context, results, monke
         first = sorted(places, key=lambda place: float(table[place[0]][place[1].layer, place[1].index]))
         kept = [Circuit({}), *(circuit(first[: point.n_heads]) for point in curve.points)]
         alone = [evaluate_circuit(loaded.model, each, pairs, "resample").logit_differences.numpy() for each in kept]
-        np.testing.assert_allclose([ablated, *circuits], alone, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose([ablated, *circuits[0]], alone, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(model, evaluate_model(loaded.model, pairs).logit_differences.numpy(), rtol=1e-6)
 
 

@@ -62,7 +62,8 @@ class CurvePoint:
 @dataclass(frozen=True)
 class Curve:
     """path: effects of path patching, a head's most negative at a role; attribution: gradient; integrated: its mean
-    along the way; random: the mean of five orders. The areas are over shares from 0 to 1: `cpr` under the curve, `cmd`
+    along the way; random: the mean of five orders, each with its own areas. First come the most negative scores, as in
+    discovery (others rank by size for `cmd`). The areas are over shares from 0 to 1: `cpr` under the curve, `cmd`
     between it and 1.
     """
 
@@ -96,9 +97,9 @@ async def _of_model(study: StudyContext, model: str, options: CurvesOptions) -> 
     if not roles or not all(everywhere(role, asked) for role in roles):
         return None
     places = [(role, Head(i, j)) for role in roles for i in range(facts.n_layers) for j in range(facts.n_heads)]
-    tables = {"path": path_scores(found)}
+    tables, metric = {"path": path_scores(found)}, found.stages[0].found.metric
     for name, steps in (("attribution", 1), ("integrated", options.steps)):
-        tables[name] = await attribution_scores(study, model, roles, steps)
+        tables[name] = await attribution_scores(study, model, roles, steps, metric=metric)
     orders: dict[str, list[list[Place]]] = {name: [ranked(places, table)] for name, table in tables.items()}
     g = torch.Generator().manual_seed(study.settings.seed)
     orders["random"] = [[places[i] for i in torch.randperm(len(places), generator=g).tolist()] for _ in range(_RANDOM)]
@@ -125,7 +126,7 @@ def _curve(
     nothing: Evaluation,
     whole: Evaluation,
 ) -> Curve:
-    scores = np.mean([[_scores(each) for each in order] for order in orders], axis=0)
+    scores = np.array([[_scores(each) for each in order] for order in orders])
     shares = np.array(sizes) / sizes[-1]
     areas = curve_areas(scores, _scores(nothing), _scores(whole), shares, whole.scenarios.numpy())
     points = (
