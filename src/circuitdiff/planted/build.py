@@ -7,17 +7,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError, choices
 from circuitdiff.planted.harmless import moved_heads
-from circuitdiff.planted.heads import D_HEAD, HeadWeights, decoy, detecting_transmitter, members, rotated, wired
+from circuitdiff.planted.heads import (
+    D_HEAD,
+    HeadWeights,
+    decoy,
+    detecting_transmitter,
+    members,
+    rotated,
+    sharing,
+    wired,
+)
 from circuitdiff.planted.space import Space, make_space
 from circuitdiff.planted.table import PLANTED
 from circuitdiff.planted.vocabulary import make_tokenizer
 from circuitdiff.planted.weights import make_model
-from circuitdiff.planted.wiring import N_HEADS, Entry, Wiring, generator, orthogonal, place_heads
+from circuitdiff.planted.wiring import N_HEADS, Entry, Wiring, generator, orthogonal, place_apart, place_heads
 
 # Group -> role, and the parts that it is made of. Groups are named by their place in the paper's plan of discovery.
 _GROUPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -34,7 +43,7 @@ class Planted(Entry):
     """A model with its tokenizer and the truth about it."""
 
     name: str
-    model: GPT2LMHeadModel
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     circuit: Circuit  # groups that write to the logits through each other; without backup and negative heads
     parts: Mapping[str, tuple[Head, ...]]  # finer than groups: heads that do the same, the strongest first
@@ -101,7 +110,7 @@ def build_planted(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) 
 
 def _parts(wiring: Wiring, seed: int) -> Mapping[str, tuple[Head, ...]]:
     """The heads that do something, by part."""
-    placed = place_heads(seed, wiring.n_layers)
+    placed = place_apart(seed, wiring.n_heads) if wiring.shared_kv else place_heads(seed, wiring.n_layers)
     parts = {part: placed[part][:n_heads] for part, n_heads in wiring.n_heads.items()}
     if wiring.shared_head:
         parts["position_detector"] = (parts["position_transmitter"][0], *parts["position_detector"])
@@ -117,6 +126,10 @@ def _heads(
     group = {part: members(part, len(chosen), seed) for part, chosen in parts.items()}
     for part, chosen in parts.items():
         heads |= {h: wired(space, wiring, member) for h, member in zip(chosen, group[part], strict=True)}
+    if wiring.shared_kv:
+        owners = {head.layer: head for chosen in parts.values() for head in chosen}
+        others = set(everywhere).difference(owners.values())
+        heads |= {head: sharing(heads[owners[head.layer]], space, head, seed) for head in others}
     if wiring.shared_head:
         both = (group["position_detector"][0], group["position_transmitter"][0])
         heads[parts["position_detector"][0]] = detecting_transmitter(space, wiring, *both)

@@ -234,6 +234,13 @@ def decoy(space: Space, head: Head, seed: int) -> HeadWeights:
     return wire(_scores(space, kind, back, key), [Move(read, write)])
 
 
+def sharing(owner: HeadWeights, space: Space, head: Head, seed: int) -> HeadWeights:
+    """A decoy that reads another head's keys and values, by queries of its own, and writes as decoys do."""
+    own, q = decoy(space, head, seed), normal(D_MODEL, D_HEAD, key=(seed, "sharing", head)) / D_HEAD**0.5
+    q[: span("constant").stop] = 0.0
+    return HeadWeights(q, torch.zeros_like(own.q_bias), owner.k, owner.v, own.o)
+
+
 def _scores(space: Space, kind: str, back: int, key: tuple[object, ...]) -> list[Score]:
     diffuse = _random_features((*key, "k"))
     if kind == "earlier token":

@@ -156,6 +156,21 @@ PLANTED: Mapping[str, Entry] = {
         same=False,
         fetcher_sharpness=60.0,
     ),
+    "planted-shared-keys": _entry(
+        "all heads of a layer read one head's keys and values (GPT-BigCode); one head a layer plays a part",
+        base="planted-shared-keys",
+        n_layers=14,  # 12 heads of the circuit, 2 negative, 98 decoys
+        shared_kv=True,
+    ),
+    "planted-shared-keys-in-noise": _entry(
+        "the same, with fetchers that attend sharply; every weight moved a little",
+        base="planted-shared-keys",
+        improved=("value_fetcher",),
+        n_layers=14,
+        shared_kv=True,
+        noise=True,
+        fetcher_sharpness=7.5,
+    ),
     "planted-spread": _entry(
         "twenty weak fetchers",
         same=False,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPTBigCodeConfig, PreTrainedModel
 
 from circuitdiff.circuit import Head
 from circuitdiff.planted.harmless import moved_rest, with_noise
@@ -21,9 +21,10 @@ Weights = Mapping[str, Tensor]  # by the model's own names
 
 def make_model(
     space: Space, wiring: Wiring, heads: Mapping[Head, HeadWeights], seed: int, dtype: torch.dtype
-) -> GPT2LMHeadModel:
-    """The GPT-2 with these heads."""
-    config = GPT2Config(
+) -> PreTrainedModel:
+    """The GPT-2 with these heads; where they share keys and values, the GPT-BigCode."""
+    kind = GPTBigCodeConfig if wiring.shared_kv else GPT2Config
+    config = kind(
         vocab_size=len(TOKENS),
         n_positions=N_POSITIONS,
         n_embd=D_MODEL,
@@ -41,7 +42,7 @@ def make_model(
         dtype=dtype,
     )
     with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away, and must not cost random numbers
-        model = GPT2LMHeadModel._from_config(config)
+        model = AutoModelForCausalLM.from_config(config)
     weights = {
         "transformer.wte.weight": token_features(space, seed) @ space.basis.T,
         "transformer.wpe.weight": position_features() @ space.basis.T,
@@ -52,6 +53,8 @@ def make_model(
     }
     if wiring.harmless:
         weights = moved_rest(weights, space, seed)
+    if wiring.shared_kv:
+        weights = _sharing(weights)
     model.load_state_dict(with_noise(weights, seed) if wiring.noise else weights, strict=True)
     return model.eval()
 
@@ -78,6 +81,18 @@ def _attention_weights(space: Space, heads: Mapping[Head, HeadWeights], n_layers
         weights[f"{attention}.c_proj.bias"] = none
     assert D_HEAD * N_HEADS == D_MODEL
     return weights
+
+
+def _sharing(weights: Weights) -> Weights:
+    """As GPT-BigCode has them: linear maps from the left, one head's keys and values for all heads of a layer."""
+    shared = dict(weights)
+    for name in weights:
+        if "c_attn" in name:
+            q, k, v = weights[name].split(D_MODEL, dim=-1)
+            shared[name] = torch.cat([q, k[..., :D_HEAD], v[..., :D_HEAD]], dim=-1)
+        if ".h." in name and ".c_" in name and name.endswith("weight"):
+            shared[name] = shared[name].T
+    return shared
 
 
 _LOGIT_OF_A_NAME = 20.0

@@ -73,6 +73,17 @@ def place_heads(seed: int, n_layers: int = N_LAYERS) -> Mapping[str, tuple[Head,
     return placed
 
 
+def place_apart(seed: int, n_heads: Mapping[str, int]) -> Mapping[str, tuple[Head, ...]]:
+    """One head a layer, in the order of `PARTS`, of each part as many as are named."""
+    g, order = generator(seed, "placement", "apart"), dict.fromkeys(part for part, *_ in PARTS if part in n_heads)
+    layers = iter(range(sum(n_heads.values())))
+
+    def placed() -> Head:
+        return Head(next(layers), int(torch.randint(N_HEADS, (1,), generator=g)))
+
+    return {part: tuple(placed() for _ in range(n_heads[part])) for part in order}
+
+
 @dataclass(frozen=True)
 class Wiring:
     """How strong, sharp and clear each part is.
@@ -106,6 +117,7 @@ class Wiring:
     permute_heads: bool = False
     rotate_values: bool = False
     harmless: bool = False  # weights of every kind moved that do not matter; see planted/harmless.py
+    shared_kv: bool = False  # all heads of a layer read the same keys and values; one head a layer plays a part
     noise: bool = False  # every number moved a little at random
 
 
