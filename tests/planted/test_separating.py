@@ -11,8 +11,11 @@ from torch import Tensor
 
 from circuitdiff.circuit import Head
 from circuitdiff.methods.attribution_patching import attribution
+from circuitdiff.methods.path_patching import path_effects as cd_path_effects
 from circuitdiff.models.loading import as_model
 from circuitdiff.planted import Planted, build_planted
+from circuitdiff.planted.heads import D_HEAD
+from circuitdiff.planted.space import D_MODEL
 from circuitdiff.stats.selection import lowest
 from helpers.planted_probe import (
     ablated,
@@ -142,3 +145,53 @@ def test_weights_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(threads)
     for other in built[1:]:
         assert all(torch.equal(value, other[name]) for name, value in built[0].items())
+
+
+def test_noise_moves_every_tensor_and_answers_to_both_sides():
+    pairs = pairs_of(70)
+    mine, base = planted("planted-nothing-in-noise"), planted("planted-base")
+    theirs = base.model.state_dict()
+    same = [name for name, value in mine.model.state_dict().items() if torch.equal(value, theirs[name])]
+    assert not same
+    moved = run(mine, pairs.clean).logits - run(base, pairs.clean).logits
+    right = moved.gather(1, pairs.answers[:, None])[:, 0]
+    assert (right > 0.05).any()
+    assert (right < -0.05).any()
+    assert moved.std() < 3
+    both = [accuracy(run(each, pairs.clean).logits, pairs) for each in (mine, base)]
+    assert abs(both[0] - both[1]) < 0.08
+    better = accuracy(run(planted("planted-detectors-in-noise"), pairs.clean).logits, pairs)
+    assert better > both[0] + 0.15
+
+
+def test_heads_of_a_layer_share_keys_and_values_and_one_of_them_plays_a_part():
+    subject = planted("planted-shared-keys")
+    heads = [head for chosen in subject.parts.values() for head in chosen]
+    assert sorted(head.layer for head in heads) == list(range(14))
+    attention = subject.model.transformer.h[3].attn
+    assert attention.c_attn.weight.shape == (D_MODEL + 2 * D_HEAD, D_MODEL), "one head's keys and values"
+    pairs = pairs_of(70)
+    model = as_model(subject.model, subject.tokenizer, subject.name, {"kind": "built"})
+    assert model.n_kv_heads == 1
+    weak, sharp = (run(planted(name), pairs.clean).logits for name in (subject.name, f"{subject.name}-in-noise"))
+    assert 0.5 < accuracy(weak, pairs) < 0.8
+    assert accuracy(sharp, pairs) > 0.85
+
+
+def test_each_group_acts_through_the_next_where_keys_and_values_are_shared():
+    """By our own path patching: planted heads stand out, and those that share their keys and values do not."""
+    subject = planted("planted-shared-keys")
+    model = as_model(subject.model, subject.tokenizer, subject.name, {"kind": "built"})
+    pairs, parts = pairs_of(28), subject.parts
+    paths = [
+        ("value_fetcher", cd_path_effects(model, pairs, "last")),
+        ("position_transmitter", cd_path_effects(model, pairs, "last", parts["value_fetcher"], "q")),
+        ("position_detector", cd_path_effects(model, pairs, "query_label", parts["position_transmitter"], "v")),
+    ]
+    for part, found in paths:
+        effects = found.effects.clone()
+        mine = [float(effects[head.layer, head.index]) for head in parts[part]]
+        for head in (*parts[part], *parts["negative"]):
+            effects[head.layer, head.index] = 0.0
+        assert max(mine) < -0.1
+        assert float(effects.abs().max()) < -max(mine) / 2

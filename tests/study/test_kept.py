@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from circuitdiff.engine.fits import KEPT_SHARE
+from circuitdiff.methods.path_patching import Path
 from circuitdiff.study.host import Host
 from circuitdiff.study.kept import Kept, held_bytes
 from circuitdiff.study.prompts import PromptsOf
@@ -83,10 +84,8 @@ def test_no_more_than_so_many_of_one_kind_are_kept():
 
 ARGUMENTS = {
     "shared_roles": ("last",),
-    "at": "last",
-    "via": None,
-    "receivers": None,
-    "receivers_at": None,
+    "path": Path("last"),
+    "senders": None,
     "metric": "logit_difference",
 }
 

@@ -122,9 +122,8 @@ def counted_in_other_shape(tmp_path_factory) -> Flop:
     [
         (["accuracy and means"], ["model_alone", "slot_means"]),
         (["runs that sweeps share", "fetcher (at last)", "transmitter (at last, via q)"], ["sweep"]),
-        (["every circuit in every model"], ["circuits_alone 2"]),
+        (["every circuit in every model", "curves of rankings"], ["circuits_alone 2", "circuits_alone 14"]),
         (["attribution", "rankings by gradient"], ["attributed"]),
-        (["curves of rankings"], ["circuits_alone 42"]),
         (["completeness"], ["parts_removed"]),
         (["ablations"], ["circuits_alone 5"]),
         (["circuits of base and variants, for the verdict"], ["circuits_alone 12"]),

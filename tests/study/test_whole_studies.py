@@ -86,13 +86,14 @@ def test_without_a_circuit_the_rest_is_measured_and_judged(model, tmp_path):
 
 def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path, monkeypatch):
     discovery = circuitdiff.study.sections.discovery
-    measured = discovery._effects
+    measured = discovery._measured
 
-    async def none_in_mute(study: object, model: str, *rest: object) -> PathEffects:
+    async def none_in_mute(study: object, model: str, *rest: object) -> tuple[PathEffects | None, ...]:
         effects = await measured(study, model, *rest)
-        return replace(effects, per_prompt=0 * effects.per_prompt) if model == "mute" else effects
+        mute = [each and replace(each, per_prompt=0 * each.per_prompt) for each in effects]
+        return tuple(mute) if model == "mute" else effects
 
-    monkeypatch.setattr(discovery, "_effects", none_in_mute)
+    monkeypatch.setattr(discovery, "_measured", none_in_mute)
     folders = {name: save_tiny_model(tmp_path / name, seed) for seed, name in enumerate(("second", "mute"), start=1)}
     variants = f"{{second: {folders['second']}, mute: {folders['mute']}}}"
     stages = """

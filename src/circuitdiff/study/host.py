@@ -11,6 +11,7 @@ from typing import TypedDict, TypeVar
 from circuitdiff.cache.records import packed, unpacked
 from circuitdiff.config.settings import ModelSettings
 from circuitdiff.engine import Model
+from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import By, Means, Shared
 from circuitdiff.models import load_model
@@ -77,6 +78,12 @@ class LoadedModel:
             return replace(means, values=means.values.to(self.model.device))
 
         return self.cached("means", (needed.key, by), on_device, n_kept=4)
+
+    def pair_runs(self, of: PromptsOf, roles: tuple[str, ...]) -> PairRuns:
+        """Clean and counterfactual runs that sweeps at these roles have in common."""
+        return self.cached(
+            "pair runs", (of, roles), lambda: PairRuns(self.model, self.pairs(of), roles, self.memory_gb)
+        )
 
     def cached(self, kind: str, key: Hashable, make: Callable[[], T], n_kept: int = _KEPT) -> T:
         """What units on this model share, such as clean runs on the same prompts: the latest of each kind.

@@ -119,13 +119,13 @@ class Sizes:
 
     def layers_from(self, group: str, n_heads: int | None = None) -> float:
         """The share of the layers from the first of a group's heads on, on average; or of so many of its heads."""
-        first = _mean_first(self._n_below(group), n_heads or self.groups[group])
+        first = mean_first(self._n_below(group), n_heads or self.groups[group])
         return 1 - first / self.base.n_layers
 
     def layers_up_to(self, group: str) -> float:
         """The share of the layers up to the last of a group's heads, on average."""
         n_below = self._n_below(group)
-        return (n_below - _mean_first(n_below, self.groups[group])) / self.base.n_layers
+        return (n_below - mean_first(n_below, self.groups[group])) / self.base.n_layers
 
     def _n_below(self, group: str) -> int:
         """In how many layers a group may have heads: all, or those below the last of its receivers."""
@@ -164,7 +164,7 @@ class Sizes:
         return float((self.sample.lengths - self.sample.positions[role]).double().mean())
 
 
-def _mean_first(n_layers: int, n_heads: int) -> float:
+def mean_first(n_layers: int, n_heads: int) -> float:
     """The mean layer of the first of so many heads, each in any layer: the sum over all layers of P(first >= layer)."""
     return sum((above / n_layers) ** n_heads for above in range(1, n_layers))
 

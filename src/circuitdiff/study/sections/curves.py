@@ -24,6 +24,7 @@ from circuitdiff.study.common_units import (
     model_answers,
 )
 from circuitdiff.study.estimates import Estimate, estimate
+from circuitdiff.study.plan import mean_first
 from circuitdiff.study.prompts import everywhere
 from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
@@ -167,11 +168,14 @@ def circuit(places: Sequence[Place]) -> Circuit:
 def cost(sizes: Sizes, options: CurvesOptions) -> Iterator[Part]:
     """Nested circuits keep heads at the plan's roles; the plain gradient and the integrated one are two units."""
     roles = {stage.at for stage in sizes.main.stages}
-    n_sizes = len(sizes_of(options, len(roles) * sizes.base.n_layers * sizes.base.n_heads))
-    n_circuits = len(options.ablated) * ((n_sizes - 1) * (3 + _RANDOM) + 2)
-    rows = sizes.n_searched * options.prompts * n_circuits
-    yield Part("curves of rankings", rows, sizes.runs(rows, len(roles)))
-    asked = [(roles, sizes.n_searched, steps) for steps in (1, options.steps)]
+    n_layers, n = sizes.base.n_layers, sizes.n_searched * options.prompts * len(options.ablated)
+    *some, every = sizes_of(options, len(roles) * n_layers * sizes.base.n_heads)
+    rows = [n * (3 + _RANDOM)] * len(some) + [2 * n]
+    depths = [1 - mean_first(n_layers, size) / n_layers for size in (*some, every)]
+    flop = sum(sizes.runs(each, len(roles), layers=depth) for each, depth in zip(rows, depths, strict=True))
+    yield Part("curves of rankings", sum(rows), flop)
+    known = getattr(sizes.settings, "faithfulness", None)  # which takes the plain gradient, too
+    asked = [(roles, sizes.n_searched, steps) for steps in ((options.steps,) if known else (1, options.steps))]
     yield attribution_cost("rankings by gradient", sizes, asked)
 
 

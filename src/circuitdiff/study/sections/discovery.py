@@ -10,7 +10,6 @@ import numpy as np
 
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.config.names import file_name
-from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import naming
 from circuitdiff.evaluation import check_groups
 from circuitdiff.methods.discovery import (
@@ -207,7 +206,7 @@ def sweep(
 ) -> PathEffects:
     """Path patching of these heads, or of every one."""
     along = (path.at, path.receivers, path.via, path.receivers_at)
-    runs = _shared_runs(subject, prompts, shared_roles)
+    runs = subject.pair_runs(prompts, shared_roles)
     return path_effects(
         subject.model, subject.pairs(prompts), *along, senders, metric=metric, shared=runs, **subject.how
     )
@@ -224,14 +223,8 @@ def screened_sweep(
     minimum: float,
     seed: int,
 ) -> Screened:
-    given = {"metric": metric, "seed": seed, "shared": _shared_runs(subject, prompts, shared_roles)}
+    given = {"metric": metric, "seed": seed, "shared": subject.pair_runs(prompts, shared_roles)}
     return screened_effects(subject.model, subject.pairs(prompts), path, screen, minimum, **given, **subject.how)
-
-
-def _shared_runs(subject: LoadedModel, prompts: PromptsOf, roles: tuple[str, ...]) -> PairRuns:
-    """Stages at these roles have their clean and counterfactual runs in common."""
-    pairs, memory_gb = subject.pairs(prompts), subject.memory_gb
-    return subject.cached("pair runs", (prompts, roles), lambda: PairRuns(subject.model, pairs, roles, memory_gb))
 
 
 async def _check(study: StudyContext, model: str, plan: Plan, result: StageResult) -> None:
