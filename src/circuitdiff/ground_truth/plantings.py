@@ -33,7 +33,18 @@ QUICK = (MASKED, "planted-saturated", "planted-outvoted")
 OTHER_ROUTES = ("planted-new-route", "planted-lexical")
 
 # Drawn with `secrets.randbelow(10**6)` when methods and these rules were fixed, and run once.
-HELD_OUT: tuple[tuple[str, int], ...] = ()
+HELD_OUT: tuple[tuple[str, int], ...] = (
+    ("planted-fetchers-in-noise", 45516),
+    ("planted-transmitters-in-noise", 406391),
+    ("planted-detectors-in-noise", 453119),
+    ("planted-mlp-in-noise", 587012),
+    ("planted-both-in-noise", 885435),
+    ("planted-nothing-in-noise", 802341),
+    ("planted-half-transmitters-in-noise", 571094),
+    ("planted-recoded-in-noise", 902061),
+    ("planted-shared-keys-in-noise", 939727),
+    ("planted-new-route", 282432),
+)
 
 
 @dataclass(frozen=True)
