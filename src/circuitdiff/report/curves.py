@@ -23,7 +23,12 @@ _ABLATED = {"slot": "mean by slot", "resample": "counterfactual's activation"}
 
 def view(results: CommonResults) -> Part:
     found = part_of(results, SECTION)
-    columns = {"ranking": "ranking", "ablated": "other heads", "cpr": "area under the curve", "cmd": "distance from 1"}
+    columns = {
+        "ranking": "ranking",
+        "ablated": "other heads",
+        "cpr": "area under the curve (CPR)",
+        "cmd": "between it and 1 (CMD)",
+    }
     return Part(
         "How good is a ranking of heads?",
         "Circuits of the first heads of a ranking, ever more of them, alone: how much of the logit difference is there "
