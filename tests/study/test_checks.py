@@ -72,6 +72,26 @@ def test_where_no_head_has_an_effect_the_executors_need_not_agree_on_noise(monke
     assert not checked(replace(result, found=found))[1]
 
 
+@pytest.mark.parametrize("largest", [0.0008, 0.003, 0.03, 3.0])
+def test_where_no_effect_matters_the_executors_need_not_agree_to_a_part_of_it(monkeypatch, largest):
+    """A stage of a planted model had effects of 0.003 logits at most, in which float32 was off by 7e-6."""
+    result = sweep()
+    small = replace(result.found, per_prompt=result.found.per_prompt / result.found.effects.abs().max() * largest)
+    small = replace(small, noise_floor=1e-9)
+
+    def off_by(error: float) -> bool:
+        wrong = {"window": error, "full": 0.0}
+        monkeypatch.setattr(
+            circuitdiff.study.checks,
+            "path_effects",
+            lambda *_, executor: replace(small, per_prompt=small.per_prompt + wrong[executor]),
+        )
+        return checked(replace(result, found=small))[1]
+
+    assert off_by(7e-6)
+    assert not off_by(1.1e-3 * max(largest, 0.02)), "what matters, or a thousandth of what is heard, is not let pass"
+
+
 @pytest.mark.parametrize(("steps", "passes"), [(1.9, True), (2.1, False)])
 def test_the_executors_need_not_agree_below_the_noise_floor(monkeypatch, steps, passes):
     """As in 16 bits, where one step between two logits is a large part of an effect."""

@@ -16,6 +16,7 @@ from circuitdiff.methods.component_mask.training import target_logit
 from circuitdiff.methods.discovery import Stage
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.models.checks import difference, log_prob_tolerance, step_of_logits, tolerance_for, tolerance_of
+from circuitdiff.stats.metrics import negligible
 from circuitdiff.study.host import LoadedModel
 from circuitdiff.study.prompts import PromptsOf, TriplesOf
 from circuitdiff.study.records import Deviation
@@ -39,7 +40,7 @@ def executors_on_path(
 ) -> Deviation:
     """Check 3: the window executor against the full one, on heads spread over the stage's depth.
 
-    In units of the `largest` effect, but of no less than rounding can make.
+    In units of the `largest` effect, but of no less than matters (`stats.metrics.negligible`) or rounding can make.
     """
     model, into = subject.model, list(receivers) or None
     last = max((head.layer for head in receivers), default=model.n_layers)
@@ -51,7 +52,7 @@ def executors_on_path(
     worst = float((window.per_prompt[measured] - full.per_prompt[measured]).abs().max())
     allowed = max(1e-3, tolerance_of(model.dtype))
     noise = max(noise_floor, step_of_logits(model.dtype))  # below which two executors need not agree
-    unit = max(largest, (_NOISE if largest <= 2 * noise else 2) * noise / allowed)
+    unit = max(largest, negligible(metric), (_NOISE if largest <= 2 * noise else 2) * noise / allowed)
     return Deviation(worst / max(unit, 1e-30), allowed)
 
 
