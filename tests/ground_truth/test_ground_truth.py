@@ -15,6 +15,7 @@ from circuitdiff.ground_truth.plantings import HELD_OUT, OTHER_ROUTES, study_of
 from circuitdiff.ground_truth.rivals import FoundHeads, by_weights
 from circuitdiff.ground_truth.statements import Statement, statements
 from circuitdiff.models import load_model
+from circuitdiff.models.checks import CheckError
 from circuitdiff.planted import build_planted
 from circuitdiff.planted.table import PLANTED
 from circuitdiff.study.registry import read_results
@@ -121,7 +122,7 @@ def test_who_is_asked():
     assert [(each.name, each.seed) for each in plantings if each.held_out] == list(HELD_OUT)
     for each in plantings:
         same = PLANTED[each.name].same_circuit or each.name in OTHER_ROUTES
-        assert (each.base is None) == (each.name in ("planted-base", "planted-strong-negative") or not same)
+        assert (each.base is None) == (PLANTED[each.name].base == each.name or not same)
     assert Planting("planted-spread", 3).models == {"planted-spread@3": "planted-spread"}
     assert len(chosen(quick=True)) == 3
 
@@ -161,6 +162,17 @@ def test_a_wrong_answer_stands_on_the_page_and_an_open_one_counts_for_neither():
     assert "| `planted-x` | improved mlps | yes | no | what was said |" in wrong
     assert "| improved | 2 | – | 0 of 1 | 1 of 2 |" in rest
     assert "| improved norms | no | open |" in left_open
+
+
+def test_a_study_that_a_check_ended_costs_no_other_its_answers(monkeypatch, tmp_path):
+    def fails(settings, folder):
+        raise CheckError("executors differ")
+
+    monkeypatch.setattr("circuitdiff.ground_truth.asked.run_study", fails)
+    truth = ask([PAIR, Planting("planted-base")], tmp_path)
+    assert truth.failed == (f"`{PAIR.title}`: executors differ", "`planted-base`: executors differ")
+    left_open = render_page(truth + GroundTruth((), (said(),))).split("## What was left open")[1]
+    assert f"- `{PAIR.title}`: executors differ" in left_open
 
 
 def test_held_out_plantings_are_counted_by_themselves():

@@ -14,6 +14,7 @@ from circuitdiff.ground_truth.plantings import Planting, study_of
 from circuitdiff.ground_truth.rivals import WEIGHTS, Z_PATCHING, FoundHeads, by_weights, by_z_patching, found_heads
 from circuitdiff.ground_truth.statements import Statement, statements
 from circuitdiff.models import load_model
+from circuitdiff.models.checks import CheckError
 from circuitdiff.planted import build_planted
 from circuitdiff.study.registry import read_results
 from circuitdiff.study.runner import run_study
@@ -28,9 +29,10 @@ class GroundTruth:
 
     heads: tuple[FoundHeads, ...]
     statements: tuple[Statement, ...]
+    failed: tuple[str, ...] = ()  # studies that a self-check ended, and which
 
     def __add__(self, other: GroundTruth) -> GroundTruth:
-        return GroundTruth(self.heads + other.heads, self.statements + other.statements)
+        return GroundTruth(self.heads + other.heads, self.statements + other.statements, self.failed + other.failed)
 
 
 def ask(
@@ -56,7 +58,10 @@ def ask(
 
 def asked(planting: Planting, settings: CommonSettings, folder: Path) -> GroundTruth:
     """The study of one planting."""
-    run_study(settings, folder)
+    try:
+        run_study(settings, folder)
+    except CheckError as error:
+        return GroundTruth((), (), (f"`{planting.title}`: {error}",))
     results = read_results(folder)
     truth = {name: build_planted(planted, seed=planting.seed) for name, planted in planting.models.items()}
     models = {name: load_model(name, dtype=settings.dtype) for name in truth}

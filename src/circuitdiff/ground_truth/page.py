@@ -66,6 +66,11 @@ def render_page(truth: GroundTruth) -> str:
         _rates([each for each in said if not each.held_out], [each for each in heads if not each.held_out]),
         "\n## What was left open\n\n",
         _listed(each for each in said if each.right is None),
+        *(
+            ["\nNo answers, for a self-check ended the study:\n\n", *(f"- {each}\n" for each in truth.failed)]
+            if truth.failed
+            else []
+        ),
         "\n## Whose is the gain? All pairs\n\n",
         _causes(_pairs(said)),
         "\n## Which heads? All groups\n\n",
