@@ -339,6 +339,8 @@ def ground_truth(
     write_whole(page, render_page(truth).encode())
     wrong, opened = (sum(each.right is value for each in truth.statements) for value in (False, None))
     exact = sum(each.exact for each in truth.heads)
+    for line in truth.failed:
+        say(f"no answers: {line}")
     say(f"{len(truth.statements)} answers: {wrong} wrong, {opened} open; {exact} of {len(truth.heads)} groups exact")
     say(f"page: {page}")
 

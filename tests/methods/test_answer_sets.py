@@ -131,7 +131,7 @@ def test_a_metric_of_ones_own_sees_its_rows_and_is_named():
         ]
         close(found.per_prompt[sender.layer, sender.index], expected)
     measure = measure_with(MODEL, {"discovery": pairs}, metric=entropy_and_more)
-    staged = measure(Stage("first", "last"), None, "discovery")
+    staged = measure(Stage("first", "last"), None, "discovery", None)
     torch.testing.assert_close(staged.per_prompt[1, 5], found.per_prompt[1, 5], rtol=0, atol=1e-12)
 
 

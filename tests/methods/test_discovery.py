@@ -29,7 +29,7 @@ def effects(table: dict[str, float], noise_floor: float = 1e-6) -> PathEffects:
 
 
 def scripted(tables: dict[str, dict[str, float]], asked: list | None = None):
-    def measure(stage, receivers, split):
+    def measure(stage, receivers, split, senders):
         if asked is not None:
             asked.append((stage.name, [str(h) for h in receivers or ()], split))
         return effects(tables[stage.name])
@@ -125,7 +125,7 @@ def test_measuring_with_a_model_is_path_patching_on_the_split():
     model, pairs = subject("llama").model, fake_pairs()
     measure = measure_with(model, {"discovery": pairs}, metric="log_prob")
     receivers = [Head(3, 0), Head(2, 2)]
-    found = measure(Stage("s", "query_label", TopK(1), "v", "r", "last"), receivers, "discovery")
+    found = measure(Stage("s", "query_label", TopK(1), "v", "r", "last"), receivers, "discovery", None)
     expected = path_effects(model, pairs, "query_label", receivers, "v", "last", metric="log_prob")
     assert torch.equal(found.per_prompt, expected.per_prompt)
     assert found.metric == "log_prob"

@@ -46,6 +46,7 @@ def ask(
         for done, job in enumerate(zip(plantings, settings, places, strict=True)):
             monitor("planted models", done, len(plantings))
             found.append(asked(*job))
+        monitor("planted models", len(plantings), len(plantings))
     else:
         spawn = multiprocessing.get_context("spawn")  # a forked torch hangs
         with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:

@@ -23,8 +23,7 @@ wiring, never from what came.
 
 Where all other parts compute what they did, grafts and patches say 1.00 of the part that got better and 0.00 of the
 others by identity, however their weights were moved. So whose the gain is, and where it is visible, is asked only of
-models in which *every* weight of every part was moved by noise: logits move by one on average, one answer in thirty
-changes.
+models in which *every* weight of every part was moved by noise, which changes logits and some answers.
 
 Beside ours stands what plainer methods would have said. Of heads: *attribution* (gradient times change of z, on the
 prompts that discover) and *effect* (path patching, the strongest), both **told** how many heads there are, which ours

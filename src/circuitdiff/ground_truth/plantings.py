@@ -32,7 +32,8 @@ QUICK = (MASKED, "planted-saturated", "planted-outvoted")
 # Labels instead of addresses. Other models without the base's circuit are not meant to be held against it.
 OTHER_ROUTES = ("planted-new-route", "planted-lexical")
 
-# Drawn with `secrets.randbelow(10**6)` when methods and these rules were fixed, and run once.
+# Drawn with `secrets.randbelow(10**6)` when methods and these rules were fixed. One that led to a change is drawn anew,
+# as that of `planted-new-route` was: in 282432 float32's noise at a stage without effects failed a self-check.
 HELD_OUT: tuple[tuple[str, int], ...] = (
     ("planted-fetchers-in-noise", 45516),
     ("planted-transmitters-in-noise", 406391),
@@ -43,7 +44,7 @@ HELD_OUT: tuple[tuple[str, int], ...] = (
     ("planted-half-transmitters-in-noise", 571094),
     ("planted-recoded-in-noise", 902061),
     ("planted-shared-keys-in-noise", 939727),
-    ("planted-new-route", 282432),
+    ("planted-new-route", 458209),
 )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,7 +27,7 @@ from circuitdiff.engine.executor import Progress, Readout, Values
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, batches, check_pairs, held_by_clean_run, numbers_per_row
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.circuits import check_heads, check_roles
+from circuitdiff.evaluation.circuits import check_roles
 from circuitdiff.methods.path_patching import Path, Via, check_path, passed_on, readout_of
 from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.readable import Readable, data_frame
@@ -58,12 +59,9 @@ class Attribution(Readable):
 
     def to_pandas(self) -> Any:
         """A row for each role and head. Raises: InputError if there is no pandas."""
-        places = ((role, layer, i) for role, each in self.scores.items() for layer, i in _places(each))
-        return data_frame("role layer head score", ((*p, float(self.scores[p[0]][p[1:]])) for p in places))
-
-
-def _places(scores: Tensor) -> list[tuple[int, int]]:
-    return [(layer, i) for layer in range(scores.shape[0]) for i in range(scores.shape[1])]
+        tables = self.scores.items()
+        rows = ((role, *place, float(each[place])) for role, each in tables for place in np.ndindex(*each.shape))
+        return data_frame("role layer head score", rows)
 
 
 def attribution(
@@ -118,7 +116,6 @@ def path_attribution(
     Raises: InputError as `path_effects` and `attribution` do.
     """
     path = Path(at, None if receivers is None else tuple(receivers), via, receivers_at)
-    check_heads(model, path.receivers or ())
     check_path(model, pairs, path)
     runner = executor_named(executor)
 

@@ -190,9 +190,9 @@ class StageResult(Plotted):
         return self.selection.helping[: self.stage.n_receivers]
 
 
-# The effects of one stage into the given receivers (None: the logits), on the split of that name. A stage with a screen
-# is asked for `Screened` on the first split; then, with one more argument, for the effects of some heads on the second.
-Measure = Callable[..., Any]
+# The effects of one stage into the given receivers (None: the logits), on the split of that name, of these senders.
+# Without senders all heads are measured, or, of a stage with a screen, those that come through it.
+Measure = Callable[[Stage, Sequence[Head] | None, str, Sequence[Head] | None], PathEffects | Screened]
 
 
 def discover(plan: Plan, measure: Measure) -> list[StageResult]:
@@ -223,24 +223,22 @@ def discover(plan: Plan, measure: Measure) -> list[StageResult]:
     for stage in plan.stages:
         receivers = receivers_of(stage, results)
         if receivers is None or receivers:
-            first, again = measure(stage, receivers, "discovery"), None
+            first, again = measure(stage, receivers, "discovery", None), None
             if "replication" in stage.splits:
-                again = measure(stage, receivers, "replication", *candidates(stage, first))
+                again = measure(stage, receivers, "replication", candidates(stage, first))
+                assert isinstance(again, PathEffects), "only the first split is screened"
             results[stage.name] = stage_result(stage, receivers, first, again)
     return list(results.values())
 
 
-def candidates(stage: Stage, first: PathEffects | Screened) -> list[list[Head]]:
-    """Of a screened stage, one list: the heads that its rule chooses but for a replication, which are all to replicate.
-
-    Of any other stage none: all heads are.
-    """
+def candidates(stage: Stage, first: PathEffects | Screened) -> list[Head] | None:
+    """The heads to be measured again: what a screened stage's rule chooses but for a replication; None: all."""
     if not isinstance(first, Screened):
-        return []
+        return None
     assert isinstance(stage.select, Discoveries), "nothing else is replicated"
     once = replace(stage, select=replace(stage.select, replicated=False))
     chosen = stage_result(once, None, first).selection
-    return [sorted([*chosen.helping, *chosen.hurting])]
+    return sorted([*chosen.helping, *chosen.hurting])
 
 
 def measure_with(
@@ -259,7 +257,7 @@ def measure_with(
     runs = {split: PairRuns(model, pairs, roles, DEFAULT_MEMORY_GB) for split, pairs in splits.items()}
 
     def measure(
-        stage: Stage, receivers: Sequence[Head] | None, split: str, senders: Sequence[Head] | None = None
+        stage: Stage, receivers: Sequence[Head] | None, split: str, senders: Sequence[Head] | None
     ) -> PathEffects | Screened:
         if split not in splits:
             raise InputError(

@@ -40,7 +40,8 @@ def executors_on_path(
 ) -> Deviation:
     """Check 3: the window executor against the full one, on heads spread over the stage's depth.
 
-    In units of the `largest` effect, but of no less than matters (`stats.metrics.negligible`) or rounding can make.
+    In units of the `largest` effect, but of no less than matters (`stats.metrics.negligible`) or rounding can make:
+    several times as much where no effect is above what matters, for on some heads rounding is that much larger.
     """
     model, into = subject.model, list(receivers) or None
     last = max((head.layer for head in receivers), default=model.n_layers)
@@ -52,7 +53,8 @@ def executors_on_path(
     worst = float((window.per_prompt[measured] - full.per_prompt[measured]).abs().max())
     allowed = max(1e-3, tolerance_of(model.dtype))
     noise = max(noise_floor, step_of_logits(model.dtype))  # below which two executors need not agree
-    unit = max(largest, negligible(metric), (_NOISE if largest <= 2 * noise else 2) * noise / allowed)
+    matters = negligible(metric)
+    unit = max(largest, matters, (_NOISE if largest <= max(2 * noise, matters) else 2) * noise / allowed)
     return Deviation(worst / max(unit, 1e-30), allowed)
 
 

@@ -104,6 +104,8 @@ def test_a_role_that_no_prompt_has_is_left_out_and_so_is_one_segment_of_many(con
     assert roles_of(OPTIONS, task, pairs) == ("query_label", "last", "previous_query_label")
     named = AttentionOptions(roles=("segment_0.label", "other_object", "correct_object"))
     assert roles_of(named, task, pairs) == ("segment_0.label",)
+    with pytest.raises(InputError, match="no prompt has other_object or correct_object; name other roles"):
+        roles_of(AttentionOptions(roles=("other_object", "correct_object")), task, pairs)
 
 
 def test_a_second_time_nothing_is_computed_and_the_same_comes_back(context, results, monkeypatch):

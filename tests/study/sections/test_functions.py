@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from dataclasses import replace
@@ -26,11 +25,9 @@ from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.registry import SECTIONS, parse_study, read_results
 from circuitdiff.study.runner import run_study
 from circuitdiff.study.sections import functions
-from circuitdiff.study.sections.functions import main_function, main_masks
 from circuitdiff.study.sections.functions_units import MaskRuns, Patched, answers_of_patched, learned_mask
 from circuitdiff.tasks import get_task
 from circuitdiff.tasks.desiderata import sample_triples
-from helpers.invented_sections import mask
 from helpers.tiny_folder import save_tiny_model
 
 GROUPS = {
@@ -350,30 +347,6 @@ def test_a_circuit_is_tested_once_and_only_those_that_are_looked_for_unless_they
     assert chosen(SMALL) == ["one", "two"]
     assert chosen(SMALL, discover_in=[]) == ["one"]
     assert chosen(SMALL | {"circuits": ["mine", "one", "mine"]}) == ["mine", "one"]
-
-
-def test_a_groups_main_function_is_the_main_desideratum_that_it_carries_best(folder, monkeypatch):
-    cells = {
-        "object": mask(0.9375, 0.5),
-        "position": mask(0.875, 0.25),
-        "label": mask(0.9375, 0.0, low=1.0),
-        "no_comma": mask(1.0, 0.0),
-    }
-    study = study_of(folder, OPTIONS | {"desiderata": ["object", "position", "label"]})
-
-    class Context:
-        settings, task = study, TASK
-
-        @staticmethod
-        async def part(_: object) -> Any:
-            return {"mine": {"mine": {"fetcher": cells, "reader": {"label": cells["label"]}}}}
-
-    context: Any = Context
-    assert main_function(cells) == "no_comma"
-    assert asyncio.run(main_masks(context, "mine")) == {"fetcher": ("position", cells["position"])}
-    assert asyncio.run(main_masks(context, "one")) == {}
-    Context.settings = study.model_copy(update={"functions": False})
-    assert asyncio.run(main_masks(context, "mine")) == {}
 
 
 def test_a_task_without_desiderata_is_said_to_have_none(folder, tmp_path, monkeypatch):

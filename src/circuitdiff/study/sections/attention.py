@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import Prompts
+from circuitdiff.errors import InputError
 from circuitdiff.methods.attention import AttentionToRoles, attention_to_roles
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
@@ -88,9 +89,11 @@ async def _attention(study: StudyContext, model: str, circuit: Circuit, options:
 
 
 def roles_of(options: AttentionOptions, task: Task, pairs: Pairs) -> tuple[str, ...]:
-    """Those that are asked for, as far as some prompt has them."""
+    """Those that are asked for, as far as some prompt has them. Raises: InputError if none has any."""
     asked = options.roles or [role for role in task.roles if "." not in role]
-    return tuple(role for role in asked if role in pairs.positions and bool((pairs.positions[role] >= 0).any()))
+    if there := tuple(role for role in asked if role in pairs.positions and bool((pairs.positions[role] >= 0).any())):
+        return there
+    raise InputError(f"attention.roles: no prompt has {' or '.join(asked)}; name other roles, or none for all")
 
 
 def attended(

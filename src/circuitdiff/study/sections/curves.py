@@ -32,12 +32,12 @@ from circuitdiff.study.sections.discovery import Discovered, discovered
 Ranking = Literal["path", "attribution", "integrated", "random"]
 Ablated = Literal["slot", "resample"]
 Place = tuple[str, Head]
-_RANDOM = 5  # orders, whose scores are averaged
+_RANDOM = 5  # orders
 
 
 @dataclass(frozen=True)
 class CurvesOptions:
-    """Circuits of the first heads of a ranking, by role and head; see `Ranking` in the results.
+    """Circuits of the first heads of a ranking, by role and head: see `Curve` in the results.
 
     `shares` of all heads at the main plan's roles; all of them are added.
     """

@@ -191,8 +191,7 @@ async def _measured(
     first = await study.value(title, screened_sweep, model, prompts=PromptsOf("discovery"), **more, **by)
     if "replication" not in stage.splits:
         return first, None
-    [again] = candidates(stage, first)
-    return first, await on("replication", tuple(again))
+    return first, await on("replication", tuple(candidates(stage, first) or ()))
 
 
 def sweep(
