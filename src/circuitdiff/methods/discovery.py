@@ -20,7 +20,7 @@ from circuitdiff.methods.screening import Screen, Screened, screened_effects
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Plotted, Readable, data_frame
 from circuitdiff.stats.metrics import Measured, MetricName, negligible
-from circuitdiff.stats.selection import Discoveries, Sample, Selection, TopK, drop_shared, select
+from circuitdiff.stats.selection import Discoveries, Sample, Selection, Stability, TopK, drop_shared, select, stability
 
 Shared = Literal["later", "earlier", "both"]
 Split = Literal["discovery", "replication"]
@@ -166,6 +166,12 @@ class StageResult(Plotted):
         adjusted = self.selection.adjusted_p
         tables = [torch.as_tensor(each) for each in (*self.reported.intervals(), adjusted)] if heads else []
         return tuple(ChosenHead(h, *(float(table[h.layer, h.index]) for table in tables)) for h in heads)
+
+    def stability(self) -> Stability:
+        """How like these heads are those that other scenarios would choose."""
+        first, second = (each and Sample(each.per_prompt, each.scenarios) for each in (self.found, self.replication))
+        assert first is not None
+        return stability(self.selection, first, self.found.noise_floor, second)
 
     def to_pandas(self) -> Any:
         """A row for each head: its reported effect, p where heads were chosen, and what it was chosen as.

@@ -7,8 +7,9 @@ import altair as alt
 from circuitdiff.circuit import Head
 from circuitdiff.report import charts
 from circuitdiff.report.drawing import circuit_drawing, scene_of
-from circuitdiff.report.numbers import heads, number, significant
+from circuitdiff.report.numbers import heads, number, printed, significant
 from circuitdiff.report.parts import Caption, Part, Table
+from circuitdiff.stats.selection import STABLE
 from circuitdiff.study.estimates import Estimate, Number, circuit_from
 from circuitdiff.study.registry import CommonResults, part_of
 from circuitdiff.study.sections.discovery import SECTION, FoundCircuit, Sweep
@@ -82,11 +83,21 @@ def _caption(stage: Sweep) -> Caption:
         rows.append(cells | {"adjusted p": row["p"], "": says})
     lines = [
         _prompts(stage),
+        *_stable(stage),
         *_screened(stage),
         f"rule: {stage.rule} · rounding errors up to {significant(stage.noise_floor)}",
         *([] if rows else ["No head was chosen."]),
     ]
     return Caption(lines, Table("", rows, numeric=("effect", "95 % interval", "adjusted p")))
+
+
+def _stable(stage: Sweep) -> list[str]:
+    if stage.stability.value is None:
+        return []
+    says = "stable" if stage.stability.value >= STABLE else "not stable"
+    return [
+        f"{says}: resampled scenarios choose the same heads by {printed(stage.stability)} (Jaccard; stable: {STABLE})"
+    ]
 
 
 def _screened(stage: Sweep) -> list[str]:

@@ -12,12 +12,14 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from circuitdiff.circuit import Head
+from circuitdiff.circuit import Head, overlap
 from circuitdiff.config.settings import Count, Share
 from circuitdiff.errors import InputError
 from circuitdiff.readable import Readable
 from circuitdiff.stats.intervals import ClusterPValues, cluster_p_values, false_discovery_adjusted, one_sided
 from circuitdiff.stats.metrics import negligible
+
+_FLIPS = 4999
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,16 @@ class Sample(NamedTuple):
     def effects(self) -> Float[Tensor, "layer head"]:
         return self.per_prompt.double().mean(-1)
 
-    def p_values(self) -> ClusterPValues:
-        return cluster_p_values(self.per_prompt.double().numpy(), self.scenarios.numpy())
+    def p_values(self, n_flips: int) -> ClusterPValues:
+        return cluster_p_values(self.per_prompt.double().numpy(), self.scenarios.numpy(), n_flips=n_flips)
+
+    def resampled(self, generator: torch.Generator) -> Sample:
+        """As many scenarios, drawn with replacement; each that is drawn twice counts as two."""
+        names, member = self.scenarios.unique(return_inverse=True)
+        drawn = torch.randint(len(names), (len(names),), generator=generator)
+        rows = [(member == scenario).nonzero()[:, 0] for scenario in drawn.tolist()]
+        scenarios = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(each) for each in rows]))
+        return Sample(self.per_prompt[..., torch.cat(rows)], scenarios)
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,12 +126,12 @@ def select(
     Raises: InputError if the rule asks for a replication and none is given.
     """
     sample = Sample(per_prompt, scenarios)
-    effects, test, again = sample.effects, sample.p_values(), None
     by_max_t = isinstance(rule, Discoveries) and rule.method == "max_t"
+    effects, test, again = sample.effects, sample.p_values(_FLIPS if by_max_t else 1), None
     each = np.nan_to_num(test.p, nan=1.0)
     p, adjusted = map(torch.from_numpy, (each, test.max_t_p if by_max_t else false_discovery_adjusted(each)))
     if replication is not None:
-        again = torch.from_numpy(one_sided(replication.p_values(), (effects < 0).numpy()))
+        again = torch.from_numpy(one_sided(replication.p_values(1), (effects < 0).numpy()))
     candidates, k = effects.abs() > noise_floor, effects.numel()
     chosen = candidates
     if isinstance(rule, TopK):
@@ -139,6 +149,40 @@ def select(
     helping, hurting = (tuple(_strongest(sign * effects, chosen, k)) for sign in (1, -1))
     failed = tuple(_strongest(-effects.abs(), candidates & ~chosen, k))
     return Selection(rule, helping, hurting, failed, effects, p, adjusted, again)
+
+
+class Stability(NamedTuple):
+    """How like the chosen heads that help are those that other scenarios choose: Jaccard's index, the mean over 100
+    resamples and the range of 95 of them. nan where none is chosen.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+STABLE = 0.8
+_RESAMPLES = 100
+
+
+def stability(
+    chosen: Selection, sample: Sample, noise_floor: float, replication: Sample | None = None, *, seed: int = 0
+) -> Stability:
+    """Of the choice that `chosen` made from these samples. Scenarios of both are drawn anew, with replacement, and the
+    same rule is applied; the heads that receive stay. `STABLE` and more is called stable.
+
+    Source: the Jaccard index over bootstrap resamples of Meloux et al. 2025 (arXiv:2510.00845).
+    """
+    if not chosen.helping:
+        return Stability(float("nan"), float("nan"), float("nan"))
+    g, found = torch.Generator().manual_seed(seed), list[float]()
+    for _ in range(_RESAMPLES):
+        first, second = (None if each is None else each.resampled(g) for each in (sample, replication))
+        assert first is not None
+        again = select(*first, chosen.rule, noise_floor, second)
+        found.append(overlap(chosen.helping, again.helping).jaccard)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Stability(float(np.mean(found)), float(low), float(high))
 
 
 def _strongest(effects: Float[Tensor, "layer head"], among: Bool[Tensor, "layer head"], k: int) -> list[Head]:

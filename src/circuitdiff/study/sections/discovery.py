@@ -26,12 +26,25 @@ from circuitdiff.methods.discovery import (
 from circuitdiff.methods.path_patching import Path, PathEffects, path_effects
 from circuitdiff.methods.screening import Screen, Screened, screened_effects
 from circuitdiff.readable import Readable
+from circuitdiff.stats.selection import STABLE
 from circuitdiff.study.checks import FEW, executors_on_path
 from circuitdiff.study.common_units import EVALUATION
 from circuitdiff.study.context import checked
-from circuitdiff.study.estimates import GroupHeads, HeadPlace, Number, groups_of, places, result_of, with_heads
+from circuitdiff.study.estimates import (
+    Estimate,
+    GroupHeads,
+    HeadPlace,
+    Number,
+    estimate,
+    groups_of,
+    places,
+    result_of,
+    with_heads,
+)
 from circuitdiff.study.section import LoadedModel, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery_screen import Screening, screening_of
+
+NOTHING = Estimate(None, None, None)
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,6 +75,7 @@ class Sweep(Readable):
     hurting: tuple[HeadPlace, ...]
     not_replicated: tuple[HeadPlace, ...]
     rule: str
+    stability: Estimate = NOTHING  # Jaccard with what resampled scenarios choose; see `Stability`
     screening: Screening | None = None  # None: every head was measured
 
     def __post_init__(self) -> None:
@@ -108,6 +122,11 @@ async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
         for gap in missing:
             study.warn(f"circuit {name}: {gap}")
         stages = tuple(map(sweep_of, each.stages))
+        if shaky := [f"{x.name} {x.stability.value:.2f}" for x in stages if (x.stability.value or 1.0) < STABLE]:
+            study.warn(
+                f"circuit {name}: other prompts of the same kind would choose other heads (Jaccard over resampled "
+                f"scenarios, where {STABLE} is called stable: {', '.join(shaky)})"
+            )
         metric = None if plan is None else plan.metric
         results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages, missing)
         if plan is not None:
@@ -271,6 +290,7 @@ def sweep_of(result: StageResult) -> Sweep:
         hurting=places(selection.hurting),
         not_replicated=places(selection.not_replicated),
         rule=rule,
+        stability=estimate(result.stability()),
         screening=screening_of(result),
     )
 
