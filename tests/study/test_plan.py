@@ -20,7 +20,7 @@ from circuitdiff.study.plan import Part, Sizes, planned_cost
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.registry import planned_parts, read_study
 from circuitdiff.study.runner import run_study
-from circuitdiff.study.settings import CommonSettings, plans_of, task_of
+from circuitdiff.study.settings import CommonSettings, expected, plans_of, task_of
 from circuitdiff.study.workers import ThisProcess
 from helpers.tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent, study_yaml
 
@@ -35,7 +35,14 @@ def planned(tmp_path_factory):
         (folder / "s.yaml").write_text(study_yaml(folder / "model", **changes))
         study = read_study(folder / "s.yaml")
         loaded = LoadedModel(model, study, lambda *_: None)
-        sizes = Sizes(study, plans_of(study), task_of(study), facts_of(loaded), speed_of(loaded), loaded.prompts)
+        sizes = Sizes(
+            study,
+            expected(plans_of(study), task_of(study)),
+            task_of(study),
+            facts_of(loaded),
+            speed_of(loaded),
+            loaded.prompts,
+        )
         return {part.what.partition(" (")[0]: part for part in planned_parts(sizes)}, sizes
 
     return parts_of
@@ -101,7 +108,14 @@ def planned_and_counted(folder: Path, shape: Mapping[str, int], settings: Mappin
     variants = f"{{second: {save_tiny_model(folder / 'second', seed=1, **shape)}}}"
     study = settings_of(folder, model, variants=variants, **settings)
     loaded = LoadedModel(load_model(model), study, silent)
-    sizes = Sizes(study, plans_of(study), task_of(study), facts_of(loaded), speed_of(loaded), loaded.prompts)
+    sizes = Sizes(
+        study,
+        expected(plans_of(study), task_of(study)),
+        task_of(study),
+        facts_of(loaded),
+        speed_of(loaded),
+        loaded.prompts,
+    )
     worker = Counting(study)
     run_study(study, folder / "run", silent, workers=[worker])
     return {part.what: part.flop for part in planned_parts(sizes)}, dict(worker.flop)

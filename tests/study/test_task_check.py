@@ -10,6 +10,7 @@ import pytest
 from circuitdiff.study import task_check
 from circuitdiff.study.estimates import Estimate, Share
 from circuitdiff.study.evidence import Ability
+from circuitdiff.methods.auto_plan import AutoPlan
 from circuitdiff.study.settings import own_plans
 from circuitdiff.study.task_check import ability_finding, plans_finding
 from circuitdiff.tasks import get_task
@@ -43,9 +44,8 @@ def test_a_plan_that_a_study_would_refuse_is_found_by_the_check(tmp_path, second
     assert message in found.detail
 
 
-def test_a_task_without_a_plan_looks_for_what_moves_the_answer_to_the_last_token(tmp_path):
-    [stage] = own_plans(task(tmp_path, None))["main"].stages
-    assert (stage.name, stage.at, stage.via, stage.select.minimum) == ("mover", "last", None, 0.05)
+def test_a_task_without_a_plan_has_an_automatic_one(tmp_path):
+    assert own_plans(task(tmp_path, None)) == {"main": AutoPlan()}
     assert plans_finding(task(tmp_path, None), word_level(WORDS)).passed is True
 
 

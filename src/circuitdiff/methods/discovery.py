@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 import torch
@@ -71,12 +72,21 @@ class Stage(Readable):
 class Plan(Readable):
     """How a circuit is looked for: stages in order, each straight into the logits or into an earlier one's heads.
 
-    `shared_heads`: which of two stages keeps a head that both choose at one role.
+    `shared_heads`: which of two stages keeps a head that both choose at one role. `adjusted_over`: what is one family
+    of tests: each stage alone; or all stages, one after the other, that patch into the same heads.
     """
 
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     metric: MetricName = "logit_difference"
     shared_heads: Shared = "later"
+    adjusted_over: Literal["stage", "receivers"] = "stage"
+
+    @property
+    def families(self) -> list[list[Stage]]:
+        """The stages, in order, by the family of tests that each is of."""
+        if self.adjusted_over == "stage":
+            return [[stage] for stage in self.stages]
+        return [list(family) for _, family in groupby(self.stages, lambda stage: stage.receivers_from)]
 
     @property
     def roles(self) -> list[str]:
@@ -105,6 +115,13 @@ class Plan(Readable):
             if (screen := stage.screened_by) is not None:
                 stage.check_screen(screen)
             earlier.append(stage.name)
+        for family in self.families:
+            rules = [stage.select for stage in family]
+            if len(family) > 1 and not all(isinstance(rule, Discoveries) and rule.method == "bh" for rule in rules):
+                raise InputError(
+                    f"stages {', '.join(stage.name for stage in family)} are one family of tests, which takes the rule "
+                    f"Discoveries with method bh; choose it, or set adjusted_over to stage"
+                )
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,7 @@ class StageResult(Plotted):
     replication: PathEffects | None  # on others
     selection: Selection
     screened: Screened | None = None
+    beside: tuple[PathEffects, ...] = ()  # of the other stages of its family of tests, on the prompts that chose
 
     @property
     def reported(self) -> PathEffects:
@@ -169,9 +187,9 @@ class StageResult(Plotted):
 
     def stability(self) -> Stability:
         """How like these heads are those that other scenarios would choose."""
-        first, second = (each and Sample(each.per_prompt, each.scenarios) for each in (self.found, self.replication))
-        assert first is not None
-        return stability(self.selection, first, self.found.noise_floor, second)
+        again = None if self.replication is None else sample_of(self.replication)
+        others = [sample_of(each) for each in self.beside]
+        return stability(self.selection, sample_of(self.found), self.found.noise_floor, again, beside=others)
 
     def to_pandas(self) -> Any:
         """A row for each head: its reported effect, p where heads were chosen, and what it was chosen as.
@@ -226,24 +244,41 @@ def discover(plan: Plan, measure: Measure) -> list[StageResult]:
     """
     plan.check()
     results: dict[str, StageResult] = {}
-    for stage in plan.stages:
-        receivers = receivers_of(stage, results)
-        if receivers is None or receivers:
-            first, again = measure(stage, receivers, "discovery", None), None
-            if "replication" in stage.splits:
-                again = measure(stage, receivers, "replication", candidates(stage, first))
-                assert isinstance(again, PathEffects), "only the first split is screened"
-            results[stage.name] = stage_result(stage, receivers, first, again)
+    for family in plan.families:
+        results |= {each.stage.name: each for each in discover_family(family, measure, results)}
     return list(results.values())
 
 
-def candidates(stage: Stage, first: PathEffects | Screened) -> list[Head] | None:
+def discover_family(family: Sequence[Stage], measure: Measure, results: Mapping[str, StageResult]) -> list[StageResult]:
+    """Stages whose heads are one family of tests, into heads that the results have; without those that have none."""
+    into = {stage: receivers_of(stage, results) for stage in family}
+    first = {stage: measure(stage, to, "discovery", None) for stage, to in into.items() if to is None or to}
+    found = []
+    for stage, effects in first.items():
+        beside = [measured_of(other) for each, other in first.items() if each is not stage]
+        again = None
+        if "replication" in stage.splits:
+            again = measure(stage, into[stage], "replication", candidates(stage, effects, beside))
+            assert isinstance(again, PathEffects), "only the first split is screened"
+        found.append(stage_result(stage, into[stage], effects, again, beside))
+    return found
+
+
+def measured_of(found: PathEffects | Screened) -> PathEffects:
+    return found.effects if isinstance(found, Screened) else found
+
+
+def sample_of(effects: PathEffects) -> Sample:
+    return Sample(effects.per_prompt, effects.scenarios)
+
+
+def candidates(stage: Stage, first: PathEffects | Screened, beside: Sequence[PathEffects] = ()) -> list[Head] | None:
     """The heads to be measured again: what a screened stage's rule chooses but for a replication; None: all."""
     if not isinstance(first, Screened):
         return None
     assert isinstance(stage.select, Discoveries), "nothing else is replicated"
     once = replace(stage, select=replace(stage.select, replicated=False))
-    chosen = stage_result(once, None, first).selection
+    chosen = stage_result(once, None, first, None, beside).selection
     return sorted([*chosen.helping, *chosen.hurting])
 
 
@@ -307,13 +342,15 @@ def stage_result(
     receivers: tuple[Head, ...] | None,
     first: PathEffects | Screened,
     again: PathEffects | None = None,
+    beside: Sequence[PathEffects] = (),
 ) -> StageResult:
-    """With the heads that the stage's rule supports."""
-    screened = first if isinstance(first, Screened) else None
-    found = first if not isinstance(first, Screened) else first.effects
-    second = None if again is None else Sample(again.per_prompt, again.scenarios)
-    chosen = select(found.per_prompt, found.scenarios, stage.select, found.noise_floor, second, metric=found.metric)
-    return StageResult(stage, receivers or (), found, again, chosen, screened)
+    """With the heads that the stage's rule supports; `beside`: what the other stages of its family measured."""
+    screened, found = first if isinstance(first, Screened) else None, measured_of(first)
+    second, others = None if again is None else sample_of(again), [sample_of(each) for each in beside]
+    chosen = select(
+        found.per_prompt, found.scenarios, stage.select, found.noise_floor, second, beside=others, metric=found.metric
+    )
+    return StageResult(stage, receivers or (), found, again, chosen, screened, tuple(beside))
 
 
 def circuit_of(results: Sequence[StageResult], shared: Shared) -> Circuit:

@@ -44,11 +44,23 @@ def _circuit(results: CommonResults, name: str, circuit: FoundCircuit) -> Part:
     return Part(
         f"Circuit: {name}",
         f"in {circuit.model}" + (f" · plan {circuit.plan}" if circuit.plan else ""),
-        list(circuit.gaps),
+        [*_searched(circuit), *circuit.gaps],
         figures=_drawn(results, name, circuit),
         tables=[Table("", rows, numeric=("heads",))],
         parts=[_stages(name, circuit)] if circuit.stages else [],
     )
+
+
+def _searched(circuit: FoundCircuit) -> list[str]:
+    """How the search of an automatic plan ended."""
+    if (search := circuit.search) is None:
+        return []
+    return [
+        f"found by an automatic plan, which named no roles: the circuit reaches {number(search.reached)} of what all "
+        f"heads at all roles do (logit difference, on the prompts that chose the heads); its plan is in "
+        f"plan-{circuit.plan}.yaml",
+        f"looked at without a further group: {', '.join(search.empty) or 'nothing'}",
+    ]
 
 
 def _drawn(results: CommonResults, name: str, circuit: FoundCircuit) -> dict[str, charts.Figure]:
@@ -66,7 +78,7 @@ def _stages(name: str, circuit: FoundCircuit) -> Part:
         "Effect of every head, stage by stage",
         "Each cell is one head. Negative (blue): the answer suffers when the head's output comes from the "
         "counterfactual, so the head helps; positive (orange): the head hurts. Every map has its own scale. Adjusted p "
-        "is of the prompts that chose, over all heads of the stage.",
+        "is of the prompts that chose, over all heads of the stage and of those tested with it.",
         figures={key: effect_map(stage) for key, stage in drawn.items()},
         captions={key: _caption(stage) for key, stage in drawn.items()},
     )

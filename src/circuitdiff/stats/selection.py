@@ -66,13 +66,14 @@ class Sample(NamedTuple):
     def p_values(self, n_flips: int) -> ClusterPValues:
         return cluster_p_values(self.per_prompt.double().numpy(), self.scenarios.numpy(), n_flips=n_flips)
 
-    def resampled(self, generator: torch.Generator) -> Sample:
-        """As many scenarios, drawn with replacement; each that is drawn twice counts as two."""
-        names, member = self.scenarios.unique(return_inverse=True)
-        drawn = torch.randint(len(names), (len(names),), generator=generator)
-        rows = [(member == scenario).nonzero()[:, 0] for scenario in drawn.tolist()]
-        scenarios = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(each) for each in rows]))
-        return Sample(self.per_prompt[..., torch.cat(rows)], scenarios)
+
+def resampled(samples: Sequence[Sample], generator: torch.Generator) -> list[Sample]:
+    """As many scenarios, drawn with replacement, of samples on the same prompts; one that is drawn twice is two."""
+    names, member = samples[0].scenarios.unique(return_inverse=True)
+    drawn = torch.randint(len(names), (len(names),), generator=generator)
+    rows = [(member == scenario).nonzero()[:, 0] for scenario in drawn.tolist()]
+    scenarios = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(each) for each in rows]))
+    return [Sample(each.per_prompt[..., torch.cat(rows)], scenarios) for each in samples]
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +89,7 @@ class Selection(Readable):
     not_replicated: tuple[Head, ...]  # chosen but for the second split
     effects: Float[Tensor, "layer head"]
     p: Float[Tensor, "layer head"]  # two-sided, each head alone
-    adjusted_p: Float[Tensor, "layer head"]  # over the whole sweep; by the rule's method, BH for TopK
+    adjusted_p: Float[Tensor, "layer head"]  # over the whole family of tests; by the rule's method, BH for TopK
     replication_p: Float[Tensor, "layer head"] | None  # one-sided, second split
 
 
@@ -117,19 +118,23 @@ def select(
     noise_floor: float,
     replication: Sample | None = None,
     *,
+    beside: Sequence[Sample] = (),
     metric: str = "logit_difference",
 ) -> Selection:
     """Heads that help and heads that hurt, chosen by `rule` from one sweep; none with |mean effect| <= `noise_floor`.
 
-    A head that was not measured counts as one of the sweep, with p = 1.
+    A head that was not measured counts as one of the sweep, with p = 1. `beside`: other sweeps of the same family of
+    tests, over which p is adjusted, too (by BH only).
 
     Raises: InputError if the rule asks for a replication and none is given.
     """
     sample = Sample(per_prompt, scenarios)
     by_max_t = isinstance(rule, Discoveries) and rule.method == "max_t"
     effects, test, again = sample.effects, sample.p_values(_FLIPS if by_max_t else 1), None
-    each = np.nan_to_num(test.p, nan=1.0)
-    p, adjusted = map(torch.from_numpy, (each, test.max_t_p if by_max_t else false_discovery_adjusted(each)))
+    each, *others = (np.nan_to_num(of.p, nan=1.0) for of in (test, *(other.p_values(1) for other in beside)))
+    together = false_discovery_adjusted(np.concatenate([table.ravel() for table in (each, *others)]))
+    over_family = together[: each.size].reshape(each.shape)
+    p, adjusted = map(torch.from_numpy, (each, test.max_t_p if by_max_t else over_family))
     if replication is not None:
         again = torch.from_numpy(one_sided(replication.p_values(1), (effects < 0).numpy()))
     candidates, k = effects.abs() > noise_floor, effects.numel()
@@ -166,7 +171,13 @@ _RESAMPLES = 100
 
 
 def stability(
-    chosen: Selection, sample: Sample, noise_floor: float, replication: Sample | None = None, *, seed: int = 0
+    chosen: Selection,
+    sample: Sample,
+    noise_floor: float,
+    replication: Sample | None = None,
+    *,
+    beside: Sequence[Sample] = (),
+    seed: int = 0,
 ) -> Stability:
     """Of the choice that `chosen` made from these samples. Scenarios of both are drawn anew, with replacement, and the
     same rule is applied; the heads that receive stay. `STABLE` and more is called stable.
@@ -177,9 +188,9 @@ def stability(
         return Stability(float("nan"), float("nan"), float("nan"))
     g, found = torch.Generator().manual_seed(seed), list[float]()
     for _ in range(_RESAMPLES):
-        first, second = (None if each is None else each.resampled(g) for each in (sample, replication))
-        assert first is not None
-        again = select(*first, chosen.rule, noise_floor, second)
+        first, *others = resampled([sample, *beside], g)
+        second = None if replication is None else resampled([replication], g)[0]
+        again = select(*first, chosen.rule, noise_floor, second, beside=others)
         found.append(overlap(chosen.helping, again.helping).jaccard)
     low, high = np.quantile(found, [0.025, 0.975])
     return Stability(float(np.mean(found)), float(low), float(high))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit
 from circuitdiff.evaluation import By, Evaluation, Means, Replacement, evaluate_circuits, evaluate_model, slot_sums
+from circuitdiff.methods.attention import AttentionToRoles, attention_to_roles
 from circuitdiff.methods.attribution_patching import attribution
 from circuitdiff.study.context import StudyContext
 from circuitdiff.study.host import LoadedModel
@@ -79,6 +80,13 @@ def attribution_cost(what: str, sizes: Sizes, asked: Iterable[tuple[Collection[s
         forwards += 2 * n * (1 + steps)
         flop += sizes.passes(2 * n) + sizes.runs(2 * n * steps, width)
     return Part(what, forwards, flop)
+
+
+def attended(
+    subject: LoadedModel, *, prompts: PromptsOf, circuit: Circuit, roles: tuple[str, ...]
+) -> dict[str, AttentionToRoles]:
+    """By group of the circuit, where its heads attend."""
+    return attention_to_roles(subject.model, circuit, subject.pairs(prompts), roles, memory_gb=subject.memory_gb)
 
 
 def circuits_alone(

@@ -17,7 +17,7 @@ from circuitdiff.models.comparable import Shape, differences
 from circuitdiff.models.family_registry import member_of
 from circuitdiff.models.sources import Outline, read_outline
 from circuitdiff.prompts import Pairs
-from circuitdiff.study.settings import PURPOSES, SPLIT_OF, CommonSettings, task_of
+from circuitdiff.study.settings import PURPOSES, SPLIT_OF, CommonSettings, expected, plans_of, task_of
 from circuitdiff.tasks import Task
 from circuitdiff.tasks.chat import OFF
 
@@ -58,9 +58,10 @@ class Outlined:
         return [*self.settings.searched, *self.settings.circuits]
 
 
-def outlined(settings: CommonSettings, plans: Mapping[str, Plan]) -> Outlined:
+def outlined(settings: CommonSettings) -> Outlined:
     """The study's models and prompts. Raises: InputError naming the model that cannot be read."""
-    return Outlined(settings, plans, task_of(settings), tuple(_outlined_models(settings)))
+    task = task_of(settings)
+    return Outlined(settings, expected(plans_of(settings), task), task, tuple(_outlined_models(settings)))
 
 
 def check_prompts(study: Outlined) -> None:

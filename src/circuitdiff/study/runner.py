@@ -28,7 +28,7 @@ from circuitdiff.study.preflight import check_study, outlined
 from circuitdiff.study.registry import SECTIONS, Results, options_of, planned_parts, results_bytes
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, ModelResult, StudyHeader, example_of
 from circuitdiff.study.sections.accuracy import stop_unless_able
-from circuitdiff.study.settings import CommonSettings, plans_of, task_of
+from circuitdiff.study.settings import CommonSettings, expected, task_of
 from circuitdiff.study.sizes import ever_smaller, note_on_rows
 from circuitdiff.study.workers import Monitor, ThisProcess, Worker, Workers
 
@@ -76,7 +76,7 @@ def run_study(
 
 def refuse(settings: CommonSettings) -> None:
     """Raises: InputError for what can be known before weights are read."""
-    known, mixing = outlined(settings, plans_of(settings)), list[str]()
+    known, mixing = outlined(settings), list[str]()
     for section in SECTIONS:
         if (options := options_of(settings, section)) is not None:
             section.check(known, options)
@@ -157,7 +157,7 @@ def plan_study(
 async def _sizes(study: StudyContext) -> Sizes:
     return Sizes(
         settings=study.settings,
-        plans=study.plans,
+        plans=expected(study.plans, study.task),
         task=study.task,
         base=await study.facts(study.base),
         speed=await study.speed(),

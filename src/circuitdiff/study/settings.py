@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from circuitdiff.config.settings import (
     Count,
@@ -22,6 +23,7 @@ from circuitdiff.config.settings import (
 )
 from circuitdiff.config.validation import validated
 from circuitdiff.errors import choices, naming
+from circuitdiff.methods.auto_plan import AutoPlan
 from circuitdiff.methods.discovery import Plan
 from circuitdiff.tasks import Task, get_task, is_task_file
 from circuitdiff.tasks.chat import AUTO, OFF
@@ -108,6 +110,9 @@ class PromptSettings(Settings):
         return dict.fromkeys(PURPOSES, value)
 
 
+AnyPlan = Plan | AutoPlan | Literal["auto"]
+
+
 class CommonSettings(Settings):
     """What a study depends on beside the settings of its sections."""
 
@@ -118,7 +123,7 @@ class CommonSettings(Settings):
     prompts: PromptSettings = Field(default_factory=PromptSettings)
     circuits: dict[Name, Path] = Field(default_factory=dict)  # circuit files to evaluate beside those that are found
     series: dict[Name, dict[str, Seed]] = Field(default_factory=dict)  # by title: models and their training steps
-    plans: dict[Name, Plan] = Field(default_factory=dict)  # empty: the task's own plan
+    plans: dict[Name, AnyPlan] = Field(default_factory=dict)  # empty: the task's own plan
     discover_in: tuple[str, ...] | None = None  # variants whose own circuit is looked for, too; None: all
     chat: str = OFF  # a chat template before each prompt: off, auto (the tokenizer's own), or the path of one
     force: bool = False  # go on though the base does not do the task
@@ -164,7 +169,7 @@ class CommonSettings(Settings):
 
 
 class _Plans(Settings):
-    plans: dict[Name, Plan]
+    plans: dict[Name, AnyPlan]
 
 
 def task_of(settings: CommonSettings) -> Task:
@@ -172,7 +177,7 @@ def task_of(settings: CommonSettings) -> Task:
     return get_task(settings.task.name, **settings.task.options)
 
 
-def plans_of(settings: CommonSettings) -> dict[str, Plan]:
+def plans_of(settings: CommonSettings) -> dict[str, Plan | AutoPlan]:
     """The study's plans, or the task's own; the first one is the main plan.
 
     Raises: InputError if a plan names a role that the task lacks.
@@ -181,13 +186,25 @@ def plans_of(settings: CommonSettings) -> dict[str, Plan]:
     return checked_plans(settings.plans, task) if settings.plans else own_plans(task)
 
 
-def own_plans(task: Task) -> dict[str, Plan]:
+def own_plans(task: Task) -> dict[str, Plan | AutoPlan]:
     """The plans of a task's file. Raises: InputError if one is not a plan, or names a role that the task lacks."""
     return checked_plans(validated(_Plans, {"plans": task.plans}, f"task {task.name}").plans, task)
 
 
-def checked_plans(plans: Mapping[str, Plan], task: Task) -> dict[str, Plan]:
-    for name, plan in plans.items():
+def checked_plans(plans: Mapping[str, AnyPlan], task: Task) -> dict[str, Plan | AutoPlan]:
+    whole = {name: AutoPlan() if plan == "auto" else plan for name, plan in plans.items()}
+    for name, plan in expected(whole, task).items():
         with naming(f"plans.{name}"):
             plan.check(task.roles)
-    return dict(plans)
+    return whole
+
+
+def expected(plans: Mapping[str, Plan | AutoPlan], task: Task) -> dict[str, Plan]:
+    """With the stages that automatic plans are expected to find, by which they are checked and reckoned."""
+    return {name: plan if isinstance(plan, Plan) else plan.expected(task.roles) for name, plan in plans.items()}
+
+
+def plan_file(name: str, plan: Plan) -> bytes:
+    """A plan as it stands in a study's file, without what is a default anyway."""
+    written = TypeAdapter(Plan).dump_python(plan, mode="json", exclude_defaults=True)
+    return yaml.safe_dump({"plans": {name: written}}, sort_keys=False, width=110).encode()

@@ -7,6 +7,7 @@ import inspect
 from dataclasses import is_dataclass
 from textwrap import dedent
 
+from circuitdiff.methods.auto_plan import AutoPlan
 from circuitdiff.methods.discovery import Plan, Stage
 from circuitdiff.stats.selection import Discoveries, TopK
 from circuitdiff.study.registry import SECTIONS
@@ -19,6 +20,7 @@ _TITLES = {
     TaskSettings: "`task`",
     PromptSettings: "`prompts`",
     Plan: "A plan, of `plans`",
+    AutoPlan: "An automatic plan, of `plans`; `auto` for the defaults",
     Stage: "A stage of a plan",
     Discoveries: "A rule, `select` of a stage: heads that are discoveries",
     TopK: "A rule, `select` of a stage: so many heads, the strongest",

@@ -13,7 +13,7 @@ from circuitdiff.methods.path_patching import check_reach
 from circuitdiff.models import load_model
 from circuitdiff.study.estimates import printed
 from circuitdiff.study.sections.accuracy import ability
-from circuitdiff.study.settings import own_plans
+from circuitdiff.study.settings import expected, own_plans
 from circuitdiff.tasks import Task
 from circuitdiff.tasks.soundness import Finding
 
@@ -25,7 +25,7 @@ def plans_finding(task: Task, tokenizer: PreTrainedTokenizerBase, seed: int = 0)
     try:
         plans = own_plans(task)
         pairs = task.sample(tokenizer, task.available(tokenizer, _FEW, seed), seed)
-        for name, plan in plans.items():
+        for name, plan in expected(plans, task).items():
             for stage in plan.stages:
                 with naming(f"plans.{name}: stage {stage.name!r}"):
                     check_reach(pairs, stage.at, stage.via, stage.receivers_at)

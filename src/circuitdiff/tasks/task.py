@@ -20,9 +20,7 @@ from circuitdiff.tasks.table_file import TableFile
 from circuitdiff.tasks.template_file import TemplateFile
 from circuitdiff.triples import Triples
 
-DEFAULT_PLANS: Mapping[str, Mapping[str, Any]] = {
-    "main": {"stages": [{"name": "mover", "at": "last", "select": {"minimum": 0.05}}]}
-}  # of a task whose file has none: which heads bring the answer to the last token
+DEFAULT_PLANS: Mapping[str, Any] = {"main": "auto"}  # of a task whose file has none
 
 
 _MOST_PROMPTS = 1_000_000  # hours to draw; more is a slip of the pen
@@ -82,7 +80,7 @@ class Task(Readable, ABC):
         return self.form.about
 
     @property
-    def plans(self) -> Mapping[str, Mapping[str, Any]]:
+    def plans(self) -> Mapping[str, Any]:
         """Discovery plans in the form of a study's, the main one first, for a study that names none."""
         return self.form.plans or DEFAULT_PLANS
 

@@ -17,7 +17,6 @@ from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.sections import attention
 from circuitdiff.study.sections.attention import SECTION, AttentionOptions, group_attention, roles_of
 from circuitdiff.study.sections.discovery import discovered
-from circuitdiff.study.settings import plans_of
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_context import TinyContext, tiny_study
 from helpers.tiny_folder import save_tiny_model
@@ -132,7 +131,7 @@ def test_circuits_without_heads_attend_nowhere(context, monkeypatch):
 
 
 def test_roles_that_the_task_lacks_are_refused(context):
-    study = outlined(context.study.settings, plans_of(context.study.settings))
+    study = outlined(context.study.settings)
     with pytest.raises(InputError, match=r"attention\.roles names 'lats'"):
         SECTION.check(study, AttentionOptions(roles=("last", "lats")))
     SECTION.check(study, AttentionOptions(roles=("last", "segment_1.label")))

@@ -30,7 +30,6 @@ from circuitdiff.study.sections import cross_model, functions
 from circuitdiff.study.sections.cross_model import SECTION, CrossModelOptions
 from circuitdiff.study.sections.discovery import Discovered
 from circuitdiff.study.sections.functions import MaskCell
-from circuitdiff.study.settings import plans_of
 from helpers.invented_sections import mask
 from helpers.tiny_context import PLANS, TinyContext, tiny_context, tiny_study, without_sections
 from helpers.tiny_folder import save_tiny_model
@@ -347,7 +346,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path, setting, message):
 def refuse(context: TinyContext, options: CrossModelOptions, **plan: Any) -> None:
     data = tiny_study(context.study.settings.base.source, variants={"second": str(context.study.settings.base.source)})
     settings = parse_study(data | ({"plans": {"main": plan}} if plan else {}), "test")
-    SECTION.check(outlined(settings, plans_of(settings)), options)
+    SECTION.check(outlined(settings), options)
 
 
 def test_a_null_donor_must_be_a_variant(context):

@@ -27,7 +27,6 @@ from circuitdiff.study.registry import Results, options_of, parse_study
 from circuitdiff.study.sections import graft as section
 from circuitdiff.study.sections.discovery import Discovered
 from circuitdiff.study.sections.graft import SECTION, GraftedParts, GraftOptions
-from circuitdiff.study.settings import plans_of
 from helpers.tiny_context import TinyContext, tiny_context, tiny_study
 
 FOUND = Circuit(
@@ -246,7 +245,7 @@ def refuse(context: TinyContext, message: str | None, **changes: Any) -> None:
     settings = parse_study(tiny_study(source, variants={"second": source}, **changes), "test")
     options = options_of(settings, SECTION)
     assert options is not None
-    study = outlined(settings, plans_of(settings))
+    study = outlined(settings)
     if message is None:
         SECTION.check(study, options)
     else:

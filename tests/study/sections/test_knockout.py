@@ -14,7 +14,6 @@ from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.sections import knockout
 from circuitdiff.study.sections.discovery import Discovered
 from circuitdiff.study.sections.knockout import SECTION, KnockoutOptions, Knockouts, cell_of, layers_of
-from circuitdiff.study.settings import plans_of
 from helpers.tiny_context import PLANS, TinyContext, tiny_context
 
 OPTIONS = KnockoutOptions(prompts=6, layer_step=2, roles=("last", "previous_query_label"))
@@ -139,7 +138,7 @@ def test_without_a_circuit_or_roles_there_is_nothing_to_knock_out(context, monke
 
 
 def test_roles_that_the_task_lacks_are_refused(context):
-    study = outlined(context.study.settings, plans_of(context.study.settings))
+    study = outlined(context.study.settings)
     for options, where in (
         (KnockoutOptions(roles=("lats",)), "roles"),
         (KnockoutOptions(curves=(("last", "lats"),)), "curves"),

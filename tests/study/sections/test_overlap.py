@@ -33,7 +33,6 @@ from circuitdiff.study.sections.overlap import (
     group_work,
 )
 from circuitdiff.study.sections.overlap_profiles import cosine, profiles
-from circuitdiff.study.settings import plans_of
 from helpers.tiny_context import TinyContext, tiny_context, tiny_study
 from helpers.tiny_folder import save_tiny_model
 
@@ -141,7 +140,7 @@ def test_the_base_trained_again_is_the_ceiling_of_the_others(context, results):
 
 
 def test_a_ceiling_that_was_not_searched_is_refused_in_one_line(context):
-    known = outlined(context.study.settings, plans_of(context.study.settings))
+    known = outlined(context.study.settings)
     for name in ("plain", context.study.base, "nowhere"):
         with pytest.raises(InputError, match=rf"same_again names '{name}', no variant .*; choose one of tuned"):
             SECTION.check(known, OverlapOptions(same_again=name))
@@ -242,7 +241,7 @@ def test_too_few_scenarios_to_compare_maps_are_refused_where_there_is_a_variant(
     settings = context.study.settings
     prompts = settings.prompts.model_copy(update={"queries_per_scenario": 6})
     few = settings.model_copy(update={"prompts": prompts})
-    known = outlined(settings, plans_of(settings))
+    known = outlined(settings)
     study = type(known)(few, known.plans, known.task, known.models)
     with pytest.raises(InputError, match=r"prompts\.discovery is 6, with 6 prompts a scenario: 1 scenarios"):
         SECTION.check(study, OPTIONS)

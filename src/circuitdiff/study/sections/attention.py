@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from circuitdiff.circuit import Circuit
 from circuitdiff.config.settings import Prompts
 from circuitdiff.errors import InputError
-from circuitdiff.methods.attention import AttentionToRoles, attention_to_roles
+from circuitdiff.methods.attention import AttentionToRoles
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
+from circuitdiff.study.common_units import attended
 from circuitdiff.study.estimates import Estimate, HeadPlace, estimate
 from circuitdiff.study.preflight import check_known
-from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
+from circuitdiff.study.section import Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, main_circuits
 from circuitdiff.tasks import Task
 
@@ -94,12 +95,6 @@ def roles_of(options: AttentionOptions, task: Task, pairs: Pairs) -> tuple[str, 
     if there := tuple(role for role in asked if role in pairs.positions and bool((pairs.positions[role] >= 0).any())):
         return there
     raise InputError(f"attention.roles: no prompt has {' or '.join(asked)}; name other roles, or none for all")
-
-
-def attended(
-    subject: LoadedModel, *, prompts: PromptsOf, circuit: Circuit, roles: tuple[str, ...]
-) -> dict[str, AttentionToRoles]:
-    return attention_to_roles(subject.model, circuit, subject.pairs(prompts), roles, memory_gb=subject.memory_gb)
 
 
 def group_attention(at: str, found: AttentionToRoles) -> GroupAttention:

@@ -8,28 +8,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from circuitdiff.circuit import Circuit, Head
+from circuitdiff.circuit import Circuit
 from circuitdiff.config.names import file_name
 from circuitdiff.errors import naming
 from circuitdiff.evaluation import check_groups
-from circuitdiff.methods.discovery import (
-    Plan,
-    Split,
-    Stage,
-    StageResult,
-    candidates,
-    circuit_of,
-    gaps,
-    receivers_of,
-    stage_result,
-)
-from circuitdiff.methods.path_patching import Path, PathEffects, path_effects
-from circuitdiff.methods.screening import Screen, Screened, screened_effects
+from circuitdiff.methods.auto_plan import SWEEPS_OF_A_GROUP
+from circuitdiff.methods.discovery import Plan, Split, Stage, StageResult, circuit_of, gaps
 from circuitdiff.readable import Readable
 from circuitdiff.stats.selection import STABLE
-from circuitdiff.study.checks import FEW, executors_on_path
 from circuitdiff.study.common_units import EVALUATION
-from circuitdiff.study.context import checked
 from circuitdiff.study.estimates import (
     Estimate,
     GroupHeads,
@@ -41,8 +28,10 @@ from circuitdiff.study.estimates import (
     result_of,
     with_heads,
 )
-from circuitdiff.study.section import LoadedModel, Part, PromptsOf, Section, Sizes, StudyContext
+from circuitdiff.study.section import Part, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery_screen import Screening, screening_of
+from circuitdiff.study.sections.discovery_units import family_results, searched
+from circuitdiff.study.settings import plan_file, plans_of
 
 NOTHING = Estimate(None, None, None)
 
@@ -84,11 +73,22 @@ class Sweep(Readable):
             raise ValueError("expected effects, low, high and adjusted_p of one shape, layers x heads")
 
 
+@dataclass(frozen=True)
+class PlanSearch:
+    """How an automatic plan ended: its circuit's logit difference as a share of that of all heads at all roles, both
+    less that of no head, on the prompts that chose the heads; and the stages that added no group.
+    """
+
+    reached: Number
+    empty: tuple[str, ...]
+
+
 @dataclass(frozen=True, repr=False)
 class FoundCircuit(Readable):
     """A circuit, and the stages that it was found in; one that the user gave has no plan, and counts as the base's.
 
-    `gaps`: a line for each stage that chose no heads, or was not run for want of receivers.
+    `gaps`: a line for each stage that chose no heads, or was not run for want of receivers. `search`: of the automatic
+    plan that found it; its stages are those of the plan that it wrote.
     """
 
     model: str
@@ -97,6 +97,7 @@ class FoundCircuit(Readable):
     groups: dict[str, GroupHeads]
     stages: tuple[Sweep, ...]
     gaps: tuple[str, ...] = ()
+    search: PlanSearch | None = None
 
 
 class Discovered(NamedTuple):
@@ -106,6 +107,9 @@ class Discovered(NamedTuple):
     plan: str | None
     circuit: Circuit
     stages: Sequence[StageResult]
+    steps: Plan | None = None  # of an automatic plan: the stages that found heads
+    empty: Sequence[Stage] = ()  # those that an automatic plan ran beside them
+    reached: float | None = None  # by an automatic plan, see `methods.auto_plan`
 
 
 async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
@@ -115,7 +119,7 @@ async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
     """
     results = {}
     for name, each in (await _all_discovered(study)).items():
-        plan = None if each.plan is None else study.plans[each.plan]
+        plan, search = each.steps, None
         if not each.circuit.roles:
             study.warn(f"circuit {name} has no heads, so it was not evaluated")
         missing = () if plan is None else tuple(gaps(plan, each.stages))
@@ -128,7 +132,10 @@ async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
                 f"scenarios, where {STABLE} is called stable: {', '.join(shaky)})"
             )
         metric = None if plan is None else plan.metric
-        results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages, missing)
+        if plan is not None and each.reached is not None:
+            search = PlanSearch(each.reached, tuple(stage.name for stage in each.empty))
+            study.store.write(f"plan-{file_name(str(each.plan))}.yaml", plan_file(str(each.plan), plan))
+        results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages, missing, search)
         if plan is not None:
             of_variant = "" if each.model == study.base else f"@{file_name(each.model)}"
             study.store.write_json(f"circuit-{file_name(str(each.plan))}{of_variant}.json", each.circuit.to_dict())
@@ -171,14 +178,23 @@ async def _discovered(study: StudyContext, name: str) -> Discovered:
         return Discovered(study.base, None, await _given(study, name), ())
     main, *others = study.plans
     plan_name = next((plan for plan in others if name == f"{study.base} ({plan})"), main)
-    model = study.base if plan_name != main else name
-    plan, results = study.plans[plan_name], dict[str, StageResult]()
-    for stage in plan.stages:
-        receivers = receivers_of(stage, results)
-        if receivers is None or receivers:
-            results[stage.name] = stage_result(stage, receivers, *await _measured(study, model, plan, stage, receivers))
-            await _check(study, model, plan, results[stage.name])
-    return Discovered(model, plan_name, circuit_of(list(results.values()), plan.shared_heads), list(results.values()))
+    model, rule = study.base if plan_name != main else name, study.plans[plan_name]
+    if isinstance(rule, Plan):
+        return await _by_plan(study, model, plan_name, rule)
+    if model == study.base:
+        search, reached = await searched(study, model, rule)
+        return Discovered(model, plan_name, search.circuit, tuple(search.found), search.plan, search.empty, reached)
+    in_base = await discovered(study, study.base)
+    assert in_base.steps is not None, "what a plan found has steps"
+    return await _by_plan(study, model, plan_name, in_base.steps)
+
+
+async def _by_plan(study: StudyContext, model: str, name: str, plan: Plan) -> Discovered:
+    results = dict[str, StageResult]()
+    for family in plan.families:
+        found = await family_results(study, model, family, results, plan.metric, plan.roles)
+        results |= {each.stage.name: each for each in found}
+    return Discovered(model, name, circuit_of(list(results.values()), plan.shared_heads), list(results.values()), plan)
 
 
 async def _given(study: StudyContext, name: str) -> Circuit:
@@ -188,85 +204,6 @@ async def _given(study: StudyContext, name: str) -> Circuit:
     with naming(path):
         check_groups(circuit, base.n_layers, base.n_heads, await study.pairs(study.base, EVALUATION))
     return circuit
-
-
-async def _measured(
-    study: StudyContext, model: str, plan: Plan, stage: Stage, receivers: tuple[Head, ...] | None
-) -> tuple[PathEffects | Screened, PathEffects | None]:
-    """On every split that the stage's rule needs; with a screen, only what it chose on the first is measured again."""
-    to = None if receivers is None else tuple(sorted(receivers))
-    path = Path(stage.at, to, stage.via, stage.receivers_at)
-    more = {"path": path, "metric": plan.metric, "shared_roles": tuple(plan.roles)}
-
-    async def on(split: Split, senders: tuple[Head, ...] | None = None) -> PathEffects:
-        title = f"{stage.name} ({split}) in {model}"
-        return await study.value(title, sweep, model, prompts=PromptsOf(split), senders=senders, **more)
-
-    if stage.screened_by is None:
-        first, *again = await study.each(stage.splits, on)
-        return first, next(iter(again), None)
-    by = {"screen": stage.screened_by, "minimum": stage.minimum(plan.metric), "seed": study.settings.seed}
-    title = f"{stage.name} (screened) in {model}"
-    first = await study.value(title, screened_sweep, model, prompts=PromptsOf("discovery"), **more, **by)
-    if "replication" not in stage.splits:
-        return first, None
-    return first, await on("replication", tuple(candidates(stage, first) or ()))
-
-
-def sweep(
-    subject: LoadedModel,
-    *,
-    prompts: PromptsOf,
-    path: Path,
-    senders: tuple[Head, ...] | None,
-    metric: str,
-    shared_roles: tuple[str, ...],
-) -> PathEffects:
-    """Path patching of these heads, or of every one."""
-    along = (path.at, path.receivers, path.via, path.receivers_at)
-    runs = subject.pair_runs(prompts, shared_roles)
-    return path_effects(
-        subject.model, subject.pairs(prompts), *along, senders, metric=metric, shared=runs, **subject.how
-    )
-
-
-def screened_sweep(
-    subject: LoadedModel,
-    *,
-    prompts: PromptsOf,
-    path: Path,
-    metric: str,
-    shared_roles: tuple[str, ...],
-    screen: Screen,
-    minimum: float,
-    seed: int,
-) -> Screened:
-    given = {"metric": metric, "seed": seed, "shared": subject.pair_runs(prompts, shared_roles)}
-    return screened_effects(subject.model, subject.pairs(prompts), path, screen, minimum, **given, **subject.how)
-
-
-async def _check(study: StudyContext, model: str, plan: Plan, result: StageResult) -> None:
-    """Checks 3 and 9 on a finished sweep. Raises: CheckError."""
-    stage, effects, selection = result.stage, result.found.effects, result.selection
-    await study.check_executors(
-        f"{stage.name} in {model}",
-        f"stage {stage.name}, heads spread over its depth x {FEW} prompts, in units of the largest effect",
-        executors_on_path,
-        model,
-        prompts=PromptsOf("discovery", first=FEW),
-        stage=stage,
-        receivers=result.receivers,
-        strongest=tuple(selection.helping[:1]),
-        largest=float(effects.nan_to_num().abs().max()),
-        noise_floor=result.found.noise_floor,
-        metric=plan.metric,
-    )
-    chosen = [*selection.helping, *selection.hurting]
-    smallest = min((float(effects[h.layer, h.index].abs()) for h in chosen), default=float("inf"))
-    floor = result.found.noise_floor
-    detail = f"stage {stage.name}: noise floor {floor:.2g}, in units of the smallest choice"
-    name = "chosen effects are above the noise floor"
-    study.add_checks([checked(name, model, floor / smallest if chosen else 0.0, 1.0, detail)])
 
 
 def sweep_of(result: StageResult) -> Sweep:
@@ -308,11 +245,12 @@ def cost(sizes: Sizes, _: None) -> Iterator[Part]:
     n_runs = 2 * sizes.n_searched * sum(getattr(prompts, split) for split in splits)
     yield Part("runs that sweeps share", n_runs, sizes.passes(n_runs))
     parts, done = dict[str, Part](), set[tuple[Split, object]]()
-    for plan in sizes.plans.values():
+    for name, plan in sizes.plans.items():
+        n_more = 0 if isinstance(plans_of(sizes.settings)[name], Plan) else SWEEPS_OF_A_GROUP - 1  # in the base
         for stage in plan.stages:
             sweeps = {(split, _identity(plan, stage)) for split in stage.splits} - done
             n_prompts = sum(getattr(prompts, split) for split, _ in sweeps)
-            part = _sweep_cost(sizes, stage, n_prompts * (sizes.n_searched if plan is sizes.main else 1))
+            part = _sweep_cost(sizes, stage, n_prompts * (n_more + (sizes.n_searched if plan is sizes.main else 1)))
             before = parts.get(part.what, Part(part.what, 0, 0))
             parts[part.what] = Part(part.what, before.forwards + part.forwards, before.flop + part.flop)
             done |= sweeps

@@ -1,0 +1,207 @@
+"""An automatic plan: which stages to run follows from what the stages before them found.
+
+1. Heads straight into the logits, at the last token.
+2. Of the groups found so far, that with the largest effect whose heads nobody has looked into receives: heads that feed
+   its queries, at its role; and heads that feed its keys and values, at every role to which one of its heads attends.
+   All of these are one family of tests.
+3. 2 again, until the circuit does enough of what all heads at all roles do, no group is left, or there are enough.
+
+Source: done by hand in Wang et al. 2023 (arXiv:2211.00593) and Prakash et al. 2024 (arXiv:2402.14811).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal
+
+import torch
+
+from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.config.settings import Count, Share
+from circuitdiff.engine import Model
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
+from circuitdiff.evaluation import Evaluation, Means, evaluate_circuits
+from circuitdiff.evaluation.shapes import all_heads
+from circuitdiff.methods.attention import AttentionToRoles, attention_to_roles
+from circuitdiff.methods.discovery import Plan, Stage, StageResult, circuit_of, discover_family, measure_with
+from circuitdiff.methods.path_patching import Via
+from circuitdiff.methods.screening import Screen
+from circuitdiff.prompts import Pairs
+from circuitdiff.readable import Readable
+from circuitdiff.stats.metrics import MetricName
+from circuitdiff.stats.selection import Discoveries
+
+LAST = "last"  # every task's role at the last token
+SWEEPS_OF_A_GROUP = 4  # that a search runs for each group that it finds, as costs have it
+
+
+@dataclass(frozen=True, repr=False)
+class AutoPlan(Readable):
+    """A plan that names no roles: each stage follows from what was found before; see `find_circuit`.
+
+    `attended`: the share of a head's attention, on average, from which on a role is looked at. `enough`: the share of
+    what all heads at all roles do (logit difference, all else at slot means) at which the search ends.
+    """
+
+    select: Discoveries = field(default_factory=Discoveries)
+    screen: Screen | Literal["auto"] | None = "auto"
+    metric: MetricName = "logit_difference"
+    attended: Share = 0.05
+    enough: Share = 0.9
+    most_groups: Count = 6
+    n_receivers: Count | None = None  # how many of a group's strongest heads receive; None: all
+
+    def expected(self, roles: Sequence[str]) -> Plan:
+        """As many groups as a search may find, by which its cost is reckoned: all feed the heads at the last token."""
+        [first] = self.stages(None, ())
+        others = self.stages(first, [role for role in candidate_roles(roles) if role != LAST])
+        return self.plan([first, *others][: self.most_groups])
+
+    def stages(self, receivers: Stage | None, roles: Sequence[str], known: Collection[Stage] = ()) -> list[Stage]:
+        """All that could feed a stage's heads, which attend to `roles`; or the logits. No two of all have one name."""
+        if receivers is None:
+            return [self._stage(f"{LAST}_to_logits", LAST)]
+        names, found = {stage.name for stage in known}, list[Stage]()
+        paths: list[tuple[str, Via]] = [(receivers.at, "q"), *((role, via) for role in roles for via in ("k", "v"))]
+        for at, via in paths:
+            name = f"{at}_to_{via}_of_{receivers.at}"
+            numbered = (name if i == 1 else f"{name}_{i}" for i in count(1))
+            where = {"receivers_from": receivers.name, "receivers_at": None if via == "q" else receivers.at}
+            found.append(self._stage(next(each for each in numbered if each not in names), at, via=via, **where))
+        return found
+
+    def plan(self, stages: Sequence[Stage]) -> Plan:
+        """Of these stages, as discovery runs it."""
+        return Plan(tuple(stages), self.metric, shared_heads="earlier", adjusted_over="receivers")
+
+    def _stage(self, name: str, at: str, **more: object) -> Stage:
+        return Stage(name, at, self.select, screen=self.screen, n_receivers=self.n_receivers, **more)  # pyright: ignore
+
+
+class Search:
+    """What an automatic plan has found so far, and where it looks next."""
+
+    def __init__(self, rule: AutoPlan) -> None:
+        self._rule = rule
+        self.found: list[StageResult] = []
+        self.empty: list[Stage] = []  # stages that chose no heads, or only such as were found before
+        self._looked_into: list[Stage | None] = []
+
+    @property
+    def circuit(self) -> Circuit:
+        return circuit_of(self.found, "earlier")
+
+    @property
+    def plan(self) -> Plan:
+        """The stages that found heads; the first one at least."""
+        return self._rule.plan([each.stage for each in self.found] or self._rule.stages(None, ()))
+
+    def receivers(self) -> StageResult | None:
+        """The group to be looked into next; None once nothing is left or there are enough groups."""
+        left = [each for each in self.found if each.stage not in self._looked_into]
+        if not left or len(self.found) >= self._rule.most_groups:
+            return None
+        return max(left, key=self._strength)
+
+    def stages(self, receivers: StageResult | None, roles: Sequence[str]) -> list[Stage]:
+        """What feeds these heads, which attend to `roles`; or the logits."""
+        stage = None if receivers is None else receivers.stage
+        self._looked_into.append(stage)
+        return self._rule.stages(stage, roles, [*(each.stage for each in self.found), *self.empty])
+
+    def add(self, family: Sequence[StageResult]) -> None:
+        """The strongest first, as long as there is room for a group."""
+        for each in sorted(family, key=self._strength, reverse=True):
+            room = len(self.found) < self._rule.most_groups
+            if room and self._new_heads(each):
+                self.found.append(each)
+            else:
+                self.empty.append(each.stage)
+
+    def _new_heads(self, result: StageResult) -> list[Head]:
+        before = [each for each in self.found if each is not result and each.stage.at == result.stage.at]
+        known = {head for each in before for head in each.selection.helping}
+        return [head for head in result.selection.helping if head not in known]
+
+    def _strength(self, result: StageResult) -> float:
+        return sum(-float(result.found.effects[head.layer, head.index]) for head in result.selection.helping)
+
+
+@dataclass(frozen=True, repr=False)
+class FoundPlan(Readable):
+    """What an automatic plan found: the circuit, the plan that finds it again, and what each of its stages measured.
+
+    `empty`: stages that were run and added no group. `reached`: the circuit's logit difference as a share of that of
+    all heads at all roles, both less that of no head, on the prompts that chose the heads.
+    """
+
+    plan: Plan
+    circuit: Circuit
+    stages: tuple[StageResult, ...]
+    empty: tuple[Stage, ...]
+    reached: float
+
+
+def find_circuit(
+    model: Model,
+    splits: Mapping[str, Pairs],
+    means: Means,
+    rule: AutoPlan | None = None,
+    *,
+    memory_gb: float = DEFAULT_MEMORY_GB,
+) -> FoundPlan:
+    """Finds a circuit without being told at which roles to look.
+
+    `splits`: prompts for "discovery" and, unless the rule is `Discoveries(replicated=False)`, for "replication".
+    `means`: of every head at every slot, which stand in for the heads outside the circuit.
+
+    Raises: InputError as `discover` and `evaluate_circuits` do.
+    """
+    rule, pairs = rule or AutoPlan(), splits["discovery"]
+    roles = roles_everywhere(pairs)
+    measure, search, reached = measure_with(model, splits, metric=rule.metric, roles=roles), Search(rule), 0.0
+    receivers, attended = None, ()
+    while True:
+        known = {each.stage.name: each for each in search.found}
+        search.add(discover_family(search.stages(receivers, attended), measure, known))
+        circuits = [Circuit({}), search.circuit, all_heads(model.n_layers, model.n_heads, roles)]
+        reached = share_reached(evaluate_circuits(model, circuits, pairs, means, memory_gb=memory_gb))
+        receivers = None if reached >= rule.enough else search.receivers()
+        if receivers is None:
+            return FoundPlan(search.plan, search.circuit, tuple(search.found), tuple(search.empty), reached)
+        looking = attention_to_roles(model, as_circuit(receivers), pairs, roles, memory_gb=memory_gb)
+        attended = attended_roles(looking["receivers"], rule.attended)
+
+
+def candidate_roles(roles: Sequence[str]) -> list[str]:
+    """Without those of one segment, which have a dot: whether it is asked for differs from prompt to prompt."""
+    return [role for role in roles if "." not in role]
+
+
+def roles_everywhere(pairs: Pairs) -> list[str]:
+    """The roles that every prompt and counterfactual has; of those that are always at one token, the first."""
+    chosen: list[str] = []
+    for role in candidate_roles(list(pairs.positions)):
+        at, of_counterfactual = pairs.positions[role], pairs.counterfactual_positions.get(role)
+        there = of_counterfactual is not None and bool((at >= 0).all() and (of_counterfactual >= 0).all())
+        if there and not any(torch.equal(at, pairs.positions[other]) for other in chosen):
+            chosen.append(role)
+    return chosen if LAST in chosen else [*chosen, LAST]
+
+
+def as_circuit(receivers: StageResult) -> Circuit:
+    return Circuit({"receivers": Group(receivers.stage.at, receivers.as_receivers)})
+
+
+def attended_roles(attention: AttentionToRoles, share: float) -> tuple[str, ...]:
+    """The roles to which some head gives that share of its attention."""
+    most = attention.attention[..., :-1].double().nanmean(1).nan_to_num(0.0).amax(0).tolist()
+    return tuple(role for role, given in zip(attention.roles, most, strict=True) if given >= share)
+
+
+def share_reached(answers: Sequence[Evaluation]) -> float:
+    """Of no head, the circuit, and everything: where the circuit lies between the others; 0 if all are not better."""
+    nothing, circuit, ceiling = (float(each.logit_differences.double().mean()) for each in answers)
+    return (circuit - nothing) / (ceiling - nothing) if ceiling > nothing else 0.0

@@ -1,0 +1,150 @@
+"""An automatic plan: where it looks next, when it stops, and whether it finds what was planted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from circuitdiff import mean_activations
+from circuitdiff.circuit import Head
+from circuitdiff.errors import InputError
+from circuitdiff.methods.attention import AttentionToRoles
+from circuitdiff.methods.auto_plan import AutoPlan, Search, attended_roles, find_circuit, roles_everywhere
+from circuitdiff.methods.discovery import Plan, Stage, discover, stage_result
+from circuitdiff.models import load_model
+from circuitdiff.planted import build_planted
+from circuitdiff.stats.selection import Discoveries, TopK
+from circuitdiff.study.registry import parse_study
+from circuitdiff.study.settings import plan_file
+from circuitdiff.tasks import entity_tracking
+from helpers.fake_pairs import fake_pairs
+from methods.test_discovery import effects, scripted
+
+ONCE = Discoveries(replicated=False)
+
+
+def found(stage: Stage, table: dict[str, float]):
+    return stage_result(stage, None if stage.via is None else (Head(3, 1),), effects(table))
+
+
+def searching(table: dict[str, float], **rule):
+    search = Search(AutoPlan(select=ONCE, **rule))
+    [first] = search.stages(None, ())
+    search.add([found(first, table)])
+    return search
+
+
+def test_it_begins_at_the_logits_and_looks_into_queries_here_and_keys_and_values_where_heads_attend():
+    search = searching({"3.1": -2.0})
+    [first] = search.plan.stages
+    assert (first.name, first.at, first.via, first.receivers_from) == ("last_to_logits", "last", None, None)
+    receivers = search.receivers()
+    assert receivers is not None
+    stages = search.stages(receivers, ("query_label", "last"))
+    assert [(s.name, s.at, s.via, s.receivers_from, s.receivers_at) for s in stages] == [
+        ("last_to_q_of_last", "last", "q", "last_to_logits", None),
+        ("query_label_to_k_of_last", "query_label", "k", "last_to_logits", "last"),
+        ("query_label_to_v_of_last", "query_label", "v", "last_to_logits", "last"),
+        ("last_to_k_of_last", "last", "k", "last_to_logits", "last"),
+        ("last_to_v_of_last", "last", "v", "last_to_logits", "last"),
+    ]
+    assert search.receivers() is None, "these have been looked into"
+
+
+def test_the_group_of_the_largest_effect_comes_next_and_no_two_stages_have_one_name():
+    search = searching({"3.1": -2.0})
+    weak, strong, *_ = search.stages(search.receivers(), ("query_label",))
+    search.add([found(weak, {"1.0": -0.5}), found(strong, {"2.0": -0.9, "2.1": -0.8})])
+    second = search.receivers()
+    assert second is not None
+    assert second.stage == strong
+    search.stages(second, ())
+    third = search.receivers()
+    assert third is not None
+    assert third.stage == weak
+    assert search.stages(third, ())[0].name == "last_to_q_of_last_2"
+
+
+def test_heads_that_were_found_before_at_their_role_are_no_group_and_at_another_role_they_are():
+    search = searching({"3.1": -2.0, "2.0": -1.0})
+    same, other, *_ = search.stages(search.receivers(), ("query_label",))
+    search.add([found(same, {"2.0": -0.9}), found(other, {"2.0": -0.9})])
+    assert [each.stage for each in search.found[1:]] == [other]
+    assert search.empty == [same]
+
+
+def test_of_more_groups_than_there_is_room_for_the_strongest_stay():
+    search = searching({"3.1": -2.0}, most_groups=2)
+    weak, strong, *_ = search.stages(search.receivers(), ("query_label",))
+    search.add([found(weak, {"1.0": -0.5}), found(strong, {"2.0": -0.9})])
+    assert [each.stage for each in search.found[1:]] == [strong]
+    assert search.empty == [weak]
+    assert search.receivers() is None
+
+
+def test_roles_are_looked_at_where_some_head_attends_and_not_where_none_does():
+    shares = torch.tensor([[[0.5, 0.01, torch.nan, 0.4]], [[0.0, 0.04, torch.nan, 0.6]]])
+    attention = AttentionToRoles((Head(1, 0), Head(2, 0)), ("a", "b", "c"), shares, shares, torch.tensor([0]))
+    assert attended_roles(attention, 0.05) == ("a",)
+    assert attended_roles(attention, 0.03) == ("a", "b")
+
+
+def test_roles_that_are_always_at_one_token_count_once_and_those_of_a_segment_or_missing_ones_not():
+    pairs = fake_pairs()
+    pairs.positions["again"] = pairs.positions["query_label"].clone()
+    pairs.counterfactual_positions["again"] = pairs.counterfactual_positions["query_label"]
+    pairs.positions["segment.1"] = pairs.counterfactual_positions["segment.1"] = pairs.positions["last"] - 1
+    pairs.positions["seldom"] = pairs.counterfactual_positions["seldom"] = torch.full_like(pairs.positions["last"], -1)
+    roles = roles_everywhere(pairs)
+    assert {"query_label", "last"} <= set(roles)
+    assert not {"again", "segment.1", "seldom"} & set(roles)
+
+
+def test_a_plan_that_adjusts_over_receivers_tests_their_stages_as_one_family():
+    """A p of 0.0004 in 1 stage of 2 that are tested together is that of one in twice as many."""
+    first = Stage("first", "last", ONCE)
+    q = Stage("q", "last", ONCE, via="q", receivers_from="first")
+    k = Stage("k", "query_label", ONCE, via="k", receivers_from="first", receivers_at="last")
+    tables = {"first": {"3.1": -4.0}, "q": {"2.0": -1.0}, "k": {}}
+    alone, together = (
+        discover(Plan((first, q, k), adjusted_over=over), scripted(tables)) for over in ("stage", "receivers")
+    )
+    own = [float(results[1].selection.adjusted_p[2, 0]) for results in (alone, together)]
+    assert own[1] == pytest.approx(2 * own[0])
+    assert [len(result.beside) for result in together] == [0, 1, 1]
+
+
+def test_a_family_needs_a_rule_that_adjusts():
+    stages = (Stage("a", "last", TopK(1)), Stage("b", "last", TopK(1)))
+    with pytest.raises(InputError, match="stages a, b are one family of tests"):
+        Plan(stages, adjusted_over="receivers").check()
+    Plan(stages).check()
+
+
+def test_it_writes_an_ordinary_plan():
+    search = searching({"3.1": -2.0})
+    search.add([found(search.stages(search.receivers(), ("query_label",))[1], {"1.0": -0.5})])
+    study = {"name": "s", "base": "planted-base", "task": "entity-tracking"} | yaml.safe_load(
+        plan_file("mine", search.plan)
+    )
+    assert parse_study(study, "here").plans == {"mine": search.plan}
+
+
+@pytest.fixture(scope="module")
+def planted():
+    model, task = load_model("planted-base"), entity_tracking()
+    splits = {name: task.sample(model.tokenizer, 48, 0, name) for name in ("discovery", "replication", "mask")}
+    means = mean_activations(model, splits["mask"])
+    return find_circuit(model, splits, means)
+
+
+def test_it_finds_a_planted_circuit_whose_roles_nobody_named(planted):
+    there, here = (
+        {(group.at, head) for group in circuit.groups.values() for head in group.heads}
+        for circuit in (build_planted("planted-base").circuit, planted.circuit)
+    )
+    assert len(here & there) >= 0.9 * len(here)
+    assert len(here & there) >= 0.8 * len(there)
+    assert planted.reached > 0.7
+    assert len(planted.plan.stages) == len(planted.stages) < len(planted.stages) + len(planted.empty)
