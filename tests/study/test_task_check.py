@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from circuitdiff.methods.auto_plan import AutoPlan
 from circuitdiff.study import task_check
 from circuitdiff.study.estimates import Estimate, Share
 from circuitdiff.study.evidence import Ability
-from circuitdiff.methods.auto_plan import AutoPlan
 from circuitdiff.study.settings import own_plans
 from circuitdiff.study.task_check import ability_finding, plans_finding
 from circuitdiff.tasks import get_task

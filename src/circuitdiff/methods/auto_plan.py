@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.config.settings import Count, Share
@@ -42,14 +43,14 @@ class AutoPlan(Readable):
     """A plan that names no roles: each stage follows from what was found before; see `find_circuit`.
 
     `attended`: the share of a head's attention, on average, from which on a role is looked at. `enough`: the share of
-    what all heads at all roles do (logit difference, all else at slot means) at which the search ends.
+    what all heads at all roles do (logit difference, all else at slot means) at which the search ends; it may exceed 1.
     """
 
     select: Discoveries = field(default_factory=Discoveries)
     screen: Screen | Literal["auto"] | None = "auto"
     metric: MetricName = "logit_difference"
     attended: Share = 0.05
-    enough: Share = 0.9
+    enough: Annotated[float, Field(gt=0)] = 0.9
     most_groups: Count = 6
     n_receivers: Count | None = None  # how many of a group's strongest heads receive; None: all
 
