@@ -13,9 +13,11 @@ from pydantic import TypeAdapter
 from circuitdiff import runs
 from circuitdiff.cache.files import write_whole
 from circuitdiff.cache.store import REPORT, json_bytes
+from circuitdiff.circuit import Head
+from circuitdiff.circuit_files import Form, written
 from circuitdiff.config.reading import split_adapters
 from circuitdiff.engine import Model
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, choices
 from circuitdiff.finetune.recipes import run_recipe
 from circuitdiff.ground_truth import ask, chosen, render_page
 from circuitdiff.models import load_model
@@ -29,6 +31,7 @@ from circuitdiff.study.comparison import STUDY_FILE
 from circuitdiff.study.registry import read_results, read_study, results_schema
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.runner import plan_study
+from circuitdiff.study.sections.discovery import FoundCircuit
 from circuitdiff.study.settings import CommonSettings
 from circuitdiff.study.settings_page import settings_page
 from circuitdiff.study.task_check import ability_finding, plans_finding
@@ -121,6 +124,25 @@ def demo(folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Pa
     """Find the circuit of indirect object identification in a small real model, and evaluate it."""
     with as_file(files("circuitdiff") / "demo.yaml") as study:
         _run(read_study(study), folder)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    file: Annotated[Path, typer.Argument(help="Where the circuit goes.")],
+    circuit: Annotated[str | None, typer.Option(help="Which; default the base's.")] = None,
+    form: Annotated[Form, typer.Option(help='[[9, 6], ...], ["a9.h6", ...], or a graph with scores.')] = "graph",
+) -> None:
+    """Write a circuit as other tools read it: heads without roles."""
+    results = read_results(folder)
+    found: dict[str, FoundCircuit] = results.discovery or {}
+    name = next(iter(found), None) if circuit is None else circuit
+    if name not in found:
+        raise InputError(f"{folder} has no circuit {name!r}{choices(str(name), found)}")
+    heads = [Head(*head) for group in found[name].groups.values() for head in group.heads]
+    model = results.models[found[name].model]
+    write_whole(file, written(form, heads, model.n_layers, model.n_heads, found[name].scores))
+    say(f"circuit {name}, {len(set(heads))} heads: {file}")
 
 
 @app.command()

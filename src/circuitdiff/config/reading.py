@@ -110,6 +110,11 @@ def no_such_path(path: str | Path) -> str:
 
 def parse_json(text: str, origin: str) -> dict[str, Any]:
     """Raises: InputError if `text` is no JSON mapping; `origin` says where it came from."""
+    return _mapping(json_value(text, origin), origin)
+
+
+def json_value(text: str, origin: str) -> Any:
+    """The same of any value."""
     outside_strings = re.sub(_STRING, "", text, flags=re.DOTALL).encode("ascii", "ignore")
     depth = max(accumulate(map(_STEPS.__getitem__, outside_strings.translate(None, _NOT_BRACKETS))), default=0)
     if depth > _DEEPEST:
@@ -130,7 +135,7 @@ def parse_json(text: str, origin: str) -> dict[str, Any]:
         raise InputError(f"{origin}: {error}") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{origin}: half a pair of surrogates ({error.object[error.start]!a}) is no text") from error
-    return _mapping(data, origin)
+    return data
 
 
 def parse_yaml(text: str, origin: str) -> dict[str, Any]:

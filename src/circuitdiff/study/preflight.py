@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
-from circuitdiff.circuit import Circuit
+from circuitdiff.circuit_files import read_circuit
 from circuitdiff.errors import InputError, choices, naming
 from circuitdiff.evaluation import check_groups
 from circuitdiff.finetune.recipes import read_recipe
+from circuitdiff.methods.auto_plan import roles_everywhere
 from circuitdiff.methods.discovery import Plan
 from circuitdiff.methods.path_patching import check_reach
 from circuitdiff.models.adapters import check_adapter
@@ -97,7 +98,7 @@ def check_study(study: Outlined, mixing: Sequence[str]) -> None:
         model.pairs.check_one_token("a study")
     check_prompts(study)
     for path in study.settings.circuits.values():
-        circuit = Circuit.from_json(path)
+        circuit = read_circuit(path, roles_everywhere(base.pairs))
         with naming(path):
             check_groups(circuit, base.shape.n_layers, base.shape.n_heads, base.pairs)
     for stage in (stage for plan in study.plans.values() for stage in plan.stages):

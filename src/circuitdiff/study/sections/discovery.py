@@ -8,11 +8,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from circuitdiff.circuit import Circuit
+from circuitdiff.circuit import Circuit, Head
+from circuitdiff.circuit_files import read_circuit
 from circuitdiff.config.names import file_name
 from circuitdiff.errors import naming
 from circuitdiff.evaluation import check_groups
-from circuitdiff.methods.auto_plan import SWEEPS_OF_A_GROUP
+from circuitdiff.methods.auto_plan import SWEEPS_OF_A_GROUP, roles_everywhere
 from circuitdiff.methods.discovery import Plan, Split, Stage, StageResult, circuit_of, gaps
 from circuitdiff.readable import Readable
 from circuitdiff.stats.selection import STABLE
@@ -98,6 +99,16 @@ class FoundCircuit(Readable):
     stages: tuple[Sweep, ...]
     gaps: tuple[str, ...] = ()
     search: PlanSearch | None = None
+
+    @property
+    def scores(self) -> dict[Head, float]:
+        """Of each head that was measured its most negative effect over the stages, in the metric's unit."""
+        scores: dict[Head, float] = {}
+        for stage in self.stages:
+            for place in np.ndindex(len(stage.effects), len(stage.effects[0])):
+                if (effect := stage.effects[place[0]][place[1]]) is not None:
+                    scores[Head(*place)] = min(effect, scores.get(Head(*place), effect))
+        return scores
 
 
 class Discovered(NamedTuple):
@@ -200,9 +211,10 @@ async def _by_plan(study: StudyContext, model: str, name: str, plan: Plan) -> Di
 async def _given(study: StudyContext, name: str) -> Circuit:
     """Raises: InputError naming the file if it is no circuit, or names a head or a role that there is not."""
     path, base = study.settings.circuits[name], await study.facts(study.base)
-    circuit = Circuit.from_json(path)
+    pairs = await study.pairs(study.base, EVALUATION)
+    circuit = read_circuit(path, roles_everywhere(pairs))
     with naming(path):
-        check_groups(circuit, base.n_layers, base.n_heads, await study.pairs(study.base, EVALUATION))
+        check_groups(circuit, base.n_layers, base.n_heads, pairs)
     return circuit
 
 

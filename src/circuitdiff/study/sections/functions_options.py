@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from circuitdiff.circuit import Circuit
+from circuitdiff.circuit_files import read_circuit
 from circuitdiff.config.settings import CountOrZero, Gigabytes, Prompts
 from circuitdiff.errors import InputError
+from circuitdiff.methods.auto_plan import roles_everywhere
 from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep
 from circuitdiff.methods.component_mask.patching import MEMORY_GB
 from circuitdiff.methods.discovery import Stage
@@ -126,9 +127,8 @@ def _roles_of_groups(outlined: Outlined, options: FunctionsOptions) -> dict[str,
     roles: dict[str, str] = {}
     for name in options.circuits_of(outlined.settings):
         path = outlined.settings.circuits.get(name)
-        groups = (
-            {stage.name: stage for stage in outlined.main.stages} if path is None else Circuit.from_json(path).groups
-        )
+        given = None if path is None else read_circuit(path, roles_everywhere(outlined.base.pairs))
+        groups = {stage.name: stage for stage in outlined.main.stages} if given is None else given.groups
         roles |= {group: each.at for group, each in groups.items()}
     return roles
 
