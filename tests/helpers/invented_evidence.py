@@ -14,7 +14,9 @@ from circuitdiff.study.evidence import (
     FunctionEvidence,
     Noted,
     PartsEvidence,
+    RivalEvidence,
     SimilarityEvidence,
+    StabilityEvidence,
     Thresholds,
     TransferEvidence,
 )
@@ -83,6 +85,8 @@ WELL = Evidence(
     n_scenarios=80,
     circuits=ALL_CIRCUITS,
     transfers=[TRANSFER],
+    rivals=[RivalEvidence("base", near(0.4)), RivalEvidence("tuned", near(0.3))],
+    stability=[StabilityEvidence("base", "fetcher", near(0.9)), StabilityEvidence("tuned", "fetcher", near(0.85))],
     similarity=[SimilarityEvidence("fetcher", ratio(0.96), ratio(0.2))],
     functions=[FETCHER],
     patched=divided({"reader": part(0.0), "fetcher": part(0.9)}),

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuitdiff.circuit import Head
+from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Edit, Site
 from circuitdiff.errors import InputError
+from circuitdiff.evaluation import mean_activations
 from circuitdiff.methods.attribution_patching import Attribution, attribution, path_attribution
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.prompts import Pairs
@@ -191,3 +192,35 @@ def test_scores_and_intervals_are_of_the_prompts():
 def test_what_attribution_refuses(arguments, message):
     with pytest.raises(InputError, match=message):
         attribution(subject("llama").model, fake_pairs(), **arguments)
+
+
+def test_heads_that_are_held_carry_their_means_and_score_nothing():
+    chosen, pairs, roles = subject("gpt2"), fake_pairs(), ["query_label", "last"]
+    held = Circuit({"g": Group("query_label", (Head(1, 2), Head(0, 4))), "h": Group("last", (Head(2, 1),))})
+    means = mean_activations(chosen.model, pairs)
+    found = attribution(chosen.model, pairs, roles, held=held, means=means)
+    for at, head in (("last", Head(0, 3)), ("last", Head(2, 5)), ("query_label", Head(1, 3))):
+        expected = [slope_beside_held(chosen, pairs, i, head, at, held, means) for i in range(len(pairs))]
+        actual = found.per_prompt[at][head.layer, head.index]
+        torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), **EXACT)
+    for group in held.groups.values():
+        assert all((found.per_prompt[group.at][head.layer, head.index] == 0).all() for head in group.heads)
+    plain = attribution(chosen.model, pairs, roles)
+    assert not torch.allclose(found.per_prompt["last"][0, 3], plain.per_prompt["last"][0, 3])
+
+
+def slope_beside_held(chosen: Subject, pairs: Pairs, i: int, head: Head, at: str, held: Circuit, means) -> float:
+    clean, other, here, there = places(pairs, i, at)
+    mine = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    source = chosen.reference.clean(other).seen[head.layer, "z"][:, there]
+    edits = [
+        Edit(head.layer, "z", here, torch.tensor([head.index]), ONE, source[None, :, [head.index]], mine.view(1, 1, 1))
+    ]
+    for group in held.groups.values():
+        for each in group.heads:
+            place = int(pairs.positions[group.at][i])
+            slot = means.slot_names.index(pairs.clean_prompts.slot_names[int(pairs.clean_prompts.slots[i, place])])
+            value = means.values[slot, each.layer, each.index][None, None, None]
+            edits.append(Edit(each.layer, "z", place, torch.tensor([each.index]), ONE, value))
+    value = logit_difference(chosen.reference.run(clean, edits, 1)[0], pairs, i)
+    return -float(torch.autograd.grad(value, mine)[0])

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from circuitdiff.study.estimates import Ratio
-from circuitdiff.study.evidence import Evidence, GapEvidence, NeededHeads, Noted, SimilarityEvidence
+from circuitdiff.study.evidence import (
+    Evidence,
+    GapEvidence,
+    NeededHeads,
+    Noted,
+    RivalEvidence,
+    SimilarityEvidence,
+    StabilityEvidence,
+)
 from helpers.invented_evidence import ALL_CIRCUITS, FETCHER, TRANSFER, evidence, near, ratio, said
 
 KIND, KIND_LOGITS = 2, 3  # of ALL_CIRCUITS
@@ -217,3 +225,36 @@ def test_the_sentence_on_functions_names_the_groups_that_were_tested_and_those_w
     found = said(evidence(functions=both, unknown=["writer"]), "same_function")
     expected = "Yes: fetcher (object) and reader (label) have the same function (of writer no function is known)."
     assert found.text == expected
+
+
+@pytest.mark.parametrize(
+    ("difference", "answer"),
+    [
+        (near(0.1), "yes"),
+        (near(0.01), "not established"),  # theirs may be as accurate
+        (near(-0.1), "no"),
+        (Noted(None, None, None, "some prompt or counterfactual has no label"), "not established"),
+    ],
+)
+def test_a_second_circuit_of_other_heads_is_surely_worse_or_surely_better_or_open(difference, answer):
+    rows = [RivalEvidence("base", near(0.5)), RivalEvidence("tuned", difference)]
+    found = said(evidence(rivals=rows), "no_rival")
+    assert found.answer == answer
+    if answer == "no":
+        assert "do more than it" in found.text
+    if difference.value is None:
+        assert "some prompt or counterfactual has no label" in found.text
+
+
+@pytest.mark.parametrize(("jaccard", "answer"), [(0.8, "yes"), (0.79, "not established"), (0.1, "not established")])
+def test_a_choice_is_called_stable_from_the_threshold_on_and_never_surely_unstable(jaccard, answer):
+    rows = [StabilityEvidence("base", "fetcher", near(0.95)), StabilityEvidence("tuned", "mover", near(jaccard))]
+    found = said(evidence(stability=rows), "stable_choice")
+    assert found.answer == answer
+    assert said(evidence(stability=rows), "stable_choice", stable=0.1).answer == "yes"
+    assert answer == "yes" or f"tuned, mover's heads are those of resampled scenarios by {jaccard:.2f}" in found.text
+
+
+def test_what_was_not_measured_of_circuits_is_open():
+    for claim, nothing in (("no_rival", {"rivals": ()}), ("stable_choice", {"stability": ()})):
+        assert said(evidence(**nothing), claim).answer == "not established"

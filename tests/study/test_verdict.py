@@ -13,6 +13,8 @@ from helpers.invented_evidence import WELL, ability, behaviour, divided, evidenc
 TABLES = {
     "behaviour": "accuracy",
     "same_circuit": "circuits",
+    "stable_choice": "circuits",
+    "no_rival": "circuits",
     "beats_base": "circuits",
     "beats_own": "circuits",
     "further_heads": "circuits",

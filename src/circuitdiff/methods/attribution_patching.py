@@ -14,20 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitdiff.circuit import Head
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Batch, Edit, Model, executor_named
 from circuitdiff.engine.executor import Progress, Readout, Values
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, batches, check_pairs, held_by_clean_run, numbers_per_row
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.circuits import check_roles
+from circuitdiff.evaluation.constants import Means, check_replacement
 from circuitdiff.methods.path_patching import Path, Via, check_path, passed_on, readout_of
 from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.readable import Readable, data_frame
@@ -71,6 +72,8 @@ def attribution(
     *,
     steps: int = 1,
     metric: str | Measured = "logit_difference",
+    held: Circuit | None = None,
+    means: Means | None = None,
     executor: str = "window",
     memory_gb: float = DEFAULT_MEMORY_GB,
     progress: Progress | None = None,
@@ -80,9 +83,10 @@ def attribution(
     `steps` of integrated gradients: `keep` in the middles of so many equal parts of (0, 1), all heads of all roles
     together; 1: at `keep` = 1. Roles at one token are patched once, and have the same scores. In the metric's unit (one
     of `circuitdiff.stats.metrics.METRICS`); negative = the head helps. A head that saturates (a gradient near zero, and
-    yet needed) scores near zero with one step.
+    yet needed) scores near zero with one step. `held`: in clean runs and all others the heads of this circuit, at roles
+    among `at`, carry their `means` and not what they compute; they score 0.
 
-    Raises: InputError if a role or metric does not exist, a prompt lacks a role, or `steps` is below 1.
+    Raises: InputError if a role or metric does not exist, a prompt lacks a role, a slot a mean, or `steps` is below 1.
     """
     roles = [at] if isinstance(at, str) else list(dict.fromkeys(at))
     check_pairs(model, pairs, "attribution patching")
@@ -93,7 +97,31 @@ def attribution(
         return runner.run(batch, edits, 1, readout)
 
     runs = PairRuns(model, pairs, roles, memory_gb, keep=False)
-    return _scores(runs, roles, (), run, steps, metric, memory_gb, progress)
+    constant = None if held is None or means is None else _held(model, pairs, roles, held, means)
+    return _scores(runs, roles, (), run, steps, metric, memory_gb, progress, constant=constant)
+
+
+class _Held(NamedTuple):
+    """Heads that carry a constant, and what it is."""
+
+    heads: Bool[Tensor, "role layer prompt head"]
+    values: Float[Tensor, "role layer prompt head d_head"]
+
+
+def _held(model: Model, pairs: Pairs, roles: Sequence[str], circuit: Circuit, means: Means) -> _Held:
+    """At roles that share a token, what is held at one is held at the other."""
+    circuit.check_fits(model.n_layers, model.n_heads, roles)
+    check_replacement(pairs, means)
+    heads = torch.zeros(len(roles), model.n_layers, model.n_heads, dtype=torch.bool)
+    for i, role in enumerate(roles):
+        for head in circuit.heads_at(role):
+            heads[i, head.layer, head.index] = True
+    at = torch.stack([pairs.positions[role] for role in roles])
+    same = at[:, None] == at[None]  # role, role, prompt
+    each = (same[:, :, None, :, None] & heads[None, :, :, None, :]).any(1)
+    slots = pairs.clean_prompts.slots.gather(1, at.T).T
+    values = [means.at(of_role, pairs.clean_prompts.slot_names).transpose(0, 1) for of_role in slots]
+    return _Held(each.to(model.device), torch.stack(values).to(model.device))
 
 
 def path_attribution(
@@ -137,6 +165,7 @@ def _scores(
     memory_gb: float,
     progress: Progress | None,
     last_layer: int | None = None,
+    constant: _Held | None = None,
 ) -> Attribution:
     """`others`: roles that the run needs to know the places of. Heads from `last_layer` on are not run, and score 0."""
     if steps < 1:
@@ -146,6 +175,10 @@ def _scores(
     shape = (len(roles), model.n_layers, len(pairs), model.n_heads)
     found = torch.zeros(shape, dtype=torch.promote_types(model.dtype, torch.float32))
     sources = torch.stack([runs.source(role) for role in roles])
+    free = sources.new_ones(sources.shape[:-1])
+    if constant is not None:
+        sources = torch.where(constant.heads[..., None], constant.values, sources)
+        free = free.masked_fill(constant.heads, 0.0)
     held = numbers_per_row(model, int(pairs.lengths.max())) + held_by_clean_run(model)  # a gradient needs all of it
     done = 0
     live = bool(n_layers)  # no head comes before a receiver in the first layer
@@ -166,7 +199,7 @@ def _scores(
 
         source = sources[:, :n_layers, bucket.prompts]
         for value in [(i + 0.5) / steps for i in range(steps)] if steps > 1 else [1.0]:
-            slope = _gradient(bucket, roles, source, value, effect)
+            slope = _gradient(bucket, roles, source, value * free[:, :n_layers, bucket.prompts], effect)
             found[:, :n_layers, bucket.prompts] -= slope.to(found) / steps
         done += len(bucket.prompts)
         if progress:
@@ -179,14 +212,14 @@ def _gradient(
     bucket: Bucket,
     roles: Sequence[str],
     source: Float[Tensor, "role layer prompt head d_head"],
-    value: float,
+    value: Keep,
     effect: Callable[[list[Edit]], Tensor],
 ) -> Keep:
-    """Of the effect by every `keep`, where all of them have this value. A prompt's effect depends on its own alone."""
+    """Of the effect by every `keep` at this value; 0 where that is 0. A prompt's effect depends on its own alone."""
     one, heads = torch.zeros(1, dtype=torch.long), torch.arange(source.shape[3], device=source.device)
     first = {bucket.positions[role]: i for i, role in reversed([*enumerate(roles)])}  # roles at one token are one
     with torch.enable_grad():
-        keep = torch.full(source.shape[:-1], value, dtype=source.dtype, device=source.device, requires_grad=True)
+        keep = value.clone().requires_grad_()
         edits = [
             Edit(layer, "z", at, heads, one, source[i, layer][None], keep[i, layer][None])
             for layer in range(source.shape[1])
@@ -196,4 +229,4 @@ def _gradient(
         if not change.requires_grad:
             raise InputError("the metric has no gradient, as a count has none; give one that changes smoothly")
         slope = torch.autograd.grad(change, keep)[0]
-    return slope[[first[bucket.positions[role]] for role in roles]]
+    return (slope * (value > 0))[[first[bucket.positions[role]] for role in roles]]

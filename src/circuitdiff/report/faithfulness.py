@@ -30,6 +30,7 @@ _CONTROLS = {
     "next_best": "the heads that help next in each stage",
     "other_roles": "its heads at each other's roles",
     "by_attribution": "heads of the largest activation times gradient",
+    "rival": "other heads, of the largest activation times gradient while the circuit is held at its means",
 }
 _MATRIX_COLUMNS = {"circuit": "circuit of", "model": "in model", "printed": "faithfulness", "normalised": "normalised"}
 _MATRIX_COLUMNS |= {"accuracy": "circuit alone", "of_model": "whole model", "random": "random circuits", "note": ""}

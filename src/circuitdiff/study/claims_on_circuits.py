@@ -96,6 +96,36 @@ def _alike(similarity: SimilarityEvidence, least: float) -> list[Requirement]:
     return [alike, other.never_refuting()]
 
 
+# Are the circuits those of the task, or of these prompts, and are there others?
+
+
+def stable_choice(evidence: Evidence, limits: Thresholds) -> Posed:
+    """More prompts could say yes; nothing says no, for a resample is noisier than the scenarios themselves."""
+    least = min((each.jaccard.value or 0.0 for each in evidence.stability), default=None)
+    requirements = [
+        Requirement(
+            (each.jaccard.value or 0.0) >= limits.stable or None,
+            f"in {each.model}, {each.stage}'s heads are those of resampled scenarios by {printed(each.jaccard)} "
+            f"(Jaccard), of at least {limits.stable:g}",
+        )
+        for each in evidence.stability
+    ]
+    numbers = "" if least is None else f" (Jaccard {least:.2f} or more at every stage)"
+    nothing = Requirement(None, "no stage chose heads")
+    return Posed(f"other prompts of this kind would choose the same heads{numbers}", requirements or [nothing])
+
+
+def no_rival(evidence: Evidence, _: Thresholds) -> Posed:
+    numbers = "; ".join(f"{each.model} {printed(each.difference)}" for each in evidence.rivals if each.difference)
+    said = "as many other heads, chosen while the circuit is held at its means, do {} than it" + f" ({numbers})"
+    requirements = [
+        _positive(f"in {each.model}, the circuit's accuracy less theirs is", each.difference)
+        for each in evidence.rivals
+    ]
+    nothing = Requirement(None, "no circuit was held against others")
+    return Posed(said.format("less"), requirements or [nothing], said.format("more"))
+
+
 # Which of two circuits does better in the variant? Paired differences in accuracy, under the paper's ablation.
 
 

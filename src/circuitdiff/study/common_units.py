@@ -57,17 +57,36 @@ async def circuit_answers(
 
 
 async def attribution_scores(
-    study: StudyContext, model: str, roles: tuple[str, ...], steps: int = 1, metric: str = "logit_difference"
+    study: StudyContext,
+    model: str,
+    roles: tuple[str, ...],
+    steps: int = 1,
+    metric: str = "logit_difference",
+    held: Circuit | None = None,
 ) -> dict[str, Float[Tensor, "layer head"]]:
-    """By role, each head's mean attribution on the prompts of discovery, in the metric's unit; negative = it helps."""
-    title = f"attribution in {model}" + (f", {steps} steps" if steps > 1 else "")
-    return await study.value(title, attributed, model, prompts=DISCOVERY, roles=roles, steps=steps, metric=metric)
+    """By role, each head's mean attribution on the prompts of discovery, in the metric's unit; negative = it helps.
+
+    `held`: heads that carry their slot means meanwhile.
+    """
+    title = f"attribution in {model}" + (f", {steps} steps" if steps > 1 else "") + (", circuit held" if held else "")
+    more = {"held": held, "means": held and means_of(model)}
+    given = {"prompts": DISCOVERY, "roles": roles, "steps": steps, "metric": metric}
+    return await study.value(title, attributed, model, **given, **more)
 
 
 def attributed(
-    subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...], steps: int, metric: str
+    subject: LoadedModel,
+    *,
+    prompts: PromptsOf,
+    roles: tuple[str, ...],
+    steps: int,
+    metric: str,
+    held: Circuit | None,
+    means: Needed | None,
 ) -> dict[str, Float[Tensor, "layer head"]]:
-    return attribution(subject.model, subject.pairs(prompts), roles, steps=steps, metric=metric, **subject.how).scores
+    constant = {} if means is None else {"held": held, "means": subject.means(means, "slot")}
+    given = {"steps": steps, "metric": metric, **constant, **subject.how}
+    return attribution(subject.model, subject.pairs(prompts), roles, **given).scores
 
 
 def attribution_cost(what: str, sizes: Sizes, asked: Iterable[tuple[Collection[str], int, int]]) -> Part:

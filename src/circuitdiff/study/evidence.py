@@ -30,6 +30,7 @@ class Thresholds:
     accuracy: Share = 0.05  # a difference of two accuracies that lies within it is none
     faithfulness: Share = 0.1  # the same of two normalised faithfulnesses
     alike: Share = 0.9  # least correlation of effect maps, corrected for noise: they share four fifths of the variance
+    stable: Share = 0.8  # least Jaccard index of a stage's heads with those that resampled scenarios choose
     gap: Share = 0.1  # what a model may keep without a group of heads that its circuit loses, in probability
     share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the gain: what is sufficient, or necessary
     nothing: Share = 0.2  # of the gain: a part whose shares surely lie within it did not improve
@@ -110,6 +111,23 @@ class GapEvidence:
 
 
 @dataclass(frozen=True)
+class RivalEvidence:
+    """A model's own circuit less a second one: as many other heads, chosen while the circuit is held; in accuracy."""
+
+    model: str
+    difference: Noted
+
+
+@dataclass(frozen=True)
+class StabilityEvidence:
+    """How like a stage's heads are those that resampled scenarios choose: Jaccard's index."""
+
+    model: str
+    stage: str
+    jaccard: Estimate
+
+
+@dataclass(frozen=True)
 class NeededHeads:
     """How many heads are needed in each own circuit; and those that are in one, and surely not in the other."""
 
@@ -182,6 +200,8 @@ class Evidence:
     circuits: Sequence[CircuitEvidence] = ()
     transfers: Sequence[TransferEvidence] = ()
     gaps: Sequence[GapEvidence] = ()
+    rivals: Sequence[RivalEvidence] = ()
+    stability: Sequence[StabilityEvidence] = ()
     needed: NeededHeads | None = None
     similarity: Sequence[SimilarityEvidence] = ()
     moved: bool = False

@@ -175,6 +175,21 @@ CLAIMS = (
         ("faithful", "faithfulness", "alike", "gap"),
     ),
     Claim(
+        "stable_choice",
+        "circuits",
+        "discovery",
+        "would other prompts choose the same heads",
+        _needing(circuits.stable_choice),
+        ("stable",),
+    ),
+    Claim(
+        "no_rival",
+        "circuits",
+        "faithfulness",
+        "is there a second circuit that does as much",
+        _needing(circuits.no_rival),
+    ),
+    Claim(
         "beats_base",
         "circuits",
         "verdict",

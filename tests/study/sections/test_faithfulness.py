@@ -58,7 +58,7 @@ def test_every_control_is_an_evaluated_circuit_held_against_the_circuit_on_its_p
     n_built = 0
     for cell in results.values():
         own = cell.circuit_accuracy
-        assert [each.kind for each in cell.controls] == ["next_best", "other_roles", "by_attribution"]
+        assert [each.kind for each in cell.controls] == ["next_best", "other_roles", "by_attribution", "rival"]
         for each in cell.controls:
             if each.accuracy is None:
                 assert each.note
@@ -97,6 +97,23 @@ def test_heads_by_attribution_are_as_many_at_each_role_as_the_circuits(context, 
     for role, each in scores.items():
         means = {Head(i, j): float(each[i, j].mean()) for i in range(len(each)) for j in range(each.shape[1])}
         assert chosen.heads_at(role) == set(sorted(means, key=lambda head: means[head])[: len(GIVEN.heads_at(role))])
+
+
+def test_a_rival_is_of_other_heads_chosen_while_the_circuit_is_held(context, results):
+    loaded = context.loaded()
+    chosen = circuit_from(results["given"].controls[3].groups)
+    means = mean_activations(loaded.model, loaded.pairs(PromptsOf("means")))
+    pairs = loaded.pairs(PromptsOf("discovery"))
+    scores = attribution(loaded.model, pairs, sorted(GIVEN.roles), held=GIVEN, means=means).scores
+    for role, each in scores.items():
+        others = {
+            Head(i, j): float(each[i, j])
+            for i in range(len(each))
+            for j in range(each.shape[1])
+            if Head(i, j) not in GIVEN.heads_at(role)
+        }
+        assert chosen.heads_at(role) == set(sorted(others, key=lambda head: others[head])[: len(GIVEN.heads_at(role))])
+    assert chosen != circuit_from(results["given"].controls[2].groups)
 
 
 def test_the_next_best_heads_are_ranks_k_plus_1_to_2k_that_help_at_the_same_role(context):

@@ -105,9 +105,9 @@ class FoundCircuit(Readable):
         """Of each head that was measured its most negative effect over the stages, in the metric's unit."""
         scores: dict[Head, float] = {}
         for stage in self.stages:
-            for place in np.ndindex(len(stage.effects), len(stage.effects[0])):
-                if (effect := stage.effects[place[0]][place[1]]) is not None:
-                    scores[Head(*place)] = min(effect, scores.get(Head(*place), effect))
+            for layer, row in enumerate(stage.effects):
+                for head, effect in ((Head(layer, i), effect) for i, effect in enumerate(row) if effect is not None):
+                    scores[head] = min(effect, scores.get(head, effect))
         return scores
 
 

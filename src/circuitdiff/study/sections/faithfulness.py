@@ -170,8 +170,8 @@ def cost(sizes: Sizes, options: FaithfulnessOptions) -> Iterator[Part]:
     flop = sizes.runs(rows + n_controls, sizes.n_roles) + sizes.runs(shared, 1)
     yield Part("every circuit in every model", rows + n_controls, flop)
     main, *others = dict.fromkeys(frozenset(stage.at for stage in plan.stages) for plan in sizes.plans.values())
-    asked = [(main, sizes.n_searched, 1), *((roles, 1, 1) for roles in others)]
-    yield attribution_cost("attribution", sizes, asked)
+    asked = [(main, sizes.n_searched, 1), *((roles, 1, 1) for roles in others)]  # also without the circuit
+    yield attribution_cost("attribution", sizes, 2 * asked)
 
 
 SECTION = Section("faithfulness", FaithfulnessOptions, dict[str, dict[str, CircuitInModel]], run, cost)

@@ -27,13 +27,14 @@ from circuitdiff.study.estimates import (
     groups_of,
     more_accurate_by,
     rank_p,
+    with_heads,
 )
 from circuitdiff.study.prompts import everywhere
 from circuitdiff.study.section import StudyContext
 from circuitdiff.study.sections.discovery import Discovered
 
-Kind = Literal["next_best", "other_roles", "by_attribution"]
-N_KINDS = 3
+Kind = Literal["next_best", "other_roles", "by_attribution", "rival"]
+N_KINDS = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class ControlCircuit:
     next_best: of each stage of the plan that found k heads those that help next, ranks k + 1 to 2 k, at the same role.
     other_roles: the circuit's heads, those of each role at the next one. by_attribution: at each role as many heads as
     the circuit has there, those of the lowest attribution (activation times gradient) in the model that is asked.
+    rival: the same, of other heads only, in the model whose heads of the circuit are held at their slot means: is there
+    a second circuit that does it as well?
     """
 
     kind: Kind
@@ -86,6 +89,7 @@ async def controls(
         "next_best": next_best(found),
         "other_roles": Built(roles_rotated(circuit)) if len(circuit.roles) > 1 else one_role,
         "by_attribution": await _by_attribution(study, model, circuit),
+        "rival": await _by_attribution(study, model, circuit, held=True),
     }
     some = [each.circuit for each in built.values() if each.circuit.roles]
     every = await circuit_answers(study, model, f"circuit {name} in {model}, controls", [*drawn, *some], "slot")
@@ -134,11 +138,17 @@ def next_best(found: Discovered) -> Built:
     return Built(Circuit(groups), f"{missing} heads fewer, for no others help" if missing else None)
 
 
-async def _by_attribution(study: StudyContext, model: str, circuit: Circuit) -> Built:
+async def _by_attribution(study: StudyContext, model: str, circuit: Circuit, held: bool = False) -> Built:
+    """With `held` in the model without the circuit, whose heads score 0 and are not chosen."""
     pairs = await study.pairs(model, DISCOVERY)
     if lacking := [role for role in circuit.roles if not everywhere(role, pairs)]:
         return Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
     roles = tuple(sorted(circuit.roles))
-    scores = await attribution_scores(study, model, roles)
-    heads = {role: lowest(scores[role], len(circuit.heads_at(role))) for role in circuit.roles}
-    return Built(Circuit({role: Group(role, tuple(chosen)) for role, chosen in heads.items()}))
+    scores = await attribution_scores(study, model, roles, held=with_heads(circuit) if held else None)
+    groups = {}
+    for role in circuit.roles:
+        own, of_role = circuit.heads_at(role), scores[role].clone()
+        for head in own if held else ():
+            of_role[head.layer, head.index] = torch.nan
+        groups[role] = Group(role, tuple(lowest(of_role, len(own))))
+    return Built(Circuit(groups))

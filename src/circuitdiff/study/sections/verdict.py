@@ -27,6 +27,8 @@ from circuitdiff.study.section import PromptsOf, Section, StudyContext
 from circuitdiff.study.sections import (
     completeness,
     cross_model,
+    discovery,
+    faithfulness,
     functions,
     graft,
     minimality,
@@ -40,7 +42,9 @@ from circuitdiff.study.sections.graft import GraftResult
 from circuitdiff.study.verdict import Sentence, sentences
 
 _ABLATIONS = "mean by slot and mean by kind with heads at every segment"
-_SOURCES = [each.SECTION for each in (cross_model, graft, overlap, functions, completeness, minimality)]
+_SOURCES = [
+    each.SECTION for each in (cross_model, graft, overlap, functions, completeness, minimality, discovery, faithfulness)
+]
 
 Cells = Mapping[str, Mapping[str, MaskCell]]  # by group and desideratum
 
@@ -86,7 +90,7 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
     gain = await gain_of(study, variant, base)
     parts = [await study.part(section) or {} for section in _SOURCES]
     patched, grafted, overlaps = (each.get(variant) for each in parts[:3])
-    masks, removed, pruned = parts[3].get(base) or {}, *parts[4:]
+    masks, removed, pruned, found, held_against = parts[3].get(base) or {}, *parts[4:]
     patch = _judged_patch(patched, between, base)
     checks, task = study.checks, study.settings.task
     wording = ", ".join([task.name, *(f"{key} {value}" for key, value in task.options.items())])
@@ -103,6 +107,8 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
         circuits=of_circuits.faithfulness,
         transfers=of_circuits.transfers,
         gaps=verdict_circuits.gaps(removed, (base, variant)),
+        rivals=verdict_circuits.rivals(held_against, (base, variant)),
+        stability=verdict_circuits.stability(found, (base, variant)),
         needed=verdict_circuits.needed_heads(pruned, base, variant),
         similarity=verdict_circuits.similarity_evidence(overlaps),
         moved=overlaps is not None and verdict_circuits.has_moved(overlaps, limits.alike),

@@ -20,13 +20,16 @@ from circuitdiff.study.evidence import (
     Judged,
     NeededHeads,
     Noted,
+    RivalEvidence,
     SimilarityEvidence,
+    StabilityEvidence,
     Thresholds,
     TransferEvidence,
 )
 from circuitdiff.study.section import Part, Sizes, StudyContext
 from circuitdiff.study.sections.completeness import PartsRemoved
-from circuitdiff.study.sections.discovery import circuits
+from circuitdiff.study.sections.discovery import FoundCircuit, circuits
+from circuitdiff.study.sections.faithfulness import CircuitInModel
 from circuitdiff.study.sections.minimality import PrunedCircuit
 from circuitdiff.study.sections.overlap import VariantOverlap
 
@@ -130,6 +133,32 @@ def gaps(found: Mapping[str, Mapping[str, PartsRemoved]], models: Sequence[str])
         if parts is not None and parts.quantity != "logit_difference"
         for group in parts.groups
     )
+
+
+def rivals(found: Mapping[str, Mapping[str, CircuitInModel]], models: Sequence[str]) -> tuple[RivalEvidence, ...]:
+    """Of each model's own circuit, where the section ran."""
+    cells = {model: found[model][model] for model in models if model in found and model in found[model]}
+    return tuple(
+        RivalEvidence(model, Noted(None, None, None, each.note) if each.difference is None else noted(each.difference))
+        for model, cell in cells.items()
+        for each in cell.controls
+        if each.kind == "rival"
+    )
+
+
+def stability(found: Mapping[str, FoundCircuit], models: Sequence[str]) -> tuple[StabilityEvidence, ...]:
+    """Of the stages that chose heads."""
+    return tuple(
+        StabilityEvidence(model, stage.name, stage.stability)
+        for model in models
+        if model in found
+        for stage in found[model].stages
+        if stage.stability.value is not None
+    )
+
+
+def noted(estimate: Estimate) -> Noted:
+    return Noted(estimate.value, estimate.low, estimate.high)
 
 
 def needed_heads(found: Mapping[str, PrunedCircuit], base: str, variant: str) -> NeededHeads | None:
