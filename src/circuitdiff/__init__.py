@@ -23,6 +23,7 @@ from circuitdiff.evaluation import (
 from circuitdiff.methods.ablations import compare_ablations
 from circuitdiff.methods.attention import AttentionToRoles, attention_to_roles
 from circuitdiff.methods.attribution_patching import Attribution, attribution, path_attribution
+from circuitdiff.methods.auto_plan import AutoPlan, FoundPlan, find_circuit
 from circuitdiff.methods.completeness import completeness
 from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
 from circuitdiff.methods.cross_model.patching import Limits, patch_across
@@ -43,11 +44,13 @@ from circuitdiff.triples import Triples
 __all__ = [
     "AttentionToRoles",
     "Attribution",
+    "AutoPlan",
     "Blocking",
     "CheckError",
     "Circuit",
     "Discoveries",
     "Evaluation",
+    "FoundPlan",
     "Group",
     "Head",
     "InputError",
@@ -78,6 +81,7 @@ __all__ = [
     "evaluate_circuits",
     "evaluate_model",
     "evaluate_without",
+    "find_circuit",
     "fit_mask",
     "gaps",
     "graft",
