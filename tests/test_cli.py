@@ -12,6 +12,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from circuitdiff import ModelDifferences, cli, model_differences, runs, terminal
+from circuitdiff.circuit import Head
+from circuitdiff.circuit_files import read_circuit, read_scores
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import evaluate_model
 from circuitdiff.models import load_model
@@ -270,3 +272,18 @@ def test_models_says_where_weights_differ_and_that_an_adapter_did_nothing(monkey
     assert found[1]["whole"]["n_changed"] == 0
     loaded = model_differences(load_model(base, name=str(base)), load_model(base, [tuned], name=variants[0]))
     assert found[0] == TypeAdapter(ModelDifferences).dump_python(loaded, mode="json")
+
+
+def test_export_writes_a_circuit_and_its_scores_for_other_tools(monkeypatch, capsys, tmp_path):
+    results, file = invented_results(), tmp_path / "graph.json"
+    (tmp_path / "results.json").write_bytes(results_bytes(results))
+    name, found = next(iter(results.discovery.items()))
+    assert run(monkeypatch, "export", tmp_path, file) == 0
+    heads = {Head(*head) for group in found.groups.values() for head in group.heads}
+    assert f"circuit {name}, {len(heads)} heads: {file}" in capsys.readouterr().out
+    assert read_circuit(file, ["last"]).heads_at("last") == heads
+    assert read_scores(file) == found.scores
+    assert run(monkeypatch, "export", tmp_path, file, "--form", "names", "--circuit", name) == 0
+    assert json.loads(file.read_text()) == [f"a{head.layer}.h{head.index}" for head in sorted(heads)]
+    said = refused(monkeypatch, capsys, "export", tmp_path, file, "--circuit", "nobody")
+    assert "has no circuit 'nobody'; choose one of" in said
