@@ -30,7 +30,7 @@ def found(stage: Stage, table: dict[str, float]):
 
 def searching(table: dict[str, float], **rule):
     search = Search(AutoPlan(select=ONCE, **rule))
-    [first] = search.stages(None, ())
+    [first] = search.look_into(None, ())
     search.add([found(first, table)])
     return search
 
@@ -41,7 +41,7 @@ def test_it_begins_at_the_logits_and_looks_into_queries_here_and_keys_and_values
     assert (first.name, first.at, first.via, first.receivers_from) == ("last_to_logits", "last", None, None)
     receivers = search.receivers()
     assert receivers is not None
-    stages = search.stages(receivers, ("query_label", "last"))
+    stages = search.look_into(receivers, ("query_label", "last"))
     assert [(s.name, s.at, s.via, s.receivers_from, s.receivers_at) for s in stages] == [
         ("last_to_q_of_last", "last", "q", "last_to_logits", None),
         ("query_label_to_k_of_last", "query_label", "k", "last_to_logits", "last"),
@@ -54,21 +54,21 @@ def test_it_begins_at_the_logits_and_looks_into_queries_here_and_keys_and_values
 
 def test_the_group_of_the_largest_effect_comes_next_and_no_two_stages_have_one_name():
     search = searching({"3.1": -2.0})
-    weak, strong, *_ = search.stages(search.receivers(), ("query_label",))
+    weak, strong, *_ = search.look_into(search.receivers(), ("query_label",))
     search.add([found(weak, {"1.0": -0.5}), found(strong, {"2.0": -0.9, "2.1": -0.8})])
     second = search.receivers()
     assert second is not None
     assert second.stage == strong
-    search.stages(second, ())
+    search.look_into(second, ())
     third = search.receivers()
     assert third is not None
     assert third.stage == weak
-    assert search.stages(third, ())[0].name == "last_to_q_of_last_2"
+    assert search.look_into(third, ())[0].name == "last_to_q_of_last_2"
 
 
 def test_heads_that_were_found_before_at_their_role_are_no_group_and_at_another_role_they_are():
     search = searching({"3.1": -2.0, "2.0": -1.0})
-    same, other, *_ = search.stages(search.receivers(), ("query_label",))
+    same, other, *_ = search.look_into(search.receivers(), ("query_label",))
     search.add([found(same, {"2.0": -0.9}), found(other, {"2.0": -0.9})])
     assert [each.stage for each in search.found[1:]] == [other]
     assert search.empty == [same]
@@ -76,7 +76,7 @@ def test_heads_that_were_found_before_at_their_role_are_no_group_and_at_another_
 
 def test_of_more_groups_than_there_is_room_for_the_strongest_stay():
     search = searching({"3.1": -2.0}, most_groups=2)
-    weak, strong, *_ = search.stages(search.receivers(), ("query_label",))
+    weak, strong, *_ = search.look_into(search.receivers(), ("query_label",))
     search.add([found(weak, {"1.0": -0.5}), found(strong, {"2.0": -0.9})])
     assert [each.stage for each in search.found[1:]] == [strong]
     assert search.empty == [weak]
@@ -124,7 +124,7 @@ def test_a_family_needs_a_rule_that_adjusts():
 
 def test_it_writes_an_ordinary_plan():
     search = searching({"3.1": -2.0})
-    search.add([found(search.stages(search.receivers(), ("query_label",))[1], {"1.0": -0.5})])
+    search.add([found(search.look_into(search.receivers(), ("query_label",))[1], {"1.0": -0.5})])
     study = {"name": "s", "base": "planted-base", "task": "entity-tracking"} | yaml.safe_load(
         plan_file("mine", search.plan)
     )

@@ -106,7 +106,7 @@ class Search:
             return None
         return max(left, key=self._strength)
 
-    def stages(self, receivers: StageResult | None, roles: Sequence[str]) -> list[Stage]:
+    def look_into(self, receivers: StageResult | None, roles: Sequence[str]) -> list[Stage]:
         """What feeds these heads, which attend to `roles`; or the logits."""
         stage = None if receivers is None else receivers.stage
         self._looked_into.append(stage)
@@ -166,7 +166,7 @@ def find_circuit(
     receivers, attended = None, ()
     while True:
         known = {each.stage.name: each for each in search.found}
-        search.add(discover_family(search.stages(receivers, attended), measure, known))
+        search.add(discover_family(search.look_into(receivers, attended), measure, known))
         circuits = [Circuit({}), search.circuit, all_heads(model.n_layers, model.n_heads, roles)]
         reached = share_reached(evaluate_circuits(model, circuits, pairs, means, memory_gb=memory_gb))
         receivers = None if reached >= rule.enough else search.receivers()

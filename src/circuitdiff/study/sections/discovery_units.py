@@ -32,7 +32,7 @@ async def searched(study: StudyContext, model: str, rule: AutoPlan) -> tuple[Sea
     receivers: StageResult | None = None
     to: tuple[str, ...] = ()
     while True:
-        stages = search.stages(receivers, to)
+        stages = search.look_into(receivers, to)
         known = {each.stage.name: each for each in search.found}
         search.add(await family_results(study, model, stages, known, rule.metric, roles))
         title = f"circuit of {len(search.found)} groups in {model}"
