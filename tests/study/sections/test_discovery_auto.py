@@ -30,9 +30,10 @@ def model(tmp_path_factory):
 def study(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("auto")
     sizes = "{discovery: 30, replication: 6, evaluation: 9, means: 12}"
-    settings = settings_of(
-        folder, model, prompts=sizes, plans=PLAN, variants=f"{{second: {save_tiny_model(folder / 'second', 1)}}}"
-    )
+    (folder / "theirs.json").write_text('["a1.h0", "a0.h2"]')
+    variants = f"{{second: {save_tiny_model(folder / 'second', 1)}}}"
+    more = {"plans": PLAN, "variants": variants, "circuits": "{theirs: theirs.json}"}
+    settings = settings_of(folder, model, prompts=sizes, **more)
     run_study(settings, folder / "run", silent)
     return settings, folder / "run"
 
@@ -68,3 +69,10 @@ def test_the_page_says_how_far_the_search_came_and_where_it_found_nothing(study,
     page = report_page(results)
     assert "found by an automatic plan" in page
     assert all(name in page for name in results.discovery[model.name].search.empty)
+
+
+def test_another_tools_heads_are_a_circuit_at_every_role(study):
+    groups = read_results(study[1]).discovery["theirs"].groups
+    assert {"last", "query_label", "previous_query_label"} <= set(groups)
+    assert {group.heads for group in groups.values()} == {((0, 2), (1, 0))}
+    assert all(name == group.at for name, group in groups.items())
