@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from circuitdiff.engine import Edit, FullExecutor, Knockout, ResidualEdit, WindowExecutor
+from circuitdiff.engine.replay import edited_input
 from helpers.tiny_models import (
     ARCHITECTURES,
     LENGTH,
@@ -96,3 +98,22 @@ def test_as_many_prompts_as_positions_are_not_edited_along_the_wrong_axis():
     expected = chosen.reference.run(tokens, edits, 3)
     for executor in EXECUTORS:
         assert_same(executor.run(batch_of(chosen, tokens, start=3), edits, 3, everything), expected)
+
+
+class _Doubled(nn.Module):
+    def forward(self, hidden_states: Tensor, more: Tensor) -> Tensor:
+        return 2 * hidden_states + more
+
+
+def test_a_layers_input_is_edited_in_place_or_by_name_and_only_while_it_lasts():
+    layer, one = _Doubled(), torch.ones(3)
+
+    def fail_inside() -> None:
+        with edited_input(layer, lambda hidden: hidden + 4):
+            assert torch.equal(layer(one, one), torch.full((3,), 11.0))
+            assert torch.equal(layer(hidden_states=one, more=one), torch.full((3,), 11.0))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert torch.equal(layer(one, one), torch.full((3,), 3.0))
