@@ -70,7 +70,7 @@ SMALL = {
     "knockout": "{prompts: 12, layer_step: 1}",
     "attention": "{prompts: 12}",
     "curves": "{prompts: 24}",
-    "locate": "{prompts: 12, layer_step: 1}",
+    "locate": "{prompts: 8, layer_step: 2, roles: [last, query_label, after_correct_object]}",
     "functions": "{desiderata: [position], train: 16, validation: 8, test: 16, steps: 8, random_groups: 1,"
     " control_triples: 8, sweep: false, redraw: {times: 1, triples: 8}}",
     "cross_model": "{prompts: 12, random_groups: 0}",
@@ -86,7 +86,7 @@ OTHER = {
     "overlap": "{prompts: 9}",
     "attention": "{prompts: 18}",
     "curves": "{prompts: 12, steps: 2}",
-    "locate": "{prompts: 18, layer_step: 2, roles: [last, query_label, correct_object]}",
+    "locate": "{prompts: 12, layer_step: 3, roles: [query_label, after_correct_object]}",
     "graft": "{prompts: 12, random_groups: 0, heads: true, layers: [2, 3]}",
     "plans": """
   main:

@@ -131,7 +131,9 @@ def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path
             "stage skipped was not run: empty has no heads to patch into",
         )
     sections = ("minimality", "completeness", "ablations", "functions", "cross_model", "graft", "knockout", "overlap")
-    assert all(getattr(results, section) for section in (*sections, "attention", "curves", "locate", "faithfulness", "verdict"))
+    assert all(
+        getattr(results, section) for section in (*sections, "attention", "curves", "locate", "faithfulness", "verdict")
+    )
     assert results.overlap["second"].not_run == ()
     assert "stage skipped was not run" in report_page(read_results(tmp_path / "run"))
 
@@ -155,5 +157,15 @@ def test_a_study_in_16_bits_passes_its_own_checks(model, tmp_path, dtype):
     run_study(settings, tmp_path / "run", silent)
     results = read_results(tmp_path / "run")
     assert all(check.passed for check in results.checks)
-    sections = ("faithfulness", "functions", "cross_model", "graft", "knockout", "attention", "curves", "locate", "verdict")
+    sections = (
+        "faithfulness",
+        "functions",
+        "cross_model",
+        "graft",
+        "knockout",
+        "attention",
+        "curves",
+        "locate",
+        "verdict",
+    )
     assert all(getattr(results, section) for section in sections)

@@ -228,14 +228,10 @@ def cost(sizes: Sizes, options: KnockoutOptions) -> Iterator[Part]:
     widths = sorted((sizes.width(role) for role in roles), reverse=True)
     points = len(layers_of(sizes.base.n_layers, options)) / 2  # curves run, on average, half of the layers
     cells = 1.0 if options.single_layers or options.curves is not None else 0.0  # else the curves hold the matrix's
-    rows = matrix_rows(widths) * (cells + points)
+    # a query sees the roles before it, and a random key
+    rows = sum((i + 1) * width * (cells + points) for i, width in enumerate(widths) if i)
     n = sizes.n_models * options.prompts
     yield Part("knockouts", n * (1 + 2 * points) * len(roles), sizes.passes(n) + sizes.runs(n * rows, 1))
-
-
-def matrix_rows(widths: Sequence[float]) -> float:
-    """Tokens of a matrix's runs: each role sees those before it, and a random key. `widths`: of the earliest first."""
-    return sum((i + 1) * width for i, width in enumerate(widths) if i)
 
 
 def check(outlined: Outlined, options: KnockoutOptions) -> None:

@@ -22,7 +22,7 @@ from circuitdiff.study.estimates import Estimate, Share, accuracy, estimate
 from circuitdiff.study.preflight import check_known, check_scenarios
 from circuitdiff.study.prompts import everywhere
 from circuitdiff.study.section import LoadedModel, Needed, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
-from circuitdiff.study.sections.knockout import Matrix, avoided_roles, knocked_out, matrix_of, matrix_rows, with_random
+from circuitdiff.study.sections.knockout import Matrix, avoided_roles, knocked_out, matrix_of, with_random
 from circuitdiff.tasks import Task
 
 _MOST_LAYERS = 12  # each is a run of all layers above it, for each role
@@ -120,7 +120,7 @@ async def _location(study: StudyContext, model: str, options: LocateOptions) -> 
     places = {"roles": roles, "layers": layers, "metric": options.metric}
     patched = await study.value(title, exchanged, model, prompts=prompts, **places)
     avoided = avoided_roles(study.task, pairs)
-    cells = with_random([pair for pair in roles_before(pairs, roles) if has_random_keys(pairs, pair[0], avoided)])
+    cells = cells_of(pairs, roles, avoided)
     blocked = {"cells": cells, "query_roles": avoided, "seed": study.settings.seed}
     blocked |= {"curves": (), "layers": (0,), "upward": True}
     title = f"attention between all roles in {model}"
@@ -145,6 +145,11 @@ def roles_of(options: LocateOptions, task: Task, pairs: Pairs) -> tuple[str, ...
 
 def layers_of(n_layers: int, options: LocateOptions) -> tuple[int, ...]:
     return tuple(range(0, n_layers, options.layer_step or math.ceil(n_layers / _MOST_LAYERS)))
+
+
+def cells_of(pairs: Pairs, roles: Sequence[str], avoided: tuple[str, ...]) -> tuple[tuple[str, str | None], ...]:
+    """Each role with those before it, and with a random key; not where no position is left for one."""
+    return with_random([pair for pair in roles_before(pairs, roles) if has_random_keys(pairs, pair[0], avoided)])
 
 
 def exchanged(
@@ -196,13 +201,12 @@ def cost(sizes: Sizes, options: LocateOptions) -> Iterator[Part]:
     n_layers, n = sizes.base.n_layers, sizes.n_models * options.prompts
     pairs = sizes.prompts.pairs(PromptsOf("evaluation", first=options.prompts))
     roles, layers = roles_of(options, sizes.task, pairs), layers_of(n_layers, options)
-    widths = sorted((sizes.width(role) for role in roles), reverse=True)
     runs, depth = 2 * n * len(layers), sum(1 - layer / n_layers for layer in layers) / len(layers)
-    windows = sum(sizes.runs(runs, width, layers=depth) for width in widths)
+    windows = sum(sizes.runs(runs, sizes.width(role), layers=depth) for role in roles)
     yield Part("residual streams exchanged", 4 * n + runs * len(roles), sizes.passes(4 * n) + windows)
-    n_cells = len(roles) * (len(roles) + 1) / 2 - 1
-    blocked = sizes.passes(n) + sizes.runs(n * matrix_rows(widths), 1)
-    yield Part("attention between all roles", n * (1 + n_cells), blocked)
+    cells = cells_of(pairs, roles, avoided_roles(sizes.task, pairs))
+    blocked = sizes.passes(n) + sum(sizes.runs(n, sizes.width(query)) for query, _ in cells)
+    yield Part("attention between all roles", n * (1 + len(cells)), blocked)
     yield _ceiling_cost(sizes, pairs, roles)
 
 
