@@ -140,7 +140,9 @@ async def _location(study: StudyContext, model: str, options: LocateOptions) -> 
 def roles_of(options: LocateOptions, task: Task, pairs: Pairs) -> tuple[str, ...]:
     """Those that are asked for; or all that can be, in the prompts' order."""
     there = [role for role in task.roles if "." not in role and everywhere(role, pairs)]
-    return options.roles or tuple(sorted(there, key=lambda role: float(pairs.positions[role].double().mean())))
+    return tuple(dict.fromkeys(options.roles)) or tuple(
+        sorted(there, key=lambda role: float(pairs.positions[role].double().mean()))
+    )
 
 
 def layers_of(n_layers: int, options: LocateOptions) -> tuple[int, ...]:
