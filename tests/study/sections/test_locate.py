@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation import mean_activations
+from circuitdiff.evaluation import Evaluation, mean_activations
 from circuitdiff.methods.knockout import Blocking, attention_knockout
-from circuitdiff.methods.locate import residual_patching, role_ceiling
+from circuitdiff.methods.locate import RoleCeiling, residual_patching, role_ceiling
 from circuitdiff.stats.intervals import normalised_ratio_interval
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
@@ -82,19 +83,26 @@ def test_the_ceiling_is_the_librarys_under_both_means(context, tuned):
     assert (tuned.ceiling.n_choosing, tuned.ceiling.model.n) == (4, 4)
 
 
-def test_a_share_of_the_models_accuracy_begins_at_no_role(context, tuned, monkeypatch):
-    loaded, pairs = context.loaded("tuned"), pairs_of(context)
-    asked = []
+def test_steps_are_told_by_their_own_hits_and_shares_begin_at_no_role(monkeypatch):
+    asked, scenarios, nothing = [], torch.arange(12), torch.zeros(12)
+
+    def answers(n_hits: int) -> Evaluation:
+        return Evaluation(scenarios < n_hits, nothing.long(), nothing, nothing, scenarios)
 
     def ratio(circuit, ablated, model, scenarios):
         asked.append((circuit.sum(), ablated.sum(), model.sum()))
         return normalised_ratio_interval(circuit, ablated, model, scenarios)
 
     monkeypatch.setattr(locate, "normalised_ratio_interval", ratio)
-    found = role_ceiling(loaded.model, pairs, {"slot": "zero", "kind": "resample"}, ROLES)
-    locate.ceiling(found, 4)
-    alone = [int(each.hits.sum()) for each in found.alone["slot"]]
-    assert asked == [(hits, alone[0], int(found.model.hits.sum())) for hits in alone]
+    alone = {"slot": tuple(map(answers, (1, 6, 5))), "kind": tuple(map(answers, (0, 3, 4)))}
+    found = locate.ceiling(RoleCeiling(("last", "query_label"), alone, answers(11)), 13)
+    assert [(each.role, each.by_slot.hits, each.by_kind.hits) for each in found.steps] == [
+        (None, 1, 0),
+        ("last", 6, 3),
+        ("query_label", 5, 4),
+    ]
+    assert asked == [(1, 1, 11), (6, 1, 11), (5, 1, 11)]
+    assert (found.model.hits, found.n_choosing) == (11, 13)
 
 
 def test_roles_are_by_default_those_of_no_segment_in_the_prompts_order(context):
