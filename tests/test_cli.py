@@ -20,7 +20,7 @@ from circuitdiff.models import load_model
 from circuitdiff.study import accuracies
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.plan import Cost, PlannedCost
-from circuitdiff.study.registry import results_bytes
+from circuitdiff.study.registry import read_results, results_bytes
 from circuitdiff.tasks import entity_tracking
 from helpers.invented_results import invented_results
 from helpers.tiny_decoders import save_decoder, save_random_adapter
@@ -56,6 +56,46 @@ def test_run_shows_the_plan_then_the_results_and_names_the_report(monkeypatch, c
     assert "GB on this machine" in out
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
     assert "warning: " in out
+
+
+def test_locate_prints_the_strongest_places_and_the_ceiling_and_leaves_a_study_that_runs(
+    monkeypatch, capsys, model, tmp_path
+):
+    roles, folder = ["--role", "last", "--role", "query_label"], tmp_path / "located"
+    command = ["entity_tracking", model, "-n", 6, "--seed", 3, *roles, "--out", folder, "--force"]
+    assert run(monkeypatch, "locate", *command) == 0
+    out = capsys.readouterr().out
+    results = read_results(folder)
+    [found] = results.locate.values()
+    assert found.roles == ("last", "query_label")
+    assert (found.n_prompts, results.study.seed, results.discovery, results.faithfulness) == (6, 3, None, None)
+    for text in (
+        "Strongest places in",
+        "put back",
+        "taken away",
+        "all heads kept at",
+        f"and {found.ceiling.steps[2].role}",
+    ):
+        assert text in out
+    assert "random circuits" not in out, "no circuit, no table of circuits"
+    assert f"report: {folder / 'report.html'}" in out
+    before = (folder / "results.json").read_bytes()
+    assert run(monkeypatch, "run", folder / "study.yaml", "--out", folder) == 0
+    assert json.loads(before)["locate"] == json.loads((folder / "results.json").read_bytes())["locate"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--role", "lats"], "locate.roles names 'lats'"),
+        (["-n", 3], "locate.prompts is 3"),
+        (["--seed", -1], "seed: expected at least 0; got -1"),
+        ([], "does not do the task"),
+    ],
+)
+def test_what_locate_cannot_do_is_one_line(monkeypatch, capsys, model, tmp_path, arguments, message):
+    line = refused(monkeypatch, capsys, "locate", "entity_tracking", model, "--out", tmp_path, *arguments)
+    assert message in line
 
 
 def test_without_a_terminal_progress_is_a_line_at_once_and_then_every_half_minute(monkeypatch, capsys):

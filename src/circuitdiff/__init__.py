@@ -30,6 +30,7 @@ from circuitdiff.methods.cross_model.patching import Limits, patch_across
 from circuitdiff.methods.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
 from circuitdiff.methods.graft import graft
 from circuitdiff.methods.knockout import Blocking, attention_knockout
+from circuitdiff.methods.locate import residual_patching, role_ceiling
 from circuitdiff.methods.minimality import MinimalityRule, minimality
 from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.models import load_model
@@ -94,5 +95,7 @@ __all__ = [
     "patch_across",
     "path_attribution",
     "path_effects",
+    "residual_patching",
+    "role_ceiling",
     "tasks",
 ]

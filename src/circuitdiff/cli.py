@@ -27,7 +27,7 @@ from circuitdiff.models.sources import read_outline
 from circuitdiff.report import weights, write_report
 from circuitdiff.report.diff import diff_runs, diff_tables, failures, paired
 from circuitdiff.study.accuracies import DEFAULT, ModelAccuracy, accuracies
-from circuitdiff.study.comparison import STUDY_FILE
+from circuitdiff.study.comparison import STUDY_FILE, location, write_study
 from circuitdiff.study.registry import read_results, read_study, results_schema
 from circuitdiff.study.results import CommonResults
 from circuitdiff.study.runner import plan_study
@@ -117,6 +117,28 @@ def compare(
     folder = folder or Path("runs") / results.study.name
     _show(results, folder)
     say(f"study: {folder / STUDY_FILE}, which can be edited and run again")
+
+
+@app.command()
+def locate(
+    task: Annotated[str, typer.Argument(help="A built-in task, or a task file (YAML, JSONL, CSV).")],
+    model: Annotated[str, typer.Argument(help="A model; SOURCE+ADAPTER merges an adapter.")],
+    n: Annotated[int, typer.Option("-n", help="How many prompts, each a scenario of its own.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
+    role: Annotated[list[str], typer.Option(help="Only this role; repeat for more.")] = [],  # noqa: B006
+    folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/NAME.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=1000, help="Processes that share the work.")] = 1,
+    chat: Annotated[str, typer.Option(help="A chat template before each prompt: off, auto, or a file.")] = OFF,
+    dtype: str = "float32",
+    device: str = "cpu",
+    force: Force = False,
+) -> None:
+    """Where in a model does it happen? By layer and role of the prompt, before any head is looked for."""
+    options = {"chat": chat, "dtype": dtype, "device": device, "force": force}
+    settings = location(model, task, n_prompts=n, seed=seed, roles=role, **options)
+    written = write_study(settings, folder or Path("runs") / settings.name)
+    _run(settings, folder, workers)
+    say(f"study: {written}, which can be edited and run again")
 
 
 @app.command()

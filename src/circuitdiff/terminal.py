@@ -21,7 +21,7 @@ from typer.exceptions import TyperException
 from circuitdiff.config.names import printable
 from circuitdiff.errors import InputError
 from circuitdiff.models.differences import ModelDifferences
-from circuitdiff.report import weights
+from circuitdiff.report import locate, weights
 from circuitdiff.study.accuracies import ModelAccuracy
 from circuitdiff.study.estimates import Estimate
 from circuitdiff.study.plan import PlannedCost
@@ -118,7 +118,9 @@ def show_plan(expected: PlannedCost) -> None:
 
 
 def show_results(results: CommonResults) -> None:
-    """The models' accuracies, whose heads are whose, every circuit in every model, the verdicts, and warnings."""
+    """The models' accuracies, whose heads are whose, every circuit in every model, where it happens, the verdicts, and
+    warnings.
+    """
     _show_models(results)
     _show_heads(results)
     rows = []
@@ -126,7 +128,12 @@ def show_results(results: CommonResults) -> None:
         n_heads = sum(len(group.heads) for group in part_of(results, discovery.SECTION)[name].groups.values())
         accuracies = (f"{each.value:.3f}" for each in (entry.circuit_accuracy, entry.model_accuracy))
         rows.append((name, model, str(n_heads), *accuracies, _interval(entry), _drawn(entry.random)))
-    show_table(("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "random circuits"), rows)
+    if rows:
+        show_table(("circuit", "in model", "heads", "accuracy", "of model's", "faithfulness", "random circuits"), rows)
+    for table in locate.tables(results):
+        say(f"{table.caption}:")
+        show_table(tuple(table.headings), [[str(each) for each in row.values()] for row in table.rows])
+        out.print()
     for variant, each in part_of(results, verdict.SECTION).items():
         out.print()
         say(f"{variant} against its base:")

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from circuitdiff.engine.edits import Edit, Knockout, Site
+from circuitdiff.engine.edits import Edit, Knockout, ResidualEdit, Site
 
 NAME = "reference"
+AnyEdit = Edit | Knockout | ResidualEdit
 
 # z of one prompt, position and head -> what is written there instead
 ZRule = Callable[[int, int, int, int, Tensor], Tensor]
@@ -29,7 +30,7 @@ ZRule = Callable[[int, int, int, int, Tensor], Tensor]
 class Act:
     """What is done to one forward pass (of one variant), and what was seen in it."""
 
-    edits: Sequence[Edit | Knockout] = ()
+    edits: Sequence[AnyEdit] = ()
     variant: int = 0
     z_rule: ZRule | None = None  # before the edits of z
     seen: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # (layer, what) -> prompt pos head d_head
@@ -198,11 +199,27 @@ def _add_contributions(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], T
     return hook
 
 
+def _replace_residual(layer: int) -> Callable[..., tuple[tuple[Tensor, ...], dict]]:
+    """What enters a layer, prompt by prompt."""
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict) -> tuple[tuple[Tensor, ...], dict]:
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        for edit in _act.of(layer, "resid_pre"):
+            row = edit.variants.tolist().index(_act.variant)
+            of_variant = edit.replacement[row if len(edit.replacement) > 1 else 0]
+            for prompt in range(len(hidden)):
+                hidden[prompt, edit.at] = of_variant[prompt if len(of_variant) > 1 else 0]
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+    return hook
+
+
 @dataclass(frozen=True)
 class Reference:
-    """A model with its output projections, found by name."""
+    """A model with its layers and their output projections, found by name."""
 
     module: PreTrainedModel
+    layers: Sequence[nn.Module]
     projections: Sequence[nn.Module]
     d_head: int
 
@@ -211,6 +228,8 @@ class Reference:
         global _act
         _act = act or Act()
         with ExitStack() as stack:
+            for layer, module in enumerate(self.layers):
+                stack.callback(module.register_forward_pre_hook(_replace_residual(layer), with_kwargs=True).remove)
             for layer, projection in enumerate(self.projections):
                 hook = projection.register_forward_pre_hook(_edit_z(layer, self.d_head))
                 stack.callback(hook.remove)
@@ -222,7 +241,7 @@ class Reference:
         self.logits(tokens, act)
         return act
 
-    def run(self, tokens: Tensor, edits: Sequence[Edit | Knockout], n_variants: int) -> Tensor:
+    def run(self, tokens: Tensor, edits: Sequence[AnyEdit], n_variants: int) -> Tensor:
         return torch.stack([self.logits(tokens, Act(edits, variant)) for variant in range(n_variants)])
 
     def frozen(self, tokens: Tensor, edits: Sequence[Edit], n_variants: int, at: int) -> Tensor:

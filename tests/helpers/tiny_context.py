@@ -44,7 +44,8 @@ def tiny_study(base: Path, **changes: Any) -> dict[str, Any]:
 
 
 def without_sections(*kept: str) -> dict[str, bool]:
-    """Settings that leave out all sections but these."""
+    """Settings that leave out all sections but these and discovery."""
+    kept = (*kept, "discovery")
     return {each.name: False for each in SECTIONS if each.options is not None and each.name not in kept}
 
 

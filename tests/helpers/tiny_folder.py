@@ -24,6 +24,7 @@ FURTHER = (
     "knockout",
     "attention",
     "curves",
+    "locate",
 )
 CIRCUIT_ONLY = dict.fromkeys(FURTHER, "false")  # of a whole study: discovery, faithfulness, overlap
 

@@ -131,8 +131,9 @@ def as_subject(architecture: str, module: PreTrainedModel) -> Subject:
     twin.set_attn_implementation(NAME)
     layers = twin.get_submodule(_LAYERS.get(architecture, "model.layers"))
     path = _PROJECTION.get(architecture, "self_attn.o_proj")
-    projections = [layer.get_submodule(path) for layer in layers]  # pyright: ignore[reportGeneralTypeIssues]
-    return Subject(as_model(architecture, module), Reference(twin, projections, D_HEAD))
+    layers = list(layers)  # pyright: ignore[reportArgumentType]
+    projections = [layer.get_submodule(path) for layer in layers]
+    return Subject(as_model(architecture, module), Reference(twin, layers, projections, D_HEAD))
 
 
 def random_tokens(n_prompts: int = N_PROMPTS, length: int = LENGTH, seed: int = 1) -> Tensor:

@@ -77,6 +77,7 @@ SMALL = {
     "knockout": "{prompts: 12, layer_step: 1}",
     "attention": "{prompts: 12}",
     "curves": "{prompts: 24}",
+    "locate": "{prompts: 8, layer_step: 2, roles: [last, query_label, after_correct_object]}",
     "functions": "{desiderata: [position], train: 16, validation: 8, test: 16, steps: 8, random_groups: 1,"
     " control_triples: 8, sweep: false, redraw: {times: 1, triples: 8}}",
     "cross_model": "{prompts: 12, random_groups: 0}",
@@ -92,6 +93,7 @@ OTHER = {
     "overlap": "{prompts: 9}",
     "attention": "{prompts: 18}",
     "curves": "{prompts: 12, steps: 2}",
+    "locate": "{prompts: 12, layer_step: 3, roles: [query_label, after_correct_object]}",
     "graft": "{prompts: 12, random_groups: 0, heads: true, layers: [2, 3]}",
     "plans": """
   main:
@@ -141,7 +143,10 @@ def counted_in_other_shape(tmp_path_factory) -> Flop:
         (["completeness"], ["parts_removed"]),
         (["ablations"], ["circuits_alone 5"]),
         (["circuits of base and variants, for the verdict"], ["circuits_alone 12"]),
-        (["knockouts"], ["knocked_out"]),
+        (["knockouts"], ["knocked_out 6"]),
+        (["residual streams exchanged"], ["exchanged"]),
+        (["attention between all roles"], ["knocked_out 15"]),
+        (["ceiling of roles"], ["ceiling_of_roles"]),
         (["attention to roles"], ["attended"]),
         (["functions"], ["learned_mask", "answers_of_patched"]),
         (["cross-model patching"], ["patches"]),
@@ -161,6 +166,9 @@ def test_the_plan_is_what_torch_counts_within_a_fifth(counted, parts, functions)
         ("overlap", ["group_work"]),
         ("attention to roles", ["attended"]),
         ("grafts", ["grafts", "grafted_heads"]),
+        ("residual streams exchanged", ["exchanged"]),
+        ("attention between all roles", ["knocked_out 15"]),
+        ("ceiling of roles", ["ceiling_of_roles"]),
     ],
 )
 def test_the_plan_is_what_torch_counts_in_another_shape(counted_in_other_shape, part, functions):

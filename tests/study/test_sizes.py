@@ -26,6 +26,7 @@ SIZES = {  # what each section takes at most, and what it takes unless told othe
     "knockout.prompts": 200,
     "attention.prompts": 100,
     "curves.prompts": 100,
+    "locate.prompts": 100,
     "functions.train": 300,
     "functions.validation": 150,
     "functions.test": 300,
@@ -34,7 +35,7 @@ SIZES = {  # what each section takes at most, and what it takes unless told othe
 
 
 def study(**keys: object) -> StudySettings:
-    return parse_study({"name": "s", "base": "tracker-base", "task": "entity_tracking", **keys}, "s")
+    return parse_study({"name": "s", "base": "tracker-base", "task": "entity_tracking", "locate": {}, **keys}, "s")
 
 
 def size(settings: StudySettings, name: str) -> int:

@@ -35,6 +35,7 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
         "knockout": "{prompts: 4, layer_step: 1}",
         "attention": "{prompts: 3}",
         "curves": "{prompts: 4, steps: 2}",
+        "locate": "{prompts: 5, roles: [last, query_label]}",
         "overlap": "{prompts: 3}",
     }
     settings = settings_of(tmp_path, model, variants=f"{{second: {other}}}", **small)
@@ -48,6 +49,7 @@ def test_a_whole_study_fills_every_section_and_a_second_run_computes_nothing(mod
         == set(results.knockout)
         == set(results.attention)
         == set(results.curves)
+        == set(results.locate)
         == {model.name, "second"}
     )
     assert all(set(models) == {model.name, "second"} for models in results.functions.values())
@@ -113,6 +115,7 @@ def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path
         "knockout": "{prompts: 4, layer_step: 2}",
         "attention": "{}",
         "curves": "{prompts: 4}",
+        "locate": "{prompts: 4, layer_step: 2}",
         "overlap": "{prompts: 3}",
     }
     run_study(settings_of(tmp_path, model, variants=variants, plans=stages, **small), tmp_path / "run", silent)
@@ -128,7 +131,9 @@ def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path
             "stage skipped was not run: empty has no heads to patch into",
         )
     sections = ("minimality", "completeness", "ablations", "functions", "cross_model", "graft", "knockout", "overlap")
-    assert all(getattr(results, section) for section in (*sections, "attention", "curves", "faithfulness", "verdict"))
+    assert all(
+        getattr(results, section) for section in (*sections, "attention", "curves", "locate", "faithfulness", "verdict")
+    )
     assert results.overlap["second"].not_run == ()
     assert "stage skipped was not run" in report_page(read_results(tmp_path / "run"))
 
@@ -145,11 +150,22 @@ def test_a_study_in_16_bits_passes_its_own_checks(model, tmp_path, dtype):
         "knockout": "{prompts: 4}",
         "attention": "{prompts: 5}",
         "curves": "{prompts: 4, steps: 1}",
+        "locate": "{prompts: 4, metric: log_prob}",
         "overlap": "{prompts: 3}",
     }
     settings = settings_of(tmp_path, model, dtype=dtype, variants=f"{{tuned: {tuned}}}", **sections)
     run_study(settings, tmp_path / "run", silent)
     results = read_results(tmp_path / "run")
     assert all(check.passed for check in results.checks)
-    sections = ("faithfulness", "functions", "cross_model", "graft", "knockout", "attention", "curves", "verdict")
+    sections = (
+        "faithfulness",
+        "functions",
+        "cross_model",
+        "graft",
+        "knockout",
+        "attention",
+        "curves",
+        "locate",
+        "verdict",
+    )
     assert all(getattr(results, section) for section in sections)

@@ -1,14 +1,25 @@
 """Edits and the two executors that carry them out."""
 
 from circuitdiff.engine.attention import IMPLEMENTATION
-from circuitdiff.engine.edits import Edit, Knockout, Site
+from circuitdiff.engine.edits import Edit, Knockout, ResidualEdit, Site
 from circuitdiff.engine.executor import Ablation, Batch, Executor
 from circuitdiff.engine.full import FullExecutor
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.window import WindowExecutor
 from circuitdiff.errors import InputError
 
-__all__ = ["IMPLEMENTATION", "Ablation", "Batch", "Edit", "Executor", "Knockout", "Model", "Site", "executor_named"]
+__all__ = [
+    "IMPLEMENTATION",
+    "Ablation",
+    "Batch",
+    "Edit",
+    "Executor",
+    "Knockout",
+    "Model",
+    "ResidualEdit",
+    "Site",
+    "executor_named",
+]
 
 
 def executor_named(name: str) -> Executor:

@@ -14,6 +14,7 @@ from circuitdiff.engine.edits import What
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, RUN_SHARE, batches
 from circuitdiff.engine.model import Model
+from circuitdiff.engine.replay import recorded
 from circuitdiff.prompts import Bucket, PromptSet
 
 Wanted = Mapping[int, Sequence[int]]  # by layer, the heads
@@ -69,6 +70,34 @@ def z_at_positions(
 
     capture(model, prompts, seen, memory_gb=memory_gb)
     return result
+
+
+@torch.no_grad()
+def resid_pre_at_positions(
+    model: Model,
+    prompts: PromptSet,
+    positions: Int[Tensor, "prompt wanted"],
+    layers: Sequence[int],
+    readout: Readout = lambda logits, prompt: logits[:, :0],
+    memory_gb: float = RUN_SHARE * DEFAULT_MEMORY_GB,
+) -> tuple[Float[Tensor, "layer prompt wanted d_model"], Float[Tensor, "prompt value"]]:
+    """The residual stream that enters each of the layers, at some positions of each prompt.
+
+    Also what `readout` says of the logits after each prompt, off the same runs.
+    """
+    d_model = model.module.config.get_text_config().hidden_size
+    shape = (len(layers), *positions.shape, d_model)
+    found = torch.empty(shape, dtype=model.dtype, device=model.device)
+    order, values = [], []
+    for bucket in batches(model, prompts, (), memory_gb, held=d_model):
+        with recorded(model.layers) as calls:
+            logits = model.forward(prompts.tokens[bucket.prompts, : bucket.length])
+        rows = torch.arange(len(bucket.prompts))[:, None]
+        for i, layer in enumerate(layers):
+            found[i, bucket.prompts] = calls[layer][0][rows, positions[bucket.prompts]]
+        values.append(readout(logits, bucket.prompts.to(logits.device)).cpu())
+        order.append(bucket.prompts)
+    return found, torch.cat(values)[torch.cat(order).argsort()]
 
 
 def sum_z_by_slot(

@@ -65,7 +65,24 @@ class Knockout:
         return self.at
 
 
-AnyEdit = Edit | Knockout
+@dataclass(frozen=True)
+class ResidualEdit:
+    """Replace the residual stream that enters one layer at one position, in some variants of a run."""
+
+    what: ClassVar = "resid_pre"
+
+    layer: int
+    at: int
+    variants: Int[Tensor, " some"]
+    replacement: Float[Tensor, "#some #prompt d_model"]
+
+    @property
+    def first_changed(self) -> int:
+        """The first position whose residual stream the edit can change."""
+        return self.at
+
+
+AnyEdit = Edit | Knockout | ResidualEdit
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,14 @@ def replace(
         keep = edit.keep[..., None]
         new = keep * own[index] + (1 - keep) * new
     return own.index_put(index, new.expand(len(rows), n_prompts, *new.shape[2:]))
+
+
+def replace_residual(
+    own: Float[Tensor, "variant prompt pos d_model"], edit: ResidualEdit, rows: Int[Tensor, " some"], at: int
+) -> Float[Tensor, "variant prompt pos d_model"]:
+    """`own` after the edit, out of place; `rows` says where in `own` its variants are, and `at` its position."""
+    new = edit.replacement.to(own.device).expand(len(rows), own.shape[1], -1)
+    return own.select_scatter(own[:, :, at].index_copy(0, rows, new), dim=2, index=at)
 
 
 def pattern_as_z(edit: Edit, values: Float[Tensor, "#some prompt edited pos d_head"]) -> Edit:

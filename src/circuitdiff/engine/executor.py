@@ -67,7 +67,8 @@ class Executor(Protocol):
     def run(self, batch: Batch, edits: Sequence[AnyEdit], n_variants: int, readout: Readout) -> Values:
         """Nothing frozen: what `readout` says of each variant's logits at the last position.
 
-        Within a layer: knockouts and edits of q, k and v, then of patterns, then of z and contributions.
+        Within a layer: the residual stream that enters it, knockouts and edits of q, k and v, then of patterns, then
+        of z and contributions.
 
         Raises: InputError if a knockout leaves a query without keys.
         """

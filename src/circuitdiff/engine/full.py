@@ -12,8 +12,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, Handler, attend, block, edited_output, expand_kv, handled_by
-from circuitdiff.engine.edits import AnyEdit, Edit, Knockout, Site, What, pattern_as_z, replace, without_contribution
+from circuitdiff.engine.edits import (
+    AnyEdit,
+    Edit,
+    Knockout,
+    ResidualEdit,
+    Site,
+    What,
+    pattern_as_z,
+    replace,
+    replace_residual,
+    without_contribution,
+)
 from circuitdiff.engine.executor import Ablation, Batch, Readout, Values
+from circuitdiff.engine.replay import edited_input
 
 
 def _of_variant(edits: Sequence[AnyEdit], variant: int) -> Iterator[AnyEdit]:
@@ -22,8 +34,8 @@ def _of_variant(edits: Sequence[AnyEdit], variant: int) -> Iterator[AnyEdit]:
     for edit in edits:
         if variant in edit.variants:
             row = (edit.variants == variant).nonzero()[:, 0]
-            names = ("blocked",) if isinstance(edit, Knockout) else ("replacement", "keep")
-            values = {name: value for name in names if (value := getattr(edit, name)) is not None}
+            names = ("blocked", "replacement", "keep")
+            values = {name: value for name in names if (value := getattr(edit, name, None)) is not None}
             own = {name: value if len(value) == 1 else value[row] for name, value in values.items()}
             yield with_fields(edit, variants=one, **own)
 
@@ -76,6 +88,12 @@ def _edited(batch: Batch, edits: Sequence[AnyEdit]) -> Iterator[None]:
         of_layer = [[edit for edit in edits if edit.layer == layer] for layer in range(batch.model.n_layers)]
         stack.enter_context(handled_by(lambda call: _edited_attention(call, of_layer[call.layer])))
         for edit in edits:
+            if isinstance(edit, ResidualEdit):
+
+                def with_replaced(hidden: Tensor, edit: ResidualEdit = edit) -> Tensor:
+                    return replace_residual(hidden[None], edit, edit.variants.to(hidden.device), edit.at)[0]
+
+                stack.enter_context(edited_input(batch.model.layers[edit.layer], with_replaced))
             if isinstance(edit, Edit) and edit.what == "contribution":
 
                 def with_added(written: Tensor, edit: Edit = edit) -> Tensor:

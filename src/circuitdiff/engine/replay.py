@@ -7,7 +7,7 @@ by keyword name, never by "the axis of size T": a batch of T prompts would be cu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +77,22 @@ def run_clean(model: Model, tokens: Int[Tensor, "prompt pos"], start: int = 0) -
     resid_pre = [hidden[:, start:].clone() for hidden, _ in calls]
     keywords: list[Keywords] = [keyword for _, keyword in calls]
     return CleanRun(tokens, start, resid_pre, q, k, v, z, outputs, keywords, logits)
+
+
+@contextmanager
+def edited_input(layer: nn.Module, edited: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While this lasts, `edited` changes the residual stream that enters a layer."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:  # the residual stream comes first, or by name (`recorded`)
+            return (edited(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": edited(kwargs["hidden_states"])}
+
+    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

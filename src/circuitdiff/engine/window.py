@@ -20,7 +20,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.attention import AttentionCall, block, edited_output, expand_kv, handled_by
-from circuitdiff.engine.edits import AnyEdit, Edit, Knockout, Site, What, pattern_as_z, replace, without_contribution
+from circuitdiff.engine.edits import (
+    AnyEdit,
+    Edit,
+    Knockout,
+    ResidualEdit,
+    Site,
+    What,
+    pattern_as_z,
+    replace,
+    replace_residual,
+    without_contribution,
+)
 from circuitdiff.engine.executor import Ablation, Batch, Readout, Values, read_out
 from circuitdiff.engine.model import replaced_forward
 from circuitdiff.engine.replay import CleanRun, cut, run_layer
@@ -74,6 +85,9 @@ def run_window_layer(
     positions = torch.arange(start, clean.length, device=live.hidden.device)
     prefix = Prefix(clean.k[layer][:, :, :start], clean.v[layer][:, :, :start])
     with_rows = [(edit, live.rows_of(edit)) for edit in edits if edit.layer == layer]
+    for edit, rows in with_rows:
+        if isinstance(edit, ResidualEdit):
+            live.hidden = replace_residual(live.hidden, edit, rows, edit.at - start)
 
     def handler(call: AttentionCall) -> Tensor:
         seen(call)

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Head
-from circuitdiff.engine import Batch, Edit, Knockout, Model, executor_named
+from circuitdiff.engine import Batch, Edit, Model, executor_named
+from circuitdiff.engine.edits import AnyEdit
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, check_pairs, clean_batches, rows_at_once
 from circuitdiff.engine.window import branched
@@ -34,7 +35,7 @@ class Editing(Generic[V]):
 
     roles: Sequence[str]  # whose positions all prompts of a bucket share
     begins: Callable[[V, Bucket], int]  # the first position that a variant changes
-    edits: Callable[[Sequence[V], Bucket], Sequence[Edit | Knockout]]  # of these variants, numbered from 0
+    edits: Callable[[Sequence[V], Bucket], Sequence[AnyEdit]]  # of these variants, numbered from 0
     split: Callable[[V, Bucket], tuple[V, V]] | None = None
 
 

@@ -29,7 +29,8 @@ from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.circuits import check_roles
 from circuitdiff.evaluation.constants import Means, check_replacement
-from circuitdiff.methods.path_patching import Path, Via, check_path, passed_on, readout_of
+from circuitdiff.evaluation.measured import readout_of
+from circuitdiff.methods.path_patching import Path, Via, check_path, passed_on
 from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.readable import Readable, data_frame
 from circuitdiff.stats.intervals import Interval, mean_interval

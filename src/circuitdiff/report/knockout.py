@@ -10,7 +10,7 @@ from circuitdiff.report import charts
 from circuitdiff.report.numbers import hits, number, printed
 from circuitdiff.report.parts import Part, Table
 from circuitdiff.study.registry import CommonResults, part_of
-from circuitdiff.study.sections.knockout import SECTION, Curve, Knockouts
+from circuitdiff.study.sections.knockout import SECTION, Curve, Matrix
 
 _DASHES = ([1, 0], [6, 3], [2, 2])  # for each round of the colours
 _TIPS = {"query": "role", "key": "does not see", "printed": "loss of accuracy"}
@@ -25,7 +25,7 @@ def view(results: CommonResults) -> Part:
     figures: dict[str, charts.Figure] = {}
     for model, each in models.items():
         if each.matrix.cells:
-            figures[f"knockout/{model}/matrix"] = _matrix(model, each)
+            figures[f"knockout/{model}/matrix"] = matrix_figure(model, each.matrix, each.n_prompts)
         if each.curves:
             title = f"Attention knockout in {model}"
             figures[f"knockout/{model}/curves"] = curves_over_layers(title, each.curves, each.n_prompts)
@@ -33,16 +33,16 @@ def view(results: CommonResults) -> Part:
         "Where does information flow?",
         "Attention from one role to another is blocked, in all layers for the tables. The control blocks a random "
         "position that is neither the answer nor the query.",
-        [sentence for model, each in models.items() for sentence in _sentences(model, each)],
+        [sentence for model, each in models.items() for sentence in sentences_on(model, each.matrix)],
         figures,
-        [_table(model, each) for model, each in models.items()],
+        [matrix_table(model, each.matrix, each.n_prompts) for model, each in models.items()],
     )
 
 
-def _sentences(model: str, result: Knockouts) -> list[str]:
+def sentences_on(model: str, matrix: Matrix) -> list[str]:
     """Where information flows and where it does not, at 95 %."""
     by_answer: dict[str, list[str]] = {}
-    for cell in result.matrix.cells:
+    for cell in matrix.cells:
         if cell.answer is not None:
             loss = number(None if cell.loss is None else cell.loss.value)
             by_answer.setdefault(cell.answer, []).append(f"{cell.query} to {cell.key} ({loss})")
@@ -51,7 +51,7 @@ def _sentences(model: str, result: Knockouts) -> list[str]:
     ]
 
 
-def _table(model: str, result: Knockouts) -> Table:
+def matrix_table(model: str, matrix: Matrix, n_prompts: int) -> Table:
     """The matrix in numbers, but for cells that were not run; the control is the query's."""
     rows = [
         {
@@ -59,14 +59,14 @@ def _table(model: str, result: Knockouts) -> Table:
             "does not see": cell.key,
             "accuracy": printed(cell.accuracy),
             "loss": printed(cell.loss),
-            "accuracy, a random position blocked": printed(result.matrix.control.get(cell.query)),
+            "accuracy, a random position blocked": printed(matrix.control.get(cell.query)),
             "loss beyond it": printed(cell.loss_beyond_random),
             "flows": cell.answer,
         }
-        for cell in result.matrix.cells
+        for cell in matrix.cells
         if cell.answer is not None
     ]
-    clean = f"{result.n_prompts} prompts, accuracy with nothing blocked {printed(result.matrix.clean)}"
+    clean = f"{n_prompts} prompts, accuracy with nothing blocked {printed(matrix.clean)}"
     return Table(f"Attention knockout in {model}: {clean}", rows)
 
 
@@ -97,7 +97,7 @@ def curves_over_layers(title: str, curves: Sequence[Curve], n_prompts: int) -> c
     return charts.finish(layers, title, subtitle, width=420, height=220)
 
 
-def _matrix(model: str, result: Knockouts) -> charts.Figure:
+def matrix_figure(model: str, matrix: Matrix, n_prompts: int) -> charts.Figure:
     """Loss of accuracy when the row's role cannot see the column's, in all layers at once."""
     rows = [
         charts.bounds(cell.loss)
@@ -106,9 +106,9 @@ def _matrix(model: str, result: Knockouts) -> charts.Figure:
             "answer": cell.answer or _NOT_RUN,
             "mark": _FLOWS.get(cell.answer or "", ""),
         }
-        for cell in result.matrix.cells
+        for cell in matrix.cells
     ]
-    roles = list(result.matrix.roles)
+    roles = list(matrix.roles)
     base = alt.Chart(charts.inline(rows)).encode(
         x=alt.X("key:N", sort=roles, title="does not see", axis=alt.Axis(labelAngle=-40)),
         y=alt.Y("query:N", sort=roles, title="role"),
@@ -123,8 +123,8 @@ def _matrix(model: str, result: Knockouts) -> charts.Figure:
         charts.struck_out(base),
     ]
     subtitle = [
-        f"{result.n_prompts} prompts; flows: costs accuracy, and more than a random position",
-        f"does not: significantly less than {number(result.matrix.margin)}; struck out: not run",
+        f"{n_prompts} prompts; flows: costs accuracy, and more than a random position",
+        f"does not: significantly less than {number(matrix.margin)}; struck out: not run",
     ]
     title = f"What each role needs to see in {model}"
     return charts.finish(layers, title, subtitle, width=alt.Step(52), height=alt.Step(26))

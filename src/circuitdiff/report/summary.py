@@ -20,6 +20,7 @@ from circuitdiff.study.sections import (
     functions,
     graft,
     knockout,
+    locate,
     minimality,
     overlap,
 )
@@ -80,6 +81,8 @@ def _further(results: CommonResults) -> Iterator[tuple[str, int]]:
         yield "grafts", min(grafted.n_prompts, grafted.n_scenarios)
     for blocked in part_of(results, knockout.SECTION).values():
         yield "knockouts", min(blocked.n_prompts, blocked.n_scenarios)
+    for located in part_of(results, locate.SECTION).values():
+        yield "where it happens", min(located.n_scenarios, located.ceiling.model.n)
     for found in part_of(results, curves.SECTION).values():
         yield "rankings of heads", min(found.n_prompts, found.n_scenarios)
     for _, _, attended in cells_of(results, attention.SECTION):

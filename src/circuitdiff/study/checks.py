@@ -14,6 +14,7 @@ from circuitdiff.evaluation import By, Evaluation, evaluate_circuits
 from circuitdiff.methods.component_mask.patching import SharedRuns
 from circuitdiff.methods.component_mask.training import target_logit
 from circuitdiff.methods.discovery import Stage
+from circuitdiff.methods.locate import residual_patching
 from circuitdiff.methods.path_patching import path_effects
 from circuitdiff.models.checks import difference, log_prob_tolerance, step_of_logits, tolerance_for, tolerance_of
 from circuitdiff.stats.metrics import negligible
@@ -83,6 +84,19 @@ def executors_on_masks(subject: LoadedModel, *, group: Group, triples: TriplesOf
         return torch.cat([patching.values(group.heads, half, bucket, quantity) for bucket in buckets])
 
     return Deviation(difference(run("window"), run("full")), log_prob_tolerance(model.dtype))
+
+
+def executors_on_residuals(
+    subject: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...], layers: tuple[int, ...]
+) -> Deviation:
+    """Check 3 for residual streams: effects on the answer's log probability, relative to the largest, or to 1 nat."""
+    model, pairs = subject.model, subject.pairs(prompts)
+    window, full = (
+        residual_patching(model, pairs, roles, layers=layers, metric="log_prob", executor=name).per_prompt
+        for name in ("window", "full")
+    )
+    worst = float((window - full).abs().max() / full.abs().max().clamp(min=1.0))
+    return Deviation(worst, log_prob_tolerance(model.dtype))
 
 
 def executors_agree(model: Model, run: Callable[[str], Sequence[Evaluation]]) -> Deviation:

@@ -1,4 +1,4 @@
-"""A base, its variants and a task: the study that compares them, as a file that can be edited and run again."""
+"""Studies of what a command names, models and a task, as a file that can be edited and run again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from circuitdiff.config.names import file_name
 from circuitdiff.config.reading import split_adapters
 from circuitdiff.errors import InputError
 from circuitdiff.models.family_registry import member_of
-from circuitdiff.study.registry import parse_study
+from circuitdiff.study.registry import SECTIONS, parse_study
 from circuitdiff.study.runner import plan_study
 from circuitdiff.study.settings import CommonSettings, PromptSettings
 from circuitdiff.study.sizes import first_look
@@ -52,6 +52,26 @@ def comparison(
     if quick:
         return first_look(study)
     return study if minutes is None else plan_study(study, monitor, n_workers, minutes)[0]
+
+
+def location(
+    model: str, task: str, *, n_prompts: int, seed: int = 0, roles: Sequence[str] = (), **settings: Any
+) -> CommonSettings:
+    """The study that asks of one model where it does the task, and nothing else.
+
+    Raises: InputError as `comparison`.
+    """
+    [name] = _names([model])
+    asked = {
+        "name": file_name(f"{name}-{Path(task).stem}-locate"),
+        "base": model,
+        "task": task,
+        "seed": seed,
+        "prompts": {"evaluation": n_prompts},
+        **{each.name: False for each in SECTIONS if each.options is not None},
+        "locate": {"prompts": n_prompts, "roles": list(roles)},
+    }
+    return parse_study({**asked, **settings}, "locate")
 
 
 def write_study(settings: CommonSettings, folder: Path) -> Path:

@@ -134,12 +134,15 @@ class Sizes:
             return self.base.n_layers
         return max(1, round(self.layers_up_to(receivers) * self.base.n_layers - 1))
 
-    def constant_tokens(self, parts: Sequence[Pairs], known: Sequence[Pairs] = ()) -> int:
-        """How many lone tokens are run for circuits on these prompts, one part after the other, beside `places_from`.
+    def constant_tokens(
+        self, parts: Sequence[Pairs], known: Sequence[Pairs] = (), roles: Sequence[str] | None = None
+    ) -> int:
+        """How many lone tokens are run for circuits on these prompts, one part after the other, beside their roles'.
 
         A token at a place in a sequence of slots is run once, and not at all if it is `known`; `ROWS` are run at once.
         """
-        roles, done, n_rows = [stage.at for stage in self.main.stages], dict[bytes, set[tuple[int, int]]](), 0
+        roles, n_rows = [stage.at for stage in self.main.stages] if roles is None else list(roles), 0
+        done = dict[bytes, set[tuple[int, int]]]()
         for i, pairs in enumerate([*known, *parts]):
             for bucket in buckets(pairs.clean_prompts, roles, MOST_PROMPTS, same_slots=True):
                 free = [p for p in range(bucket.length - 1) if p not in bucket.positions.values()]

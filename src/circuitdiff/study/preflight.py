@@ -68,7 +68,8 @@ def outlined(settings: CommonSettings) -> Outlined:
 def check_prompts(study: Outlined) -> None:
     """Raises: InputError naming the number of prompts that the task cannot fill, and what it can."""
     sizes = study.settings.prompts
-    used = {split for plan in study.plans.values() for stage in plan.stages for split in stage.splits}
+    searches = getattr(study.settings, "discovery", None) is not False
+    used = {split for plan in study.plans.values() for stage in plan.stages for split in stage.splits if searches}
     for name in PURPOSES:
         if name in used | {"evaluation", "means"}:
             check_enough(f"prompts.{name}", study, getattr(sizes, name), SPLIT_OF.get(name, name))

@@ -21,6 +21,7 @@ from circuitdiff.methods.cross_model.hybrids import Basis, Ran
 from circuitdiff.methods.cross_model.patching import Controls, CrossPatch
 from circuitdiff.methods.edges import Edge
 from circuitdiff.methods.graft import Graft, Part
+from circuitdiff.methods.locate import ResidualPatching, RoleCeiling
 from circuitdiff.methods.minimality import GroupMinimality, HeadCost, MinimalityResult, MinimalityRule, PairTable
 from circuitdiff.methods.path_patching import Path, PathEffects
 from circuitdiff.methods.screening import Screened
@@ -57,6 +58,8 @@ _CLASSES: dict[str, type[Any]] = {
             Path,
             PathEffects,
             Ran,
+            ResidualPatching,
+            RoleCeiling,
             Screened,
             WeightChange,
             WeightChanges,

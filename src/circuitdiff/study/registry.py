@@ -27,6 +27,7 @@ from circuitdiff.study.sections import (
     functions,
     graft,
     knockout,
+    locate,
     minimality,
     overlap,
     verdict,
@@ -42,13 +43,16 @@ SECTIONS: tuple[Section[Any, Any], ...] = tuple(
     each.SECTION
     for each in (
         *(accuracy, discovery, faithfulness, minimality, completeness, ablations, knockout, attention),
-        *(functions, overlap, cross_model, graft, verdict, weights, curves),
+        *(functions, overlap, cross_model, graft, verdict, weights, curves, locate),
     )
 )
 
 _PARTS = {section.name: (Annotated[section.result | None, AfterValidator(ByName.of)], None) for section in SECTIONS}
 _OPTIONS = {
-    section.name: (section.options | Literal[False], Field(default_factory=section.options))
+    section.name: (
+        section.options | Literal[False],
+        Field(default_factory=section.options) if section.by_default else False,
+    )
     for section in SECTIONS
     if section.options is not None
 }
@@ -61,6 +65,15 @@ Results = create_model("Results", __base__=CommonResults, __module__=__name__, *
 def options_of(settings: CommonSettings, section: Section[Options, Any]) -> Options | None:
     """The section's settings; None if it is left out, or has none."""
     return getattr(settings, section.name, None) or None
+
+
+def check_discovery(settings: CommonSettings) -> None:
+    """Raises: InputError if sections are asked of circuits, and none is looked for."""
+    if options_of(settings, discovery.SECTION) is None:
+        asked = [each.name for each in SECTIONS if each.of_circuits and options_of(settings, each) is not None]
+        if asked:
+            off = ", ".join(f"{name}: false" for name in asked)
+            raise InputError(f"discovery is false, and these sections ask about circuits: leave it on, or set {off}")
 
 
 def part_of(results: CommonResults, section: Section[Any, Result]) -> Result:

@@ -25,7 +25,14 @@ from circuitdiff.study.context import StudyContext, versions
 from circuitdiff.study.estimates import result_of
 from circuitdiff.study.plan import PlannedCost, Sizes, planned_cost
 from circuitdiff.study.preflight import check_study, outlined
-from circuitdiff.study.registry import SECTIONS, Results, options_of, planned_parts, results_bytes
+from circuitdiff.study.registry import (
+    SECTIONS,
+    Results,
+    check_discovery,
+    options_of,
+    planned_parts,
+    results_bytes,
+)
 from circuitdiff.study.results import SCHEMA_VERSION, CommonResults, ModelResult, StudyHeader, example_of
 from circuitdiff.study.sections.accuracy import stop_unless_able
 from circuitdiff.study.settings import CommonSettings, expected, task_of
@@ -76,6 +83,7 @@ def run_study(
 
 def refuse(settings: CommonSettings) -> None:
     """Raises: InputError for what can be known before weights are read."""
+    check_discovery(settings)
     known, mixing = outlined(settings), list[str]()
     for section in SECTIONS:
         if (options := options_of(settings, section)) is not None:

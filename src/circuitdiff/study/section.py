@@ -30,6 +30,7 @@ class Section(Generic[Options, Result]):
     `cost`: what it will take, before anything is run.
     `check`: raises InputError for what can be refused before weights are read.
     `mixes_models`: whether it puts one model's activations or weights into another, which have to be alike for that.
+    `by_default`: whether a study that does not name it asks it. `of_circuits`: whether it needs what discovery finds.
     """
 
     name: str
@@ -39,3 +40,5 @@ class Section(Generic[Options, Result]):
     cost: Callable[[Sizes, Options], Iterable[Part]]
     check: Callable[[Outlined, Options], None] = lambda outlined, options: None
     mixes_models: bool = False
+    by_default: bool = True
+    of_circuits: bool = True

@@ -39,7 +39,7 @@ def _described(kind: type) -> str:
     """Its docstring, and the lines of its fields and of those that it inherits."""
     lines = [line for each in reversed(kind.__mro__) for line in _fields(each)]
     prose = inspect.cleandoc(kind.__doc__ or "").split("\n\n    Raises:")[0]
-    return f"{prose}\n\n```python\n" + "\n".join(lines) + "\n```\n"
+    return f"{prose}\n\n```python\n" + "\n".join(lines) + "\n```\n" if lines else f"{prose}\n"
 
 
 def _fields(kind: type) -> list[str]:

@@ -19,7 +19,6 @@ from circuitdiff.study.prompts import PromptsOf, PromptSource
 from circuitdiff.study.records import record_of, value_of
 from circuitdiff.study.registry import parse_study
 from circuitdiff.study.sections.minimality import SECTION, MinimalityOptions, PrunedCircuit
-from circuitdiff.study.settings import plans_of
 from helpers.tiny_context import PLANS, TinyContext, tiny_context, tiny_study
 
 GIVEN = Circuit(
@@ -168,7 +167,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path, setting, message):
 def test_prompts_of_too_few_scenarios_to_be_halved_are_refused(context):
     settings = context.study.settings
     prompts = settings.prompts.model_copy(update={"queries_per_scenario": 3})
-    study = outlined(settings.model_copy(update={"prompts": prompts}), plans_of(settings))
+    study = outlined(settings.model_copy(update={"prompts": prompts}))
     with pytest.raises(InputError, match=r"minimality\.prompts is 9, with 3 prompts a scenario: 3 scenarios, of at"):
         SECTION.check(study, MinimalityOptions(prompts=9))
     SECTION.check(study, MinimalityOptions(prompts=10))

@@ -37,6 +37,11 @@ from circuitdiff.study.settings import plan_file, plans_of
 NOTHING = Estimate(None, None, None)
 
 
+@dataclass(frozen=True)
+class DiscoveryOptions:
+    """What is looked for is set by `plans` and `discover_in`. `false`: nothing, for sections that need no circuit."""
+
+
 @dataclass(frozen=True, repr=False)
 class Sweep(Readable):
     """One stage: every head's effect [layer, head], in the metric's unit, negative where it helps; and the choice.
@@ -123,7 +128,7 @@ class Discovered(NamedTuple):
     reached: float | None = None  # by an automatic plan, see `methods.auto_plan`
 
 
-async def run(study: StudyContext, _: None) -> dict[str, FoundCircuit]:
+async def run(study: StudyContext, _: DiscoveryOptions) -> dict[str, FoundCircuit]:
     """All plans in the base, the main one in its variants. A model's main circuit goes by the model's name.
 
     Each is also written to a file of its own in the run folder.
@@ -250,7 +255,7 @@ def _table(values: object) -> tuple[tuple[Number, ...], ...]:
     return tuple(tuple(None if value != value else value for value in row) for row in rows)
 
 
-def cost(sizes: Sizes, _: None) -> Iterator[Part]:
+def cost(sizes: Sizes, _: DiscoveryOptions) -> Iterator[Part]:
     """Sweeps that plans share run once, and all share their clean and counterfactual runs."""
     prompts = sizes.settings.prompts
     splits = {split for plan in sizes.plans.values() for stage in plan.stages for split in stage.splits}
@@ -291,4 +296,4 @@ def _sweep_cost(sizes: Sizes, stage: Stage, n_prompts: int) -> Part:
     return Part(what, runs * (1 if stage.via is None else 2), sizes.runs(runs, 1 + width, layers=0.5))
 
 
-SECTION = Section("discovery", None, dict[str, FoundCircuit], run, cost)
+SECTION = Section("discovery", DiscoveryOptions, dict[str, FoundCircuit], run, cost)

@@ -12,6 +12,7 @@ from pydantic import Field
 from circuitdiff.config.settings import Count, Prompts
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.knockout import attention_knockout, blocking, has_random_keys, roles_before
+from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
 from circuitdiff.stats.proportions import difference_interval
 from circuitdiff.study.checks import FEW, executors_agree
@@ -114,25 +115,23 @@ async def _knockouts(study: StudyContext, model: str, roles: list[str], options:
     """Raises: InputError if a role does not exist."""
     facts, prompts = await study.facts(model), PromptsOf("evaluation", first=options.prompts)
     pairs = await study.pairs(model, prompts)
-    asked = study.task.question_roles if options.query_roles is None else options.query_roles
-    # one that some prompts lack cannot be avoided there
-    avoided = tuple(role for role in asked if bool((pairs.positions[role] >= 0).all()))
+    avoided = avoided_roles(study.task, pairs, options.query_roles)
     before = roles_before(pairs, roles)
     if not options.roles:  # nobody chose a query that comes too early
         before = [pair for pair in before if has_random_keys(pairs, pair[0], avoided)]
     chosen = before if options.curves is None else options.curves
-    random = {"cells": _with_random(before), "query_roles": avoided, "seed": study.settings.seed}
+    random = {"cells": with_random(before), "query_roles": avoided, "seed": study.settings.seed}
     title, few = f"attention between roles in {model}", PromptsOf("evaluation", first=min(FEW, options.prompts))
     n_runs, n_few = len(random["cells"]) + 1, len(await study.pairs(model, few))
     detail = f"{title}: {n_runs} runs x {n_few} prompts, relative log probability"
     await study.check_executors(title, detail, executors_on_knockouts, model, prompts=few, **random)
-    layers, curves = tuple(layers_of(facts.n_layers, options)), _with_random(chosen)
+    layers, curves = tuple(layers_of(facts.n_layers, options)), with_random(chosen)
     blocked = {"curves": curves, "layers": layers, "upward": not options.single_layers}
     clean, in_cells, by_layer = await study.value(title, knocked_out, model, prompts=prompts, **random, **blocked)
     return Knockouts(
         n_prompts=len(clean.scenarios),
         n_scenarios=len(clean.scenarios.unique()),
-        matrix=_matrix(roles, clean, in_cells, options.margin),
+        matrix=matrix_of(roles, clean, in_cells, options.margin),
         curves=tuple(
             Curve(query, key, options.single_layers, accuracy(clean), points_of(layers, each))
             for (query, key), each in by_layer.items()
@@ -140,7 +139,13 @@ async def _knockouts(study: StudyContext, model: str, roles: list[str], options:
     )
 
 
-def _with_random(pairs: Sequence[tuple[str, str]]) -> tuple[_Pair, ...]:
+def avoided_roles(task: Task, pairs: Pairs, asked: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Where no random key is: one that some prompts lack cannot be avoided there."""
+    asked = task.question_roles if asked is None else asked
+    return tuple(role for role in asked if bool((pairs.positions[role] >= 0).all()))
+
+
+def with_random(pairs: Sequence[tuple[str, str]]) -> tuple[_Pair, ...]:
     """And each query with a random key."""
     return (*pairs, *((query, None) for query in dict.fromkeys(query for query, _ in pairs)))
 
@@ -180,7 +185,7 @@ def executors_on_knockouts(
     return executors_agree(subject.model, answers)
 
 
-def _matrix(roles: Sequence[str], clean: Evaluation, blocked: Mapping[_Pair, Evaluation], margin: float) -> Matrix:
+def matrix_of(roles: Sequence[str], clean: Evaluation, blocked: Mapping[_Pair, Evaluation], margin: float) -> Matrix:
     control = {query: each for (query, key), each in blocked.items() if key is None}
     return Matrix(
         roles=tuple(roles),
