@@ -22,9 +22,10 @@ from torch import Tensor
 from circuitdiff.circuit import Head
 from circuitdiff.config.settings import Count
 from circuitdiff.engine import Model
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.methods.attribution_patching import path_attribution
-from circuitdiff.methods.path_patching import Path, PathEffects, path_effects
+from circuitdiff.methods.path_patching import Path, PathEffects, check_path, path_effects
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
 from circuitdiff.stats.metrics import Measured
@@ -70,8 +71,10 @@ def screened_effects(
 
     Raises: InputError as `path_effects` does.
     """
+    check_path(model, pairs, path)
     along = (path.at, path.receivers, path.via, path.receivers_at)
-    given = {"metric": metric, "shared": shared} | how
+    runs = shared or PairRuns(model, pairs, path.roles, how.get("memory_gb", DEFAULT_MEMORY_GB))
+    given = {"metric": metric, "shared": runs} | how
     estimates = path_attribution(model, pairs, *along, steps=screen.steps, **given).scores[path.at]
     last = model.n_layers if path.last_layer is None else path.last_layer
     live = [Head(layer, i) for layer in range(last) for i in range(model.n_heads)]
