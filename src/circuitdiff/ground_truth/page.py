@@ -32,12 +32,19 @@ gain: the paper's way) and *weights* (the parts whose weights moved most per num
 """
 _HELD_OUT = """
 Seeds of the held-out plantings were drawn when methods and rules of this page were fixed, and run once; they stand here
-whatever came. Another seed has other places, strengths, codes and decoys.
+whatever came. Another seed has other places, strengths, codes and decoys. One, of `planted-new-route`, was drawn anew: a
+first one had led to a change of a self-check before any answer was looked at.
 """
-_WHY_WRONG = """
+_WHY_WRONG = {
+    "planted-outvoted": """
 `planted-outvoted` is meant to be wrong here: two of three transmitters suffice, so that patching a single one changes
 nothing, and no method that patches one head at a time finds any.
-"""
+""",
+    "planted-cancelling": """
+In `planted-cancelling` the mean effect of one head of the pair is less than a third of the others' and uncertain
+(adjusted p above 0.05); told how many heads there are, path patching has it fifth.
+""",
+}
 _OF_HEADS, _OF_PARTS = (ATTRIBUTION, EFFECT), (Z_PATCHING, WEIGHTS)
 
 
@@ -48,7 +55,7 @@ def render_page(truth: GroundTruth) -> str:
     settings = study_of(Planting("planted-base"))
     parts = [
         _INTRODUCTION.format(n=settings.prompts.discovery, evaluation=settings.prompts.evaluation),
-        "## Right, where a plainer method is not\n\n",
+        "\n## Right, where a plainer method is not\n\n",
         _causes(each for each in _pairs(said) if _settled(each) and _beaten(each)),
         "\n",
         _found(each for each in heads if each.exact and _misled(each)),
@@ -56,7 +63,7 @@ def render_page(truth: GroundTruth) -> str:
         _listed(each for each in said if each.right is False),
         "\n",
         _found(wrong_heads),
-        _WHY_WRONG if any(each.model == "planted-outvoted" for each in wrong_heads) else "",
+        *(why for model, why in _WHY_WRONG.items() if any(each.model == model for each in wrong_heads)),
         "\n## How often is an answer right?\n\n",
         "Held-out plantings:\n\n",
         _rates([each for each in said if each.held_out], [each for each in heads if each.held_out]),
