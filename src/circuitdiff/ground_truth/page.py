@@ -32,8 +32,8 @@ gain: the paper's way) and *weights* (the parts whose weights moved most per num
 """
 _HELD_OUT = """
 Seeds of the held-out plantings were drawn when methods and rules of this page were fixed, and run once; they stand here
-whatever came. Another seed has other places, strengths, codes and decoys. One, of `planted-new-route`, was drawn anew: a
-first one had led to a change of a self-check before any answer was looked at.
+whatever came. Another seed has other places, strengths, codes and decoys. One, of `planted-new-route`, was drawn anew:
+a first one had led to a change of a self-check before any answer was looked at.
 """
 _WHY_WRONG = {
     "planted-outvoted": """
