@@ -9,8 +9,9 @@ import yaml
 from circuitdiff import mean_activations
 from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
+from circuitdiff.evaluation.roles import roles_everywhere
 from circuitdiff.methods.attention import AttentionToRoles
-from circuitdiff.methods.auto_plan import AutoPlan, Search, attended_roles, find_circuit, roles_everywhere
+from circuitdiff.methods.auto_plan import AutoPlan, Search, attended_roles, find_circuit
 from circuitdiff.methods.discovery import Plan, Stage, discover, stage_result
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 
 from circuitdiff.circuit import Circuit, Group, Head
@@ -24,6 +23,7 @@ from circuitdiff.config.settings import Count, Share
 from circuitdiff.engine import Model
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.evaluation import Evaluation, Means, evaluate_circuits
+from circuitdiff.evaluation.roles import LAST, roles_everywhere
 from circuitdiff.evaluation.shapes import all_heads
 from circuitdiff.methods.attention import AttentionToRoles, attention_to_roles
 from circuitdiff.methods.discovery import Plan, Stage, StageResult, circuit_of, discover_family, measure_with
@@ -34,7 +34,6 @@ from circuitdiff.readable import Readable
 from circuitdiff.stats.metrics import MetricName
 from circuitdiff.stats.selection import Discoveries
 
-LAST = "last"  # every task's role at the last token
 SWEEPS_OF_A_GROUP = 4  # that a search runs for each group that it finds, as costs have it
 
 
@@ -57,7 +56,7 @@ class AutoPlan(Readable):
     def expected(self, roles: Sequence[str]) -> Plan:
         """As many groups as a search may find, by which its cost is reckoned: all feed the heads at the last token."""
         [first] = self.stages(None, ())
-        others = self.stages(first, [role for role in candidate_roles(roles) if role != LAST])
+        others = self.stages(first, [role for role in roles if "." not in role and role != LAST])
         return self.plan([first, *others][: self.most_groups])
 
     def stages(self, receivers: Stage | None, roles: Sequence[str], known: Collection[Stage] = ()) -> list[Stage]:
@@ -174,22 +173,6 @@ def find_circuit(
             return FoundPlan(search.plan, search.circuit, tuple(search.found), tuple(search.empty), reached)
         looking = attention_to_roles(model, as_circuit(receivers), pairs, roles, memory_gb=memory_gb)
         attended = attended_roles(looking["receivers"], rule.attended)
-
-
-def candidate_roles(roles: Sequence[str]) -> list[str]:
-    """Without those of one segment, which have a dot: whether it is asked for differs from prompt to prompt."""
-    return [role for role in roles if "." not in role]
-
-
-def roles_everywhere(pairs: Pairs) -> list[str]:
-    """The roles that every prompt and counterfactual has; of those that are always at one token, the first."""
-    chosen: list[str] = []
-    for role in candidate_roles(list(pairs.positions)):
-        at, of_counterfactual = pairs.positions[role], pairs.counterfactual_positions.get(role)
-        there = of_counterfactual is not None and bool((at >= 0).all() and (of_counterfactual >= 0).all())
-        if there and not any(torch.equal(at, pairs.positions[other]) for other in chosen):
-            chosen.append(role)
-    return chosen if LAST in chosen else [*chosen, LAST]
 
 
 def as_circuit(receivers: StageResult) -> Circuit:

@@ -9,8 +9,8 @@ from itertools import zip_longest
 from circuitdiff.circuit_files import read_circuit
 from circuitdiff.errors import InputError, choices, naming
 from circuitdiff.evaluation import check_groups
+from circuitdiff.evaluation.roles import roles_everywhere
 from circuitdiff.finetune.recipes import read_recipe
-from circuitdiff.methods.auto_plan import roles_everywhere
 from circuitdiff.methods.discovery import Plan
 from circuitdiff.methods.path_patching import check_reach
 from circuitdiff.models.adapters import check_adapter

@@ -47,12 +47,6 @@ def is_file(desideratum: str) -> bool:
     return desideratum.endswith(".jsonl")
 
 
-def everywhere(role: str, pairs: Pairs) -> bool:
-    """Whether every clean and counterfactual prompt has the role."""
-    both = (pairs.positions, pairs.counterfactual_positions)
-    return all(role in positions and bool((positions[role] >= 0).all()) for positions in both)
-
-
 class PromptSource:
     """A study's prompts for one of its models, in its tokens; the same for the same request, and made once."""
 

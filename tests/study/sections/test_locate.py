@@ -106,7 +106,7 @@ def test_steps_are_told_by_their_own_hits_and_shares_begin_at_no_role(monkeypatc
 
 def test_roles_are_by_default_those_of_no_segment_in_the_prompts_order(context):
     pairs = pairs_of(context)
-    roles = roles_of(LocateOptions(), context.study.task, pairs)
+    roles = roles_of(LocateOptions(), pairs)
     assert not any("." in role for role in roles)
     at = [float(pairs.positions[role].double().mean()) for role in roles]
     assert at == sorted(at)
@@ -114,7 +114,7 @@ def test_roles_are_by_default_those_of_no_segment_in_the_prompts_order(context):
     lacking = {role: each.clone() for role, each in pairs.counterfactual_positions.items()}
     lacking["query_label"][1] = -1
     fewer = replace(pairs, counterfactual_prompts=replace(pairs.counterfactual_prompts, positions=lacking))
-    assert set(roles) - set(roles_of(LocateOptions(), context.study.task, fewer)) == {"query_label"}
+    assert set(roles) - set(roles_of(LocateOptions(), fewer)) == {"query_label"}
 
 
 def test_layers_are_twelve_at_most_unless_a_step_is_given():

@@ -14,6 +14,7 @@ from torch import Tensor
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.config.settings import Count, Prompts
 from circuitdiff.evaluation import Evaluation
+from circuitdiff.evaluation.roles import everywhere
 from circuitdiff.readable import Readable
 from circuitdiff.stats.curves import curve_areas
 from circuitdiff.study.common_units import (
@@ -25,7 +26,6 @@ from circuitdiff.study.common_units import (
 )
 from circuitdiff.study.estimates import Estimate, estimate
 from circuitdiff.study.plan import mean_first
-from circuitdiff.study.prompts import everywhere
 from circuitdiff.study.section import Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
 

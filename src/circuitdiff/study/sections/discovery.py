@@ -13,7 +13,8 @@ from circuitdiff.circuit_files import read_circuit
 from circuitdiff.config.names import file_name
 from circuitdiff.errors import naming
 from circuitdiff.evaluation import check_groups
-from circuitdiff.methods.auto_plan import SWEEPS_OF_A_GROUP, roles_everywhere
+from circuitdiff.evaluation.roles import roles_everywhere
+from circuitdiff.methods.auto_plan import SWEEPS_OF_A_GROUP
 from circuitdiff.methods.discovery import Plan, Split, Stage, StageResult, circuit_of, gaps
 from circuitdiff.readable import Readable
 from circuitdiff.stats.selection import STABLE

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from circuitdiff.circuit import Circuit, Head
+from circuitdiff.evaluation.roles import roles_everywhere
 from circuitdiff.evaluation.shapes import all_heads
-from circuitdiff.methods.auto_plan import AutoPlan, Search, as_circuit, attended_roles, roles_everywhere, share_reached
+from circuitdiff.methods.auto_plan import AutoPlan, Search, as_circuit, attended_roles, share_reached
 from circuitdiff.methods.discovery import (
     Split,
     Stage,

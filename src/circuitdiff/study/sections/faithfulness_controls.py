@@ -11,6 +11,7 @@ import torch
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.evaluation import Evaluation
+from circuitdiff.evaluation.roles import everywhere
 from circuitdiff.evaluation.shapes import has_others, random_circuit, roles_rotated
 from circuitdiff.stats.proportions import accuracy_interval
 from circuitdiff.stats.selection import lowest
@@ -29,7 +30,6 @@ from circuitdiff.study.estimates import (
     rank_p,
     with_heads,
 )
-from circuitdiff.study.prompts import everywhere
 from circuitdiff.study.section import StudyContext
 from circuitdiff.study.sections.discovery import Discovered
 

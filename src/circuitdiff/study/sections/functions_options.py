@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitdiff.circuit_files import read_circuit
 from circuitdiff.config.settings import CountOrZero, Gigabytes, Prompts
 from circuitdiff.errors import InputError
-from circuitdiff.methods.auto_plan import roles_everywhere
+from circuitdiff.evaluation.roles import roles_everywhere
 from circuitdiff.methods.component_mask.fit import MaskOptions, Sweep
 from circuitdiff.methods.component_mask.patching import MEMORY_GB
 from circuitdiff.methods.discovery import Stage

@@ -10,6 +10,7 @@ import numpy as np
 
 from circuitdiff.config.settings import Count, Prompts
 from circuitdiff.evaluation import By, Evaluation
+from circuitdiff.evaluation.roles import roles_everywhere
 from circuitdiff.methods.knockout import has_random_keys, roles_before
 from circuitdiff.methods.locate import DIRECTIONS, ResidualPatching, RoleCeiling, residual_patching, role_ceiling
 from circuitdiff.prompts import Pairs, halves
@@ -20,10 +21,8 @@ from circuitdiff.study.checks import FEW, executors_on_residuals
 from circuitdiff.study.common_units import means_of
 from circuitdiff.study.estimates import Estimate, Share, accuracy, estimate
 from circuitdiff.study.preflight import check_known, check_scenarios
-from circuitdiff.study.prompts import everywhere
 from circuitdiff.study.section import LoadedModel, Needed, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.knockout import Matrix, avoided_roles, knocked_out, matrix_of, with_random
-from circuitdiff.tasks import Task
 
 _MOST_LAYERS = 12  # each is a run of all layers above it, for each role
 _MARGIN = 0.05  # of the matrix, as in `knockout`
@@ -112,7 +111,7 @@ async def _location(study: StudyContext, model: str, options: LocateOptions) -> 
     """Raises: InputError if some prompt or counterfactual lacks a role that is named."""
     facts, prompts = await study.facts(model), PromptsOf("evaluation", first=options.prompts)
     pairs, few = await study.pairs(model, prompts), PromptsOf("evaluation", first=min(FEW, options.prompts))
-    roles, layers = roles_of(options, study.task, pairs), layers_of(facts.n_layers, options)
+    roles, layers = roles_of(options, pairs), layers_of(facts.n_layers, options)
     checked, title = layers[:: max(1, len(layers) // 2)], f"residual streams in {model}"
     detail = f"{title}: {len(checked)} layers x {len(roles)} roles x {FEW} prompts, relative log probability"
     places = {"roles": roles, "layers": checked}
@@ -137,12 +136,9 @@ async def _location(study: StudyContext, model: str, options: LocateOptions) -> 
     )
 
 
-def roles_of(options: LocateOptions, task: Task, pairs: Pairs) -> tuple[str, ...]:
+def roles_of(options: LocateOptions, pairs: Pairs) -> tuple[str, ...]:
     """Those that are asked for; or all that can be, in the prompts' order."""
-    there = [role for role in task.roles if "." not in role and everywhere(role, pairs)]
-    return tuple(dict.fromkeys(options.roles)) or tuple(
-        sorted(there, key=lambda role: float(pairs.positions[role].double().mean()))
-    )
+    return tuple(dict.fromkeys(options.roles or roles_everywhere(pairs)))
 
 
 def layers_of(n_layers: int, options: LocateOptions) -> tuple[int, ...]:
@@ -202,7 +198,7 @@ def _normalised(alone: Evaluation, nothing: Evaluation, model: Evaluation) -> Es
 def cost(sizes: Sizes, options: LocateOptions) -> Iterator[Part]:
     n_layers, n = sizes.base.n_layers, sizes.n_models * options.prompts
     pairs = sizes.prompts.pairs(PromptsOf("evaluation", first=options.prompts))
-    roles, layers = roles_of(options, sizes.task, pairs), layers_of(n_layers, options)
+    roles, layers = roles_of(options, pairs), layers_of(n_layers, options)
     runs, depth = 2 * n * len(layers), sum(1 - layer / n_layers for layer in layers) / len(layers)
     windows = sum(sizes.runs(runs, sizes.width(role), layers=depth) for role in roles)
     yield Part("residual streams exchanged", 4 * n + runs * len(roles), sizes.passes(4 * n) + windows)

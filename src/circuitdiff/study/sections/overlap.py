@@ -13,6 +13,7 @@ from circuitdiff.circuit import Circuit, circuit_overlap, total_overlap
 from circuitdiff.circuit import Overlap as CommonHeads
 from circuitdiff.config.settings import Name, Prompts
 from circuitdiff.errors import InputError, choices
+from circuitdiff.evaluation.roles import everywhere
 from circuitdiff.methods.attention import attention_to_roles
 from circuitdiff.methods.discovery import StageResult
 from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
@@ -26,7 +27,6 @@ from circuitdiff.stats.metrics import negligible
 from circuitdiff.study.costs import edges_flop, group_work_flop
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Ratio, estimate, number, ratio, with_heads
 from circuitdiff.study.preflight import check_scenarios
-from circuitdiff.study.prompts import everywhere
 from circuitdiff.study.records import GroupWork
 from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
