@@ -209,6 +209,12 @@ def test_heads_that_are_held_carry_their_means_and_score_nothing():
     assert not torch.allclose(found.per_prompt["last"][0, 3], plain.per_prompt["last"][0, 3])
 
 
+def test_heads_are_not_held_without_their_means():
+    held = Circuit({"g": Group("last", (Head(1, 2),))})
+    with pytest.raises(InputError, match="name both, held and means, or neither"):
+        attribution(subject("gpt2").model, fake_pairs(), "last", held=held)
+
+
 def slope_beside_held(chosen: Subject, pairs: Pairs, i: int, head: Head, at: str, held: Circuit, means) -> float:
     clean, other, here, there = places(pairs, i, at)
     mine = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)

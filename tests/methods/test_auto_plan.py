@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
 
 from circuitdiff import mean_activations
-from circuitdiff.circuit import Head
+from circuitdiff.circuit import Circuit, Head
 from circuitdiff.errors import InputError
+from circuitdiff.evaluation import evaluate_circuits
 from circuitdiff.evaluation.roles import roles_everywhere
 from circuitdiff.methods.attention import AttentionToRoles
-from circuitdiff.methods.auto_plan import AutoPlan, Search, attended_roles, find_circuit
-from circuitdiff.methods.discovery import Plan, Stage, discover, stage_result
+from circuitdiff.methods.auto_plan import (
+    AutoPlan,
+    Search,
+    attended_roles,
+    find_circuit,
+    roles_before,
+    share_reached,
+)
+from circuitdiff.methods.discovery import Plan, Stage, discover, gaps, stage_result
 from circuitdiff.models import load_model
 from circuitdiff.planted import build_planted
 from circuitdiff.stats.selection import Discoveries, TopK
@@ -20,6 +31,7 @@ from circuitdiff.study.registry import parse_study
 from circuitdiff.study.settings import plan_file
 from circuitdiff.tasks import entity_tracking
 from helpers.fake_pairs import fake_pairs
+from helpers.tiny_models import subject
 from methods.test_discovery import effects, scripted
 
 ONCE = Discoveries(replicated=False)
@@ -34,6 +46,10 @@ def searching(table: dict[str, float], **rule):
     [first] = search.look_into(None, ())
     search.add([found(first, table)])
     return search
+
+
+def groups(search: Search) -> dict[str, list[str]]:
+    return {name: list(map(str, group.heads)) for name, group in search.circuit.groups.items()}
 
 
 def test_it_begins_at_the_logits_and_looks_into_queries_here_and_keys_and_values_where_heads_attend():
@@ -53,10 +69,19 @@ def test_it_begins_at_the_logits_and_looks_into_queries_here_and_keys_and_values
     assert search.receivers() is None, "these have been looked into"
 
 
+def test_without_a_head_the_first_stage_is_the_plan_and_nothing_is_left_to_look_into():
+    search = searching({})
+    assert [stage.name for stage in search.plan.stages] == ["last_to_logits"]
+    assert search.receivers() is None
+    assert gaps(search.plan, search.results) == [
+        "no heads at stage last_to_logits; use more prompts or a rule that is less strict"
+    ]
+
+
 def test_the_group_of_the_largest_effect_comes_next_and_no_two_stages_have_one_name():
     search = searching({"3.1": -2.0})
     weak, strong, *_ = search.look_into(search.receivers(), ("query_label",))
-    search.add([found(weak, {"1.0": -0.5}), found(strong, {"2.0": -0.9, "2.1": -0.8})])
+    search.add([found(weak, {"1.0": -0.5, "3.1": -9.0}), found(strong, {"2.0": -0.9, "2.1": -0.8})])  # 3.1 is known
     second = search.receivers()
     assert second is not None
     assert second.stage == strong
@@ -71,17 +96,38 @@ def test_heads_that_were_found_before_at_their_role_are_no_group_and_at_another_
     search = searching({"3.1": -2.0, "2.0": -1.0})
     same, other, *_ = search.look_into(search.receivers(), ("query_label",))
     search.add([found(same, {"2.0": -0.9}), found(other, {"2.0": -0.9})])
-    assert [each.stage for each in search.found[1:]] == [other]
+    assert groups(search) == {"last_to_logits": ["3.1", "2.0"], other.name: ["2.0"]}
     assert search.empty == [same]
+    assert [stage.name for stage in search.plan.stages] == ["last_to_logits", same.name, other.name]
 
 
-def test_of_more_groups_than_there_is_room_for_the_strongest_stay():
+def test_of_more_groups_than_there_is_room_for_the_strongest_stay_and_the_others_are_still_tested():
     search = searching({"3.1": -2.0}, most_groups=2)
     weak, strong, *_ = search.look_into(search.receivers(), ("query_label",))
     search.add([found(weak, {"1.0": -0.5}), found(strong, {"2.0": -0.9})])
-    assert [each.stage for each in search.found[1:]] == [strong]
-    assert search.empty == [weak]
+    assert groups(search) == {"last_to_logits": ["3.1"], strong.name: ["2.0"]}
+    assert [(stage.name, stage.in_circuit) for stage in search.plan.stages] == [
+        ("last_to_logits", True),
+        (weak.name, False),
+        (strong.name, True),
+    ]
     assert search.receivers() is None
+
+
+def test_a_role_that_comes_later_in_some_prompt_or_split_cannot_be_read():
+    pairs = fake_pairs()
+    later = {role: at.clone() for role, at in pairs.positions.items()}
+    later["previous_query_label"][0] = pairs.positions["query_label"][0] + 1
+    other = replace(pairs, clean_prompts=replace(pairs.clean_prompts, positions=later))
+    roles = ["previous_query_label", "query_label"]
+    assert roles_before("query_label", [*roles, "last"], [pairs]) == roles
+    assert roles_before("query_label", [*roles, "last"], [pairs, other]) == ["query_label"]
+
+
+def test_how_far_the_search_came_is_undefined_where_all_heads_may_do_no_more_than_none():
+    pairs = fake_pairs()
+    answers = evaluate_circuits(subject("llama").model, [Circuit({})], pairs, "zero")[0]
+    assert math.isnan(share_reached([answers, answers, answers]))
 
 
 def test_roles_are_looked_at_where_some_head_attends_and_not_where_none_does():
@@ -93,13 +139,17 @@ def test_roles_are_looked_at_where_some_head_attends_and_not_where_none_does():
 
 def test_roles_that_are_always_at_one_token_count_once_and_those_of_a_segment_or_missing_ones_not():
     pairs = fake_pairs()
-    pairs.positions["again"] = pairs.positions["query_label"].clone()
-    pairs.counterfactual_positions["again"] = pairs.counterfactual_positions["query_label"]
-    pairs.positions["segment.1"] = pairs.counterfactual_positions["segment.1"] = pairs.positions["last"] - 1
-    pairs.positions["seldom"] = pairs.counterfactual_positions["seldom"] = torch.full_like(pairs.positions["last"], -1)
+    for positions in (pairs.positions, pairs.counterfactual_positions):
+        positions["again"] = positions["query_label"].clone()
+        positions["segment.1"] = positions["last"] - 1
+        positions["seldom"] = torch.full_like(positions["last"], -1)
+        positions["end"] = positions.pop("last")
+        positions["last"] = positions["end"].clone()
+    pairs.positions["apart"] = pairs.positions["query_label"].clone()
+    pairs.counterfactual_positions["apart"] = pairs.counterfactual_positions["query_label"] + 1
     roles = roles_everywhere(pairs)
-    assert {"query_label", "last"} <= set(roles)
-    assert not {"again", "segment.1", "seldom"} & set(roles)
+    assert {"query_label", "last", "apart"} <= set(roles)
+    assert not {"again", "segment.1", "seldom", "end"} & set(roles)
 
 
 def test_a_plan_that_adjusts_over_receivers_tests_their_stages_as_one_family():
@@ -148,4 +198,4 @@ def test_it_finds_a_planted_circuit_whose_roles_nobody_named(planted):
     assert len(here & there) >= 0.9 * len(here)
     assert len(here & there) >= 0.8 * len(there)
     assert planted.reached > 0.7
-    assert len(planted.plan.stages) == len(planted.stages) < len(planted.stages) + len(planted.empty)
+    assert len(planted.plan.stages) == len(planted.stages) > len(planted.circuit.groups)

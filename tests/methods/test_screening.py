@@ -100,3 +100,13 @@ def test_a_screen_goes_with_rules_that_allow_for_it(stage, message):
     with pytest.raises(InputError, match=message):
         Plan((stage,)).check()
     Plan((Stage("s", "last", TopK(3), screen=Screen(keep=9)), Stage("t", "last", screen="auto"))).check()
+
+
+def test_of_a_screened_stage_no_stability_is_told():
+    """Of other heads nobody measured a replication: resamples could only choose among the chosen."""
+    model, pairs = subject("llama").model, fake_pairs()
+    rule = Discoveries(error_rate=0.9, minimum=0.0, replicated=False)
+    plans = (Plan((Stage("s", "last", rule, screen=screen),)) for screen in (None, Screen(keep=3, sample=4)))
+    plain, screened = (discover(plan, measure_with(model, {"discovery": pairs}))[0].stability() for plan in plans)
+    assert plain.value > 0
+    assert screened.value != screened.value, "nan"

@@ -231,17 +231,17 @@ def test_the_sentence_on_functions_names_the_groups_that_were_tested_and_those_w
     ("difference", "answer"),
     [
         (near(0.1), "yes"),
-        (near(0.01), "not established"),  # theirs may be as accurate
+        (near(0.06), "not established"),  # theirs may be as accurate but for the margin of 0.05
         (near(-0.1), "no"),
         (Noted(None, None, None, "some prompt or counterfactual has no label"), "not established"),
     ],
 )
 def test_a_second_circuit_of_other_heads_is_surely_worse_or_surely_better_or_open(difference, answer):
     rows = [RivalEvidence("base", near(0.5)), RivalEvidence("tuned", difference)]
-    found = said(evidence(rivals=rows), "no_rival")
+    found = said(evidence(rivals=rows), "beats_rival")
     assert found.answer == answer
     if answer == "no":
-        assert "do more than it" in found.text
+        assert "does surely no more than as many other heads" in found.text
     if difference.value is None:
         assert "some prompt or counterfactual has no label" in found.text
 
@@ -256,5 +256,15 @@ def test_a_choice_is_called_stable_from_the_threshold_on_and_never_surely_unstab
 
 
 def test_what_was_not_measured_of_circuits_is_open():
-    for claim, nothing in (("no_rival", {"rivals": ()}), ("stable_choice", {"stability": ()})):
+    for claim, nothing in (("beats_rival", {"rivals": ()}), ("stable_choice", {"stability": ()})):
         assert said(evidence(**nothing), claim).answer == "not established"
+
+
+def test_a_claim_on_both_circuits_is_open_where_one_of_them_is_not_known():
+    for claim, some in (
+        ("beats_rival", {"rivals": [RivalEvidence("base", near(0.4))]}),
+        ("stable_choice", {"stability": [StabilityEvidence("base", "fetcher", near(0.9))]}),
+    ):
+        found = said(evidence(**some), claim)
+        assert found.answer == "not established"
+        assert found.reasons[0].startswith("tuned: ")

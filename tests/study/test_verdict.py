@@ -14,7 +14,7 @@ TABLES = {
     "behaviour": "accuracy",
     "same_circuit": "circuits",
     "stable_choice": "circuits",
-    "no_rival": "circuits",
+    "beats_rival": "circuits",
     "beats_base": "circuits",
     "beats_own": "circuits",
     "further_heads": "circuits",

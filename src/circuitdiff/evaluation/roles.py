@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from circuitdiff.prompts import Pairs
@@ -15,13 +17,20 @@ def everywhere(role: str, pairs: Pairs) -> bool:
     return all(role in positions and bool((positions[role] >= 0).all()) for positions in both)
 
 
-def roles_everywhere(pairs: Pairs) -> list[str]:
-    """Those of every prompt and counterfactual, in the prompts' order; of those always at one token, the first.
+def roles_everywhere(*splits: Pairs) -> list[str]:
+    """Those of every prompt and counterfactual, in the prompts' order; of those always at one token the first, or LAST.
 
     Without those of one segment, which have a dot: whether it is asked for differs from prompt to prompt.
     """
+    names = sorted(splits[0].positions, key=lambda role: role != LAST)
     chosen: list[str] = []
-    for role in (role for role in pairs.positions if "." not in role and everywhere(role, pairs)):
-        if not any(torch.equal(pairs.positions[role], pairs.positions[other]) for other in chosen):
+    for role in names:
+        there = "." not in role and all(everywhere(role, pairs) for pairs in splits)
+        if there and not any(_at_one_token(role, other, splits) for other in chosen):
             chosen.append(role)
-    return sorted(chosen, key=lambda role: float(pairs.positions[role].double().mean()))
+    return sorted(chosen, key=lambda role: float(splits[0].positions[role].double().mean()))
+
+
+def _at_one_token(one: str, other: str, splits: Iterable[Pairs]) -> bool:
+    both = [at for pairs in splits for at in (pairs.positions, pairs.counterfactual_positions)]
+    return all(torch.equal(at[one], at[other]) for at in both)

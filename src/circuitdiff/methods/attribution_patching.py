@@ -98,6 +98,8 @@ def attribution(
         return runner.run(batch, edits, 1, readout)
 
     runs = PairRuns(model, pairs, roles, memory_gb, keep=False)
+    if (held is None) != (means is None):
+        raise InputError("heads are held at their means: name both, held and means, or neither")
     constant = None if held is None or means is None else _held(model, pairs, roles, held, means)
     return _scores(runs, roles, (), run, steps, metric, memory_gb, progress, constant=constant)
 

@@ -1,8 +1,9 @@
 """An automatic plan: which stages to run follows from what the stages before them found.
 
 1. Heads straight into the logits, at the last token.
-2. Of the groups found so far, that with the largest effect whose heads nobody has looked into receives: heads that feed
-   its queries, at its role; and heads that feed its keys and values, at every role to which one of its heads attends.
+2. Of the groups found so far, that with the largest effect which was not looked into receives: heads that feed
+   its queries, at its role; and heads that feed its keys and values, at every role to which one of
+   its heads attends and which comes before it in every prompt.
    All of these are one family of tests.
 3. 2 again, until the circuit does enough of what all heads at all roles do, no group is left, or there are enough.
 
@@ -11,17 +12,18 @@ Source: done by hand in Wang et al. 2023 (arXiv:2211.00593) and Prakash et al. 2
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.circuit import Circuit, Group
 from circuitdiff.config.settings import Count, Share
 from circuitdiff.engine import Model
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
+from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, Means, evaluate_circuits
 from circuitdiff.evaluation.roles import LAST, roles_everywhere
 from circuitdiff.evaluation.shapes import all_heads
@@ -31,10 +33,11 @@ from circuitdiff.methods.path_patching import Via
 from circuitdiff.methods.screening import Screen
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
+from circuitdiff.stats.intervals import mean_interval
 from circuitdiff.stats.metrics import MetricName
 from circuitdiff.stats.selection import Discoveries
 
-SWEEPS_OF_A_GROUP = 4  # that a search runs for each group that it finds, as costs have it
+SWEEPS_OF_A_GROUP = 8  # that a search runs for each group that it finds, as costs have it
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,62 +88,69 @@ class Search:
 
     def __init__(self, rule: AutoPlan) -> None:
         self._rule = rule
-        self.found: list[StageResult] = []
-        self.empty: list[Stage] = []  # stages that chose no heads, or only such as were found before
+        self.results: list[StageResult] = []  # of all stages that were run, in order
         self._looked_into: list[Stage | None] = []
 
     @property
     def circuit(self) -> Circuit:
-        return circuit_of(self.found, "earlier")
+        """Groups that have heads of their own."""
+        groups = circuit_of(self.results, "earlier").groups
+        return Circuit({name: group for name, group in groups.items() if group.heads})
 
     @property
     def plan(self) -> Plan:
-        """The stages that found heads; the first one at least."""
-        return self._rule.plan([each.stage for each in self.found] or self._rule.stages(None, ()))
+        """Every stage that was run, so that as many heads are tested when it is run again."""
+        return self._rule.plan([each.stage for each in self.results])
+
+    @property
+    def empty(self) -> list[Stage]:
+        """Stages that added no group: no heads, only such as were found before, or no room."""
+        return [each.stage for each in self.results if each.stage.name not in self.circuit.groups]
 
     def receivers(self) -> StageResult | None:
         """The group to be looked into next; None once nothing is left or there are enough groups."""
-        left = [each for each in self.found if each.stage not in self._looked_into]
-        if not left or len(self.found) >= self._rule.most_groups:
+        groups = self.circuit.groups
+        left = [each for each in self.results if each.stage.name in groups and each.stage not in self._looked_into]
+        if not left or len(groups) >= self._rule.most_groups:
             return None
-        return max(left, key=self._strength)
+        return max(left, key=lambda each: _strength(each, groups[each.stage.name]))
 
     def look_into(self, receivers: StageResult | None, roles: Sequence[str]) -> list[Stage]:
         """What feeds these heads, which attend to `roles`; or the logits."""
         stage = None if receivers is None else receivers.stage
         self._looked_into.append(stage)
-        return self._rule.stages(stage, roles, [*(each.stage for each in self.found), *self.empty])
+        return self._rule.stages(stage, roles, [each.stage for each in self.results])
 
     def add(self, family: Sequence[StageResult]) -> None:
-        """The strongest first, as long as there is room for a group."""
-        for each in sorted(family, key=self._strength, reverse=True):
-            room = len(self.found) < self._rule.most_groups
-            if room and self._new_heads(each):
-                self.found.append(each)
-            else:
-                self.empty.append(each.stage)
+        """As long as there is room for a group; of too many the strongest."""
+        before = len(self.circuit.groups)
+        self.results += family
+        groups = self.circuit.groups
+        new = [each for each in family if each.stage.name in groups]
+        ranked = sorted(new, key=lambda each: _strength(each, groups[each.stage.name]), reverse=True)
+        no_room = [each.stage for each in ranked[max(0, self._rule.most_groups - before) :]]
+        self.results = [
+            replace(each, stage=replace(each.stage, in_circuit=False)) if each.stage in no_room else each
+            for each in self.results
+        ]
 
-    def _new_heads(self, result: StageResult) -> list[Head]:
-        before = [each for each in self.found if each is not result and each.stage.at == result.stage.at]
-        known = {head for each in before for head in each.selection.helping}
-        return [head for head in result.selection.helping if head not in known]
 
-    def _strength(self, result: StageResult) -> float:
-        return sum(-float(result.found.effects[head.layer, head.index]) for head in result.selection.helping)
+def _strength(result: StageResult, group: Group) -> float:
+    """Of the heads that are the group's own."""
+    return sum(-float(result.found.effects[head.layer, head.index]) for head in group.heads)
 
 
 @dataclass(frozen=True, repr=False)
 class FoundPlan(Readable):
-    """What an automatic plan found: the circuit, the plan that finds it again, and what each of its stages measured.
+    """What an automatic plan found: the circuit, the plan with all stages that were run, and what each measured.
 
-    `empty`: stages that were run and added no group. `reached`: the circuit's logit difference as a share of that of
-    all heads at all roles, both less that of no head, on the prompts that chose the heads.
+    `reached`: the circuit's logit difference as a share of that of all heads at all roles, both less that of no head,
+    on the prompts that chose the heads; nan where all heads do not surely more than none.
     """
 
     plan: Plan
     circuit: Circuit
     stages: tuple[StageResult, ...]
-    empty: tuple[Stage, ...]
     reached: float
 
 
@@ -157,22 +167,32 @@ def find_circuit(
     `splits`: prompts for "discovery" and, unless the rule is `Discoveries(replicated=False)`, for "replication".
     `means`: of every head at every slot, which stand in for the heads outside the circuit.
 
-    Raises: InputError as `discover` and `evaluate_circuits` do.
+    Raises: InputError if there are no prompts for discovery, or as `discover` and `evaluate_circuits` do.
     """
-    rule, pairs = rule or AutoPlan(), splits["discovery"]
-    roles = roles_everywhere(pairs)
-    measure, search, reached = measure_with(model, splits, metric=rule.metric, roles=roles), Search(rule), 0.0
+    rule = rule or AutoPlan()
+    if "discovery" not in splits:
+        raise InputError(f"expected prompts for 'discovery'; got splits {', '.join(splits) or 'none'}")
+    pairs, roles = splits["discovery"], roles_everywhere(*splits.values())
+    rule.expected(roles).check()
+    measure, search = measure_with(model, splits, metric=rule.metric, roles=roles), Search(rule)
     receivers, attended = None, ()
     while True:
-        known = {each.stage.name: each for each in search.found}
+        known = {each.stage.name: each for each in search.results}
         search.add(discover_family(search.look_into(receivers, attended), measure, known))
         circuits = [Circuit({}), search.circuit, all_heads(model.n_layers, model.n_heads, roles)]
         reached = share_reached(evaluate_circuits(model, circuits, pairs, means, memory_gb=memory_gb))
         receivers = None if reached >= rule.enough else search.receivers()
         if receivers is None:
-            return FoundPlan(search.plan, search.circuit, tuple(search.found), tuple(search.empty), reached)
-        looking = attention_to_roles(model, as_circuit(receivers), pairs, roles, memory_gb=memory_gb)
+            return FoundPlan(search.plan, search.circuit, tuple(search.results), reached)
+        before = roles_before(receivers.stage.at, roles, splits.values())
+        looking = attention_to_roles(model, as_circuit(receivers), pairs, before, memory_gb=memory_gb)
         attended = attended_roles(looking["receivers"], rule.attended)
+
+
+def roles_before(at: str, roles: Sequence[str], splits: Iterable[Pairs]) -> list[str]:
+    """Those which what is at `at` could read in every prompt; a role that comes later in some is not looked at."""
+    every = list(splits)
+    return [role for role in roles if all(bool((p.positions[role] <= p.positions[at]).all()) for p in every)]
 
 
 def as_circuit(receivers: StageResult) -> Circuit:
@@ -186,6 +206,8 @@ def attended_roles(attention: AttentionToRoles, share: float) -> tuple[str, ...]
 
 
 def share_reached(answers: Sequence[Evaluation]) -> float:
-    """Of no head, the circuit, and everything: where the circuit lies between the others; 0 if all are not better."""
-    nothing, circuit, ceiling = (float(each.logit_differences.double().mean()) for each in answers)
-    return (circuit - nothing) / (ceiling - nothing) if ceiling > nothing else 0.0
+    """Of no head, the circuit, and everything: where the circuit lies between the others; see `FoundPlan`."""
+    nothing, circuit, ceiling = (each.logit_differences.double().numpy() for each in answers)
+    if not mean_interval(ceiling - nothing, answers[0].scenarios.numpy()).low > 0:
+        return float("nan")
+    return float((circuit - nothing).mean() / (ceiling - nothing).mean())

@@ -42,6 +42,7 @@ class Stage(Readable):
     receivers_at: str | None = None  # the role at which receivers read k or v; None: every position
     screen: Screen | Literal["auto"] | None = None  # measure only heads of strong attribution; None: every head
     n_receivers: Count | None = None  # how many of its strongest heads later stages take as receivers; None: all chosen
+    in_circuit: bool = True  # False: only tested, with its family; its heads are no group
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -186,7 +187,12 @@ class StageResult(Plotted):
         return tuple(ChosenHead(h, *(float(table[h.layer, h.index]) for table in tables)) for h in heads)
 
     def stability(self) -> Stability:
-        """How like these heads are those that other scenarios would choose."""
+        """How like these heads are those that other scenarios would choose, with the receivers as they are.
+
+        nan of a screened stage: of other heads nobody measured a replication, so that none could be chosen instead.
+        """
+        if self.screened is not None:
+            return Stability(float("nan"), float("nan"), float("nan"))
         again = None if self.replication is None else sample_of(self.replication)
         others = [sample_of(each) for each in self.beside]
         return stability(self.selection, sample_of(self.found), self.found.noise_floor, again, beside=others)
@@ -356,6 +362,7 @@ def stage_result(
 def circuit_of(results: Sequence[StageResult], shared: Shared) -> Circuit:
     """Each stage's helping heads as a group at the stage's role; two stages at one role do not share heads."""
     groups: dict[str, Group] = {}
+    results = [result for result in results if result.stage.in_circuit]
     for i, result in enumerate(results):
         heads = list(result.selection.helping)
         others = {"later": results[i + 1 :], "earlier": results[:i], "both": []}[shared]

@@ -53,13 +53,14 @@ def _circuit(results: CommonResults, name: str, circuit: FoundCircuit) -> Part:
 
 def _searched(circuit: FoundCircuit) -> list[str]:
     """How the search of an automatic plan ended."""
-    if (search := circuit.search) is None:
+    if circuit.automatic is None:
         return []
+    if circuit.automatic == "plan":
+        return ["by the plan that the search in the base wrote: at other roles nobody looked"]
     return [
-        f"found by an automatic plan, which named no roles: the circuit reaches {number(search.reached)} of what all "
-        f"heads at all roles do (logit difference, on the prompts that chose the heads); its plan is in "
-        f"plan-{circuit.plan}.yaml",
-        f"looked at without a further group: {', '.join(search.empty) or 'nothing'}",
+        f"found by an automatic plan, which named no roles: the circuit reaches {number(circuit.reached) or '–'} of "
+        f"what all heads at all roles do (logit difference, on the prompts that chose the heads); its plan is in "
+        f"plan-{circuit.plan}.yaml"
     ]
 
 
@@ -73,7 +74,11 @@ def _drawn(results: CommonResults, name: str, circuit: FoundCircuit) -> dict[str
 
 def _stages(name: str, circuit: FoundCircuit) -> Part:
     stages = {f"effects/{name}/{i} {stage.name}": stage for i, stage in enumerate(circuit.stages, start=1)}
-    drawn = {key: stage for key, stage in stages.items() if any(stage.effects)}
+    drawn = {
+        key: stage
+        for key, stage in stages.items()
+        if any(stage.effects) and (stage.name in circuit.groups or not circuit.automatic)
+    }
     return Part(
         "Effect of every head, stage by stage",
         "Each cell is one head. Negative (blue): the answer suffers when the head's output comes from the "

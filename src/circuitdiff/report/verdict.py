@@ -18,7 +18,7 @@ _CLAIMS = {
     "beats_own": "Is it better there than the variant's own?",
     "further_heads": "Do the variant's further heads help?",
     "stable_choice": "Would other prompts choose the same heads?",
-    "no_rival": "Is there a second circuit that does as much?",
+    "beats_rival": "Does the circuit do more than a second one?",
     "same_function": "Does each group have the same function?",
     "improved_part": "Which part improved?",
     "cause_layers": "In which layers is its cause?",

@@ -100,7 +100,9 @@ def _alike(similarity: SimilarityEvidence, least: float) -> list[Requirement]:
 
 
 def stable_choice(evidence: Evidence, limits: Thresholds) -> Posed:
-    """More prompts could say yes; nothing says no, for a resample is noisier than the scenarios themselves."""
+    """Of each stage, given its receivers, by the mean of resamples, which are noisier than the scenarios themselves: so
+    more prompts could say yes, and nothing says no.
+    """
     least = min((each.jaccard.value or 0.0 for each in evidence.stability), default=None)
     requirements = [
         Requirement(
@@ -111,19 +113,32 @@ def stable_choice(evidence: Evidence, limits: Thresholds) -> Posed:
         for each in evidence.stability
     ]
     numbers = "" if least is None else f" (Jaccard {least:.2f} or more at every stage)"
-    nothing = Requirement(None, "no stage chose heads")
-    return Posed(f"other prompts of this kind would choose the same heads{numbers}", requirements or [nothing])
+    lacking = _lacking(evidence, [each.model for each in evidence.stability], "of no stage it is known")
+    return Posed(
+        f"given what they feed, other prompts of this kind would choose the same heads{numbers}", requirements + lacking
+    )
 
 
-def no_rival(evidence: Evidence, _: Thresholds) -> Posed:
+def beats_rival(evidence: Evidence, limits: Thresholds) -> Posed:
+    """By more than the margin; as many other heads at the same roles, chosen while the circuit is held."""
     numbers = "; ".join(f"{each.model} {printed(each.difference)}" for each in evidence.rivals if each.difference)
-    said = "as many other heads, chosen while the circuit is held at its means, do {} than it" + f" ({numbers})"
+    margin, said = limits.accuracy, f"the circuit {{}} than as many other heads, chosen without it ({numbers})"
     requirements = [
-        _positive(f"in {each.model}, the circuit's accuracy less theirs is", each.difference)
+        row(
+            f"in {each.model}, its accuracy less theirs is",
+            each.difference,
+            f"to be surely above {margin:g}",
+            above(each.difference, margin),
+        )
         for each in evidence.rivals
     ]
-    nothing = Requirement(None, "no circuit was held against others")
-    return Posed(said.format("less"), requirements or [nothing], said.format("more"))
+    lacking = _lacking(evidence, [each.model for each in evidence.rivals], "no circuit was held against others")
+    return Posed(said.format("does more"), requirements + lacking, said.format("does surely no more"))
+
+
+def _lacking(evidence: Evidence, known: Sequence[str], why: str) -> list[Requirement]:
+    """Both models' circuits are claimed of."""
+    return [Requirement(None, f"{model}: {why}") for model in (evidence.base, evidence.variant) if model not in known]
 
 
 # Which of two circuits does better in the variant? Paired differences in accuracy, under the paper's ablation.

@@ -183,11 +183,12 @@ CLAIMS = (
         ("stable",),
     ),
     Claim(
-        "no_rival",
+        "beats_rival",
         "circuits",
         "faithfulness",
-        "is there a second circuit that does as much",
-        _needing(circuits.no_rival),
+        "does the circuit do more than a second one of other heads",
+        _needing(circuits.beats_rival),
+        ("accuracy",),
     ),
     Claim(
         "beats_base",

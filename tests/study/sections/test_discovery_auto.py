@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import yaml
 
@@ -47,9 +49,12 @@ def test_the_base_has_the_circuit_of_the_library(study, model):
     result = read_results(folder).discovery[model.name]
     assert Circuit.from_json(folder / "circuit-main.json") == found.circuit
     assert [stage.name for stage in result.stages] == [each.stage.name for each in found.stages]
-    assert len(found.stages) + len(found.empty) > 3, "a second family was tested"
-    assert result.search.empty == tuple(stage.name for stage in found.empty)
-    assert result.search.reached == pytest.approx(found.reached, rel=1e-5)
+    assert len(found.stages) > 3, "a second family was tested"
+    assert (result.reached is None) == math.isnan(found.reached)
+    assert result.reached is None or result.reached == pytest.approx(found.reached, rel=1e-5)
+    assert result.automatic == "search"
+    without = [name for name in (stage.name for stage in result.stages) if name not in result.groups]
+    assert result.gaps == (f"no group of their own: {', '.join(without)}",)
 
 
 def test_the_variant_is_asked_by_the_plan_that_the_base_wrote_and_which_can_be_run_as_it_stands(study, model, tmp_path):
@@ -57,7 +62,7 @@ def test_the_variant_is_asked_by_the_plan_that_the_base_wrote_and_which_can_be_r
     results = read_results(folder)
     in_base, in_variant = (results.discovery[name] for name in (model.name, "second"))
     assert {stage.name for stage in in_variant.stages} <= {stage.name for stage in in_base.stages}
-    assert in_variant.search is None
+    assert (in_variant.automatic, in_variant.reached) == ("plan", None)
     written = yaml.safe_load((folder / "plan-main.yaml").read_text())["plans"]
     again = settings_of(tmp_path, model, plans=yaml.safe_dump(written, default_flow_style=True))
     assert [stage.name for stage in again.plans["main"].stages] == [stage.name for stage in in_base.stages]
@@ -68,7 +73,8 @@ def test_the_page_says_how_far_the_search_came_and_where_it_found_nothing(study,
     results = read_results(folder)
     page = report_page(results)
     assert "found by an automatic plan" in page
-    assert all(name in page for name in results.discovery[model.name].search.empty)
+    assert "at other roles nobody looked" in page
+    assert all(gap in page for gap in results.discovery[model.name].gaps)
 
 
 def test_another_tools_heads_are_a_circuit_at_every_role(study):

@@ -15,19 +15,22 @@ from circuitdiff.methods.discovery import Stage, StageResult, stage_result
 from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
 from circuitdiff.methods.group_profile import effect_by_role
 from circuitdiff.methods.path_patching import PathEffects
+from circuitdiff.methods.screening import Screened
 from circuitdiff.stats.effect_maps import likeness, reliability
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
-from circuitdiff.stats.selection import Discoveries
+from circuitdiff.stats.selection import Discoveries, TopK
 from circuitdiff.study.estimates import estimate, ratio
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import GroupWork, record_of, value_of
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.sections.overlap import (
+    _SCREENED,
     SECTION,
     OverlapOptions,
     VariantOverlap,
     _changed,
+    _stage,
     _with_ceiling,
     edges_compared,
     group_work,
@@ -220,6 +223,21 @@ def test_a_changed_head_is_chosen_on_one_split_and_reported_on_the_other_if_it_s
     assert changed.difference.low < changed.difference.value < changed.difference.high < 0
     for of_model, result_there in ((changed.base, base), (changed.variant, variant)):
         assert of_model == pytest.approx(float(result_there.replication.effects[true]))
+
+
+def test_of_stages_from_which_a_screen_left_heads_out_no_likeness_is_told():
+    """Four heads that only the variant has were not measured in the base: the heads that both have are alike."""
+    g = torch.Generator().manual_seed(0)
+    own = [0.1 * torch.randn(3, 4, 30, generator=g, dtype=torch.float64) for _ in range(2)]
+    maps = [PathEffects(each, None, 0.0, torch.arange(30), "logit_difference") for each in own]
+    stage, nothing = Stage("s", "last", TopK(2)), torch.zeros(3, 4)
+    whole = [stage_result(stage, None, each) for each in maps]
+    screened = stage_result(stage, None, Screened(maps[1], nothing, nothing.bool(), nothing.bool()))
+    assert _stage(whole[0], whole[1], whole).likeness.note != _SCREENED.note
+    for pair in ((whole[0], screened), (screened, whole[0])):
+        found = _stage(*pair, whole)
+        assert found.likeness == _SCREENED
+        assert (found.different, found.changed) == (None, ())
 
 
 def test_a_record_comes_back_as_it_was():

@@ -26,6 +26,7 @@ from circuitdiff.study.estimates import (
     Number,
     estimate,
     groups_of,
+    number,
     places,
     result_of,
     with_heads,
@@ -80,22 +81,14 @@ class Sweep(Readable):
             raise ValueError("expected effects, low, high and adjusted_p of one shape, layers x heads")
 
 
-@dataclass(frozen=True)
-class PlanSearch:
-    """How an automatic plan ended: its circuit's logit difference as a share of that of all heads at all roles, both
-    less that of no head, on the prompts that chose the heads; and the stages that added no group.
-    """
-
-    reached: Number
-    empty: tuple[str, ...]
-
-
 @dataclass(frozen=True, repr=False)
 class FoundCircuit(Readable):
     """A circuit, and the stages that it was found in; one that the user gave has no plan, and counts as the base's.
 
-    `gaps`: a line for each stage that chose no heads, or was not run for want of receivers. `search`: of the automatic
-    plan that found it; its stages are those of the plan that it wrote.
+    `gaps`: a line for each stage that chose no heads, or was not run for want of receivers; of an automatic plan one
+    for all. `automatic`: by a search without roles, or by the plan that it wrote. `reached`: how far the search came:
+    the circuit's logit difference as a share of that of all heads at all roles, both less that of no head, on the
+    prompts that chose.
     """
 
     model: str
@@ -104,11 +97,12 @@ class FoundCircuit(Readable):
     groups: dict[str, GroupHeads]
     stages: tuple[Sweep, ...]
     gaps: tuple[str, ...] = ()
-    search: PlanSearch | None = None
+    automatic: Literal["search", "plan"] | None = None
+    reached: Number = None
 
     @property
     def scores(self) -> dict[Head, float]:
-        """Of each head that was measured its most negative effect over the stages, in the metric's unit."""
+        """Of each head with a reported effect the most negative one over the stages, in the metric's unit."""
         scores: dict[Head, float] = {}
         for stage in self.stages:
             for layer, row in enumerate(stage.effects):
@@ -124,9 +118,8 @@ class Discovered(NamedTuple):
     plan: str | None
     circuit: Circuit
     stages: Sequence[StageResult]
-    steps: Plan | None = None  # of an automatic plan: the stages that found heads
-    empty: Sequence[Stage] = ()  # those that an automatic plan ran beside them
-    reached: float | None = None  # by an automatic plan, see `methods.auto_plan`
+    steps: Plan | None = None  # of an automatic plan: all stages that its search in the base ran
+    reached: float | None = None  # in that search, see `methods.auto_plan`
 
 
 async def run(study: StudyContext, _: DiscoveryOptions) -> dict[str, FoundCircuit]:
@@ -136,11 +129,15 @@ async def run(study: StudyContext, _: DiscoveryOptions) -> dict[str, FoundCircui
     """
     results = {}
     for name, each in (await _all_discovered(study)).items():
-        plan, search = each.steps, None
+        plan = each.steps
+        automatic = _automatic(study, each)
         if not each.circuit.roles:
             study.warn(f"circuit {name} has no heads, so it was not evaluated")
         missing = () if plan is None else tuple(gaps(plan, each.stages))
-        for gap in missing:
+        if automatic:
+            without = [result.stage.name for result in each.stages if result.stage.name not in each.circuit.groups]
+            missing = (f"no group of their own: {', '.join(without) or 'none'}",)
+        for gap in () if automatic else missing:
             study.warn(f"circuit {name}: {gap}")
         stages = tuple(map(sweep_of, each.stages))
         if shaky := [f"{x.name} {x.stability.value:.2f}" for x in stages if (x.stability.value or 1.0) < STABLE]:
@@ -149,14 +146,20 @@ async def run(study: StudyContext, _: DiscoveryOptions) -> dict[str, FoundCircui
                 f"scenarios, where {STABLE} is called stable: {', '.join(shaky)})"
             )
         metric = None if plan is None else plan.metric
-        if plan is not None and each.reached is not None:
-            search = PlanSearch(each.reached, tuple(stage.name for stage in each.empty))
+        if plan is not None and automatic == "search":
             study.store.write(f"plan-{file_name(str(each.plan))}.yaml", plan_file(str(each.plan), plan))
-        results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages, missing, search)
+        how = missing, automatic, None if each.reached is None else number(each.reached)
+        results[name] = FoundCircuit(each.model, each.plan, metric, groups_of(each.circuit), stages, *how)
         if plan is not None:
             of_variant = "" if each.model == study.base else f"@{file_name(each.model)}"
             study.store.write_json(f"circuit-{file_name(str(each.plan))}{of_variant}.json", each.circuit.to_dict())
     return results
+
+
+def _automatic(study: StudyContext, found: Discovered) -> Literal["search", "plan"] | None:
+    if found.plan is None or isinstance(study.plans[found.plan], Plan):
+        return None
+    return "search" if found.model == study.base else "plan"
 
 
 def circuit_names(study: StudyContext) -> list[str]:
@@ -200,10 +203,11 @@ async def _discovered(study: StudyContext, name: str) -> Discovered:
         return await _by_plan(study, model, plan_name, rule)
     if model == study.base:
         search, reached = await searched(study, model, rule)
-        return Discovered(model, plan_name, search.circuit, tuple(search.found), search.plan, search.empty, reached)
+        return Discovered(model, plan_name, search.circuit, tuple(search.results), search.plan, reached)
     in_base = await discovered(study, study.base)
     assert in_base.steps is not None, "what a plan found has steps"
-    return await _by_plan(study, model, plan_name, in_base.steps)
+    found = await _by_plan(study, model, plan_name, in_base.steps)
+    return found._replace(circuit=with_heads(found.circuit))
 
 
 async def _by_plan(study: StudyContext, model: str, name: str, plan: Plan) -> Discovered:

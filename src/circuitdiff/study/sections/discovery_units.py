@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.evaluation.roles import roles_everywhere
 from circuitdiff.evaluation.shapes import all_heads
-from circuitdiff.methods.auto_plan import AutoPlan, Search, as_circuit, attended_roles, share_reached
+from circuitdiff.methods.auto_plan import AutoPlan, Search, as_circuit, attended_roles, roles_before, share_reached
 from circuitdiff.methods.discovery import (
     Split,
     Stage,
@@ -20,30 +20,33 @@ from circuitdiff.methods.discovery import (
 from circuitdiff.methods.path_patching import Path, PathEffects, path_effects
 from circuitdiff.methods.screening import Screen, Screened, screened_effects
 from circuitdiff.study.checks import FEW, executors_on_path
-from circuitdiff.study.common_units import DISCOVERY, attended, circuit_answers
+from circuitdiff.study.common_units import DISCOVERY, EVALUATION, attended, circuit_answers
 from circuitdiff.study.context import checked
 from circuitdiff.study.section import LoadedModel, PromptsOf, StudyContext
 
 
 async def searched(study: StudyContext, model: str, rule: AutoPlan) -> tuple[Search, float]:
     """`find_circuit` in a study: what the plan found, and the share that it reached."""
-    pairs, facts, search = await study.pairs(model, DISCOVERY), await study.facts(model), Search(rule)
-    roles = roles_everywhere(pairs)
+    facts, search = await study.facts(model), Search(rule)
+    used = (DISCOVERY, PromptsOf("replication"), EVALUATION) if rule.select.replicated else (DISCOVERY, EVALUATION)
+    splits = [await study.pairs(model, each) for each in used]
+    roles = roles_everywhere(*splits)
     ceiling = all_heads(facts.n_layers, facts.n_heads, roles)
     receivers: StageResult | None = None
     to: tuple[str, ...] = ()
     while True:
         stages = search.look_into(receivers, to)
-        known = {each.stage.name: each for each in search.found}
+        known = {each.stage.name: each for each in search.results}
         search.add(await family_results(study, model, stages, known, rule.metric, roles))
-        title = f"circuit of {len(search.found)} groups in {model}"
+        title = f"circuit of {len(search.circuit.groups)} groups in {model}"
         answers = await circuit_answers(study, model, title, [Circuit({}), search.circuit, ceiling], "slot", DISCOVERY)
         reached = share_reached(answers)
         receivers = None if reached >= rule.enough else search.receivers()
         if receivers is None:
             return search, reached
         title = f"roles that {receivers.stage.name} attends to in {model}"
-        more = {"prompts": DISCOVERY, "circuit": as_circuit(receivers), "roles": tuple(roles)}
+        before = tuple(roles_before(receivers.stage.at, roles, splits))
+        more = {"prompts": DISCOVERY, "circuit": as_circuit(receivers), "roles": before}
         looking = await study.value(title, attended, model, **more)
         to = attended_roles(looking["receivers"], rule.attended)
 

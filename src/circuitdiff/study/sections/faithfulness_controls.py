@@ -145,10 +145,11 @@ async def _by_attribution(study: StudyContext, model: str, circuit: Circuit, hel
         return Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
     roles = tuple(sorted(circuit.roles))
     scores = await attribution_scores(study, model, roles, held=with_heads(circuit) if held else None)
-    groups = {}
+    groups, missing = {}, 0
     for role in circuit.roles:
         own, of_role = circuit.heads_at(role), scores[role].clone()
         for head in own if held else ():
             of_role[head.layer, head.index] = torch.nan
-        groups[role] = Group(role, tuple(lowest(of_role, len(own))))
-    return Built(Circuit(groups))
+        groups[role] = Group(role, tuple(lowest(of_role, len(own), helping_only=held)))
+        missing += len(own) - len(groups[role].heads)
+    return Built(Circuit(groups), f"{missing} heads fewer, for no others help" if missing else None)

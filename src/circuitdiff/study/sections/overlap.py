@@ -224,23 +224,28 @@ def _group(name: str | None, heads: CommonHeads) -> GroupOverlap:
     return GroupOverlap(name, *heads, *shares)
 
 
+# Of heads that are measured in one model only nothing is known: those that both share are alike, the others may not be.
+_SCREENED = Ratio(None, None, None, "a screen left out heads, each model's own, so that maps are no whole")
+
+
 def _stage(first: StageResult, second: StageResult, all_of_second: Sequence[StageResult]) -> StageOverlap:
     base, variant = (result.found.per_prompt.double().numpy() for result in (first, second))
     scenarios = first.found.scenarios.numpy()
     sizes = {len(result.selection.helping) for result in (first, second)} - {0}
     common = strongest_in_common(base, variant, scenarios, sorted({*_KS, *sizes}))
     smallest = max(negligible(first.found.metric), first.found.noise_floor, second.found.noise_floor)
+    screened = first.screened is not None or second.screened is not None
     return StageOverlap(
         stage=first.stage.name,
         same_receivers=set(first.receivers) == set(second.receivers),
         n_chosen=(len(first.selection.helping), len(second.selection.helping)),
-        likeness=ratio(likeness(base, variant, scenarios)),
-        different=_different(first, all_of_second),
+        likeness=_SCREENED if screened else ratio(likeness(base, variant, scenarios)),
+        different=None if screened else _different(first, all_of_second),
         ceiling=None,
         base_reliability=estimate(reliability(base, scenarios)),
         variant_reliability=estimate(reliability(variant, scenarios)),
         strongest=tuple(StrongestInCommon(k, *map(number, shares)) for k, shares in common.items()),
-        changed=tuple(_changed(first, second, smallest)),
+        changed=() if screened else tuple(_changed(first, second, smallest)),
         smallest_change=smallest,
     )
 
