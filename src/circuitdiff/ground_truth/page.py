@@ -29,16 +29,22 @@ Beside ours stands what plainer methods would have said. Of heads: *attribution*
 prompts that discover) and *effect* (path patching, the strongest), both **told** how many heads there are, which ours
 is not. Of the part that got better: *z-patching* (the groups whose z, patched alone into the base, brings half of the
 gain: the paper's way) and *weights* (the parts whose weights moved most per number).
+
+A name with `@N` is the planting of seed N. An answer is yes, no, or open ("not established"), and right or wrong where
+it is yes or no. *Encodes* asks what a group's mask carries (the object, its position, the label). [Brackets] are 95 %
+intervals over plantings, whose answers go together, and are as wide as these few plantings make them. Automatic plans,
+screens, rivals and the stability of a choice are not asked here.
 """
 _HELD_OUT = """
 Seeds of the held-out plantings were drawn when methods and rules of this page were fixed, and run once; they stand here
-whatever came. Another seed has other places, strengths, codes and decoys. One, of `planted-new-route`, was drawn anew:
+whatever came. Another seed has other places, strengths, codes and decoys. Ten of an earlier page, which was found to be
+true by identity, were looked at and are not among these. One, of `planted-new-route`, was drawn anew:
 a first one had led to a change of a self-check before any answer was looked at.
 """
 _WHY_WRONG = {
     "planted-outvoted": """
 `planted-outvoted` is meant to be wrong here: two of three transmitters suffice, so that patching a single one changes
-nothing, and no method that patches one head at a time finds any.
+too little to be called a discovery; told how many heads there are, the order of their small effects is right.
 """,
     "planted-cancelling": """
 In `planted-cancelling` the mean effect of one head of the pair is less than a third of the others' and uncertain
@@ -59,9 +65,9 @@ def render_page(truth: GroundTruth) -> str:
         _causes(each for each in _pairs(said) if _settled(each) and _beaten(each)),
         "\n",
         _found(each for each in heads if each.exact and _misled(each)),
-        "\n## Wrong\n\n",
+        "\n## Wrong\n\nAnswers:\n\n",
         _listed(each for each in said if each.right is False),
-        "\n",
+        "\nGroups of heads that were not found as planted:\n\n",
         _found(wrong_heads),
         *(why for model, why in _WHY_WRONG.items() if any(each.model == model for each in wrong_heads)),
         "\n## How often is an answer right?\n\n",
@@ -71,6 +77,7 @@ def render_page(truth: GroundTruth) -> str:
         "\nPlantings that were looked at while methods and rules were written:\n\n",
         _rates([each for each in said if not each.held_out], [each for each in heads if not each.held_out]),
         "\n## What was left open\n\n",
+        _same_circuit([each for each in said if each.claim == "same circuit" and each.true]),
         _listed(each for each in said if each.right is None),
         *(
             ["\nNo answers, for a self-check ended the study:\n\n", *(f"- {each}\n" for each in truth.failed)]
@@ -96,9 +103,16 @@ def _pairs(said: Iterable[Statement]) -> list[list[Statement]]:
     return [list(of_pair) for _, of_pair in groupby(asked, lambda each: each.planting)]
 
 
+def _same_circuit(said: Sequence[Statement]) -> str:
+    """That equivalence is hard to establish, in numbers."""
+    n_yes = sum(each.ours == "yes" for each in said)
+    return f"Of {len(said)} pairs in which the same circuit is at work, the verdict established it in {n_yes}.\n\n"
+
+
 def _settled(pair: Sequence[Statement]) -> bool:
-    """Exactly the parts that improved are named."""
-    return _names(pair, lambda each: each.ours == "yes") == _names(pair, lambda each: each.true)
+    """Exactly the parts that improved are named, and not everything is open."""
+    answered = any(each.ours in ("yes", "no") for each in pair)
+    return answered and _names(pair, lambda each: each.ours == "yes") == _names(pair, lambda each: each.true)
 
 
 def _beaten(pair: Sequence[Statement]) -> bool:
