@@ -84,8 +84,9 @@ def attribution(
     `steps` of integrated gradients: `keep` in the middles of so many equal parts of (0, 1), all heads of all roles
     together; 1: at `keep` = 1. Roles at one token are patched once, and have the same scores. In the metric's unit (one
     of `circuitdiff.stats.metrics.METRICS`); negative = the head helps. A head that saturates (a gradient near zero, and
-    yet needed) scores near zero with one step. `held`: in clean runs and all others the heads of this circuit, at roles
-    among `at`, carry their `means` and not what they compute; they score 0.
+    yet needed) scores near zero with one step. `held`: the heads of this circuit, at roles
+    among `at`, carry their `means` and not what they compute, in all runs but the one that effects are relative to (of
+    which the logit difference does not depend); they score 0.
 
     Raises: InputError if a role or metric does not exist, a prompt lacks a role, a slot a mean, or `steps` is below 1.
     """

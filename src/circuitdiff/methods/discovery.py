@@ -129,7 +129,7 @@ class Plan(Readable):
 class ChosenHead:
     """A head that a stage chose: its effect and 95 % interval where they are reported from, and p where it was chosen.
 
-    `adjusted_p`: over the whole sweep, see `Selection`.
+    `adjusted_p`: over its family of tests, see `Selection`.
     """
 
     head: Head

@@ -50,7 +50,8 @@ class Sweep(Readable):
 
     Effects and intervals are of the prompts of `split`: with "replication" they took no part in the choice but to
     confirm it; with "discovery" they are those that chose, and effects of chosen heads are too large. `adjusted_p`:
-    over the whole sweep, on the prompts that chose. `not_replicated`: heads that these chose, not confirmed by others.
+    over its family of tests, on the prompts that chose. `not_replicated`: heads that these chose, and others did not
+    confirm.
     """
 
     name: str
