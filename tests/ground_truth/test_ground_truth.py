@@ -148,7 +148,7 @@ def test_the_page_begins_with_what_tells_methods_apart():
     assert first.startswith("Right, where")
     assert "| `planted-x` | mlps | mlps | **none** ✗ | **norms** ✗ |" in first
     assert "| `planted-x` | value_fetcher | 3 of 3 | **0.33** ✗ | 1.00 |" in first
-    assert wrong.startswith("Wrong\n\nNone.")
+    assert wrong.startswith("Wrong\n\nAnswers:\n\nNone.")
     assert "| **2 of 3** ✗ | 1.00 | 1.00 |" in wrong
     assert "| improved | 2 | 1 of 1 | 1 of 1 | 0 of 2 |" in rest
     assert "1 of 2 groups are exact" in rest

@@ -13,7 +13,7 @@ from circuitdiff.methods.path_patching import Path
 from circuitdiff.study.host import Host
 from circuitdiff.study.kept import Kept, held_bytes
 from circuitdiff.study.prompts import PromptsOf
-from circuitdiff.study.sections.discovery import sweep
+from circuitdiff.study.sections.discovery_units import sweep
 from circuitdiff.study.units import Unit, contents
 from helpers.tiny_folder import save_tiny_model, settings_of, silent
 

@@ -247,7 +247,7 @@ def test_a_failed_check_stops_the_study_and_keeps_its_stages(model, tmp_path, mo
     def fails(*_: object, **__: object) -> Deviation:
         return Deviation(0.5, 1e-3)
 
-    monkeypatch.setattr(circuitdiff.study.sections.discovery, "executors_on_path", fails)
+    monkeypatch.setattr("circuitdiff.study.sections.discovery_units.executors_on_path", fails)
     with pytest.raises(CheckError, match=r"window executor vs full executor.*no result would be right"):
         run_study(settings_of(tmp_path, model), tmp_path / "run", silent)
     assert not (tmp_path / "run" / "results.json").exists()

@@ -10,7 +10,7 @@ import pytest
 
 import circuitdiff.study.host
 import circuitdiff.study.sections.discovery
-from circuitdiff.methods.path_patching import PathEffects
+from circuitdiff.methods.discovery import StageResult, stage_result
 from circuitdiff.report import report_page
 from circuitdiff.study.registry import read_results
 from circuitdiff.study.runner import run_study
@@ -88,14 +88,17 @@ def test_without_a_circuit_the_rest_is_measured_and_judged(model, tmp_path):
 
 def test_groups_of_one_head_and_of_none_go_through_every_section(model, tmp_path, monkeypatch):
     discovery = circuitdiff.study.sections.discovery
-    measured = discovery._measured
+    family_results = discovery.family_results
 
-    async def none_in_mute(study: object, model: str, *rest: object) -> tuple[PathEffects | None, ...]:
-        effects = await measured(study, model, *rest)
-        mute = [each and replace(each, per_prompt=0 * each.per_prompt) for each in effects]
-        return tuple(mute) if model == "mute" else effects
+    def mute(result: StageResult) -> StageResult:
+        nothing = replace(result.found, per_prompt=0 * result.found.per_prompt)
+        return stage_result(result.stage, result.receivers or None, nothing, result.replication and nothing)
 
-    monkeypatch.setattr(discovery, "_measured", none_in_mute)
+    async def none_in_mute(study: object, model: str, *rest: object) -> list[StageResult]:
+        found = await family_results(study, model, *rest)
+        return [mute(each) for each in found] if model == "mute" else found
+
+    monkeypatch.setattr(discovery, "family_results", none_in_mute)
     folders = {name: save_tiny_model(tmp_path / name, seed) for seed, name in enumerate(("second", "mute"), start=1)}
     variants = f"{{second: {folders['second']}, mute: {folders['mute']}}}"
     stages = """

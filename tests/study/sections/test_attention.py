@@ -109,7 +109,9 @@ def test_a_role_that_no_prompt_has_is_left_out_and_so_is_one_segment_of_many(con
 
 def test_a_second_time_nothing_is_computed_and_the_same_comes_back(context, results, monkeypatch):
     again = context.again(context.study.store.folder)
-    monkeypatch.setattr(attention, "attention_to_roles", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        "circuitdiff.study.common_units.attention_to_roles", lambda *_, **__: pytest.fail("computed again")
+    )
     assert again.run(SECTION.run(again.study, OPTIONS)) == results
 
 

@@ -54,7 +54,8 @@ MASK_OPTIONS = MaskOptions(
 TASK = get_task("entity_tracking", n_boxes=3)
 CELLS = {"fetcher": ["object", "position", "no_comma"], "reader": ["object", "position"]}  # in the circuit's own model
 MAIN = {group: ["object", "position"] for group in CELLS}
-OFF = {section.name: False for section in SECTIONS if section.options is not None and section.name != "functions"}
+ASKED = ("discovery", "functions")
+OFF = {section.name: False for section in SECTIONS if section.options is not None and section.name not in ASKED}
 OFF |= {"force": True}  # random weights do no task
 
 

@@ -169,9 +169,11 @@ def cost(sizes: Sizes, options: FaithfulnessOptions) -> Iterator[Part]:
     shared = sizes.n_models * 2 * n * sizes.length * DISTINCT
     flop = sizes.runs(rows + n_controls, sizes.n_roles) + sizes.runs(shared, 1)
     yield Part("every circuit in every model", rows + n_controls, flop)
-    main, *others = dict.fromkeys(frozenset(stage.at for stage in plan.stages) for plan in sizes.plans.values())
-    asked = [(main, sizes.n_searched, 1), *((roles, 1, 1) for roles in others)]  # also without the circuit
-    yield attribution_cost("attribution", sizes, 2 * asked)
+    at = [frozenset(stage.at for stage in plan.stages) for plan in sizes.plans.values()]
+    main, *others = dict.fromkeys(at)
+    whole = [(main, sizes.n_searched, 1), *((roles, 1, 1) for roles in others)]
+    held = [*((roles, 1, 1) for roles in at), (main, 2 * (sizes.n_searched - 1), 1)]  # a variant's also in the base
+    yield attribution_cost("attribution", sizes, [*whole, *held])
 
 
 SECTION = Section("faithfulness", FaithfulnessOptions, dict[str, dict[str, CircuitInModel]], run, cost)
