@@ -42,6 +42,11 @@ class Act:
 _act = Act()
 
 
+def _nothing_is_done() -> None:
+    global _act
+    _act = Act()
+
+
 def after(edit: Edit, variant: int, prompt: int, head: int, own: Tensor) -> Tensor:
     """What `own` of one prompt and head becomes."""
     if head not in edit.heads.tolist():
@@ -228,6 +233,7 @@ class Reference:
         global _act
         _act = act or Act()
         with ExitStack() as stack:
+            stack.callback(_nothing_is_done)  # to a later run of the module that is not one of these
             for layer, module in enumerate(self.layers):
                 stack.callback(module.register_forward_pre_hook(_replace_residual(layer), with_kwargs=True).remove)
             for layer, projection in enumerate(self.projections):
