@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from circuitdiff.circuit import Head
 from circuitdiff.errors import InputError
 from circuitdiff.methods.attribution_patching import path_attribution
-from circuitdiff.methods.discovery import Plan, Stage, discover, measure_with
+from circuitdiff.methods.discovery import Plan, Stage, discover, measure_with, stage_result
 from circuitdiff.methods.path_patching import Path, path_effects
-from circuitdiff.methods.screening import Screen, screened_effects
+from circuitdiff.methods.screening import Screen, Screened, screened_effects
 from circuitdiff.stats.selection import Discoveries, TopK, select
 from helpers.fake_pairs import fake_pairs
 from helpers.tiny_models import N_HEADS, N_LAYERS, subject
+from methods.test_discovery import effects
 
 RECEIVERS = (Head(2, 1), Head(3, 4))
 PATHS = {"direct": Path("last"), "via_q": Path("last", RECEIVERS, "q")}
@@ -104,9 +107,10 @@ def test_a_screen_goes_with_rules_that_allow_for_it(stage, message):
 
 def test_of_a_screened_stage_no_stability_is_told():
     """Of other heads nobody measured a replication: resamples could only choose among the chosen."""
-    model, pairs = subject("llama").model, fake_pairs()
-    rule = Discoveries(error_rate=0.9, minimum=0.0, replicated=False)
-    plans = (Plan((Stage("s", "last", rule, screen=screen),)) for screen in (None, Screen(keep=3, sample=4)))
-    plain, screened = (discover(plan, measure_with(model, {"discovery": pairs}))[0].stability() for plan in plans)
-    assert plain.value > 0
-    assert screened.value != screened.value, "nan"
+    stage, clear = Stage("s", "last", Discoveries(replicated=False)), effects({"3.1": -4.0})
+    nothing = torch.zeros(N_LAYERS, N_HEADS)
+    plain = stage_result(stage, None, clear)
+    screened = stage_result(stage, None, Screened(clear, nothing, nothing.bool(), nothing.bool()))
+    assert plain.selection.helping == screened.selection.helping == (Head(3, 1),)
+    assert plain.stability().value == 1
+    assert math.isnan(screened.stability().value)

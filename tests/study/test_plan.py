@@ -25,6 +25,11 @@ from circuitdiff.study.workers import ThisProcess
 from helpers.tiny_folder import CIRCUIT_ONLY, N_HEADS, N_LAYERS, save_tiny_model, settings_of, silent, study_yaml
 
 
+def sizes_of(study: CommonSettings, loaded: LoadedModel) -> Sizes:
+    task = task_of(study)
+    return Sizes(study, expected(plans_of(study), task), task, facts_of(loaded), speed_of(loaded), loaded.prompts)
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     """Parts of a study by the changes to its settings; and the sizes that they follow from."""
@@ -35,14 +40,7 @@ def planned(tmp_path_factory):
         (folder / "s.yaml").write_text(study_yaml(folder / "model", **changes))
         study = read_study(folder / "s.yaml")
         loaded = LoadedModel(model, study, lambda *_: None)
-        sizes = Sizes(
-            study,
-            expected(plans_of(study), task_of(study)),
-            task_of(study),
-            facts_of(loaded),
-            speed_of(loaded),
-            loaded.prompts,
-        )
+        sizes = sizes_of(study, loaded)
         return {part.what.partition(" (")[0]: part for part in planned_parts(sizes)}, sizes
 
     return parts_of
@@ -110,14 +108,7 @@ def planned_and_counted(folder: Path, shape: Mapping[str, int], settings: Mappin
     variants = f"{{second: {save_tiny_model(folder / 'second', seed=1, **shape)}}}"
     study = settings_of(folder, model, variants=variants, **settings)
     loaded = LoadedModel(load_model(model), study, silent)
-    sizes = Sizes(
-        study,
-        expected(plans_of(study), task_of(study)),
-        task_of(study),
-        facts_of(loaded),
-        speed_of(loaded),
-        loaded.prompts,
-    )
+    sizes = sizes_of(study, loaded)
     worker = Counting(study)
     run_study(study, folder / "run", silent, workers=[worker])
     return {part.what: part.flop for part in planned_parts(sizes)}, dict(worker.flop)

@@ -1,0 +1,85 @@
+"""What `screen: auto` saves, and what it misses: a task's plan by full sweeps and by screens, stage by stage.
+
+Processor seconds of one thread. Clean and counterfactual runs are made before, as stages share them. Heads are chosen
+by the stages' rules without a replication; every stage patches into what the full sweep of an earlier one chose.
+
+    python -P benchmarks/screens.py smollm2 ioi -n 64
+    python -P benchmarks/screens.py tracker-base entity-tracking -n 105
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import circuitdiff as cd
+from circuitdiff.engine.kept_runs import PairRuns
+from circuitdiff.methods.discovery import Plan, StageResult, receivers_of, stage_result
+from circuitdiff.methods.path_patching import Path
+from circuitdiff.methods.screening import Screen, screened_effects
+from circuitdiff.prompts import buckets
+from circuitdiff.study.settings import own_plans
+
+MEMORY_GB = 2.0
+COLUMNS = ("stage", "full", "screen", "ratio", "measured", "correlation", "found by full", "missed", "missed, large")
+
+
+def chosen(result: StageResult) -> set[cd.Head]:
+    return {*result.selection.helping, *result.selection.hurting}
+
+
+@torch.no_grad()
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments.add_argument("model")
+    arguments.add_argument("task")
+    arguments.add_argument("-n", type=int, default=64)
+    given = arguments.parse_args()
+    torch.set_num_threads(1)
+    model, task = cd.load_model(given.model), cd.tasks.get_task(given.task)
+    plan = next(iter(own_plans(task).values()))
+    if not isinstance(plan, Plan):
+        raise cd.InputError(f"{given.task} has an automatic plan, whose stages are not known beforehand; name another")
+    pairs = task.sample(model.tokenizer, given.n, seed=0, split="discovery")
+    runs = PairRuns(model, pairs, plan.roles, MEMORY_GB)
+
+    begin = time.process_time()
+    for bucket in buckets(pairs.clean_prompts, plan.roles, 8):
+        runs.batch(bucket, max(bucket.positions.values()))
+    runs.source(plan.roles[0])
+    seconds, found = time.process_time() - begin, dict[str, StageResult]()
+    table = Table(*COLUMNS, title=f"runs that stages share: {seconds:.1f} s")
+    for stage in plan.stages:
+        rule = cd.Discoveries() if isinstance(stage.select, cd.TopK) else stage.select
+        once = replace(stage, select=replace(rule, replicated=False))
+        receivers = receivers_of(once, found)
+        if receivers == ():
+            table.add_row(stage.name, *["no heads to patch into"])
+            continue
+        path = Path(stage.at, receivers, stage.via, stage.receivers_at)
+        along, how = (path.at, receivers, path.via, path.receivers_at), {"metric": plan.metric, "shared": runs}
+        minimum, begin = once.minimum(plan.metric), time.process_time()
+        full = cd.path_effects(model, pairs, *along, **how)
+        in_full, begin = time.process_time() - begin, time.process_time()
+        screened = screened_effects(model, pairs, path, Screen(), minimum, **how)
+        by_screen = time.process_time() - begin
+        exact, quick = (stage_result(once, receivers, each) for each in (full, screened))
+        found[stage.name] = exact
+        missed = chosen(exact) - chosen(quick)
+        large = [head for head in missed if abs(float(full.effects[head.layer, head.index])) > 2 * minimum]
+        both = torch.stack([each.nan_to_num().flatten().double() for each in (full.effects, screened.estimates)])
+        n_measured = int((~screened.effects.effects.isnan()).sum())
+        table.add_row(
+            *(stage.name, f"{in_full:.1f}", f"{by_screen:.1f}", f"{in_full / by_screen:.1f}", str(n_measured)),
+            *(f"{float(torch.corrcoef(both)[0, 1]):.2f}", str(len(chosen(exact))), str(len(missed)), str(len(large))),
+        )
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
