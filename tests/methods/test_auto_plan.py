@@ -124,6 +124,13 @@ def test_a_role_that_comes_later_in_some_prompt_or_split_cannot_be_read():
     assert roles_before("query_label", [*roles, "last"], [pairs, other]) == ["query_label"]
 
 
+def test_how_far_the_search_came_is_the_circuits_place_between_no_head_and_all():
+    some = evaluate_circuits(subject("llama").model, [Circuit({})], fake_pairs(), "zero")[0]
+    nothing = some.logit_differences
+    circuit, everything = (replace(some, logit_differences=nothing + more) for more in (1.0, 4.0))
+    assert share_reached([some, circuit, everything]) == pytest.approx(0.25)
+
+
 def test_how_far_the_search_came_is_undefined_where_all_heads_may_do_no_more_than_none():
     pairs = fake_pairs()
     answers = evaluate_circuits(subject("llama").model, [Circuit({})], pairs, "zero")[0]
