@@ -5,6 +5,7 @@ from __future__ import annotations
 import altair as alt
 
 from circuitdiff.circuit import Head
+from circuitdiff.config.names import file_name
 from circuitdiff.report import charts
 from circuitdiff.report.drawing import circuit_drawing, scene_of
 from circuitdiff.report.numbers import heads, number, printed, significant
@@ -60,7 +61,7 @@ def _searched(circuit: FoundCircuit) -> list[str]:
     return [
         f"found by an automatic plan, which named no roles: the circuit reaches {number(circuit.reached) or '–'} of "
         f"what all heads at all roles do (logit difference, on the prompts that chose the heads); its plan is in "
-        f"plan-{circuit.plan}.yaml"
+        f"plan-{file_name(str(circuit.plan))}.yaml"
     ]
 
 
