@@ -141,6 +141,8 @@ def test_a_circuit_of_more_than_half_of_all_heads_or_of_one_role_has_no_such_con
     cell = whole.run(SECTION.run(whole.study, FaithfulnessOptions(random_circuits=3)))["given"][whole.study.base]
     assert cell.random is None
     assert cell.controls[1].note == "all of its heads are at one role"
+    assert (cell.controls[3].groups, cell.controls[3].accuracy) == ({}, None)
+    assert cell.controls[3].note == f"{N_LAYERS * N_HEADS} heads fewer, for no others help"
 
 
 def test_attribution_is_not_asked_at_a_role_that_some_counterfactual_lacks(context, monkeypatch):

@@ -229,11 +229,14 @@ def test_of_stages_from_which_a_screen_left_heads_out_no_likeness_is_told():
     """Four heads that only the variant has were not measured in the base: the heads that both have are alike."""
     g = torch.Generator().manual_seed(0)
     own = [0.1 * torch.randn(3, 4, 30, generator=g, dtype=torch.float64) for _ in range(2)]
+    own[1][1, 2] -= 5.0
     maps = [PathEffects(each, None, 0.0, torch.arange(30), "logit_difference") for each in own]
     stage, nothing = Stage("s", "last", TopK(2)), torch.zeros(3, 4)
     whole = [stage_result(stage, None, each) for each in maps]
     screened = stage_result(stage, None, Screened(maps[1], nothing, nothing.bool(), nothing.bool()))
-    assert _stage(whole[0], whole[1], whole).likeness.note != _SCREENED.note
+    plain = _stage(whole[0], whole[1], whole)
+    assert plain.likeness.note != _SCREENED.note
+    assert [each.head for each in plain.changed] == [(1, 2)]
     for pair in ((whole[0], screened), (screened, whole[0])):
         found = _stage(*pair, whole)
         assert found.likeness == _SCREENED

@@ -139,17 +139,13 @@ def next_best(found: Discovered) -> Built:
 
 
 async def _by_attribution(study: StudyContext, model: str, circuit: Circuit, held: bool = False) -> Built:
-    """With `held` in the model without the circuit, whose heads score 0 and are not chosen."""
+    """With `held` in the model without the circuit, whose heads score 0: only heads that help are chosen."""
     pairs = await study.pairs(model, DISCOVERY)
     if lacking := [role for role in circuit.roles if not everywhere(role, pairs)]:
         return Built(Circuit({}), f"some prompt or counterfactual has no {lacking[0]}")
     roles = tuple(sorted(circuit.roles))
     scores = await attribution_scores(study, model, roles, held=with_heads(circuit) if held else None)
-    groups, missing = {}, 0
-    for role in circuit.roles:
-        own, of_role = circuit.heads_at(role), scores[role].clone()
-        for head in own if held else ():
-            of_role[head.layer, head.index] = torch.nan
-        groups[role] = Group(role, tuple(lowest(of_role, len(own), helping_only=held)))
-        missing += len(own) - len(groups[role].heads)
+    wanted = {role: len(circuit.heads_at(role)) for role in circuit.roles}
+    groups = {role: Group(role, tuple(lowest(scores[role], k, helping_only=held))) for role, k in wanted.items()}
+    missing = sum(wanted.values()) - sum(len(group.heads) for group in groups.values())
     return Built(Circuit(groups), f"{missing} heads fewer, for no others help" if missing else None)
