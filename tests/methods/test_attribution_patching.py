@@ -230,3 +230,18 @@ def slope_beside_held(chosen: Subject, pairs: Pairs, i: int, head: Head, at: str
             edits.append(Edit(each.layer, "z", place, torch.tensor([each.index]), ONE, value))
     value = logit_difference(chosen.reference.run(clean, edits, 1)[0], pairs, i)
     return -float(torch.autograd.grad(value, mine)[0])
+
+
+def test_what_is_held_at_a_role_is_held_at_another_role_of_the_same_token():
+    model, pairs = subject("gpt2").model, fake_pairs()
+    for positions in (pairs.positions, pairs.counterfactual_positions):
+        positions["again"] = positions["query_label"].clone()
+    roles, means, heads = ["query_label", "again", "last"], mean_activations(model, pairs), (Head(1, 2), Head(0, 4))
+    here, there = (
+        attribution(model, pairs, roles, held=Circuit({"g": Group(role, heads)}), means=means).per_prompt
+        for role in ("query_label", "again")
+    )
+    for role in roles:
+        torch.testing.assert_close(here[role], there[role])
+    assert not there["query_label"][1, 2].any()
+    assert there["query_label"][1, 3].any()
