@@ -63,6 +63,7 @@ def test_the_variant_is_asked_by_the_plan_that_the_base_wrote_and_which_can_be_r
     in_base, in_variant = (results.discovery[name] for name in (model.name, "second"))
     assert {stage.name for stage in in_variant.stages} <= {stage.name for stage in in_base.stages}
     assert (in_variant.automatic, in_variant.reached) == ("plan", None)
+    assert all(group.heads for group in in_variant.groups.values())
     written = yaml.safe_load((folder / "plan-main.yaml").read_text())["plans"]
     again = settings_of(tmp_path, model, plans=yaml.safe_dump(written, default_flow_style=True))
     assert [stage.name for stage in again.plans["main"].stages] == [stage.name for stage in in_base.stages]
