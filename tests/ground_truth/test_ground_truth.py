@@ -155,6 +155,15 @@ def test_the_page_begins_with_what_tells_methods_apart():
     assert "Held-out plantings:\n\nNone yet." in rest
 
 
+def test_a_pair_of_which_everything_is_open_is_no_success():
+    rivals = {"z-patching": "no", "weights": "yes"}
+    silent, answered = (
+        render_page(GroundTruth((), (said(true=False, ours=ours, **rivals),))) for ours in ("open", "no")
+    )
+    assert "`planted-x`" not in silent.split("## Wrong")[0]
+    assert "`planted-x` | none | none |" in answered.split("## Wrong")[0]
+
+
 def test_a_wrong_answer_stands_on_the_page_and_an_open_one_counts_for_neither():
     asked = (said(ours="no"), said(about="norms", true=False, ours="open"), said("same circuit", "", True, "yes"))
     page = render_page(GroundTruth((), asked))
