@@ -11,6 +11,7 @@ from circuitdiff.study.evidence import (
     Evidence,
     Noted,
     SimilarityEvidence,
+    StabilityEvidence,
     Thresholds,
     TransferEvidence,
 )
@@ -103,20 +104,21 @@ def stable_choice(evidence: Evidence, limits: Thresholds) -> Posed:
     """Of each stage, given its receivers, by the mean of resamples, which are noisier than the scenarios themselves: so
     more prompts could say yes, and nothing says no.
     """
-    least = min((each.jaccard.value or 0.0 for each in evidence.stability), default=None)
-    requirements = [
-        Requirement(
-            (each.jaccard.value or 0.0) >= limits.stable or None,
-            f"in {each.model}, {each.stage}'s heads are those of resampled scenarios by {printed(each.jaccard)} "
-            f"(Jaccard), of at least {limits.stable:g}",
-        )
-        for each in evidence.stability
-    ]
-    numbers = "" if least is None else f" (Jaccard {least:.2f} or more at every stage)"
+    known = [each.jaccard.value for each in evidence.stability if each.jaccard.value is not None]
+    requirements = [_stable(each, limits.stable) for each in evidence.stability]
+    numbers = f" (Jaccard {min(known):.2f} or more at every stage of which it is known)" if known else ""
     lacking = _lacking(evidence, [each.model for each in evidence.stability], "of no stage it is known")
     return Posed(
         f"given what they feed, other prompts of this kind would choose the same heads{numbers}", requirements + lacking
     )
+
+
+def _stable(stage: StabilityEvidence, least: float) -> Requirement:
+    what = f"in {stage.model}, {stage.stage}'s heads are those of resampled scenarios by"
+    if stage.jaccard.value is None:
+        return Requirement(None, f"{what} nobody knows how much: a screen left heads out")
+    met = stage.jaccard.value >= least or None
+    return Requirement(met, f"{what} {printed(stage.jaccard)} (Jaccard), of at least {least:g}")
 
 
 def beats_rival(evidence: Evidence, limits: Thresholds) -> Posed:

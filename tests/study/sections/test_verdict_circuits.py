@@ -10,7 +10,7 @@ import pytest
 from circuitdiff import Circuit, Group, Head, evaluate_circuit, evaluate_model, load_model, mean_activations
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.study.estimates import Estimate, Ratio
-from circuitdiff.study.evidence import SimilarityEvidence
+from circuitdiff.study.evidence import SimilarityEvidence, StabilityEvidence
 from circuitdiff.study.prompts import PromptsOf, PromptSource
 from circuitdiff.study.registry import read_results
 from circuitdiff.study.runner import run_study
@@ -22,7 +22,10 @@ from circuitdiff.study.sections.verdict_circuits import (
     has_moved,
     needed_heads,
     similarity_evidence,
+    stability,
 )
+from helpers.invented_evidence import evidence, said
+from helpers.invented_results import invented_results
 from helpers.invented_sections import pruned_circuit
 from helpers.tiny_folder import save_tiny_model, settings_of, silent
 
@@ -200,3 +203,18 @@ def test_effects_are_compared_stage_by_stage_where_heads_were_chosen():
         SimilarityEvidence("writer", None, None),
     )
     assert similarity_evidence(None) == ()
+
+
+def test_stability_is_asked_of_every_stage_that_chose_heads_and_open_of_a_screened_one():
+    known, unknown = Estimate(0.9, 0.8, 1.0), Estimate(None, None, None)
+    circuit = next(iter(invented_results().discovery.values()))
+    told = {"plain": (((3, 1),), known), "screened": (((2, 0),), unknown), "empty": ((), unknown)}
+    stages = (replace(circuit.stages[0], name=n, selected=heads, stability=each) for n, (heads, each) in told.items())
+    found = {"base": replace(circuit, stages=tuple(stages))}
+    asked = stability(found, ["base", "tuned"])
+    assert [(each.stage, each.jaccard) for each in asked] == [("plain", known), ("screened", unknown)]
+    both = [*asked, StabilityEvidence("tuned", "plain", known)]
+    found_open = said(evidence(stability=both), "stable_choice")
+    assert found_open.answer == "not established"
+    assert "a screen left heads out" in found_open.text
+    assert "nan" not in found_open.text

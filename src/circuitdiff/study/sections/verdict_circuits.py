@@ -147,13 +147,13 @@ def rivals(found: Mapping[str, Mapping[str, CircuitInModel]], models: Sequence[s
 
 
 def stability(found: Mapping[str, FoundCircuit], models: Sequence[str]) -> tuple[StabilityEvidence, ...]:
-    """Of the stages that chose heads."""
+    """Of the stages that chose heads; of a screened one it is not known."""
     return tuple(
         StabilityEvidence(model, stage.name, stage.stability)
         for model in models
         if model in found
         for stage in found[model].stages
-        if stage.stability.value is not None
+        if stage.selected
     )
 
 
