@@ -39,6 +39,7 @@ def main() -> None:
     arguments.add_argument("model")
     arguments.add_argument("task")
     arguments.add_argument("-n", type=int, default=64)
+    arguments.add_argument("--steps", type=int, default=1, help="of integrated gradients")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     model, task = cd.load_model(given.model), cd.tasks.get_task(given.task)
@@ -66,7 +67,7 @@ def main() -> None:
         minimum, begin = once.minimum(plan.metric), time.process_time()
         full = cd.path_effects(model, pairs, *along, **how)
         in_full, begin = time.process_time() - begin, time.process_time()
-        screened = screened_effects(model, pairs, path, Screen(), minimum, **how)
+        screened = screened_effects(model, pairs, path, Screen(steps=given.steps), minimum, **how)
         by_screen = time.process_time() - begin
         exact, quick = (stage_result(once, receivers, each) for each in (full, screened))
         found[stage.name] = exact

@@ -63,6 +63,17 @@ def jackknifed(number, scenarios):
     return value, value - stats.t.ppf(0.975, n - 1) * error, value + stats.t.ppf(0.975, n - 1) * error
 
 
+def test_a_weight_is_how_often_a_head_is_there():
+    g = np.random.default_rng(0)
+    first, second = (np.arange(3.0)[:, None] + g.normal(size=(1, 3, len(UNEQUAL))) for _ in range(2))
+    times = np.array([[1, 4, 2]])
+    weighted = likeness(first, second, UNEQUAL, times.astype(float))
+    assert weighted == pytest.approx(likeness(*(np.repeat(each, times[0], 1) for each in (first, second)), UNEQUAL))
+    assert weighted != pytest.approx(likeness(first, second, UNEQUAL))
+    repeated = reliability(np.repeat(first, times[0], 1), UNEQUAL)
+    assert reliability(first, UNEQUAL, times.astype(float)) == pytest.approx(repeated)
+
+
 def test_likeness_is_its_looped_definition():
     g = np.random.default_rng(0)
     mean = 3 * g.normal(size=(2, 3, 1))
@@ -204,6 +215,21 @@ def test_heads_that_can_have_no_effect_are_not_tested():
     alone = [change.adjusted_p for change in changed_heads(before[:1], after[:1], SCENARIOS)]
     assert [change.head for change in changed_heads(before, after, SCENARIOS)] == [Head(0, 2)]
     assert [change.adjusted_p for change in changed_heads(before, after, SCENARIOS)] == alone
+
+
+def test_a_head_that_was_not_measured_in_both_counts_among_those_that_could_have_changed():
+    before, after = (effects(0)(draw) for draw in (1, 2))
+    after[0, 2] -= 0.5
+    [whole] = changed_heads(before, after, SCENARIOS)
+    few = np.zeros((N_LAYERS, N_HEADS), dtype=bool)
+    few[0, :4] = True
+    some = [np.where(few[..., None], each, np.nan) for each in (before, after)]
+    [found] = changed_heads(*some, SCENARIOS)
+    assert found.head == whole.head == Head(0, 2)
+    assert found.adjusted_p == pytest.approx(whole.adjusted_p)
+    some = [np.where(few[..., None], each, 0.0) for each in (before, after)]
+    [alone] = changed_heads(*some, SCENARIOS)
+    assert alone.adjusted_p == pytest.approx(found.adjusted_p * 4 / (N_LAYERS * N_HEADS))
 
 
 def test_a_head_that_helps_more_is_found_and_others_are_not():

@@ -83,7 +83,7 @@ def screened_effects(
     exact = path_effects(model, pairs, *along, senders=sample, **given)
     strongest = _strongest(estimates, exact.effects, live, screen, minimum)
     rest = [head for head in strongest if head not in sample]
-    effects = exact if not rest else _joined(exact, path_effects(model, pairs, *along, senders=rest, **given), rest)
+    effects = exact if not rest else joined(exact, path_effects(model, pairs, *along, senders=rest, **given))
     return Screened(effects, estimates, _marked(strongest, estimates), _marked(sample, estimates))
 
 
@@ -105,12 +105,11 @@ def _strongest(
     return lowest(size, int((-size + spread >= minimum).sum()))
 
 
-def _joined(first: PathEffects, second: PathEffects, heads: Sequence[Head]) -> PathEffects:
+def joined(first: PathEffects, second: PathEffects) -> PathEffects:
     """The first, with the effects of further heads; both are of the same path and prompts."""
-    layers, indices = zip(*((head.layer, head.index) for head in heads), strict=True)
 
     def both(own: Tensor, more: Tensor) -> Tensor:
-        return own.index_put((torch.tensor(layers), torch.tensor(indices)), more[list(layers), list(indices)])
+        return torch.where(more.isnan(), own, more)
 
     own, more = first.on_counterfactual_answer, second.on_counterfactual_answer
     return replace(

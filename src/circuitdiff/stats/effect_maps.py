@@ -25,10 +25,14 @@ _HALVINGS = 100
 _ERROR_RATE = 0.05  # of the heads that are called changed, how many may be so by chance
 PerPrompt = Float[ndarray, "layer head prompt"]
 OfAble = Float[ndarray, "head prompt"]  # of heads that could have an effect
+Weights = Float[ndarray, "layer head"]  # how many heads each stands for, where of some only a sample was measured
 
 
 def likeness(
-    first: PerPrompt, second: Float[ndarray, "other_layer other_head prompt"], scenarios: Scenarios
+    first: PerPrompt,
+    second: Float[ndarray, "other_layer other_head prompt"],
+    scenarios: Scenarios,
+    weights: Weights | None = None,
 ) -> RatioInterval:
     """The correlation (Pearson's, over heads) of two models' effects on the same prompts, corrected for noise, at 95 %.
 
@@ -40,8 +44,9 @@ def likeness(
     3. Bias and standard error are the jackknife's over scenarios, bounds Student's. Where noise outweighs effects this
        error is too large rather than too small.
 
-    Over heads that could have an effect in either model, and were measured in both. Undefined unless the reliability of
-    both maps is above 0 by its interval: what does not repeat itself is like nothing.
+    Over heads that could have an effect in either model, and were measured in both; with `weights` each as often as it
+    says, whose own chance is not in the interval. Undefined unless the reliability of both maps is above 0 by its
+    interval: what does not repeat itself is like nothing.
 
     Source: Spearman 1904 (doi:10.2307/1412159) for the correction; Efron & Stein 1981 (doi:10.1214/aos/1176345462) for
     the jackknife. The pairs of scenarios are ours: Spearman divides by reliabilities, and lets common noise in.
@@ -51,7 +56,7 @@ def likeness(
     if first.shape != second.shape:
         raise InputError(f"two maps of effects must have one shape; got {first.shape} and {second.shape}")
     for name, effects in (("first", first), ("second", second)):
-        value, low, high = reliability(effects, scenarios)
+        value, low, high = reliability(effects, scenarios, weights)
         if not low > 0:
             reason = f"the {name} map may be noise alone: its reliability is {value:.2f} [{low:.2f}, {high:.2f}]"
             reason = f"the effects of the {name} map are all the same" if np.isnan(value) else reason
@@ -59,7 +64,7 @@ def likeness(
     maps = [np.nan_to_num(effects) for effects in (first, second)]
     both = ~np.isnan(first + second).any(-1)
     either = (_able(maps[0]) | _able(maps[1])) & both
-    across = _products([effects[either] for effects in maps], scenarios).across
+    across = _products([effects[either] for effects in maps], scenarios, _of(weights, either)).across
     with np.errstate(invalid="ignore", divide="ignore"):
         value, low, high = _jackknife(across[:, 0, 1] / np.sqrt(across[:, 0, 0]) / np.sqrt(across[:, 1, 1]))
     if np.isnan(value):
@@ -67,14 +72,15 @@ def likeness(
     return RatioInterval(value, low, high)
 
 
-def reliability(effects: PerPrompt, scenarios: Scenarios) -> Interval:
+def reliability(effects: PerPrompt, scenarios: Scenarios, weights: Weights | None = None) -> Interval:
     """The correlation to be expected of a map with the same model's on as many other scenarios, at 95 %.
 
     The share of the variance of mean effects over heads that is no noise of prompts. Over heads that could have an
-    effect; by the moments and jackknife of `likeness`. nan for a map without differences between heads.
+    effect; by the moments, weights and jackknife of `likeness`. nan for a map without differences between heads.
     """
     known = np.nan_to_num(effects)
-    across, within, share = _products([known[_able(known)]], scenarios)
+    able = _able(known)
+    across, within, share = _products([known[able]], scenarios, _of(weights, able))
     true = across[:, 0, 0]
     with np.errstate(invalid="ignore"):
         return Interval(*_jackknife(true / (true + share * (within[:, 0, 0] - true))))
@@ -88,13 +94,18 @@ class _Products(NamedTuple):
     share: float  # of a scenario's noise that is in the mean of all
 
 
-def _products(maps: Sequence[OfAble], scenarios: ndarray) -> _Products:
+def _of(weights: Weights | None, heads: Bool[ndarray, "layer head"]) -> Float[ndarray, " able"]:
+    return np.ones(int(heads.sum())) if weights is None else weights[heads]
+
+
+def _products(maps: Sequence[OfAble], scenarios: ndarray, weights: Float[ndarray, " head"]) -> _Products:
     """From sums, as the sum over pairs of different scenarios is the sum's square less the sum of squares."""
     sizes = np.unique(scenarios, return_counts=True)[1].astype(np.float64)
     if len(sizes) < 3:
         raise InputError(f"how alike effects are needs at least three scenarios; got {len(sizes)}")
-    n_heads = max(1, len(maps[0]))
-    totals = np.stack([scenario_totals(rows - rows.sum(0) / n_heads, scenarios)[0] for rows in maps])
+    n_heads, weight = max(1.0, weights.sum()), weights[:, None]
+    centred = [np.sqrt(weight) * (rows - (weight * rows).sum(0) / n_heads) for rows in maps]
+    totals = np.stack([scenario_totals(rows, scenarios)[0] for rows in centred])
     own = np.einsum("ahs,bhs->sab", totals, totals)
     sums = _with_each_left_out(np.moveaxis(totals, -1, 0))
     prompts, squares = (_with_each_left_out(each)[:, None, None] for each in (sizes, sizes**2))
@@ -193,11 +204,12 @@ def changed_heads(first: PerPrompt, second: PerPrompt, scenarios: Scenarios, min
     """Heads whose paired difference (second - first) is no chance, largest first.
 
     False discoveries are controlled at 5 % (Benjamini and Hochberg) among all heads that could have an effect
-    in either model; differences below `minimum` are left out.
+    in either model; differences below `minimum` are left out. A head that was not measured in both counts with p = 1.
     """
     difference = second - first
-    either = _able(np.nan_to_num(first)) | _able(np.nan_to_num(second))
-    p = np.where(either, cluster_p_values(difference, scenarios, n_flips=1).p, np.nan)
+    either = _able(np.nan_to_num(first, nan=1.0)) | _able(np.nan_to_num(second, nan=1.0))
+    p = np.nan_to_num(cluster_p_values(difference, scenarios, n_flips=1).p, nan=1.0)
+    p = np.where(either, p, np.nan)
     adjusted = false_discovery_adjusted(p)
     size = difference.mean(-1)
     found = (np.nan_to_num(adjusted, nan=1.0) <= _ERROR_RATE) & (np.abs(size) >= max(minimum, 1e-300))

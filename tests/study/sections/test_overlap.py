@@ -15,26 +15,24 @@ from circuitdiff.methods.discovery import Stage, StageResult, stage_result
 from circuitdiff.methods.edges import Edge, edge_effects, possible_edges
 from circuitdiff.methods.group_profile import effect_by_role
 from circuitdiff.methods.path_patching import PathEffects
-from circuitdiff.methods.screening import Screened
 from circuitdiff.stats.effect_maps import likeness, reliability
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted
-from circuitdiff.stats.selection import Discoveries, TopK
+from circuitdiff.stats.selection import Discoveries
 from circuitdiff.study.estimates import estimate, ratio
 from circuitdiff.study.preflight import outlined
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.records import GroupWork, record_of, value_of
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.sections.overlap import (
-    _SCREENED,
     SECTION,
     OverlapOptions,
     VariantOverlap,
     _changed,
-    _stage,
     _with_ceiling,
     edges_compared,
     group_work,
 )
+from circuitdiff.study.sections.overlap_maps import MapOf, two_maps
 from circuitdiff.study.sections.overlap_profiles import cosine, profiles
 from helpers.tiny_context import TinyContext, tiny_context, tiny_study
 from helpers.tiny_folder import save_tiny_model
@@ -202,7 +200,7 @@ def test_false_discoveries_are_controlled_over_all_edges_of_a_variant():
     assert adjusted != pytest.approx(raw)
 
 
-def test_a_changed_head_is_chosen_on_one_split_and_reported_on_the_other_if_it_shows_there_too():
+def test_a_changed_head_is_told_if_it_shows_again_where_effects_are_reported(context):
     g, true, lucky = torch.Generator().manual_seed(0), (1, 2), (2, 0)
     stage = Stage("s", "last", Discoveries())
 
@@ -216,31 +214,15 @@ def test_a_changed_head_is_chosen_on_one_split_and_reported_on_the_other_if_it_s
         )
 
     base, variant = result(0.0, 0.0), result(-0.5, -0.3)
-    [changed] = _changed(base, variant, 0.02)
+    maps = context.run(two_maps(context.study, MapOf("base", base, ("last",)), MapOf("tuned", variant, ("last",))))
+    assert {(each.head.layer, each.head.index) for each in maps.changes} == {true, lucky}
+    [changed] = _changed(maps)
     assert changed.head == true
     difference = (variant.replication.per_prompt - base.replication.per_prompt)[true]
     assert changed.difference.value == pytest.approx(float(difference.mean()))
     assert changed.difference.low < changed.difference.value < changed.difference.high < 0
     for of_model, result_there in ((changed.base, base), (changed.variant, variant)):
         assert of_model == pytest.approx(float(result_there.replication.effects[true]))
-
-
-def test_of_stages_from_which_a_screen_left_heads_out_no_likeness_is_told():
-    """Four heads that only the variant has were not measured in the base: the heads that both have are alike."""
-    g = torch.Generator().manual_seed(0)
-    own = [0.1 * torch.randn(3, 4, 30, generator=g, dtype=torch.float64) for _ in range(2)]
-    own[1][1, 2] -= 5.0
-    maps = [PathEffects(each, None, 0.0, torch.arange(30), "logit_difference") for each in own]
-    stage, nothing = Stage("s", "last", TopK(2)), torch.zeros(3, 4)
-    whole = [stage_result(stage, None, each) for each in maps]
-    screened = stage_result(stage, None, Screened(maps[1], nothing, nothing.bool(), nothing.bool()))
-    plain = _stage(whole[0], whole[1], whole)
-    assert plain.likeness.note != _SCREENED.note
-    assert [each.head for each in plain.changed] == [(1, 2)]
-    for pair in ((whole[0], screened), (screened, whole[0])):
-        found = _stage(*pair, whole)
-        assert found.likeness == _SCREENED
-        assert (found.different, found.changed) == (None, ())
 
 
 def test_a_record_comes_back_as_it_was():

@@ -62,7 +62,7 @@ async def family_results(
     """`discover_family` in a study. Checks each stage's sweep. Raises: CheckError."""
     into = {stage: receivers_of(stage, results) for stage in family}
     run = [stage for stage, receivers in into.items() if receivers is None or receivers]
-    paths = {stage: _path(stage, into[stage]) for stage in run}
+    paths = {stage: path_of(stage, into[stage]) for stage in run}
     given = {"metric": metric, "shared_roles": tuple(roles)}
 
     async def on(stage: Stage, split: Split, senders: tuple[Head, ...] | None = None) -> PathEffects:
@@ -91,7 +91,7 @@ async def family_results(
     return await study.each(run, result_of)
 
 
-def _path(stage: Stage, receivers: Sequence[Head] | None) -> Path:
+def path_of(stage: Stage, receivers: Sequence[Head] | None) -> Path:
     return Path(stage.at, None if receivers is None else tuple(sorted(receivers)), stage.via, stage.receivers_at)
 
 

@@ -21,15 +21,15 @@ from circuitdiff.methods.group_profile import effect_by_role
 from circuitdiff.methods.path_patching import Via
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
-from circuitdiff.stats.effect_maps import changed_heads, likeness, reliability, strongest_in_common
+from circuitdiff.stats.effect_maps import likeness, reliability, strongest_in_common
 from circuitdiff.stats.intervals import cluster_p_values, false_discovery_adjusted, mean_interval
-from circuitdiff.stats.metrics import negligible
 from circuitdiff.study.costs import edges_flop, group_work_flop
 from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Ratio, estimate, number, ratio, with_heads
 from circuitdiff.study.preflight import check_scenarios
 from circuitdiff.study.records import GroupWork
 from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
 from circuitdiff.study.sections.discovery import Discovered, discovered
+from circuitdiff.study.sections.overlap_maps import MapOf, TwoMaps, maps_of, two_maps
 from circuitdiff.study.sections.overlap_profiles import Profile, SameWork, profiles, same_work
 from circuitdiff.tasks import Task
 
@@ -160,7 +160,7 @@ def _with_ceiling(result: VariantOverlap, again: VariantOverlap) -> VariantOverl
 async def _overlap(study: StudyContext, variant: str, options: OverlapOptions) -> VariantOverlap | None:
     base = await discovered(study, study.base)
     own = await discovered(study, variant) if variant in study.settings.searched else None
-    parts: dict[str, Any] = {} if own is None else _searched(base, own)
+    parts: dict[str, Any] = {} if own is None else await _searched(study, base, own)
     if base.circuit.roles:
         work = [(study.base, base.circuit, True), (variant, base.circuit, True)]
         if own is not None and own.circuit.roles:
@@ -206,15 +206,19 @@ def group_work(
     return GroupWork(dict(zip(edges, along, strict=True)), mean, effects)
 
 
-def _searched(base: Discovered, variant: Discovered) -> dict[str, Any]:
+async def _searched(study: StudyContext, base: Discovered, variant: Discovered) -> dict[str, Any]:
     """Where the plan was run in both models: heads in common, and effects stage by stage."""
-    in_variant = {result.stage: result for result in variant.stages}
-    stages = [result for result in base.stages if result.stage in in_variant]
-    both = base.circuit, variant.circuit
-    of_groups = (_group(name, heads) for name, heads in circuit_overlap(*both).items())
+    of_variant = maps_of(variant)
+    in_variant = {each.result.stage: each for each in of_variant}
+    stages = [each for each in maps_of(base) if each.result.stage in in_variant]
+    of_groups = (_group(name, heads) for name, heads in circuit_overlap(base.circuit, variant.circuit).items())
+
+    async def compared(each: MapOf) -> StageOverlap:
+        return await _stage(study, each, in_variant[each.result.stage], of_variant)
+
     return {
-        "groups": (*of_groups, _group(None, total_overlap(*both))),
-        "stages": tuple(_stage(result, in_variant[result.stage], variant.stages) for result in stages),
+        "groups": (*of_groups, _group(None, total_overlap(base.circuit, variant.circuit))),
+        "stages": tuple(await study.each(stages, compared)),
         "not_run": tuple(result.stage.name for result in base.stages if result.stage not in in_variant),
     }
 
@@ -224,39 +228,33 @@ def _group(name: str | None, heads: CommonHeads) -> GroupOverlap:
     return GroupOverlap(name, *heads, *shares)
 
 
-# Of heads that are measured in one model only nothing is known: those that both share are alike, the others may not be.
-_SCREENED = Ratio(None, None, None, "a screen left out heads, each model's own, so that maps are no whole")
-
-
-def _stage(first: StageResult, second: StageResult, all_of_second: Sequence[StageResult]) -> StageOverlap:
-    base, variant = (result.found.per_prompt.double().numpy() for result in (first, second))
-    scenarios = first.found.scenarios.numpy()
-    sizes = {len(result.selection.helping) for result in (first, second)} - {0}
-    common = strongest_in_common(base, variant, scenarios, sorted({*_KS, *sizes}))
-    smallest = max(negligible(first.found.metric), first.found.noise_floor, second.found.noise_floor)
-    screened = first.screened is not None or second.screened is not None
+async def _stage(study: StudyContext, base: MapOf, variant: MapOf, all_of_variant: Sequence[MapOf]) -> StageOverlap:
+    maps = await two_maps(study, base, variant)
+    first, second = (each.per_prompt.double().numpy() for each in maps.found)
+    scenarios = maps.found[0].scenarios.numpy()
+    sizes = {len(each.result.selection.helping) for each in (base, variant)} - {0}
+    common = strongest_in_common(first, second, scenarios, sorted({*_KS, *sizes}))
+    reliabilities = (estimate(reliability(each, scenarios, maps.weights)) for each in (first, second))
     return StageOverlap(
-        stage=first.stage.name,
-        same_receivers=set(first.receivers) == set(second.receivers),
-        n_chosen=(len(first.selection.helping), len(second.selection.helping)),
-        likeness=_SCREENED if screened else ratio(likeness(base, variant, scenarios)),
-        different=None if screened else _different(first, all_of_second),
+        stage=base.result.stage.name,
+        same_receivers=set(base.result.receivers) == set(variant.result.receivers),
+        n_chosen=(len(base.result.selection.helping), len(variant.result.selection.helping)),
+        likeness=ratio(likeness(first, second, scenarios, maps.weights)),
+        different=_different(base.result, [each.result for each in all_of_variant]),
         ceiling=None,
-        base_reliability=estimate(reliability(base, scenarios)),
-        variant_reliability=estimate(reliability(variant, scenarios)),
+        base_reliability=next(reliabilities),
+        variant_reliability=next(reliabilities),
         strongest=tuple(StrongestInCommon(k, *map(number, shares)) for k, shares in common.items()),
-        changed=() if screened else tuple(_changed(first, second, smallest)),
-        smallest_change=smallest,
+        changed=tuple(_changed(maps)),
+        smallest_change=maps.smallest_change,
     )
 
 
-def _changed(first: StageResult, second: StageResult, minimum: float) -> Iterator[ChangedHead]:
-    """Chosen where the stage's heads were, and reported where their effects are."""
-    base, variant = (result.found.per_prompt.double().numpy() for result in (first, second))
-    chosen = changed_heads(base, variant, first.found.scenarios.numpy(), minimum)
-    base, variant = (result.reported.per_prompt.double().numpy() for result in (first, second))
-    differences = mean_interval(variant - base, first.reported.scenarios.numpy())
-    for change in chosen:
+def _changed(maps: TwoMaps) -> Iterator[ChangedHead]:
+    """Of the heads that were chosen as changed, those whose change shows again where effects are reported."""
+    base, variant = (each.per_prompt.double().numpy() for each in maps.reported)
+    differences = mean_interval(variant - base, maps.reported[0].scenarios.numpy())
+    for change in maps.changes:
         place = change.head.layer, change.head.index
         value, low, high = (float(np.asarray(bound)[place]) for bound in differences)
         if (high < 0) if change.difference < 0 else (low > 0):
@@ -265,9 +263,12 @@ def _changed(first: StageResult, second: StageResult, minimum: float) -> Iterato
 
 
 def _different(first: StageResult, others: Sequence[StageResult]) -> Ratio | None:
-    """The largest likeness to another stage's map, which is another circuit's; None if none is defined."""
-    effects, scenarios = first.found.per_prompt.double().numpy(), first.found.scenarios.numpy()
-    maps = [other.found.per_prompt.double().numpy() for other in others if other.stage != first.stage]
+    """The largest likeness to another stage's map, which is another circuit's; None if none is defined.
+
+    Heads that a screen left out count as without an effect, since one map's heads are not the other's.
+    """
+    effects, scenarios = (first.found.per_prompt.double().nan_to_num().numpy(), first.found.scenarios.numpy())
+    maps = [other.found.per_prompt.double().nan_to_num().numpy() for other in others if other.stage != first.stage]
     compared = [likeness(effects, other, scenarios) for other in maps]
     defined = [each for each in compared if each.undefined is None]
     return ratio(max(defined, key=lambda each: each.value)) if defined else None
