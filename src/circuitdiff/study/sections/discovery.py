@@ -273,7 +273,8 @@ def cost(sizes: Sizes, _: DiscoveryOptions) -> Iterator[Part]:
         for stage in plan.stages:
             sweeps = {(split, _identity(plan, stage)) for split in stage.splits} - done
             n_prompts = sum(getattr(prompts, split) for split, _ in sweeps)
-            part = _sweep_cost(sizes, stage, n_prompts * (n_more + (sizes.n_searched if plan is sizes.main else 1)))
+            runs = n_prompts * (n_more + (sizes.n_searched if plan is sizes.main else 1))
+            part = sweep_cost(sizes, stage, runs * _heads_measured(sizes, stage))
             before = parts.get(part.what, Part(part.what, 0, 0))
             parts[part.what] = Part(part.what, before.forwards + part.forwards, before.flop + part.flop)
             done |= sweeps
@@ -287,16 +288,17 @@ def _identity(plan: Plan, stage: Stage) -> tuple[object, ...]:
     return stage.at, stage.via, stage.receivers_at, plan.metric, stage.screened_by, receivers
 
 
-def _sweep_cost(sizes: Sizes, stage: Stage, n_prompts: int) -> Part:
-    """A sender in layer l costs one token in the layers above, then the second run's window.
-
-    A screen measures what it keeps and the sample, and again a tenth; of `auto` nobody knows: a quarter of all heads.
-    """
+def _heads_measured(sizes: Sizes, stage: Stage) -> float:
+    """A screen measures what it keeps and the sample, and again a tenth; of `auto` nobody knows: a quarter of all."""
     n_heads, screen = sizes.base.n_layers * sizes.base.n_heads, stage.screened_by
-    if screen is not None:
-        kept = n_heads / 4 if screen.keep is None else screen.keep
-        n_heads = min(n_heads, kept + screen.sample + 0.1 * n_heads) / len(stage.splits)
-    runs = n_prompts * n_heads
+    if screen is None:
+        return n_heads
+    kept = n_heads / 4 if screen.keep is None else screen.keep
+    return min(n_heads, kept + screen.sample + 0.1 * n_heads) / len(stage.splits)
+
+
+def sweep_cost(sizes: Sizes, stage: Stage, runs: float) -> Part:
+    """A sender in layer l costs one token in the layers above, then the second run's window."""
     width = 0.0 if stage.via is None else sizes.width(stage.receivers_at or stage.at)
     what = f"{stage.name} (at {stage.at}{'' if stage.via is None else f', via {stage.via}'})"
     return Part(what, runs * (1 if stage.via is None else 2), sizes.runs(runs, 1 + width, layers=0.5))

@@ -28,7 +28,7 @@ from circuitdiff.study.estimates import Estimate, HeadPlace, Number, Ratio, esti
 from circuitdiff.study.preflight import check_scenarios
 from circuitdiff.study.records import GroupWork
 from circuitdiff.study.section import LoadedModel, Outlined, Part, PromptsOf, Section, Sizes, StudyContext
-from circuitdiff.study.sections.discovery import Discovered, discovered
+from circuitdiff.study.sections.discovery import Discovered, discovered, sweep_cost
 from circuitdiff.study.sections.overlap_maps import MapOf, TwoMaps, maps_of, two_maps
 from circuitdiff.study.sections.overlap_profiles import Profile, SameWork, profiles, same_work
 from circuitdiff.tasks import Task
@@ -296,13 +296,21 @@ def edges_compared(in_base: GroupWork, in_variant: GroupWork, scenarios: Tensor)
 
 
 def cost(sizes: Sizes, options: OverlapOptions) -> Iterator[Part]:
-    """What groups do: the base's in every model, along edges, too, and a searched variant's own."""
+    """What groups do: the base's in every model, along edges, too, and a searched variant's own.
+
+    Of screened stages a tenth of the heads is measured for the other model's map, in both models of a pair.
+    """
     if not sizes.settings.variants:
         return
     pairs = sizes.prompts.pairs(PromptsOf("evaluation", first=options.prompts))
     with_edges, work = sizes.n_models, sizes.n_models + sizes.n_searched - 1
     flop = work * group_work_flop(sizes, pairs, _roles(sizes.task, pairs)) + with_edges * edges_flop(sizes, pairs)
     yield Part("overlap", work * len(pairs) * len(sizes.groups) * len(_roles(sizes.task, pairs)), flop)
+    n_heads, searched = sizes.base.n_layers * sizes.base.n_heads, sizes.n_searched - 1
+    for stage in sizes.main.stages if searched else ():
+        if stage.screened_by is not None:
+            more = sweep_cost(sizes, stage, 2 * searched * 0.1 * n_heads * sizes.settings.prompts.discovery)
+            yield more._replace(what=f"overlap, {more.what}")
 
 
 def check(outlined: Outlined, options: OverlapOptions) -> None:

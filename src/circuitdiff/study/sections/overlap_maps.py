@@ -58,7 +58,7 @@ async def two_maps(study: StudyContext, base: MapOf, variant: MapOf) -> TwoMaps:
         wanted, weights = _heads_of_both(base.result, variant.result)
         found = await _completed(study, both, found, wanted, "discovery")
     smallest = max(negligible(found[0].metric), *(each.noise_floor for each in found))
-    changes = changed_heads(*map(_per_prompt, found), found[0].scenarios.numpy(), smallest)
+    changes = changed_heads(_per_prompt(found[0]), _per_prompt(found[1]), found[0].scenarios.numpy(), smallest)
     reported = found
     if base.result.split == "replication":
         chosen = torch.zeros_like(found[0].effects, dtype=torch.bool)
