@@ -39,7 +39,7 @@ def main() -> None:
     arguments.add_argument("model")
     arguments.add_argument("task")
     arguments.add_argument("-n", type=int, default=64)
-    arguments.add_argument("--steps", type=int, default=1, help="of integrated gradients")
+    arguments.add_argument("--steps", type=int, help="of integrated gradients")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     model, task = cd.load_model(given.model), cd.tasks.get_task(given.task)

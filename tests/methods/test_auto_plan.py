@@ -193,7 +193,7 @@ def test_it_writes_an_ordinary_plan():
 def planted():
     model, task = load_model("planted-base"), entity_tracking()
     splits = {name: task.sample(model.tokenizer, 48, 0, name) for name in ("discovery", "replication", "mask")}
-    means = mean_activations(model, splits["mask"])
+    means = mean_activations(model, splits["mask"], by="kind")
     return find_circuit(model, splits, means)
 
 
@@ -202,7 +202,6 @@ def test_it_finds_a_planted_circuit_whose_roles_nobody_named(planted):
         {(group.at, head) for group in circuit.groups.values() for head in group.heads}
         for circuit in (build_planted("planted-base").circuit, planted.circuit)
     )
-    assert len(here & there) >= 0.9 * len(here)
-    assert len(here & there) >= 0.8 * len(there)
+    assert here == there
     assert planted.reached > 0.7
     assert len(planted.plan.stages) == len(planted.stages) > len(planted.circuit.groups)

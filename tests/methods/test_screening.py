@@ -46,15 +46,36 @@ def test_the_strongest_by_attribution_and_a_sample_have_their_exact_effects(path
     assert not torch.equal(again.sampled, found.sampled)
 
 
-def test_auto_keeps_all_that_could_reach_the_minimum_given_how_far_estimates_of_weak_heads_are_off():
+def test_auto_keeps_what_reaches_the_minimum_and_what_could_be_twice_that_given_how_far_weak_estimates_are_off():
     model, pairs = subject("llama").model, fake_pairs()
     everything = path_effects(model, pairs, "last").effects
-    minimum = 0.9 * float(everything.abs().max())
-    found = screened_effects(model, pairs, PATHS["direct"], Screen(sample=12), minimum)
-    weak = found.sampled & (found.estimates.abs() < minimum)
-    spread = (everything - found.estimates)[weak].abs().max()
-    assert torch.equal(found.strongest, found.estimates.abs() + spread >= minimum)
-    assert 0 < int(found.strongest.sum()) < N_LAYERS * N_HEADS
+    wider = set()
+    for share in (0.1, 0.3, 0.5, 0.6, 0.7, 0.8):
+        minimum = share * float(everything.abs().max())
+        found = screened_effects(model, pairs, PATHS["direct"], Screen(sample=12), minimum)
+        weak = found.sampled & (found.estimates.abs() < minimum)
+        spread = float((everything - found.estimates)[weak].abs().max())
+        size = found.estimates.abs()
+        assert torch.equal(found.strongest, (size >= minimum) | (size + spread >= 2 * minimum))
+        if 0 < int(found.strongest.sum()) < N_LAYERS * N_HEADS:
+            wider.add(spread > minimum)
+    assert wider == {False, True}
+
+
+def test_through_keys_the_gradient_is_taken_on_the_way_too(monkeypatch):
+    taken = []
+
+    def noted(*args, steps, **more):
+        taken.append(steps)
+        return path_attribution(*args, steps=steps, **more)
+
+    monkeypatch.setattr("circuitdiff.methods.screening.path_attribution", noted)
+    model, pairs = subject("llama").model, fake_pairs()
+    receivers = (Head(N_LAYERS - 1, 0),)
+    for via in ("q", "k", "v"):
+        screened_effects(model, pairs, Path("query_label", receivers, via), Screen(keep=1, sample=1), 0.0)
+    screened_effects(model, pairs, Path("query_label", receivers, "k"), Screen(keep=1, sample=1, steps=3), 0.0)
+    assert taken == [1, 2, 1, 3]
 
 
 def test_a_head_that_was_left_out_counts_as_tested():

@@ -45,7 +45,7 @@ class AutoPlan(Readable):
     """A plan that names no roles: each stage follows from what was found before; see `find_circuit`.
 
     `attended`: the share of a head's attention, on average, from which on a role is looked at. `enough`: the share of
-    what all heads at all roles do (logit difference, all else at slot means) at which the search ends; it may exceed 1.
+    what all heads at all roles do (logit difference, all else at kind means) at which the search ends; it may exceed 1.
     """
 
     select: Discoveries = field(default_factory=Discoveries)
@@ -165,7 +165,9 @@ def find_circuit(
     """Finds a circuit without being told at which roles to look.
 
     `splits`: prompts for "discovery" and, unless the rule is `Discoveries(replicated=False)`, for "replication".
-    `means`: of every head at every slot, which stand in for the heads outside the circuit.
+    `means`: of every head, which stand in for the heads outside the circuit where it is asked whether that does enough.
+    Best by kind (`mean_activations(..., by="kind")`): means by slot say which slot it is, and so do the work of heads
+    that write that, which the search would then end without.
 
     Raises: InputError if there are no prompts for discovery, or as `discover` and `evaluate_circuits` do.
     """

@@ -2,8 +2,8 @@
 
 1. `path_attribution` estimates every head's effect from one gradient.
 2. A random sample of heads is measured exactly, whatever its estimate.
-3. So are the heads of the strongest estimates: as many as asked for; or all whose effect could be as large as the
-   minimum, if estimates of weak heads are off by no more than in the sample.
+3. So are the heads of the strongest estimates: as many as asked for; or all that are estimated at the minimum or more,
+   and all whose effect could be twice that, if estimates of weak heads are off by no more than in the sample.
 
 A head that was left out counts as tested, and as without an effect: leaving out by the same prompts that choose makes
 no p smaller.
@@ -36,12 +36,13 @@ from circuitdiff.stats.selection import lowest
 class Screen:
     """Path patching of the heads with the strongest attribution, and of a random sample.
 
-    `keep`: how many of the strongest; None: as many as could reach the minimum of the stage's rule.
+    `keep`: how many of the strongest; None: as many as could matter by the minimum of the stage's rule, see above.
+    `steps`: of integrated gradients; None: 1, or 2 via k, where one gradient sees little of what a softmax does.
     """
 
     keep: Count | None = None
     sample: Count = 30
-    steps: Count = 1  # of integrated gradients
+    steps: Count | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,7 +76,8 @@ def screened_effects(
     along = (path.at, path.receivers, path.via, path.receivers_at)
     runs = shared or PairRuns(model, pairs, path.roles, how.get("memory_gb", DEFAULT_MEMORY_GB))
     given = {"metric": metric, "shared": runs} | how
-    estimates = path_attribution(model, pairs, *along, steps=screen.steps, **given).scores[path.at]
+    steps = screen.steps or (2 if path.via == "k" else 1)
+    estimates = path_attribution(model, pairs, *along, steps=steps, **given).scores[path.at]
     last = model.n_layers if path.last_layer is None else path.last_layer
     live = [Head(layer, i) for layer in range(last) for i in range(model.n_heads)]
     order = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -102,7 +104,7 @@ def _strongest(
         return lowest(size, screen.keep)
     weak = ~exact.isnan() & (estimates.abs() < minimum)
     spread = float((exact - estimates)[weak].abs().max()) if weak.any() else 0.0
-    return lowest(size, int((-size + spread >= minimum).sum()))
+    return lowest(size, int((-size >= min(minimum, max(0.0, 2 * minimum - spread))).sum()))
 
 
 def joined(first: PathEffects, second: PathEffects) -> PathEffects:

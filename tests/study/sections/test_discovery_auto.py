@@ -45,7 +45,7 @@ def test_the_base_has_the_circuit_of_the_library(study, model):
     loaded = load_model(model)
     prompts = PromptSource(settings, settings.base.name, loaded.tokenizer)
     splits = {"discovery": prompts.pairs(PromptsOf("discovery"))}
-    found = find_circuit(loaded, splits, mean_activations(loaded, prompts.pairs(PromptsOf("means"))), RULE)
+    found = find_circuit(loaded, splits, mean_activations(loaded, prompts.pairs(PromptsOf("means")), by="kind"), RULE)
     result = read_results(folder).discovery[model.name]
     assert Circuit.from_json(folder / "circuit-main.json") == found.circuit
     assert [stage.name for stage in result.stages] == [each.stage.name for each in found.stages]

@@ -39,7 +39,7 @@ async def searched(study: StudyContext, model: str, rule: AutoPlan) -> tuple[Sea
         known = {each.stage.name: each for each in search.results}
         search.add(await family_results(study, model, stages, known, rule.metric, roles))
         title = f"circuit of {len(search.circuit.groups)} groups in {model}"
-        answers = await circuit_answers(study, model, title, [Circuit({}), search.circuit, ceiling], "slot", DISCOVERY)
+        answers = await circuit_answers(study, model, title, [Circuit({}), search.circuit, ceiling], "kind", DISCOVERY)
         reached = share_reached(answers)
         receivers = None if reached >= rule.enough else search.receivers()
         if receivers is None:
