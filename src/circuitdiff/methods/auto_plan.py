@@ -1,10 +1,10 @@
 """An automatic plan: which stages to run follows from what the stages before them found.
 
 1. Heads straight into the logits, at the last token.
-2. Of the groups found so far, that with the largest effect which was not looked into receives: heads that feed
-   its queries, at its role; and heads that feed its keys and values, at every role to which one of
-   its heads attends and which comes before it in every prompt.
-   All of these are one family of tests.
+2. Of the groups found so far that were not looked into, that with the largest effect for the tokens that are computed
+   anew when it receives, which are those from its role to the end: heads that feed its queries, at its role; and heads
+   that feed its keys and values, at every role to which one of its heads attends and which comes before it in every
+   prompt. All of these are one family of tests.
 3. 2 again, until the circuit does enough of what all heads at all roles do, no group is left, or there are enough.
 
 Source: done by hand in Wang et al. 2023 (arXiv:2211.00593) and Prakash et al. 2024 (arXiv:2402.14811).
@@ -84,10 +84,10 @@ class AutoPlan(Readable):
 
 
 class Search:
-    """What an automatic plan has found so far, and where it looks next."""
+    """What an automatic plan has found so far, and where it looks next. `windows`: see `windows_of`."""
 
-    def __init__(self, rule: AutoPlan) -> None:
-        self._rule = rule
+    def __init__(self, rule: AutoPlan, windows: Mapping[str, float]) -> None:
+        self._rule, self._windows = rule, windows
         self.results: list[StageResult] = []  # of all stages that were run, in order
         self._looked_into: list[Stage | None] = []
 
@@ -113,7 +113,7 @@ class Search:
         left = [each for each in self.results if each.stage.name in groups and each.stage not in self._looked_into]
         if not left or len(groups) >= self._rule.most_groups:
             return None
-        return max(left, key=lambda each: _strength(each, groups[each.stage.name]))
+        return max(left, key=lambda each: _strength(each, groups[each.stage.name]) / self._windows[each.stage.at])
 
     def look_into(self, receivers: StageResult | None, roles: Sequence[str]) -> list[Stage]:
         """What feeds these heads, which attend to `roles`; or the logits."""
@@ -176,7 +176,7 @@ def find_circuit(
         raise InputError(f"expected prompts for 'discovery'; got splits {', '.join(splits) or 'none'}")
     pairs, roles = splits["discovery"], roles_everywhere(*splits.values())
     rule.expected(roles).check()
-    measure, search = measure_with(model, splits, metric=rule.metric, roles=roles), Search(rule)
+    measure, search = measure_with(model, splits, metric=rule.metric, roles=roles), Search(rule, windows_of(pairs))
     receivers, attended = None, ()
     while True:
         known = {each.stage.name: each for each in search.results}
@@ -195,6 +195,12 @@ def roles_before(at: str, roles: Sequence[str], splits: Iterable[Pairs]) -> list
     """Those which what is at `at` could read in every prompt; a role that comes later in some is not looked at."""
     every = list(splits)
     return [role for role in roles if all(bool((p.positions[role] <= p.positions[at]).all()) for p in every)]
+
+
+def windows_of(pairs: Pairs) -> dict[str, float]:
+    """How many tokens there are from a role to the end, on average, by role."""
+    ends = pairs.positions[LAST] + 1
+    return {role: float((ends - at).double().mean()) for role, at in pairs.positions.items()}
 
 
 def as_circuit(receivers: StageResult) -> Circuit:

@@ -37,7 +37,7 @@ class Screen:
     """Path patching of the heads with the strongest attribution, and of a random sample.
 
     `keep`: how many of the strongest; None: as many as could matter by the minimum of the stage's rule, see above.
-    `steps`: of integrated gradients; None: 1, or 2 via k, where one gradient sees little of what a softmax does.
+    `steps`: of integrated gradients; None: 1, or 2 via q, k and v, as one gradient may see little of a softmax.
     """
 
     keep: Count | None = None
@@ -76,7 +76,7 @@ def screened_effects(
     along = (path.at, path.receivers, path.via, path.receivers_at)
     runs = shared or PairRuns(model, pairs, path.roles, how.get("memory_gb", DEFAULT_MEMORY_GB))
     given = {"metric": metric, "shared": runs} | how
-    steps = screen.steps or (2 if path.via == "k" else 1)
+    steps = screen.steps or (1 if path.via is None else 2)
     estimates = path_attribution(model, pairs, *along, steps=steps, **given).scores[path.at]
     last = model.n_layers if path.last_layer is None else path.last_layer
     live = [Head(layer, i) for layer in range(last) for i in range(model.n_heads)]

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.evaluation.roles import roles_everywhere
 from circuitdiff.evaluation.shapes import all_heads
-from circuitdiff.methods.auto_plan import AutoPlan, Search, as_circuit, attended_roles, roles_before, share_reached
+from circuitdiff.methods.auto_plan import (
+    AutoPlan,
+    Search,
+    as_circuit,
+    attended_roles,
+    roles_before,
+    share_reached,
+    windows_of,
+)
 from circuitdiff.methods.discovery import (
     Split,
     Stage,
@@ -27,10 +35,10 @@ from circuitdiff.study.section import LoadedModel, PromptsOf, StudyContext
 
 async def searched(study: StudyContext, model: str, rule: AutoPlan) -> tuple[Search, float]:
     """`find_circuit` in a study: what the plan found, and the share that it reached."""
-    facts, search = await study.facts(model), Search(rule)
+    facts = await study.facts(model)
     used = (DISCOVERY, PromptsOf("replication"), EVALUATION) if rule.select.replicated else (DISCOVERY, EVALUATION)
     splits = [await study.pairs(model, each) for each in used]
-    roles = roles_everywhere(*splits)
+    roles, search = roles_everywhere(*splits), Search(rule, windows_of(splits[0]))
     ceiling = all_heads(facts.n_layers, facts.n_heads, roles)
     receivers: StageResult | None = None
     to: tuple[str, ...] = ()
