@@ -37,7 +37,8 @@ class Screen:
     """Path patching of the heads with the strongest attribution, and of a random sample.
 
     `keep`: how many of the strongest; None: as many as could matter by the minimum of the stage's rule, see above.
-    `steps`: of integrated gradients; None: 1, or 2 via q, k and v, as one gradient may see little of a softmax.
+    `steps`: of integrated gradients; None: 1, and via q, k and v the larger of 1 and 2, as either may see too little of a
+    softmax.
     """
 
     keep: Count | None = None
@@ -76,8 +77,9 @@ def screened_effects(
     along = (path.at, path.receivers, path.via, path.receivers_at)
     runs = shared or PairRuns(model, pairs, path.roles, how.get("memory_gb", DEFAULT_MEMORY_GB))
     given = {"metric": metric, "shared": runs} | how
-    steps = screen.steps or (1 if path.via is None else 2)
-    estimates = path_attribution(model, pairs, *along, steps=steps, **given).scores[path.at]
+    steps = (1, 2) if screen.steps is None and path.via else (screen.steps or 1,)
+    tables = [path_attribution(model, pairs, *along, steps=n, **given).scores[path.at] for n in steps]
+    estimates = torch.stack(tables).gather(0, torch.stack(tables).abs().argmax(0, keepdim=True))[0]
     last = model.n_layers if path.last_layer is None else path.last_layer
     live = [Head(layer, i) for layer in range(last) for i in range(model.n_heads)]
     order = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed)).tolist()
