@@ -37,8 +37,8 @@ class Screen:
     """Path patching of the heads with the strongest attribution, and of a random sample.
 
     `keep`: how many of the strongest; None: as many as could matter by the minimum of the stage's rule, see above.
-    `steps`: of integrated gradients; None: 1, and via q, k and v the larger of 1 and 2, as either may see too little of a
-    softmax.
+    `steps`: of integrated gradients; None: 1, and via q, k and v the larger of 1 and 2, as either may see too little of
+    a softmax.
     """
 
     keep: Count | None = None
