@@ -13,8 +13,6 @@ import argparse
 import time
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import circuitdiff as cd
 from circuitdiff.circuit import Circuit, Head
@@ -38,25 +36,24 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("models", nargs="*", default=planted_names())
     arguments.add_argument("-n", type=int, default=70, help="prompts of each split")
+    arguments.add_argument("--by", choices=("slot", "kind"), default="kind", help="the means by which a search ends")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     task, rule = cd.tasks.get_task("entity-tracking"), cd.AutoPlan(select=PLAN.stages[0].select)  # pyright: ignore
-    console, totals = Console(width=200), torch.zeros(3)
-    table = Table(*COLUMNS, title=f"{given.n} prompts of each split")
+    totals = torch.zeros(3)
+    print(*COLUMNS, sep="\t")
     for name in given.models:
         model, truth, begin = cd.load_model(name), build_planted(name), time.process_time()
         splits = {split: task.sample(model.tokenizer, given.n, 0, split) for split in ("discovery", "replication")}
-        means = cd.mean_activations(model, task.sample(model.tokenizer, 2 * given.n, 0, "mask"), by="kind")
+        means = cd.mean_activations(model, task.sample(model.tokenizer, 2 * given.n, 0, "mask"), by=given.by)
         result = cd.find_circuit(model, splits, means, rule)
         planted, found = places(truth.circuit), places(result.circuit)
         totals += torch.tensor([len(planted), len(found), len(planted & found)])
         row = (name, len(planted), len(found), len(planted & found), len(result.circuit.groups))
         odd = (listed(planted - found), listed(found - planted))
-        table.add_row(*map(str, row), *odd, f"{result.reached:.2f}", f"{time.process_time() - begin:.0f}")
         print(*row, *odd, f"{result.reached:.2f}", f"{time.process_time() - begin:.0f}", sep="\t", flush=True)
-    console.print(table)
     n_planted, n_found, common = totals.tolist()
-    console.print(f"precision {common / n_found:.3f}, recall {common / n_planted:.3f}")
+    print(f"precision {common / n_found:.3f}, recall {common / n_planted:.3f}")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,34 @@ def test_a_weight_is_how_often_a_head_is_there():
     assert reliability(first, UNEQUAL, times.astype(float)) == pytest.approx(repeated)
 
 
+def test_a_sample_of_weak_heads_stands_for_all_of_them():
+    """Heads that look strong in either map are kept, of the others a quarter is drawn: without weights too alike."""
+    n_heads, n_drawn, scenarios, found = 120, 30, np.arange(40), []
+    for seed in range(80):
+        g = np.random.default_rng(seed)
+        maps = measured(g, 0.6, (0.5, 1.0), n_prompts=40, n_heads=n_heads)
+        kept = np.zeros(n_heads, dtype=bool)
+        for effects_of in maps:
+            kept[np.argsort(-np.abs(effects_of[0].mean(1) + 0.1 * g.normal(size=n_heads)))[:12]] = True
+        drawn = g.permutation(np.flatnonzero(~kept))[:n_drawn]
+        weights = kept.astype(float)
+        weights[drawn] = (~kept).sum() / n_drawn
+        holes = [np.where(weights[None, :, None] > 0, each, np.nan) for each in maps]
+        alike = likeness(*maps, scenarios), likeness(*holes, scenarios, weights[None]), likeness(*holes, scenarios)
+        found.append([each.value for each in alike])
+    whole, weighted, plain = np.mean(found, axis=0)
+    assert weighted == pytest.approx(whole, abs=0.015)
+    assert plain > whole + 0.05
+
+
+def test_a_map_whose_weighted_heads_are_noise_is_like_nothing():
+    noisy = np.random.default_rng(3).normal(size=(1, 12, len(UNEQUAL)))
+    noisy[0, :2] += 9.0
+    assert likeness(noisy, noisy, UNEQUAL).undefined is None
+    without = np.where(np.arange(12) < 2, 0.0, 1.0)[None]
+    assert "reliability" in likeness(noisy, noisy, UNEQUAL, without).undefined
+
+
 def test_likeness_is_its_looped_definition():
     g = np.random.default_rng(0)
     mean = 3 * g.normal(size=(2, 3, 1))
@@ -204,6 +232,15 @@ def test_strongest_heads_in_common_are_among_those_that_help():
     found = strongest_in_common(first, second, SCENARIOS, [1, 2, 4])
     assert [found[k].between for k in (1, 2, 4)] == pytest.approx([0.0, 1.0, 0.5])
     assert np.isnan(strongest_in_common(np.abs(first), np.abs(first), SCENARIOS, [1])[1].between)
+
+
+def test_by_chance_a_head_that_was_not_measured_could_be_among_the_strongest():
+    whole = effects(0)(1)
+    few = whole.copy()
+    few[2:] = np.nan
+    chance = strongest_in_common(few, few, SCENARIOS, [3])[3].chance
+    n = N_LAYERS * N_HEADS
+    assert chance == pytest.approx((9 / n) / (6 - 9 / n))
 
 
 def test_heads_that_can_have_no_effect_are_not_tested():

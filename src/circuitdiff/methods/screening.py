@@ -1,6 +1,6 @@
 """Screening: attribution says which heads path patching measures, and a random sample of heads what that misses.
 
-1. `path_attribution` estimates every head's effect from one gradient.
+1. `path_attribution` estimates every head's effect from gradients.
 2. A random sample of heads is measured exactly, whatever its estimate.
 3. So are the heads of the strongest estimates: as many as asked for; or all that are estimated at the minimum or more,
    and all whose effect could be twice that, if estimates of weak heads are off by no more than in the sample.
@@ -78,27 +78,30 @@ def screened_effects(
     runs = shared or PairRuns(model, pairs, path.roles, how.get("memory_gb", DEFAULT_MEMORY_GB))
     given = {"metric": metric, "shared": runs} | how
     steps = (1, 2) if screen.steps is None and path.via else (screen.steps or 1,)
-    tables = [path_attribution(model, pairs, *along, steps=n, **given).scores[path.at] for n in steps]
-    estimates = torch.stack(tables).gather(0, torch.stack(tables).abs().argmax(0, keepdim=True))[0]
+    tables = torch.stack([path_attribution(model, pairs, *along, steps=n, **given).scores[path.at] for n in steps])
+    estimates = tables.gather(0, tables.abs().argmax(0, keepdim=True))[0]
     last = model.n_layers if path.last_layer is None else path.last_layer
     live = [Head(layer, i) for layer in range(last) for i in range(model.n_heads)]
     order = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed)).tolist()
     sample = [live[i] for i in order[: screen.sample]]
     exact = path_effects(model, pairs, *along, senders=sample, **given)
-    strongest = _strongest(estimates, exact.effects, live, screen, minimum)
+    strongest = strongest_of(estimates, exact.effects, live, screen, minimum)
     rest = [head for head in strongest if head not in sample]
     effects = exact if not rest else joined(exact, path_effects(model, pairs, *along, senders=rest, **given))
     return Screened(effects, estimates, _marked(strongest, estimates), _marked(sample, estimates))
 
 
-def _strongest(
+def strongest_of(
     estimates: Float[Tensor, "layer head"],
     exact: Float[Tensor, "layer head"],
     live: Sequence[Head],
     screen: Screen,
     minimum: float,
 ) -> list[Head]:
-    """Of the heads that could have an effect, those with the largest |estimate|."""
+    """Of the heads that could have an effect, `live`, those that a screen keeps for their estimates.
+
+    `exact`: effects of the random sample; nan elsewhere.
+    """
     size = torch.full_like(estimates, torch.nan)
     for head in live:
         size[head.layer, head.index] = -estimates[head.layer, head.index].abs()

@@ -60,7 +60,8 @@ def _searched(circuit: FoundCircuit) -> list[str]:
         return ["by the plan that the search in the base wrote: at other roles nobody looked"]
     return [
         f"found by an automatic plan, which named no roles: the circuit reaches {number(circuit.reached) or '–'} of "
-        f"what all heads at all roles do (logit difference, on the prompts that chose the heads); its plan is in "
+        f"what all heads at all roles do (logit difference, all else at kind means, on the prompts that chose the "
+        f"heads); its plan is in "
         f"plan-{file_name(str(circuit.plan))}.yaml"
     ]
 

@@ -135,7 +135,8 @@ def _able(effects: Float[ndarray, "*layers_and_heads prompt"]) -> Bool[ndarray, 
 
 class CommonStrongest(NamedTuple):
     """Jaccard index of the k heads that help most on one half of the scenarios with those on the other: means over
-    halvings, which say nothing of their error; nan where no head helps.
+    halvings, which say nothing of their error; nan where no head helps. Heads that were not measured are none of them,
+    but could be by chance.
     """
 
     between: float  # one half from each model
@@ -151,9 +152,8 @@ def strongest_in_common(
 
     Raises: InputError if there are fewer than two scenarios.
     """
-    maps = [np.nan_to_num(effects) for effects in (first, second)]
-    able = [_able(effects) for effects in maps]
-    maps = [effects[able[0] | able[1]] for effects in maps]
+    able = [_able(np.nan_to_num(effects, nan=1.0)) for effects in (first, second)]
+    maps = [np.nan_to_num(effects)[able[0] | able[1]] for effects in (first, second)]
     names, g, halves = np.unique(scenarios), np.random.default_rng(0), []
     if len(names) < 2:
         raise InputError(f"two halves need at least two scenarios; got {len(names)}")

@@ -114,11 +114,11 @@ def stable_choice(evidence: Evidence, limits: Thresholds) -> Posed:
 
 
 def _stable(stage: StabilityEvidence, least: float) -> Requirement:
-    what = f"in {stage.model}, {stage.stage}'s heads are those of resampled scenarios by"
+    where, heads = f"in {stage.model}, ", f"{stage.stage}'s heads"
     if stage.jaccard.value is None:
-        return Requirement(None, f"{what} nobody knows how much: a screen left heads out")
-    met = stage.jaccard.value >= least or None
-    return Requirement(met, f"{what} {printed(stage.jaccard)} (Jaccard), of at least {least:g}")
+        return Requirement(None, f"{where}how stable {heads} are is not known: a screen left heads out")
+    met, alike = stage.jaccard.value >= least or None, f"{printed(stage.jaccard)} (Jaccard), of at least {least:g}"
+    return Requirement(met, f"{where}{heads} are those of resampled scenarios by {alike}")
 
 
 def beats_rival(evidence: Evidence, limits: Thresholds) -> Posed:

@@ -13,9 +13,12 @@ from circuitdiff.methods.auto_plan import AutoPlan, find_circuit
 from circuitdiff.models import load_model
 from circuitdiff.report.page import report_page
 from circuitdiff.stats.selection import Discoveries
+from circuitdiff.study.common_units import circuit_answers
 from circuitdiff.study.prompts import PromptsOf, PromptSource
 from circuitdiff.study.registry import read_results
 from circuitdiff.study.runner import run_study
+from circuitdiff.study.sections.discovery import discovered
+from helpers.tiny_context import tiny_context
 from helpers.tiny_folder import save_tiny_model, settings_of, silent
 
 RULE = AutoPlan(Discoveries(0.95, 0.0, replicated=False), screen=None, enough=9.0, most_groups=3)
@@ -83,3 +86,16 @@ def test_another_tools_heads_are_a_circuit_at_every_role(study):
     assert {"last", "query_label", "previous_query_label"} <= set(groups)
     assert {group.heads for group in groups.values()} == {((0, 2), (1, 0))}
     assert all(name == group.at for name, group in groups.items())
+
+
+def test_a_search_ends_by_kind_means_which_do_not_say_which_slot_it_is(tmp_path, monkeypatch):
+    asked = []
+
+    async def noted(study, model, title, circuits, by, prompts):
+        asked.append(by)
+        return await circuit_answers(study, model, title, circuits, by, prompts)
+
+    monkeypatch.setattr("circuitdiff.study.sections.discovery_units.circuit_answers", noted)
+    context = tiny_context(tmp_path, plans={"main": {"most_groups": 1}})
+    context.run(discovered(context.study, context.study.base))
+    assert asked == ["kind"]

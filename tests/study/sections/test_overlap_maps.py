@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from circuitdiff.circuit import Head
-from circuitdiff.methods.path_patching import path_effects
+from circuitdiff.methods.discovery import Stage, stage_result
+from circuitdiff.methods.path_patching import PathEffects, path_effects
 from circuitdiff.stats.effect_maps import Change, likeness, reliability
+from circuitdiff.stats.selection import TopK
 from circuitdiff.study.estimates import estimate, ratio
 from circuitdiff.study.prompts import PromptsOf
 from circuitdiff.study.sections.discovery import discovered
-from circuitdiff.study.sections.overlap import SECTION, OverlapOptions
+from circuitdiff.study.sections.overlap import SECTION, OverlapOptions, _different
 from circuitdiff.study.sections.overlap_maps import MapOf, TwoMaps, maps_of, two_maps
 from helpers.tiny_context import TinyContext, tiny_context
 
@@ -101,6 +103,23 @@ def test_the_section_tells_of_these_maps(tmp_path):
         assert stage.variant_reliability == estimate(reliability(two, scenarios, maps.weights))
         if maps.weights.max() > 1:
             assert stage.likeness != ratio(likeness(one, two, scenarios))
+
+
+def test_in_the_control_a_head_that_a_screen_left_out_has_no_effect(tmp_path):
+    g, scenarios = np.random.default_rng(0), np.arange(20)
+    maps = [g.normal(size=(3, 4, 1)) + 0.1 * g.normal(size=(3, 4, 20)) for _ in range(2)]
+    maps[0][0, 1], maps[1][2, 2:] = np.nan, np.nan
+    first, other = (
+        stage_result(
+            Stage(name, "last", TopK(2)),
+            None,
+            PathEffects(torch.from_numpy(each), None, 0.0, torch.from_numpy(scenarios), "logit_difference"),
+        )
+        for name, each in zip("ab", maps, strict=True)
+    )
+    found = _different(first, [first, other])
+    assert found == ratio(likeness(*map(np.nan_to_num, maps), scenarios))
+    assert found != ratio(likeness(*maps, scenarios))
 
 
 def test_changed_heads_are_measured_where_effects_are_reported_if_no_stage_chose_them(tmp_path, monkeypatch):

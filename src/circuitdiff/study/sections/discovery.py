@@ -121,6 +121,7 @@ class Discovered(NamedTuple):
     stages: Sequence[StageResult]
     steps: Plan | None = None  # of an automatic plan: all stages that its search in the base ran
     reached: float | None = None  # in that search, see `methods.auto_plan`
+    roles: tuple[str, ...] = ()  # at which its sweeps share clean and counterfactual runs
 
 
 async def run(study: StudyContext, _: DiscoveryOptions) -> dict[str, FoundCircuit]:
@@ -203,8 +204,8 @@ async def _discovered(study: StudyContext, name: str) -> Discovered:
     if isinstance(rule, Plan):
         return await _by_plan(study, model, plan_name, rule)
     if model == study.base:
-        search, reached = await searched(study, model, rule)
-        return Discovered(model, plan_name, search.circuit, tuple(search.results), search.plan, reached)
+        search, reached, roles = await searched(study, model, rule)
+        return Discovered(model, plan_name, search.circuit, tuple(search.results), search.plan, reached, roles)
     in_base = await discovered(study, study.base)
     assert in_base.steps is not None, "what a plan found has steps"
     found = await _by_plan(study, model, plan_name, in_base.steps)
@@ -216,7 +217,9 @@ async def _by_plan(study: StudyContext, model: str, name: str, plan: Plan) -> Di
     for family in plan.families:
         found = await family_results(study, model, family, results, plan.metric, plan.roles)
         results |= {each.stage.name: each for each in found}
-    return Discovered(model, name, circuit_of(list(results.values()), plan.shared_heads), list(results.values()), plan)
+    stages = list(results.values())
+    circuit = circuit_of(stages, plan.shared_heads)
+    return Discovered(model, name, circuit, stages, plan, roles=tuple(plan.roles))
 
 
 async def _given(study: StudyContext, name: str) -> Circuit:

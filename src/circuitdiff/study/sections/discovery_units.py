@@ -33,8 +33,8 @@ from circuitdiff.study.context import checked
 from circuitdiff.study.section import LoadedModel, PromptsOf, StudyContext
 
 
-async def searched(study: StudyContext, model: str, rule: AutoPlan) -> tuple[Search, float]:
-    """`find_circuit` in a study: what the plan found, and the share that it reached."""
+async def searched(study: StudyContext, model: str, rule: AutoPlan) -> tuple[Search, float, tuple[str, ...]]:
+    """`find_circuit` in a study: what the plan found, the share that it reached, and at which roles it could look."""
     facts = await study.facts(model)
     used = (DISCOVERY, PromptsOf("replication"), EVALUATION) if rule.select.replicated else (DISCOVERY, EVALUATION)
     splits = [await study.pairs(model, each) for each in used]
@@ -51,7 +51,7 @@ async def searched(study: StudyContext, model: str, rule: AutoPlan) -> tuple[Sea
         reached = share_reached(answers)
         receivers = None if reached >= rule.enough else search.receivers()
         if receivers is None:
-            return search, reached
+            return search, reached, tuple(roles)
         title = f"roles that {receivers.stage.name} attends to in {model}"
         before = tuple(roles_before(receivers.stage.at, roles, splits))
         more = {"prompts": DISCOVERY, "circuit": as_circuit(receivers), "roles": before}

@@ -27,7 +27,7 @@ class TwoMaps(NamedTuple):
 
     `weights`: without a screen None. Else of heads that a screen kept in either model 1; of those that only the random
     samples have as many as they stand for, so that all others are in the likeness as they are in the sample; of all
-    others 0.
+    others 0. The chance of the draw is not in any interval.
     """
 
     found: tuple[PathEffects, PathEffects]
@@ -38,7 +38,7 @@ class TwoMaps(NamedTuple):
 
 
 class MapOf(NamedTuple):
-    """One model's stage, and the roles that its plan names."""
+    """One model's stage, and the roles at which sweeps of its plan share their runs."""
 
     model: str
     result: StageResult
@@ -46,15 +46,14 @@ class MapOf(NamedTuple):
 
 
 def maps_of(found: Discovered) -> list[MapOf]:
-    assert found.steps is not None, "what was looked for has steps"
-    return [MapOf(found.model, result, tuple(found.steps.roles)) for result in found.stages]
+    return [MapOf(found.model, result, found.roles) for result in found.stages]
 
 
 async def two_maps(study: StudyContext, base: MapOf, variant: MapOf) -> TwoMaps:
     """Heads are chosen as changed where the stage's heads were, and reported where their effects are."""
     both, weights = (base, variant), None
     found = [_with_zeros(each.result, each.result.found) for each in both]
-    if base.result.screened is not None and variant.result.screened is not None:
+    if base.result.screened is not None or variant.result.screened is not None:
         wanted, weights = _heads_of_both(base.result, variant.result)
         found = await _completed(study, both, found, wanted, "discovery")
     smallest = max(negligible(found[0].metric), *(each.noise_floor for each in found))
@@ -112,7 +111,7 @@ def _heads_of_both(first: StageResult, second: StageResult) -> tuple[Bool[Tensor
     """
     able, kept, sampled = (torch.zeros_like(first.found.effects, dtype=torch.bool) for _ in range(3))
     for result in (first, second):
-        assert result.screened is not None, "both have a screen"
+        assert result.screened is not None, "one stage has one screen, in both models"
         able[: _last_layer(result)] = True
         kept |= result.screened.strongest
         sampled |= result.screened.sampled
