@@ -128,12 +128,16 @@ def test_a_screen_goes_with_rules_that_allow_for_it(stage, message):
     Plan((Stage("s", "last", TopK(3), screen=Screen(keep=9)), Stage("t", "last", screen="auto"))).check()
 
 
-def test_of_a_screened_stage_no_stability_is_told():
-    """Of other heads nobody measured a replication: resamples could only choose among the chosen."""
-    stage, clear = Stage("s", "last", Discoveries(replicated=False)), effects({"3.1": -4.0})
+def test_a_screened_stage_is_as_stable_as_its_sample_says_and_nobody_knows_without_one():
+    """Heads that no receiver can see are none that were left out."""
+    stage, clear = Stage("s", "last", Discoveries(replicated=False), "q", "r"), effects({"2.1": -4.0})
     nothing = torch.zeros(N_LAYERS, N_HEADS)
-    plain = stage_result(stage, None, clear)
-    screened = stage_result(stage, None, Screened(clear, nothing, nothing.bool(), nothing.bool()))
-    assert plain.selection.helping == screened.selection.helping == (Head(3, 1),)
-    assert plain.stability().value == 1
-    assert math.isnan(screened.stability().value)
+    kept, sample = nothing.bool(), nothing.bool()
+    kept[2, 1] = sample[0, 3] = True
+    of_all = stage_result(stage, RECEIVERS, clear)
+    with_one, none = (stage_result(stage, RECEIVERS, Screened(clear, nothing, kept, of)) for of in (sample, kept))
+    assert of_all.selection.helping == with_one.selection.helping == (Head(2, 1),)
+    assert of_all.stability().value == with_one.stability().value == 1
+    assert math.isnan(none.stability().value)
+    kept[:3] = True
+    assert stage_result(stage, RECEIVERS, Screened(clear, nothing, kept, nothing.bool())).stability().value == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,3 +69,49 @@ def test_nothing_chosen_has_no_stability():
     chosen, found = of(sample([0.0, 0.0], 1.0), Discoveries(minimum=50.0, replicated=False))
     assert not chosen.helping
     assert np.isnan(found).all()
+
+
+def test_a_random_sample_stands_for_heads_that_a_screen_left_out():
+    """40 invented sweeps, of each of which the 40 strongest of 100 heads are measured, and 15 of the others, and of a
+    replication those alone that were chosen: the mean is that of whole sweeps, and without weights it is above.
+    """
+    rule, g = Discoveries(minimum=0.05), torch.Generator().manual_seed(7)
+    whole, by_sample, by_none = [], [], []
+    for seed in range(40):
+        true = (-0.5 * torch.rand(100, generator=g)).tolist()
+        first, second = sample(true, 1.0, n=80, seed=2 * seed), sample(true, 1.0, n=50, seed=2 * seed + 1)
+        chosen = select(*first, rule, 0.0, second)
+        whole.append(stability(chosen, first, 0.0, second).value)
+        order = first.effects[0].argsort()
+        drawn = order[40:][torch.randperm(60, generator=g)[:15]]
+        measured, weights = torch.cat([order[:40], drawn]), torch.zeros(1, 100, dtype=torch.float64)
+        weights[0, order[:40]], weights[0, drawn] = 1.0, 60 / 15
+        screened = Sample(_only(first.per_prompt, measured), first.scenarios)
+        once = select(*screened, Discoveries(minimum=0.05, replicated=False), 0.0)
+        again = torch.tensor([head.index for head in (*once.helping, *once.hurting)])
+        replication = Sample(_only(second.per_prompt, again), second.scenarios)
+        chosen = select(*screened, rule, 0.0, replication)
+        by_sample.append(stability(chosen, screened, 0.0, replication, weights=weights).value)
+        by_none.append(stability(chosen, screened, 0.0, replication).value)
+    assert np.mean(by_sample) == pytest.approx(np.mean(whole), abs=0.05)
+    assert np.mean(by_none) > np.mean(whole) + 0.05
+
+
+def _only(per_prompt: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+    kept = torch.full_like(per_prompt, torch.nan)
+    kept[:, heads] = per_prompt[:, heads]
+    return kept
+
+
+def test_a_head_whose_replication_nobody_measured_stands_with_its_first_split():
+    given, rule = sample([-1.0, -1.0, *[-0.3] * 12], 1.0, seed=3), Discoveries(minimum=0.05)
+    chosen = select(*given, replace(rule, replicated=False), 0.0).helping
+    measured = torch.tensor([head.index for head in chosen])
+    whole = sample([-1.0, -1.0, *[-0.3] * 12], 1.0, seed=4)
+    few = Sample(_only(whole.per_prompt, measured), whole.scenarios)
+    everything = torch.ones(1, 14)
+    found = stability(select(*given, rule, 0.0, few), given, 0.0, few, weights=everything)
+    known = stability(select(*given, rule, 0.0, whole), given, 0.0, whole)
+    never = stability(select(*given, rule, 0.0, few), given, 0.0, few)
+    assert 2 < len(chosen) < 14
+    assert known.value - 0.05 < found.value < never.value

@@ -8,7 +8,9 @@ from itertools import groupby
 from typing import Annotated, Any, Literal
 
 import torch
+from jaxtyping import Bool
 from pydantic import Field
+from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.config.settings import Count, Name
@@ -17,7 +19,7 @@ from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError, choices
 from circuitdiff.methods.path_patching import Path, PathEffects, Via, path_effects
-from circuitdiff.methods.screening import Screen, Screened, screened_effects
+from circuitdiff.methods.screening import Screen, Screened, screened_effects, standing_for
 from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Plotted, Readable, data_frame
 from circuitdiff.stats.metrics import Measured, MetricName, negligible
@@ -186,16 +188,26 @@ class StageResult(Plotted):
         tables = [torch.as_tensor(each) for each in (*self.reported.intervals(), adjusted)] if heads else []
         return tuple(ChosenHead(h, *(float(table[h.layer, h.index]) for table in tables)) for h in heads)
 
+    @property
+    def able(self) -> Bool[Tensor, "layer head"]:
+        """The heads that some receiver can see."""
+        able = torch.zeros_like(self.found.effects, dtype=torch.bool)
+        able[: max((head.layer for head in self.receivers), default=len(able))] = True
+        return able
+
     def stability(self) -> Stability:
         """How like these heads are those that other scenarios would choose, with the receivers as they are.
 
-        nan of a screened stage: of other heads nobody measured a replication, so that none could be chosen instead.
+        Of a screened stage see the `weights` of `stats.selection.stability`; nan if it measured none that it left out.
         """
-        if self.screened is not None:
-            return Stability(float("nan"), float("nan"), float("nan"))
         again = None if self.replication is None else sample_of(self.replication)
         others = [sample_of(each) for each in self.beside]
-        return stability(self.selection, sample_of(self.found), self.found.noise_floor, again, beside=others)
+        screened = self.screened
+        weights = None if screened is None else standing_for(self.able, screened.strongest, screened.sampled)
+        if weights is not None and weights.sum() < self.able.sum() - 0.5:
+            return Stability(*3 * [float("nan")])
+        sample, floor = sample_of(self.found), self.found.noise_floor
+        return stability(self.selection, sample, floor, again, beside=others, weights=weights)
 
     def to_pandas(self) -> Any:
         """A row for each head: its reported effect, p where heads were chosen, and what it was chosen as.

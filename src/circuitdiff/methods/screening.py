@@ -112,6 +112,18 @@ def strongest_of(
     return lowest(size, int((-size >= min(minimum, max(0.0, 2 * minimum - spread))).sum()))
 
 
+def standing_for(
+    able: Bool[Tensor, "layer head"], kept: Bool[Tensor, "layer head"], sampled: Bool[Tensor, "layer head"]
+) -> Float[Tensor, "layer head"]:
+    """How many of the `able` heads each measured one stands for: one that was kept for itself, and those that only the
+    random sample has for all that were left out, in equal shares. 0 of the others.
+    """
+    weights, left_out = (kept & able).double(), able & ~kept
+    if (drawn := sampled & left_out).any():
+        weights[drawn] = float(left_out.sum()) / float(drawn.sum())
+    return weights
+
+
 def joined(first: PathEffects, second: PathEffects) -> PathEffects:
     """The first, with the effects of further heads; both are of the same path and prompts."""
 

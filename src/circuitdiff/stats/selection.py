@@ -120,11 +120,12 @@ def select(
     *,
     beside: Sequence[Sample] = (),
     metric: str = "logit_difference",
+    stand_in: Sample | None = None,
 ) -> Selection:
     """Heads that help and heads that hurt, chosen by `rule` from one sweep; none with |mean effect| <= `noise_floor`.
 
     A head that was not measured counts as one of the sweep, with p = 1. `beside`: other sweeps of the same family of
-    tests, over which p is adjusted, too (by BH only).
+    tests, over which p is adjusted, too (by BH only). `stand_in`: where the replication lacks a head.
 
     Raises: InputError if the rule asks for a replication and none is given.
     """
@@ -136,7 +137,9 @@ def select(
     over_family = together[: each.size].reshape(each.shape)
     p, adjusted = map(torch.from_numpy, (each, test.max_t_p if by_max_t else over_family))
     if replication is not None:
-        again = torch.from_numpy(one_sided(replication.p_values(1), (effects < 0).numpy()))
+        known = (one_sided(each.p_values(1), (effects < 0).numpy()) for each in (replication, stand_in) if each)
+        again = torch.from_numpy(next(known))
+        again = next((torch.where(again.isnan(), torch.from_numpy(more), again) for more in known), again)
     candidates, k = effects.abs() > noise_floor, effects.numel()
     chosen = candidates
     if isinstance(rule, TopK):
@@ -177,10 +180,15 @@ def stability(
     replication: Sample | None = None,
     *,
     beside: Sequence[Sample] = (),
+    weights: Float[Tensor, "layer head"] | None = None,
     seed: int = 0,
 ) -> Stability:
     """Of the choice that `chosen` made from these samples. Scenarios of both are drawn anew, with replacement, and the
     same rule is applied; the heads that receive stay. `STABLE` and more is called stable.
+
+    `weights`: where a screen left heads out, how many heads each measured one stands for. One that other scenarios
+    choose counts as often among those that were not chosen before: so many more would have been, had all been measured.
+    A head whose replication nobody measured stands with its effects on the first split, drawn once more.
 
     Source: the Jaccard index over bootstrap resamples of Meloux et al. 2025 (arXiv:2510.00845).
     """
@@ -190,8 +198,11 @@ def stability(
     for _ in range(_RESAMPLES):
         first, *others = resampled([sample, *beside], g)
         second = None if replication is None else resampled([replication], g)[0]
-        again = select(*first, chosen.rule, noise_floor, second, beside=others)
-        found.append(overlap(chosen.helping, again.helping).jaccard)
+        stand_in = None if weights is None or second is None else resampled([sample], g)[0]
+        again = select(*first, chosen.rule, noise_floor, second, beside=others, stand_in=stand_in)
+        unseen = 0.0 if weights is None else sum(float(weights[head.layer, head.index]) - 1 for head in again.helping)
+        common = overlap(chosen.helping, again.helping)
+        found.append(common.common / (common.first + common.second - common.common + unseen))
     low, high = np.quantile(found, [0.025, 0.975])
     return Stability(float(np.mean(found)), float(low), float(high))
 

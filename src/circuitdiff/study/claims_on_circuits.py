@@ -116,7 +116,8 @@ def stable_choice(evidence: Evidence, limits: Thresholds) -> Posed:
 def _stable(stage: StabilityEvidence, least: float) -> Requirement:
     where, heads = f"in {stage.model}, ", f"{stage.stage}'s heads"
     if stage.jaccard.value is None:
-        return Requirement(None, f"{where}how stable {heads} are is not known: a screen left heads out")
+        unknown = f"how stable {heads} are is not known: a screen left others out, and measured none of them"
+        return Requirement(None, where + unknown)
     met, alike = stage.jaccard.value >= least or None, f"{printed(stage.jaccard)} (Jaccard), of at least {least:g}"
     return Requirement(met, f"{where}{heads} are those of resampled scenarios by {alike}")
 

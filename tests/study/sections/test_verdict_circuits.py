@@ -205,7 +205,7 @@ def test_effects_are_compared_stage_by_stage_where_heads_were_chosen():
     assert similarity_evidence(None) == ()
 
 
-def test_stability_is_asked_of_every_stage_that_chose_heads_and_open_of_a_screened_one():
+def test_stability_is_asked_of_every_stage_that_chose_heads_and_open_where_it_is_not_known():
     known, unknown = Estimate(0.9, 0.8, 1.0), Estimate(None, None, None)
     circuit = next(iter(invented_results().discovery.values()))
     told = {"plain": (((3, 1),), known), "screened": (((2, 0),), unknown), "empty": ((), unknown)}
@@ -216,5 +216,5 @@ def test_stability_is_asked_of_every_stage_that_chose_heads_and_open_of_a_screen
     both = [*asked, StabilityEvidence("tuned", "plain", known)]
     found_open = said(evidence(stability=both), "stable_choice")
     assert found_open.answer == "not established"
-    assert "a screen left heads out" in found_open.text
+    assert "a screen left others out" in found_open.text
     assert "nan" not in found_open.text

@@ -36,15 +36,14 @@ def screening_of(result: StageResult) -> Screening | None:
     """Of a stage with a screen."""
     if result.screened is None:
         return None
-    screened, n_layers = result.screened, result.found.effects.shape[0]
-    last = max((head.layer for head in result.receivers), default=n_layers)
+    screened = result.screened
     exact, minimum = result.found.effects, result.stage.minimum(result.found.metric)
     sampled, strongest = screened.sampled, screened.strongest
     large = sampled & (exact.abs() >= minimum)
     left_out = exact[sampled & ~strongest].abs()
     agreement, _ = spearmanr(screened.estimates[sampled].numpy(), exact[sampled].numpy())
     return Screening(
-        n_heads=last * exact.shape[1],
+        n_heads=int(result.able.sum()),
         n_measured=int((sampled | strongest).sum()),
         n_sampled=int(sampled.sum()),
         rank_agreement=number(agreement),

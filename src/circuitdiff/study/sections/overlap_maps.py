@@ -14,7 +14,7 @@ from torch import Tensor
 from circuitdiff.circuit import Head
 from circuitdiff.methods.discovery import Split, StageResult
 from circuitdiff.methods.path_patching import PathEffects
-from circuitdiff.methods.screening import joined
+from circuitdiff.methods.screening import joined, standing_for
 from circuitdiff.stats.effect_maps import Change, Weights, changed_heads
 from circuitdiff.stats.metrics import negligible
 from circuitdiff.study.section import PromptsOf, StudyContext
@@ -75,12 +75,8 @@ def _per_prompt(effects: PathEffects) -> Float[np.ndarray, "layer head prompt"]:
 def _with_zeros(result: StageResult, effects: PathEffects) -> PathEffects:
     """Of heads that no receiver can see, which a screen does not look at."""
     per_prompt = effects.per_prompt.clone()
-    per_prompt[_last_layer(result) :] = 0.0
+    per_prompt[~result.able] = 0.0
     return replace(effects, per_prompt=per_prompt)
-
-
-def _last_layer(result: StageResult) -> int:
-    return max((head.layer for head in result.receivers), default=len(result.found.effects))
 
 
 async def _completed(
@@ -112,13 +108,10 @@ def _heads_of_both(first: StageResult, second: StageResult) -> tuple[Bool[Tensor
     able, kept, sampled = (torch.zeros_like(first.found.effects, dtype=torch.bool) for _ in range(3))
     for result in (first, second):
         assert result.screened is not None, "one stage has one screen, in both models"
-        able[: _last_layer(result)] = True
+        able |= result.able
         kept |= result.screened.strongest
         sampled |= result.screened.sampled
     left_out = able & ~kept
-    sampled &= left_out
-    if not sampled.any():
-        sampled = left_out
-    weights = kept.double()
-    weights[sampled] = float(left_out.sum()) / max(1.0, float(sampled.sum()))
-    return kept | sampled, weights.numpy()
+    if not (drawn := sampled & left_out).any():
+        drawn = left_out
+    return kept | drawn, standing_for(able, kept, drawn).numpy()

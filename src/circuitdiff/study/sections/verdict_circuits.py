@@ -147,7 +147,7 @@ def rivals(found: Mapping[str, Mapping[str, CircuitInModel]], models: Sequence[s
 
 
 def stability(found: Mapping[str, FoundCircuit], models: Sequence[str]) -> tuple[StabilityEvidence, ...]:
-    """Of the stages that chose heads; of a screened one it is not known."""
+    """Of the stages that chose heads; not known where a screen measured none of those that it left out."""
     return tuple(
         StabilityEvidence(model, stage.name, stage.stability)
         for model in models
