@@ -6,18 +6,22 @@ A mechanism can move to other heads. Two groups that attend alike (`attention`) 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit, Group
-from circuitdiff.engine import Batch, Edit, Model, executor_named
+from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.engine import Edit, Model
 from circuitdiff.engine.capture import z_at_positions
-from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, check_pairs, clean_batches, rows_at_once
+from circuitdiff.engine.executor import Readout
+from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, check_pairs
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.circuits import check_roles
-from circuitdiff.prompts import Pairs
+from circuitdiff.evaluation.edited import Editing, run_edited
+from circuitdiff.evaluation.shapes import by_layer
+from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.stats.metrics import logit_difference
 
 
@@ -28,6 +32,7 @@ def effect_by_role(
     pairs: Pairs,
     roles: Sequence[str],
     executor: str = "window",
+    memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> dict[str, Float[Tensor, "role prompt"]]:
     """The effect of all of a group's heads together when their z at one role comes from the counterfactual prompt.
 
@@ -37,37 +42,42 @@ def effect_by_role(
     Raises: InputError if the model lacks a head or a prompt lacks a role.
     """
     _check(model, groups, pairs, roles)
-    runs = executor_named(executor)
-    places = torch.stack([pairs.counterfactual_positions[role] for role in roles], dim=-1)
-    source = z_at_positions(model, pairs.counterfactual_prompts, places)
-    found = torch.empty(len(groups), len(roles), len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
-    width = int(pairs.lengths.max() - min(int(pairs.positions[role].min()) for role in roles))
-    rows = rows_at_once(model, ROWS_SHARE * DEFAULT_MEMORY_GB, int(pairs.lengths.max()))
-    largest = max(1, rows // (len(groups) * width))
-    for bucket in clean_batches(model, pairs.clean_prompts, roles, DEFAULT_MEMORY_GB, largest):
-        tokens = pairs.clean[bucket.prompts, : bucket.length].to(model.device)
-        batch = Batch(model, tokens, min(bucket.positions.values()))
+    sources = torch.stack([pairs.counterfactual_positions[role] for role in roles], dim=-1)
+    source = z_at_positions(model, pairs.counterfactual_prompts, sources)
+    places = [_Place("", ()), *(_Place(role, group.heads) for group in groups.values() for role in roles)]
+
+    def readout(bucket: Bucket) -> Readout:
         part = pairs.select(bucket.prompts)
-        right, others = part.right_answers.to(model.device), part.foils.to(model.device)
+        right, foils = part.right_answers.to(model.device), part.foils.to(model.device)
+        return lambda logits, prompt: logit_difference(logits, right[prompt], foils[prompt])[:, None]
 
-        def readout(logits: Tensor, prompt: Tensor, right: Tensor = right, others: Tensor = others) -> Tensor:
-            return logit_difference(logits, right[prompt], others[prompt])[:, None]
+    editing = Editing[_Place](
+        roles,
+        begins=lambda place, bucket: bucket.positions[place.role] if place.heads else bucket.length - 1,
+        edits=lambda some, bucket: _edits(some, bucket, roles, source),
+    )
+    how = {"executor": executor, "memory_gb": memory_gb}
+    plain, *patched = run_edited(model, pairs, places, editing, readout_of=readout, **how)[:, :, 0]
+    return dict(zip(groups, (torch.stack(patched) - plain).split(len(roles)), strict=True))
 
-        clean = readout(batch.clean.logits, torch.arange(batch.n_prompts, device=model.device))
-        for i, role in enumerate(roles):
-            edits = _edits(groups, bucket.positions[role], source[:, bucket.prompts, i])
-            patched = runs.run(batch, edits, len(groups), readout)
-            found[:, i, bucket.prompts] = (patched - clean)[:, :, 0].cpu()
-    return dict(zip(groups, found, strict=True))
+
+class _Place(NamedTuple):
+    """Heads to be patched at a role; without heads the clean run."""
+
+    role: str
+    heads: tuple[Head, ...]
 
 
-def _edits(groups: Mapping[str, Group], at: int, source: Float[Tensor, "layer prompt head d_head"]) -> list[Edit]:
-    """One variant per group."""
+def _edits(
+    some: Sequence[_Place], bucket: Bucket, roles: Sequence[str], source: Float[Tensor, "layer prompt role head d_head"]
+) -> list[Edit]:
+    """One variant per place."""
     edits = []
-    for variant, group in enumerate(groups.values()):
-        for layer in sorted({head.layer for head in group.heads}):
-            heads = torch.tensor([h.index for h in group.heads if h.layer == layer], device=source.device)
-            edits.append(Edit(layer, "z", at, heads, torch.tensor([variant]), source[layer][:, heads][None]))
+    for variant, (role, chosen) in enumerate(some):
+        for layer, in_layer in by_layer(chosen).items():
+            heads = torch.tensor(in_layer, device=source.device)
+            z = source[layer][bucket.prompts, roles.index(role)][:, heads]
+            edits.append(Edit(layer, "z", bucket.positions[role], heads, torch.tensor([variant]), z[None]))
     return edits
 
 

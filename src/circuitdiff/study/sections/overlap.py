@@ -200,7 +200,7 @@ def group_work(
     model, groups, pairs, executor = subject.model, circuit.groups, subject.pairs(prompts), subject.executor
     along = edge_effects(model, groups, edges, pairs, executor, subject.memory_gb)
     attention = attention_to_roles(model, circuit, pairs, roles, memory_gb=subject.memory_gb)
-    effects = effect_by_role(model, groups, pairs, roles, executor=executor)
+    effects = effect_by_role(model, groups, pairs, roles, executor, subject.memory_gb)
     # nothing goes to roles that come after the query
     mean = {name: each.attention[..., :-1].nan_to_num().mean(0) for name, each in attention.items()}
     return GroupWork(dict(zip(edges, along, strict=True)), mean, effects)
