@@ -83,3 +83,19 @@ def test_the_model_gets_our_attention_back_after_it_was_compared_with_its_own():
 )
 def test_the_tolerance_follows_the_precision(dtype, tolerance):
     assert checks.tolerance_of(dtype) == tolerance
+
+
+def test_only_scores_of_thousands_loosen_what_executors_may_differ_by():
+    """eps x |q| |k| / sqrt(d_head): float32's steps at a score."""
+
+    def allowed(dtype, bias=0.0):
+        module = copy.deepcopy(subject("qwen2").model.module).to(dtype)
+        for layer in module.model.layers:
+            layer.self_attn.k_proj.bias += bias
+        (check,) = (c for c in checks_at_load(as_model("m", module)) if c.name == "window executor vs full executor")
+        assert check.passed
+        return check.tolerance
+
+    assert allowed(torch.float32) == 1e-4
+    assert 1e-4 < allowed(torch.float32, bias=300.0) < allowed(torch.float32, bias=1e5) == 1e-3
+    assert allowed(torch.float64, bias=300.0) == 1e-10

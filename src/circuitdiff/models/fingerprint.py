@@ -106,7 +106,8 @@ def origin_of(source: str | Path, adapters: Sequence[str | Path] = ()) -> list[A
     """
     folders = [adapter_folder(adapter) for adapter in adapters]
     if member := member_of(str(source)):
-        begin = _files(member.origin.path()) if isinstance(member.origin, PackagedFile) else [str(source)]
+        packaged = member.origin.paths() if isinstance(member.origin, PackagedFile) else None
+        begin = [str(source)] if packaged is None else [file for path in packaged for file in _files(path)]
         folders = [*filter(None, map(embedded_adapter, member.adapters)), *folders]
     elif (path := Path(source).expanduser()).exists():
         begin = _files(path)

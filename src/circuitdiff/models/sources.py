@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -211,38 +212,43 @@ def _embedded(name: str) -> Path:
 
 
 def _converted(packaged: PackagedFile) -> tuple[Place, str]:
-    """A copy of a packaged GGUF file in the user's cache; and the file's path.
+    """A copy of a packaged GGUF file in the user's cache; and the paths of the file's parts.
 
     A GGUF file takes transformers some twenty seconds, which a converted copy saves every later load.
     """
-    path = packaged.path()
+    paths = packaged.paths()
     read_by = f"transformers-{transformers.__version__}-{_GGUF_READING}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuitdiff"
-    copy = cache / f"{packaged.package}-{packaged.sha256[:16]}-{read_by}"
+    copy = cache / f"{packaged.parts[0][0]}-{packaged.sha256[:16]}-{read_by}"
     if not copy.is_dir():
-        _convert(path, copy)
-    return Place("folder", str(copy)), str(path)
+        _convert(paths, copy, packaged.room)
+    return Place("folder", str(copy)), " + ".join(map(str, paths))
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(parts: Sequence[Path], folder: Path, room: str) -> None:
     """Writes the model of a GGUF file to `folder`, whole or not at all; another process may be doing the same.
 
     Raises: InputError if there is no room.
     """
-    model, tokenizer, _ = read_checkpoint(place_of(str(gguf)), torch.float32)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
+            gguf, converted = Path(partial) / "joined.gguf", Path(partial) / "converted"
+            with gguf.open("wb") as joined:
+                for part in parts:
+                    with part.open("rb") as file:
+                        copyfileobj(file, joined)
+            model, tokenizer, _ = read_checkpoint(place_of(str(gguf)), torch.float32)
+            model.save_pretrained(converted)
+            tokenizer.save_pretrained(converted)
             try:
-                Path(partial).rename(folder)
+                converted.rename(folder)
             except OSError:
                 if not folder.is_dir():  # or another process was faster
                     raise
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"cannot write {folder} ({error}): free 600 MB there, or set XDG_CACHE_HOME to another folder"
+            f"cannot write {folder} ({error}): free {room} there, or set XDG_CACHE_HOME to another folder"
         ) from error
 
 
