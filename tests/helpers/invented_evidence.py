@@ -72,7 +72,7 @@ ALL_CIRCUITS = tuple(
 PARTS = {"reader": part(0.0), "fetcher": part(0.9), "mlps": part(0.05)}
 GRAFT = divided(PARTS, controls={"fetcher": {"same_layers": control(0.1)}})
 FETCHER = FunctionEvidence("fetcher", "object", near(0.0), near(0.5), trained=True)
-TRANSFER = TransferEvidence("slot", near(0.2), near(0.1), near(-0.1), near(0.05), near(0.3), near(0.95))
+TRANSFER = TransferEvidence("slot", near(0.2), near(0.95), near(0.1), near(-0.1), near(0.05), near(0.3))
 
 # The same circuit, the same functions, and fetchers improved.
 WELL = Evidence(

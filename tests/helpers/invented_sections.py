@@ -273,7 +273,7 @@ def verdict(scopes: tuple[str, str] = ("tuned against base; <boxes>",) * 2) -> V
     circuits = CircuitEvidence("slot", "accuracy", *own, equal, Noted(None, None, None, "few"))
     able = Ability(around(0.5), around(1.0), 0.2)
     behaviour = Behaviour(able, able, Gain(0.3125, 0.25, 0.375, 80, 96), around(1.0))
-    transfer = TransferEvidence("slot", around(0.25), around(0.125), around(-0.125), None, None, Noted(0.9, 0.85, 0.95))
+    transfer = TransferEvidence("slot", around(0.25), Noted(0.9, 0.85, 0.95), around(0.125), around(-0.125))
     part = PartVerdict("fetcher", "yes", "no", "not established", "yes", "alone it brings 0.9", ("a control",))
     parts = {"graft": (part,), "layers": (replace(part, part="layers 0 to 4"),)}
     return Verdict(sentences, Thresholds(), behaviour, (circuits,), (transfer,), (), (), parts)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from circuitdiff.study.evidence import Measured, Thresholds
+from circuitdiff.study.evidence import Measured, Thresholds, TransferEvidence
 from circuitdiff.study.verdict import TRIED, sentences
-from helpers.invented_evidence import WELL, ability, behaviour, divided, evidence, part, said
+from helpers.invented_evidence import TRANSFER, WELL, ability, behaviour, divided, evidence, part, said
 
 TABLES = {
     "behaviour": "accuracy",
@@ -90,6 +90,21 @@ def test_a_variant_with_equal_accuracy_gets_its_answers_on_circuit_and_function(
         found = said(kept, claim)
         assert (found.answer, found.reasons) == ("not asked", ())
         assert "there is no gain to attribute (tuned less base, accuracy 0.00 [-0.02, 0.02]" in found.text
+
+
+def test_a_variant_whose_own_circuit_was_not_looked_for_is_asked_of_the_bases_alone():
+    transfer = TransferEvidence("slot", TRANSFER.over_base, TRANSFER.faithful)
+    rest = {"rivals": WELL.rivals[:1], "stability": WELL.stability[:1], "circuits": (), "transfers": [transfer]}
+    found = evidence(searched=["base"], **rest)
+    for claim in ("same_circuit", "beats_own", "further_heads"):
+        assert said(found, claim).answer == "not asked"
+        assert said(found, claim).text.endswith("(tuned's own circuit was not looked for).")
+    for claim in ("stable_choice", "beats_rival", "beats_base", "same_function"):
+        assert said(found, claim).answer == "yes"
+    assert said(found, "beats_base").text.endswith("(by 0.20 [0.18, 0.22]).")
+    both = evidence(**rest)  # looked for, and none was found
+    assert said(both, "stable_choice").answer == "not established"
+    assert said(both, "beats_rival").answer == "not established"
 
 
 def test_without_a_sure_gain_that_is_not_surely_none_its_parts_stay_open():

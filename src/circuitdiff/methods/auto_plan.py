@@ -53,7 +53,7 @@ class AutoPlan(Readable):
     metric: MetricName = "logit_difference"
     attended: Share = 0.05
     enough: Annotated[float, Field(gt=0)] = 0.9
-    most_groups: Count = 6
+    most_groups: Count = 12
     n_receivers: Count | None = None  # how many of a group's strongest heads receive; None: all
 
     def expected(self, roles: Sequence[str]) -> Plan:

@@ -140,8 +140,8 @@ def beats_rival(evidence: Evidence, limits: Thresholds) -> Posed:
 
 
 def _lacking(evidence: Evidence, known: Sequence[str], why: str) -> list[Requirement]:
-    """Both models' circuits are claimed of."""
-    return [Requirement(None, f"{model}: {why}") for model in (evidence.base, evidence.variant) if model not in known]
+    """All circuits that were looked for are claimed of."""
+    return [Requirement(None, f"{model}: {why}") for model in evidence.with_circuit if model not in known]
 
 
 # Which of two circuits does better in the variant? Paired differences in accuracy, under the paper's ablation.
@@ -154,7 +154,8 @@ def _by_slot(evidence: Evidence) -> TransferEvidence | None:
 def beats_base(evidence: Evidence, _: Thresholds) -> Posed:
     base, variant, found, numbers = evidence.base, evidence.variant, _by_slot(evidence), ""
     if found is not None:
-        numbers = f" (by {printed(found.over_base)}; {variant}'s circuit in {base}: {printed(found.reverse)})"
+        reverse = "" if found.reverse is None else f"; {variant}'s circuit in {base}: {printed(found.reverse)}"
+        numbers = f" (by {printed(found.over_base)}{reverse})"
     said = f"{base}'s circuit alone {{}} better in {variant} than the whole of {base}{numbers}"
     what, difference = f"its accuracy there less that of the whole of {base} is", found and found.over_base
     return Posed(said.format("does"), [_positive(what, difference)], said.format("does no"))
@@ -163,7 +164,7 @@ def beats_base(evidence: Evidence, _: Thresholds) -> Posed:
 def beats_own(evidence: Evidence, limits: Thresholds) -> Posed:
     """Of two circuits that do little of what the variant does, neither is worth a yes."""
     base, variant, found = evidence.base, evidence.variant, _by_slot(evidence)
-    numbers = "" if found is None else f" (by {printed(found.over_own)})"
+    numbers = "" if found is None or found.over_own is None else f" (by {printed(found.over_own)})"
     said = f"{base}'s circuit {{}} better in {variant} than {variant}'s own{numbers}"
     what, difference = f"its accuracy in {variant} less that of {variant}'s own circuit is", found and found.over_own
     faithful = f"{base}'s circuit in {variant} has a normalised faithfulness (accuracy) of"

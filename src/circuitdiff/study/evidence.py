@@ -94,11 +94,11 @@ class TransferEvidence:
 
     by: By
     over_base: Estimate
-    over_own: Estimate
-    reverse: Estimate
-    extras_add: Estimate | None  # None: the variant's circuit has no further heads
-    extras_alone: Estimate | None
     faithful: Noted
+    over_own: Estimate | None = None  # this and those below None: the variant has no circuit of its own
+    reverse: Estimate | None = None
+    extras_add: Estimate | None = None  # None, too: the variant's circuit has no further heads
+    extras_alone: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ class Evidence:
     """What was measured of a variant. `donor`: which model is asked for what it has more, the variant unless it is
     significantly worse. `failed_checks`: None if none was run. `switched_off`: sections that the study leaves out.
     `unknown`: groups that carry nothing that was asked for. `moved`: whether other heads have the groups' own profiles,
-    seen on so many scenarios. `measured`: by what a claim rests on, its own prompts, where these are not the gain's.
+    seen on so many scenarios. `searched`: the models whose own circuit was looked for; None: both. `measured`: by what
+    a claim rests on, its own prompts, where these are not the gain's.
     """
 
     base: str
@@ -197,6 +198,7 @@ class Evidence:
     behaviour: Behaviour
     n_scenarios: int
     switched_off: frozenset[str] = frozenset()
+    searched: Sequence[str] | None = None
     circuits: Sequence[CircuitEvidence] = ()
     transfers: Sequence[TransferEvidence] = ()
     gaps: Sequence[GapEvidence] = ()
@@ -212,6 +214,11 @@ class Evidence:
     graft: PartsEvidence | None = None
     layers: PartsEvidence | None = None
     measured: Mapping[str, Measured] = field(default_factory=dict)
+
+    @property
+    def with_circuit(self) -> Sequence[str]:
+        """The models whose own circuit was looked for."""
+        return (self.base, self.variant) if self.searched is None else self.searched
 
     @property
     def lacks(self) -> bool:

@@ -62,6 +62,7 @@ class Claim:
     judge: Judge
     thresholds: tuple[str, ...] = ()
     gate: Callable[[Evidence], list[Requirement]] = both_able
+    of_own: bool = False  # asks for the variant's own circuit
 
 
 def sentences(evidence: Evidence, limits: Thresholds) -> tuple[Sentence, ...]:
@@ -73,6 +74,9 @@ def _sentence(claim: Claim, evidence: Evidence, limits: Thresholds) -> Sentence:
     scope = evidence.scope if measured is None else f"{evidence.scope}; {measured.scope}"
     if claim.section in evidence.switched_off:
         text = f"Not asked: {claim.asks} (`{claim.section}` is switched off)."
+        return Sentence(claim.name, "not asked", text, (), claim.rests_on, scope)
+    if claim.of_own and evidence.variant not in evidence.with_circuit:
+        text = f"Not asked: {claim.asks} ({evidence.variant}'s own circuit was not looked for)."
         return Sentence(claim.name, "not asked", text, (), claim.rests_on, scope)
     if claim.gate is gained and (kept := _behaviour(evidence, limits, [])).answer == "kept":
         text = f"Not asked: {claim.asks}; there is no gain to attribute ({kept.statement})."
@@ -173,6 +177,7 @@ CLAIMS = (
         "is the same circuit at work",
         _needing(circuits.same_circuit),
         ("faithful", "faithfulness", "alike", "gap"),
+        of_own=True,
     ),
     Claim(
         "stable_choice",
@@ -204,6 +209,7 @@ CLAIMS = (
         "does the base's circuit do better than the variant's own",
         _needing(circuits.beats_own),
         ("faithful",),
+        of_own=True,
     ),
     Claim(
         "further_heads",
@@ -212,6 +218,7 @@ CLAIMS = (
         "do the variant's further heads help",
         _needing(circuits.further_heads),
         ("accuracy",),
+        of_own=True,
     ),
     Claim(
         "same_function",

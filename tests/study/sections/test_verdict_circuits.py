@@ -101,6 +101,17 @@ def test_circuits_are_held_against_one_another_and_against_whole_models(judged, 
     assert found.extras_alone.value == pytest.approx(less(judged.alone("second", further, by), nothing))
 
 
+def test_the_bases_circuit_is_held_against_whole_models_without_one_of_the_variants_own(judged, tmp_path):
+    run_study(judged.settings.model_copy(update={"discover_in": ()}), tmp_path, silent)
+    verdict = read_results(tmp_path).verdict["second"]
+    assert verdict.circuits == ()
+    own = {"over_own": None, "reverse": None, "extras_add": None, "extras_alone": None}
+    assert list(verdict.transfers) == [replace(each, **own) for each in judged.verdict.transfers]
+    answers = {each.claim: each.answer for each in verdict.sentences}
+    assert {answers[each] for each in ("same_circuit", "beats_own", "further_heads")} == {"not asked"}
+    assert "not asked" not in {answers["beats_base"], answers["stable_choice"], answers["beats_rival"]}
+
+
 @pytest.mark.parametrize("by", ["slot", "kind"])
 def test_faithfulness_is_that_of_the_logit_difference_too(judged, by):
     [found] = [each for each in judged.verdict.circuits if (each.by, each.score) == (by, "logit_difference")]

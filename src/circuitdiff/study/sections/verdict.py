@@ -104,6 +104,7 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
         behaviour=await _behaviour(study, variant, gain),
         n_scenarios=gain.n_scenarios,
         switched_off=frozenset(each.name for each in _SOURCES if getattr(study.settings, each.name, None) is False),
+        searched=[model for model in (base, variant) if model in study.settings.searched],
         circuits=of_circuits.faithfulness,
         transfers=of_circuits.transfers,
         gaps=verdict_circuits.gaps(removed, (base, variant)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ from circuitdiff.study.sections.overlap import VariantOverlap
 
 _ALIKE = 0.8  # cosine of two profiles, above which they are called alike
 _BYS: tuple[By, ...] = ("slot", "kind")
-_IN_BASE, _IN_VARIANT = 3, 5  # circuits alone
+_IN_BASE, _IN_VARIANT, _WITHOUT_OWN = 3, 5, 2  # circuits alone; the last in a variant without a circuit of its own
 
 
 class CircuitNumbers(NamedTuple):
@@ -47,29 +48,37 @@ async def circuit_numbers(study: StudyContext, variant: str) -> CircuitNumbers:
     """By ablation: whether each own circuit does what its model does, and what either does in the other model.
 
     Means by kind take addresses out everywhere but where heads are kept, so keeping them at the queried segment alone
-    would mark the answer: there the heads are kept at every segment. Nothing if one of the two models has no circuit.
+    would mark the answer: there the heads are kept at every segment. Nothing if the base has no circuit, and if the
+    variant has none of its own only what the base's does in it.
     """
     known = await circuits(study)
-    mains = [with_heads(known[model]) for model in (study.base, variant) if model in known]
-    if len(mains) < 2:
+    first, second = (with_heads(known[model]) if model in known else None for model in (study.base, variant))
+    if first is None:
         return CircuitNumbers()
-    found = await study.each(_BYS, lambda by: _under(study, variant, mains, by))
+    found = await study.each(_BYS, lambda by: _under(study, variant, first, second, by))
     return CircuitNumbers(
         tuple(row for faithfulness, _ in found for row in faithfulness), tuple(transfer for _, transfer in found)
     )
 
 
 async def _under(
-    study: StudyContext, variant: str, mains: Sequence[Circuit], by: By
+    study: StudyContext, variant: str, first: Circuit, second: Circuit | None, by: By
 ) -> tuple[list[CircuitEvidence], TransferEvidence]:
-    first, second = mains
-    further = beyond(second, first)
-    tested = [first, second, joined(first, further), further]
+    further = Circuit({}) if second is None else beyond(second, first)
+    tested = [first] if second is None else [first, second, joined(first, second), further]
     if by == "kind":
         tested = [moved(each, study.task.every_segment) for each in tested]
     base, model = await model_answers(study, study.base), await model_answers(study, variant)
+    theirs, *others, ablated = await _alone(study, variant, tested, by)
+    compared = TransferEvidence(
+        by=by,
+        over_base=more_accurate_by(theirs, base),
+        faithful=_normalised(model, theirs, ablated, "accuracy"),
+    )
+    if not others:
+        return [], compared
+    its_own, together, extras = others
     own, reverse, nothing = await _alone(study, study.base, tested[:2], by)
-    theirs, its_own, together, extras, ablated = await _alone(study, variant, tested, by)
     gained = ~base.hits.numpy() & model.hits.numpy()
     rows = [
         CircuitEvidence(
@@ -84,14 +93,12 @@ async def _under(
         )
         for score in JUDGED
     ]
-    return rows, TransferEvidence(
-        by=by,
-        over_base=more_accurate_by(theirs, base),
+    return rows, replace(
+        compared,
         over_own=more_accurate_by(theirs, its_own),
         reverse=more_accurate_by(reverse, base),
         extras_add=more_accurate_by(together, theirs) if len(further) else None,
         extras_alone=more_accurate_by(extras, ablated) if len(further) else None,
-        faithful=_normalised(model, theirs, ablated, "accuracy"),
     )
 
 
@@ -191,8 +198,10 @@ def similarity_evidence(compared: VariantOverlap | None) -> tuple[SimilarityEvid
 
 
 def cost(sizes: Sizes, _: Thresholds) -> Iterator[Part]:
-    """In base and variant, by slot and by kind, for each variant whose own circuit is looked for."""
-    rows = (sizes.n_searched - 1) * len(_BYS) * (_IN_BASE + _IN_VARIANT) * sizes.settings.prompts.evaluation
+    """In base and variant, by slot and by kind."""
+    with_own = sizes.n_searched - 1
+    runs = with_own * (_IN_BASE + _IN_VARIANT) + (sizes.n_models - 1 - with_own) * _WITHOUT_OWN
+    rows = len(_BYS) * runs * sizes.settings.prompts.evaluation
     if rows:
         yield Part("circuits of base and variants, for the verdict", rows, sizes.runs(rows, sizes.n_roles))
 
