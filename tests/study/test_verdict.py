@@ -154,6 +154,7 @@ def test_of_a_variant_that_is_surely_worse_it_is_said_what_it_lacks():
         ("overlap", ["same_circuit"]),
         ("functions", ["same_function"]),
         ("graft", ["improved_part", "cause_layers"]),
+        ("graft.layers", ["cause_layers"]),
         ("cross_model", ["visible_part"]),
     ],
 )

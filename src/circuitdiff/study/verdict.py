@@ -50,9 +50,10 @@ Judge = Callable[[Evidence, Thresholds, list[Requirement]], Said]  # given what 
 
 @dataclass(frozen=True)
 class Claim:
-    """`asks`: what is not asked where the section is switched off. `thresholds`: those on which the answer may depend.
+    """`asks`: what is not asked where the section is switched off, or a part of it, as SECTION.PART.
 
-    `gate`: without which nothing is said; with `gained`, nothing is asked where there is no gain.
+    `thresholds`: those on which the answer may depend. `gate`: without which nothing is said; with `gained`, nothing is
+    asked where there is no gain.
     """
 
     name: str
@@ -72,8 +73,9 @@ def sentences(evidence: Evidence, limits: Thresholds) -> tuple[Sentence, ...]:
 def _sentence(claim: Claim, evidence: Evidence, limits: Thresholds) -> Sentence:
     measured = evidence.measured.get(claim.rests_on)
     scope = evidence.scope if measured is None else f"{evidence.scope}; {measured.scope}"
-    if claim.section in evidence.switched_off:
-        text = f"Not asked: {claim.asks} (`{claim.section}` is switched off)."
+    section, dot, part = claim.section.partition(".")
+    if off := [each for each in (section, section + dot + part) if each in evidence.switched_off]:
+        text = f"Not asked: {claim.asks} (`{off[0]}` is switched off)."
         return Sentence(claim.name, "not asked", text, (), claim.rests_on, scope)
     if claim.of_own and evidence.variant not in evidence.with_circuit:
         text = f"Not asked: {claim.asks} ({evidence.variant}'s own circuit was not looked for)."
@@ -240,7 +242,7 @@ CLAIMS = (
     Claim(
         "cause_layers",
         "layers",
-        "graft",
+        "graft.layers",
         "in which layers the cause is",
         _of_parts("layers", said_of_parts, "a range of layers improved"),
         ("share", "nothing"),

@@ -93,6 +93,10 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
     masks, removed, pruned, found, held_against = parts[3].get(base) or {}, *parts[4:]
     patch = _judged_patch(patched, between, base)
     checks, task = study.checks, study.settings.task
+    options = {each.name: getattr(study.settings, each.name, None) for each in _SOURCES}
+    off = [name for name, each in options.items() if each is False]
+    if getattr(options["graft"], "layers", None) == ():
+        off.append("graft.layers")
     wording = ", ".join([task.name, *(f"{key} {value}" for key, value in task.options.items())])
     of_circuits = await verdict_circuits.circuit_numbers(study, variant)
     return Evidence(
@@ -103,7 +107,7 @@ async def _evidence(study: StudyContext, variant: str, limits: Thresholds) -> Ev
         failed_checks=[check.name for check in checks if not check.passed] if checks else None,
         behaviour=await _behaviour(study, variant, gain),
         n_scenarios=gain.n_scenarios,
-        switched_off=frozenset(each.name for each in _SOURCES if getattr(study.settings, each.name, None) is False),
+        switched_off=frozenset(off),
         searched=[model for model in (base, variant) if model in study.settings.searched],
         circuits=of_circuits.faithfulness,
         transfers=of_circuits.transfers,
