@@ -143,7 +143,7 @@ def locate(
 
 @app.command()
 def demo(folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo")) -> None:
-    """Find the circuit of indirect object identification in a small real model, and evaluate it."""
+    """What did tuning do to the circuit? tracker-base, a small model that tracks entities, against tracker-plus."""
     with as_file(files("circuitdiff") / "demo.yaml") as study:
         _run(read_study(study), folder)
 
