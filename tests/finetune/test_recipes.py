@@ -108,6 +108,10 @@ def test_a_killed_recipe_goes_on_where_it_was(recipe, tmp_path):
         ),
         ({"data": {"task": "entity_tracking"}}, r"a task or generator needs n_prompts"),
         ({"data": {"task": "no_such_task", "n_prompts": 4}}, r"unknown task 'no_such_task'"),
+        (
+            {"training": RECIPE["training"] | {"target_accuracy": 0.9, "evaluate_every": None}},
+            r"training with a target_accuracy needs evaluate_every",
+        ),
         ({"held_out": 25}, r"held_out is 25, but there are only 25 examples"),
         ({"lora": RECIPE["lora"] | {"targets": ["c_attn"]}}, r"no linear layer 'c_attn'"),
     ],
@@ -180,6 +184,21 @@ def test_what_a_recipe_made_is_made_again_when_its_base_is_another(recipe, tmp_p
     assert not is_made(path)
     made_by(path)
     assert (tmp_path / "runs/tiny/adapter/adapter_model.safetensors").read_bytes() != first
+
+
+def test_what_a_recipe_made_is_made_again_when_a_file_of_its_task_is_another(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    pairs = [
+        {"prompt": a, "answer": b, "foils": WORDS[9], "counterfactual": b, "split": "train"}
+        for a, b in pairwise(WORDS[:9])
+    ]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    path = recipe(data={"task": str(rows), "n_prompts": 8}, held_out=2)
+    made_by(path)
+    assert is_made(path)
+    rows.write_text("".join(json.dumps(row) + "\n" for row in reversed(pairs)))
+    assert not is_made(path)
 
 
 def test_ablated_heads_are_out_of_the_model_that_the_recipe_makes(recipe, tmp_path):

@@ -264,6 +264,19 @@ def test_words_of_several_tokens_are_left_out_unless_the_file_allows_them(tmp_pa
         assert end.endswith(f"he {asked}")  # the role is at the last token of the word, where it stands first
 
 
+def test_foils_are_the_whole_answer_as_it_is_for_each_other_item(tmp_path):
+    text = COLOURED.replace('{asked.thing}"', '{asked.thing}, {asked.colour}, {sort}"')
+    text = text.replace("items:", "draws: {sort: colours}\nitems:").replace("What is", "What {sort} is")
+    (tmp_path / "task.yaml").write_text(text)
+    task = get_task(str(tmp_path / "task.yaml"))
+    for question in task._examples[:9]:
+        items, sort = question.scenario.items, question.scenario.draws["sort"]
+        each = [f" {thing}, {colour}, {sort}" for thing, colour in zip(items["thing"], items["colour"], strict=True)]
+        answers = task.answers(question)
+        assert answers.right == (each.pop(question.asked),)
+        assert answers.foils == tuple(each)
+
+
 def test_an_answer_of_any_word_above_counts_each_once_and_its_foils_are_those_below(tmp_path, whole):
     pairs = task_of(tmp_path, DIGITS).sample(whole, 5)
     for i, text in enumerate(texts(whole, pairs.clean_prompts)):

@@ -251,5 +251,24 @@ def test_a_wrong_template_is_refused_in_one_line_that_names_the_file(tmp_path, w
     assert message in refusal(path, lambda: used(path, whole))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"apple " * 2**20, "thing.txt is larger than 4 MiB"),
+        (b"caf\xe9 book", "thing.txt is not UTF-8: byte 3 cannot be read"),
+    ],
+)
+def test_a_file_of_words_is_read_whole_or_refused(tmp_path, whole, content, message):
+    (tmp_path / "thing.txt").write_bytes(content)
+    path = written(tmp_path, [(WORDS, "{words: {file: thing.txt}}")])
+    assert message in refusal(path, lambda: used(path, whole))
+
+
+def test_a_file_of_words_may_begin_with_a_byte_order_mark(tmp_path, whole):
+    (tmp_path / "thing.txt").write_bytes(b"\xef\xbb\xbf" + THINGS.encode())
+    task = get_task(str(written(tmp_path, [(WORDS, "{words: {file: thing.txt}}")])))
+    assert task.categories["things"][0] == tuple(THINGS.split())
+
+
 def test_the_template_is_right_before_it_is_made_wrong(tmp_path, whole):
     used(written(tmp_path, []), whole)

@@ -99,6 +99,10 @@ class Recipe(Settings):
             raise ValueError("ablated heads stay out only under method lora")
         if (self.method == "lora") != (self.lora is not None):
             raise ValueError("method lora needs a `lora` section, and method full takes none")
+        if self.training.target_accuracy is not None and self.training.evaluate_every is None:
+            raise ValueError(
+                "training with a target_accuracy needs evaluate_every, after how many steps it is looked at"
+            )
         return self
 
 
@@ -205,6 +209,8 @@ def _inputs(recipe: Recipe, folder: Path) -> dict[str, Any]:
     named = [each.jsonl for each in sets if each.jsonl]
     named += [each.circuit for each in heads if isinstance(each, CircuitHeads)]
     files = {str(file): sha256_of(folder / file) for file in named if (folder / file).is_file()}
+    tasks = [get_task(each.task, **each.options) for each in sets if each.task]
+    files |= {f"{task.name}: {file.name}": sha256_of(file) for task in tasks for file in task.files}
     origin = origin_of(recipe.base.source, recipe.base.adapters)
     return {"files": files, "base": origin and [list(each) if isinstance(each, tuple) else each for each in origin]}
 

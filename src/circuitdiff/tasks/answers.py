@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitdiff.errors import InputError
 from circuitdiff.prompts import Pairs, PromptSet
-from circuitdiff.tasks.markup import parse, reference
+from circuitdiff.tasks.markup import Part, parse, reference
 from circuitdiff.tasks.scenarios import Question
 from circuitdiff.tasks.template_file import Answer, AnyOf, Scored, TemplateFile, each_of
 from circuitdiff.tasks.writing import Words
@@ -78,17 +78,24 @@ def _texts(answer: str | AnyOf, words: Words, categories: Categories, question: 
 
 
 def _others(answer: Answer | None, words: Words, question: Question) -> list[str]:
-    """The same field of every other item, and of all that changes put in."""
+    """The answer as it is for every other item, or for all else that changes put in."""
     parts = parse(answer, "answer") if isinstance(answer, str) else ()
-    ref = next((part.ref for part in parts if part.ref[:1] in (("asked",), ("held",))), None)
-    if ref is None:
+    of = next((part.ref[0] for part in parts if part.ref[:1] in (("asked",), ("held",))), None)
+    if of is None:
         return []
-    if ref[0] == "held":
-        all_words, right = words.things(question), words.held(question)
-    else:
-        all_words, right = question.scenario.items[ref[1]], [question.asked]
-    others = [words.column(ref[1], word, ref[2:]) for i, word in enumerate(all_words) if i not in right]
-    return ["".join(part.space + (text if part.ref == ref else part.text) for part in parts) for text in others]
+    items, right = question.scenario.items, [question.asked]
+    if of == "held":
+        assert words.changes is not None
+        items, right = {words.changes.holds: words.things(question)}, words.held(question)
+
+    def written(part: Part, i: int) -> str:
+        if part.ref[:1] == (of,):
+            _, field, *column = part.ref
+            return words.column(field, items[field][i], column)
+        return words.of(question, part.ref) if part.ref else part.text
+
+    n = len(next(iter(items.values())))
+    return ["".join(part.space + written(part, i) for part in parts) for i in range(n) if i not in right]
 
 
 class AnswerTokens:

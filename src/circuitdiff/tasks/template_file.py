@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from circuitdiff.config.reading import no_such_path
+from circuitdiff.config.reading import read_text
 from circuitdiff.config.settings import FolderName, Name, Settings
-from circuitdiff.errors import InputError
+from circuitdiff.errors import InputError, naming
 
 MOST_ITEMS = 100
 _MOST_BYTES = 2**22  # of a file of words
@@ -180,7 +180,8 @@ def entries_of(words: Words, folder: Path, origin: str) -> dict[str, dict[str, s
     Raises: InputError if the file cannot be read, a word stands twice, or columns differ.
     """
     if isinstance(words, WordFile):
-        words = _read(folder / words.file, origin)
+        with naming(origin):
+            words = read_text(folder / words.file, "text", _MOST_BYTES)
     if isinstance(words, str):
         words = tuple(words.split())
     if not words:
@@ -198,13 +199,3 @@ def entries_of(words: Words, folder: Path, origin: str) -> dict[str, dict[str, s
 
 def first_repeated(names: Iterable[str]) -> str | None:
     return next((name for name, n in Counter(names).items() if n > 1), None)
-
-
-def _read(path: Path, origin: str) -> str:
-    if not path.is_file():
-        raise InputError(f"{origin}: {no_such_path(path)}")
-    try:
-        with path.open("rb") as file:
-            return file.read(_MOST_BYTES).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{origin}: cannot read {path} as UTF-8 text: {error}") from error
