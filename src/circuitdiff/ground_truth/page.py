@@ -72,10 +72,12 @@ def render_page(truth: GroundTruth) -> str:
         *(why for model, why in _WHY_WRONG.items() if any(each.model == model for each in wrong_heads)),
         "\n## How often is an answer right?\n\n",
         "Held-out plantings:\n\n",
-        _rates([each for each in said if each.held_out], [each for each in heads if each.held_out]),
+        rates([each for each in said if each.held_out]),
+        _count([each for each in heads if each.held_out]),
         _HELD_OUT if HELD_OUT else "",
         "\nPlantings that were looked at while methods and rules were written:\n\n",
-        _rates([each for each in said if not each.held_out], [each for each in heads if not each.held_out]),
+        rates([each for each in said if not each.held_out]),
+        _count([each for each in heads if not each.held_out]),
         "\n## What was left open\n\n",
         _same_circuit([each for each in said if each.claim == "same circuit" and each.true]),
         _listed(each for each in said if each.right is None),
@@ -89,7 +91,7 @@ def render_page(truth: GroundTruth) -> str:
         "\n## Which heads? All groups\n\n",
         _found(heads),
         "\n## What was planted\n\n",
-        _table(("model", "what it is"), [(f"`{name}`", entry.note) for name, entry in PLANTED.items()]),
+        table(("model", "what it is"), [(f"`{name}`", entry.note) for name, entry in PLANTED.items()]),
     ]
     return "".join(parts).rstrip() + "\n"
 
@@ -138,7 +140,7 @@ def _causes(pairs: Iterable[Sequence[Statement]]) -> str:
         ours += "" if opened == "none" else f" (open: {opened})"
         rivals = (_named_by(rival, pair) for rival in _OF_PARTS)
         lines.append((_place(pair[0]), truth, _marked(ours, not wrong), *(_marked(r, r == truth) for r in rivals)))
-    return _table(("variant", "parts that got better", "ours", *_OF_PARTS), lines)
+    return table(("variant", "parts that got better", "ours", *_OF_PARTS), lines)
 
 
 # Which heads?
@@ -157,26 +159,31 @@ def _found(heads: Iterable[FoundHeads]) -> str:
         place = f"`{each.model}`" if each.planting == each.model else f"`{each.model}` ({each.planting})"
         lines.append((place, each.group, _marked(ours, each.exact), *rivals))
     head = ("model", "group", "planted heads found", *(f"{name}: recall, told k" for name in _OF_HEADS))
-    return _table(head, lines)
+    return table(head, lines)
 
 
 # How often?
 
 
-def _rates(said: Sequence[Statement], heads: Sequence[FoundHeads]) -> str:
+def rates(said: Sequence[Statement]) -> str:
+    """By claim, how many answers are right and how many open; of few plantings the intervals are wide."""
     if not said:
         return "None yet.\n"
     claims = list(dict.fromkeys(each.claim for each in said))
     lines = [_rate(claim, [each for each in said if each.claim == claim]) for claim in claims]
-    lines.append(_rate("**all**", said))
+    return table(("claim", "asked", "yes: right", "no: right", "open"), [*lines, _rate("**all**", said)])
+
+
+def _count(heads: Sequence[FoundHeads]) -> str:
+    if not heads:
+        return ""
     found, planted, common = (sum(each.ours[i] for each in heads) for i in range(3))
     there, none = [each for each in heads if each.ours.second], [each for each in heads if not each.ours.second]
-    summary = (
+    return (
         f"\nHeads: {common} of {found} that were found are planted there, and {common} of {planted} that are planted "
         f"were found; {sum(each.exact for each in there)} of {len(there)} groups are exact. Where a group has no head, "
         f"none was found in {sum(each.exact for each in none)} of {len(none)}.\n"
     )
-    return _table(("claim", "asked", "yes: right", "no: right", "open"), lines) + summary
 
 
 def _rate(claim: str, said: Sequence[Statement]) -> tuple[str, ...]:
@@ -199,7 +206,7 @@ def _listed(said: Iterable[Statement]) -> str:
         (_place(each), f"{each.claim} {each.about}".strip(), "yes" if each.true else "no", each.ours, each.text)
         for each in said
     ]
-    return _table(("variant", "claim", "truth", "ours", "what was said"), lines) if lines else "None.\n"
+    return table(("variant", "claim", "truth", "ours", "what was said"), lines) if lines else "None.\n"
 
 
 def _place(said: Statement) -> str:
@@ -210,7 +217,7 @@ def _marked(text: str, right: bool) -> str:
     return text if right else f"**{text}** ✗"
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     if not lines:
         return "None.\n"
     rows = [head, ["---"] * len(head), *lines]

@@ -64,7 +64,7 @@ def statements(
         return Statement(planting.title, planting.held_out, claim, about, true, ours, text, of_rivals)
 
     def of_sentence(claim: Claim, sentence: Sentence, true: bool) -> Statement:
-        return stated(claim, "", true, _answer(sentence.answer), sentence.text)
+        return stated(claim, "", true, answer_of(sentence.answer), sentence.text)
 
     found = []
     better = bool(truth.improved_parts) or planting.name == "planted-new-route"
@@ -99,7 +99,7 @@ def _carries(cell: MaskCell | None) -> tuple[Answer, str]:
     return ("yes" if cell.carries else "no" if high is not None and high < _MINIMUM else "open"), text
 
 
-def _answer(said: str) -> Answer:
+def answer_of(said: str) -> Answer:
     return _ANSWERS.get(said, "open")
 
 
@@ -118,7 +118,7 @@ def _improved(
         yield ANY, bool(improved), "no" if parts else "open"
         return
     for each in parts:
-        yield each.part, each.part in improved, _answer(each.improved) if sentence.answer in _SAID else "open"
+        yield each.part, each.part in improved, answer_of(each.improved) if sentence.answer in _SAID else "open"
 
 
 def _visible(
@@ -139,4 +139,4 @@ def _visible(
         shows = first <= _CHAIN.index(group)
         if truth.wiring.recoded:  # fetchers of the base do not read the code that patched transmitters write
             shows = group == "value_fetcher"
-        yield group, shows, _answer(answers.get(group, "open"))
+        yield group, shows, answer_of(answers.get(group, "open"))
