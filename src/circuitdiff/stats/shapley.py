@@ -167,7 +167,7 @@ class _Accounts:
     def _why_undefined(self, weights: Mapping[Subset, float]) -> str | None:
         _, gain = self._gain
         if not (gain.low > 0 or gain.high < 0):
-            bounds = f"{gain.value:.2g} [{gain.low:.2g}, {gain.high:.2g}]"
+            bounds = f"{gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}]"
             return f"the gain is {bounds}: its interval covers 0, so there is nothing to share out"
         far = [run for run in weights if run in self.incompatible]
         return f"the run with {named(far[0])} lies far from clean activations" if far else None
