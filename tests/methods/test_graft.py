@@ -138,6 +138,51 @@ def test_ranges_of_layers_and_single_heads_can_be_parts():
     torch.testing.assert_close(together.log_probs, both.log_probs, rtol=0, atol=1e-12)
 
 
+LLAMA = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj.weight"}
+LLAMA |= {"mlp in": ("gate_proj", "up_proj"), "mlp out": "down_proj", "the rest of attention": "o_proj.bias"}
+LLAMA |= {"norms": "norm", "embeddings": "embed", "unembedding": "lm_head"}
+PHI3 = LLAMA | {"mlp in": "gate_up_proj", "o": "o_proj"}
+OLMO2 = LLAMA | {
+    "q": ("q_proj", "q_norm"),
+    "k": ("k_proj", "k_norm"),
+    "o": "o_proj",
+    "norms": ("layernorm", "model.norm"),
+}
+GPT2 = {"o": "attn.c_proj.weight", "the rest of attention": "attn.c_proj.bias", "mlp in": "mlp.c_fc"}
+GPT2 |= {"mlp out": "mlp.c_proj", "norms": "ln_", "embeddings": ("wte", "wpe")}
+
+
+def as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+FUSED = {"gpt2": ("attn.c_attn", -1), "phi3": ("qkv_proj", 0)}  # q, k and v in one parameter, along this axis
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"), [("llama", LLAMA), ("gpt2", GPT2), ("phi3", PHI3), ("olmo2", OLMO2)]
+)
+@torch.no_grad()
+def test_all_weights_of_one_kind_of_matrix_can_be_parts(architecture, names):
+    recipient, donor, pairs = subject(architecture).model, donor_of(architecture).model, fake_pairs()
+    found = graft(donor, recipient, "matrices", pairs)
+    assert found.order[:6] == ("q", "k", "v", "o", "mlp in", "mlp out")
+    theirs = dict(donor.module.named_parameters())
+    fused, axis = FUSED.get(architecture, ("none", 0))
+    widths = [N_HEADS * D_HEAD, *[recipient.n_kv_heads * D_HEAD] * 2]
+    for part in found.order:
+        module = copy.deepcopy(recipient.module)
+        for name, own in module.named_parameters():
+            if fused in name and part in ("q", "k", "v"):
+                i = "qkv".index(part)
+                own.split(widths, axis)[i].copy_(theirs[name].split(widths, axis)[i])
+            elif fused not in name and part in names and any(each in name for each in as_tuple(names[part])):
+                own.copy_(theirs[name])
+        tokens = pairs.clean[:1, : pairs.lengths[0]]
+        expected = as_model("by hand", module).forward(tokens)[0].log_softmax(0)[pairs.answers[0]]
+        assert float(found.runs[frozenset([part])].log_probs[0]) == pytest.approx(float(expected), abs=1e-12), part
+
+
 @torch.no_grad()
 def test_parts_whose_weights_are_the_same_change_nothing_and_are_named():
     recipient, pairs = subject("llama").model, fake_pairs()

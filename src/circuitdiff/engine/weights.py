@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from circuitdiff.engine.attention import AttentionCall, edited_output, expand_kv, handled_by
 from circuitdiff.engine.model import Model
-from circuitdiff.engine.replay import embed
+from circuitdiff.engine.replay import embed, run_layer
 from circuitdiff.errors import InputError
 
 Projection = Literal["q", "k", "v", "o"]
@@ -58,6 +58,34 @@ def head_slices(model: Model, layer: int, heads: Sequence[int], projection: Proj
     if not found:
         raise _refusal(model, layer, projection, "no weight of the layer's attention was found to belong to them")
     return found
+
+
+def mlp_sides(model: Model, layer: int) -> dict[str, list[str]]:
+    """The parameters with which a layer's MLP reads the residual stream, "mlp in", and writes into it, "mlp out".
+
+    Told by widths: of what a module that holds a matrix is given and gives back, one is the residual stream's. Whatever
+    does not run on two tokens (experts that were not chosen), or holds its weights otherwise, is neither.
+    """
+    resid, keywords = embed(model, torch.zeros(1, 2, dtype=torch.long))
+    attention = {id(parameter) for parameter in model.attentions[layer].parameters()}
+    names = {id(parameter): name for name, parameter in model.module.named_parameters()}
+    sides: dict[str, list[str]] = {"mlp in": [], "mlp out": []}
+
+    def look(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        if not (args and isinstance(args[0], Tensor) and isinstance(output, Tensor)):
+            return
+        reads, writes = (each.shape[-1] == resid.shape[-1] for each in (args[0], output))
+        if reads != writes:
+            own = [names[id(p)] for p in module.parameters(recurse=False)]
+            sides["mlp in" if reads else "mlp out"] += own
+
+    with ExitStack() as stack, torch.no_grad():
+        for module in model.layers[layer].modules():
+            own = [p for p in module.parameters(recurse=False) if id(p) not in attention]
+            if any(p.dim() == 2 for p in own):
+                stack.callback(module.register_forward_hook(look).remove)
+        run_layer(model.layers[layer], resid, keywords[layer])
+    return sides
 
 
 def sharing_heads(model: Model, heads: Sequence[int]) -> list[int]:

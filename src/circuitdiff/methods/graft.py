@@ -11,13 +11,14 @@ caused a gain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.engine import Model
@@ -30,6 +31,7 @@ from circuitdiff.engine.weights import (
     complement,
     head_slices,
     is_tied,
+    mlp_sides,
     sharing_heads,
     swapped,
     untied,
@@ -44,10 +46,12 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
 from circuitdiff.stats.shapley import Attribution, Subset, attribute, needed_subsets
 
-Grafted = Group | Circuit | Mapping[str, Group | range]
+Grafted = Group | Circuit | Mapping[str, Group | range] | Literal["matrices"]
 
+ALL_PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "o")
 # The rest of the model, in the order in which it enters: whatever no group or range of layers has taken.
 KINDS = ("other heads", "mlps", "norms", "embeddings", "unembedding", "the rest")
+_LEFT_BY_MATRICES = {"other heads": "the rest of attention", "mlps": "the rest of the MLPs"}  # biases; experts
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,20 +66,19 @@ class Part(Readable):
 def split(
     model: Model, grafted: Grafted, projections: Sequence[Projection], *, per_head: bool = False
 ) -> dict[str, Part]:
-    """The named groups and ranges of layers, then the rest of the model by kind; together all weights.
+    """The named groups and ranges of layers, or matrices, then the rest of the model by kind; together all weights.
 
     Raises: InputError if a head or layer does not exist, or a head's weights cannot be told from others'.
     """
-    parts = named_parts(grafted, per_head=per_head)
-    if clash := sorted(set(parts) & set(KINDS)):
+    named = _matrices(model) if grafted == "matrices" else _named(model, grafted, projections, per_head=per_head)
+    if clash := sorted(set(named) & set(KINDS)):
         raise InputError(f"{clash[0]!r} is the name of what the groups leave; call the group otherwise")
-    named = {name: _part(model, each, projections) for name, each in parts.items()}
     taken = [piece for part in named.values() for piece in part.slices]
     kinds = _kinds(model)
     for kind in KINDS:
         left = complement(model.module, taken, [name for name, its in kinds.items() if its == kind])
         if left:
-            named[kind] = Part(tuple(left))
+            named[_LEFT_BY_MATRICES.get(kind, kind) if grafted == "matrices" else kind] = Part(tuple(left))
     return named
 
 
@@ -111,6 +114,26 @@ def head_part(model: Model, group: Group, projections: Sequence[Projection]) -> 
     return Part(tuple(pieces), group.heads, tuple(touched))
 
 
+def _named(
+    model: Model,
+    grafted: Group | Circuit | Mapping[str, Group | range],
+    projections: Sequence[Projection],
+    per_head: bool,
+) -> dict[str, Part]:
+    parts = named_parts(grafted, per_head=per_head)
+    return {name: _part(model, each, projections) for name, each in parts.items()}
+
+
+def _matrices(model: Model) -> dict[str, Part]:
+    """All layers' weights by what they do: make q, k, v; write z out; read for the MLP, and write for it."""
+    layers, heads = range(model.n_layers), range(model.n_heads)
+    named = {of: [s for layer in layers for s in head_slices(model, layer, heads, of)] for of in ALL_PROJECTIONS}
+    found: dict[str, Sequence[Slice]] = {**named}
+    sides = [mlp_sides(model, layer) for layer in layers]
+    found |= {side: [Slice(name) for each in sides for name in each[side]] for side in ("mlp in", "mlp out")}
+    return {name: Part(tuple(slices)) for name, slices in found.items() if slices}
+
+
 def _part(model: Model, each: Group | range, projections: Sequence[Projection]) -> Part:
     if isinstance(each, Group):
         if not each.heads:
@@ -138,7 +161,6 @@ def _kinds(model: Model) -> dict[str, str]:
     return {name: kinds.get(id(parameter), "the rest") for name, parameter in module.named_parameters()}
 
 
-ALL_PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v", "o")
 _FEW = 4  # prompts on which the whole graft is held against the donor
 
 
@@ -179,7 +201,8 @@ def graft(
 ) -> Graft:
     """What the recipient answers with the donor's weights in some of its parts, at all positions.
 
-    Parts are the groups' heads, whatever their role, or ranges of layers, and then the rest of the model by kind. As
+    Parts are the groups' heads, whatever their role, or ranges of layers, or with "matrices" the weights of all layers
+    that make q, k and v, write out z, and read and write for the MLPs; and then the rest of the model by kind. As
     causes the last group comes first, or the lowest layers. Query heads that share a key/value head share its weights:
     `Part.also_touched` names those beyond the group; with projections ("q", "o") there are none. Weights that two
     groups share are in both. With `per_head` a lone group's heads are the parts.
@@ -208,11 +231,16 @@ def graft_several(
 
     Raises: InputError as `graft` does.
     """
-    _check_models(donor, recipient, pairs)
+    check_models(donor, recipient, pairs)
     with _alike_untied(donor, recipient):
         divided = [_Divided.of(donor, recipient, each) for each in wanted]
         everything = [piece for part in divided[0].parts.values() for piece in part.slices]
-        error = _whole_graft_error(donor, recipient, everything, pairs)
+
+        def all_grafted(few: Pairs) -> Tensor:
+            with swapped(recipient, everything, donor):
+                return capture(recipient, few.clean_prompts, readout=lambda logits, _: logits)
+
+        error = whole_graft_error(donor, recipient, all_grafted, pairs)
         mixtures = list(dict.fromkeys(mixture for each in divided for mixture in each.mixtures.values()))
         answers = dict(zip(mixtures, _answers(donor, recipient, mixtures, pairs, progress), strict=True))
     return [
@@ -242,7 +270,7 @@ def graft_alone(
 
     Raises: InputError as `graft` does.
     """
-    _check_models(donor, recipient, pairs)
+    check_models(donor, recipient, pairs)
     with _alike_untied(donor, recipient):
         mixtures = [Mixture(head_part(recipient, group, projections).slices) for group in groups]
         return _answers(donor, recipient, mixtures, pairs, progress)
@@ -293,13 +321,11 @@ def _answers(
     return [evaluation_of(values, pairs) for values in found]
 
 
-def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slice], pairs: Pairs) -> float:
-    """All weights grafted must make the donor, or the parts do not hold all of it."""
-    few = pairs.select(torch.arange(min(_FEW, len(pairs)))).clean_prompts
-    theirs = capture(donor, few, readout=lambda logits, _: logits)
-    with swapped(recipient, everything, donor):
-        grafted = capture(recipient, few, readout=lambda logits, _: logits)
-    error = float((grafted - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+def whole_graft_error(donor: Model, recipient: Model, grafted: Callable[[Pairs], Tensor], pairs: Pairs) -> float:
+    """All weights grafted must make the donor, or the parts do not hold all of it. `grafted`: the logits with all."""
+    few = pairs.select(torch.arange(min(_FEW, len(pairs))))
+    theirs, made = capture(donor, few.clean_prompts, readout=lambda logits, _: logits), grafted(few)
+    error = float((made - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
     if not error <= tolerance_for(recipient.module):
         raise InputError(
             f"all weights of {donor.name} grafted into {recipient.name} do not make {donor.name}: logits differ by "
@@ -311,6 +337,8 @@ def _whole_graft_error(donor: Model, recipient: Model, everything: Sequence[Slic
 def _ordered(parts: Mapping[str, Part], wanted: Grafting) -> tuple[str, ...]:
     """Single heads and ranges of layers from below, or groups from the last; then the rest of the model by kind."""
     groups = [name for name in parts if name not in KINDS]
+    if wanted.parts == "matrices":
+        return tuple(parts)
     ranges = dict(wanted.parts) if isinstance(wanted.parts, Mapping) else {}
     begins = {name: each.start for name, each in ranges.items() if isinstance(each, range)}
     if wanted.per_head:
@@ -335,7 +363,7 @@ def _alike_untied(donor: Model, recipient: Model) -> Iterator[None]:
             yield
 
 
-def _check_models(donor: Model, recipient: Model, pairs: Pairs) -> None:
+def check_models(donor: Model, recipient: Model, pairs: Pairs) -> None:
     check_pairs(recipient, pairs, "grafting")
     check_comparable(Shape.of(donor, pairs), Shape.of(recipient, pairs))
     if donor.dtype != recipient.dtype:
