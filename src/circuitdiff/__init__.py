@@ -29,6 +29,7 @@ from circuitdiff.methods.component_mask.fit import MaskOptions, fit_mask
 from circuitdiff.methods.cross_model.patching import Limits, patch_across
 from circuitdiff.methods.discovery import Plan, Stage, circuit_of, discover, gaps, measure_with
 from circuitdiff.methods.graft import graft
+from circuitdiff.methods.graft_by_role import graft_by_role
 from circuitdiff.methods.knockout import Blocking, attention_knockout
 from circuitdiff.methods.locate import residual_patching, role_ceiling
 from circuitdiff.methods.minimality import MinimalityRule, minimality
@@ -86,6 +87,7 @@ __all__ = [
     "fit_mask",
     "gaps",
     "graft",
+    "graft_by_role",
     "load_model",
     "lowest",
     "mean_activations",

@@ -248,6 +248,8 @@ def grafted(**more: Any) -> GraftResult:
         groups={},
         heads=None,
         layers=GraftedParts(**_graft()),
+        matrices=None,
+        roles=None,
         controls={"fetcher": {"shared_kv": ControlResult(**vars(credit(0.0, 0.0)), n_scenarios=48)}},
     )
 

@@ -123,10 +123,29 @@ def test_no_number_of_a_gain_stands_in_two_tables():
         f"Controls of patching, {VARIANT}",
     ]
     assert captions(graft.view(gains())) == [
+        f"Seen here, caused there: {VARIANT}",
         f"grafted weights of layers of {VARIANT} in base",
         f"grafted weights of {VARIANT} in base: every run",
         f"Controls of grafts, {VARIANT}",
     ]
+
+
+def test_what_is_seen_at_a_part_stands_beside_what_its_weights_cause():
+    found = grafted()
+    by_role = replace(found.layers, order=("query_label",), scores=found.scores)
+    parts = {"query_label": {"alone": credit(0.125, 0.5)}}
+    results = gains(graft={VARIANT: replace(found, roles=with_scores(by_role, parts=parts))})
+    table = next(each for each in graft.view(results).tables if each.caption == f"Seen here, caused there: {VARIANT}")
+    rows = {(row["weights"], row["part"]): row for row in table.rows}
+    assert list(rows)[:2] == [("of heads", "reader"), ("of heads", "fetcher")]
+    assert rows["of heads", "fetcher"]["seen, accuracy"] == "0.750 (0.625 to 0.875)"
+    assert rows["of heads", "fetcher"]["caused, accuracy"] == "0.750 (0.625 to 0.875)"
+    role = rows["at the tokens of roles", "query_label"]
+    assert (role["seen, accuracy"], role["caused, accuracy"]) == ("", "0.500 (0.375 to 0.625)")
+    assert ("of heads", "norms") not in rows, "its weights are the same"
+    assert "seen, accuracy" in table.columns
+    alone = graft.view(gains(cross_model=None)).tables[1]
+    assert "seen, accuracy" not in alone.columns
 
 
 def test_grafts_have_a_table_of_their_own_where_nothing_was_patched():

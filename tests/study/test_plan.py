@@ -80,7 +80,7 @@ SMALL = {
     " control_triples: 8, sweep: false, redraw: {times: 1, triples: 8}}",
     "cross_model": "{prompts: 12, random_groups: 0}",
     "overlap": "{prompts: 6}",
-    "graft": "{random_groups: 0}",
+    "graft": "{random_groups: 0, roles: null}",
 }
 # Other numbers of layers, heads and prompts; all heads read the same keys and values; three groups at two roles.
 OTHER_SHAPE = WIDE | {"num_hidden_layers": 5, "num_attention_heads": 6, "num_key_value_heads": 1}
@@ -92,7 +92,7 @@ OTHER = {
     "attention": "{prompts: 18}",
     "curves": "{prompts: 12, steps: 2}",
     "locate": "{prompts: 12, layer_step: 3, roles: [query_label, after_correct_object]}",
-    "graft": "{prompts: 12, random_groups: 0, heads: true, layers: [2, 3]}",
+    "graft": "{prompts: 12, random_groups: 0, heads: true, layers: [2, 3], matrices: false}",
     "plans": """
   main:
     stages:
@@ -143,7 +143,7 @@ def counted_in_other_shape(tmp_path_factory) -> Flop:
         (["cross-model patching"], ["patches"]),
         (["minimality"], ["cost_of_heads"]),
         (["overlap"], ["group_work"]),
-        (["grafts"], ["grafts"]),
+        (["grafts"], ["grafts", "grafted_by_role"]),
     ],
 )
 def test_the_plan_is_what_torch_counts_within_a_fifth(counted, parts, functions):

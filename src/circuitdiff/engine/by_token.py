@@ -22,6 +22,7 @@ from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import Keywords, embed, run_layer
 from circuitdiff.prompts import PromptSet
 
+BY_TOKEN = 2.25  # times a forward pass: either model's layers, and the other's queries, keys and values once more
 _AT_ONCE = 32  # rows
 
 

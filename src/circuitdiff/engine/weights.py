@@ -23,6 +23,7 @@ from circuitdiff.engine.replay import embed, run_layer
 from circuitdiff.errors import InputError
 
 Projection = Literal["q", "k", "v", "o"]
+MLP_SIDES = ("mlp in", "mlp out")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def mlp_sides(model: Model, layer: int) -> dict[str, list[str]]:
     resid, keywords = embed(model, torch.zeros(1, 2, dtype=torch.long))
     attention = {id(parameter) for parameter in model.attentions[layer].parameters()}
     names = {id(parameter): name for name, parameter in model.module.named_parameters()}
-    sides: dict[str, list[str]] = {"mlp in": [], "mlp out": []}
+    sides: dict[str, list[str]] = {side: [] for side in MLP_SIDES}
 
     def look(module: nn.Module, args: tuple[object, ...], output: object) -> None:
         if not (args and isinstance(args[0], Tensor) and isinstance(output, Tensor)):
@@ -77,7 +78,7 @@ def mlp_sides(model: Model, layer: int) -> dict[str, list[str]]:
         reads, writes = (each.shape[-1] == resid.shape[-1] for each in (args[0], output))
         if reads != writes:
             own = [names[id(p)] for p in module.parameters(recurse=False)]
-            sides["mlp in" if reads else "mlp out"] += own
+            sides[MLP_SIDES[0 if reads else 1]] += own
 
     with ExitStack() as stack, torch.no_grad():
         for module in model.layers[layer].modules():

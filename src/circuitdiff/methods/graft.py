@@ -26,6 +26,7 @@ from circuitdiff.engine.capture import capture
 from circuitdiff.engine.fits import check_pairs
 from circuitdiff.engine.mixtures import Mixture, mixtures_of, run_mixtures
 from circuitdiff.engine.weights import (
+    MLP_SIDES,
     Projection,
     Slice,
     complement,
@@ -130,7 +131,7 @@ def _matrices(model: Model) -> dict[str, Part]:
     named = {of: [s for layer in layers for s in head_slices(model, layer, heads, of)] for of in ALL_PROJECTIONS}
     found: dict[str, Sequence[Slice]] = {**named}
     sides = [mlp_sides(model, layer) for layer in layers]
-    found |= {side: [Slice(name) for each in sides for name in each[side]] for side in ("mlp in", "mlp out")}
+    found |= {side: [Slice(name) for each in sides for name in each[side]] for side in MLP_SIDES}
     return {name: Part(tuple(slices)) for name, slices in found.items() if slices}
 
 

@@ -83,10 +83,13 @@ def grafted_by_group(results: CommonResults, variant: str) -> list[Method]:
 
 
 def credit_row(part: str, how: str, credit: Credit) -> dict:
-    return {"part": part, "how": how, "share": _share(credit), "note": credit.undefined or ""} | charts.bounds(credit)
+    return {"part": part, "how": how, "share": share(credit), "note": credit.undefined or ""} | charts.bounds(credit)
 
 
-def _share(credit: Credit) -> str:
+def share(credit: Credit | None) -> str:
+    """With its interval; nothing of what was not measured."""
+    if credit is None:
+        return ""
     if credit.undefined:
         return "undefined"
     return printed(Estimate(credit.share, credit.share_low, credit.share_high))
@@ -178,7 +181,7 @@ def run_rows(method: Method) -> list[dict]:
         {
             "from the donor": " + ".join(run.parts) or "none",
             "accuracy": printed(run.accuracy),
-            "share": _share(credits[run.parts]) if run.parts in credits else number(None),
+            "share": share(credits[run.parts]) if run.parts in credits else number(None),
             "logit difference": number(run.logit_difference.value),
             "log probability": number(run.log_prob.value),
             "distance from clean runs": number(run.distance if isinstance(run, PatchRun) else None),

@@ -9,8 +9,10 @@ from circuitdiff.circuit import Group, Head
 from circuitdiff.config.settings import ModelSettings
 from circuitdiff.engine.fits import KEPT_SHARE
 from circuitdiff.engine.mixtures import packs
+from circuitdiff.engine.weights import MLP_SIDES
 from circuitdiff.finetune.recipes import read_recipe
 from circuitdiff.methods.edges import possible_edges
+from circuitdiff.methods.graft import ALL_PROJECTIONS
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.shapley import needed_subsets
 from circuitdiff.study.facts import ModelFacts
@@ -66,15 +68,24 @@ class PlannedMixtures:
             return cls(base.n_layers, {kind: inner[kind] for kind in ("other heads", "mlps")})
         return cls(base.n_layers, inner | {"norms": inner["norms"] | {(-1, "norms")}} | ends)
 
-    def grafts(self, groups: Mapping[str, int], ranges: Mapping[str, range]) -> set[Pieces]:
-        """By groups of so many heads, those found last first, and by ranges of layers; the rest by kind."""
+    def grafts(self, groups: Mapping[str, int], ranges: Mapping[str, range], *, matrices: bool = False) -> set[Pieces]:
+        """By groups of so many heads, those found last first, by ranges of layers, by matrices; the rest by kind."""
         parts = {name: self._spread(name, size) for name, size in reversed(list(groups.items()))} | self.kinds
         every = Pieces().union(*parts.values())
         by_layer = {name: frozenset(piece for piece in every if piece[0] in its) for name, its in ranges.items()}
         ends = {name: frozenset(piece for piece in every if piece == (-1, name)) for name in self.kinds}
-        return _mixed(parts) | (
-            _mixed(by_layer | {name: end for name, end in ends.items() if end}) if ranges else set()
-        )
+        found = _mixed(parts)
+        if ranges:
+            found |= _mixed(by_layer | {name: end for name, end in ends.items() if end})
+        if matrices:
+            layers = range(self.n_layers)
+            named = {name: frozenset((layer, name) for layer in layers) for name in (*ALL_PROJECTIONS, *MLP_SIDES)}
+            inner = Pieces().union(*named.values())
+            rest = {kind: its for kind, its in self.kinds.items() if kind not in ("other heads", "mlps")}
+            both = every - Pieces().union(*rest.values())  # the same weights, by groups and kinds
+            named |= rest
+            found |= {each - inner | both if inner <= each else each for each in _mixed(named)}
+        return found
 
     def alone(self, size: int, times: int) -> set[Pieces]:
         """So many groups of one size, one at a time."""

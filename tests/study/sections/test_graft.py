@@ -13,6 +13,7 @@ from circuitdiff.circuit import Circuit, Group, Head
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation.shapes import random_group
 from circuitdiff.methods.graft import Graft, graft, graft_alone, layer_ranges
+from circuitdiff.methods.graft_by_role import graft_by_role
 from circuitdiff.prompts import Pairs
 from circuitdiff.stats.shapley import ALONE, needed_subsets
 from circuitdiff.study.context import StudyContext
@@ -37,7 +38,7 @@ FOUND = Circuit(
     }
 )
 TESTED = Circuit({name: FOUND.groups[name] for name in ("fetcher", "reader")})
-OPTIONS = GraftOptions(prompts=5, random_groups=2, heads=True)
+OPTIONS = GraftOptions(prompts=5, random_groups=2, heads=True, roles=None)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,8 @@ def test_groups_layers_and_single_heads_are_the_librarys(context, monkeypatch):
     whole = graft(tuned, base, TESTED, pairs)
     hold(result, whole)
     hold(result.layers, graft(tuned, base, layer_ranges(base.n_layers, None), pairs))
+    hold(result.matrices, graft(tuned, base, "matrices", pairs))
+    hold(result.roles, graft_by_role(tuned, base, TESTED.roles, pairs))
     hold(result.heads, graft(tuned, base, TESTED.groups[result.heads.group], pairs, per_head=True))
     assert {"norms", "embeddings"} <= set(result.unchanged)
     assert result.also_touched["fetcher"] == ((1, 2), (2, 0))
@@ -153,10 +156,10 @@ def test_several_questions_are_asked_about_the_evaluation_scenarios(context, mon
     hold(result, graft(tuned, base, TESTED, asked))
     [controls] = result.controls.values()
     assert (controls["same_layers"].n_prompts, controls["same_layers"].n_scenarios) == (4, 2)
-    more = replace(options, prompts=1000, random_groups=1, layers=())
+    more = replace(options, prompts=1000, random_groups=1, layers=(), matrices=False, roles=())
     result = grafted(context, monkeypatch, more, donor="tuned")
     assert (result.n_prompts, result.n_scenarios) == (18, 9), "nine evaluation prompts, of as many scenarios"
-    assert result.layers is None
+    assert (result.layers, result.matrices, result.roles) == (None, None, None)
 
 
 def test_of_a_variant_that_is_worse_the_base_is_the_donor(context, monkeypatch):
@@ -260,7 +263,7 @@ def test_the_plan_counts_runs_and_controls_and_that_questions_about_one_scenario
         return Sizes(study.settings, study.plans, study.task, base, speed, prompts)
 
     known = context.run(sizes(context.study))
-    options = GraftOptions(prompts=8, random_groups=0)
+    options = GraftOptions(prompts=8, random_groups=0, matrices=False)
     [one], [two] = (SECTION.cost(known, replace(options, queries_per_scenario=n)) for n in (1, 2))
     # Two groups and five kinds; two ranges and three kinds outside. Both have the donor, the recipient, either end
     # alone and left out, and all but the ends.
@@ -271,3 +274,7 @@ def test_the_plan_counts_runs_and_controls_and_that_questions_about_one_scenario
     assert two.flop / one.flop == pytest.approx(shared / whole, rel=0.03)  # eight prompts are the donor's
     [more] = SECTION.cost(known, replace(options, random_groups=3))
     assert more.forwards - one.forwards == 8 * (3 + 1)
+    [more] = SECTION.cost(known, replace(options, matrices=True))
+    assert more.forwards - one.forwards == 8 * (6 + 6 + 4)  # six alone, six left out, two to five of them in order
+    [more] = SECTION.cost(known, replace(options, roles=("last", "query_label")))
+    assert more.forwards - one.forwards == 8 * len(needed_subsets("abc"))

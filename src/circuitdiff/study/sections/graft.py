@@ -13,12 +13,15 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Group
 from circuitdiff.config.settings import Count, Draws, Prompts
+from circuitdiff.engine.by_token import BY_TOKEN
 from circuitdiff.engine.weights import Projection
 from circuitdiff.errors import InputError, naming
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.evaluation.shapes import has_others, random_group
 from circuitdiff.methods.graft import ALL_PROJECTIONS, KINDS, Graft, Grafting, graft_alone, graft_several, layer_ranges
+from circuitdiff.methods.graft_by_role import OTHER_TOKENS, graft_by_role
 from circuitdiff.readable import Readable
+from circuitdiff.stats.shapley import needed_subsets
 from circuitdiff.study.costs import PlannedMixtures
 from circuitdiff.study.estimates import GroupHeads, HeadPlace, groups_of, places, with_heads
 from circuitdiff.study.gains import (
@@ -42,7 +45,7 @@ _HELD_AGAINST_DONOR = 8  # prompts, of a whole graft and of the donor
 
 @dataclass(frozen=True)
 class GraftOptions:
-    """Weight grafting of a circuit's groups and of the rest of the model by kind.
+    """Weight grafting of a circuit's groups and of the rest of the model by kind; and along other axes.
 
     Questions about one scenario share the run of what they have in common, so several cost little more than one.
     """
@@ -52,6 +55,9 @@ class GraftOptions:
     projections: Annotated[tuple[Projection, ...], Field(min_length=1)] = ALL_PROJECTIONS
     heads: bool = False  # also the single heads of the group with the largest share
     layers: tuple[int, ...] | None = None  # also ranges of layers, beginning here; None: halves; (): none
+    matrices: bool = True  # also by kind of matrix: q, k, v, o, into and out of the MLPs
+    # Also the donor's weights at the tokens of these roles only, which takes longer; None: at the circuit's roles.
+    roles: tuple[str, ...] | None = ()
     random_groups: Draws = 100  # fewer have no rank, so no part is called improved
     without_gain: Prompts = 100  # prompts for pairs of models of which none is better at 95 %
 
@@ -78,6 +84,8 @@ class GraftResult(Readable, GraftedParts):
     groups: dict[str, GroupHeads]
     heads: GraftedHeads | None
     layers: GraftedParts | None  # by ranges of whole layers
+    matrices: GraftedParts | None  # by kind of matrix, in all layers
+    roles: GraftedParts | None  # all weights, at some tokens
     controls: dict[str, dict[GraftControl, RandomGroups | ControlResult]]  # of one group, if there is a gain
 
 
@@ -104,8 +112,11 @@ class _Grafts:
     between: Direction
 
     async def result(self) -> GraftResult:
-        by_group, *by_layers = await self._ran("", grafts, parts=self.circuit, layers=self.options.layers)
-        result = self._parts(by_group)
+        options = self.options
+        axes = {"layers": options.layers, "matrices": options.matrices}
+        by_group, *others = await self._ran("", grafts, parts=self.circuit, projections=options.projections, **axes)
+        result, asked = self._parts(by_group), [axis for axis, wanted in axes.items() if wanted not in ((), False)]
+        by_axis = {axis: self._parts(each) for axis, each in zip(asked, others, strict=True)}
         scenarios = by_group.recipient.scenarios
         chooses = torch.isin(scenarios, scenarios.unique()[::2])  # every other scenario; the rest tests the choice
         choosing, testing = (prompts.nonzero()[:, 0] for prompts in (chooses, ~chooses))
@@ -113,25 +124,41 @@ class _Grafts:
         at_once: list[Callable[[], Awaitable[Any]]] = [
             lambda: self._heads(best),
             lambda: self._controls(best, by_group, testing),
+            self._roles,
         ]
-        heads, controls = await self.study.each(at_once, lambda work: work())
-        layers = self._parts(by_layers[0]) if by_layers else None
+        heads, controls, roles = await self.study.each(at_once, lambda work: work())
         return GraftResult(
-            **vars(result), groups=groups_of(self.circuit), heads=heads, layers=layers, controls=controls
+            **vars(result),
+            groups=groups_of(self.circuit),
+            heads=heads,
+            layers=by_axis.get("layers"),
+            matrices=by_axis.get("matrices"),
+            roles=roles,
+            controls=controls,
         )
 
     async def _heads(self, group: str) -> GraftedHeads | None:
         if not self.options.heads:
             return None
-        [by_head] = await self._ran(", heads", grafts, parts=self.circuit.groups[group], layers=())
+        axes, projections = {"layers": (), "matrices": False}, self.options.projections
+        [by_head] = await self._ran(
+            ", heads", grafts, parts=self.circuit.groups[group], projections=projections, **axes
+        )
         return GraftedHeads(**vars(self._parts(by_head)), group=group)
+
+    async def _roles(self) -> GraftedParts | None:
+        roles = self.options.roles
+        if roles == ():
+            return None
+        roles = self.circuit.roles if roles is None else roles
+        return self._parts(await self._ran(", by role", grafted_by_role, roles=tuple(roles)))
 
     async def _ran(self, more: str, unit: Callable[..., Any], **arguments: Any) -> Any:
         """What the unit returns; `more`: to its title."""
         options, donor, recipient = self.options, self.between.donor, self.between.recipient
         first = options.prompts if self.between.gains else min(options.without_gain, options.prompts)
         prompts = PromptsOf("evaluation", first=first, queries_per_scenario=options.queries_per_scenario)
-        arguments |= {"prompts": prompts, "projections": options.projections}
+        arguments |= {"prompts": prompts}
         title = f"weights of {donor} in {recipient}{more}"
         return await self.study.value(title, unit, recipient, donor, **arguments)
 
@@ -159,7 +186,8 @@ class _Grafts:
 
         async def ran(name: GraftControl) -> RandomGroups | ControlResult:
             more = f", {'random heads' if name == 'same_layers' else 'other readers'} for {best}"
-            answers = await self._ran(more, grafted_groups, groups=chosen[name])
+            projections = self.options.projections
+            answers = await self._ran(more, grafted_groups, groups=chosen[name], projections=projections)
             donor, nothing, own, *controls = (
                 each.select(testing) for each in (graft.donor, graft.recipient, graft.runs[frozenset([best])], *answers)
             )
@@ -187,15 +215,22 @@ def grafts(
     prompts: PromptsOf,
     parts: Circuit | Group,
     layers: tuple[int, ...] | None,
+    matrices: bool,
     projections: tuple[Projection, ...],
 ) -> list[Graft]:
-    """By a circuit's groups, or a group's single heads; and by ranges of layers. What runs share is run once."""
+    """By a circuit's groups, or a group's single heads; by ranges of layers; by matrices. Runs share what they can."""
     divisions, pairs = [Grafting(parts, projections, per_head=isinstance(parts, Group))], recipient.pairs(prompts)
     if layers != ():
         divisions.append(Grafting(layer_ranges(recipient.model.n_layers, layers), projections))
+    if matrices:
+        divisions.append(Grafting("matrices", projections))
     several = graft_several(donor.model, recipient.model, divisions, pairs, progress=recipient.progress)
     without_slices = ({name: replace(part, slices=()) for name, part in each.parts.items()} for each in several)
     return [replace(each, parts=parts) for each, parts in zip(several, without_slices, strict=True)]
+
+
+def grafted_by_role(recipient: LoadedModel, donor: LoadedModel, *, prompts: PromptsOf, roles: tuple[str, ...]) -> Graft:
+    return graft_by_role(donor.model, recipient.model, roles, recipient.pairs(prompts), progress=recipient.progress)
 
 
 def grafted_groups(
@@ -220,7 +255,7 @@ def cost(sizes: Sizes, options: GraftOptions) -> Iterator[Part]:
     for variant in sizes.settings.variants.values():
         mixed = PlannedMixtures.of(sizes.base, variant)
         ranges = {} if options.layers == () else layer_ranges(sizes.base.n_layers, options.layers)
-        units = [mixed.grafts(sizes.groups, ranges)]
+        units = [mixed.grafts(sizes.groups, ranges, matrices=options.matrices)]
         if options.heads:
             units.append(mixed.grafts({str(i): 1 for i in range(best)}, {}))
         if options.random_groups:
@@ -229,12 +264,19 @@ def cost(sizes: Sizes, options: GraftOptions) -> Iterator[Part]:
         for mixtures in units:
             runs += len(mixtures) * len(prompts)
             flop += mixed.flop(mixtures, sizes, prompts) + sizes.passes(_HELD_AGAINST_DONOR)
+        if options.roles != ():
+            roles = dict.fromkeys(options.roles or (stage.at for stage in sizes.main.stages))
+            by_role = len(needed_subsets([*roles, OTHER_TOKENS])) * len(prompts)
+            runs += by_role
+            flop += sizes.passes(round(BY_TOKEN * (by_role + _HELD_AGAINST_DONOR / 2)) + _HELD_AGAINST_DONOR / 2)
     yield Part("grafts", runs, flop)
 
 
 def check(study: Outlined, options: GraftOptions) -> None:
     """The main plan's stages are parts that are grafted. Raises: InputError."""
     layer_ranges(study.base.shape.n_layers, options.layers)
+    for role in options.roles or ():
+        study.task.check_role(role)
     n_queries = options.queries_per_scenario or 1
     with naming("graft"):
         study.task.sample(study.base.outline.tokenizer, n_queries, study.settings.seed, "evaluation", n_queries)
