@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from circuitdiff.methods.graft import graft
 from circuitdiff.methods.graft_by_role import OTHER_TOKENS, graft_by_role
 from circuitdiff.stats.shapley import needed_subsets
 from helpers.fake_pairs import fake_pairs
-from helpers.tiny_models import subject
+from helpers.tiny_models import as_model, subject
 from helpers.two_tiny_models import donor_of
 
 ROLES = ("last", "previous_query_label")
@@ -47,6 +49,21 @@ def test_nothing_and_everything_are_what_grafts_of_weights_have():
     torch.testing.assert_close(by_role.recipient.log_probs, by_layer.recipient.log_probs, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(by_role.donor.log_probs, by_layer.donor.log_probs, rtol=1e-10, atol=1e-10)
     assert by_role.whole_graft_error < 1e-10
+
+
+@torch.no_grad()
+def test_a_donor_with_added_tokens_answers_with_them_where_its_weights_read_the_answer_off():
+    donor, recipient, pairs = donor_of("llama").model, subject("llama").model, fake_pairs()
+    module = copy.deepcopy(donor.module)
+    module.resize_token_embeddings(donor.d_vocab + 3, mean_resizing=False)
+    wide = as_model("wide", module)
+    module.lm_head.weight[-1] = module.lm_head.weight[:-3].sum(0)
+    found = graft_by_role(wide, recipient, ["last"], pairs)
+    plain = graft_by_role(donor, recipient, ["last"], pairs)
+    for subset, run in plain.runs.items():
+        torch.testing.assert_close(found.runs[subset].logit_differences, run.logit_differences, rtol=1e-9, atol=1e-9)
+        same = torch.allclose(found.runs[subset].log_probs, run.log_probs, rtol=1e-6)
+        assert same == ("last" not in subset), "one more token takes some of the probability"
 
 
 def test_roles_at_one_token_and_unknown_roles_are_refused():

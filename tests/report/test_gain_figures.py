@@ -142,6 +142,7 @@ def test_what_is_seen_at_a_part_stands_beside_what_its_weights_cause():
     assert rows["of heads", "fetcher"]["caused, accuracy"] == "0.750 (0.625 to 0.875)"
     role = rows["at the tokens of roles", "query_label"]
     assert (role["seen, accuracy"], role["caused, accuracy"]) == ("", "0.500 (0.375 to 0.625)")
+    assert rows["of layers", "fetcher"]["seen, accuracy"] == "", "only groups of heads were patched"
     assert ("of heads", "norms") not in rows, "its weights are the same"
     assert "seen, accuracy" in table.columns
     alone = graft.view(gains(cross_model=None)).tables[1]
