@@ -13,7 +13,7 @@ import torch
 from circuitdiff.errors import InputError
 from circuitdiff.models import sources
 from circuitdiff.models.checks import checks_at_load
-from circuitdiff.models.family_registry import Member, PackagedFile
+from circuitdiff.models.family_registry import MEMBERS, Member, PackagedFile
 from circuitdiff.models.fingerprint import origin_of
 from circuitdiff.models.loading import load_model
 from circuitdiff.models.sources import read_source
@@ -104,3 +104,5 @@ def test_coder_is_qwen_with_its_own_tokenizer():
     assert tokenizer("Hello, world!")["input_ids"] == [9707, 11, 1879, 0]  # Qwen's documented ids
     assert tokenizer.tokenize("x = 123") == ["x", "\u0120=", "\u0120", "1", "2", "3"]
     assert all(check.passed for check in checks_at_load(model))
+    for name in (name for name in MEMBERS if name.startswith("coder-")):
+        assert [each["name"] for each in load_model(name, like=[model]).provenance["adapters"]] == [name]

@@ -90,6 +90,7 @@ _INSTALLED = (
 )
 _TRACKERS = ("tracker-plus", "tracker-early", "tracker-arithmetic", "tracker-chat")  # trained from tracker-base
 _INDIRECT_OBJECT = ("ioi-arithmetic", "ioi-chat")  # trained from the untuned model
+_CODERS = ("coder-tracking", "coder-arithmetic")  # trained from the untuned model
 
 MEMBERS: Mapping[str, Member] = {
     "smollm2": Member(_SMOLLM2),
@@ -97,6 +98,7 @@ MEMBERS: Mapping[str, Member] = {
     **{name: Member(_SMOLLM2, ("tracker-base", name), _INSTALLED) for name in _TRACKERS},
     **{name: Member(_SMOLLM2, (name,)) for name in _INDIRECT_OBJECT},
     "coder": Member(_CODER),
+    **{name: Member(_CODER, (name,)) for name in _CODERS},
     **{name: Member(partial(_planted, name)) for name in planted_names()},
 }
 
