@@ -32,7 +32,7 @@ from circuitdiff.methods.graft import graft
 from circuitdiff.methods.knockout import Blocking, attention_knockout
 from circuitdiff.methods.locate import residual_patching, role_ceiling
 from circuitdiff.methods.minimality import MinimalityRule, minimality
-from circuitdiff.methods.path_patching import PathEffects, path_effects
+from circuitdiff.methods.path_patching import MlpPathEffects, PathEffects, mlp_path_effects, path_effects
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import CheckError
 from circuitdiff.models.differences import ModelDifferences, model_differences
@@ -59,6 +59,7 @@ __all__ = [
     "MaskOptions",
     "Means",
     "MinimalityRule",
+    "MlpPathEffects",
     "Model",
     "ModelDifferences",
     "Pairs",
@@ -91,6 +92,7 @@ __all__ = [
     "mean_activations",
     "measure_with",
     "minimality",
+    "mlp_path_effects",
     "model_differences",
     "patch_across",
     "path_attribution",
