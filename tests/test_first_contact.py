@@ -41,6 +41,7 @@ from helpers.two_tiny_models import donor_of
 WORDS = Path(cd.__file__).parent / "words"
 PAIRS = fake_pairs(own_answers=True)
 CIRCUIT = cd.Circuit({"mover": cd.Group("last", (cd.Head(3, 1), cd.Head(2, 5))), "few": cd.Group("query_label", ())})
+RULE = cd.MinimalityRule(held_out=False)
 MOVER = cd.Circuit({"mover": CIRCUIT.groups["mover"]})
 
 
@@ -79,7 +80,7 @@ def shown() -> dict[str, Any]:
         *(stages()[0].found, stages()[0].found.intervals(), stages()[0].selection, stages()[0].stage),
         *(cd.AutoPlan(), cd.FoundPlan(cd.Plan((stages()[0].stage,)), MOVER, tuple(stages()), 0.9)),
         *(cd.Plan((stages()[0].stage,)), cd.evaluate_model(model, PAIRS), cd.model_differences(model, donor)),
-        cd.minimality(model, MOVER, PAIRS, means, cd.MinimalityRule(held_out=False)),
+        *(cd.mlp_path_effects(model, PAIRS, "last"), cd.minimality(model, MOVER, PAIRS, means, RULE)),
         cd.completeness(model, MOVER, [MOVER], PAIRS, means),
         *cd.compare_ablations(model, MOVER, PAIRS, {"slot": means, "kind": by_kind}).values(),
         cd.fit_mask(model, CIRCUIT.groups["mover"], fake_triples(), options),

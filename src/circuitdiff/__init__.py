@@ -33,7 +33,7 @@ from circuitdiff.methods.graft_by_role import graft_by_role
 from circuitdiff.methods.knockout import Blocking, attention_knockout
 from circuitdiff.methods.locate import residual_patching, role_ceiling
 from circuitdiff.methods.minimality import MinimalityRule, minimality
-from circuitdiff.methods.path_patching import PathEffects, path_effects
+from circuitdiff.methods.path_patching import MlpPathEffects, PathEffects, mlp_path_effects, path_effects
 from circuitdiff.models import load_model
 from circuitdiff.models.checks import CheckError
 from circuitdiff.models.differences import ModelDifferences, model_differences
@@ -60,6 +60,7 @@ __all__ = [
     "MaskOptions",
     "Means",
     "MinimalityRule",
+    "MlpPathEffects",
     "Model",
     "ModelDifferences",
     "Pairs",
@@ -93,6 +94,7 @@ __all__ = [
     "mean_activations",
     "measure_with",
     "minimality",
+    "mlp_path_effects",
     "model_differences",
     "patch_across",
     "path_attribution",

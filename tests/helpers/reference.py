@@ -1,8 +1,8 @@
 """The definitions of every kind of run, written as plain hooks and loops over prompts and heads.
 
 The oracle of the engine's tests. It shares no code with `circuitdiff.engine` but the data that say what to edit: its
-own attention (registered under its own name), its own causal mask, and hooks on each architecture's output projection,
-found by name.
+own attention (registered under its own name), its own causal mask, and hooks on each architecture's output projection
+and on what its MLP ends in, both found by name.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from circuitdiff.engine.edits import Edit, Knockout, ResidualEdit, Site
+from circuitdiff.engine.edits import Edit, Knockout, MlpEdit, ResidualEdit, Site
 
 NAME = "reference"
-AnyEdit = Edit | Knockout | ResidualEdit
+AnyEdit = Edit | Knockout | MlpEdit | ResidualEdit
 
 # z of one prompt, position and head -> what is written there instead
 ZRule = Callable[[int, int, int, int, Tensor], Tensor]
@@ -34,6 +34,7 @@ class Act:
     variant: int = 0
     z_rule: ZRule | None = None  # before the edits of z
     seen: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # (layer, what) -> prompt pos head d_head
+    n_prompts: int = 0
 
     def of(self, layer: int, what: str) -> list:
         return [e for e in self.edits if e.layer == layer and e.what == what and self.variant in e.variants.tolist()]
@@ -204,16 +205,46 @@ def _add_contributions(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], T
     return hook
 
 
+def _of_prompt(edit: MlpEdit | ResidualEdit, prompt: int) -> Tensor:
+    row = edit.variants.tolist().index(_act.variant)
+    of_variant = edit.replacement[row if len(edit.replacement) > 1 else 0]
+    return of_variant[prompt if len(of_variant) > 1 else 0]
+
+
+def _take_mlp(layer: int, scale: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """What the MLP ends in, 0 where something else is added in its place; the layer still scales it."""
+
+    def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        written = output.reshape(_act.n_prompts, -1, output.shape[-1]).clone()
+        _act.seen[layer, "mlp_out"] = scale * written
+        for edit in _act.of(layer, "mlp_out"):
+            written[:, edit.at] = 0
+        return written.reshape(output.shape)
+
+    return hook
+
+
+def _add_mlp(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """What comes in the place of what the MLP added to the layer's output; of two edits of a place the later one."""
+
+    def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        output = output.clone()
+        for at, edit in {edit.at: edit for edit in _act.of(layer, "mlp_out")}.items():
+            for prompt in range(len(output)):
+                output[prompt, at] += _of_prompt(edit, prompt)
+        return output
+
+    return hook
+
+
 def _replace_residual(layer: int) -> Callable[..., tuple[tuple[Tensor, ...], dict]]:
     """What enters a layer, prompt by prompt."""
 
     def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict) -> tuple[tuple[Tensor, ...], dict]:
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
         for edit in _act.of(layer, "resid_pre"):
-            row = edit.variants.tolist().index(_act.variant)
-            of_variant = edit.replacement[row if len(edit.replacement) > 1 else 0]
             for prompt in range(len(hidden)):
-                hidden[prompt, edit.at] = of_variant[prompt if len(of_variant) > 1 else 0]
+                hidden[prompt, edit.at] = _of_prompt(edit, prompt)
         return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
 
     return hook
@@ -221,21 +252,27 @@ def _replace_residual(layer: int) -> Callable[..., tuple[tuple[Tensor, ...], dic
 
 @dataclass(frozen=True)
 class Reference:
-    """A model with its layers and their output projections, found by name."""
+    """A model with its layers, their output projections and what their MLPs end in, found by name."""
 
     module: PreTrainedModel
     layers: Sequence[nn.Module]
     projections: Sequence[nn.Module]
+    mlps: Sequence[nn.Module]
+    mlp_scale: float  # by which a layer multiplies what its MLP ends in
     d_head: int
 
     def logits(self, tokens: Tensor, act: Act | None = None) -> Tensor:
         """What the model says after the last token."""
         global _act
         _act = act or Act()
+        _act.n_prompts = len(tokens)
         with ExitStack() as stack:
             stack.callback(_nothing_is_done)  # to a later run of the module that is not one of these
             for layer, module in enumerate(self.layers):
                 stack.callback(module.register_forward_pre_hook(_replace_residual(layer), with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(_add_mlp(layer)).remove)
+            for layer, mlp in enumerate(self.mlps):
+                stack.callback(mlp.register_forward_hook(_take_mlp(layer, self.mlp_scale)).remove)
             for layer, projection in enumerate(self.projections):
                 hook = projection.register_forward_pre_hook(_edit_z(layer, self.d_head))
                 stack.callback(hook.remove)

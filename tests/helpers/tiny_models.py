@@ -87,6 +87,8 @@ ARCHITECTURES = (
 )
 _LAYERS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers"}
 _PROJECTION = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense", "opt": "self_attn.out_proj"}
+_PROJECTION |= {"phi": "self_attn.dense"}
+_MLP = dict.fromkeys(("gemma2", "gemma3", "olmo2"), "post_feedforward_layernorm") | {"opt": "fc2"}
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,9 @@ def as_subject(architecture: str, module: PreTrainedModel) -> Subject:
     path = _PROJECTION.get(architecture, "self_attn.o_proj")
     layers = list(layers)  # pyright: ignore[reportArgumentType]
     projections = [layer.get_submodule(path) for layer in layers]
-    return Subject(as_model(architecture, module), Reference(twin, layers, projections, D_HEAD))
+    mlps = [layer.get_submodule(_MLP.get(architecture, "mlp")) for layer in layers]
+    scale = getattr(twin.config, "residual_multiplier", 1.0)
+    return Subject(as_model(architecture, module), Reference(twin, layers, projections, mlps, scale, D_HEAD))
 
 
 def random_tokens(n_prompts: int = N_PROMPTS, length: int = LENGTH, seed: int = 1) -> Tensor:

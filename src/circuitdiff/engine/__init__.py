@@ -1,7 +1,7 @@
 """Edits and the two executors that carry them out."""
 
 from circuitdiff.engine.attention import IMPLEMENTATION
-from circuitdiff.engine.edits import Edit, Knockout, ResidualEdit, Site
+from circuitdiff.engine.edits import Edit, Knockout, MlpEdit, ResidualEdit, Site
 from circuitdiff.engine.executor import Ablation, Batch, Executor
 from circuitdiff.engine.full import FullExecutor
 from circuitdiff.engine.model import Model
@@ -15,6 +15,7 @@ __all__ = [
     "Edit",
     "Executor",
     "Knockout",
+    "MlpEdit",
     "Model",
     "ResidualEdit",
     "Site",

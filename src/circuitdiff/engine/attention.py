@@ -169,13 +169,13 @@ def block(
 
 
 @contextmanager
-def edited_output(attention: nn.Module, edited: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While this lasts, `edited` changes what an attention module writes into the residual stream."""
+def edited_output(module: nn.Module, edited: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While this lasts, `edited` changes what a module gives out; of an attention's tuple the first, what it writes."""
 
-    def hook(_: nn.Module, __: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (edited(output[0]), *output[1:])
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return (edited(output[0]), *output[1:]) if isinstance(output, tuple) else edited(output)
 
-    handle = attention.register_forward_hook(hook)
+    handle = module.register_forward_hook(hook)
     try:
         yield
     finally:

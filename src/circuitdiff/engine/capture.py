@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import product
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdiff.engine.attention import AttentionCall, attend, expand_kv, handled_by, pattern_of
+from circuitdiff.engine.attention import AttentionCall, attend, edited_output, expand_kv, handled_by, pattern_of
 from circuitdiff.engine.edits import What
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, RUN_SHARE, batches
+from circuitdiff.engine.mlp import mlps_of
 from circuitdiff.engine.model import Model
-from circuitdiff.engine.replay import recorded
+from circuitdiff.engine.replay import edited_input
 from circuitdiff.prompts import Bucket, PromptSet
 
 Wanted = Mapping[int, Sequence[int]]  # by layer, the heads
@@ -73,30 +76,39 @@ def z_at_positions(
 
 
 @torch.no_grad()
-def resid_pre_at_positions(
+def stream_at_positions(
     model: Model,
+    what: Literal["resid_pre", "mlp_out"],
     prompts: PromptSet,
     positions: Int[Tensor, "prompt wanted"],
     layers: Sequence[int],
     readout: Readout = lambda logits, prompt: logits[:, :0],
     memory_gb: float = RUN_SHARE * DEFAULT_MEMORY_GB,
 ) -> tuple[Float[Tensor, "layer prompt wanted d_model"], Float[Tensor, "prompt value"]]:
-    """The residual stream that enters each of the layers, at some positions of each prompt.
+    """The residual stream that enters each of the layers, or what its MLP adds, at some positions of each prompt.
 
     Also what `readout` says of the logits after each prompt, off the same runs.
     """
-    d_model = model.module.config.get_text_config().hidden_size
-    shape = (len(layers), *positions.shape, d_model)
+    shape = (len(layers), *positions.shape, model.module.config.get_text_config().hidden_size)
     found = torch.empty(shape, dtype=model.dtype, device=model.device)
     order, values = [], []
-    for bucket in batches(model, prompts, (), memory_gb, held=d_model):
-        with recorded(model.layers) as calls:
-            logits = model.forward(prompts.tokens[bucket.prompts, : bucket.length])
-        rows = torch.arange(len(bucket.prompts))[:, None]
-        for i, layer in enumerate(layers):
-            found[i, bucket.prompts] = calls[layer][0][rows, positions[bucket.prompts]]
+    for bucket in batches(model, prompts, (), memory_gb):
+        tokens, at = prompts.tokens[bucket.prompts, : bucket.length], positions[bucket.prompts]
+        with ExitStack() as stack:
+            for i, layer in enumerate(layers):
+
+                def keep(stream: Tensor, i: int = i, bucket: Bucket = bucket, at: Tensor = at) -> Tensor:
+                    rows = torch.arange(len(at))[:, None]
+                    found[i, bucket.prompts] = stream.reshape(len(at), bucket.length, -1)[rows, at]
+                    return stream
+
+                seen = edited_input(model.layers[layer], keep)
+                stack.enter_context(edited_output(mlps_of(model)[layer].module, keep) if what == "mlp_out" else seen)
+            logits = model.forward(tokens)
         values.append(readout(logits, bucket.prompts.to(logits.device)).cpu())
         order.append(bucket.prompts)
+    if what == "mlp_out":
+        found *= found.new_tensor([mlps_of(model)[layer].scale for layer in layers])[:, None, None, None]
     return found, torch.cat(values)[torch.cat(order).argsort()]
 
 

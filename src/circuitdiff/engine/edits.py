@@ -82,7 +82,28 @@ class ResidualEdit:
         return self.at
 
 
-AnyEdit = Edit | Knockout | ResidualEdit
+@dataclass(frozen=True)
+class MlpEdit:
+    """Replace what one layer's MLP adds to the residual stream at one position, in some variants of a run.
+
+    What it adds is defined in `engine.mlp`.
+    """
+
+    what: ClassVar = "mlp_out"
+
+    layer: int
+    at: int
+    variants: Int[Tensor, " some"]
+    replacement: Float[Tensor, "#some #prompt d_model"]
+
+    @property
+    def first_changed(self) -> int:
+        """The first position whose residual stream the edit can change."""
+        return self.at
+
+
+AnyEdit = Edit | Knockout | ResidualEdit | MlpEdit
+SenderEdit = Edit | MlpEdit  # what a frozen run can have: of z, or of what an MLP adds
 
 
 @dataclass(frozen=True)
@@ -113,7 +134,7 @@ def replace(
 
 
 def replace_residual(
-    own: Float[Tensor, "variant prompt pos d_model"], edit: ResidualEdit, rows: Int[Tensor, " some"], at: int
+    own: Float[Tensor, "variant prompt pos d_model"], edit: ResidualEdit | MlpEdit, rows: Int[Tensor, " some"], at: int
 ) -> Float[Tensor, "variant prompt pos d_model"]:
     """`own` after the edit, out of place; `rows` says where in `own` its variants are, and `at` its position."""
     new = edit.replacement.to(own.device).expand(len(rows), own.shape[1], -1)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdiff.engine.constant_tokens import ConstantTokens
-from circuitdiff.engine.edits import AnyEdit, Edit, Site
+from circuitdiff.engine.edits import AnyEdit, Edit, SenderEdit, Site
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.engine.model import Model
 from circuitdiff.engine.replay import CleanRun, run_clean
@@ -68,21 +68,21 @@ class Executor(Protocol):
         """Nothing frozen: what `readout` says of each variant's logits at the last position.
 
         Within a layer: the residual stream that enters it, knockouts and edits of q, k and v, then of patterns, then
-        of z and contributions.
+        of z and contributions, then of what the MLP adds.
 
         Raises: InputError if a knockout leaves a query without keys.
         """
         ...
 
-    def frozen(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout) -> Values:
+    def frozen(self, batch: Batch, edits: Sequence[SenderEdit], n_variants: int, at: int, readout: Readout) -> Values:
         """The same with every head that is not edited frozen at its clean z, at positions >= `at`.
 
-        Edits are of z, at `at`.
+        Edits are of z, or of what MLPs add, at `at`. MLPs that are not edited are recomputed.
         """
         ...
 
     def received(
-        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, sites: Sequence[Site]
+        self, batch: Batch, edits: Sequence[SenderEdit], n_variants: int, at: int, sites: Sequence[Site]
     ) -> list[Edit]:
         """In the same frozen run, what arrives at `sites` (q, k or v at `at`), as edits that put it there.
 

@@ -16,7 +16,9 @@ from circuitdiff.engine.edits import (
     AnyEdit,
     Edit,
     Knockout,
+    MlpEdit,
     ResidualEdit,
+    SenderEdit,
     Site,
     What,
     pattern_as_z,
@@ -25,6 +27,7 @@ from circuitdiff.engine.edits import (
     without_contribution,
 )
 from circuitdiff.engine.executor import Ablation, Batch, Readout, Values
+from circuitdiff.engine.mlp import edited_mlp
 from circuitdiff.engine.replay import edited_input
 
 
@@ -82,11 +85,24 @@ def _without_blocked(call: AttentionCall, knockouts: Sequence[Knockout]) -> Atte
 
 
 @contextmanager
+def _handled(batch: Batch, handler: Handler, edits: Sequence[AnyEdit]) -> Iterator[None]:
+    """While this lasts, `handler` computes z, and MLPs add what the edits of one variant say."""
+    with ExitStack() as stack:
+        stack.enter_context(handled_by(handler))
+        shape = (1, *batch.tokens.shape, -1)
+        for edit in edits:
+            if isinstance(edit, MlpEdit):
+                rows = edit.variants.to(batch.model.device)
+                stack.enter_context(edited_mlp(batch.model, edit, shape, rows, edit.at))
+        yield
+
+
+@contextmanager
 def _edited(batch: Batch, edits: Sequence[AnyEdit]) -> Iterator[None]:
     """While this lasts, the model runs with the edits of one variant."""
     with ExitStack() as stack:
         of_layer = [[edit for edit in edits if edit.layer == layer] for layer in range(batch.model.n_layers)]
-        stack.enter_context(handled_by(lambda call: _edited_attention(call, of_layer[call.layer])))
+        stack.enter_context(_handled(batch, lambda call: _edited_attention(call, of_layer[call.layer]), edits))
         for edit in edits:
             if isinstance(edit, ResidualEdit):
 
@@ -110,16 +126,21 @@ class FullExecutor:
     def run(self, batch: Batch, edits: Sequence[AnyEdit], n_variants: int, readout: Readout) -> Values:
         return _every_variant(batch, n_variants, lambda v: _edited(batch, list(_of_variant(edits, v))), readout)
 
-    def frozen(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout) -> Values:
-        return _every_variant(batch, n_variants, lambda v: handled_by(_freezing(batch, edits, v, at)), readout)
+    def frozen(self, batch: Batch, edits: Sequence[SenderEdit], n_variants: int, at: int, readout: Readout) -> Values:
+        def freezing(variant: int) -> AbstractContextManager[None]:
+            of_variant = list(_of_variant(edits, variant))
+            return _handled(batch, _freezing(batch, of_variant, at), of_variant)
+
+        return _every_variant(batch, n_variants, freezing, readout)
 
     def received(
-        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, sites: Sequence[Site]
+        self, batch: Batch, edits: Sequence[SenderEdit], n_variants: int, at: int, sites: Sequence[Site]
     ) -> list[Edit]:
         seen: list[list[Tensor]] = [[] for _ in sites]
 
         def reading(variant: int) -> AbstractContextManager[None]:
-            freeze = _freezing(batch, edits, variant, at)
+            of_variant = list(_of_variant(edits, variant))
+            freeze = _freezing(batch, of_variant, at)
 
             def handler(call: AttentionCall) -> Tensor:
                 for site, values in zip(sites, seen, strict=True):
@@ -128,7 +149,7 @@ class FullExecutor:
                         values.append(whole[:, site.heads, site.at])
                 return freeze(call)
 
-            return handled_by(handler)
+            return _handled(batch, handler, of_variant)
 
         _every_variant(batch, n_variants, reading, lambda logits, _: logits[:, :0])
         everyone = torch.arange(n_variants)
@@ -150,15 +171,16 @@ class FullExecutor:
         return _every_variant(batch, len(ablation.kept), ablating, readout)
 
 
-def _freezing(batch: Batch, edits: Sequence[Edit], variant: int, at: int) -> Handler:
-    mine, clean = list(_of_variant(edits, variant)), batch.clean
+def _freezing(batch: Batch, edits: Sequence[AnyEdit], at: int) -> Handler:
+    """Every head at its clean z from `at` on, but for the edits of one variant."""
+    clean = batch.clean
 
     def handler(call: AttentionCall) -> Tensor:
         own = attend(call)
         z = torch.cat([own[:, :at], clean.z[call.layer][:, at - clean.start :]], dim=1).transpose(1, 2)
-        for edit in mine:
-            if edit.layer == call.layer:
-                assert isinstance(edit, Edit), "a frozen run has edits of z"
+        for edit in edits:
+            if edit.layer == call.layer and isinstance(edit, Edit):
+                assert edit.what == "z", "a frozen run has edits of z and of what MLPs add"
                 z = _put(z, edit)
         return z.transpose(1, 2)
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdiff.engine.capture import z_at_positions
+from circuitdiff.engine.capture import stream_at_positions, z_at_positions
 from circuitdiff.engine.executor import Batch, Progress
 from circuitdiff.engine.fits import KEPT_SHARE, RUN_SHARE, clean_batches
 from circuitdiff.engine.model import Model
@@ -193,6 +193,10 @@ class PairRuns:
         """Every head's z at a role of each counterfactual prompt."""
         return self._sources[:, :, self._roles.index(role)]
 
+    def mlp_source(self, role: str) -> Float[Tensor, "layer prompt d_model"]:
+        """What every MLP adds at a role of each counterfactual prompt."""
+        return self._mlp_sources[:, :, self._roles.index(role)]
+
     def batch(self, bucket: Bucket, start: int) -> Batch:
         """The clean prompts of a bucket; no position before `start` will be edited."""
         return self._runs.batch(bucket, start, self._needs)
@@ -200,8 +204,18 @@ class PairRuns:
     @cached_property
     def _sources(self) -> Float[Tensor, "layer prompt role head d_head"]:
         prompts = self.pairs.counterfactual_prompts
-        places = torch.stack([prompts.positions[role] for role in self._roles], dim=1)
-        return z_at_positions(self.model, prompts, places.clamp(min=0), RUN_SHARE * self._memory_gb)
+        return z_at_positions(self.model, prompts, self._places, RUN_SHARE * self._memory_gb)
+
+    @cached_property
+    def _mlp_sources(self) -> Float[Tensor, "layer prompt role d_model"]:
+        prompts, layers = self.pairs.counterfactual_prompts, range(self.model.n_layers)
+        memory_gb = RUN_SHARE * self._memory_gb
+        return stream_at_positions(self.model, "mlp_out", prompts, self._places, layers, memory_gb=memory_gb)[0]
+
+    @property
+    def _places(self) -> Int[Tensor, "prompt role"]:
+        positions = self.pairs.counterfactual_prompts.positions
+        return torch.stack([positions[role] for role in self._roles], dim=1).clamp(min=0)
 
     @cached_property
     def _runs(self) -> KeptRuns:

@@ -3,7 +3,7 @@
 - Variants (`LiveVariants`) join the batch at the layer of their first edit.
 - A frozen run (`FrozenRun`) is one position, no attention: with every other head frozen at its clean z from the edited
   position on, only the residual stream at that one position changes, through the MLPs. A layer's attention then writes
-  what it wrote in the clean run, but for the edited heads.
+  what it wrote in the clean run, but for the edited heads; an edited MLP adds what the edit says.
 - Variants that do the same at early positions share that part (`branched`): it is run once, and each of them then costs
   only what it changes later on.
 """
@@ -24,7 +24,9 @@ from circuitdiff.engine.edits import (
     AnyEdit,
     Edit,
     Knockout,
+    MlpEdit,
     ResidualEdit,
+    SenderEdit,
     Site,
     What,
     pattern_as_z,
@@ -33,13 +35,14 @@ from circuitdiff.engine.edits import (
     without_contribution,
 )
 from circuitdiff.engine.executor import Ablation, Batch, Readout, Values, read_out
+from circuitdiff.engine.mlp import edited_mlp
 from circuitdiff.engine.model import replaced_forward
 from circuitdiff.engine.replay import CleanRun, cut, run_layer
 from circuitdiff.engine.window_ablation import ablated_in_window
 from circuitdiff.engine.window_attention import Prefix, Window, attend_edited_heads, attend_window, values_seen
 
 # Where query heads share a key or value, an edit of it is seen by one head: no run has such keys.
-BRANCHING: frozenset[What] = frozenset(["z", "q", "pattern", "contribution"])
+BRANCHING: frozenset[str] = frozenset(["z", "q", "pattern", "contribution", "mlp_out"])
 EditsWithRows = Sequence[tuple[AnyEdit, Int[Tensor, " _some"]]]  # where in the window's variants each edit's are
 
 
@@ -58,14 +61,14 @@ class WindowExecutor:
             run_window_layer(batch, live, layer, edits)
         return live.read_out(batch, readout)
 
-    def frozen(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, readout: Readout) -> Values:
+    def frozen(self, batch: Batch, edits: Sequence[SenderEdit], n_variants: int, at: int, readout: Readout) -> Values:
         assert at == batch.length - 1, "with every later head frozen, no other position reaches the logits"
         run = FrozenRun(batch, edits, n_variants, at)
         run.up_to(())
         return run.live.read_out(batch, readout)
 
     def received(
-        self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int, sites: Sequence[Site]
+        self, batch: Batch, edits: Sequence[SenderEdit], n_variants: int, at: int, sites: Sequence[Site]
     ) -> list[Edit]:
         return FrozenRun(batch, edits, n_variants, at).up_to(sites)
 
@@ -112,6 +115,8 @@ def _outputs_edited(batch: Batch, live: LiveVariants, edits: EditsWithRows) -> I
                     return own.select_scatter(new, dim=2, index=row).flatten(0, 1)
 
                 stack.enter_context(edited_output(batch.model.attentions[edit.layer], edited))
+            if isinstance(edit, MlpEdit):
+                stack.enter_context(edited_mlp(batch.model, edit, live.shape, rows, edit.at - live.start))
         yield
 
 
@@ -217,10 +222,12 @@ class LiveVariants:
 
 
 class FrozenRun:
-    """Edits of z at position `at`, all other heads frozen."""
+    """Edits of z and of what MLPs add at position `at`, all other heads frozen."""
 
-    def __init__(self, batch: Batch, edits: Sequence[Edit], n_variants: int, at: int):
-        assert all(edit.what == "z" and edit.at == at for edit in edits), "a frozen run has edits of z at one position"
+    def __init__(self, batch: Batch, edits: Sequence[SenderEdit], n_variants: int, at: int):
+        assert all(edit.what in ("z", "mlp_out") and edit.at == at for edit in edits), (
+            "a frozen run has edits of z and of what MLPs add, at one position"
+        )
         self._batch, self._edits, self._at = batch, edits, at
         self.live = LiveVariants(batch.clean, edits, n_variants, start=at, n_rows=1)
 
@@ -245,7 +252,11 @@ class FrozenRun:
         """Runs one layer with its attention replaced by what the frozen heads write."""
         model, live = self._batch.model, self.live
         output = self._attention_output(layer).flatten(0, 1)
-        with replaced_forward(model.attentions[layer], lambda *_, **__: (output, None)):
+        with_rows = [(edit, live.rows_of(edit)) for edit in self._edits if edit.layer == layer]
+        with (
+            replaced_forward(model.attentions[layer], lambda *_, **__: (output, None)),
+            _outputs_edited(self._batch, live, with_rows),
+        ):
             hidden = run_layer(model.layers[layer], live.hidden.flatten(0, 1), self._keywords(layer))
         live.hidden = hidden.unflatten(0, live.shape[:2])
 
@@ -254,7 +265,7 @@ class FrozenRun:
         clean, live = self._batch.clean, self.live
         row = self._at - clean.start
         output = clean.attention_output[layer][:, row : row + 1].expand(live.shape)
-        here = [edit for edit in self._edits if edit.layer == layer]
+        here = [edit for edit in self._edits if edit.layer == layer and isinstance(edit, Edit)]
         if not here:
             return output
         edited = torch.cat([live.rows_of(edit) for edit in here]).unique()
@@ -287,7 +298,7 @@ class FrozenRun:
 
 
 @torch.no_grad()
-def branched(batch: Batch, edits: Sequence[Edit], start: int) -> Batch:
+def branched(batch: Batch, edits: Sequence[SenderEdit], start: int) -> Batch:
     """The batch whose clean run is the run with these edits, for window runs that change positions >= `start`.
 
     The edits are of one variant, number 0, all before `start`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 
@@ -128,6 +128,12 @@ def check_heads(model: Model, heads: Iterable[Head]) -> None:
             raise InputError(
                 f"head {head} does not exist: {model.name} has {model.n_layers} layers of {model.n_heads} heads"
             )
+
+
+def check_layers(model: Model, layers: Collection[int]) -> None:
+    """Raises: InputError if there are none, or if the model lacks one."""
+    if not layers or min(layers) < 0 or max(layers) >= model.n_layers:
+        raise InputError(f"layers are from 0 to {model.n_layers - 1} in {model.name}; got {list(layers)}")
 
 
 def _kept(model: Model, circuits: Sequence[Circuit], bucket: Bucket) -> tuple[tuple[int, ...], torch.Tensor]:

@@ -21,7 +21,7 @@ from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, check_pairs
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation, Progress, evaluate_model
 from circuitdiff.evaluation.answers import evaluation_of
-from circuitdiff.evaluation.circuits import check_roles
+from circuitdiff.evaluation.circuits import check_layers, check_roles
 from circuitdiff.evaluation.edited import Editing, run_edited
 from circuitdiff.prompts import Bucket, Pairs
 from circuitdiff.readable import Plotted, Readable, data_frame
@@ -166,8 +166,7 @@ def _free(pairs: Pairs, query: str, query_roles: Iterable[str]) -> Bool[Tensor, 
 
 def _variants(model: Model, pairs: Pairs, wanted: Blocking) -> list[_Variant]:
     chosen = wanted.layers
-    if not chosen or min(chosen) < 0 or max(chosen) >= model.n_layers:
-        raise InputError(f"layers are from 0 to {model.n_layers - 1} in {model.name}; got {list(chosen)}")
+    check_layers(model, chosen)
     keys = tuple(map(tuple, _positions(pairs, wanted.query, wanted.keys).tolist()))
     return [_Variant(wanted.query, keys, range(n, model.n_layers if wanted.upward else n + 1)) for n in chosen]
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.engine import Model, ResidualEdit
-from circuitdiff.engine.capture import resid_pre_at_positions
+from circuitdiff.engine.capture import stream_at_positions
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, RUN_SHARE, check_pairs
 from circuitdiff.errors import InputError
@@ -37,7 +37,7 @@ from circuitdiff.evaluation import (
     evaluate_circuits,
     evaluate_model,
 )
-from circuitdiff.evaluation.circuits import check_roles
+from circuitdiff.evaluation.circuits import check_layers, check_roles
 from circuitdiff.evaluation.edited import Editing, run_edited
 from circuitdiff.evaluation.measured import readout_of
 from circuitdiff.prompts import Bucket, Pairs, halves
@@ -132,7 +132,8 @@ def residual_patching(
     source = base.counterfactual_prompts
     at = torch.stack([source.positions[role] for role in roles], dim=1)
     everyone = Bucket(torch.arange(len(base)), int(source.lengths.max()), {})
-    carried, other = resid_pre_at_positions(model, source, at, layers, readout(everyone), RUN_SHARE * memory_gb)
+    how = (readout(everyone), RUN_SHARE * memory_gb)
+    carried, other = stream_at_positions(model, "resid_pre", source, at, layers, *how)
     # 2
     editing = Editing[_Place](
         roles,
@@ -161,8 +162,7 @@ def _check(model: Model, pairs: Pairs, roles: Sequence[str], layers: Sequence[in
     if not roles:
         raise InputError("no role was named at which the residual stream is exchanged; name one or more")
     check_roles(pairs, roles, in_counterfactuals=True)
-    if not layers or min(layers) < 0 or max(layers) >= model.n_layers:
-        raise InputError(f"layers are from 0 to {model.n_layers - 1} in {model.name}; got {list(layers)}")
+    check_layers(model, layers)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

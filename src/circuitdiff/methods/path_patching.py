@@ -1,13 +1,16 @@
 """Path patching: how much of the behaviour each head carries straight into the logits, or into other heads.
 
-For every sender head:
+For every sender, a head or an MLP:
 1. Run the clean prompt with the sender's z at role `at` taken from the counterfactual prompt, and every other head's z
    at that position and later ones frozen at its clean value; MLPs are recomputed.
+   Or what the MLP of one layer adds to the residual stream taken from there, and every head frozen. Then, too, the
+   MLPs that are not the sender are recomputed, so that an effect holds what later ones make of it.
 2. Without receivers, the effect is read off this run's logits. With receivers, what reaches their q, k or v in this
    run is put into a second run in which nothing is frozen, and the effect is read off that.
 
 Source: Wang et al. 2022 (arXiv:2211.00593), section 3.1; Prakash et al. 2024 (arXiv:2402.14811), section 3.1.
-We differ in the counterfactual of each prompt, which is drawn once for all senders, and in `receivers_at`.
+We differ in the counterfactual of each prompt, which is drawn once for all senders, in `receivers_at`, and in MLPs as
+senders.
 """
 
 from __future__ import annotations
@@ -22,21 +25,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.circuit import Head
-from circuitdiff.engine import Batch, Edit, Executor, Model, Site, executor_named
+from circuitdiff.engine import Batch, Edit, Executor, MlpEdit, Model, Site, executor_named
+from circuitdiff.engine.capture import stream_at_positions
+from circuitdiff.engine.edits import SenderEdit
 from circuitdiff.engine.executor import Progress, Readout
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, check_pairs, clean_batches, rows_at_once
 from circuitdiff.engine.kept_runs import PairRuns
 from circuitdiff.errors import InputError
-from circuitdiff.evaluation.circuits import check_heads, check_roles
+from circuitdiff.evaluation.circuits import check_heads, check_layers, check_roles
 from circuitdiff.evaluation.measured import readout_of
 from circuitdiff.evaluation.shapes import by_layer
 from circuitdiff.prompts import Bucket, Pairs
-from circuitdiff.readable import Plotted, data_frame
+from circuitdiff.readable import Plotted, Readable, data_frame
 from circuitdiff.stats.intervals import Interval, mean_interval
 from circuitdiff.stats.metrics import METRICS, Measured, Metric, OwnMetric, metric_named
 
 Via = Literal["q", "k", "v"]
-Senders = Sequence[Head]  # heads that are patched together
+Senders = Sequence[Head] | int  # heads that are patched together, or the MLP of a layer
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,6 +79,33 @@ class PathEffects(Plotted):
         bounds = self.intervals(level)
         rows = ((*place, *(np.asarray(bound)[place] for bound in bounds)) for place in np.ndindex(*self.effects.shape))
         return data_frame("layer head effect low high", rows)
+
+
+@dataclass(frozen=True, repr=False)
+class MlpPathEffects(Readable):
+    """Effects of every layer's MLP, per prompt, as those of heads in `PathEffects`; nan where a layer was not asked."""
+
+    _shown = ("effects", "per_prompt", "on_counterfactual_answer", "noise_floor", "scenarios", "metric")
+
+    per_prompt: Float[Tensor, "layer prompt"]
+    on_counterfactual_answer: Float[Tensor, "layer prompt"] | None
+    noise_floor: float  # largest |effect| of an MLP that adds what it adds anyway, on the same path
+    scenarios: Int[Tensor, " prompt"]
+    metric: str
+
+    @property
+    def effects(self) -> Float[Tensor, " layer"]:
+        """Mean over prompts."""
+        return self.per_prompt.mean(dim=-1)
+
+    def intervals(self, level: float = 0.95) -> Interval:
+        """Each mean with a bootstrap interval over scenarios; arrays [layer]."""
+        return mean_interval(self.per_prompt.numpy(), self.scenarios.numpy(), level=level)
+
+    def to_pandas(self, level: float = 0.95) -> Any:
+        """A row for each layer. Raises: InputError if there is no pandas."""
+        bounds = np.stack(self.intervals(level), axis=-1)
+        return data_frame("layer effect low high", ((layer, *each) for layer, each in enumerate(bounds)))
 
 
 @dataclass(frozen=True)
@@ -134,7 +166,7 @@ def path_effects(
     check_path(model, pairs, path)
     measure, last = metric_named(metric), path.last_layer
     live = [head for head in chosen if last is None or head.layer < last]
-    first_of_layer = sorted({head.layer: head for head in reversed(live)}.values())
+    first_of_layer = [[head] for head in sorted({head.layer: head for head in reversed(live)}.values())]
     runs = shared or PairRuns(model, pairs, path.roles, memory_gb, keep=False)
     each = [[head] for head in live]
     effects, floor = _sweep(runs, path, each, measure, executor, memory_gb, progress, first_of_layer)
@@ -144,6 +176,45 @@ def path_effects(
     per_prompt[:, [head.layer for head in live], [head.index for head in live]] = effects.permute(2, 0, 1)
     other = per_prompt[1] if len(per_prompt) == 2 else None
     return PathEffects(per_prompt[0], other, floor, pairs.scenarios, measure.name)
+
+
+@torch.no_grad()
+def mlp_path_effects(
+    model: Model,
+    pairs: Pairs,
+    at: str,
+    receivers: Sequence[Head] | None = None,
+    via: Via | None = None,
+    receivers_at: str | None = None,
+    layers: Sequence[int] | None = None,
+    metric: str | Measured = "logit_difference",
+    executor: str = "window",
+    *,
+    memory_gb: float = DEFAULT_MEMORY_GB,
+    progress: Progress | None = None,
+    shared: PairRuns | None = None,
+) -> MlpPathEffects:
+    """The effect of each layer's MLP at role `at`, straight into the logits or via q, k or v of `receivers`.
+
+    The sender is what the MLP adds to the residual stream (`engine.mlp` defines it); all else is as in `path_effects`.
+    An MLP comes after the attention of its layer, which cannot receive from it. Layers default to all.
+
+    Raises: InputError as `path_effects` does, if a layer does not exist, or if the architecture lets nobody tell what
+    its MLPs add.
+    """
+    chosen = list(range(model.n_layers)) if layers is None else sorted(set(layers))
+    check_layers(model, chosen)
+    path = Path(at, None if receivers is None else tuple(receivers), via, receivers_at)
+    check_path(model, pairs, path)
+    measure, last = metric_named(metric), path.last_layer
+    live = [layer for layer in chosen if last is None or layer < last]
+    runs = shared or PairRuns(model, pairs, path.roles, memory_gb, keep=False)
+    effects, floor = _sweep(runs, path, live, measure, executor, memory_gb, progress, live)
+    per_prompt = torch.full((effects.shape[2], model.n_layers, len(pairs)), torch.nan, dtype=effects.dtype)
+    per_prompt[:, chosen] = 0.0  # those that no receiver can see
+    per_prompt[:, live] = effects.permute(2, 0, 1)
+    other = per_prompt[1] if len(per_prompt) == 2 else None
+    return MlpPathEffects(per_prompt[0], other, floor, pairs.scenarios, measure.name)
 
 
 @torch.no_grad()
@@ -206,14 +277,15 @@ def _sweep(
     executor: str,
     memory_gb: float,
     progress: Progress | None = None,
-    unmoved: Sequence[Head] = (),
+    unmoved: Sequence[Senders] = (),
 ) -> tuple[Float[Tensor, "sender prompt answer"], float]:
     """The effect of each of the senders, as many of them and of the prompts together as fit the memory.
 
-    Also the largest |effect| where `unmoved` heads, one by one, are given their own clean z.
+    Also the largest |effect| where `unmoved` senders, one by one, are given what they carry anyway.
     """
     model, pairs, runner = runs.model, runs.pairs, executor_named(executor)
-    sources = runs.source(path.at)
+    mlps = any(isinstance(sender, int) for sender in senders)
+    sources = runs.mlp_source(path.at) if mlps else runs.source(path.at)
     n_answers = 2 if pairs.counterfactual_answers is not None and isinstance(metric, Metric) else 1
     found = torch.empty(len(senders), len(pairs), n_answers, dtype=torch.promote_types(model.dtype, torch.float32))
     rows = rows_at_once(model, ROWS_SHARE * memory_gb, int(pairs.lengths.max()))
@@ -231,12 +303,24 @@ def _sweep(
             if progress:
                 progress(done, len(senders) * len(pairs))
         if unmoved and floor == 0.0:
-            own = torch.stack([batch.clean.z_at(i, bucket.positions[path.at]) for i in range(model.n_layers)])
+            own = _own(runs, batch, bucket, path.at, mlps=mlps)
             for i in range(0, len(unmoved), size):
-                part = [[head] for head in unmoved[i : i + size]]
+                part = unmoved[i : i + size]
                 patched = sweep_senders(runner, batch, bucket, path, part, own, readout)
                 floor = max(floor, float(metric.effect(patched, clean).abs().max()))
     return found, floor
+
+
+def _own(
+    runs: PairRuns, batch: Batch, bucket: Bucket, role: str, *, mlps: bool
+) -> Float[Tensor, "layer prompt *carried"]:
+    """What heads or MLPs carry at a role of the bucket's clean prompts."""
+    at, layers = bucket.positions[role], range(runs.model.n_layers)
+    if not mlps:
+        return torch.stack([batch.clean.z_at(layer, at) for layer in layers])
+    prompts = runs.pairs.clean_prompts.select(bucket.prompts)
+    positions = torch.full((len(prompts), 1), at)
+    return stream_at_positions(runs.model, "mlp_out", prompts, positions, layers)[0][:, :, 0]
 
 
 def open_batch(runs: PairRuns, bucket: Bucket, path: Path) -> Batch:
@@ -249,12 +333,18 @@ def sweep_senders(
     batch: Batch,
     bucket: Bucket,
     path: Path,
-    senders: Sequence[Sequence[Head]],
-    source: Float[Tensor, "layer prompt head d_head"],
+    senders: Sequence[Senders],
+    source: Float[Tensor, "layer prompt *carried"],
     readout: Readout,
 ) -> Float[Tensor, "sender prompt value"]:
-    """Both runs of the module's docstring, for every sender: one head or several, whose z `source` replaces."""
-    edits = _sender_edits(batch, bucket.positions[path.at], senders, source)
+    """Both runs of the module's docstring, for every sender: heads whose z `source` replaces, or MLPs."""
+    at = bucket.positions[path.at]
+    edits: list[SenderEdit] = [
+        MlpEdit(sender, at, torch.tensor([i]), source[sender][None])
+        for i, sender in enumerate(senders)
+        if isinstance(sender, int)
+    ]
+    edits += _head_edits(batch, at, [[] if isinstance(sender, int) else sender for sender in senders], source)
     return passed_on(executor, batch, bucket, path, edits, len(senders), readout)
 
 
@@ -263,11 +353,11 @@ def passed_on(
     batch: Batch,
     bucket: Bucket,
     path: Path,
-    edits: Sequence[Edit],
+    edits: Sequence[SenderEdit],
     n_variants: int,
     readout: Readout,
 ) -> Float[Tensor, "variant prompt value"]:
-    """What edits of z at the path's role, all other heads frozen, do to the logits, or by what receivers then read."""
+    """What edits at the path's role, all other heads frozen, do to the logits, or by what receivers then read."""
     at, device = bucket.positions[path.at], batch.tokens.device
     if not path.receivers:
         return executor.frozen(batch, edits, n_variants, at, readout)
@@ -281,8 +371,8 @@ def passed_on(
     return executor.run(batch, received, n_variants, readout)
 
 
-def _sender_edits(
-    batch: Batch, at: int, senders: Sequence[Sequence[Head]], source: Float[Tensor, "layer prompt head d_head"]
+def _head_edits(
+    batch: Batch, at: int, senders: Sequence[Sequence[Head]], source: Float[Tensor, "layer prompt *carried"]
 ) -> list[Edit]:
     """One edit per layer: all its heads clean, but for each variant's own sender."""
     heads = torch.arange(batch.model.n_heads, device=source.device)
