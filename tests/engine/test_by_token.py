@@ -63,3 +63,20 @@ def test_each_token_has_the_weights_that_its_mask_says(architecture):
             torch.testing.assert_close(values[i], expected, rtol=1e-10, atol=1e-10)
     for either, values in ((model, found[0]), (other, found[1])):
         torch.testing.assert_close(values, capture(either, prompts, readout=everything), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt_oss"])
+@torch.no_grad()
+def test_the_donors_last_token_reads_the_keys_and_values_that_the_recipient_left(architecture):
+    """As transformers itself goes on from a cache; a sink, too, is of the token that asks."""
+    model, other, prompts = subject(architecture).model, donor_of(architecture).model, fake_pairs().clean_prompts
+    masks = torch.arange(prompts.tokens.shape[1]) == prompts.lengths[:, None] - 1
+    found = run_by_token(model, other, prompts, masks[None], everything)[0]
+    own, theirs = (copy.deepcopy(each.module) for each in (model, other))
+    for module in (own, theirs):
+        module.set_attn_implementation("eager")
+    for i, length in enumerate(prompts.lengths.tolist()):
+        tokens = prompts.tokens[i : i + 1, :length]
+        cache = own(tokens[:, :-1], use_cache=True).past_key_values
+        expected = theirs(tokens[:, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
+        torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-4)  # its softmax is in float32

@@ -79,13 +79,15 @@ def _one_head(
     scaling: float,
     softcap: float | None,
     patterns: Mapping[int, Callable[[Tensor], Tensor]],
+    sink: Tensor | None,
 ) -> Tensor:
     """`patterns`: by the query's position, what its weights become."""
     scores = (q @ k.T) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     weights = torch.exp(scores) * allowed
-    pattern = list(weights / weights.sum(1, keepdim=True))
+    total = weights.sum(1, keepdim=True) + (0 if sink is None else torch.exp(sink))
+    pattern = list(weights / total)
     for at, change in patterns.items():
         pattern[at] = change(pattern[at])
     return torch.stack(pattern) @ v
@@ -113,6 +115,7 @@ def _attention(
     scaling: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     assert attention_mask is None, "the mask is made here"
@@ -152,7 +155,7 @@ def _attention(
                     )
                     for what, x in (("k", key), ("v", value))
                 )
-                return _one_head(q, k, v, seen, scaling, softcap, patterns)
+                return _one_head(q, k, v, seen, scaling, softcap, patterns, None if s_aux is None else s_aux[head])
 
             z = list(seen_by(None))
             for reader in readers:

@@ -78,17 +78,21 @@ def _config(architecture: str) -> tf.PreTrainedConfig:
             return tf.CohereConfig(**_NO_HEAD_DIM, use_qk_norm=True)
         case "smollm3":
             return tf.SmolLM3Config(**_NO_HEAD_DIM)
+        case "gpt_oss":
+            experts = {"num_local_experts": 5, "num_experts_per_tok": 3, "layer_types": _LAYER_TYPES}
+            return tf.GptOssConfig(**_COMMON, **_SLIDING, **experts)
     raise KeyError(architecture)
 
 
 ARCHITECTURES = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2"),
-    *("gpt_neox", "phi3", "olmo2", "opt", "granite", "cohere", "smollm3"),
+    *("gpt_neox", "phi3", "olmo2", "opt", "granite", "cohere", "smollm3", "gpt_oss"),
 )
 _LAYERS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers"}
 _PROJECTION = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense", "opt": "self_attn.out_proj"}
 _PROJECTION |= {"phi": "self_attn.dense"}
-_MLP = dict.fromkeys(("gemma2", "gemma3", "olmo2"), "post_feedforward_layernorm") | {"opt": "fc2"}
+_MLP = dict.fromkeys(("gemma2", "gemma3", "olmo2"), "post_feedforward_layernorm")
+_MLP |= {"opt": "fc2", "gpt_oss": "mlp.experts"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ def as_model(name: str, module: PreTrainedModel) -> Model:
 @functools.cache
 def subject(architecture: str) -> Subject:
     config = _config(architecture)
-    module = tf.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval().requires_grad_(False)
+    how = {"experts_implementation": "eager"} if architecture == "gpt_oss" else {}  # the others know no float64
+    module = tf.AutoModelForCausalLM.from_config(config, dtype=torch.float64, **how).eval().requires_grad_(False)
     randomise(module)
     return as_subject(architecture, module)
 

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 import transformers as tf
+from transformers import AttentionInterface
 
 from circuitdiff.engine import Batch, FullExecutor
 from circuitdiff.engine.window import WindowExecutor
@@ -105,7 +106,6 @@ REFUSED = {
         ),
         "layer 2 shares the keys or values of layer 1",
     ),
-    "attention sinks (gpt_oss)": (lambda: tf.GptOssConfig(**SIZES, head_dim=10, num_local_experts=3), "s_aux"),
 }
 
 
@@ -116,6 +116,17 @@ def test_what_the_engine_cannot_edit_is_refused_in_one_line(name, caplog):
     with caplog.at_level(logging.ERROR, logger="transformers"), pytest.raises(InputError, match=why) as refusal:
         find_structure(module, "theirs")
     assert "\n" not in str(refusal.value)
+
+
+def test_what_an_attention_is_told_that_nobody_knows_is_refused(monkeypatch):
+    """Left out silently, it would change what the model says."""
+    module, call = tiny(tf.LlamaConfig(**SIZES, head_dim=10)), AttentionInterface()["circuitdiff"]
+    told = {"circuitdiff": lambda *args, **keywords: call(*args, **keywords, indices=torch.zeros(1))}
+    monkeypatch.setattr(AttentionInterface, "get_interface", lambda _, name, other: told.get(name, other))
+    with pytest.raises(
+        InputError, match=r"LlamaAttention calls its attention with indices, which circuitdiff does not"
+    ):
+        find_structure(module, "theirs")
 
 
 def test_a_mixture_of_experts_is_taken():

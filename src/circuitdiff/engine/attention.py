@@ -38,6 +38,10 @@ _HARMLESS = frozenset(
 )
 
 
+# A score of each head beside those of the keys: it takes its share of the softmax and gives no value.
+Sinks = Float[Tensor, "#batch head #query 1"]
+
+
 @dataclass(frozen=True)
 class AttentionCall:
     """What one layer's attention is about to do. q has the query heads, k and v the key/value heads."""
@@ -50,6 +54,7 @@ class AttentionCall:
     allowed: Bool[Tensor, "#batch #head query key_all"]  # key_all > key when the queries are a window
     scaling: float
     softcap: float | None
+    sinks: Sinks | None = None
 
 
 Handler = Callable[[AttentionCall], Float[Tensor, "batch query head d_head"]]
@@ -59,13 +64,20 @@ def probabilities(
     scores: Float[Tensor, "*any key"],
     allowed: Bool[Tensor, "*#any key"],
     softcap: float | None,
+    sinks: Float[Tensor, "*#any 1"] | None = None,
 ) -> Float[Tensor, "*any key"]:
-    """Attention pattern from scaled scores. Half precision is summed in float32, float64 stays float64."""
+    """Attention pattern from scaled scores. Half precision is summed in float32, float64 stays float64.
+
+    It sums to 1 over the keys, less what a sink takes.
+    """
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~allowed, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], dim=-1)
     wide = torch.promote_types(scores.dtype, torch.float32)
-    return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
+    pattern = torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
+    return pattern if sinks is None else pattern[..., :-1]
 
 
 def expand_kv(kv: Float[Tensor, "*any kv_head pos d"], n_heads: int) -> Float[Tensor, "*any head pos d"]:
@@ -74,9 +86,9 @@ def expand_kv(kv: Float[Tensor, "*any kv_head pos d"], n_heads: int) -> Float[Te
 
 
 def pattern_of(call: AttentionCall) -> Float[Tensor, "batch head query key"]:
-    """How much each head's query gives to each key; sums to 1 over the keys."""
+    """How much each head's query gives to each key; sums to 1 over the keys, less what a sink takes."""
     scores = call.q @ expand_kv(call.k, call.q.shape[1]).transpose(-1, -2) * call.scaling
-    return probabilities(scores, call.allowed, call.softcap)
+    return probabilities(scores, call.allowed, call.softcap, call.sinks)
 
 
 def attend(call: AttentionCall) -> Float[Tensor, "batch query head d_head"]:
@@ -106,6 +118,7 @@ def _attention(
     *,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **keywords: object,
 ) -> tuple[Tensor, None]:
     unknown = [name for name, value in keywords.items() if name not in _HARMLESS and value is not None]
@@ -125,7 +138,8 @@ def _attention(
             f"circuitdiff does not do; this architecture is not supported"
         )
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
-    call = AttentionCall(module, layer, query, key, value, attention_mask, scaling, softcap)
+    sinks = None if s_aux is None else s_aux.view(1, -1, 1, 1)
+    call = AttentionCall(module, layer, query, key, value, attention_mask, scaling, softcap, sinks)
     return _handler.get()(call).contiguous(), None  # some models take a view of it
 
 

@@ -86,7 +86,11 @@ def _layer(
 
     def together(own: AttentionCall) -> Tensor:
         q, k, v = (_joined(others, getattr(own, name), getattr(its_call, name), 2) for name in ("q", "k", "v"))
-        z.append(attend(replace(own, q=q, k=k, v=v)))
+        sinks = None
+        if own.sinks is not None and its_call.sinks is not None:
+            each = [sinks.expand(-1, -1, hidden.shape[1], -1) for sinks in (own.sinks, its_call.sinks)]
+            sinks = _joined(others, each[0], each[1], 2)
+        z.append(attend(replace(own, q=q, k=k, v=v, sinks=sinks)))
         return z[0]
 
     with handled_by(together):

@@ -261,7 +261,10 @@ def _computed(
     if projection == "o":
         return written[0]
     values = {"q": calls[0].q, "k": calls[0].k, "v": calls[0].v}[projection]
-    return expand_kv(values, model.n_heads)[:, list(heads)]
+    computed = expand_kv(values, model.n_heads)[:, list(heads)]
+    if projection != "q" or (sinks := calls[0].sinks) is None:
+        return computed
+    return torch.cat([computed.flatten(), sinks[:, list(heads)].flatten()])  # queries' scores have a sink beside them
 
 
 def _random(shape: torch.Size, generator: torch.Generator) -> Float[Tensor, "*any"]:

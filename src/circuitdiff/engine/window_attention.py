@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitdiff.engine.attention import AttentionCall, probabilities
+from circuitdiff.engine.attention import AttentionCall, Sinks, probabilities
 from circuitdiff.engine.edits import Edit, replace
 
 # Which keys a query may attend to: [query, key], or [variant, prompt, head, query, key] where they differ.
@@ -36,11 +36,12 @@ class Window:
     allowed: Allowed
     scaling: float
     softcap: float | None
+    sinks: Sinks | None = None
 
     @classmethod
     def of(cls, call: AttentionCall, n_variants: int, prefix: Prefix, allowed: Allowed) -> Window:
         q, k, v = (x.unflatten(0, (n_variants, -1)) for x in (call.q, call.k, call.v))
-        return cls(q, k, v, prefix, allowed, call.scaling, call.softcap)
+        return cls(q, k, v, prefix, allowed, call.scaling, call.softcap, call.sinks)
 
 
 def attend_window(window: Window) -> Float[Tensor, "variant prompt query head d_head"]:
@@ -63,7 +64,9 @@ def attend_window(window: Window) -> Float[Tensor, "variant prompt query head d_
     to_prefix = per_variant(per_prompt(q) @ prefix.k.transpose(-1, -2))
     to_window = (q.flatten(3, 4) @ window.k.transpose(-1, -2)).unflatten(3, (n_group, n_query))
     grouped = allowed.unflatten(2, (n_kv, n_group)) if allowed.dim() == 5 else allowed
-    pattern = probabilities(torch.cat([to_prefix, to_window], dim=-1) * window.scaling, grouped, window.softcap)
+    scores = torch.cat([to_prefix, to_window], dim=-1) * window.scaling
+    sinks = None if window.sinks is None else window.sinks.unflatten(1, (n_kv, n_group))
+    pattern = probabilities(scores, grouped, window.softcap, sinks)
     from_prefix = per_variant(per_prompt(pattern[..., :n_prefix]) @ prefix.v)
     from_window = (pattern[..., n_prefix:].flatten(3, 4) @ window.v).unflatten(3, (n_group, n_query))
     return (from_prefix + from_window).flatten(2, 3).transpose(2, 3)
@@ -95,7 +98,9 @@ def attend_edited_heads(
     seen = torch.cat([own, own[..., columns]], dim=-1)
     seen = seen.index_fill(-1, torch.tensor(columns, dtype=torch.long, device=seen.device), False)
     shared = Prefix(prefix.k[:, kv_head], prefix.v[:, kv_head])
-    return attend_window(with_fields(window, q=window.q[:, :, heads], **kv, prefix=shared, allowed=seen))
+    sinks = None if window.sinks is None else window.sinks[:, heads]
+    of_heads = with_fields(window, q=window.q[:, :, heads], **kv, prefix=shared, allowed=seen, sinks=sinks)
+    return attend_window(of_heads)
 
 
 def values_seen(
