@@ -40,7 +40,8 @@ class AttentionToRoles(Readable):
     """Shares, from 0 to 1, of the attention of a group's heads at its role, prompt by prompt.
 
     The last column is of all tokens that have none of the roles. A prompt's shares sum to 1 unless two roles are at one
-    token, which both have, or the head has a sink, which takes the rest. nan where the role is not in the prompt, or comes after the query.
+    token, which both have, or the head has a sink, which takes the rest. nan where the role is not in the prompt, or
+    comes after the query.
     """
 
     heads: tuple[Head, ...]
