@@ -21,6 +21,7 @@ from helpers.reference import NAME, Reference
 N_LAYERS, N_HEADS, N_KV_HEADS, D_HEAD, D_MODEL, D_MLP, D_VOCAB = 4, 6, 2, 10, 42, 44, 61
 N_PROMPTS, LENGTH, N_VARIANTS = 3, 13, 5
 LAST = LENGTH - 1
+D_QUERY = 15  # of queries and keys where they are wider than values
 TOLERANCE = 1e-10
 
 _WIDE = N_HEADS * D_HEAD  # for families in which d_model must be n_heads * d_head
@@ -78,6 +79,11 @@ def _config(architecture: str) -> tf.PreTrainedConfig:
             return tf.CohereConfig(**_NO_HEAD_DIM, use_qk_norm=True)
         case "smollm3":
             return tf.SmolLM3Config(**_NO_HEAD_DIM)
+        case "deepseek_v3":
+            sizes = {"q_lora_rank": 14, "kv_lora_rank": 16, "qk_nope_head_dim": D_QUERY - 6, "qk_rope_head_dim": 6}
+            plain = {k: v for k, v in _COMMON.items() if k not in ("head_dim", "num_key_value_heads")}
+            plain |= {"num_key_value_heads": N_HEADS, "first_k_dense_replace": N_LAYERS}  # its router is in float32
+            return tf.DeepseekV3Config(**plain, **sizes, v_head_dim=D_HEAD)
         case "gpt_oss":
             experts = {"num_local_experts": 5, "num_experts_per_tok": 3, "layer_types": _LAYER_TYPES}
             return tf.GptOssConfig(**_COMMON, **_SLIDING, **experts)
@@ -121,7 +127,7 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 def as_model(name: str, module: PreTrainedModel) -> Model:
     s = find_structure(module, name)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"the": 0}, unk_token="the")))
-    return Model(name, module, tokenizer, s.layers, s.attentions, s.projections, s.n_heads, s.n_kv_heads, s.d_head, {})
+    return Model(name=name, module=module, tokenizer=tokenizer, provenance={}, **vars(s))
 
 
 @functools.cache
@@ -175,10 +181,11 @@ class Draw:
         read_at: int | None = None,
         kept: bool = False,
         shared: bool = False,
+        width: int = D_HEAD,
     ) -> Edit:
         """A random replacement, of each variant and prompt its own, or `shared`."""
         n_some, n_prompts = (1, 1) if shared else (len(variants), self._n_prompts)
-        replacement = 2 * self.normal(n_some, n_prompts, len(heads), D_HEAD)
+        replacement = 2 * self.normal(n_some, n_prompts, len(heads), width)
         keep = torch.rand(n_some, n_prompts, len(heads), generator=self._g, dtype=torch.float64) if kept else None
         return Edit(layer, what, at, torch.tensor(heads), torch.tensor(variants), replacement, keep, read_at)
 

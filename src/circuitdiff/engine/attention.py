@@ -48,9 +48,9 @@ class AttentionCall:
 
     module: nn.Module
     layer: int
-    q: Float[Tensor, "batch head query d_head"]
-    k: Float[Tensor, "batch kv_head key d_head"]
-    v: Float[Tensor, "batch kv_head key d_value"]  # d_head in every model that is taken
+    q: Float[Tensor, "batch head query d_query"]
+    k: Float[Tensor, "batch kv_head key d_query"]
+    v: Float[Tensor, "batch kv_head key d_head"]  # d_query, but where latent attention gives q and k more
     allowed: Bool[Tensor, "#batch #head query key_all"]  # key_all > key when the queries are a window
     scaling: float
     softcap: float | None

@@ -29,7 +29,7 @@ class ConstantColumns:
 
     columns: Int[Tensor, " column"]  # the positions
     member: Int[Tensor, "prompt column"]  # which of the distinct tokens each prompt has there
-    k: Sequence[Float[Tensor, "distinct kv_head d_head"]]  # per layer
+    k: Sequence[Float[Tensor, "distinct kv_head d_query"]]  # per layer
     v: Sequence[Float[Tensor, "distinct kv_head d_head"]]
 
     def prefix(self, layer: int) -> Prefix:
@@ -48,7 +48,8 @@ class ConstantTokens:
     ):
         self.model = model
         self.constants = constants
-        self._gb_per_token = 2 * model.n_layers * model.n_kv_heads * model.d_head * model.dtype.itemsize / 2**30
+        width = model.d_query + model.d_head
+        self._gb_per_token = model.n_layers * model.n_kv_heads * width * model.dtype.itemsize / 2**30
         self._most = int(_SHARE * memory_gb / self._gb_per_token)
         self._forget()
 
@@ -79,10 +80,8 @@ class ConstantTokens:
         return ConstantColumns(columns, member, self._k, self._v)
 
     def _forget(self) -> None:
-        model = self.model
-        nothing = torch.empty(0, model.n_kv_heads, model.d_head, dtype=model.dtype, device=model.device)
-        self._keys = torch.empty(0, dtype=torch.long, device=model.device)
-        self._k, self._v = [nothing] * model.n_layers, [nothing] * model.n_layers
+        self._keys = torch.empty(0, dtype=torch.long, device=self.model.device)
+        self._k, self._v = list[Tensor](), list[Tensor]()
 
     def _add_missing(self, keys: Tensor, columns: Tensor, resid: Tensor, keywords: Sequence[Keywords]) -> None:
         distinct, member = torch.unique(keys, return_inverse=True)
@@ -98,8 +97,9 @@ class ConstantTokens:
             prompt, position = rows // len(columns), columns[rows % len(columns)]
             constants = self.constants[:, torch.zeros_like(prompt) if self.shared else prompt, position]
             k, v = run_constant(self.model, resid[prompt, position], position, constants, keywords)
-            self._k = [torch.cat([known, new[: len(places)]]) for known, new in zip(self._k, k, strict=True)]
-            self._v = [torch.cat([known, new[: len(places)]]) for known, new in zip(self._v, v, strict=True)]
+            k, v = ([each[: len(places)] for each in new] for new in (k, v))
+            self._k = [torch.cat(each) for each in zip(self._k, k, strict=True)] if self._k else k
+            self._v = [torch.cat(each) for each in zip(self._v, v, strict=True)] if self._v else v
             self._keys = torch.cat([self._keys, keys.flatten()[places]])
 
 

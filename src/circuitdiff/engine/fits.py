@@ -109,7 +109,8 @@ def prompts_at_once(model: Model, length: int, memory_gb: float = DEFAULT_MEMORY
 
 def held_by_clean_run(model: Model) -> int:
     """Two residual streams while one is copied, what the attention writes, every head's q, k, v and z (`CleanRun`)."""
-    return 3 * model.module.config.get_text_config().hidden_size + 2 * (model.n_heads + model.n_kv_heads) * model.d_head
+    heads = (model.n_heads + model.n_kv_heads) * (model.d_query + model.d_head)
+    return 3 * model.module.config.get_text_config().hidden_size + heads
 
 
 def batches(

@@ -45,7 +45,7 @@ class _OneLength:
     row: Int[Tensor, " prompt"]  # of each prompt of the set; -1 elsewhere
     start: Mapping[str, int]  # by role, the first position of `windows`
     windows: Mapping[tuple[str, Need], Float[Tensor, "row kept *any"]]
-    kv: Mapping[tuple[str, int], Float[Tensor, "row kv_head pos d_head"]]  # by "k" or "v" and layer
+    kv: Mapping[tuple[str, int], Float[Tensor, "row kv_head pos width"]]  # by "k" or "v" and layer
     logits: Float[Tensor, "row d_vocab"]
     keywords: list[Keywords]
 
@@ -164,7 +164,8 @@ def _bytes_per_prompt(model: Model, prompts: PromptSet, needs: Sequence[Need]) -
     width = {need.role: int((prompts.lengths - prompts.positions[need.role]).max()) for need in needs}
     per_row = {True: 2 * hidden + model.n_heads * model.d_head, False: hidden}
     windows = sum(width[need.role] * per_row[need.frozen] for need in needs)
-    kv = 2 * (model.n_layers - min(need.layer for need in needs)) * model.n_kv_heads * length * model.d_head
+    n_layers = model.n_layers - min(need.layer for need in needs)
+    kv = n_layers * model.n_kv_heads * length * (model.d_query + model.d_head)
     return model.dtype.itemsize * (windows + kv + model.d_vocab)
 
 

@@ -21,7 +21,7 @@ class Model(Readable):
 
     `name`: what it was loaded as. `module`, `tokenizer`: the transformers model and tokenizer themselves.
     `layers`, `attentions`, `projections`: of each layer the block, its attention, and that one's output projection.
-    `n_layers`, `n_heads`, `n_kv_heads`, `d_head`, `d_vocab`: sizes. `device`, `dtype`: the module's.
+    `n_layers`, `n_heads`, `n_kv_heads`, `d_head`, `d_query`, `d_vocab`: sizes. `device`, `dtype`: the module's.
     `provenance`: its source, adapters and self-checks. `weights`: SHA-256 of each weight as it was loaded, by name.
     """
 
@@ -35,7 +35,8 @@ class Model(Readable):
     projections: Sequence[nn.Module] = field(repr=False)  # of each attention; its input is z, all heads in a row
     n_heads: int
     n_kv_heads: int
-    d_head: int
+    d_head: int  # of z and values
+    d_query: int  # of queries and keys; wider in latent attention (MLA)
     provenance: dict[str, Any] = field(repr=False)
     weights: Mapping[str, str] = field(default_factory=dict, repr=False)
 

@@ -36,8 +36,8 @@ class CleanRun:
     tokens: Int[Tensor, "prompt pos"]
     start: int
     resid_pre: list[Float[Tensor, "prompt kept d_model"]]
-    q: list[Float[Tensor, "prompt head kept d_head"]]
-    k: list[Float[Tensor, "prompt kv_head pos d_head"]]
+    q: list[Float[Tensor, "prompt head kept d_query"]]
+    k: list[Float[Tensor, "prompt kv_head pos d_query"]]
     v: list[Float[Tensor, "prompt kv_head pos d_head"]]
     z: list[Float[Tensor, "prompt kept head d_head"]]
     attention_output: list[Float[Tensor, "prompt kept d_model"]]

@@ -244,7 +244,7 @@ def _computed(
 
     def handler(call: AttentionCall) -> Tensor:
         calls.append(call)
-        z = torch.zeros_like(call.q).transpose(1, 2)
+        z = torch.zeros_like(expand_kv(call.v, model.n_heads)).transpose(1, 2)
         if projection == "o":
             shape = z[:, :, heads].shape
             z = z.index_copy(2, torch.tensor(list(heads), device=z.device), _random(shape, generator).to(z.device))

@@ -41,7 +41,7 @@ class _Trunk:
 
     kept: Bool[Tensor, "layer at head"]
     resid_pre: list[Float[Tensor, "prompt at d_model"]]
-    k: list[Float[Tensor, "prompt kv_head at d_head"]]
+    k: list[Float[Tensor, "prompt kv_head at d_query"]]
     v: list[Float[Tensor, "prompt kv_head at d_head"]]
     final: Float[Tensor, "prompt d_model"]
 

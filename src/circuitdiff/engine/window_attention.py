@@ -21,7 +21,7 @@ Allowed = Bool[Tensor, "*any query prefix_and_key"]
 class Prefix:
     """Keys and values outside the window, one set per prompt for all variants."""
 
-    k: Float[Tensor, "prompt kv_head prefix d_head"]
+    k: Float[Tensor, "prompt kv_head prefix d_query"]
     v: Float[Tensor, "prompt kv_head prefix d_head"]
 
 
@@ -29,8 +29,8 @@ class Prefix:
 class Window:
     """What the attention of a few positions is about to do: q, k and v inside the window, per variant, and the rest."""
 
-    q: Float[Tensor, "variant prompt head query d_head"]
-    k: Float[Tensor, "variant prompt kv_head key d_head"]
+    q: Float[Tensor, "variant prompt head query d_query"]
+    k: Float[Tensor, "variant prompt kv_head key d_query"]
     v: Float[Tensor, "variant prompt kv_head key d_head"]
     prefix: Prefix
     allowed: Allowed
@@ -52,7 +52,7 @@ def attend_window(window: Window) -> Float[Tensor, "variant prompt query head d_
     """
     prefix, allowed = window.prefix, window.allowed
     n_kv, n_prefix = prefix.k.shape[1:3]
-    q = window.q.unflatten(2, (n_kv, -1))  # variant prompt kv_head group query d_head
+    q = window.q.unflatten(2, (n_kv, -1))  # variant prompt kv_head group query d_query
     n_variants, _, _, n_group, n_query, _ = q.shape
 
     def per_prompt(x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Structure:
     n_heads: int
     n_kv_heads: int
     d_head: int
+    d_query: int
 
 
 @dataclass
@@ -56,7 +57,7 @@ def find_structure(module: PreTrainedModel, name: str) -> Structure:
     with probing(name, "running on random tokens through circuitdiff's attention"):
         seen = _watch(module)
     attentions = _attentions(module, seen, name)
-    n_heads, n_kv_heads, d_head = _sizes(seen, name)
+    n_heads, n_kv_heads, d_query, d_head = _sizes(seen, name)
     layers = [_layer_of(module, attention, name) for attention in attentions]
     if len(set(layers)) < len(layers):
         raise _refusal(name, f"its {len(set(layers))} layers have {len(layers)} attentions, not one each")
@@ -64,7 +65,7 @@ def find_structure(module: PreTrainedModel, name: str) -> Structure:
     projections = [_projection(seen, i, attention, name) for i, attention in enumerate(attentions)]
     with probing(name, "calling its layers one by one"):
         _refuse_other_mixing(module, layers, name)
-    return Structure(layers, attentions, projections, n_heads, n_kv_heads, d_head)
+    return Structure(layers, attentions, projections, n_heads, n_kv_heads, d_head, d_query)
 
 
 def _refusal(name: str, why: str) -> InputError:
@@ -106,15 +107,12 @@ def _attentions(module: PreTrainedModel, seen: _Seen, name: str) -> list[nn.Modu
     return [call.module for call in seen.calls]
 
 
-def _sizes(seen: _Seen, name: str) -> tuple[int, int, int]:
-    """The number of heads, of key/value heads, and their size, the same in every layer."""
+def _sizes(seen: _Seen, name: str) -> tuple[int, int, int, int]:
+    """The number of heads, of key/value heads, and the sizes of queries and of values, the same in every layer."""
     sizes = {(call.q.shape[1], call.k.shape[1], call.q.shape[3], call.v.shape[3]) for call in seen.calls}
     if len(sizes) > 1:
         raise _refusal(name, "its layers differ in their number of heads or head size")
-    n_heads, n_kv_heads, d_head, d_value = sizes.pop()
-    if d_value != d_head:
-        raise _refusal(name, f"its values have {d_value} numbers a head, its queries {d_head} (latent attention, MLA)")
-    return n_heads, n_kv_heads, d_head
+    return sizes.pop()
 
 
 def _layer_of(module: PreTrainedModel, attention: nn.Module, name: str) -> nn.Module:
