@@ -77,6 +77,7 @@ def shown() -> dict[str, Any]:
     there: list[Any] = [
         *(blocking, CIRCUIT, CIRCUIT.groups["mover"], cd.Head(3, 1), cd.Discoveries(), cd.TopK(3), cd.Limits()),
         *(options, cd.MinimalityRule(), model, PAIRS, PAIRS.clean_prompts, fake_triples(), means, *stages()),
+        cd.Mlps("last", (0, 2)),
         *(stages()[0].found, stages()[0].found.intervals(), stages()[0].selection, stages()[0].stage),
         *(cd.AutoPlan(), cd.FoundPlan(cd.Plan((stages()[0].stage,)), MOVER, tuple(stages()), 0.9)),
         *(cd.Plan((stages()[0].stage,)), cd.evaluate_model(model, PAIRS), cd.model_differences(model, donor)),

@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from circuitdiff import tasks
-from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.circuit import Circuit, Group, Head, Mlps
 from circuitdiff.engine import Model
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import (
@@ -61,6 +61,7 @@ __all__ = [
     "Means",
     "MinimalityRule",
     "MlpPathEffects",
+    "Mlps",
     "Model",
     "ModelDifferences",
     "Pairs",

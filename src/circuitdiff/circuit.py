@@ -45,6 +45,14 @@ class Group(Readable):
 
 
 @dataclass(frozen=True, repr=False)
+class Mlps(Readable):
+    """The MLPs of some layers at one role: a part that can be patched beside groups of heads."""
+
+    at: str
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, repr=False)
 class Circuit(Readable):
     """Groups by name. A head may serve two groups only at different roles."""
 

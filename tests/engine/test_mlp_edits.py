@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 import transformers as tf
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from circuitdiff.engine import Edit, FullExecutor, Knockout, MlpEdit, ResidualEdit, Site, WindowExecutor
 from circuitdiff.engine.edits import AnyEdit, SenderEdit
@@ -176,6 +181,22 @@ def test_a_layer_that_normalises_the_sum_is_refused():
     randomise(module)
     chosen = as_model("theirs", module.requires_grad_(False))
     with pytest.raises(InputError, match=r"MLP of layer 0 of theirs .*a norm or a scale of the sum"):
+        mlps_of(chosen)
+
+
+class _Bent(LlamaDecoderLayer):
+    """Its MLP's output is bent before it is added, by no module."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:  # pyright: ignore
+        middle = hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)[0]
+        return middle + torch.tanh(self.mlp(self.post_attention_layernorm(middle)))
+
+
+def test_a_layer_that_bends_what_its_mlp_gives_out_is_refused():
+    module = copy.deepcopy(subject("llama").model.module)
+    module.model.layers[2].__class__ = _Bent
+    chosen = as_model("theirs", module)
+    with pytest.raises(InputError, match="MLP of layer 2 of theirs"):
         mlps_of(chosen)
 
 

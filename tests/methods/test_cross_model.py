@@ -228,7 +228,7 @@ def test_values_in_another_basis_are_found_out():
         ({"group": Group("last", (Head(1, 1),))}, r"not read at head 1\.1 of 'group' at 'last'"),
         ({"group": Group("nowhere", (Head(1, 1),))}, r"not read at head 1\.1 of 'group' at 'nowhere'"),
         ({"group": {}}, r"the circuit has none"),
-        ({"group": Circuit({"a": LATE, "b": Group("last", ())})}, r"needs heads; b has none"),
+        ({"group": Circuit({"a": LATE, "b": Group("last", ())})}, r"needs heads .* b has none"),
         ({"group": {str(i): LATE for i in range(7)}}, r"at most 6 groups is patched; got 7"),
     ],
 )

@@ -73,8 +73,10 @@ def test_effects_agree_with_the_definition_in_every_architecture(architecture):
 
 
 def test_mlps_that_no_receiver_can_see_have_exactly_no_effect_and_layers_not_asked_are_nan():
-    chosen, pairs = subject("llama"), fake_pairs()
-    effects = mlp_path_effects(chosen.model, pairs, "last", [Head(2, 1)], "q", layers=[1, 2, 3]).per_prompt
+    chosen, pairs, seen = subject("llama"), fake_pairs(), list[tuple[int, int]]()
+    how = {"layers": [1, 2, 3], "progress": lambda *step: seen.append(step)}
+    effects = mlp_path_effects(chosen.model, pairs, "last", [Head(2, 1)], "q", **how).per_prompt
+    assert seen[-1] == (len(pairs), len(pairs)), "they are not run"
     assert (effects[2:] == 0).all()
     assert (effects[1] != 0).all()
     assert effects[0].isnan().all()

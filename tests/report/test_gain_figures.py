@@ -114,6 +114,13 @@ def test_heads_of_masks_stand_beside_whole_groups_with_how_many_they_are():
     assert f"{INTO}/patched z, heads of masks" in figures(results)
 
 
+def test_groups_beside_mlps_have_a_table_and_a_figure_of_their_own():
+    with_mlps = replace(patched().to_base["z"], order=("reader", "fetcher", "MLPs at last"))
+    results = gains(cross_model={VARIANT: replace(patched(), with_mlps=with_mlps)})
+    assert f"patched z, with MLPs of {VARIANT} in base" in captions(cross_model.view(results))
+    assert f"{INTO}/patched z, with MLPs" in figures(results)
+
+
 def test_no_number_of_a_gain_stands_in_two_tables():
     assert captions(cross_model.view(gains())) == [
         f"The gain of {VARIANT} over base: where it is visible (patched activations) and what caused it (grafted "

@@ -68,7 +68,7 @@ def _mlp(model: Model, layer: int, like: Float[Tensor, "1 row d_model"], keyword
         return bool((a - b).norm() <= slack * b.norm())
 
     with replaced_forward(model.attentions[layer], lambda *_, **__: (attended, None)):
-        for part, shape in _candidates(module, model.attentions[layer], one, keywords):
+        for part, shape in _candidates(module, one, keywords):
 
             def output(hidden: Tensor, w: Tensor, part: nn.Module = part, shape: torch.Size = shape) -> Tensor:
                 with replaced_forward(part, lambda *_, **__: w.reshape(shape)):
@@ -89,18 +89,20 @@ def _mlp(model: Model, layer: int, like: Float[Tensor, "1 row d_model"], keyword
 
 
 def _candidates(
-    layer: nn.Module, attention: nn.Module, hidden: Float[Tensor, "1 row d_model"], keywords: Keywords
+    layer: nn.Module, hidden: Float[Tensor, "1 row d_model"], keywords: Keywords
 ) -> list[tuple[nn.Module, torch.Size]]:
-    """Modules of a layer that are called once and give out a residual stream, with its shape; the last one first."""
+    """Modules of a layer that are called once and give out a residual stream, with its shape.
+
+    The last one first: most often it is the one.
+    """
     calls: list[tuple[nn.Module, torch.Size]] = []
 
     def keep(part: nn.Module, _: object, output: object) -> None:
         size = output.shape if isinstance(output, Tensor) and output.numel() == hidden.numel() else torch.Size()
         calls.append((part, size))
 
-    inside = {*layer.modules()} - {layer, *attention.modules()}
     with ExitStack() as stack:
-        for part in inside:
+        for part in {*layer.modules()} - {layer}:
             stack.callback(part.register_forward_hook(keep).remove)
         run_layer(layer, hidden, keywords)
     n_calls = Counter(part for part, _ in calls)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitdiff.circuit import Circuit, Head
 from circuitdiff.engine import Batch, Edit, Model, executor_named
-from circuitdiff.engine.edits import AnyEdit
+from circuitdiff.engine.edits import AnyEdit, SenderEdit
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB, ROWS_SHARE, check_pairs, clean_batches, rows_at_once
 from circuitdiff.engine.window import branched
@@ -99,7 +99,7 @@ def _parts(
         for first, its in alike.items():
             if len(its) > 1:
                 rests = [(number, rest) for number, _, rest in its]
-                edits = [edit for edit in editing.edits([first], bucket) if isinstance(edit, Edit)]  # pyright: ignore
+                edits = [edit for edit in editing.edits([first], bucket) if isinstance(edit, SenderEdit)]  # pyright: ignore
                 branch = branched(batch, edits, min(editing.begins(rest, bucket) for _, rest in rests))
                 yield from _parts(branch, rests, editing, bucket, rows, branches=True)
 

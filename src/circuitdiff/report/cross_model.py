@@ -42,6 +42,8 @@ def view(results: CommonResults) -> Part:
 def _further(patched: CrossModel) -> Iterator[gains.Method]:
     if patched.heads is not None:
         yield gains.Method(f"{gains.CARRIED[patched.heads.what]}, single heads of {patched.heads.group}", patched.heads)
+    if patched.with_mlps is not None:
+        yield gains.Method(f"{gains.CARRIED[patched.with_mlps.what]}, with MLPs", patched.with_mlps)
     for donor, shares in patched.null_donors.items():
         yield gains.Method(f"{gains.CARRIED[shares.what]}, from {donor} instead", shares)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.circuit import Circuit, Group, Head, Mlps
 from circuitdiff.errors import InputError
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.component_mask.fit import MaskFit
@@ -172,6 +172,31 @@ def test_only_the_heads_of_masks_are_patched_beside_whole_groups(context, monkey
     assert abs(alone.log_prob.value - float(whole.answers.log_probs.mean())) > 1e-4
     expected = patch.attribution("log_prob").parts["fetcher"]["alone"]
     assert found.scores["log_prob"].parts["fetcher"]["alone"].value == pytest.approx(expected.value, abs=1e-5)
+
+
+def test_mlps_at_the_circuits_roles_are_parts_beside_the_groups_and_last_in_order(context, monkeypatch):
+    again, options = context.again(context.study.store.folder), replace(OPTIONS, mlps=True)
+    found, (base, tuned) = compared(again, monkeypatch, options, donor="tuned").with_mlps, both(context)
+    roles, layers = TESTED.roles, tuple(range(base.n_layers))
+    parts = {f"MLPs at {role}": Mlps(role, layers) for role in roles} | TESTED.groups
+    pairs = first(context, 5)
+    theirs = read_several(tuned, pairs, parts.values(), ["z"])
+    patch = patch_across_several(theirs, base, parts, pairs, every_subset=False)["z"]
+    assert found.order == patch.order == ("reader", "fetcher", "MLPs at previous_query_label", "MLPs at last")
+    for row, (subset, ran) in zip(found.runs, patch.runs.items(), strict=True):
+        assert set(row.parts) == subset
+        assert row.log_prob.value == pytest.approx(float(ran.answers.log_probs.mean()), abs=1e-5)
+    alone = {row.parts: row.log_prob.value for row in found.runs}
+    assert abs(alone["MLPs at last",] - alone[()]) > 1e-4
+    title = f"z of tuned in {context.study.base}, with MLPs"
+    checks = [check.name for check in again.study.checks if check.detail.startswith(title)]
+    assert len(checks) == 2, "both executors, and the recipient given its own"
+    assert all(check.passed for check in again.study.checks)
+
+
+def test_mlps_are_patched_only_if_asked_and_where_there_is_a_gain(context, monkeypatch):
+    assert compared(context, monkeypatch, replace(OPTIONS, mlps=True)).with_mlps is None
+    assert compared(context, monkeypatch, donor="tuned").with_mlps is None
 
 
 @pytest.mark.parametrize("heads", [None, ((1, 3), (2, 1))], ids=["no mask", "all heads of the group"])
@@ -391,3 +416,6 @@ def test_the_plan_counts_every_subset_the_single_heads_and_the_controls(context)
     )
     [part] = SECTION.cost(known, few)
     assert part.forwards == 10 * 4
+    [with_mlps] = SECTION.cost(known, replace(few, mlps=True))
+    assert with_mlps.forwards == 10 * (4 + 11), "of two groups, and of MLPs at two roles, what is needed"
+    assert with_mlps.flop > part.flop

@@ -1,4 +1,4 @@
-"""Runs of the recipient in which some heads are given what was read elsewhere, and whether it could have made them."""
+"""Runs of the recipient in which heads or MLPs are given what was read elsewhere; could it have made them itself?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdiff.circuit import Group
-from circuitdiff.engine import Edit, Model
+from circuitdiff.engine import Edit, MlpEdit, Model
+from circuitdiff.engine.edits import SenderEdit
 from circuitdiff.engine.executor import Readout
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.engine.window import BRANCHING
@@ -147,17 +148,20 @@ def _split(hybrid: Hybrid, bucket: Bucket) -> tuple[Hybrid, Hybrid]:
     return at_first, tuple(patch for patch in hybrid if bucket.positions[patch.role] > first)
 
 
-def _edits(hybrids: Sequence[Hybrid], bucket: Bucket, device: torch.device) -> list[Edit]:
+def _edits(hybrids: Sequence[Hybrid], bucket: Bucket, device: torch.device) -> list[SenderEdit]:
     """One edit for each patch, of all the hybrids that have it."""
     owners: dict[Patch, list[int]] = {}
     for i, hybrid in enumerate(hybrids):
         for patch in hybrid:
             owners.setdefault(patch, []).append(i)
-    edits = []
+    edits: list[SenderEdit] = []
     for patch, some in owners.items():
-        values = patch.values[bucket.prompts.to(patch.values.device)][None]
+        values, at = patch.values[bucket.prompts.to(patch.values.device)][None], bucket.positions[patch.role]
+        if patch.what == "mlp_out":
+            edits.append(MlpEdit(patch.layer, at, torch.tensor(some), values.to(device)))
+            continue
         values = values[..., : bucket.length] if patch.what == "pattern" else values
-        heads, at = torch.tensor(patch.heads, device=device), bucket.positions[patch.role]
+        heads = torch.tensor(patch.heads, device=device)
         edits.append(Edit(patch.layer, patch.what, at, heads, torch.tensor(some), values.to(device)))
     return edits
 

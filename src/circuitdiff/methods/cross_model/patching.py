@@ -1,14 +1,14 @@
 """Cross-model activation patching (CMAP): on the same prompts, the donor's activations in the recipient.
 
-1. Run the donor and keep what the groups' heads carry at their roles.
+1. Run the donor and keep what the groups' heads carry at their roles; and what MLPs add there, if they are parts.
 2. Run the recipient with these in place of its own: for each group alone, all but each, and every subset of them.
 3. Whose is the gain? Shares of donor - recipient (`stats.shapley.attribute`).
 
 What a late group carries also holds what the donor's earlier parts did: the shares say where a gain is visible. What
 caused it is asked by grafting weights.
 
-Source: Prakash et al. 2024 (arXiv:2402.14811), section 6. We differ in patching every subset, in controls, and in
-leaving runs without a share that end far from any clean run.
+Source: Prakash et al. 2024 (arXiv:2402.14811), section 6. We differ in patching every subset, in controls, in MLPs as
+parts, and in leaving runs without a share that end far from any clean run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from circuitdiff.circuit import Circuit, Group, Head
+from circuitdiff.circuit import Circuit, Group, Head, Mlps
 from circuitdiff.engine import Model
 from circuitdiff.engine.fits import DEFAULT_MEMORY_GB
 from circuitdiff.errors import InputError
@@ -36,7 +36,7 @@ from circuitdiff.prompts import Pairs
 from circuitdiff.readable import Readable
 from circuitdiff.stats.shapley import Attribution, Subset, all_subsets, attribute, needed_subsets
 
-Parts = Group | Circuit | Mapping[str, Group]
+Parts = Group | Circuit | Mapping[str, Group | Mlps]
 
 MOST_GROUPS = 6  # 2^6 runs of every prompt
 _ITSELF = 16  # prompts on which the recipient is given its own activations
@@ -107,10 +107,12 @@ def patch_across(
 
     `what`: z, which the recipient's own output projection then reads (the paper's); q, k, v; the attention pattern,
     with the recipient's values; or the contribution, what a head writes after the donor's output projection. Of several
-    groups every subset is run; the last comes first as a cause. The donor may be given as what `read_activations` kept,
-    so that two models need not be in memory together.
+    groups every subset is run; the last comes first as a cause. A part by name may also be `Mlps`: what these MLPs add
+    to the residual stream at their role, whatever heads are patched in. The donor may be given as what
+    `read_activations` kept, so that two models need not be in memory together.
 
-    Raises: InputError if the models do not fit together, a role or head does not exist, or there are too many groups.
+    Raises: InputError if the models do not fit together, a role, head or layer does not exist, MLPs cannot be read, or
+    there are too many groups.
     """
     theirs = donor
     if not isinstance(theirs, Activations):
@@ -126,6 +128,7 @@ def patch_across_several(
     pairs: Pairs,
     *,
     per_head: bool = False,
+    every_subset: bool = True,
     own: Mapping[Carrier, Activations] | None = None,
     executor: str = "window",
     memory_gb: float = DEFAULT_MEMORY_GB,
@@ -133,14 +136,16 @@ def patch_across_several(
 ) -> dict[Carrier, CrossPatch]:
     """`patch_across` of several kinds of activations, which share the recipient's clean run.
 
-    With `per_head` a lone group's heads are the parts: each alone, left out, and in order of layers. `own`: what was
-    read of the recipient, if it was.
+    With `per_head` a lone group's heads are the parts: each alone, left out, and in order of layers. Without
+    `every_subset` parts, as many as there are, are patched likewise, in order of causes. `own`: what was read of the
+    recipient, if it was.
 
     Raises: InputError as `patch_across` does.
     """
-    parts = _parts(group, per_head=per_head)
-    ordered = tuple(sorted(parts, key=lambda name: parts[name].heads[0]) if per_head else reversed(parts))
-    subsets = needed_subsets(ordered) if per_head else all_subsets(ordered)
+    few = per_head or not every_subset
+    parts = _parts(group, per_head=per_head, most=None if few else MOST_GROUPS)
+    ordered = tuple(sorted(parts, key=Head.parse) if per_head else reversed(parts))
+    subsets = needed_subsets(ordered) if few else all_subsets(ordered)
     if "contribution" in donor:
         _check_apart(parts)
     for what, theirs in donor.items():
@@ -154,24 +159,27 @@ def patch_across_several(
     first = next(iter(donor))
     clean, run_by = Clean(donor[first], own[first]), {"executor": executor, "memory_gb": memory_gb}
     ran = run_hybrids(recipient, pairs, hybrids, clean, progress=progress, **run_by)
-    few = pairs.select(torch.arange(min(_ITSELF, len(pairs))))
+    some = pairs.select(torch.arange(min(_ITSELF, len(pairs))))
+    heads = {name: part for name, part in parts.items() if isinstance(part, Group)}
     itself = [tuple(patch for part in parts.values() for patch in patches(own[what], part)) for what in donor]
-    plain, *same = run_hybrids(recipient, few, [(), *itself], clean, **run_by)
+    plain, *same = run_hybrids(recipient, some, [(), *itself], clean, **run_by)
     return {
         what: CrossPatch(
             what=what,
             order=ordered,
             donor=theirs.answers,
             runs=dict(zip(subsets, ran[i * len(subsets) : (i + 1) * len(subsets)], strict=True)),
-            bases={name: basis_of(theirs, own[what], part) for name, part in parts.items()} if what in _VECTORS else {},
+            bases={name: basis_of(theirs, own[what], part) for name, part in heads.items()} if what in _VECTORS else {},
             noise_floor=float((same[i].answers.log_probs - plain.answers.log_probs).abs().max()),
         )
         for i, (what, theirs) in enumerate(donor.items())
     }
 
 
-def check_donor(donor: Activations, recipient: Model, parts: Mapping[str, Group], pairs: Pairs, what: str) -> None:
-    """Raises: InputError if what was read is of another kind of model, or not of these prompts and heads."""
+def check_donor(
+    donor: Activations, recipient: Model, parts: Mapping[str, Group | Mlps], pairs: Pairs, what: str
+) -> None:
+    """Raises: InputError if what was read is of another kind of model, or not of these prompts, heads and MLPs."""
     check_comparable(donor.shape, Shape.of(recipient, pairs))
     if donor.what != what:
         raise InputError(f"the donor's {donor.what} was read, but {what} is to be patched; read it with what={what!r}")
@@ -180,6 +188,13 @@ def check_donor(donor: Activations, recipient: Model, parts: Mapping[str, Group]
             f"the donor was read on {len(donor.answers.hits)} other prompts than these {len(pairs)}; give both the same"
         )
     for name, part in parts.items():
+        if isinstance(part, Mlps):
+            if missing := set(part.layers) - {*donor.mlps.get(part.at, ())}:
+                raise InputError(
+                    f"the donor was not read at the MLP of layer {min(missing)} of {name!r} at {part.at!r}; read it "
+                    f"there, too"
+                )
+            continue
         for head in part.heads:
             known = donor.heads.get(part.at, {}).get(head.layer, ())
             if head.index not in known:
@@ -188,21 +203,24 @@ def check_donor(donor: Activations, recipient: Model, parts: Mapping[str, Group]
                 )
 
 
-def _parts(group: Parts, *, per_head: bool) -> dict[str, Group]:
+def _parts(group: Parts, *, per_head: bool, most: int | None = MOST_GROUPS) -> dict[str, Group | Mlps]:
     parts = named_parts(group, per_head=per_head)
-    empty = [name for name, part in parts.items() if not part.heads]
+    empty = [name for name, part in parts.items() if not (part.layers if isinstance(part, Mlps) else part.heads)]
     if empty or not parts:
-        raise InputError(f"a group to patch needs heads; {', '.join(empty) or 'the circuit'} has none: leave it out")
-    if len(parts) > MOST_GROUPS and not per_head:
+        raise InputError(
+            f"a group to patch needs heads (or layers, of MLPs); {', '.join(empty) or 'the circuit'} has none: leave "
+            f"it out"
+        )
+    if most is not None and len(parts) > most:
         raise InputError(f"every subset of at most {MOST_GROUPS} groups is patched; got {len(parts)}: join some")
     return parts
 
 
-def _check_apart(parts: Mapping[str, Group]) -> None:
+def _check_apart(parts: Mapping[str, Group | Mlps]) -> None:
     """Raises: InputError if two groups have a head in common, whose contribution would be added twice."""
     owner: dict[tuple[str, Head], str] = {}
     for name, part in parts.items():
-        for head in part.heads:
+        for head in () if isinstance(part, Mlps) else part.heads:
             other = owner.setdefault((part.at, head), name)
             if other != name:
                 raise InputError(

@@ -37,7 +37,12 @@ from circuitdiff.study.gains import (
 )
 from circuitdiff.study.preflight import check_known
 from circuitdiff.study.section import Outlined, Part, PromptsOf, Section, Sizes, StudyContext
-from circuitdiff.study.sections.cross_model_units import executors_on_patches, patched_controls, patches
+from circuitdiff.study.sections.cross_model_units import (
+    executors_on_mlps,
+    executors_on_patches,
+    patched_controls,
+    patches,
+)
 from circuitdiff.study.sections.discovery import discovered
 from circuitdiff.study.sections.functions import SECTION as FUNCTIONS
 from circuitdiff.study.sections.functions import main_masks
@@ -55,6 +60,7 @@ class CrossModelOptions(Limits):
     both_directions: bool = True
     heads: bool = True  # also the single heads of the group with the largest share, if there is a gain
     mask_heads: bool = True  # also only the heads of each group's mask for its main function, if there is a gain
+    mlps: bool = False  # also the MLPs of all layers at each of the circuit's roles as parts, if there is a gain
     random_groups: Draws = 100  # 0: no controls; fewer have no rank
     without_gain: Prompts = 100  # prompts for pairs of models of which none is better at 95 %
     null_donors: tuple[str, ...] = ()  # variants that did not improve
@@ -121,9 +127,10 @@ class PatchControls:
 
 @dataclass(frozen=True, repr=False)
 class CrossModel(Readable):
-    """Of a variant. Heads, those of masks, and controls are of the worse model as `recipient`, if the other gains.
+    """Of a variant. Heads, those of masks, MLPs and controls are of the worse model as `recipient`, if the other gains.
 
     `mask_heads`: None, too, if no mask leaves a head of its group out, or what groups encode was not asked.
+    `with_mlps`: the groups, and last in order what all MLPs at a role add to the residual stream there.
     """
 
     groups: dict[str, GroupHeads]  # of the base's circuit
@@ -134,6 +141,7 @@ class CrossModel(Readable):
     controls: dict[str, PatchControls]  # by group
     null_donors: dict[str, CrossPatchResult]
     mask_heads: PatchedMaskHeads | None = None
+    with_mlps: CrossPatchResult | None = None
 
 
 async def run(study: StudyContext, options: CrossModelOptions) -> dict[str, CrossModel]:
@@ -176,7 +184,7 @@ class _Patches:
         return await self.study.value(title, run, *models, prompts=self._prompts, circuit=self.circuit, **arguments)
 
     async def compared(self) -> CrossModel:
-        """Both directions, heads, those of masks, controls and other donors, at the same time."""
+        """Both directions, heads, those of masks, MLPs, controls and other donors, at the same time."""
         between, base, what = self.between, self.study.base, self.options.what
         back = replace(self, between=Direction(between.recipient, between.donor, between.gains))
         donors = self.options.null_donors if between.recipient == base else ()
@@ -190,14 +198,17 @@ class _Patches:
             forward,
             lambda: back._patched(what if self.options.both_directions else ()),
             self._mask_heads,
+            self._with_mlps,
             self._controls,
             lambda: self.study.by_item(null, lambda name: null[name]._patched(what[:1])),
         ]
-        (there, heads), other, mask_heads, controls, nulls = await self.study.each(at_once, lambda work: work())
+        results = await self.study.each(at_once, lambda work: work())
+        (there, heads), other, mask_heads, with_mlps, controls, nulls = results
         to_base, to_variant = (there, other) if between.recipient == base else (other, there)
-        null_donors = {name: results[what[0]] for name, results in nulls.items()}
+        null_donors = {name: by_kind[what[0]] for name, by_kind in nulls.items()}
         groups = groups_of(self.circuit)
-        return CrossModel(groups, between.recipient, to_base, to_variant, heads, controls, null_donors, mask_heads)
+        more = {"mask_heads": mask_heads, "with_mlps": with_mlps}
+        return CrossModel(groups, between.recipient, to_base, to_variant, heads, controls, null_donors, **more)
 
     async def _patched(self, what: tuple[Carrier, ...]) -> dict[Carrier, CrossPatchResult]:
         """By kind of activation, after check 3; all kinds run together."""
@@ -240,11 +251,23 @@ class _Patches:
         functions = {name: function for name, (function, _) in masks.items()}
         return PatchedMaskHeads(**vars(result), functions=functions, groups=groups_of(chosen))
 
-    async def _patched_once(self, more: str, parts: Circuit | Group) -> CrossPatchResult:
+    async def _with_mlps(self) -> CrossPatchResult | None:
+        """The groups and the MLPs at each of their roles, after check 3; None unless there is a gain."""
+        if not (self.options.mlps and self.between.gains):
+            return None
+        what, roles = self.options.what[0], self.circuit.roles
+        title = f"{what} of {self._title}, with MLPs"
+        detail = f"{title}: {FEW} prompts, relative log probability"
+        few = {"prompts": PromptsOf("evaluation", first=FEW), "circuit": self.circuit}
+        models = self.between.recipient, self.between.donor
+        await self.study.check_executors(title, detail, executors_on_mlps, *models, **few, what=what, roles=roles)
+        return await self._patched_once(", with MLPs", self.circuit, mlps_at=roles)
+
+    async def _patched_once(self, more: str, parts: Circuit | Group, **also: Any) -> CrossPatchResult:
         """By the first kind of activation; `more`: to the title."""
         what = self.options.what[0]
         title = f"{what} of {self._title}{more}"
-        patch = await self._ran(title, patches, read=self.options.what, what=(what,), parts=parts)
+        patch = await self._ran(title, patches, read=self.options.what, what=(what,), parts=parts, **also)
         return await self._result(title, patch[what])
 
     async def _result(self, title: str, patch: CrossPatch) -> CrossPatchResult:
@@ -327,14 +350,17 @@ def cost(sizes: Sizes, options: CrossModelOptions) -> Iterator[Part]:
     asked = len(options.what) * directions + masked
     subsets = asked * len(all_subsets(names))
     heads = len(needed_subsets([str(i) for i in range(max(sizes.groups.values()))])) if options.heads else 0
+    roles = {stage.at for stage in sizes.main.stages}
+    with_mlps = len(needed_subsets([*names, *roles])) if options.mlps else 0
     widths = [sizes.width(stage.at) for stage in sizes.main.stages]
     rows = options.prompts * (asked * sum(widths) + subsets + heads)  # subsets build on each other
-    rows += options.prompts * options.random_groups * sum(widths)
+    rows += options.prompts * (options.random_groups * sum(widths) + with_mlps * max(widths))
     n = variants * options.prompts
-    passes = n * (directions + 1 + bool(heads) + masked) + options.prompts  # clean runs; both models are read once
+    # clean runs; both models are read once, and for MLPs again, these in a run of their own
+    passes = n * (directions + 1 + bool(heads) + masked + 5 * options.mlps) + options.prompts
     flop = sizes.passes(passes) + sizes.runs(variants * rows, 1)
     n_controls = n * options.random_groups * len(names)
-    yield Part("cross-model patching", n * (subsets + heads) + n_controls, flop)
+    yield Part("cross-model patching", n * (subsets + heads + with_mlps) + n_controls, flop)
 
 
 def check(study: Outlined, options: CrossModelOptions) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from circuitdiff.circuit import Circuit, Group
+from circuitdiff.circuit import Circuit, Group, Mlps
 from circuitdiff.evaluation import Evaluation
 from circuitdiff.methods.cross_model.activations import Activations, Carrier, read_several
 from circuitdiff.methods.cross_model.patching import (
@@ -34,6 +34,27 @@ def executors_on_patches(
     return executors_agree(recipient.model, run)
 
 
+def executors_on_mlps(
+    recipient: LoadedModel,
+    donor: LoadedModel,
+    *,
+    prompts: PromptsOf,
+    circuit: Circuit,
+    what: Carrier,
+    roles: tuple[str, ...],
+) -> Deviation:
+    """Check 3 for groups and MLPs."""
+
+    def run(executor: str) -> list[Evaluation]:
+        pairs, parts = recipient.pairs(prompts), {**_mlps(recipient, roles), **circuit.groups}
+        theirs = read_several(donor.model, pairs, parts.values(), [what])
+        how = {"every_subset": False, "executor": executor, "memory_gb": recipient.memory_gb}
+        patch = patch_across_several(theirs, recipient.model, parts, pairs, **how)[what]
+        return [ran.answers for ran in patch.runs.values()]
+
+    return executors_agree(recipient.model, run)
+
+
 def patches(
     recipient: LoadedModel,
     donor: LoadedModel,
@@ -43,20 +64,23 @@ def patches(
     read: tuple[Carrier, ...],
     what: tuple[Carrier, ...],
     parts: Circuit | Group,
+    mlps_at: tuple[str, ...] = (),
 ) -> dict[Carrier, CrossPatch]:
-    """Every subset of these groups, or what is needed of single heads of one.
+    """Every subset of these groups, or what is needed of single heads of one, or of the groups and of MLPs at roles.
 
     What the whole circuit's groups carry is read of all kinds that are ever patched (`read`), once for all units on
     these prompts.
     """
-    pairs, groups = recipient.pairs(prompts), tuple(circuit.groups.values())
+    pairs, mlps = recipient.pairs(prompts), _mlps(recipient, mlps_at)
+    groups = (*circuit.groups.values(), *mlps.values())
     of_donor = _activations(donor, pairs, groups, read)
     return patch_across_several(
         {kind: of_donor[kind] for kind in what},
         recipient.model,
-        parts,
+        {**mlps, **parts.groups} if isinstance(parts, Circuit) else parts,
         pairs,
         per_head=isinstance(parts, Group),
+        every_subset=not mlps,
         own=_activations(recipient, pairs, groups, read),
         **recipient.how,
     )
@@ -88,8 +112,13 @@ def patched_controls(
     return of_donor.answers, run_controls(of_donor, model, group, drawn, pairs, own=own, seed=seed, **recipient.how)
 
 
+def _mlps(of: LoadedModel, roles: tuple[str, ...]) -> dict[str, Group | Mlps]:
+    """Of all layers, a part for each role; before the groups, so that they come last in the order of causes."""
+    return {f"MLPs at {role}": Mlps(role, tuple(range(of.model.n_layers))) for role in roles}
+
+
 def _activations(
-    of: LoadedModel, pairs: Pairs, groups: tuple[Group, ...], read: tuple[Carrier, ...]
+    of: LoadedModel, pairs: Pairs, groups: tuple[Group | Mlps, ...], read: tuple[Carrier, ...]
 ) -> Mapping[Carrier, Activations]:
     key = (pairs.fingerprint(), groups, read)
     return of.cached("activations", key, lambda: read_several(of.model, pairs, groups, read))
