@@ -7,6 +7,7 @@ import torch
 
 from circuitdiff.circuit import Group, Head, Mlps
 from circuitdiff.engine import Edit, MlpEdit
+from circuitdiff.engine.window import branched
 from circuitdiff.errors import InputError
 from circuitdiff.methods.cross_model.activations import read_activations, read_several
 from circuitdiff.methods.cross_model.patching import patch_across, patch_across_several
@@ -67,6 +68,18 @@ def test_only_needed_subsets_are_run_of_many_parts_and_they_are_the_same():
         torch.testing.assert_close(ran.answers.log_probs, whole.runs[subset].answers.log_probs, rtol=0, atol=1e-12)
     many = {str(i): PARTS["more"] for i in range(7)}
     assert len(patch_across_several(theirs, recipient, many, pairs, every_subset=False)["z"].order) == 7
+
+
+def test_subsets_that_begin_with_the_same_mlps_build_on_one_run(monkeypatch):
+    first: list[frozenset[str]] = []
+
+    def counted(batch, edits, start):
+        first.append(frozenset(edit.what for edit in edits))
+        return branched(batch, edits, start)
+
+    monkeypatch.setattr("circuitdiff.evaluation.edited.branched", counted)
+    patch_across(donor_of("llama").model, subject("llama").model, PARTS, fake_pairs())
+    assert set(first) == {frozenset(["z"]), frozenset(["mlp_out"]), frozenset(["z", "mlp_out"])}
 
 
 def test_mlps_alone_can_be_patched_and_are_read_once_for_all_kinds_of_heads():
