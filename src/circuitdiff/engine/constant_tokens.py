@@ -80,8 +80,12 @@ class ConstantTokens:
         return ConstantColumns(columns, member, self._k, self._v)
 
     def _forget(self) -> None:
-        self._keys = torch.empty(0, dtype=torch.long, device=self.model.device)
-        self._k, self._v = list[Tensor](), list[Tensor]()
+        model = self.model
+        self._keys = torch.empty(0, dtype=torch.long, device=model.device)
+        self._k, self._v = (
+            [torch.empty(0, model.n_kv_heads, width, dtype=model.dtype, device=model.device)] * model.n_layers
+            for width in (model.d_query, model.d_head)
+        )
 
     def _add_missing(self, keys: Tensor, columns: Tensor, resid: Tensor, keywords: Sequence[Keywords]) -> None:
         distinct, member = torch.unique(keys, return_inverse=True)
@@ -97,9 +101,8 @@ class ConstantTokens:
             prompt, position = rows // len(columns), columns[rows % len(columns)]
             constants = self.constants[:, torch.zeros_like(prompt) if self.shared else prompt, position]
             k, v = run_constant(self.model, resid[prompt, position], position, constants, keywords)
-            k, v = ([each[: len(places)] for each in new] for new in (k, v))
-            self._k = [torch.cat(each) for each in zip(self._k, k, strict=True)] if self._k else k
-            self._v = [torch.cat(each) for each in zip(self._v, v, strict=True)] if self._v else v
+            self._k = [torch.cat([known, new[: len(places)]]) for known, new in zip(self._k, k, strict=True)]
+            self._v = [torch.cat([known, new[: len(places)]]) for known, new in zip(self._v, v, strict=True)]
             self._keys = torch.cat([self._keys, keys.flatten()[places]])
 
 

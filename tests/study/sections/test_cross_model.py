@@ -417,5 +417,5 @@ def test_the_plan_counts_every_subset_the_single_heads_and_the_controls(context)
     [part] = SECTION.cost(known, few)
     assert part.forwards == 10 * 4
     [with_mlps] = SECTION.cost(known, replace(few, mlps=True))
-    assert with_mlps.forwards == 10 * (4 + 11), "of two groups, and of MLPs at two roles, what is needed"
+    assert with_mlps.forwards == 10 * (4 + 8), "of two groups, and of MLPs at the one role of both, what is needed"
     assert with_mlps.flop > part.flop
