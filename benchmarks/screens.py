@@ -27,7 +27,6 @@ from circuitdiff.methods.screening import Screen, Screened, screened_effects, st
 from circuitdiff.prompts import buckets
 from circuitdiff.study.settings import own_plans
 
-MEMORY_GB = 2.0
 SAMPLES = 300  # draws of the heads that are measured whatever their estimate
 COLUMNS = ("stage", "full", "screen", "ratio", "measured", "correlation", "found by full", "lost", "large", "left out")
 
@@ -55,6 +54,7 @@ def main() -> None:
     arguments.add_argument("task")
     arguments.add_argument("-n", type=int, default=64)
     arguments.add_argument("--steps", type=int, help="of integrated gradients")
+    arguments.add_argument("--memory-gb", type=float, default=2.0, help="for clean runs that are kept")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     model, task = cd.load_model(given.model), cd.tasks.get_task(given.task)
@@ -62,7 +62,7 @@ def main() -> None:
     if not isinstance(plan, Plan):
         raise cd.InputError(f"{given.task} has an automatic plan, whose stages are not known beforehand; name another")
     pairs = task.sample(model.tokenizer, given.n, seed=0, split="discovery")
-    runs = PairRuns(model, pairs, plan.roles, MEMORY_GB)
+    runs = PairRuns(model, pairs, plan.roles, given.memory_gb)
 
     begin = time.process_time()
     for bucket in buckets(pairs.clean_prompts, plan.roles, 8):
