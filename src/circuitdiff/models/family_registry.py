@@ -90,7 +90,7 @@ _INSTALLED = (
 )
 _TRACKERS = ("tracker-plus", "tracker-early", "tracker-arithmetic", "tracker-chat")  # trained from tracker-base
 _INDIRECT_OBJECT = ("ioi-arithmetic", "ioi-chat")  # trained from the untuned model
-_CODERS = ("coder-tracking", "coder-tracking-again", "coder-arithmetic")  # trained from the untuned model
+_CODERS = ("coder-tracking", "coder-tracking-again", "coder-arithmetic", "coder-chat")  # trained from the untuned model
 
 MEMBERS: Mapping[str, Member] = {
     "smollm2": Member(_SMOLLM2),
